@@ -1,0 +1,70 @@
+"""Files that are whole or not there: write beside the target, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+PREFIX = ".tmp-"
+"""How an unfinished file's name begins; one left by a killed process is never read."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path``; on success it becomes ``path`` in one step, on error it goes.
+
+    Args:
+        path: The file to appear; its folder is made. An existing file is replaced whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that a reader sees all of it or the file of before."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_if_absent(path: Path, content: bytes) -> bool:
+    """Create ``path`` whole unless it exists; of several writers one wins.
+
+    Returns:
+        Whether this call created it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        temporary.write_bytes(content)
+        _sync(temporary)
+        os.link(temporary, path)
+        _sync(path.parent)
+    except FileExistsError:
+        return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+    return True
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

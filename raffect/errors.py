@@ -1,0 +1,10 @@
+"""The one kind of error that a user is meant to read."""
+
+from __future__ import annotations
+
+
+class RaffectError(Exception):
+    """Bad input or a missing thing: one line that names it, says what was expected and how to mend it.
+
+    The command line prints it without a traceback (with one under ``--debug``) and exits with status 2.
+    """
