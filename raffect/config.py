@@ -1,0 +1,240 @@
+"""Every knob of every command, on one page. tyro turns these classes into flags; each text below a field is its help.
+
+All are frozen and checked on construction, so that a wrong value is one line at the start and never a surprise later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from raffect.errors import RaffectError
+
+EMBEDDED_MODEL = "raffect-faces"
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise `RaffectError` with ``message`` unless ``ok``."""
+    if not ok:
+        raise RaffectError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which frozen image tower makes the features."""
+
+    model: str = "ViT-L-14-quickgelu"
+    """open_clip model name (`raffect models list`), or raffect-faces, the small one that ships with raffect."""
+    weights: str = "openai"
+    """Tag (openai, laion2b_s32b_b82k ...), local file (.safetensors, .pt, .bin), random:SEED, or embedded."""
+    precision: Literal["auto", "float16", "float32"] = "auto"
+    """Arithmetic; auto is float16 on CUDA and float32 on a CPU. Vectors are stored as float16 either way."""
+    batch_size: int = 0
+    """Pictures an encoder step; 0 is 256 on CUDA and 32 on a CPU. Batches always have this one shape."""
+    compile: bool = False
+    """Compile the tower with torch.compile (slower to start, faster on CUDA; changes the last bits)."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.model), "--encoder.model: empty, expected an open_clip model name; see `raffect models list`")
+        require(bool(self.weights), "--encoder.weights: empty, expected a tag, a file, random:SEED or embedded")
+        require(0 <= self.batch_size <= 65536, f"--encoder.batch-size {self.batch_size}: expected 0 (choose for me) to 65536")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthConfig:
+    """Draw a data set in Aff-Wild2's exact layout from action units."""
+
+    out: Path
+    """Folder to make; holds cropped_aligned/ and 8th_ABAW_Annotations/ afterwards."""
+    size: Literal["tiny", "small", "medium"] = "small"
+    """400, 4,000 or 40,000 frames."""
+    frames: int | None = None
+    """Any other number of frames; overrides --size."""
+    seed: int = 0
+    """Everything drawn follows from it."""
+    sheet: Path | None = None
+    """Also save a contact sheet (PNG): subjects by expressions."""
+
+    def __post_init__(self) -> None:
+        require(self.frames is None or self.frames >= 200, f"--frames {self.frames}: expected 200 or more")
+        require(self.seed >= 0, f"--seed {self.seed}: expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Turn image folders and ABAW annotations into a manifest and label tables, and say what is missing."""
+
+    images: tuple[Path, ...]
+    """Image roots, e.g. cropped_aligned cropped_aligned_new_50_vids; the first one wins where both have a frame."""
+    annotations: Path
+    """Folder of one ABAW edition."""
+    out: Path
+    """Folder for manifest.parquet, labels/*.parquet and problems.csv."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.images), "--images: expected one folder or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """Pack loose frames into Parquet, one row group a shard: far fewer files to open on network storage."""
+
+    manifest: Path
+    """manifest.parquet of `raffect prepare`."""
+    out: Path
+    """Folder for frames-*.parquet and a manifest.parquet that points into them."""
+    shard_rows: int = 2048
+    """Frames a row group; the same as the bank's --shard-rows makes each shard one read."""
+    groups_per_file: int = 64
+    """Row groups a file."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.shard_rows <= 65536, f"--shard-rows {self.shard_rows}: expected 1 to 65536")
+        require(self.groups_per_file >= 1, f"--groups-per-file {self.groups_per_file}: expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Encode every frame of a manifest into a bank. Run it again after any stop: only what is missing is encoded."""
+
+    manifest: Path
+    """manifest.parquet of `raffect prepare` or `raffect pack`."""
+    bank: Path
+    """Folder of the bank; made, continued or extended."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    address: str | None = None
+    """Ray cluster: auto (the one this machine belongs to) or an address; none starts Ray on this machine alone."""
+    num_actors: int = 0
+    """Encoders side by side; 0 is one a GPU, or one in all without a GPU."""
+    gpus_per_actor: float | None = None
+    """GPUs an encoder takes: 1, a fraction, or 0 for the CPU; default 1 where there are GPUs."""
+    cpus_per_read: float = 1.0
+    """CPUs a reading task takes; fewer CPUs mean more readers."""
+    shard_rows: int | None = None
+    """Frames a shard in a new bank, 2048 by default; a bank keeps its own."""
+    limit: int | None = None
+    """Encode about this many frames in this run (whole shards), then stop."""
+    max_reject_share: float = 0.01
+    """Exit with status 3 when more than this share of the bank's frames could not be read."""
+    dry_run: bool = False
+    """Say what would be done and how long it would take; probe the encoder; write nothing."""
+    allow_embedded: bool = False
+    """Let the embedded encoder, which only knows drawn faces, encode other images."""
+
+    def __post_init__(self) -> None:
+        require(self.num_actors >= 0, f"--num-actors {self.num_actors}: expected 0 (choose for me) or more")
+        gpus = self.gpus_per_actor
+        require(gpus is None or 0 <= gpus <= 1 or gpus == int(gpus), f"--gpus-per-actor {gpus}: expected a fraction up to 1 or a whole number")
+        require(0 < self.cpus_per_read <= 64, f"--cpus-per-read {self.cpus_per_read}: expected more than 0, at most 64")
+        require(self.shard_rows is None or 1 <= self.shard_rows <= 65536, f"--shard-rows {self.shard_rows}: expected 1 to 65536")
+        require(self.limit is None or self.limit >= 1, f"--limit {self.limit}: expected 1 or more")
+        require(0 <= self.max_reject_share <= 1, f"--max-reject-share {self.max_reject_share}: expected 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankInfoConfig:
+    """Show what a bank holds."""
+
+    bank: Path
+    """Folder of the bank."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankVerifyConfig:
+    """Read every byte of a bank and prove that it is whole: rows + rejects = plan, and every SHA-256."""
+
+    bank: Path
+    """Folder of the bank."""
+    manifest: Path | None = None
+    """Also check that the bank covers this manifest."""
+    repair: bool = False
+    """Withdraw damaged shards, so that the next extract encodes them again, and delete leftovers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankExportConfig:
+    """Write a bank's features for other tools."""
+
+    bank: Path
+    """Folder of the bank."""
+    out: Path
+    """Folder to make."""
+    format: Literal["npy", "list"] = "npy"
+    """npy: features.npy + keys.parquet; list: Parquet files with a float16 list column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankImportConfig:
+    """Bring *_clip.h5 features and the list file of the paper's released code into a bank (needs `pip install raffect[h5]`)."""
+
+    features: Path
+    """HDF5 file with one dataset: train_features, val_features or test_features, float16 (N, 768)."""
+    list: Path
+    """Text file in the same order: data/cropped_aligned/<video>/00001.jpg, a tab, the label."""
+    task: Literal["expr", "au"]
+    """Task of the labels."""
+    bank: Path
+    """Bank to make or extend; train and val features may go into one bank."""
+    out: Path
+    """Folder for labels/<task>.parquet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsListConfig:
+    """List encoders: open_clip models, their weight tags, and which weights are on this machine."""
+
+    pattern: str = ""
+    """Only models whose name contains this text."""
+    present: bool = False
+    """Only weights that are on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsPathConfig:
+    """Print the file that holds an encoder's weights, or where to put it."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsPullConfig:
+    """Download an encoder's weights; raffect never downloads anything otherwise."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsVerifyConfig:
+    """Load an encoder's weights, check that they are finite and complete, and print their fingerprint."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Check this machine: versions, GPU, Ray, disk, weights, data. Paste the output into an issue."""
+
+    data: Path | None = None
+    """Folder of `raffect prepare` to look at."""
+    bank: Path | None = None
+    """Bank to look at."""
+    start_ray: bool = True
+    """Also start and stop a local Ray."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """See all of it work on this machine in about two minutes, with drawn faces and a small encoder."""
+
+    out: Path = Path("raffect-demo")
+    """Folder for data, bank and results; a finished one is used again."""
+    frames: int = 6000
+    """Faces to draw."""
+    seed: int = 0
+    """Everything follows from it."""
+
+    def __post_init__(self) -> None:
+        require(self.frames >= 400, f"--frames {self.frames}: expected 400 or more")

@@ -1,0 +1,317 @@
+"""The bank: a folder of Parquet feature shards that anyone can read and nobody can half-write (docs/bank.md).
+
+    bank.json             identity: which encoder, weights, preprocess and precision made every vector
+    plan/0000.parquet     shard -> rows, in generations: new frames append a generation, nothing is ever rewritten
+    shards/000000.parquet video, frame, feature (dim little-endian float16 as fixed-size binary)
+    rejects/000000.parquet  video, frame, reason; absent where there are none
+    commits/000000.json   what a finished shard is: its rows and the SHA-256 of its files; written last
+    attempts/000000       a shard that somebody began and has not committed yet
+    runs/*.json           a summary of each extraction
+
+A shard counts once its commit record exists and its files have the recorded sizes. Names and rows of a shard follow
+from the plan alone, so a retry, or a second writer, writes the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raffect.data.atomic import PREFIX, write_atomic, write_if_absent
+from raffect.data.keys import Vocabulary, digest_keys, encode_video
+from raffect.data.tables import read_metadata
+from raffect.errors import RaffectError
+
+FORMAT = 1
+DEFAULT_SHARD_ROWS = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Which encoder made the vectors. Two banks with equal `compared` fields hold comparable vectors.
+
+    Attributes:
+        model: open_clip model name.
+        weights_sha256: Fingerprint of the loaded image-tower tensors.
+        weights: How they were asked for (tag, file name, ``random:0``); informative, not compared.
+        preprocess: Image size, mean, std, interpolation and resize mode.
+        precision: Arithmetic of the encoder, ``float16`` or ``float32``; vectors are stored as float16 either way.
+        dim: Length of a vector.
+        normalised: Always false: vectors are stored raw and normalised at use.
+        stamp: What every table that rests on the bank must say; empty for pretrained weights.
+    """
+
+    model: str
+    weights_sha256: str
+    weights: str
+    preprocess: Mapping
+    precision: str
+    dim: int
+    normalised: bool = False
+    stamp: str = ""
+
+    def differences(self, other: Identity) -> list[str]:
+        """One line per compared field that differs from ``other``."""
+        out = []
+        for name in ("model", "weights_sha256", "preprocess", "precision", "dim"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                if name == "weights_sha256":
+                    ours, theirs = f"{ours[:12]} ({self.weights})", f"{theirs[:12]} ({other.weights})"
+                out.append(f"{name}: {ours} against {theirs}")
+        return out
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows in order and where each shard begins.
+
+    Attributes:
+        table: ``video`` (dictionary), ``frame`` (int32), sorted within a generation.
+        offsets: int64, shape (num_shards + 1,); shard k has rows ``offsets[k]:offsets[k + 1]``.
+        shard_rows: Most rows a shard has.
+    """
+
+    table: pa.Table
+    offsets: np.ndarray
+    shard_rows: int
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.offsets) - 1
+
+    def rows(self, shard: int) -> pa.Table:
+        """Keys of one shard."""
+        return self.table.slice(self.offsets[shard], self.offsets[shard + 1] - self.offsets[shard])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """What a finished shard is. ``files`` maps a name below the bank to (size in bytes, SHA-256)."""
+
+    shard: int
+    rows: int
+    rejects: int
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+
+class Bank:
+    """One bank on disk. Opening one reads nothing and makes nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "plan").is_dir() or (self.path / "bank.json").is_file()
+
+    def require(self) -> Bank:
+        """This bank, if it is one.
+
+        Raises:
+            RaffectError: If the folder is no bank.
+        """
+        if not self.exists:
+            raise RaffectError(f"{self.path}: no bank there; make one with `raffect extract --manifest M --bank {self.path}`")
+        return self
+
+    # Identity
+
+    def read_identity(self) -> Identity | None:
+        """The identity, or None while no encoder has claimed the bank."""
+        file = self.path / "bank.json"
+        if not file.is_file():
+            return None
+        try:
+            content = json.loads(file.read_text())
+            if content["format"] != FORMAT:
+                raise RaffectError(f"{file}: bank format {content['format']}, this program reads {FORMAT}; use the version of raffect that wrote it")
+            return Identity(**content["identity"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RaffectError(f"{file}: damaged ({error}); restore it from a backup or extract into a new bank") from error
+
+    def claim(self, identity: Identity) -> None:
+        """Make ``identity`` the bank's, or check that it already is.
+
+        Raises:
+            RaffectError: If another encoder made this bank; names every difference.
+        """
+        content = json.dumps({"format": FORMAT, "identity": asdict(identity)}, indent=1) + "\n"
+        if write_if_absent(self.path / "bank.json", content.encode()):
+            return
+        found = self.read_identity()
+        if found and (differences := found.differences(identity)):
+            raise RaffectError(f"{self.path} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank")
+
+    # Plan
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan over all generations."""
+        tables, lengths, shard_rows = [], [], DEFAULT_SHARD_ROWS
+        for file in self._plan_files():
+            try:
+                table = pq.read_table(file)
+                metadata = read_metadata(table)
+                shard_rows = int(metadata["shard_rows"])
+            except (pa.ArrowException, OSError, KeyError) as error:
+                raise RaffectError(f"{file}: damaged plan ({str(error)[:100]}); restore it from a backup or extract into a new bank") from error
+            full, rest = divmod(len(table), shard_rows)
+            lengths += [shard_rows] * full + [rest] * bool(rest)
+            tables.append(table.replace_schema_metadata(None))
+        table = pa.concat_tables(tables).unify_dictionaries() if tables else _key_table(pa.table({"video": pa.array([], pa.string()), "frame": pa.array([], pa.int32())}))
+        return Plan(table.combine_chunks(), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64), shard_rows)
+
+    def extend_plan(self, manifest: pa.Table, shard_rows: int | None = None) -> Plan:
+        """Plan every frame of a manifest that is not planned yet; new ones become a generation of their own.
+
+        Args:
+            manifest: ``video, frame, ...``, sorted.
+            shard_rows: Rows a shard; the bank's own, or 2048 in a new one, if None.
+
+        Raises:
+            RaffectError: If the manifest lacks frames that the bank holds, or ``shard_rows`` is not the bank's.
+        """
+        while True:
+            plan = self.plan
+            if len(plan.table) and shard_rows not in (None, plan.shard_rows):
+                raise RaffectError(f"--shard-rows {shard_rows}: {self.path} has shards of {plan.shard_rows} rows; leave the option out or use a new --bank")
+            new = self._unplanned(manifest, plan)
+            if not len(new):
+                return plan
+            rows = plan.shard_rows if len(plan.table) else shard_rows or DEFAULT_SHARD_ROWS
+            new = _key_table(new).replace_schema_metadata({"shard_rows": str(rows), "manifest_digest": digest_keys(manifest)})
+            sink = pa.BufferOutputStream()
+            pq.write_table(new, sink, compression="zstd")
+            # Of two runs that extend at once, one wins; the other finds its frames planned and looks again.
+            write_if_absent(self.path / "plan" / f"{len(self._plan_files()):04d}.parquet", sink.getvalue().to_pybytes())
+            self.__dict__.pop("plan", None)
+
+    def _unplanned(self, manifest: pa.Table, plan: Plan) -> pa.Table:
+        vocabulary = Vocabulary()
+        planned, wanted = vocabulary.keys(plan.table), vocabulary.keys(manifest)
+        if len(gone := np.setdiff1d(planned, wanted)):
+            video, frame = vocabulary.names[gone[0] >> 32], gone[0] & 0xFFFFFFFF
+            raise RaffectError(
+                f"{self.path} holds {len(gone)} frames that the manifest lacks, e.g. {video}/{frame:05d}; prepare the manifest from all image roots, or use a new --bank"
+            )
+        return manifest.filter(pa.array(~np.isin(wanted, planned))) if len(planned) else manifest
+
+    def _plan_files(self) -> list[Path]:
+        return sorted(file for file in (self.path / "plan").glob("*.parquet") if not file.name.startswith(PREFIX))
+
+    # Shards
+
+    def shard_path(self, shard: int) -> Path:
+        return self.path / "shards" / f"{shard:06d}.parquet"
+
+    def rejects_path(self, shard: int) -> Path:
+        return self.path / "rejects" / f"{shard:06d}.parquet"
+
+    def commit_path(self, shard: int) -> Path:
+        return self.path / "commits" / f"{shard:06d}.json"
+
+    def attempt_path(self, shard: int) -> Path:
+        return self.path / "attempts" / f"{shard:06d}"
+
+    def commit(self, shard: int, keys: pa.Table, features: np.ndarray, rejects: Mapping[int, str], identity: Identity) -> Commit:
+        """Write a shard, its rejects and then its commit record; each appears whole or not at all.
+
+        Args:
+            shard: Its number in the plan.
+            keys: ``video, frame`` of all its planned rows.
+            features: float16, shape (rows that were read, dim), in the order of ``keys`` without the rejects.
+            rejects: Row of ``keys`` -> reason.
+            identity: What made the features; its digest goes into the file.
+
+        Returns:
+            The commit record, a pure function of the arguments.
+        """
+        good = np.setdiff1d(np.arange(len(keys)), list(rejects))
+        if features.shape != (len(good), identity.dim) or features.dtype != np.float16:
+            raise ValueError(f"shard {shard}: features {features.dtype}{features.shape}, expected float16{(len(good), identity.dim)}")
+        keys = _key_table(keys)
+        files = {f"shards/{shard:06d}.parquet": _write_shard(self.shard_path(shard), keys.take(good), features, identity)}
+        if rejects:
+            rows = sorted(rejects)
+            table = keys.take(rows).append_column("reason", pa.array([rejects[row] for row in rows], pa.string()))
+            files[f"rejects/{shard:06d}.parquet"] = _write_parquet(self.rejects_path(shard), table)
+        else:
+            self.rejects_path(shard).unlink(missing_ok=True)
+        record = Commit(shard=shard, rows=len(good), rejects=len(rejects), files=files)
+        write_atomic(self.commit_path(shard), (json.dumps(asdict(record), indent=1) + "\n").encode())
+        self.attempt_path(shard).unlink(missing_ok=True)
+        return record
+
+    def read_commits(self) -> dict[int, Commit]:
+        """Finished shards: those whose record is readable and whose files have the recorded sizes."""
+        found = {}
+        for file in (self.path / "commits").glob("*.json"):
+            record = self._read_commit(file)
+            if record and all(self._size(name) == size for name, (size, _) in record.files.items()):
+                found[record.shard] = record
+        return dict(sorted(found.items()))
+
+    def read_rejects(self, shards: Iterable[int]) -> pa.Table:
+        """``video, frame, reason`` of every frame that could not be read, over ``shards`` (those that have any)."""
+        tables = [pq.read_table(path) for shard in shards if (path := self.rejects_path(shard)).is_file()]
+        empty = pa.table({"video": pa.array([], pa.string()), "frame": pa.array([], pa.int32()), "reason": pa.array([], pa.string())})
+        return pa.concat_tables([table.cast(empty.schema) for table in tables] or [empty])
+
+    def digest(self) -> str:
+        """SHA-256 over the identity and every commit record: equal banks, and only they, have equal digests."""
+        digest = hashlib.sha256((self.path / "bank.json").read_bytes())
+        for record in self.read_commits().values():
+            digest.update(json.dumps(asdict(record), sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _read_commit(self, file: Path) -> Commit | None:
+        try:
+            content = json.loads(file.read_text())
+            content["files"] = {name: (int(size), str(sha)) for name, (size, sha) in content["files"].items()}
+            record = Commit(**content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None  # a damaged record is no record: the shard is written again, and verify names it
+        return record if re.fullmatch(r"[0-9]{6,}", file.stem) and record.shard == int(file.stem) else None
+
+    def _size(self, name: str) -> int:
+        try:
+            return (self.path / name).stat().st_size
+        except OSError:
+            return -1
+
+
+def shard_schema(dim: int) -> pa.Schema:
+    """Schema of a shard file without its metadata."""
+    return pa.schema([("video", pa.dictionary(pa.int32(), pa.string())), ("frame", pa.int32()), pa.field("feature", pa.binary(2 * dim), nullable=False)])
+
+
+def _key_table(table: pa.Table) -> pa.Table:
+    """``video`` as a dictionary of the names that occur, and ``frame``: the same bytes whatever table they came from."""
+    video = encode_video(table["video"]).cast(pa.string()).dictionary_encode()
+    return pa.table({"video": video, "frame": table["frame"].cast(pa.int32()).combine_chunks()})
+
+
+def _write_shard(path: Path, keys: pa.Table, features: np.ndarray, identity: Identity) -> tuple[int, str]:
+    keys = _key_table(keys)
+    raw = np.ascontiguousarray(features, "<f2")
+    feature = pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * identity.dim), len(raw), [None, pa.py_buffer(raw)])
+    table = pa.Table.from_arrays([keys["video"], keys["frame"], feature], schema=shard_schema(identity.dim))
+    return _write_parquet(path, table.replace_schema_metadata({"raffect": f"shard/{FORMAT}", "weights_sha256": identity.weights_sha256}))
+
+
+def _write_parquet(path: Path, table: pa.Table) -> tuple[int, str]:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="none", use_dictionary=["video"], write_statistics=["video", "frame"], row_group_size=1 << 20, data_page_size=1 << 26)
+    content = sink.getvalue().to_pybytes()
+    write_atomic(path, content)
+    return len(content), hashlib.sha256(content).hexdigest()

@@ -1,0 +1,170 @@
+"""Features of a task and split as one contiguous array, joined with their labels on (video, frame).
+
+The plan and the rejects say which row of which shard holds a frame, so only feature columns of shards that matter are
+read, each once, straight into place, by threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raffect.data.bank import Bank, Identity
+from raffect.data.keys import Vocabulary, positions
+from raffect.data.labels import Task, labelled
+from raffect.errors import RaffectError
+
+
+@dataclass(frozen=True)
+class Features:
+    """N frames that have a feature and a label, in the order of the bank.
+
+    Attributes:
+        x: float16, shape (N, dim), C-contiguous; a `numpy.memmap` where asked for.
+        y: Labels, shape (N, columns of the task).
+        video: Number of each frame's video in ``videos``, int32, shape (N,).
+        frame: 1-based frame numbers, int32, shape (N,).
+        videos: Names of videos.
+        missing: Labelled frames without a feature: no image, rejected, or not extracted yet.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    video: np.ndarray
+    frame: np.ndarray
+    videos: list[str]
+    missing: int
+
+
+def read_features(
+    bank: Bank,
+    labels: pa.Table,
+    task: Task,
+    split: str,
+    *,
+    videos: Collection[str] | None = None,
+    limit: int | None = None,
+    memmap: Path | None = None,
+    threads: int | None = None,
+) -> Features:
+    """Read all features of a task and split.
+
+    Args:
+        bank: A bank, finished or not.
+        labels: Label table of the task.
+        task: The task.
+        split: ``"train"`` or ``"validation"``.
+        videos: Only frames of these videos.
+        limit: At most so many frames, the first ones in the order of the bank.
+        memmap: Write the array to this ``.npy`` file and map it, for banks larger than memory.
+        threads: Readers; all cores by default.
+
+    Raises:
+        RaffectError: If no frame remains, or a shard is damaged.
+    """
+    identity = bank.require().read_identity()
+    if identity is None:
+        raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
+    mask = pc.equal(labels["split"].cast(pa.string()), split)
+    if videos is not None:
+        mask = pc.and_(mask, pc.is_in(labels["video"].cast(pa.string()), value_set=pa.array(sorted(videos), pa.string())))
+    labels = labels.filter(mask)
+    values = np.stack([labels[column].to_numpy().astype(task.dtype, copy=False) for column in task.columns], 1) if len(labels) else np.empty((0, len(task.columns)), task.dtype)
+    known = labelled(task, values)
+    labels, values = labels.filter(pa.array(known)), values[known]
+
+    vocabulary = Vocabulary()
+    location = _locate(bank, vocabulary)
+    label_keys = vocabulary.keys(labels)
+    order = np.argsort(location.keys, kind="stable")
+    found = positions(label_keys, location.keys[order])
+    rows = order[found[found >= 0]]
+    picked = np.flatnonzero(found >= 0)
+    by_row = np.argsort(rows, kind="stable")[:limit]
+    rows, picked = rows[by_row], picked[by_row]
+    if not len(rows):
+        raise RaffectError(f"{bank.path}: no frame of {task.name} {split} has both a label and a feature ({len(label_keys)} are labelled); check --labels, the video filter and `raffect bank info`")
+    x = _gather(bank, identity, location, rows, memmap, threads or os.cpu_count() or 1)
+    keys = label_keys[picked]
+    numbers, video = np.unique(keys >> 32, return_inverse=True)
+    names = [vocabulary.names[number] for number in numbers]
+    missing = int((found < 0).sum())
+    return Features(x, values[picked], video.astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32), names, missing)
+
+
+@dataclass(frozen=True)
+class _Location:
+    """Where every extracted frame is: its key, its shard and its row there, in the order of the bank."""
+
+    keys: np.ndarray
+    shard: np.ndarray
+    row: np.ndarray
+
+
+def _locate(bank: Bank, vocabulary: Vocabulary) -> _Location:
+    plan, commits = bank.plan, bank.read_commits()
+    keys = vocabulary.keys(plan.table)
+    lengths = np.diff(plan.offsets)
+    shard = np.repeat(np.arange(plan.num_shards), lengths)
+    keep = np.repeat(np.isin(np.arange(plan.num_shards), list(commits)), lengths)
+    with_rejects = [number for number, record in commits.items() if record.rejects]
+    keep &= ~np.isin(keys, vocabulary.keys(bank.read_rejects(with_rejects)))
+    kept_before = np.concatenate([[0], np.cumsum(keep)])
+    row = kept_before[:-1] - kept_before[plan.offsets[shard]]
+    return _Location(keys[keep], shard[keep], row[keep])
+
+
+def _gather(bank: Bank, identity: Identity, location: _Location, rows: np.ndarray, memmap: Path | None, threads: int) -> np.ndarray:
+    """Feature rows in the order of ``rows``, which ascend, so that each shard fills one run of the result."""
+    shape = (len(rows), identity.dim)
+    if memmap is None:
+        out = np.empty(shape, np.float16)
+    else:
+        memmap.parent.mkdir(parents=True, exist_ok=True)
+        out = np.lib.format.open_memmap(memmap, mode="w+", dtype=np.float16, shape=shape)
+    shards, starts = np.unique(location.shard[rows], return_index=True)
+    stops = np.append(starts[1:], len(rows))
+
+    def fill(job: tuple[int, int, int]) -> None:
+        shard, start, stop = job
+        wanted = location.row[rows[start:stop]]
+        stored = read_shard_features(bank, shard, identity.dim)
+        if wanted[-1] >= len(stored):
+            raise RaffectError(f"{bank.shard_path(shard)}: {len(stored)} rows, fewer than committed; run `raffect bank verify --repair` and extract again")
+        if len(wanted) == wanted[-1] - wanted[0] + 1:
+            out[start:stop] = stored[wanted[0] : wanted[-1] + 1]
+        else:
+            np.take(stored, wanted, axis=0, out=out[start:stop])
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill, zip(shards.tolist(), starts.tolist(), stops.tolist(), strict=True)))
+    return out
+
+
+def read_shard_features(bank: Bank, shard: int, dim: int) -> np.ndarray:
+    """Features of one shard: float16, shape (rows, dim), without a copy beyond Parquet's own.
+
+    Raises:
+        RaffectError: If the file is damaged.
+    """
+    path = bank.shard_path(shard)
+    try:
+        column = pq.read_table(path, columns=["feature"], memory_map=True, use_threads=False)["feature"]
+    except (pa.ArrowException, OSError) as error:
+        raise RaffectError(f"{path}: damaged ({str(error).splitlines()[0][:100]}); run `raffect bank verify --repair` and extract again") from error
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    if array.type != pa.binary(2 * dim):
+        raise RaffectError(f"{path}: features of type {array.type}, expected {2 * dim} bytes; run `raffect bank verify`")
+    if not len(array):
+        return np.empty((0, dim), np.float16)
+    return np.frombuffer(array.buffers()[1], "<f2", count=len(array) * dim, offset=2 * dim * array.offset).reshape(len(array), dim)

@@ -1,0 +1,225 @@
+"""Read and decode frames: uint8 RGB exactly as PIL shows them, or a reason why not.
+
+simplejpeg decodes plain JPEG (bit-identical to PIL at a third of the time); everything else, and every JPEG it
+complains of, goes to PIL. Fast-DCT options change pixels and are never used. EXIF rotation is ignored, as PIL's
+`Image.open` and open_clip do. Deviations from PIL, each because PIL's answer is wrong without a word: 16-bit grey is
+scaled to 8 bits instead of clipped to white; floating-point and 32-bit integer pixels are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import simplejpeg
+from PIL import Image
+
+MAX_PIXELS = 64_000_000
+"""Largest picture that is decoded; its header is asked first, so that a bomb costs nothing."""
+
+PACKED_SUFFIX = ".parquet"
+"""A manifest root that ends so is a packed file; its paths are ``<row group>/<row>``."""
+
+_TRIAL = "import sys; from raffect.data.frames import _trial; _trial(sys.stdin)"
+
+
+class BadFrame(Exception):
+    """A frame that cannot be had; the message is the reason that goes to the rejects."""
+
+
+def read_bytes(root: str, path: str) -> bytes:
+    """Bytes of a frame's file.
+
+    Raises:
+        BadFrame: If the path leaves its root, or the file is missing, unreadable or empty.
+    """
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\0" in path:
+        raise BadFrame("path points outside its root")
+    try:
+        with open(f"{root}/{path}", "rb", buffering=0) as file:
+            content = file.read()
+    except OSError as error:
+        raise BadFrame(f"cannot be read: {error.strerror}") from None
+    if not content:
+        raise BadFrame("empty file")
+    return content
+
+
+def decode(content: bytes) -> np.ndarray:
+    """Decode a picture as PIL's ``convert("RGB")`` does, with the deviations this module names.
+
+    Args:
+        content: An encoded picture of any format that PIL reads; of an animation the first one.
+
+    Returns:
+        uint8 array of shape (height, width, 3).
+
+    Raises:
+        BadFrame: If it is none, is broken, or is larger than `MAX_PIXELS`.
+    """
+    if content[:3] == b"\xff\xd8\xff":
+        try:
+            height, width, space, _ = simplejpeg.decode_jpeg_header(content, strict=True)
+            if space in ("YCbCr", "Gray") and height * width <= MAX_PIXELS:
+                return simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
+        except ValueError:
+            pass  # PIL decides about everything that libjpeg warns of
+    return _decode_pil(content)
+
+
+def _decode_pil(content: bytes) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Decoders of hostile files raise nearly anything (SyntaxError, struct.error, zlib.error ...).
+        try:
+            image = Image.open(io.BytesIO(content))
+            if image.width * image.height > MAX_PIXELS:
+                raise BadFrame(f"{image.width}x{image.height} is larger than {MAX_PIXELS // 1_000_000} megapixels")
+            image.load()
+            return np.asarray(_to_rgb(image))
+        except BadFrame:
+            raise
+        except Image.DecompressionBombError:
+            raise BadFrame(f"larger than {MAX_PIXELS // 1_000_000} megapixels") from None
+        except Image.UnidentifiedImageError:
+            raise BadFrame("not a picture") from None
+        except Exception as error:
+            raise BadFrame(f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())[:120]}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise BadFrame(f"{'32-bit integer' if image.mode == 'I' else 'floating-point'} pixels have no defined brightness; save it with 8 bits")
+    return image.convert("RGB")
+
+
+def read_frames(rows: pa.Table) -> list[np.ndarray | BadFrame]:
+    """Read and decode the frames of manifest rows, in order.
+
+    Args:
+        rows: Table with columns ``root`` and ``path``.
+
+    Returns:
+        For each row uint8 (height, width, 3), or the `BadFrame` that says why not.
+    """
+    return [_attempt(decode, content) if isinstance(content, bytes) else content for content in read_contents(rows)]
+
+
+def read_contents(rows: pa.Table) -> list[bytes | BadFrame]:
+    """Encoded pictures of manifest rows, in order; packed files are read a row group at a time."""
+    roots, paths = rows["root"].to_pylist(), rows["path"].to_pylist()
+    groups: dict[tuple[str, str], pa.Table | BadFrame] = {}
+    out: list[bytes | BadFrame] = []
+    for root, path in zip(roots, paths, strict=True):
+        if root.endswith(PACKED_SUFFIX):
+            group, _, row = path.partition("/")
+            if (root, group) not in groups:
+                groups[root, group] = _attempt(_read_group, root, group)
+            out.append(_attempt(_read_packed, groups[root, group], row))
+        else:
+            out.append(_attempt(read_bytes, root, path))
+    return out
+
+
+def _read_group(root: str, group: str) -> pa.Table:
+    try:
+        with pq.ParquetFile(root) as file:
+            return file.read_row_group(int(group), columns=["image", "reason"])
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise BadFrame(f"packed file cannot be read: {str(error).splitlines()[0][:120]}") from None
+
+
+def _read_packed(group: pa.Table | BadFrame, row: str) -> bytes:
+    if isinstance(group, BadFrame):
+        raise group
+    try:
+        content, reason = group["image"][int(row)].as_py(), group["reason"][int(row)].as_py()
+    except (ValueError, IndexError):
+        raise BadFrame(f"packed file has no row {row}") from None
+    if content is None:
+        raise BadFrame(reason or "empty in the packed file")
+    return content
+
+
+def _attempt(function, *args):
+    try:
+        return function(*args)
+    except BadFrame as bad:
+        return bad
+
+
+def shrink(pixels: np.ndarray, size: int, resample: Image.Resampling, keep_ratio: bool) -> np.ndarray:
+    """Bring a picture larger than the encoder's input down to it with PIL, where it is read.
+
+    Larger pictures are cheaper to shrink than to hand over; smaller ones are enlarged on the device. Both give the same pixels.
+
+    Args:
+        pixels: uint8 (height, width, 3).
+        size: The encoder's input side.
+        resample: Its interpolation.
+        keep_ratio: Shortest side to ``size`` and centre crop (CLIP), else both sides to ``size``.
+
+    Returns:
+        ``pixels`` itself unless its shorter side is above ``size``; then uint8 (size, size, 3).
+    """
+    height, width = pixels.shape[:2]
+    if min(height, width) <= size and height * width <= 4 * size * size:
+        return pixels
+    image = Image.fromarray(pixels)
+    if not keep_ratio:
+        return np.asarray(image.resize((size, size), resample))
+    new_width, new_height = resized_shape(width, height, size)
+    left, top = round((new_width - size) / 2.0), round((new_height - size) / 2.0)
+    return np.asarray(image.resize((new_width, new_height), resample).crop((left, top, left + size, top + size)))
+
+
+def resized_shape(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height after torchvision's ``Resize(size)``: the shorter side is ``size``, the longer one truncated."""
+    if width <= height:
+        return size, int(size * height / width)
+    return int(size * width / height), size
+
+
+def find_killers(rows: pa.Table) -> dict[int, str]:
+    """Which frames kill the process that decodes them, by decoding all of them in child processes.
+
+    Args:
+        rows: Table with columns ``root`` and ``path``.
+
+    Returns:
+        Row -> reason, for frames whose decoder died; others may still be bad in ordinary ways.
+    """
+    killers: dict[int, str] = {}
+    start = 0
+    while start < len(rows):
+        passed, status = _run_trial(rows.slice(start))
+        if status == 0 and passed == len(rows) - start:
+            break
+        killers[start + passed] = f"kills its decoder (signal {-status})" if status < 0 else f"kills its decoder (exit {status})"
+        start += passed + 1
+    return killers
+
+
+def _run_trial(rows: pa.Table) -> tuple[int, int]:
+    """Decode rows in a child; returns how many passed and the child's exit status."""
+    jobs = "".join(json.dumps(row) + "\n" for row in rows.select(["root", "path"]).to_pylist())
+    done = subprocess.run([sys.executable, "-c", _TRIAL], input=jobs, capture_output=True, text=True, check=False)
+    return done.stdout.count("."), done.returncode
+
+
+def _trial(jobs: Sequence[str] | io.TextIOBase) -> None:
+    for line in jobs:
+        read_frames(pa.Table.from_pylist([json.loads(line)]))
+        sys.stdout.write(".")
+        sys.stdout.flush()

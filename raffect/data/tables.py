@@ -1,0 +1,54 @@
+"""Parquet tables that commands hand to each other: written whole, read with an error that says which command makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raffect.data.atomic import atomic_path
+from raffect.errors import RaffectError
+
+LABEL_COLUMNS = ("video", "frame", "split")
+
+
+def write_table(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a Parquet file atomically, with ``metadata`` as text in its schema."""
+    table = table.replace_schema_metadata(dict(metadata))
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=1 << 20)
+
+
+def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> pa.Table:
+    """Read a table.
+
+    Args:
+        path: A Parquet file.
+        columns: Columns it must have.
+        kind: What it should be, for errors.
+        maker: The command that makes one, for errors.
+
+    Raises:
+        RaffectError: If it is missing, unreadable or something else.
+    """
+    if not path.is_file():
+        raise RaffectError(f"{path}: no such {kind}; make it with `{maker}`")
+    try:
+        table = pq.read_table(path, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise RaffectError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:120]}); make it again with `{maker}`") from error
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise RaffectError(f"{path}: not a {kind}, column {missing[0]!r} is missing; make it with `{maker}`")
+    return table
+
+
+def read_labels(path: Path) -> pa.Table:
+    """Read a label table that `raffect prepare` wrote: ``video, frame, split, <values>``."""
+    return read_table(path, LABEL_COLUMNS, "label table", "raffect prepare")
+
+
+def read_metadata(table: pa.Table) -> dict[str, str]:
+    """The text metadata that `write_table` put there."""
+    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}

@@ -1,0 +1,137 @@
+"""Prove that a bank is what it promises: rows in shards + rows in rejects = rows in the plan, and every byte as committed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raffect.data.atomic import PREFIX
+from raffect.data.bank import Bank, Commit, Identity, Plan, shard_schema
+from raffect.data.keys import Vocabulary
+
+
+@dataclass
+class Verdict:
+    """What `verify` found.
+
+    Attributes:
+        planned: Rows in the plan.
+        rows: Rows in sound shards.
+        rejects: Rows in sound rejects.
+        missing: Rows of shards that are not extracted yet.
+        damaged: Shard -> what is wrong with it.
+        problems: What is wrong beside single shards.
+        leftovers: Unfinished files of killed processes; harmless.
+    """
+
+    planned: int = 0
+    rows: int = 0
+    rejects: int = 0
+    missing: int = 0
+    damaged: dict[int, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    leftovers: list[Path] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything there is right; a bank may be sound and not finished."""
+        return not self.damaged and not self.problems
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is sound and every planned row is in a shard or in the rejects."""
+        return self.sound and self.rows + self.rejects == self.planned
+
+
+def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int], None] = lambda n: None) -> Verdict:
+    """Read every byte of a bank and check it against its plan, its commit records and, if given, its manifest.
+
+    Args:
+        bank: A bank.
+        manifest: The manifest it should cover.
+        progress: Called with the rows of each shard done.
+
+    Returns:
+        What was found; nothing is changed.
+    """
+    verdict = Verdict()
+    plan, identity = bank.plan, bank.read_identity()
+    verdict.planned = len(plan.table)
+    if manifest is not None:
+        verdict.problems += _compare_manifest(plan, manifest)
+    commits = bank.read_commits()
+    if commits and identity is None:
+        verdict.problems.append("bank.json is missing although shards are committed")
+    for shard in range(plan.num_shards):
+        keys = plan.rows(shard)
+        record = commits.get(shard)
+        if record and identity:
+            if what := _check_shard(bank, record, keys, identity):
+                verdict.damaged[shard] = what
+            else:
+                verdict.rows += record.rows
+                verdict.rejects += record.rejects
+        elif bank.commit_path(shard).exists():
+            verdict.damaged[shard] = "a file is missing, has another size than committed, or the commit record is unreadable"
+        else:
+            verdict.missing += len(keys)
+        progress(len(keys))
+    verdict.problems += [f"{shard:06d}: committed but not planned" for shard in commits if shard >= plan.num_shards]
+    verdict.leftovers = sorted(path for folder in ("shards", "rejects", "commits", "plan", ".") for path in (bank.path / folder).glob(f"{PREFIX}*"))
+    return verdict
+
+
+def repair(bank: Bank, verdict: Verdict) -> list[int]:
+    """Withdraw damaged shards, so that the next extract encodes them again, and delete leftovers.
+
+    Returns:
+        The shards withdrawn.
+    """
+    for shard in verdict.damaged:
+        for path in (bank.commit_path(shard), bank.shard_path(shard), bank.rejects_path(shard)):
+            path.unlink(missing_ok=True)
+    for path in verdict.leftovers:
+        path.unlink(missing_ok=True)
+    return sorted(verdict.damaged)
+
+
+def _check_shard(bank: Bank, record: Commit, keys: pa.Table, identity: Identity) -> str | None:
+    for name, (_, sha256) in record.files.items():
+        try:
+            content = (bank.path / name).read_bytes()
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if hashlib.sha256(content).hexdigest() != sha256:
+            return f"{name} is not the file that was committed (SHA-256 differs)"
+    try:
+        shard = pq.read_table(bank.shard_path(record.shard))
+        rejects = bank.read_rejects([record.shard]) if record.rejects else None
+    except (pa.ArrowException, OSError) as error:
+        return f"cannot be read as Parquet ({str(error).splitlines()[0][:100]})"
+    if shard.schema.remove_metadata() != shard_schema(identity.dim):
+        return f"has the columns {', '.join(map(str, shard.schema.remove_metadata()))}, expected {', '.join(map(str, shard_schema(identity.dim)))}"
+    if shard.schema.metadata.get(b"weights_sha256", b"").decode() != identity.weights_sha256:
+        return "comes from another encoder than the bank"
+    vocabulary = Vocabulary()
+    planned, kept = vocabulary.keys(keys), vocabulary.keys(shard)
+    rejected = vocabulary.keys(rejects) if rejects is not None else np.empty(0, np.int64)
+    if not np.array_equal(planned[~np.isin(planned, rejected)], kept) or len(kept) + len(rejected) != len(planned):
+        return f"rows are not those of the plan: {len(kept)} kept + {len(rejected)} rejected of {len(planned)}"
+    return None
+
+
+def _compare_manifest(plan: Plan, manifest: pa.Table) -> list[str]:
+    vocabulary = Vocabulary()
+    planned, wanted = vocabulary.keys(plan.table), vocabulary.keys(manifest)
+    out = []
+    if count := len(np.setdiff1d(wanted, planned)):
+        out.append(f"{count} frames of the manifest are not planned; run `raffect extract` with it")
+    if count := len(np.setdiff1d(planned, wanted)):
+        out.append(f"{count} planned frames are not in the manifest")
+    return out
