@@ -193,4 +193,12 @@ def _tables() -> types.ModuleType:
     package = types.ModuleType("_raffect_open_clip")
     package.__path__ = [str(_open_clip_folder())]
     sys.modules[package.__name__] = package
-    return importlib.import_module(f"{package.__name__}.pretrained")
+    # The table only asks whether safetensors.torch is there; asking would import torch.
+    hidden = "safetensors.torch" not in sys.modules
+    if hidden:
+        sys.modules["safetensors.torch"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module(f"{package.__name__}.pretrained")
+    finally:
+        if hidden:
+            del sys.modules["safetensors.torch"]

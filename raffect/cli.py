@@ -1,0 +1,207 @@
+"""The command line: one subcommand a stage. It parses, then imports the stage, so that `--help` is instant.
+
+Exit status: 0 done; 1 a check failed (`bank verify`, `doctor`); 2 bad input, said in one line; 3 done, but too many
+frames were rejected; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import tyro
+
+from raffect import config as c
+from raffect.errors import RaffectError
+
+_sub = tyro.conf.subcommand
+BankCommand = (
+    Annotated[c.BankInfoConfig, _sub("info")]
+    | Annotated[c.BankVerifyConfig, _sub("verify")]
+    | Annotated[c.BankExportConfig, _sub("export")]
+    | Annotated[c.BankImportConfig, _sub("import")]
+)
+ModelsCommand = (
+    Annotated[c.ModelsListConfig, _sub("list")]
+    | Annotated[c.ModelsPathConfig, _sub("path")]
+    | Annotated[c.ModelsPullConfig, _sub("pull")]
+    | Annotated[c.ModelsVerifyConfig, _sub("verify")]
+)
+COMMANDS: dict[str, tuple[Any, str]] = {
+    "demo": (c.DemoConfig, "see all of it work in two minutes, without data, weights or GPU"),
+    "doctor": (c.DoctorConfig, "check this machine; paste the output into an issue"),
+    "synth": (c.SynthConfig, "draw a data set in Aff-Wild2's layout"),
+    "prepare": (c.PrepareConfig, "image folders + ABAW annotations -> manifest and labels"),
+    "pack": (c.PackConfig, "loose frames -> Parquet, for network storage"),
+    "extract": (c.ExtractConfig, "manifest -> bank of CLIP features, on this machine or a Ray cluster"),
+    "bank": (BankCommand, "info | verify | export | import: look at a bank, prove it, share it"),
+    "models": (ModelsCommand, "list | path | pull | verify: encoders and their weights"),
+}
+DESCRIPTION = """raffect: frozen CLIP features and small robust heads for facial expressions and action units.
+
+commands:
+{commands}
+
+`raffect COMMAND --help` explains one. `--debug` anywhere shows the traceback of an error. Start with `raffect demo`."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Words after ``raffect``; those of this process by default.
+
+    Returns:
+        The exit status.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] in ("--version", "version"):
+        from raffect import __version__
+
+        print(f"raffect {__version__}")
+        return 0
+    try:
+        return _dispatch(words[0], words[1:])
+    except RaffectError as error:
+        if debug:
+            raise
+        print(f"raffect {words[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"raffect {words[0]}: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if debug:
+            raise
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"raffect {words[0]}: {name}{error.strerror or error}; check the path, its rights and the free space, or see --debug", file=sys.stderr)
+        return 2
+
+
+def usage() -> str:
+    """What `raffect --help` prints."""
+    return DESCRIPTION.format(commands="\n".join(f"  {name:9}{text}" for name, (_, text) in COMMANDS.items()))
+
+
+def parse(command: str, words: list[str]) -> Any:
+    """The configuration that words after a command mean.
+
+    Raises:
+        RaffectError: If there is no such command or a value is out of range.
+        SystemExit: After ``--help`` or a wrong flag, as argparse does.
+    """
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        raise RaffectError(f"no such command; {f'did you mean {near[0]}? ' if near else ''}`raffect --help` lists all")
+    kind, _ = COMMANDS[command]
+    return tyro.cli(kind, args=words, prog=f"raffect {command}")
+
+
+def _dispatch(command: str, words: list[str]) -> int:
+    config = parse(command, words)
+    match config:
+        case c.DemoConfig():
+            from raffect.stages.demo import demo
+
+            demo(config, lambda line: print(line, flush=True))
+            return 0
+        case c.DoctorConfig():
+            return _doctor(config)
+        case c.SynthConfig():
+            return _synth(config)
+        case c.PrepareConfig():
+            from raffect.stages.prepare import prepare
+
+            return _print(prepare(config))
+        case c.PackConfig():
+            from raffect.stages.pack import pack
+
+            return _print(pack(config))
+        case c.ExtractConfig():
+            return _extract(config)
+        case c.BankInfoConfig() | c.BankVerifyConfig() | c.BankExportConfig() | c.BankImportConfig():
+            return _bank(config)
+        case _:
+            return _models(config)
+
+
+def _extract(config: c.ExtractConfig) -> int:
+    from raffect.stages import extract as stage
+
+    if config.dry_run:
+        return _print(stage.dry_run(config))
+    summary = stage.extract(config)
+    _print(summary.lines())
+    if summary.reject_share > config.max_reject_share:
+        print(f"raffect extract: {summary.reject_share:.2%} of the frames could not be read, more than --max-reject-share {config.max_reject_share:.2%}; reasons in {config.bank}/rejects", file=sys.stderr)
+        return 3
+    if summary.shards_done < summary.shards_planned:
+        print(f"next: the same command encodes the other {summary.shards_planned - summary.shards_done} shards")
+    else:
+        print(f"next: raffect bank verify --bank {config.bank}")
+    return 0
+
+
+def _bank(config: Any) -> int:
+    if isinstance(config, c.BankImportConfig):
+        from raffect.stages.released import import_released
+
+        return _print(import_released(config))
+    from raffect.stages import bank as stage
+
+    if isinstance(config, c.BankVerifyConfig):
+        lines, complete = stage.check(config)
+        _print(lines)
+        return 0 if complete else 1
+    return _print(stage.info(config) if isinstance(config, c.BankInfoConfig) else stage.export(config))
+
+
+def _models(config: Any) -> int:
+    from raffect.stages import models as stage
+
+    actions = {c.ModelsListConfig: stage.list_models, c.ModelsPathConfig: stage.path, c.ModelsPullConfig: stage.pull, c.ModelsVerifyConfig: stage.verify}
+    return _print(actions[type(config)](config))
+
+
+def _doctor(config: c.DoctorConfig) -> int:
+    from raffect.stages.doctor import diagnose
+
+    failed = 0
+    for check in diagnose(config):
+        print(check.line(), flush=True)
+        failed += check.ok is False
+    print(f"{failed} check(s) failed" if failed else "all is well")
+    return 1 if failed else 0
+
+
+def _synth(config: c.SynthConfig) -> int:
+    from raffect.data.synthetic import EDITION, SIZES, contact_sheet, write_synthetic
+    from raffect.stages.progress import Progress
+
+    frames = config.frames or SIZES[config.size]
+    with Progress("synth", frames) as progress:
+        counts = write_synthetic(config.out, frames, config.seed, progress=progress.advance)
+    if config.sheet:
+        from PIL import Image
+
+        config.sheet.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(contact_sheet(config.seed)).save(config.sheet, format="PNG")
+    print(f"{counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images in {config.out} (drawn faces)")
+    print(f"next: raffect prepare --images {config.out}/cropped_aligned --annotations {config.out}/{EDITION} --out DATA")
+    return 0
+
+
+def _print(lines: list[str]) -> int:
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

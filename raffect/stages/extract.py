@@ -1,0 +1,301 @@
+"""Extraction: a manifest becomes a bank, on one machine or a Ray cluster, and any stop is only a pause.
+
+plan -> from_items(shards) -> read (CPU tasks) -> encode (actors) -> commit (CPU tasks) -> statistics to the driver.
+The driver imports no torch; what it knows of the encoder it reads from configuration files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raffect.config import EMBEDDED_MODEL, ExtractConfig
+from raffect.data.atomic import write_atomic
+from raffect.data.bank import Bank, Plan
+from raffect.data.frames import BadFrame, read_frames
+from raffect.data.keys import Vocabulary, encode_video, positions
+from raffect.data.manifest import is_synthetic_manifest, read_manifest
+from raffect.errors import RaffectError
+from raffect.model.weights import EMBEDDED_STAMP, Source, read_model_config, resolve
+from raffect.stages.progress import Progress, format_bytes, format_seconds
+from raffect.stages.provenance import describe_run
+from raffect.stages.runtime import cluster_gpus, configure_data, ray_session
+from raffect.stages.shards import EncodeShard, Geometry, LoadEncoder, commit_shard, probe, read_shard, to_item
+
+_SAMPLE = 64
+
+
+def load_clip(config, device):
+    """The encoder that actors load unless told otherwise; a function of its own so that the driver needs no torch."""
+    from raffect.model.encoder import load_encoder
+
+    return load_encoder(config, device)
+
+
+@dataclass
+class Summary:
+    """What one run of extract did. Rates are of this run, counts of the bank after it.
+
+    Attributes:
+        planned: Frames in the bank's plan.
+        rows: Frames with a feature.
+        rejects: Frames that could not be read.
+        encoded: Frames this run encoded.
+        wall_s: From the start of Ray to the last commit.
+        steady_frames_per_s: From the first shard's encoding to the last commit.
+        bare_frames_per_s: Bare encoders of this run on tensors that are ready, summed.
+        seconds_per_frame: Wall seconds a frame and worker by stage.
+        busy_share: Share of the steady time that an encoder was encoding.
+        reasons: Why frames of the bank were rejected, with counts.
+    """
+
+    planned: int
+    rows: int = 0
+    rejects: int = 0
+    encoded: int = 0
+    shards_done: int = 0
+    shards_planned: int = 0
+    wall_s: float = 0.0
+    steady_frames_per_s: float = 0.0
+    bare_frames_per_s: float = 0.0
+    busy_share: float = 0.0
+    batch_sizes: list[int] = field(default_factory=list)
+    encoders: int = 0
+    gpus: float = 0.0
+    bytes_written: int = 0
+    seconds_per_frame: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    stamp: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def reject_share(self) -> float:
+        """Rejected frames over frames looked at."""
+        return self.rejects / max(1, self.rows + self.rejects)
+
+    def lines(self) -> list[str]:
+        """A block for people."""
+        out = [f"bank: {self.rows:,} features + {self.rejects:,} rejects of {self.planned:,} frames, {self.shards_done:,} of {self.shards_planned:,} shards"]
+        if self.encoded:
+            per = " ".join(f"{stage} {seconds * 1e6:,.0f}" for stage, seconds in self.seconds_per_frame.items())
+            ratio = self.steady_frames_per_s / max(self.bare_frames_per_s, 1e-9)
+            out += [
+                f"this run: {self.encoded:,} frames in {format_seconds(self.wall_s)}, {format_bytes(self.bytes_written)} written, {self.encoders} encoder(s)"
+                + (f", {self.gpus * self.wall_s / 3600:.3f} GPU-hours" if self.gpus else ""),
+                f"rate: {self.steady_frames_per_s:,.0f} frames/s steady, {self.encoded / self.wall_s:,.0f} with start-up; bare encoder {self.bare_frames_per_s:,.0f} (ratio {ratio:.2f}), busy {self.busy_share:.0%}",
+                f"microseconds a frame: {per}",
+            ]
+        out += [f"rejected: {count:,} x {reason}" for reason, count in sorted(self.reasons.items(), key=lambda item: -item[1])[:8]]
+        out += [f"note: {note}" for note in self.notes]
+        if self.stamp:
+            out.append(f"stamp: {self.stamp}")
+        return out
+
+
+def extract(config: ExtractConfig, load: LoadEncoder = load_clip, geometry: Geometry | None = None) -> Summary:
+    """Encode what the bank lacks of a manifest.
+
+    Args:
+        config: See `ExtractConfig`.
+        load: Builds the encoder in its actor; benchmarks put a stand-in here.
+        geometry: The stand-in's input; by default that of ``config.encoder``.
+
+    Returns:
+        What was done. A finished bank is left alone without loading an encoder.
+
+    Raises:
+        RaffectError: If the manifest is none, the bank is another encoder's, or weights are missing.
+    """
+    manifest = read_manifest(config.manifest)
+    bank = Bank(config.bank.absolute())
+    _check_embedded(config, manifest)
+    plan = bank.extend_plan(manifest, config.shard_rows)
+    todo = _choose_shards(bank, plan, config.limit)
+    if not todo:
+        if load is load_clip:
+            _check_finished(config, bank)
+        return _summarise(bank, plan, [], 0.0, 0, 0.0)
+    if geometry is None:
+        geometry = _read_geometry(resolve(config.encoder))
+        _check_model(config, bank)
+    with ray_session(config.address):
+        stats, wall_s, encoders, gpus = _run_pipeline(config, bank, plan, todo, manifest, load, geometry)
+    summary = _summarise(bank, plan, stats, wall_s, encoders, gpus)
+    _record(config, bank, summary)
+    return summary
+
+
+def dry_run(config: ExtractConfig) -> list[str]:
+    """What `extract` would do and how long it would take here, from a probe of readers and encoder; writes nothing."""
+    from raffect.model.encoder import load_encoder
+
+    manifest = read_manifest(config.manifest)
+    _check_embedded(config, manifest)
+    bank = Bank(config.bank.absolute())
+    if bank.exists:
+        committed = bank.read_commits()
+        planned = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
+        keys = planned.keys(manifest)
+        have = planned.keys(bank.plan.table)[np.repeat(np.isin(np.arange(bank.plan.num_shards), list(committed)), np.diff(bank.plan.offsets))]
+        frames = int((~np.isin(keys, have)).sum())
+    else:
+        frames = len(manifest)
+    frames = min(frames, config.limit or frames)
+    start = time.perf_counter()
+    picked = manifest.take(np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)))
+    bad = sum(isinstance(frame, BadFrame) for frame in read_frames(picked))
+    read_s = (time.perf_counter() - start) / len(picked)
+    encoder = load_encoder(config.encoder)
+    if bank.exists and (found := bank.read_identity()) and (differences := found.differences(encoder.identity)):
+        raise RaffectError(f"{bank.path} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank")
+    rate = probe(encoder) * max(1, config.num_actors if encoder.device.type == "cuda" else 1)
+    size = frames * (2 * encoder.identity.dim + 6)
+    identity = encoder.identity
+    return [
+        f"would encode {frames:,} of {len(manifest):,} frames in shards of {bank.plan.shard_rows if bank.exists else config.shard_rows or 2048} into {bank.path}",
+        f"encoder: {identity.model}, {identity.weights}, {identity.precision}, {identity.dim}-d, on {encoder.device}" + (f" [{identity.stamp}]" if identity.stamp else ""),
+        f"size: about {format_bytes(size)}",
+        f"probe: one reader {1 / read_s:,.0f} frames/s ({bad} of {len(picked)} sample frames unreadable), encoder {rate:,.0f} frames/s",
+        f"time: about {format_seconds(frames / rate)} of encoding on this machine's device" + (f", {format_seconds(frames / rate / 2)} on two like it" if frames / rate > 3600 else ""),
+        "nothing was written",
+    ]
+
+
+def _check_embedded(config: ExtractConfig, manifest: pa.Table) -> None:
+    if config.encoder.model == EMBEDDED_MODEL and not config.encoder.weights.startswith("random") and not is_synthetic_manifest(manifest) and not config.allow_embedded:
+        raise RaffectError(
+            f"{config.manifest} lists images that raffect did not draw, and the embedded encoder has never seen a photograph; "
+            f"choose a real encoder (`raffect models list`), or pass --allow-embedded to try it all the same (results are stamped {EMBEDDED_STAMP!r})"
+        )
+
+
+def _check_model(config: ExtractConfig, bank: Bank) -> None:
+    """What can be told of another encoder before one is loaded; the actors compare the tensors themselves."""
+    identity = bank.read_identity()
+    if identity is None:
+        return
+    asked = {"model": config.encoder.model} | ({"precision": config.encoder.precision} if config.encoder.precision != "auto" else {})
+    differences = [f"{name}: {getattr(identity, name)} against {value}" for name, value in asked.items() if getattr(identity, name) != value]
+    if differences:
+        raise RaffectError(f"{bank.path} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank")
+
+
+def _check_finished(config: ExtractConfig, bank: Bank) -> None:
+    """A finished bank is compared by name alone; only weights of another name are loaded and compared by their tensors."""
+    _check_model(config, bank)
+    identity = bank.read_identity()
+    if identity is not None and identity.weights not in (config.encoder.weights, Path(config.encoder.weights).name):
+        bank.claim(replace(load_clip(config.encoder, "cpu").identity, precision=identity.precision))
+
+
+def _read_geometry(source: Source) -> Geometry:
+    size = read_model_config(source.model)["vision_cfg"].get("image_size", 224)
+    side = size if isinstance(size, int) else size[0]
+    return Geometry(size=side, interpolation=source.preprocess.get("interpolation", "bicubic"), resize_mode=source.preprocess.get("resize_mode", "shortest"))
+
+
+def _choose_shards(bank: Bank, plan: Plan, limit: int | None) -> list[int]:
+    done = bank.read_commits()
+    todo = [shard for shard in range(plan.num_shards) if shard not in done]
+    if limit is not None:
+        lengths = np.diff(plan.offsets)[todo]
+        todo = todo[: int(np.searchsorted(np.cumsum(lengths), limit)) + 1]
+    return todo
+
+
+def _run_pipeline(config: ExtractConfig, bank: Bank, plan: Plan, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry) -> tuple[list[dict], float, int, float]:
+    import ray
+
+    configure_data()
+    gpus = cluster_gpus()
+    per_actor = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    if per_actor > gpus:
+        raise RaffectError(f"--gpus-per-actor {per_actor:g}: Ray sees {gpus:g} GPUs; use --gpus-per-actor 0 for the CPU, or start Ray where the GPUs are")
+    actors = config.num_actors or (max(1, int(gpus / per_actor)) if per_actor else 1)
+    actors = min(actors, len(todo))
+    device = "cuda" if per_actor else "cpu"
+    start = time.perf_counter()
+    dataset = (
+        ray.data.from_items(list(_iter_items(plan, todo, manifest)), override_num_blocks=len(todo))
+        .map_batches(partial(read_shard, bank=str(bank.path), geometry=geometry), batch_size=1, batch_format="pyarrow", num_cpus=config.cpus_per_read)
+        .map_batches(
+            EncodeShard,
+            fn_constructor_kwargs={"config": config.encoder, "bank": str(bank.path), "device": device, "threads": max(1, (os.cpu_count() or 1) // actors), "load": load},
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=0,  # also keeps Ray from fusing readers into the actor, where they would take turns
+            num_gpus=per_actor or None,
+            compute=ray.data.ActorPoolStrategy(min_size=1 if config.address else actors, max_size=actors),
+        )
+        .map_batches(partial(commit_shard, bank=str(bank.path)), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+    )
+    stats = []
+    total = int(np.diff(plan.offsets)[todo].sum())
+    with Progress("extract", total) as progress:
+        for row in dataset.iter_rows():
+            stats.append(json.loads(row["stats"]))
+            if "failure" in stats[-1]:
+                raise RaffectError(stats[-1]["failure"])
+            progress.advance(stats[-1]["rows"] + stats[-1]["rejects"])
+    return stats, time.perf_counter() - start, actors, per_actor * actors
+
+
+def _iter_items(plan: Plan, todo: list[int], manifest: pa.Table) -> Iterator[dict[str, Any]]:
+    vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
+    where = positions(vocabulary.keys(plan.table), vocabulary.keys(manifest))
+    for shard in todo:
+        rows = manifest.take(where[plan.offsets[shard] : plan.offsets[shard + 1]]).replace_schema_metadata(None)
+        columns = {name: encode_video(rows[name]).cast(pa.string()).dictionary_encode() for name in ("video", "root")}
+        yield to_item(shard, pa.table({"video": columns["video"], "frame": rows["frame"].combine_chunks(), "root": columns["root"], "path": rows["path"].combine_chunks()}))
+
+
+def _summarise(bank: Bank, plan: Plan, stats: list[dict], wall_s: float, encoders: int, gpus: float) -> Summary:
+    commits = bank.read_commits()
+    identity = bank.read_identity()
+    summary = Summary(
+        planned=len(plan.table), rows=sum(commit.rows for commit in commits.values()), rejects=sum(commit.rejects for commit in commits.values()),
+        shards_done=len(commits), shards_planned=plan.num_shards, wall_s=wall_s, encoders=encoders, gpus=gpus, stamp=identity.stamp if identity else "",
+    )  # fmt: skip
+    reasons = bank.read_rejects([shard for shard, commit in commits.items() if commit.rejects])["reason"].value_counts()
+    summary.reasons = {item["values"].as_py(): item["counts"].as_py() for item in reasons}
+    if not stats:
+        summary.notes.append("nothing to do: every planned frame is in the bank")
+        return summary
+    summary.encoded = sum(row["rows"] for row in stats)
+    summary.bytes_written = sum(row["bytes"] for row in stats)
+    frames = max(1, summary.encoded + sum(row["rejects"] for row in stats))
+    first, last = min(row["encode_start"] for row in stats), max(row["encode_end"] for row in stats)
+    encode_s = sum(row["encode_end"] - row["encode_start"] for row in stats)
+    summary.steady_frames_per_s = summary.encoded / max(last - first, 1e-9)
+    by_encoder = {row["encoder"]: row["bare_frames_per_s"] for row in stats}
+    summary.bare_frames_per_s = sum(by_encoder.values())
+    summary.busy_share = encode_s / max((last - first) * len(by_encoder), 1e-9)
+    summary.batch_sizes = sorted({row["batch_size"] for row in stats})
+    if len(summary.batch_sizes) > 1:
+        summary.notes.append(f"the device ran out of memory; batches were cut to {summary.batch_sizes[0]}, which changes the last bits of a vector")
+    summary.seconds_per_frame = {
+        "read": sum(row["read_s"] for row in stats) / frames,
+        "decode": sum(row["decode_s"] for row in stats) / frames,
+        "wait": max(0.0, (last - first) * len(by_encoder) - encode_s) / frames,
+        "encode": encode_s / frames,
+        "commit": sum(row["commit_s"] for row in stats) / frames,
+        "feed_cpu": sum(row["read_cpu_s"] + row["commit_cpu_s"] for row in stats) / frames,
+    }
+    return summary
+
+
+def _record(config: ExtractConfig, bank: Bank, summary: Summary) -> None:
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}.json"
+    content = {"run": describe_run(), "config": asdict(config), "summary": asdict(summary)}
+    write_atomic(bank.path / "runs" / name, (json.dumps(content, indent=1, default=str) + "\n").encode())

@@ -1,0 +1,83 @@
+"""Packing: loose frames become Parquet files with one row group a shard, still encoded, so that a shard is one read."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raffect.config import PackConfig
+from raffect.data.atomic import atomic_path
+from raffect.data.frames import PACKED_SUFFIX, BadFrame, read_contents
+from raffect.data.manifest import is_synthetic_manifest, read_manifest, write_manifest
+from raffect.errors import RaffectError
+from raffect.stages.progress import Progress, format_bytes
+
+SCHEMA = pa.schema([("video", pa.string()), ("frame", pa.int32()), ("image", pa.binary()), ("reason", pa.string())])
+_READERS = 8
+
+
+def pack(config: PackConfig) -> list[str]:
+    """Pack a manifest's frames. Frames that cannot be read keep a row with the reason; files that are there already are kept.
+
+    Returns:
+        The report, line by line.
+
+    Raises:
+        RaffectError: If the manifest is packed already.
+    """
+    manifest = read_manifest(config.manifest)
+    if manifest["root"][0].as_py().endswith(PACKED_SUFFIX):
+        raise RaffectError(f"{config.manifest}: its frames are packed already")
+    out = config.out.absolute()
+    per_file = config.shard_rows * config.groups_per_file
+    roots, paths, unreadable, size = [], [], 0, 0
+    with Progress("pack", len(manifest)) as progress:
+        for number, start in enumerate(range(0, len(manifest), per_file)):
+            rows = manifest.slice(start, per_file)
+            file = out / f"frames-{number:05d}{PACKED_SUFFIX}"
+            if _is_packed(file, rows, config.shard_rows):
+                progress.advance(len(rows))
+            else:
+                _pack_file(file, rows, config.shard_rows, progress)
+            with pq.ParquetFile(file) as packed:
+                unreadable += len(rows) - packed.read(columns=["reason"])["reason"].null_count
+            size += file.stat().st_size
+            index = np.arange(len(rows))
+            roots += [str(file)] * len(rows)
+            paths += [f"{row // config.shard_rows}/{row % config.shard_rows}" for row in index.tolist()]
+    table = pa.table({"video": manifest["video"], "frame": manifest["frame"], "path": pa.array(paths, pa.string()), "root": pa.array(roots, pa.string()).dictionary_encode()})
+    write_manifest(table, out / "manifest.parquet", is_synthetic_manifest(manifest))
+    return [
+        f"packed {len(manifest):,} frames into {len(set(roots))} file(s), {format_bytes(size)}; {unreadable:,} could not be read and will be rejects",
+        f"next: raffect extract --manifest {out / 'manifest.parquet'} --bank BANK" + ("" if config.shard_rows == 2048 else f" --shard-rows {config.shard_rows}"),
+    ]
+
+
+def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) -> None:
+    with atomic_path(file) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="none", use_dictionary=["video"], write_statistics=["video", "frame"]) as writer, ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(rows), shard_rows):
+            group = rows.slice(start, shard_rows)
+            pieces = [group.slice(piece, 64) for piece in range(0, len(group), 64)]
+            contents = [content for part in pool.map(read_contents, pieces) for content in part]
+            images = [None if isinstance(content, BadFrame) else content for content in contents]
+            reasons = [str(content) if isinstance(content, BadFrame) else None for content in contents]
+            columns = [group["video"].cast(pa.string()).combine_chunks(), group["frame"].combine_chunks(), pa.array(images, pa.binary()), pa.array(reasons, pa.string())]
+            writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=shard_rows)
+            progress.advance(len(group))
+
+
+def _is_packed(file: Path, rows: pa.Table, shard_rows: int) -> bool:
+    """Whether an earlier run packed exactly these frames."""
+    if not file.is_file():
+        return False
+    try:
+        found = pq.read_table(file, columns=["video", "frame"])
+        if pq.read_metadata(file).row_group(0).num_rows != min(shard_rows, len(rows)):
+            return False
+    except (pa.ArrowException, OSError):
+        return False
+    return len(found) == len(rows) and found["frame"].equals(rows["frame"]) and found["video"].equals(rows["video"].cast(pa.string()))

@@ -1,0 +1,51 @@
+"""What made a result: versions, commit, machine. Goes into every summary, so that a run can be repeated."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("raffect", "torch", "open_clip_torch", "ray", "pyarrow", "numpy", "scikit-learn", "pillow", "simplejpeg")
+
+
+def describe_run() -> dict[str, Any]:
+    """Time, versions, commit, command and machine, as plain JSON values."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "versions": versions() | {"python": platform.python_version()},
+        "git_commit": git_commit(),
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions by package; "missing" where one is not installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the checkout raffect runs from, with ``+changes`` where it was edited; None outside a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "-C", str(root), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if dirty else "")

@@ -1,0 +1,130 @@
+"""Import the feature files of the paper's released code: ``expr_train_clip.h5`` + ``expr_train.txt`` -> bank + labels.
+
+Those two files agree by position alone, so their lengths must be equal; from here on everything agrees by (video, frame).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raffect.config import BankImportConfig
+from raffect.data.annotations import parse_expression, parse_units
+from raffect.data.bank import Bank, Identity
+from raffect.data.keys import Vocabulary, positions
+from raffect.data.labels import TASKS
+from raffect.data.tables import read_labels, read_metadata, write_table
+from raffect.errors import RaffectError
+from raffect.stages.progress import Progress
+
+SPLITS = {"train_features": "train", "val_features": "validation", "test_features": "test"}
+# What the released code did: OpenAI's clip, float16, not normalised. Its tensors were never seen, so they have no fingerprint.
+IDENTITY = dict(
+    model="ViT-L-14-quickgelu", weights_sha256="imported", weights="openai (imported, not verified)", precision="float16", stamp="imported features",
+    preprocess={"size": 224, "mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711], "interpolation": "bicubic", "resize_mode": "shortest"},
+)  # fmt: skip
+
+
+def import_released(config: BankImportConfig) -> list[str]:
+    """Bring one split into a bank and its labels into ``out/labels/<task>.parquet``; run once a split.
+
+    Returns:
+        The report, line by line.
+
+    Raises:
+        RaffectError: If h5py is missing, the files do not fit together, or a line is wrong.
+    """
+    split, features = _read_features(config.features)
+    videos, frames, labels = _read_list(config.list, config.task)
+    if len(videos) != len(features):
+        raise RaffectError(f"{config.list} has {len(videos):,} lines but {config.features} has {len(features):,} vectors; they belong together by position, so both must come from the same run")
+    keys = pa.table({"video": pa.array(videos, pa.string()), "frame": pa.array(frames, pa.int32()), "row": np.arange(len(videos))}).sort_by([("video", "ascending"), ("frame", "ascending")])
+    order = keys["row"].to_numpy()
+    _require_unique(keys, config.list)
+    bank = Bank(config.bank.absolute())
+    identity = Identity(dim=features.shape[1], **IDENTITY)  # ty: ignore[invalid-argument-type]
+    bank.claim(identity)
+    plan = bank.extend_plan(_with_planned(bank, keys))
+    done = bank.read_commits()
+    vocabulary = Vocabulary(sorted(set(videos)))
+    listed = vocabulary.keys(keys)
+    with Progress("import", len(keys)) as progress:
+        for shard in range(plan.num_shards):
+            rows = plan.rows(shard)
+            where = positions(vocabulary.keys(rows), listed)
+            if shard not in done and (where >= 0).all():  # others wait for their own split's import
+                bank.commit(shard, rows, np.ascontiguousarray(features[order[where]]), {}, identity)
+                progress.advance(len(rows))
+    path = _write_labels(config, keys, labels[order], split)
+    return [f"imported {len(keys):,} {config.task} {split} frames into {bank.path}; labels in {path}", "stamp: imported features (encoder taken on trust)"]
+
+
+def _read_features(file: Path) -> tuple[str, np.ndarray]:
+    try:
+        import h5py
+    except ImportError:
+        raise RaffectError("h5py is not installed; run `pip install 'raffect[h5]'`") from None
+    try:
+        with h5py.File(file) as content:
+            name = next((name for name in SPLITS if name in content), None)
+            if name is None:
+                raise RaffectError(f"{file}: expected a dataset {' or '.join(SPLITS)}, found {', '.join(content) or 'none'}")
+            features = content[name][:]
+    except OSError as error:
+        raise RaffectError(f"{file}: not a readable HDF5 file ({error})") from error
+    if features.ndim != 2 or features.dtype != np.float16:
+        raise RaffectError(f"{file}: {name} is {features.dtype} of shape {features.shape}, expected float16 (N, 768)")
+    return SPLITS[name], features
+
+
+def _read_list(file: Path, task: str) -> tuple[list[str], list[int], np.ndarray]:
+    parse = parse_expression if task == "expr" else parse_units
+    videos, frames, labels = [], [], []
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise RaffectError(f"--list {file}: cannot be read ({error.strerror})") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            path, label = line.split(b"\t")
+            folder, name = path.decode().rsplit("/", 2)[-2:]
+            stem = name.split(".")[0]
+            if not (stem.isascii() and stem.isdigit()):
+                raise ValueError(f"{name!r} is no frame number")
+            labels.append(parse(label.strip()))
+        except ValueError as error:
+            raise RaffectError(f"{file}:{number}: expected <folder>/<video>/00001.jpg, a tab and a label ({error})") from None
+        videos.append(folder)
+        frames.append(int(stem))
+    return videos, frames, np.array(labels, TASKS[task].dtype)
+
+
+def _require_unique(keys: pa.Table, file: Path) -> None:
+    video, frame = keys["video"].to_numpy(zero_copy_only=False), keys["frame"].to_numpy()
+    same = (video[1:] == video[:-1]) & (frame[1:] == frame[:-1])
+    if same.any():
+        row = int(np.flatnonzero(same)[0])
+        raise RaffectError(f"{file}: {video[row]}/{frame[row]:05d} is listed twice; a bank holds each frame once")
+
+
+def _with_planned(bank: Bank, keys: pa.Table) -> pa.Table:
+    """The bank's frames and the new ones, as a manifest would list them."""
+    planned = bank.plan.table
+    planned = pa.table({"video": planned["video"].cast(pa.string()), "frame": planned["frame"]})
+    return pa.concat_tables([planned, keys.select(["video", "frame"])]).group_by(["video", "frame"]).aggregate([]).sort_by([("video", "ascending"), ("frame", "ascending")])
+
+
+def _write_labels(config: BankImportConfig, keys: pa.Table, labels: np.ndarray, split: str) -> Path:
+    path = config.out / "labels" / f"{config.task}.parquet"
+    columns = {name: labels[:, k] for k, name in enumerate(TASKS[config.task].columns)}
+    table = pa.table({"video": keys["video"], "frame": keys["frame"], "split": pa.array([split] * len(keys), pa.string()), **columns})
+    if path.is_file():
+        old = read_labels(path)
+        if read_metadata(old).get("edition") != "imported":
+            raise RaffectError(f"{path} was not imported; choose another --out")
+        old = old.replace_schema_metadata(None)
+        table = pa.concat_tables([old.filter(pa.array([value != split for value in old["split"].to_pylist()])).cast(table.schema), table])
+    write_table(table, path, {"raffect": "labels/1", "task": config.task, "edition": "imported", "digest": "", "synthetic": "false"})
+    return path

@@ -1,0 +1,99 @@
+"""Start or join Ray, and find out what it has."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from raffect.errors import RaffectError
+
+NO_PROGRESS_S = 1800
+WAIT_FOR_ACTORS_S = 900
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, num_gpus: int | None = None) -> Iterator[None]:
+    """Ray for the duration of a block: joined where ``address`` or ``RAY_ADDRESS`` says so, else started on this machine.
+
+    A Ray that was already initialised in this process is used and left running.
+
+    Args:
+        address: ``"auto"``, an address, or None.
+        num_gpus: GPUs a local Ray should offer; those it finds by default.
+
+    Raises:
+        RaffectError: If the cluster cannot be reached.
+    """
+    # `uv run` would have Ray's workers build an environment of their own; on one machine they share ours.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        else:
+            _start_local(num_gpus)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        mend = "start one with `ray start --head`, or leave --address out to use this machine alone" if address else "see `raffect doctor`"
+        raise RaffectError(f"Ray {f'at {address} cannot be reached' if address else 'did not start on this machine'} ({_first_line(error)}); {mend}") from error
+    _tighten_token()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(num_gpus: int | None) -> None:
+    # Ray prints harmless red lines of its own (an actor's constructor arguments, for one) in the middle of ours.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    # Reading tasks wait for the disk as much as they compute, and a pipeline needs a few slots to move at all.
+    settings = dict(num_cpus=max(4, os.cpu_count() or 1), num_gpus=num_gpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    for attempt in (1, 2):  # Ray gives a node 30 s to start, which a loaded machine may miss once
+        try:
+            ray.init(address="local", **settings)
+            return
+        except (RuntimeError, TimeoutError):
+            ray.shutdown()
+            if attempt == 2:
+                raise
+
+
+def _tighten_token() -> None:
+    """Ray writes its authentication token readable by everyone."""
+    token = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):
+        if token.stat().st_mode & 0o077:
+            token.chmod(0o600)
+
+
+def configure_data() -> None:
+    """Ray Data's settings for our pipelines; call before the first dataset, which captures them."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.wait_for_min_actors_s = WAIT_FOR_ACTORS_S
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S  # ty: ignore[unresolved-attribute]
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def cluster_gpus() -> float:
+    """GPUs of the cluster or machine Ray runs on."""
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,191 @@
+"""The three steps a shard takes through Ray Data: read and decode (CPU), encode (GPU actor), commit (CPU).
+
+One row of the dataset is one block is one shard. Between the steps it is an Arrow table of one row whose large column
+is a view of the pixels, so that handing it over copies it once, into Ray's object store.
+
+Nothing here imports torch at module level: reading tasks would each pay 600 MB for it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from raffect.config import EncoderConfig
+from raffect.data.atomic import write_atomic
+from raffect.data.bank import Bank, Identity
+from raffect.data.frames import BadFrame, decode, find_killers, read_contents, shrink
+from raffect.errors import RaffectError
+
+if TYPE_CHECKING:
+    from raffect.model.encoder import Encoder
+
+LoadEncoder = Callable[[EncoderConfig, str], "Encoder"]
+_PROBE_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """What a reading task must know of the encoder to hand over no more pixels than it needs."""
+
+    size: int
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+
+
+def to_item(shard: int, rows: pa.Table) -> dict[str, Any]:
+    """A dataset row that names a shard and carries its manifest rows."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return {"shard": shard, "rows": sink.getvalue().to_pybytes()}
+
+
+def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
+    """Read and decode the frames of a shard.
+
+    The attempt is noted in the bank before the first frame is touched. Where a note is found, an earlier attempt ended
+    without a commit, maybe because a frame killed its decoder: then every frame is tried in a child process first.
+
+    Args:
+        table: One row, ``shard`` and ``rows``.
+        bank: Folder of the bank.
+        geometry: The encoder's input.
+
+    Returns:
+        One row: ``shard``, ``rows``, ``shapes`` (int32 pairs), ``pixels`` (uint8, frame after frame), ``notes`` (JSON).
+    """
+    shard, rows = table["shard"][0].as_py(), _rows(table)
+    start, start_cpu = time.perf_counter(), time.process_time()
+    note = Bank(Path(bank)).attempt_path(shard)
+    rejects: dict[int, str] = find_killers(rows) if note.exists() else {}
+    write_atomic(note, b"")
+    safe = [row for row in range(len(rows)) if row not in rejects]
+    contents = read_contents(rows.take(safe) if rejects else rows)
+    read = time.perf_counter()
+    frames = []
+    resample = Image.Resampling[geometry.interpolation.upper()]
+    for row, content in zip(safe, contents, strict=True):
+        try:
+            if isinstance(content, BadFrame):
+                raise content
+            frames.append(shrink(decode(content), geometry.size, resample, geometry.resize_mode == "shortest"))
+        except BadFrame as bad:
+            rejects[row] = str(bad)
+    shapes = np.array([frame.shape[:2] for frame in frames], np.int32).reshape(-1, 2)
+    pixels = np.concatenate([frame.reshape(-1) for frame in frames]) if frames else np.empty(0, np.uint8)
+    done = time.perf_counter()
+    notes = {"rejects": rejects, "read_s": read - start, "decode_s": done - read, "read_cpu_s": time.process_time() - start_cpu}
+    return pa.table({"shard": table["shard"], "rows": table["rows"], "shapes": [shapes.tobytes()], "pixels": _as_cell(pixels), "notes": [json.dumps(notes)]})
+
+
+class EncodeShard:
+    """The actor: loads the encoder once, checks that the bank is its own, then encodes shard after shard."""
+
+    def __init__(self, config: EncoderConfig, bank: str, device: str, threads: int, load: LoadEncoder) -> None:
+        # Raised here an error would reach the driver as the text of a dead actor, after retries; so it travels as data.
+        self.failure: str | None = None
+        try:
+            if device == "cpu":
+                _set_threads(threads)
+            start = time.perf_counter()
+            self.encoder = load(config, device)
+            Bank(Path(bank)).claim(self.encoder.identity)
+            self.load_s = time.perf_counter() - start
+            self.bare_frames_per_s = probe(self.encoder)
+        except RaffectError as error:
+            self.failure = str(error)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """``shard, rows, shapes, pixels, notes`` -> ``shard, rows, features, notes``."""
+        if self.failure is not None:
+            return pa.table({"shard": table["shard"], "rows": table["rows"], "features": _as_cell(np.empty(0, np.uint8)), "notes": [json.dumps({"failure": self.failure})]})
+        start = time.time()
+        notes = json.loads(table["notes"][0].as_py())
+        features = self.encoder.encode(_split_pixels(table))
+        notes |= {
+            "encode_start": start, "encode_end": time.time(), "encoder": f"{id(self)}", "batch_size": self.encoder.batch_size,
+            "bare_frames_per_s": self.bare_frames_per_s, "load_s": self.load_s, "identity": asdict(self.encoder.identity),
+        }  # fmt: skip
+        return pa.table({"shard": table["shard"], "rows": table["rows"], "features": _as_cell(features.reshape(-1).view(np.uint8)), "notes": [json.dumps(notes)]})
+
+
+def commit_shard(table: pa.Table, bank: str) -> pa.Table:
+    """Write a shard into the bank.
+
+    Returns:
+        One row: ``stats`` (JSON), which is all that reaches the driver; a ``failure`` in it stops the run.
+    """
+    start, start_cpu = time.perf_counter(), time.process_time()
+    notes = json.loads(table["notes"][0].as_py())
+    if "failure" not in notes:
+        identity = Identity(**notes.pop("identity"))
+        rejects = {int(row): reason for row, reason in notes.pop("rejects").items()}
+        features = _cell(table["features"]).view(np.float16).reshape(-1, identity.dim)
+        try:
+            record = Bank(Path(bank)).commit(table["shard"][0].as_py(), _rows(table), features, rejects, identity)
+        except OSError as error:
+            notes["failure"] = f"{bank}: cannot write ({error.strerror}); make room or mend the folder, then run the same command again"
+        else:
+            notes |= {"shard": record.shard, "rows": record.rows, "rejects": record.rejects, "bytes": sum(size for size, _ in record.files.values())}
+    notes |= {"commit_s": time.perf_counter() - start, "commit_cpu_s": time.process_time() - start_cpu}
+    return pa.table({"stats": [json.dumps(notes)]})
+
+
+def probe(encoder: Encoder) -> float:
+    """Frames/s of the bare tower on tensors that are ready: what the pipeline is measured against."""
+    import torch
+
+    def wait() -> None:
+        if encoder.device.type == "cuda":
+            torch.cuda.synchronize(encoder.device)
+
+    with torch.inference_mode():
+        size = encoder.preprocess.size
+        batch = encoder.prepare([np.zeros((size, size, 3), np.uint8)])
+        start = time.perf_counter()
+        encoder.forward(batch)
+        wait()
+        steps, elapsed = 1, time.perf_counter() - start
+        if elapsed < 4 * _PROBE_S:  # the first one warms up; a slow one is worth keeping
+            start, steps = time.perf_counter(), 0
+            while (elapsed := time.perf_counter() - start) < _PROBE_S:
+                encoder.forward(batch)
+                wait()
+                steps += 1
+    return steps * encoder.batch_size / elapsed
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _rows(table: pa.Table) -> pa.Table:
+    return pa.ipc.open_stream(table["rows"][0].as_py()).read_all()
+
+
+def _as_cell(flat: np.ndarray) -> pa.Array:
+    """A uint8 array as the one cell of a large_binary column, without a copy."""
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, flat.size], np.int64)), pa.py_buffer(flat)])
+
+
+def _cell(column: pa.ChunkedArray) -> np.ndarray:
+    return np.frombuffer(column[0].as_buffer(), np.uint8)
+
+
+def _split_pixels(table: pa.Table) -> list[np.ndarray]:
+    """Views of the frames in the pixels of a shard."""
+    shapes = np.frombuffer(table["shapes"][0].as_py(), np.int32).reshape(-1, 2)
+    stops = np.cumsum(shapes.prod(1, dtype=np.int64) * 3)
+    pixels = _cell(table["pixels"])
+    return [pixels[stop - height * width * 3 : stop].reshape(height, width, 3) for stop, (height, width) in zip(stops.tolist(), shapes.tolist(), strict=True)]
