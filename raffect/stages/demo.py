@@ -44,7 +44,7 @@ def demo(config: DemoConfig, say: Callable[[str], None]) -> None:
         counts = write_synthetic(tree, config.frames, config.seed, progress=progress.advance)
     say(f"    {counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images in {tree}")
     say("2/5 prepare: find the images, read the annotations, say what is missing")
-    _indent(prepare(PrepareConfig(images=(tree / "cropped_aligned",), annotations=tree / EDITION, out=data))[:-1], say)
+    _indent(prepare(PrepareConfig(images=(tree / "cropped_aligned",), annotations=tree / EDITION, out=data))[:-2], say)
     say(f"3/5 extract: encode every frame with {EMBEDDED_MODEL}, the small CLIP that ships with raffect")
     encoder = EncoderConfig(model=EMBEDDED_MODEL, weights="embedded")
     _indent(extract(ExtractConfig(manifest=data / "manifest.parquet", bank=bank, encoder=encoder, shard_rows=_SHARD_ROWS)).lines(), say)
@@ -117,7 +117,10 @@ def macro_f1(truth: np.ndarray, guess: np.ndarray) -> float:
 
 
 def bootstrap_videos(features: Features, guess: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % interval of macro F1 when whole videos are drawn again with replacement, since their frames are alike."""
+    """95 % interval of macro F1 when whole videos are drawn again with replacement, since their frames are alike.
+
+    A class that no drawn video shows is left out of that draw's mean: the draw lost it, not the classifier.
+    """
     rng = np.random.default_rng(seed)
     classes, videos = len(EXPRESSIONS), len(features.videos)
     cell = (features.video.astype(np.int64) * classes + features.y[:, 0]) * classes + guess
@@ -126,7 +129,8 @@ def bootstrap_videos(features: Features, guess: np.ndarray, seed: int) -> tuple[
     confusion = np.tensordot(drawn, counts, axes=1)
     hits = np.diagonal(confusion, axis1=1, axis2=2)
     f1 = 2 * hits / np.maximum(confusion.sum(1) + confusion.sum(2), 1)
-    low, high = np.quantile(f1.mean(1), (0.025, 0.975))
+    shown = confusion.sum(2) > 0
+    low, high = np.quantile((f1 * shown).sum(1) / shown.sum(1), (0.025, 0.975))
     return float(low), float(high)
 
 

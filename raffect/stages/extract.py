@@ -89,11 +89,11 @@ class Summary:
         out = [f"bank: {self.rows:,} features + {self.rejects:,} rejects of {self.planned:,} frames, {self.shards_done:,} of {self.shards_planned:,} shards"]
         if self.encoded:
             per = " ".join(f"{stage} {seconds * 1e6:,.0f}" for stage, seconds in self.seconds_per_frame.items())
-            ratio = self.steady_frames_per_s / max(self.bare_frames_per_s, 1e-9)
+            share = f"ratio {self.steady_frames_per_s / max(self.bare_frames_per_s, 1e-9):.2f}" if self.gpus else "probed while readers shared its CPU"
             out += [
                 f"this run: {self.encoded:,} frames in {format_seconds(self.wall_s)}, {format_bytes(self.bytes_written)} written, {self.encoders} encoder(s)"
                 + (f", {self.gpus * self.wall_s / 3600:.3f} GPU-hours" if self.gpus else ""),
-                f"rate: {self.steady_frames_per_s:,.0f} frames/s steady, {self.encoded / self.wall_s:,.0f} with start-up; bare encoder {self.bare_frames_per_s:,.0f} (ratio {ratio:.2f}), busy {self.busy_share:.0%}",
+                f"rate: {self.steady_frames_per_s:,.0f} frames/s steady, {self.encoded / self.wall_s:,.0f} with start-up; bare encoder {self.bare_frames_per_s:,.0f} ({share}), busy {self.busy_share:.0%}",
                 f"microseconds a frame: {per}",
             ]
         out += [f"rejected: {count:,} x {reason}" for reason, count in sorted(self.reasons.items(), key=lambda item: -item[1])[:8]]

@@ -143,7 +143,7 @@ def _report(config: PrepareConfig, listing: Listing, annotations: Annotations, c
     if problems:
         out += [f"problems: {len(problems):,}, all in {config.out / 'problems.csv'}; the first ones:"]
         out += [f"  {problem.file}{f':{problem.line}' if problem.line else ''}: {problem.what}" for problem in problems[:_SHOWN]]
-    out += ["", f"wrote {config.out}/manifest.parquet and {config.out}/labels/ ({', '.join(sorted(annotations.tables))})"]
+    out += [f"wrote {config.out}/manifest.parquet and {config.out}/labels/ ({', '.join(sorted(annotations.tables))})"]
     out += [f"next: raffect extract --manifest {config.out}/manifest.parquet --bank BANK" + (" --encoder.model raffect-faces --encoder.weights embedded" if synthetic else "")]
     return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,12 +61,27 @@ def _start_local(num_gpus: int | None) -> None:
     settings = dict(num_cpus=max(4, os.cpu_count() or 1), num_gpus=num_gpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     for attempt in (1, 2):  # Ray gives a node 30 s to start, which a loaded machine may miss once
         try:
-            ray.init(address="local", **settings)
+            with _silent_stderr():
+                ray.init(address="local", **settings)
             return
         except (RuntimeError, TimeoutError):
             ray.shutdown()
             if attempt == 2:
                 raise
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Hide what C++ code writes while Ray starts (that it was told to be quiet); failures still arrive as exceptions."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
 def _tighten_token() -> None:

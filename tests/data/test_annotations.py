@@ -1,0 +1,197 @@
+"""Annotations: exact, never shifted, every blemish counted with file and line."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raffect.data.annotations import parse_expression, parse_units, parse_valence_arousal, read_annotations
+from raffect.data.labels import ACTION_UNITS, AU, EXPR, VA, labelled
+from raffect.data.synthetic import EDITION, draw_course, plan_videos
+from raffect.errors import RaffectError
+
+
+def write_tree(root: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def expr_file(tmp_path, content: bytes, name="EXPR_Recognition_Challenge/Train_Set/v.txt"):
+    return read_annotations(write_tree(tmp_path, {name: content}))
+
+
+HEADER = EXPR.header.encode()
+
+
+def test_line_k_is_frame_k(tmp_path):
+    table = expr_file(tmp_path, HEADER + b"\n4\n-1\n7\n0\n").tables["expr"]
+    assert table["frame"].to_pylist() == [1, 2, 3, 4]
+    assert table["expression"].to_pylist() == [4, -1, 7, 0]
+    assert set(table["split"].to_pylist()) == {"train"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        HEADER + b"\r\n4\r\n-1\r\n7",
+        b"\xef\xbb\xbf" + HEADER + b"\n4\n-1\n7\n",
+        HEADER + b", \n4\n-1\n7\n\n\n",
+        HEADER + b" \n 4 \n-1\n7\n \n",
+        HEADER.replace(b",", b", ") + b"\n4\n-1\n7",
+        HEADER + b"\r4\r-1\r7\r",
+        HEADER + b"\r\r\n4\r\r\n-1\r\r\n7\r\r\n",
+    ],
+    ids=["crlf-no-newline", "bom", "trailing-comma-and-blanks", "spaces", "spaced-header", "old-mac", "doubled-cr"],
+)
+def test_blemishes_of_the_wild_change_nothing(tmp_path, content):
+    found = expr_file(tmp_path, content)
+    assert found.tables["expr"]["expression"].to_pylist() == [4, -1, 7]
+    assert found.problems == []
+
+
+@pytest.mark.parametrize("bad", [b"8", b"-2", b"1.0", b"", b"x", b"1_0", "٣".encode(), b"\xff\xfe", b"1,2", b"+1", b"99999999999999"])
+def test_a_wrong_line_keeps_its_place_and_is_reported(tmp_path, bad):
+    found = expr_file(tmp_path, HEADER + b"\n1\n" + bad + b"\n3\n")
+    assert found.tables["expr"]["expression"].to_pylist() == [1, -1, 3]
+    (problem,) = found.problems
+    assert problem.file.endswith("Train_Set/v.txt")
+    assert problem.line == 3
+    assert "-1 to 7" in problem.what
+
+
+@pytest.mark.parametrize("folder", ["EXPR_Classification_Challenge/Train_Set", "EXPR_Recognition_Challenge/Train_Set", "EXPR_Set/Training_Set", "EXPR_Set/Train_Set", "6th ABAW Annotations/EXPR_Recognition_Challenge/Train_Set"])
+def test_every_edition_is_found(tmp_path, folder):
+    found = expr_file(tmp_path, HEADER + b"\n4\n", f"{folder}/v.txt")
+    assert len(found.tables["expr"]) == 1
+    assert found.edition == ("6th ABAW Annotations" if "6th" in folder else tmp_path.name)
+
+
+def test_the_2020_edition_is_named_not_misread(tmp_path):
+    files = {"EXPR_Set/Train_Set/v.txt": HEADER + b"\n1\n", "EXPR_Set/Train_Set/w.txt": b"Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise\n1\n", "AU_Set/Train_Set/v.txt": b"AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25\n" + b"0," * 7 + b"1\n"}
+    found = read_annotations(write_tree(tmp_path, files))
+    assert list(found.tables) == ["expr"]
+    assert [problem.line for problem in found.problems] == [1, 1]
+    assert all("2020 edition" in problem.what for problem in found.problems)
+
+
+def test_a_file_without_header_is_left_out_not_shifted(tmp_path):
+    files = {"EXPR_Set/Train_Set/v.txt": b"1\n2\n", "EXPR_Set/Train_Set/w.txt": HEADER + b"\n3\n"}
+    found = read_annotations(write_tree(tmp_path, files))
+    assert found.tables["expr"]["video"].to_pylist() == ["w"]
+    assert "expected the header" in found.problems[0].what
+
+
+def test_au_and_va_values_and_marks(tmp_path):
+    files = {
+        "AU_Detection_Challenge/Validation_Set/v_left.txt": AU.header.encode() + b"\n" + b"0,1," * 5 + b"-1,1\n" + b"2" + b",0" * 11 + b"\n",
+        "VA_Estimation_Challenge/Train_Set/v.txt": b"valence,arousal\n0.25,-1\n-5,-5\n1.01,0\n.5,1e-1\nnan,0\n-5,0.1\n",
+    }
+    found = read_annotations(write_tree(tmp_path, files))
+    au, va = found.tables["au"], found.tables["va"]
+    assert [au[unit][0].as_py() for unit in ACTION_UNITS] == [0, 1] * 5 + [-1, 1]
+    assert [au[unit][1].as_py() for unit in ACTION_UNITS] == [-1] * 12
+    assert au["video"].to_pylist() == ["v_left"] * 2
+    assert va["valence"].to_pylist() == [0.25, -5, -5, 0.5, -5, -5]
+    values = np.stack([va["valence"].to_numpy(), va["arousal"].to_numpy()], 1)
+    assert labelled(VA, values).tolist() == [True, False, False, True, False, False]
+    assert sorted(problem.line for problem in found.problems) == [3, 4, 6]
+
+
+def test_mtl_file_gives_all_three_tasks_and_counts_repeats(tmp_path):
+    row = b"a/00003.jpg,0.1,-0.2,4," + b",".join([b"0"] * 11 + [b"1"])
+    other = row.replace(b",4,", b",5,")
+    content = b"image,valence,arousal,expression,aus\n" + row + b"\n" + row + b"\n" + other + b"\nb_right/00001.jpg,-5,-5,-1," + b",".join([b"-1"] * 12) + b"\nbroken\n"
+    found = read_annotations(write_tree(tmp_path, {"MTL_Challenge/training_set_annotations.txt": content, "MTL_Challenge/validation_set_annotations.txt": b"image,valence,arousal,expression,aus\n" + row.replace(b"a/", b"c/") + b"\n"}))
+    assert found.tables["expr"].select(["video", "frame", "expression"]).to_pylist() == [
+        {"video": "a", "frame": 3, "expression": 4}, {"video": "b_right", "frame": 1, "expression": -1}, {"video": "c", "frame": 3, "expression": 4},
+    ]  # fmt: skip
+    assert found.tables["au"]["AU26"].to_pylist() == [1, -1, 1]
+    assert found.tables["va"]["valence"].to_pylist() == pytest.approx([0.1, -5, 0.1])
+    assert found.tables["expr"]["split"].to_pylist() == ["train", "train", "validation"]
+    what = [problem.what for problem in found.problems]
+    assert any("other values" in text for text in what)
+    assert any("2 lines repeat" in text for text in what)
+    assert any("broken" in text for text in what)
+
+
+def test_a_video_in_two_splits_is_reported(tmp_path):
+    files = {f"EXPR_Set/{split}/v.txt": HEADER + b"\n1\n" for split in ("Train_Set", "Validation_Set")}
+    found = read_annotations(write_tree(tmp_path, files))
+    assert len(found.tables["expr"]) == 1
+    assert "train split" in found.problems[0].what
+
+
+def test_unreadable_and_foreign_files_are_reported_or_ignored(tmp_path):
+    tree = write_tree(tmp_path, {"EXPR_Set/Train_Set/v.txt": HEADER + b"\n1\n", "EXPR_Set/Train_Set/.DS_Store": b"x", "EXPR_Set/Train_Set/._v.txt": b"x", "EXPR_Set/Train_Set/u.txt": "\ufeffNeutral".encode("utf-16-le")})
+    (tree / "EXPR_Set/Train_Set/gone.txt").symlink_to(tree / "nowhere")
+    problems = {problem.file.rsplit("/", 1)[-1]: problem.what for problem in read_annotations(tree).problems}
+    assert set(problems) == {"gone.txt", "u.txt"}
+    assert "UTF-16" in problems["u.txt"]
+
+
+@pytest.mark.parametrize("make", [lambda path: path / "missing", lambda path: path])
+def test_a_folder_without_annotations_is_one_clear_error(tmp_path, make):
+    with pytest.raises(RaffectError, match="annotations"):
+        read_annotations(make(tmp_path))
+
+
+def test_drawn_annotations_come_back_as_drawn(tree):
+    found = read_annotations(tree / EDITION)
+    assert found.problems == []
+    for video in plan_videos(600, 3):
+        course = draw_course(video, 3)
+        for task, columns, truth in (("expr", ["expression"], course.expr[:, None]), ("au", list(ACTION_UNITS), course.au)):
+            if video.splits[task] is not None:
+                table = found.tables[task]
+                rows = table.filter(np.array([name == video.name for name in table["video"].to_pylist()]))
+                values = np.stack([rows[column].to_numpy() for column in columns], 1)
+                length = min(len(values), len(truth))
+                assert abs(len(values) - len(truth)) <= 2
+                assert (values[:length] == truth[:length]).all()
+
+
+@given(st.binary(max_size=40))
+@settings(max_examples=500, deadline=None)
+def test_parsers_accept_their_language_and_nothing_else(line):
+    line = line.strip()
+    accepted = {
+        parse_expression: re.fullmatch(rb"-1|0*[0-7]|-0+", line) is not None and len(line.lstrip(b"-")) <= 3 or re.fullmatch(rb"-0*1", line) is not None and len(line) <= 4,
+        parse_units: len(line.split(b",")) == 12 and all(cell.strip() in (b"-1", b"0", b"1") for cell in line.split(b",")),
+    }
+    for parse, expected in accepted.items():
+        try:
+            parse(line)
+        except ValueError:
+            assert not expected
+        else:
+            assert expected
+    try:
+        values = parse_valence_arousal(line)
+    except ValueError:
+        return
+    assert len(values) == 2
+    assert all(value == -5 or -1 <= value <= 1 for value in values)
+
+
+_LINE = st.one_of(st.sampled_from([b"0", b"1", b"7", b"-1", b"", b" 3", b"4\r", b"8", b"\x00"]), st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"")))
+
+
+@given(lines=st.lists(_LINE, max_size=30), ending=st.sampled_from([b"", b"\n", b"\n\n"]), bom=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_fuzzed_files_never_shift_and_account_for_every_line(tmp_path_factory, lines, ending, bom):
+    content = (b"\xef\xbb\xbf" if bom else b"") + HEADER + b"\n" + b"\n".join(lines) + ending
+    found = expr_file(tmp_path_factory.mktemp("fuzz"), content)
+    stripped = [line.strip() for line in lines]
+    while stripped and not stripped[-1]:
+        stripped.pop()
+    table = found.tables["expr"]
+    assert table["frame"].to_pylist() == list(range(1, len(stripped) + 1))
+    wrong = {problem.line for problem in found.problems}
+    for frame, (line, value) in enumerate(zip(stripped, table["expression"].to_pylist(), strict=True), start=1):
+        assert value == (-1 if frame + 1 in wrong else int(line))
