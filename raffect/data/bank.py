@@ -79,11 +79,13 @@ class Plan:
         table: ``video`` (dictionary), ``frame`` (int32), sorted within a generation.
         offsets: int64, shape (num_shards + 1,); shard k has rows ``offsets[k]:offsets[k + 1]``.
         shard_rows: Most rows a shard has.
+        generations: How many files it was read from.
     """
 
     table: pa.Table
     offsets: np.ndarray
     shard_rows: int
+    generations: int
 
     @property
     def num_shards(self) -> int:
@@ -169,7 +171,7 @@ class Bank:
             lengths += [shard_rows] * full + [rest] * bool(rest)
             tables.append(table.replace_schema_metadata(None))
         table = pa.concat_tables(tables).unify_dictionaries() if tables else _key_table(pa.table({"video": pa.array([], pa.string()), "frame": pa.array([], pa.int32())}))
-        return Plan(table.combine_chunks(), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64), shard_rows)
+        return Plan(table.combine_chunks(), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64), shard_rows, len(tables))
 
     def extend_plan(self, manifest: pa.Table, shard_rows: int | None = None) -> Plan:
         """Plan every frame of a manifest that is not planned yet; new ones become a generation of their own.
@@ -192,8 +194,8 @@ class Bank:
             new = _key_table(new).replace_schema_metadata({"shard_rows": str(rows), "manifest_digest": digest_keys(manifest)})
             sink = pa.BufferOutputStream()
             pq.write_table(new, sink, compression="zstd")
-            # Of two runs that extend at once, one wins; the other finds its frames planned and looks again.
-            write_if_absent(self.path / "plan" / f"{len(self._plan_files()):04d}.parquet", sink.getvalue().to_pybytes())
+            # Of two runs that extend the same plan at once, one wins; the other looks again at what is left to plan.
+            write_if_absent(self.path / "plan" / f"{plan.generations:04d}.parquet", sink.getvalue().to_pybytes())
             self.__dict__.pop("plan", None)
 
     def _unplanned(self, manifest: pa.Table, plan: Plan) -> pa.Table:

@@ -160,9 +160,10 @@ def _attempt(function, *args):
 
 
 def shrink(pixels: np.ndarray, size: int, resample: Image.Resampling, keep_ratio: bool) -> np.ndarray:
-    """Bring a picture larger than the encoder's input down to it with PIL, where it is read.
+    """Bring a picture with a side longer than the encoder's input down to it with PIL, where it is read.
 
-    Larger pictures are cheaper to shrink than to hand over; smaller ones are enlarged on the device. Both give the same pixels.
+    Such pictures are cheaper to shrink than to hand over, and PIL from version 13 on chooses the order of its two passes
+    by rules of its own when it shrinks. Smaller ones are enlarged on the device, to the same pixels.
 
     Args:
         pixels: uint8 (height, width, 3).
@@ -171,10 +172,10 @@ def shrink(pixels: np.ndarray, size: int, resample: Image.Resampling, keep_ratio
         keep_ratio: Shortest side to ``size`` and centre crop (CLIP), else both sides to ``size``.
 
     Returns:
-        ``pixels`` itself unless its shorter side is above ``size``; then uint8 (size, size, 3).
+        ``pixels`` itself if no side is longer than ``size``; else uint8 (size, size, 3).
     """
     height, width = pixels.shape[:2]
-    if min(height, width) <= size and height * width <= 4 * size * size:
+    if max(height, width) <= size:
         return pixels
     image = Image.fromarray(pixels)
     if not keep_ratio:

@@ -79,6 +79,7 @@ class Encoder:
         """
         size = self.preprocess.size
         batch = torch.zeros(self.batch_size, 3, size, size, device=self.device)
+        frames = [self.preprocess.shrink(frame) for frame in frames]
         shapes = [frame.shape for frame in frames]
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]

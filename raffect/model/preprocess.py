@@ -15,9 +15,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from raffect.data.frames import resized_shape
+from raffect.data.frames import resized_shape, shrink
 from raffect.errors import RaffectError
 
 _COEFFICIENT_BITS = 22  # PIL's PRECISION_BITS for 8-bit pictures
@@ -50,10 +51,10 @@ class Preprocess:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def resize(self, pixels_BHWC: Tensor) -> Tensor:
-        """Resize and crop pictures of one size.
+        """Enlarge pictures of one size to the encoder's input.
 
         Args:
-            pixels_BHWC: uint8, shape (B, H, W, 3).
+            pixels_BHWC: uint8, shape (B, H, W, 3), no side longer than ``size`` (see `shrink`).
 
         Returns:
             float32 of whole numbers 0-255, shape (B, 3, S, S), on the same device.
@@ -65,6 +66,10 @@ class Preprocess:
         rows, columns = _matrices(height, width, self.size, self.interpolation, self.resize_mode, x.device)
         x = _round(*(x @ half for half in columns))
         return _round(*(half @ x for half in rows))
+
+    def shrink(self, pixels: np.ndarray) -> np.ndarray:
+        """Bring one picture (H, W, 3) down to the encoder's input if a side is longer; see `raffect.data.frames.shrink`."""
+        return shrink(pixels, self.size, Image.Resampling[self.interpolation.upper()], self.resize_mode == "shortest")
 
     def normalise(self, pixels_BCSS: Tensor) -> Tensor:
         """Scale 0-255 to the encoder's range; float32, same shape."""

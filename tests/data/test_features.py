@@ -1,0 +1,102 @@
+"""Reading a task's features: exact join, filters, memory map, and no damaged shard in silence."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import fill_bank, make_manifest
+
+from raffect.data.bank import Bank
+from raffect.data.features import read_features
+from raffect.data.labels import AU, EXPR
+from raffect.errors import RaffectError
+
+MANIFEST = make_manifest({"a": 30, "b": 30, "c": 7})
+REJECTS = {0: {3: "empty file"}, 2: {0: "x", 1: "y"}}
+
+
+def make_labels(seed=0):
+    """Labels of a and b in shuffled order, some unlabelled, some without image, with one column of truth."""
+    rng = np.random.default_rng(seed)
+    rows = [(video, frame, split) for video, split in (("b", "train"), ("a", "train"), ("c", "validation"), ("z", "train")) for frame in range(1, 36)]
+    rows = [rows[k] for k in rng.permutation(len(rows))]
+    values = rng.integers(-1, 8, len(rows))
+    return pa.table({"video": [row[0] for row in rows], "frame": pa.array([row[1] for row in rows], pa.int32()), "split": [row[2] for row in rows], "expression": pa.array(values, pa.int8())})
+
+
+def expected(labels, split, videos=None):
+    """A plain dictionary join, row by row."""
+    rejected = {(row["video"], row["frame"]) for shard, bad in REJECTS.items() for row in MANIFEST.slice(shard * 16, 16).take(sorted(bad)).to_pylist()}
+    number = {(row["video"], row["frame"]): k for k, row in enumerate(MANIFEST.to_pylist()) if (row["video"], row["frame"]) not in rejected}
+    wanted = [row for row in labels.to_pylist() if row["split"] == split and row["expression"] >= 0 and (videos is None or row["video"] in videos)]
+    found = sorted((number[row["video"], row["frame"]], row["video"], row["frame"], row["expression"]) for row in wanted if (row["video"], row["frame"]) in number)
+    return found, len(wanted) - len(found)
+
+
+@pytest.fixture
+def bank(tmp_path):
+    return fill_bank(tmp_path / "bank", MANIFEST, rejects=REJECTS)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("videos", [None, {"a"}, {"b", "z"}])
+def test_the_join_is_that_of_a_dictionary(bank, split, videos):
+    labels = make_labels()
+    rows, missing = expected(labels, split, videos)
+    if not rows:
+        with pytest.raises(RaffectError, match="no frame"):
+            read_features(bank, labels, EXPR, split, videos=videos)
+        return
+    out = read_features(bank, labels, EXPR, split, videos=videos)
+    assert out.x[:, 0].tolist() == [row[0] for row in rows]
+    assert out.x.flags.c_contiguous
+    assert out.x.dtype == np.float16
+    assert [out.videos[k] for k in out.video] == [row[1] for row in rows]
+    assert out.frame.tolist() == [row[2] for row in rows]
+    assert out.y[:, 0].tolist() == [row[3] for row in rows]
+    assert out.missing == missing
+
+
+def test_limit_takes_the_first_ones_and_memmap_the_same_numbers(bank, tmp_path):
+    labels = make_labels()
+    whole = read_features(bank, labels, EXPR, "train")
+    part = read_features(bank, labels, EXPR, "train", limit=11)
+    assert np.array_equal(part.x, whole.x[:11])
+    assert np.array_equal(part.y, whole.y[:11])
+    mapped = read_features(bank, labels, EXPR, "train", memmap=tmp_path / "x.npy", threads=3)
+    assert isinstance(mapped.x, np.memmap)
+    assert np.array_equal(mapped.x, whole.x)
+    assert np.array_equal(np.load(tmp_path / "x.npy"), whole.x)
+
+
+def test_a_bank_that_is_not_finished_gives_what_it_has(bank):
+    bank.commit_path(1).unlink()
+    labels = make_labels()
+    whole, _ = expected(labels, "train")
+    out = read_features(Bank(bank.path), labels, EXPR, "train")
+    assert out.x[:, 0].tolist() == [row[0] for row in whole if not 16 <= row[0] < 32]
+    assert out.missing > 0
+
+
+def test_au_rows_need_one_known_unit(bank):
+    values = np.full((3, 12), -1, np.int8)
+    values[1, 4] = 0
+    table = pa.table({"video": ["a"] * 3, "frame": pa.array([1, 2, 3], pa.int32()), "split": ["train"] * 3, **{unit: values[:, k] for k, unit in enumerate(AU.columns)}})
+    out = read_features(bank, table, AU, "train")
+    assert out.frame.tolist() == [2]
+    assert out.y.shape == (1, 12)
+
+
+def test_a_damaged_shard_is_one_clear_error(bank):
+    content = bank.shard_path(0).read_bytes()
+    bank.shard_path(0).write_bytes(content[:-4] + b"xxxx")
+    with pytest.raises(RaffectError, match="000000.parquet.*verify"):
+        read_features(bank, make_labels(), EXPR, "train")
+
+
+def test_an_empty_bank_is_one_clear_error(tmp_path):
+    bank = Bank(tmp_path / "bank")
+    with pytest.raises(RaffectError, match="no bank"):
+        read_features(bank, make_labels(), EXPR, "train")
+    bank.extend_plan(MANIFEST)
+    with pytest.raises(RaffectError, match="nothing extracted"):
+        read_features(bank, make_labels(), EXPR, "train")

@@ -1,0 +1,169 @@
+"""Frames: pixels are PIL's, bad ones have a reason, and a frame that kills its decoder loses only itself."""
+
+import io
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from raffect.data import frames
+from raffect.data.frames import BadFrame, decode, find_killers, read_bytes, read_frames, shrink
+
+RNG = np.random.default_rng(0)
+
+
+def picture(height=40, width=30, channels=3):
+    coarse = RNG.integers(0, 256, (5, 4, channels), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse.squeeze()).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def pil(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+CONTENTS = {
+    "jpeg": encoded(Image.fromarray(picture()), "JPEG", quality=90),
+    "jpeg-progressive": encoded(Image.fromarray(picture()), "JPEG", progressive=True),
+    "jpeg-444": encoded(Image.fromarray(picture(41, 33)), "JPEG", subsampling=0),
+    "jpeg-grey": encoded(Image.fromarray(picture(channels=1)), "JPEG"),
+    "jpeg-cmyk": encoded(Image.fromarray(picture()).convert("CMYK"), "JPEG"),
+    "jpeg-exif-rotated": encoded(Image.fromarray(picture()), "JPEG", exif=EXIF),
+    "png": encoded(Image.fromarray(picture()), "PNG"),
+    "png-rgba": encoded(Image.fromarray(picture(channels=4)), "PNG"),
+    "png-palette": encoded(Image.fromarray(picture()).convert("P"), "PNG"),
+    "png-one-bit": encoded(Image.fromarray(picture()).convert("1"), "PNG"),
+    "gif-animated": encoded(Image.fromarray(picture()), "GIF", save_all=True, append_images=[Image.fromarray(picture())]),
+    "bmp": encoded(Image.fromarray(picture()), "BMP"),
+    "webp": encoded(Image.fromarray(picture()), "WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_pixels_are_those_of_pil(kind):
+    pixels = decode(CONTENTS[kind])
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, pil(CONTENTS[kind]))
+
+
+def test_sixteen_bit_grey_is_scaled_where_pil_clips_it_to_white():
+    wide = np.linspace(0, 65535, 1200).reshape(30, 40).astype(np.uint16)
+    content = encoded(Image.fromarray(wide), "PNG")
+    pixels = decode(content)
+    assert np.array_equal(pixels[..., 0], np.round(wide / 257.0).astype(np.uint8))
+    assert pil(content).mean() > 250  # the negative control: what PIL alone would have said
+
+
+def png_bomb(width=30_000, height=30_000) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([1, 0, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes((width // 8 + 1) * 100), 9)) + chunk(b"IEND", b"")
+
+
+BAD = {
+    "truncated": (CONTENTS["jpeg"][: len(CONTENTS["jpeg"]) // 2], "cannot be decoded"),
+    "text": (b"this is no picture", "not a picture"),
+    "bomb": (png_bomb(), "megapixels"),
+    "large": (png_bomb(9_000, 9_000), "megapixels"),
+    "float": (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "floating-point"),
+    "int32": (encoded(Image.fromarray(np.zeros((4, 4), np.int32)), "TIFF"), "32-bit integer"),
+    "header-only": (CONTENTS["jpeg"][:20], "cannot be decoded|not a picture"),
+    "png-crc": (CONTENTS["png"][:40] + b"\0\0" + CONTENTS["png"][42:], "not a picture"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_picture_is_rejected_with_its_reason(kind):
+    content, reason = BAD[kind]
+    with pytest.raises(BadFrame, match=reason):
+        decode(content)
+
+
+@given(position=st.integers(0, 10**6), value=st.integers(0, 255), cut=st.integers(0, 10**6), kind=st.sampled_from(sorted(CONTENTS)))
+@settings(max_examples=400, deadline=None)
+def test_mutated_pictures_decode_or_are_rejected(position, value, cut, kind):
+    content = bytearray(CONTENTS[kind])
+    content[position % len(content)] = value
+    try:
+        pixels = decode(bytes(content[: max(1, cut % (len(content) * 2))]))
+    except BadFrame as bad:
+        assert str(bad)
+        assert "\n" not in str(bad)
+    else:
+        assert pixels.dtype == np.uint8
+        assert pixels.ndim == 3
+
+
+def table(root, *paths):
+    return pa.table({"root": [str(root)] * len(paths), "path": list(paths)})
+
+
+def test_files_are_read_in_order_with_a_reason_for_each_bad_one(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(CONTENTS["jpeg"])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "folder.jpg").mkdir()
+    out = read_frames(table(tmp_path, "a.jpg", "empty.jpg", "gone.jpg", "folder.jpg", "../a.jpg", "/etc/passwd", "a\0.jpg"))
+    assert np.array_equal(out[0], pil(CONTENTS["jpeg"]))
+    reasons = [str(frame) for frame in out[1:]]
+    assert reasons[0] == "empty file"
+    assert "No such file" in reasons[1]
+    assert "directory" in reasons[2]
+    assert reasons[3:] == ["path points outside its root"] * 3
+
+
+def test_packed_files_are_read_and_their_faults_are_reasons(tmp_path):
+    file = tmp_path / "frames-00000.parquet"
+    pq.write_table(pa.table({"image": pa.array([CONTENTS["jpeg"], None], pa.binary()), "reason": pa.array([None, "empty file"], pa.string())}), file)
+    out = read_frames(table(file, "0/0", "0/1", "0/7", "9/0", "x/0"))
+    assert np.array_equal(out[0], pil(CONTENTS["jpeg"]))
+    assert [type(frame) for frame in out[1:]] == [BadFrame] * 4
+    assert str(out[1]) == "empty file"
+    assert "cannot be read" in str(read_frames(table(tmp_path / "gone.parquet", "0/0"))[0])
+
+
+def test_read_bytes_names_the_fault(tmp_path):
+    with pytest.raises(BadFrame, match="outside"):
+        read_bytes(str(tmp_path), "a/../../b.jpg")
+
+
+def test_frames_that_kill_their_decoder_are_found_and_the_others_spared(tmp_path, monkeypatch):
+    for k in range(7):
+        (tmp_path / f"{k}.jpg").write_bytes(CONTENTS["jpeg"])
+    # A stand-in for a decoder that segfaults: the child dies of SIGSEGV when it meets frame 2 or 5.
+    deadly = "import os, signal\nimport raffect.data.frames as f\nreal = f.read_frames\ndef deadly(rows):\n    if rows['path'][0].as_py()[0] in '25':\n        os.kill(os.getpid(), signal.SIGSEGV)\n    return real(rows)\nf.read_frames = deadly\n"
+    monkeypatch.setattr(frames, "_TRIAL", deadly + frames._TRIAL)
+    killers = find_killers(table(tmp_path, *[f"{k}.jpg" for k in range(7)]))
+    assert killers == {2: "kills its decoder (signal 11)", 5: "kills its decoder (signal 11)"}
+
+
+def test_no_frame_is_called_a_killer_without_cause(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(CONTENTS["jpeg"])
+    assert find_killers(table(tmp_path, "a.jpg", "gone.jpg")) == {}
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 300), (400, 250), (113, 900), (225, 224)])
+def test_shrinking_is_clips_transform(height, width):
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    pixels = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    expected = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224)])(Image.fromarray(pixels))
+    assert np.array_equal(shrink(pixels, 224, Image.Resampling.BICUBIC, True), np.asarray(expected))
+
+
+def test_small_pictures_are_handed_over_as_they_are():
+    pixels = picture(112, 224)
+    assert shrink(pixels, 224, Image.Resampling.BICUBIC, True) is pixels

@@ -1,0 +1,103 @@
+"""Drawn data: seeded, in the real layout, with real blemishes, and every unit visible."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raffect.data.annotations import read_annotations
+from raffect.data.faces import DRAWN_UNITS, Pose, draw_face, draw_look
+from raffect.data.labels import ACTION_UNITS, EXPRESSIONS
+from raffect.data.manifest import list_images
+from raffect.data.synthetic import EDITION, contact_sheet, draw_course, is_synthetic, plan_videos, write_synthetic
+from raffect.errors import RaffectError
+
+
+@pytest.mark.parametrize("unit", DRAWN_UNITS)
+def test_every_unit_changes_the_picture_where_the_face_is(unit):
+    look = draw_look(np.random.default_rng(0))
+    base = {"AU25": 1.0} if unit == "AU26" else {}
+    rest, shown = (draw_face(look, units, Pose(noise=0), 0).astype(int) for units in (base, base | {unit: 1.0}))
+    changed = np.abs(rest - shown).max(axis=2) > 20
+    assert changed.sum() > 15
+    upper = unit in ("AU1", "AU2", "AU4", "AU5", "AU6", "AU7")
+    rows = np.flatnonzero(changed.any(1))
+    assert rows.mean() < 66 if upper else rows.mean() > 50
+
+
+def test_a_face_is_a_pure_function_of_its_arguments():
+    look = draw_look(np.random.default_rng(1))
+    one, two = (draw_face(look, {"AU12": 0.5}, Pose(), seed=5) for _ in range(2))
+    assert np.array_equal(one, two)
+    assert one.shape == (112, 112, 3)
+    assert not np.array_equal(one, draw_face(look, {"AU12": 0.5}, Pose(), seed=6))
+
+
+def test_the_same_seed_draws_the_same_files(tmp_path):
+    for name, seed in (("one", 7), ("two", 7), ("three", 8)):
+        write_synthetic(tmp_path / name, 240, seed, workers=2)
+    one, two, three = ({str(file.relative_to(tmp_path / name)): file.read_bytes() for file in (tmp_path / name).rglob("*") if file.is_file()} for name in ("one", "two", "three"))
+    assert one == two
+    assert one != three
+
+
+def test_the_layout_is_the_real_one_with_its_blemishes(tree):
+    raw = [file.read_bytes() for file in tree.rglob("*.txt")]
+    assert any(b"\r\n" in content for content in raw)
+    assert any(not content.endswith(b"\n") for content in raw)
+    assert any(not b"\r\n" in content for content in raw)
+    videos = {folder.name for folder in (tree / "cropped_aligned").iterdir()}
+    assert any(name.endswith("_left") for name in videos)
+    assert any(f"{name}_right" in videos for name in videos)
+    with Image.open(next((tree / "cropped_aligned").rglob("*.jpg"))) as image:
+        assert (image.size, image.mode, image.format) == ((112, 112), "RGB", "JPEG")
+    found, listing = read_annotations(tree / EDITION), list_images([tree / "cropped_aligned"])
+    assert set(found.tables) == {"expr", "au", "va"}
+    images = set(zip(listing.table["video"].to_pylist(), listing.table["frame"].to_pylist(), strict=True))
+    lines = {(video, frame) for table in found.tables.values() for video, frame in zip(table["video"].to_pylist(), table["frame"].to_pylist(), strict=True)}
+    assert lines - images, "lines without an image"
+    assert is_synthetic(tree / "cropped_aligned")
+    assert not is_synthetic(tree.parent)
+
+
+def test_every_expression_is_in_both_splits_and_classes_are_unequal():
+    videos = plan_videos(4000, 0)
+    for split in ("train", "validation"):
+        labels = np.concatenate([draw_course(video, 0).expr for video in videos if video.splits["expr"] == split])
+        counts = np.bincount(labels[labels >= 0], minlength=len(EXPRESSIONS))
+        assert (counts > 0).all()
+        assert counts.max() > 8 * counts.min()
+        assert (labels == -1).any()
+
+
+def test_splits_are_per_task():
+    splits = [tuple(video.splits.values()) for video in plan_videos(4000, 0)]
+    assert ("validation", "train", "train") in splits
+    assert ("train", "validation", "train") in splits
+
+
+def test_units_follow_the_expression_smoothly():
+    video = max(plan_videos(4000, 0), key=lambda video: video.num_frames)
+    course = draw_course(video, 0)
+    assert np.abs(np.diff(course.units, axis=0)).mean() < 0.06
+    happy, smile = course.expr == EXPRESSIONS.index("Happiness"), course.au[:, list(ACTION_UNITS).index("AU12")] == 1
+    assert smile[happy].mean() > 0.8
+    assert smile[~happy].mean() < 0.5
+
+
+def test_a_finished_tree_is_kept_and_a_foreign_one_refused(tmp_path):
+    counts = write_synthetic(tmp_path / "t", 200, 0, workers=1)
+    stamp = (tmp_path / "t" / "cropped_aligned").stat().st_mtime_ns
+    assert write_synthetic(tmp_path / "t", 200, 0, workers=1) == counts
+    assert (tmp_path / "t" / "cropped_aligned").stat().st_mtime_ns == stamp
+    with pytest.raises(RaffectError, match="another drawn data set"):
+        write_synthetic(tmp_path / "t", 300, 0)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(RaffectError, match="not empty"):
+        write_synthetic(tmp_path / "mine", 200, 0)
+    with pytest.raises(RaffectError, match="too few"):
+        write_synthetic(tmp_path / "u", 50, 0)
+
+
+def test_the_contact_sheet_has_a_row_a_subject_and_a_column_an_expression():
+    assert contact_sheet(0, num_subjects=2).shape == (224, 896, 3)

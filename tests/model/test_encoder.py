@@ -1,0 +1,232 @@
+"""The encoder: open_clip's own vectors, one fingerprint for the same tensors, one batch shape, no pickles."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from raffect.config import EncoderConfig
+from raffect.errors import RaffectError
+from raffect.model.encoder import build_model, load_encoder
+from raffect.model.weights import EMBEDDED_FOLDER, resolve
+
+EMBEDDED = EncoderConfig(model="raffect-faces", weights="embedded")
+RNG = np.random.default_rng(0)
+
+
+def faces(*sizes):
+    return [np.asarray(Image.fromarray(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((width, height))) for height, width in sizes]
+
+
+def reference(config: EncoderConfig, frames) -> np.ndarray:
+    """open_clip's own transform and `encode_image` of the untouched model, in float32."""
+    model = build_model(resolve(config)).eval()
+    transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    with torch.no_grad():
+        return model.encode_image(torch.stack([transform(Image.fromarray(frame)) for frame in frames])).numpy()
+
+
+@pytest.fixture(scope="module")
+def tiny_vit(tmp_path_factory):
+    """A small CLIP with a text tower and a 224-pixel input, registered with open_clip like any other."""
+    folder = tmp_path_factory.mktemp("configs")
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    for name, quick in (("tiny-vit", False), ("tiny-vit-quickgelu", True)):
+        config = {"embed_dim": 24, "quick_gelu": quick, "vision_cfg": {"image_size": 224, "layers": 2, "width": 32, "head_width": 16, "patch_size": 32}, "text_cfg": text}
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    from raffect.model import weights
+
+    known = weights.model_configs()
+    known.update({file.stem: file for file in folder.glob("*.json")})
+    yield EncoderConfig(model="tiny-vit-quickgelu", weights="random:0", batch_size=4)
+    for file in folder.glob("*.json"):
+        known.pop(file.stem)
+
+
+SIZES = [(112, 112), (224, 224), (64, 64), (100, 150), (150, 100), (300, 260), (112, 112)]
+
+
+def test_vectors_are_those_of_encode_image(tiny_vit):
+    frames = faces(*SIZES)
+    expected = reference(tiny_vit, frames)
+    ours = load_encoder(tiny_vit, "cpu").encode(frames)
+    assert ours.dtype == np.float16
+    assert ours.shape == (7, 24)
+    # Stored as float16: half a unit in the last place is 2**-11 of a value.
+    np.testing.assert_allclose(ours.astype(np.float32), expected, rtol=2**-10, atol=2**-10 * np.abs(expected).max())
+
+
+def test_before_storage_the_difference_is_float32_noise(tiny_vit):
+    frames = faces(*SIZES[:4])
+    encoder = load_encoder(tiny_vit, "cpu")
+    with torch.inference_mode():
+        ours = encoder.forward(encoder.prepare(frames)).numpy()
+    expected = reference(tiny_vit, frames)
+    assert np.abs(ours - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_the_embedded_encoder_loads_like_any_other_and_is_open_clips(tiny_vit):
+    frames = faces((112, 112), (112, 112), (200, 150))
+    np.testing.assert_allclose(load_encoder(EMBEDDED, "cpu").encode(frames).astype(np.float32), reference(EMBEDDED, frames), rtol=2e-3, atol=2e-3)
+
+
+def test_coca_and_timm_towers_give_one_vector_a_frame():
+    for model in ("coca_ViT-B-32", "ViT-B-16-SigLIP"):
+        config = EncoderConfig(model=model, weights="random:0", batch_size=2)
+        frames = faces((112, 112))
+        ours = load_encoder(config, "cpu").encode(frames).astype(np.float32)
+        expected = reference(config, frames)
+        if model.startswith("coca"):  # CoCa's own encode_image normalises; the bank holds raw vectors
+            ours /= np.linalg.norm(ours, axis=1, keepdims=True)
+            expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(ours, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_a_vector_does_not_depend_on_the_frames_beside_it(tiny_vit):
+    encoder = load_encoder(tiny_vit, "cpu")
+    frames = faces(*[(112, 112)] * 11)
+    whole = encoder.encode(frames)
+    for start, stop in ((0, 1), (3, 5), (4, 11)):
+        assert np.array_equal(encoder.encode(frames[start:stop]), whole[start:stop])
+
+
+def test_an_unpadded_tail_would_depend_on_them(tiny_vit):
+    """Negative control for the static shape: at other shapes the bits do change, here or on other machines."""
+    encoder = load_encoder(replace(tiny_vit, batch_size=64), "cpu")
+    batch = encoder.prepare(faces(*[(112, 112)] * 64))
+    assert batch.shape == (64, 3, 224, 224)
+    with torch.inference_mode():
+        padded, alone = encoder.forward(batch)[:1], encoder.forward(batch[:1])
+    torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_no_frames_give_no_vectors(tiny_vit):
+    assert load_encoder(tiny_vit, "cpu").encode([]).shape == (0, 24)
+
+
+def test_the_same_tensors_have_one_fingerprint_whatever_file_they_came_in(tiny_vit, tmp_path):
+    model = build_model(resolve(tiny_vit))
+    state = model.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "w.pt")
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "trained.pt")
+    prints = {load_encoder(replace(tiny_vit, weights=str(tmp_path / name)), "cpu").identity.weights_sha256 for name in ("w.safetensors", "w.pt", "trained.pt")}
+    assert prints == {load_encoder(tiny_vit, "cpu").identity.weights_sha256}
+    assert load_encoder(replace(tiny_vit, weights="random:1"), "cpu").identity.weights_sha256 not in prints
+
+
+class Archive(torch.nn.Module):
+    """A stand-in for OpenAI's archive: the same tensors under the same names, three numbers more, as TorchScript."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = torch.nn.Linear(1, 1)
+        for name, tensor in model.state_dict().items():
+            parent = self
+            *path, leaf = name.split(".")
+            for part in path:
+                if part not in parent._modules:
+                    parent.add_module(part, torch.nn.Module())
+                parent = parent._modules[part]
+            parent.register_buffer(leaf, tensor.clone())
+        del self.inner
+        for name, value in (("input_resolution", 224), ("context_length", 8), ("vocab_size", 49408)):
+            self.register_buffer(name, torch.tensor(value))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_openais_torchscript_archive_is_read(tiny_vit, tmp_path):
+    torch.jit.script(Archive(build_model(resolve(tiny_vit)))).save(str(tmp_path / "openai-tiny.pt"))
+    identity = load_encoder(replace(tiny_vit, weights=str(tmp_path / "openai-tiny.pt")), "cpu").identity
+    assert identity.weights_sha256 == load_encoder(tiny_vit, "cpu").identity.weights_sha256
+    with pytest.raises(RaffectError, match="tiny-vit-quickgelu"):
+        load_encoder(replace(tiny_vit, model="tiny-vit", weights=str(tmp_path / "openai-tiny.pt")), "cpu")
+
+
+def test_quickgelu_models_really_compute_quickgelu(tiny_vit):
+    kinds = {model: {type(module).__name__ for module in build_model(resolve(replace(tiny_vit, model=model))).visual.modules()} for model in ("tiny-vit", "tiny-vit-quickgelu")}
+    assert "QuickGELU" in kinds["tiny-vit-quickgelu"]
+    assert "QuickGELU" not in kinds["tiny-vit"]
+
+
+class Evil:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return open, (str(self.target), "w")
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run(tiny_vit, tmp_path):
+    for name, save in (("torch.pt", lambda file: torch.save({"state_dict": Evil(tmp_path / "ran")}, file)), ("plain.bin", lambda file: file.write_bytes(pickle.dumps(Evil(tmp_path / "ran"))))):
+        save(tmp_path / name)
+        with pytest.raises(RaffectError, match=f"{name}: cannot be loaded"):
+            load_encoder(replace(tiny_vit, weights=str(tmp_path / name)), "cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_files_that_do_not_fit_are_one_clear_line(tiny_vit, tmp_path):
+    whole = (EMBEDDED_FOLDER / "raffect-faces.safetensors").read_bytes()
+    (tmp_path / "other-model.safetensors").write_bytes(whole)
+    (tmp_path / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "empty.bin").write_bytes(b"")
+    for name in ("other-model.safetensors", "truncated.safetensors", "text.pt", "empty.bin"):
+        with pytest.raises(RaffectError, match=f"{name}: cannot be loaded") as error:
+            load_encoder(replace(tiny_vit, weights=str(tmp_path / name)), "cpu")
+        assert "\n" not in str(error.value)
+
+
+def test_weights_with_nan_are_refused(tmp_path):
+    state = load_file(EMBEDDED_FOLDER / "raffect-faces.safetensors")
+    state["visual.conv1.weight"][0, 0, 0, 0] = float("nan")
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(RaffectError, match=r"visual.conv1.weight holds NaN"):
+        load_encoder(EncoderConfig(model="raffect-faces", weights=str(tmp_path / "w.safetensors")), "cpu")
+
+
+def test_random_weights_follow_their_seed_and_leave_the_callers_random_state_alone(tiny_vit):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one = load_encoder(tiny_vit, "cpu").identity
+    assert torch.rand(1) == expected
+    assert load_encoder(tiny_vit, "cpu").identity == one
+
+
+def test_running_out_of_memory_halves_the_batch_and_goes_on(tiny_vit, monkeypatch, caplog):
+    encoder = load_encoder(tiny_vit, "cpu")
+    frames = faces(*[(112, 112)] * 6)
+    expected = encoder.encode(frames)
+    real, failures = encoder.forward, iter([True])
+
+    def once(batch):
+        if next(failures, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(batch)
+
+    monkeypatch.setattr(encoder, "forward", once)
+    np.testing.assert_allclose(encoder.encode(frames).astype(np.float32), expected.astype(np.float32), rtol=1e-2, atol=1e-2)
+    assert encoder.batch_size == 2
+    assert "out of memory" in caplog.text
+    monkeypatch.setattr(encoder, "forward", lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(RaffectError, match="out of memory with one picture"):
+        encoder.encode(frames)
+
+
+def test_float16_on_request_is_close_and_another_identity(tiny_vit):
+    frames = faces((112, 112))
+    half, full = (load_encoder(replace(tiny_vit, precision=precision), "cpu") for precision in ("float16", "float32"))
+    assert half.identity.differences(full.identity) == ["precision: float16 against float32"]
+    scale = np.abs(full.encode(frames)).max()
+    assert np.abs(half.encode(frames).astype(np.float32) - full.encode(frames)).max() < 0.02 * scale

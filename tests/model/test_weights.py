@@ -1,0 +1,103 @@
+"""Weights are found without network or torch; what is missing or does not fit is one line that says what to do."""
+
+import subprocess
+import sys
+import time
+
+import open_clip
+import pytest
+
+from raffect.config import EncoderConfig
+from raffect.errors import RaffectError
+from raffect.model.weights import EMBEDDED_STAMP, RANDOM_STAMP, get_tag_config, list_tags, model_configs, read_model_config, resolve, weights_folder
+
+
+@pytest.fixture(autouse=True)
+def no_weights_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAFFECT_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_tables_are_those_of_open_clip():
+    ours, theirs = set(model_configs()), set(open_clip.list_models())  # other tests add models of their own to open_clip
+    assert {name for name in ours ^ theirs if not name.startswith(("tiny-vit", "raffect-faces"))} == set()
+    for model in ("ViT-L-14", "ViT-L-14-quickgelu", "RN50", "coca_ViT-L-14"):
+        assert list_tags(model) == open_clip.list_pretrained_tags_by_model(model)
+        assert read_model_config(model) == open_clip.get_model_config(model)
+    assert get_tag_config("ViT-L-14", "openai") == open_clip.get_pretrained_cfg("ViT-L-14", "openai")
+
+
+def test_missing_weights_fail_in_a_moment_and_say_what_to_bring():
+    code = "import sys\nfrom raffect.cli import main\nstatus = main(['models', 'path'])\nprint([m for m in ('torch', 'ray', 'open_clip') if m in sys.modules])\nsys.exit(status)"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert time.perf_counter() - start < 10  # half a second on a quiet machine; open_clip alone tries for 46 s
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "raffect models pull" in done.stderr
+    assert f"{weights_folder()}/ViT-L-14-quickgelu--openai.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def touch(name):
+    file = weights_folder() / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"x")
+    return file
+
+
+def test_a_tag_is_found_in_our_folder_and_carries_its_preprocess():
+    file = touch("ViT-B-16-SigLIP--webli.safetensors")
+    source = resolve(EncoderConfig(model="ViT-B-16-SigLIP", weights="webli"))
+    assert source.file == file
+    assert tuple(source.preprocess["mean"]) == (0.5, 0.5, 0.5)
+    assert source.preprocess["resize_mode"] == "squash"
+    assert source.stamp == ""
+
+
+def test_a_tag_is_found_where_open_clip_and_the_hub_keep_it(tmp_path):
+    url = get_tag_config("ViT-L-14", "laion400m_e31")["url"].rsplit("/", 1)[-1]
+    cache = tmp_path / ".cache" / "clip"
+    cache.mkdir(parents=True)
+    (cache / url).write_bytes(b"x")
+    assert resolve(EncoderConfig(model="ViT-L-14", weights="laion400m_e31")).file == cache / url
+
+
+@pytest.mark.parametrize(("model", "right"), [("ViT-L-14", "ViT-L-14-quickgelu"), ("ViT-B-32", "ViT-B-32-quickgelu")])
+def test_openai_weights_in_a_plain_gelu_model_are_an_error(model, right, tmp_path):
+    touch(f"{model}--openai.safetensors")
+    file = tmp_path / "openai-vit.safetensors"
+    file.write_bytes(b"x")
+    for weights in ("openai", str(file)):
+        with pytest.raises(RaffectError, match=f"QuickGELU.*use --encoder.model {right}$"):
+            resolve(EncoderConfig(model=model, weights=weights))
+
+
+def test_plain_weights_in_a_quickgelu_model_are_not_offered():
+    with pytest.raises(RaffectError, match="no such tag"):
+        resolve(EncoderConfig(model="ViT-L-14-quickgelu", weights="laion2b_s32b_b82k"))
+
+
+def test_stamps():
+    assert resolve(EncoderConfig(model="RN50", weights="random:7")).stamp == RANDOM_STAMP
+    assert resolve(EncoderConfig(model="raffect-faces", weights="embedded")).stamp == EMBEDDED_STAMP
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "match"),
+    [
+        ("ViT-L14", "openai", "did you mean ViT-L-14"),
+        ("ViT-L-14", "opnai", "did you mean openai"),
+        ("ViT-L-14", "nonsense", "it has openai, laion400m"),
+        ("RN50", "random", "random:SEED"),
+        ("RN50", "random:-1", "random:SEED"),
+        ("RN50", "random:٣", "random:SEED"),
+        ("RN50", "gone.safetensors", "no such file"),
+        ("RN50", "embedded", "raffect-faces"),
+        ("../../etc/passwd", "openai", "no such model"),
+    ],
+)
+def test_wrong_names_are_one_clear_line(model, weights, match):
+    with pytest.raises(RaffectError, match=match) as error:
+        resolve(EncoderConfig(model=model, weights=weights))
+    assert "\n" not in str(error.value)
