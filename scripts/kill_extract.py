@@ -1,0 +1,174 @@
+"""Kill extraction at seeded random moments and prove that nothing is lost, doubled or changed.
+
+    uv run python scripts/kill_extract.py --frames 5000 --kills 20 --victim driver
+    uv run python scripts/kill_extract.py --frames 5000 --kills 20 --victim worker
+
+``driver``: the extract process gets SIGKILL at a random moment of its run and is started again on the same bank.
+``worker``: a random Ray worker of it (reader, encoder or committer) gets SIGKILL; the run must finish by itself.
+Whenever a bank is finished, its every byte is compared with that of an undisturbed run and a fresh bank is begun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raffect.config import PrepareConfig
+from raffect.data.bank import Bank
+from raffect.data.manifest import read_manifest
+from raffect.data.synthetic import EDITION, write_synthetic
+from raffect.data.verify import verify
+from raffect.stages.prepare import prepare
+
+STABLE = ("plan", "shards", "rejects", "commits")
+
+
+@dataclass
+class Tally:
+    """What happened over all kills."""
+
+    kills: int = 0
+    missed: int = 0
+    banks: int = 0
+    shards_kept: list[int] = field(default_factory=list)
+    victims: Counter = field(default_factory=Counter)
+
+
+def start_extract(manifest: Path, bank: Path, shard_rows: int) -> subprocess.Popen:
+    """`raffect extract` in a process of its own; Ray's processes end with it."""
+    words = ["extract", "--manifest", str(manifest), "--bank", str(bank), "--shard-rows", str(shard_rows), "--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
+    return subprocess.Popen([sys.executable, "-m", "raffect.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    """Wait for an extract that must succeed."""
+    out, _ = process.communicate(timeout=900)
+    if process.returncode != 0:
+        raise SystemExit(f"extract failed with status {process.returncode}:\n{out}")
+    return out
+
+
+def stable_bytes(bank: Path) -> dict[str, bytes]:
+    """Every file of a bank that must not depend on how it came about."""
+    return {str(file.relative_to(bank)): file.read_bytes() for folder in STABLE for file in sorted((bank / folder).glob("*")) if not file.name.startswith(".tmp-")}
+
+
+def check_bank(bank: Path, whole: dict[str, bytes], manifest: Path) -> None:
+    """Every (video, frame) once, and bytes equal to an undisturbed run."""
+    verdict = verify(Bank(bank), read_manifest(manifest))
+    assert verdict.complete, verdict
+    assert stable_bytes(bank) == whole, "bytes differ from an undisturbed run"
+
+
+def kill_drivers(rng: random.Random, manifest: Path, folder: Path, whole: dict[str, bytes], kills: int, typical_s: float, shard_rows: int, tally: Tally) -> None:
+    """Kill the driver ``kills`` times at moments spread over a whole run, start-up included."""
+    bank = folder / "bank-0"
+    while tally.kills < kills:
+        process = start_extract(manifest, bank, shard_rows)
+        try:
+            process.wait(timeout=rng.uniform(0.15, 1.0) * typical_s)
+            finish(process)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            tally.kills += 1
+            tally.shards_kept.append(len(Bank(bank).read_commits()) if bank.exists() else 0)
+            continue
+        check_bank(bank, whole, manifest)
+        tally.banks += 1
+        bank = folder / f"bank-{tally.banks}"
+    finish(start_extract(manifest, bank, shard_rows))
+    check_bank(bank, whole, manifest)
+    tally.banks += 1
+
+
+def find_workers(driver: int) -> list[tuple[int, str]]:
+    """Ray workers below a driver that are busy with one of our steps."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (stat / "cmdline").read_bytes().split(b"\0")[0].decode()
+        except OSError:
+            continue
+        if name.startswith("ray::") and any(step in name for step in ("read_shard", "EncodeShard", "commit_shard", "MapWorker")) and _descends(int(stat.name), driver):
+            found.append((int(stat.name), name.split("(")[0]))
+    return found
+
+
+def _descends(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            return False
+    return False
+
+
+def kill_workers(rng: random.Random, manifest: Path, folder: Path, whole: dict[str, bytes], kills: int, shard_rows: int, tally: Tally) -> None:
+    """Kill a few workers in each run; the run itself must end well."""
+    while tally.kills < kills:
+        bank = folder / f"bank-{tally.banks}"
+        process = start_extract(manifest, bank, shard_rows)
+        for _ in range(4):
+            until = time.monotonic() + rng.uniform(2, 8)
+            while process.poll() is None and time.monotonic() < until:
+                time.sleep(0.05)
+            workers = find_workers(process.pid)
+            if process.poll() is None and workers and tally.kills < kills:
+                pid, name = rng.choice(workers)
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    tally.missed += 1
+                    continue
+                tally.kills += 1
+                tally.victims[name] += 1
+        finish(process)
+        check_bank(bank, whole, manifest)
+        tally.banks += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=5000)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--victim", choices=("driver", "worker"), default="driver")
+    parser.add_argument("--shard-rows", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="raffect-kill-"))
+    try:
+        counts = write_synthetic(folder / "faces", args.frames, args.seed)
+        prepare(PrepareConfig(images=(folder / "faces" / "cropped_aligned",), annotations=folder / "faces" / EDITION, out=folder / "data"))
+        manifest = folder / "data" / "manifest.parquet"
+        start = time.monotonic()
+        finish(start_extract(manifest, folder / "whole", args.shard_rows))
+        typical_s = time.monotonic() - start
+        whole = stable_bytes(folder / "whole")
+        print(f"{counts['images']} frames, {sum(name.startswith('shards') for name in whole)} shards, undisturbed run {typical_s:.0f} s", flush=True)
+        rng, tally = random.Random(args.seed), Tally()
+        if args.victim == "driver":
+            kill_drivers(rng, manifest, folder, whole, args.kills, typical_s, args.shard_rows, tally)
+            print(f"shards already committed at each kill: {tally.shards_kept}")
+        else:
+            kill_workers(rng, manifest, folder, whole, args.kills, args.shard_rows, tally)
+            print(f"victims: {dict(tally.victims)}")
+        print(f"{tally.kills} {args.victim} kills over {tally.banks} bank(s) in {time.monotonic() - start:.0f} s: every frame exactly once, every byte as undisturbed")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

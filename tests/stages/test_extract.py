@@ -1,0 +1,163 @@
+"""Extraction through a real Ray: the features are the encoder's own, once each, whatever happens on the way."""
+
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import TINY
+
+from raffect.config import BankVerifyConfig, EncoderConfig, ExtractConfig, PackConfig, PrepareConfig
+from raffect.data.bank import Bank
+from raffect.data.frames import read_frames
+from raffect.data.manifest import read_manifest, write_manifest
+from raffect.data.synthetic import EDITION
+from raffect.data.verify import verify
+from raffect.errors import RaffectError
+from raffect.model.encoder import load_encoder
+from raffect.stages.bank import check
+from raffect.stages.extract import dry_run, extract
+from raffect.stages.pack import pack
+from raffect.stages.prepare import prepare
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import kill_extract
+
+
+@pytest.fixture(scope="module")
+def config(prepared, tmp_path_factory) -> ExtractConfig:
+    return ExtractConfig(manifest=prepared / "manifest.parquet", bank=tmp_path_factory.mktemp("bank") / "bank", encoder=TINY, shard_rows=100)
+
+
+@pytest.fixture(scope="module")
+def bank(config, local_ray) -> Bank:
+    """The manifest's bank, made in two runs: a limited one and the rest."""
+    first = extract(replace(config, limit=150))
+    assert (first.shards_done, first.encoded) == (2, 200)
+    second = extract(config)
+    assert second.encoded == second.planned - 200
+    assert second.rows == second.planned == len(read_manifest(config.manifest))
+    return Bank(config.bank)
+
+
+def test_features_are_the_encoders_own_in_the_order_of_the_manifest(bank, config):
+    manifest = read_manifest(config.manifest)
+    import torch
+
+    threads = torch.get_num_threads()
+    expected = load_encoder(TINY, "cpu").encode(read_frames(manifest))
+    shards = [pq.read_table(bank.shard_path(shard)) for shard in range(bank.plan.num_shards)]
+    stored = np.concatenate([np.stack([np.frombuffer(cell, "<f2") for cell in table["feature"].to_pylist()]) for table in shards])
+    keys = [(row["video"], row["frame"]) for table in shards for row in table.select(["video", "frame"]).to_pylist()]
+    assert keys == list(zip(manifest["video"].to_pylist(), manifest["frame"].to_pylist(), strict=True))
+    np.testing.assert_allclose(stored.astype(np.float32), expected.astype(np.float32), rtol=2e-3, atol=2e-3)
+    assert threads == torch.get_num_threads()
+
+
+def test_the_bank_proves_itself_and_says_what_it_rests_on(bank, config):
+    lines, complete = check(BankVerifyConfig(bank=config.bank, manifest=config.manifest))
+    assert complete, lines
+    assert bank.read_identity().stamp == "embedded encoder, drawn faces"
+    runs = [json.loads(file.read_text()) for file in sorted((config.bank / "runs").glob("*.json"))]
+    assert len(runs) == 2
+    assert {"versions", "git_commit", "command", "machine"} <= set(runs[0]["run"])
+    assert runs[0]["config"]["encoder"]["model"] == "raffect-faces"
+    assert sum(run["summary"]["encoded"] for run in runs) == len(bank.plan.table)
+
+
+def test_a_finished_bank_touches_no_encoder(bank, config):
+    def never(encoder, device):
+        raise AssertionError("loaded an encoder")
+
+    before = kill_extract.stable_bytes(config.bank)
+    summary = extract(config, load=never)
+    assert summary.encoded == 0
+    assert "nothing to do" in summary.lines()[-2]
+    assert kill_extract.stable_bytes(config.bank) == before
+
+
+def test_another_encoder_on_a_bank_is_refused_finished_or_not(bank, config):
+    with pytest.raises(RaffectError, match=r"model: raffect-faces against RN50"):
+        extract(replace(config, encoder=EncoderConfig(model="RN50", weights="random:0")))
+    with pytest.raises(RaffectError, match=r"weights_sha256: .*\(embedded\) against .*\(random:0\)"):
+        extract(replace(config, encoder=replace(TINY, weights="random:0")))
+    commit = bank.commit_path(1)
+    content = commit.read_bytes()
+    commit.unlink()
+    try:
+        with pytest.raises(RaffectError, match=r"weights_sha256: .*\(embedded\) against .*\(random:0\)"):
+            extract(replace(config, encoder=replace(TINY, weights="random:0")))
+    finally:
+        commit.write_bytes(content)
+
+
+def test_a_truncated_shard_is_encoded_again_to_the_same_bytes(bank, config):
+    whole = kill_extract.stable_bytes(config.bank)
+    bank.shard_path(2).write_bytes(b"PAR1")
+    assert extract(config).encoded == 100
+    assert kill_extract.stable_bytes(config.bank) == whole
+
+
+def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reasons(prepared, tree, tmp_path, local_ray):
+    manifest = read_manifest(prepared / "manifest.parquet").slice(0, 90).combine_chunks()
+    root = tmp_path / "images"
+    for row in manifest.to_pylist():
+        (root / row["path"]).parent.mkdir(parents=True, exist_ok=True)
+        (root / row["path"]).write_bytes(Path(row["root"], row["path"]).read_bytes())
+    paths = manifest["path"].to_pylist()
+    (root / paths[3]).write_bytes(b"")
+    (root / paths[50]).write_bytes(b"text")
+    (root / paths[51]).unlink()
+    import pyarrow as pa
+
+    manifest = manifest.set_column(3, "root", pa.array([str(root)] * 90).dictionary_encode())
+    write_manifest(manifest, tmp_path / "m.parquet", synthetic=True)
+    loose = extract(ExtractConfig(manifest=tmp_path / "m.parquet", bank=tmp_path / "loose", encoder=TINY, shard_rows=40))
+    report = pack(PackConfig(manifest=tmp_path / "m.parquet", out=tmp_path / "packed", shard_rows=40, groups_per_file=2))
+    assert "2 could not be read" in report[0]
+    assert "2 file(s)" in report[0]
+    (root / paths[3]).unlink()  # the packed copy alone is read now
+    packed = extract(ExtractConfig(manifest=tmp_path / "packed" / "manifest.parquet", bank=tmp_path / "packed-bank", encoder=TINY, shard_rows=40))
+    for summary in (loose, packed):
+        assert (summary.rows, summary.rejects, summary.planned) == (87, 3, 90)
+        assert summary.reasons == {"empty file": 1, "not a picture": 1, "cannot be read: No such file or directory": 1}
+        assert summary.reject_share == pytest.approx(3 / 90)
+    assert kill_extract.stable_bytes(tmp_path / "loose") == kill_extract.stable_bytes(tmp_path / "packed-bank")
+    assert verify(Bank(tmp_path / "loose"), manifest).complete
+
+
+def test_images_that_were_not_drawn_need_allow_embedded(config, tmp_path):
+    write_manifest(read_manifest(config.manifest).slice(0, 5), tmp_path / "m.parquet", synthetic=False)
+    with pytest.raises(RaffectError, match="--allow-embedded"):
+        extract(replace(config, manifest=tmp_path / "m.parquet", bank=tmp_path / "bank"))
+    assert not (tmp_path / "bank").exists()
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(config, tmp_path):
+    lines = dry_run(replace(config, bank=tmp_path / "bank"))
+    assert "would encode" in lines[0]
+    assert any("frames/s" in line for line in lines)
+    assert not (tmp_path / "bank").exists()
+
+
+def test_more_gpus_than_there_are_is_one_clear_error(config, tmp_path, local_ray):
+    with pytest.raises(RaffectError, match="Ray sees 0 GPUs"):
+        extract(replace(config, bank=tmp_path / "bank", gpus_per_actor=1.0))
+
+
+def test_killed_drivers_and_workers_lose_and_change_nothing(tree, tmp_path):
+    """A few kills; `scripts/kill_extract.py` does the full count."""
+    prepare(PrepareConfig(images=(tree / "cropped_aligned",), annotations=tree / EDITION, out=tmp_path / "data"))
+    manifest = tmp_path / "data" / "manifest.parquet"
+    kill_extract.finish(kill_extract.start_extract(manifest, tmp_path / "whole", 32))
+    whole = kill_extract.stable_bytes(tmp_path / "whole")
+    for name, kill in (("driver", lambda *args: kill_extract.kill_drivers(*args[:5], 14.0, *args[5:])), ("worker", kill_extract.kill_workers)):
+        tally = kill_extract.Tally()
+        (tmp_path / name).mkdir()
+        kill(random.Random(1), manifest, tmp_path / name, whole, 2, 32, tally)
+        assert tally.kills == 2
+        assert tally.banks >= 1
