@@ -1,1 +1,33 @@
+"""raffect: frozen CLIP features and small robust heads for facial expressions and action units.
+
+The public names are loaded on first use, so that importing raffect costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from raffect.config import EncoderConfig, ExtractConfig
+    from raffect.data.bank import Bank
+    from raffect.data.features import read_features
+    from raffect.data.labels import AU, EXPR, VA
+    from raffect.data.tables import read_labels
+    from raffect.errors import RaffectError
+    from raffect.model.encoder import load_encoder
+    from raffect.stages.extract import extract
+
+_HOME = {
+    "Bank": "data.bank", "read_features": "data.features", "read_labels": "data.tables", "EXPR": "data.labels", "AU": "data.labels", "VA": "data.labels",
+    "EncoderConfig": "config", "ExtractConfig": "config", "RaffectError": "errors", "load_encoder": "model.encoder", "extract": "stages.extract",
+}  # fmt: skip
+__all__ = ["AU", "EXPR", "VA", "Bank", "EncoderConfig", "ExtractConfig", "RaffectError", "__version__", "extract", "load_encoder", "read_features", "read_labels"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'raffect' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"raffect.{_HOME[name]}"), name)

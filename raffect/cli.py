@@ -140,7 +140,10 @@ def _extract(config: c.ExtractConfig) -> int:
     summary = stage.extract(config)
     _print(summary.lines())
     if summary.reject_share > config.max_reject_share:
-        print(f"raffect extract: {summary.reject_share:.2%} of the frames could not be read, more than --max-reject-share {config.max_reject_share:.2%}; reasons in {config.bank}/rejects", file=sys.stderr)
+        print(
+            f"raffect extract: {summary.reject_share:.2%} of the frames could not be read, more than --max-reject-share {config.max_reject_share:.2%}; reasons in {config.bank}/rejects",
+            file=sys.stderr,
+        )
         return 3
     if summary.shards_done < summary.shards_planned:
         print(f"next: the same command encodes the other {summary.shards_planned - summary.shards_done} shards")

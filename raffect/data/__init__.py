@@ -1,0 +1,1 @@
+"""Formats and files: numpy and pyarrow, neither torch nor Ray."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 PREFIX = ".tmp-"
@@ -13,7 +13,7 @@ PREFIX = ".tmp-"
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Generator[Path]:
     """Yield a temporary path in the folder of ``path``; on success it becomes ``path`` in one step, on error it goes.
 
     Args:

@@ -89,6 +89,7 @@ class Plan:
 
     @property
     def num_shards(self) -> int:
+        """Shards over all generations."""
         return len(self.offsets) - 1
 
     def rows(self, shard: int) -> pa.Table:
@@ -114,6 +115,7 @@ class Bank:
 
     @property
     def exists(self) -> bool:
+        """Whether the folder is a bank, however unfinished."""
         return (self.path / "plan").is_dir() or (self.path / "bank.json").is_file()
 
     def require(self) -> Bank:
@@ -214,15 +216,19 @@ class Bank:
     # Shards
 
     def shard_path(self, shard: int) -> Path:
+        """Its features."""
         return self.path / "shards" / f"{shard:06d}.parquet"
 
     def rejects_path(self, shard: int) -> Path:
+        """Its frames that could not be read; absent where there are none."""
         return self.path / "rejects" / f"{shard:06d}.parquet"
 
     def commit_path(self, shard: int) -> Path:
+        """Its commit record, written last."""
         return self.path / "commits" / f"{shard:06d}.json"
 
     def attempt_path(self, shard: int) -> Path:
+        """The note that somebody began it."""
         return self.path / "attempts" / f"{shard:06d}"
 
     def commit(self, shard: int, keys: pa.Table, features: np.ndarray, rejects: Mapping[int, str], identity: Identity) -> Commit:

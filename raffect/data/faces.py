@@ -321,9 +321,13 @@ def _draw_mouth(pencil: _Pencil, look: Look, au: Mapping[str, float]) -> None:
             pencil.line([(x * half, upper_out - 0.05), (x * half, upper_out - 0.012)], look.skin * (1 - 0.34 * tight), 0.014)
     if au["AU15"] > 0.15:  # pouches below the corners
         for side in (-1, 1):
-            pencil.line(_curve((side * (half + 0.01), corner), (side * (half + 0.045), corner + 0.05), (side * (half + 0.02), corner + 0.11)), look.skin * (1 - 0.42 * au["AU15"]), 0.02)
+            pencil.line(
+                _curve((side * (half + 0.01), corner), (side * (half + 0.045), corner + 0.05), (side * (half + 0.02), corner + 0.11)), look.skin * (1 - 0.42 * au["AU15"]), 0.02
+            )
     if au["AU12"] > 0.2:  # dimples beyond the corners
         for side in (-1, 1):
-            pencil.line(_curve((side * (half + 0.035), corner - 0.04), (side * (half + 0.06), corner), (side * (half + 0.035), corner + 0.045)), look.skin * (1 - 0.38 * au["AU12"]), 0.018)
+            pencil.line(
+                _curve((side * (half + 0.035), corner - 0.04), (side * (half + 0.06), corner), (side * (half + 0.035), corner + 0.045)), look.skin * (1 - 0.38 * au["AU12"]), 0.018
+            )
     if au["AU17"] > 0.15:  # puckered chin
         pencil.line(_curve((-0.09, y + 0.2), (0, y + 0.15), (0.09, y + 0.2)), look.skin * (1 - 0.4 * au["AU17"]), 0.022)

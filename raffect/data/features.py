@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from raffect.data.bank import Bank, Identity
 from raffect.data.keys import Vocabulary, positions
 from raffect.data.labels import Task, labelled
+from raffect.data.tables import select_split
 from raffect.errors import RaffectError
 
 
@@ -73,10 +74,9 @@ def read_features(
     identity = bank.require().read_identity()
     if identity is None:
         raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
-    mask = pc.equal(labels["split"].cast(pa.string()), split)
+    labels = select_split(labels, split)
     if videos is not None:
-        mask = pc.and_(mask, pc.is_in(labels["video"].cast(pa.string()), value_set=pa.array(sorted(videos), pa.string())))
-    labels = labels.filter(mask)
+        labels = labels.filter(pc.field("video").cast(pa.string()).isin(pa.array(sorted(videos), pa.string())))
     values = np.stack([labels[column].to_numpy().astype(task.dtype, copy=False) for column in task.columns], 1) if len(labels) else np.empty((0, len(task.columns)), task.dtype)
     known = labelled(task, values)
     labels, values = labels.filter(pa.array(known)), values[known]
@@ -91,7 +91,9 @@ def read_features(
     by_row = np.argsort(rows, kind="stable")[:limit]
     rows, picked = rows[by_row], picked[by_row]
     if not len(rows):
-        raise RaffectError(f"{bank.path}: no frame of {task.name} {split} has both a label and a feature ({len(label_keys)} are labelled); check --labels, the video filter and `raffect bank info`")
+        raise RaffectError(
+            f"{bank.path}: no frame of {task.name} {split} has both a label and a feature ({len(label_keys)} are labelled); check --labels, the video filter and `raffect bank info`"
+        )
     x = _gather(bank, identity, location, rows, memmap, threads or os.cpu_count() or 1)
     keys = label_keys[picked]
     numbers, video = np.unique(keys >> 32, return_inverse=True)

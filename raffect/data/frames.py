@@ -68,7 +68,7 @@ def decode(content: bytes) -> np.ndarray:
     if content[:3] == b"\xff\xd8\xff":
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(content, strict=True)
-            if space in ("YCbCr", "Gray") and height * width <= MAX_PIXELS:
+            if space in ("YCbCr", "Gray") and int(height) * int(width) <= MAX_PIXELS:
                 return simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
         except ValueError:
             pass  # PIL decides about everything that libjpeg warns of

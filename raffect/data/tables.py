@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raffect.data.atomic import atomic_path
@@ -47,6 +48,11 @@ def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> p
 def read_labels(path: Path) -> pa.Table:
     """Read a label table that `raffect prepare` wrote: ``video, frame, split, <values>``."""
     return read_table(path, LABEL_COLUMNS, "label table", "raffect prepare")
+
+
+def select_split(labels: pa.Table, split: str) -> pa.Table:
+    """Rows of a label table that belong to ``split``."""
+    return labels.filter(pc.field("split").cast(pa.string()) == split)
 
 
 def read_metadata(table: pa.Table) -> dict[str, str]:

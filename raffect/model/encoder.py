@@ -7,10 +7,12 @@ import logging
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import open_clip
 import torch
+from open_clip.model import get_model_preprocess_cfg
 from torch import Tensor, nn
 
 from raffect.config import EMBEDDED_MODEL, EncoderConfig
@@ -19,6 +21,7 @@ from raffect.errors import RaffectError
 from raffect.model.preprocess import Preprocess
 from raffect.model.weights import Source, model_configs, resolve
 
+Clip: TypeAlias = Any  # CLIP, CustomTextCLIP or CoCa, which share no base class but nn.Module
 CUDA_BATCH, CPU_BATCH = 256, 32
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 
@@ -116,13 +119,13 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
     )  # fmt: skip
     tower = model.visual.to(device, getattr(torch, precision)).eval().requires_grad_(False)
     if config.compile:
-        tower = torch.compile(tower)
+        tower.compile()
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False  # the resize must be exact
     return Encoder(tower, identity, preprocess, device, config.batch_size or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH))
 
 
-def build_model(source: Source) -> nn.Module:
+def build_model(source: Source) -> Clip:
     """The whole open_clip model in float32 on the CPU, with its weights.
 
     Raises:
@@ -136,7 +139,7 @@ def build_model(source: Source) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(source.seed or 0)
-            model = open_clip.create_model(source.model, pretrained=None, pretrained_text=False, force_preprocess_cfg=dict(source.preprocess))
+            model: Clip = open_clip.create_model(source.model, pretrained=None, pretrained_text=False, force_preprocess_cfg=dict(source.preprocess))
     finally:
         root.setLevel(level)
     if source.file is not None:
@@ -154,7 +157,7 @@ def fingerprint(tower: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _load_weights(model: nn.Module, file: Path) -> None:
+def _load_weights(model: Clip, file: Path) -> None:
     try:
         if _is_torchscript(file):
             # Read as data: none of the archive's code is called, and its pickles cannot name Python objects.
@@ -183,8 +186,8 @@ def _require_finite(tower: nn.Module, file: Path) -> None:
             raise RaffectError(f"--encoder.weights {file}: tensor visual.{name} holds NaN or infinity; download the file again")
 
 
-def _read_preprocess(model: nn.Module) -> Preprocess:
-    config = model.visual.preprocess_cfg
+def _read_preprocess(model: Clip) -> Preprocess:
+    config = get_model_preprocess_cfg(model)
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
@@ -192,7 +195,7 @@ def _read_preprocess(model: nn.Module) -> Preprocess:
     return Preprocess(size=height, mean=tuple(config["mean"]), std=tuple(config["std"]), interpolation=config["interpolation"], resize_mode=config["resize_mode"])
 
 
-def _output_dim(model: nn.Module) -> int:
+def _output_dim(model: Clip) -> int:
     size = _read_preprocess(model).size
     with torch.inference_mode():
         out = model.eval().visual(torch.zeros(1, 3, size, size))

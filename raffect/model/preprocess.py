@@ -44,7 +44,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.interpolation not in ("bicubic", "bilinear") or self.resize_mode not in ("shortest", "squash"):
-            raise RaffectError(f"this encoder resizes by {self.resize_mode}/{self.interpolation}; raffect has shortest or squash with bicubic or bilinear: use another --encoder.model")
+            raise RaffectError(
+                f"this encoder resizes by {self.resize_mode}/{self.interpolation}; raffect has shortest or squash with bicubic or bilinear: use another --encoder.model"
+            )
 
     def as_dict(self) -> dict:
         """Plain JSON values, for a bank's identity."""

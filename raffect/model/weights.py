@@ -141,7 +141,9 @@ def _find(config: EncoderConfig) -> Source:
         near = difflib.get_close_matches(weights, tags, n=1)
         twin = "" if tags else f"; did you mean --encoder.model {model.removesuffix('-quickgelu')}?"
         raise RaffectError(
-            f"--encoder.weights {weights}: {model} has no such tag" + (f"; did you mean {near[0]}?" if near else "; it has " + (", ".join(tags) or "none") + twin) + ". A local file or random:SEED works too"
+            f"--encoder.weights {weights}: {model} has no such tag"
+            + (f"; did you mean {near[0]}?" if near else "; it has " + (", ".join(tags) or "none") + twin)
+            + ". A local file or random:SEED works too"
         )
     file = find_tag_file(model, weights)
     if file is None:
@@ -196,7 +198,7 @@ def _tables() -> types.ModuleType:
     # The table only asks whether safetensors.torch is there; asking would import torch.
     hidden = "safetensors.torch" not in sys.modules
     if hidden:
-        sys.modules["safetensors.torch"] = None  # type: ignore[assignment]
+        sys.modules["safetensors.torch"] = None  # ty: ignore[invalid-assignment]
     try:
         return importlib.import_module(f"{package.__name__}.pretrained")
     finally:

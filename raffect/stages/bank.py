@@ -77,7 +77,9 @@ def check(config: BankVerifyConfig) -> tuple[list[str], bool]:
     out += [f"problem: {what}" for what in verdict.problems]
     if verdict.leftovers:
         out.append(f"leftovers: {len(verdict.leftovers)} unfinished file(s) of killed runs, harmless; --repair deletes them")
-    out.append(f"rows {verdict.rows:,} + rejects {verdict.rejects:,} + not extracted {verdict.missing:,} + damaged {_damaged_rows(bank, verdict.damaged):,} = planned {verdict.planned:,}")
+    out.append(
+        f"rows {verdict.rows:,} + rejects {verdict.rejects:,} + not extracted {verdict.missing:,} + damaged {_damaged_rows(bank, verdict.damaged):,} = planned {verdict.planned:,}"
+    )
     if config.repair and (verdict.damaged or verdict.leftovers):
         withdrawn = repair(bank, verdict)
         out.append(f"repaired: {len(withdrawn)} shard(s) withdrawn; run `raffect extract` to encode them again")
@@ -108,7 +110,11 @@ def export(config: BankExportConfig) -> list[str]:
         else:
             _export_lists(bank, list(commits), identity.dim, config, progress)
     (config.out / "identity.json").write_text(json.dumps(asdict(identity), indent=1) + "\n")
-    what = "features.npy and keys.parquet, row k of one is row k of the other" if config.format == "npy" else f"{len(commits)} Parquet file(s) with a float16 list column"
+    what = (
+        "features.npy and keys.parquet, row k of one is row k of the other"
+        if config.format == "npy"
+        else f"features/ with {len(commits)} Parquet file(s) that have a float16 list column"
+    )
     return [f"exported {rows:,} rows to {config.out}: {what}"] + ([f"stamp: {identity.stamp}"] if identity.stamp else [])
 
 
@@ -133,6 +139,6 @@ def _export_lists(bank: Bank, shards: list[int], dim: int, config: BankExportCon
         table = pq.read_table(bank.shard_path(shard)).replace_schema_metadata(None)
         flat = pa.array(read_shard_features(bank, shard, dim).reshape(-1))
         table = table.set_column(2, "feature", pa.FixedSizeListArray.from_arrays(flat, dim))
-        with atomic_path(config.out / f"{shard:06d}.parquet") as temporary:
+        with atomic_path(config.out / "features" / f"{shard:06d}.parquet") as temporary:
             pq.write_table(table, temporary, compression="none")
         progress.advance(len(table))

@@ -76,7 +76,11 @@ def _check_gpu() -> Iterator[Check]:
         return
     driver = shutil.which("nvidia-smi")
     if driver and (done := subprocess.run([driver, "-L"], capture_output=True, text=True, check=False)).returncode == 0 and "GPU" in done.stdout:
-        yield Check("gpu", False, f"the driver shows {done.stdout.strip()}, but torch {torch.__version__} cannot use it; install a torch build for CUDA that your driver supports (https://pytorch.org)")
+        yield Check(
+            "gpu",
+            False,
+            f"the driver shows {done.stdout.strip()}, but torch {torch.__version__} cannot use it; install a torch build for CUDA that your driver supports (https://pytorch.org)",
+        )
     else:
         yield Check("gpu", None, "none found; everything runs on the CPU, ViT-L/14 at about a frame a second and core")
 
@@ -85,7 +89,9 @@ def _check_disk() -> Iterator[Check]:
     for name, folder in (("here", Path.cwd()), ("temporary", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(folder).free
         ok = free >= _MIN_FREE_BYTES
-        yield Check("disk", ok, f"{name} {folder}: {format_bytes(free)} free" + ("" if ok else "; a bank of Aff-Wild2 takes 4.5 GB and Ray spills to the temporary folder: make room"))
+        yield Check(
+            "disk", ok, f"{name} {folder}: {format_bytes(free)} free" + ("" if ok else "; a bank of Aff-Wild2 takes 4.5 GB and Ray spills to the temporary folder: make room")
+        )
     shm = Path("/dev/shm")
     if shm.is_dir():
         free = shutil.disk_usage(shm).free
@@ -127,7 +133,11 @@ def _check_bank(folder: Path | None) -> Iterator[Check]:
 
     facts = describe_bank(Bank(folder).require())
     missing = facts["planned"] - facts["rows"] - facts["rejects"]
-    yield Check("bank", missing == 0, f"{facts['rows']:,} features, {facts['rejects']:,} rejects of {facts['planned']:,}" + (f"; {missing:,} are missing: run `raffect extract` again" if missing else ""))
+    yield Check(
+        "bank",
+        missing == 0,
+        f"{facts['rows']:,} features, {facts['rejects']:,} rejects of {facts['planned']:,}" + (f"; {missing:,} are missing: run `raffect extract` again" if missing else ""),
+    )
 
 
 def _check_ray() -> Iterator[Check]:

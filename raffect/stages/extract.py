@@ -167,7 +167,8 @@ def dry_run(config: ExtractConfig) -> list[str]:
         f"encoder: {identity.model}, {identity.weights}, {identity.precision}, {identity.dim}-d, on {encoder.device}" + (f" [{identity.stamp}]" if identity.stamp else ""),
         f"size: about {format_bytes(size)}",
         f"probe: one reader {1 / read_s:,.0f} frames/s ({bad} of {len(picked)} sample frames unreadable), encoder {rate:,.0f} frames/s",
-        f"time: about {format_seconds(frames / rate)} of encoding on this machine's device" + (f", {format_seconds(frames / rate / 2)} on two like it" if frames / rate > 3600 else ""),
+        f"time: about {format_seconds(frames / rate)} of encoding on this machine's device"
+        + (f", {format_seconds(frames / rate / 2)} on two like it" if frames / rate > 3600 else ""),
         "nothing was written",
     ]
 
@@ -214,7 +215,9 @@ def _choose_shards(bank: Bank, plan: Plan, limit: int | None) -> list[int]:
     return todo
 
 
-def _run_pipeline(config: ExtractConfig, bank: Bank, plan: Plan, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry) -> tuple[list[dict], float, int, float]:
+def _run_pipeline(
+    config: ExtractConfig, bank: Bank, plan: Plan, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry
+) -> tuple[list[dict], float, int, float]:
     import ray
 
     configure_data()

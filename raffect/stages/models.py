@@ -25,7 +25,7 @@ def list_models(config: ModelsListConfig) -> list[str]:
                 file = find_tag_file(model, tag) if tag != "-" else None
                 if file or not config.present:
                     out.append(f"{'*' if file else ' '} {model:40} {tag:32} {file or ''}".rstrip())
-    return out + ["", f"* is on this machine; random:SEED works for every model; weights are looked for in {weights_folder()} first"]
+    return [*out, "", f"* is on this machine; random:SEED works for every model; weights are looked for in {weights_folder()} first"]
 
 
 def path(config: ModelsPathConfig) -> list[str]:
@@ -59,7 +59,9 @@ def pull(config: ModelsPullConfig) -> list[str]:
     try:
         file = Path(download_pretrained(get_tag_config(model, tag)))
     except Exception as error:  # the hub's, urllib's and open_clip's errors share no type; all mean that nothing came
-        raise RaffectError(f"weights {tag} of {model} could not be downloaded ({' '.join(str(error).split())[:160]}); check the network, or bring the file by hand: `raffect models path` says where") from error
+        raise RaffectError(
+            f"weights {tag} of {model} could not be downloaded ({' '.join(str(error).split())[:160]}); check the network, or bring the file by hand: `raffect models path` says where"
+        ) from error
     return [f"pulled: {file} ({format_bytes(file.stat().st_size)})", f"next: raffect models verify --encoder.model {model} --encoder.weights {tag}"]
 
 

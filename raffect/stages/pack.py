@@ -58,7 +58,11 @@ def pack(config: PackConfig) -> list[str]:
 
 
 def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) -> None:
-    with atomic_path(file) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="none", use_dictionary=["video"], write_statistics=["video", "frame"]) as writer, ThreadPoolExecutor(_READERS) as pool:
+    with (
+        atomic_path(file) as temporary,
+        pq.ParquetWriter(temporary, SCHEMA, compression="none", use_dictionary=["video"], write_statistics=["video", "frame"]) as writer,
+        ThreadPoolExecutor(_READERS) as pool,
+    ):
         for start in range(0, len(rows), shard_rows):
             group = rows.slice(start, shard_rows)
             pieces = [group.slice(piece, 64) for piece in range(0, len(group), 64)]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raffect.config import PrepareConfig
 from raffect.data.annotations import Annotations, Problem, read_annotations
@@ -18,7 +17,7 @@ from raffect.data.keys import Vocabulary, positions
 from raffect.data.labels import ACTION_UNITS, AU, COMPLETE_AU_RATES, COMPLETE_EXPR_COUNTS, EXPR, EXPRESSIONS, SPLITS, TASKS, Task, labelled
 from raffect.data.manifest import Listing, list_images, write_manifest
 from raffect.data.synthetic import is_synthetic
-from raffect.data.tables import write_table
+from raffect.data.tables import select_split, write_table
 
 _SHOWN = 10
 
@@ -76,7 +75,7 @@ def prepare(config: PrepareConfig) -> list[str]:
 
 def measure(task: Task, split: str, labels: pa.Table, manifest: pa.Table) -> Coverage:
     """Compare one split's lines with the images there are."""
-    labels = labels.filter(pc.equal(labels["split"].cast(pa.string()), split))
+    labels = select_split(labels, split)
     vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
     known_videos = len(vocabulary.names)
     images = vocabulary.keys(manifest)
@@ -107,7 +106,9 @@ def _all_problems(annotations: Annotations, listing: Listing, coverage: list[Cov
     problems = list(annotations.problems)
     problems += [Problem(path, 0, what) for path, _, what in (problem.partition(": ") for problem in listing.problems)]
     for part in coverage:
-        problems += [Problem(f"{part.task}/{part.split}/{video}.txt", 0, "no image folder of this name; is a second archive missing from --images?") for video in part.missing_videos]
+        problems += [
+            Problem(f"{part.task}/{part.split}/{video}.txt", 0, "no image folder of this name; is a second archive missing from --images?") for video in part.missing_videos
+        ]
     return problems
 
 
@@ -122,7 +123,8 @@ def _write_problems(problems: list[Problem], config: PrepareConfig) -> None:
 def _report(config: PrepareConfig, listing: Listing, annotations: Annotations, coverage: list[Coverage], problems: list[Problem], listed_s: float, synthetic: bool) -> list[str]:
     videos = len(listing.table["video"].unique())
     out = [
-        f"images: {len(listing.table):,} frames in {videos:,} videos, listed in {listed_s:.1f} s ({listing.num_other:,} other files ignored)" + (" [drawn by raffect]" if synthetic else ""),
+        f"images: {len(listing.table):,} frames in {videos:,} videos, listed in {listed_s:.1f} s ({listing.num_other:,} other files ignored)"
+        + (" [drawn by raffect]" if synthetic else ""),
         f"annotations: edition {annotations.edition!r}, {', '.join(annotations.tables)}",
         "",
         f"{'task':5}{'split':11}{'videos':>7}{'lines':>11}{'annotated':>11}{'complete copy':>15}{'with image':>12}{'complete copy':>15}{'lines w/o image':>17}{'images w/o line':>17}",

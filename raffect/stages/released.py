@@ -39,8 +39,12 @@ def import_released(config: BankImportConfig) -> list[str]:
     split, features = _read_features(config.features)
     videos, frames, labels = _read_list(config.list, config.task)
     if len(videos) != len(features):
-        raise RaffectError(f"{config.list} has {len(videos):,} lines but {config.features} has {len(features):,} vectors; they belong together by position, so both must come from the same run")
-    keys = pa.table({"video": pa.array(videos, pa.string()), "frame": pa.array(frames, pa.int32()), "row": np.arange(len(videos))}).sort_by([("video", "ascending"), ("frame", "ascending")])
+        raise RaffectError(
+            f"{config.list} has {len(videos):,} lines but {config.features} has {len(features):,} vectors; they belong together by position, so both must come from the same run"
+        )
+    keys = pa.table({"video": pa.array(videos, pa.string()), "frame": pa.array(frames, pa.int32()), "row": np.arange(len(videos))}).sort_by(
+        [("video", "ascending"), ("frame", "ascending")]
+    )
     order = keys["row"].to_numpy()
     _require_unique(keys, config.list)
     bank = Bank(config.bank.absolute())

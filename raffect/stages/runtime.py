@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from raffect.errors import RaffectError
@@ -16,7 +16,7 @@ WAIT_FOR_ACTORS_S = 900
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, num_gpus: int | None = None) -> Iterator[None]:
+def ray_session(address: str | None, num_gpus: int | None = None) -> Generator[None]:
     """Ray for the duration of a block: joined where ``address`` or ``RAY_ADDRESS`` says so, else started on this machine.
 
     A Ray that was already initialised in this process is used and left running.
@@ -58,11 +58,11 @@ def _start_local(num_gpus: int | None) -> None:
     import ray
 
     # Reading tasks wait for the disk as much as they compute, and a pipeline needs a few slots to move at all.
-    settings = dict(num_cpus=max(4, os.cpu_count() or 1), num_gpus=num_gpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    cpus = max(4, os.cpu_count() or 1)
     for attempt in (1, 2):  # Ray gives a node 30 s to start, which a loaded machine may miss once
         try:
             with _silent_stderr():
-                ray.init(address="local", **settings)
+                ray.init(address="local", num_cpus=cpus, num_gpus=num_gpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
             return
         except (RuntimeError, TimeoutError):
             ray.shutdown()
@@ -71,7 +71,7 @@ def _start_local(num_gpus: int | None) -> None:
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
+def _silent_stderr() -> Generator[None]:
     """Hide what C++ code writes while Ray starts (that it was told to be quiet); failures still arrive as exceptions."""
     sys.stderr.flush()
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -99,7 +99,7 @@ def configure_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.wait_for_min_actors_s = WAIT_FOR_ACTORS_S
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S  # ty: ignore[unresolved-attribute]
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 

@@ -65,7 +65,16 @@ def test_a_wrong_line_keeps_its_place_and_is_reported(tmp_path, bad):
     assert "-1 to 7" in problem.what
 
 
-@pytest.mark.parametrize("folder", ["EXPR_Classification_Challenge/Train_Set", "EXPR_Recognition_Challenge/Train_Set", "EXPR_Set/Training_Set", "EXPR_Set/Train_Set", "6th ABAW Annotations/EXPR_Recognition_Challenge/Train_Set"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "EXPR_Classification_Challenge/Train_Set",
+        "EXPR_Recognition_Challenge/Train_Set",
+        "EXPR_Set/Training_Set",
+        "EXPR_Set/Train_Set",
+        "6th ABAW Annotations/EXPR_Recognition_Challenge/Train_Set",
+    ],
+)
 def test_every_edition_is_found(tmp_path, folder):
     found = expr_file(tmp_path, HEADER + b"\n4\n", f"{folder}/v.txt")
     assert len(found.tables["expr"]) == 1
@@ -73,7 +82,11 @@ def test_every_edition_is_found(tmp_path, folder):
 
 
 def test_the_2020_edition_is_named_not_misread(tmp_path):
-    files = {"EXPR_Set/Train_Set/v.txt": HEADER + b"\n1\n", "EXPR_Set/Train_Set/w.txt": b"Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise\n1\n", "AU_Set/Train_Set/v.txt": b"AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25\n" + b"0," * 7 + b"1\n"}
+    files = {
+        "EXPR_Set/Train_Set/v.txt": HEADER + b"\n1\n",
+        "EXPR_Set/Train_Set/w.txt": b"Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise\n1\n",
+        "AU_Set/Train_Set/v.txt": b"AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25\n" + b"0," * 7 + b"1\n",
+    }
     found = read_annotations(write_tree(tmp_path, files))
     assert list(found.tables) == ["expr"]
     assert [problem.line for problem in found.problems] == [1, 1]
@@ -107,7 +120,15 @@ def test_mtl_file_gives_all_three_tasks_and_counts_repeats(tmp_path):
     row = b"a/00003.jpg,0.1,-0.2,4," + b",".join([b"0"] * 11 + [b"1"])
     other = row.replace(b",4,", b",5,")
     content = b"image,valence,arousal,expression,aus\n" + row + b"\n" + row + b"\n" + other + b"\nb_right/00001.jpg,-5,-5,-1," + b",".join([b"-1"] * 12) + b"\nbroken\n"
-    found = read_annotations(write_tree(tmp_path, {"MTL_Challenge/training_set_annotations.txt": content, "MTL_Challenge/validation_set_annotations.txt": b"image,valence,arousal,expression,aus\n" + row.replace(b"a/", b"c/") + b"\n"}))
+    found = read_annotations(
+        write_tree(
+            tmp_path,
+            {
+                "MTL_Challenge/training_set_annotations.txt": content,
+                "MTL_Challenge/validation_set_annotations.txt": b"image,valence,arousal,expression,aus\n" + row.replace(b"a/", b"c/") + b"\n",
+            },
+        )
+    )
     assert found.tables["expr"].select(["video", "frame", "expression"]).to_pylist() == [
         {"video": "a", "frame": 3, "expression": 4}, {"video": "b_right", "frame": 1, "expression": -1}, {"video": "c", "frame": 3, "expression": 4},
     ]  # fmt: skip
@@ -128,7 +149,15 @@ def test_a_video_in_two_splits_is_reported(tmp_path):
 
 
 def test_unreadable_and_foreign_files_are_reported_or_ignored(tmp_path):
-    tree = write_tree(tmp_path, {"EXPR_Set/Train_Set/v.txt": HEADER + b"\n1\n", "EXPR_Set/Train_Set/.DS_Store": b"x", "EXPR_Set/Train_Set/._v.txt": b"x", "EXPR_Set/Train_Set/u.txt": "\ufeffNeutral".encode("utf-16-le")})
+    tree = write_tree(
+        tmp_path,
+        {
+            "EXPR_Set/Train_Set/v.txt": HEADER + b"\n1\n",
+            "EXPR_Set/Train_Set/.DS_Store": b"x",
+            "EXPR_Set/Train_Set/._v.txt": b"x",
+            "EXPR_Set/Train_Set/u.txt": "\ufeffNeutral".encode("utf-16-le"),
+        },
+    )
     (tree / "EXPR_Set/Train_Set/gone.txt").symlink_to(tree / "nowhere")
     problems = {problem.file.rsplit("/", 1)[-1]: problem.what for problem in read_annotations(tree).problems}
     assert set(problems) == {"gone.txt", "u.txt"}
@@ -161,7 +190,7 @@ def test_drawn_annotations_come_back_as_drawn(tree):
 def test_parsers_accept_their_language_and_nothing_else(line):
     line = line.strip()
     accepted = {
-        parse_expression: re.fullmatch(rb"-1|0*[0-7]|-0+", line) is not None and len(line.lstrip(b"-")) <= 3 or re.fullmatch(rb"-0*1", line) is not None and len(line) <= 4,
+        parse_expression: (re.fullmatch(rb"-1|0*[0-7]|-0+", line) is not None and len(line.lstrip(b"-")) <= 3) or (re.fullmatch(rb"-0*1", line) is not None and len(line) <= 4),
         parse_units: len(line.split(b",")) == 12 and all(cell.strip() in (b"-1", b"0", b"1") for cell in line.split(b",")),
     }
     for parse, expected in accepted.items():

@@ -20,7 +20,9 @@ def make_labels(seed=0):
     rows = [(video, frame, split) for video, split in (("b", "train"), ("a", "train"), ("c", "validation"), ("z", "train")) for frame in range(1, 36)]
     rows = [rows[k] for k in rng.permutation(len(rows))]
     values = rng.integers(-1, 8, len(rows))
-    return pa.table({"video": [row[0] for row in rows], "frame": pa.array([row[1] for row in rows], pa.int32()), "split": [row[2] for row in rows], "expression": pa.array(values, pa.int8())})
+    return pa.table(
+        {"video": [row[0] for row in rows], "frame": pa.array([row[1] for row in rows], pa.int32()), "split": [row[2] for row in rows], "expression": pa.array(values, pa.int8())}
+    )
 
 
 def expected(labels, split, videos=None):

@@ -44,7 +44,7 @@ def test_the_layout_is_the_real_one_with_its_blemishes(tree):
     raw = [file.read_bytes() for file in tree.rglob("*.txt")]
     assert any(b"\r\n" in content for content in raw)
     assert any(not content.endswith(b"\n") for content in raw)
-    assert any(not b"\r\n" in content for content in raw)
+    assert any(b"\r\n" not in content for content in raw)
     videos = {folder.name for folder in (tree / "cropped_aligned").iterdir()}
     assert any(name.endswith("_left") for name in videos)
     assert any(f"{name}_right" in videos for name in videos)

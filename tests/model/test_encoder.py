@@ -168,7 +168,10 @@ class Evil:
 
 
 def test_a_pickle_with_code_is_refused_and_does_not_run(tiny_vit, tmp_path):
-    for name, save in (("torch.pt", lambda file: torch.save({"state_dict": Evil(tmp_path / "ran")}, file)), ("plain.bin", lambda file: file.write_bytes(pickle.dumps(Evil(tmp_path / "ran"))))):
+    for name, save in (
+        ("torch.pt", lambda file: torch.save({"state_dict": Evil(tmp_path / "ran")}, file)),
+        ("plain.bin", lambda file: file.write_bytes(pickle.dumps(Evil(tmp_path / "ran")))),
+    ):
         save(tmp_path / name)
         with pytest.raises(RaffectError, match=f"{name}: cannot be loaded"):
             load_encoder(replace(tiny_vit, weights=str(tmp_path / name)), "cpu")

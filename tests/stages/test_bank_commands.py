@@ -1,0 +1,143 @@
+"""`raffect bank`: info, verify, export, import, and the one-liners of docs/bank.md as they stand there."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import fill_bank, make_manifest
+
+from raffect.cli import main
+from raffect.config import BankExportConfig, BankImportConfig, BankInfoConfig
+from raffect.data.bank import Bank
+from raffect.data.features import read_features
+from raffect.data.labels import AU, EXPR
+from raffect.data.tables import read_labels
+from raffect.data.verify import verify
+from raffect.errors import RaffectError
+from raffect.stages.bank import export, info
+from raffect.stages.released import import_released
+
+DOCS = Path(__file__).parents[2] / "docs" / "bank.md"
+MANIFEST = make_manifest({"a": 20, "b_left": 13})
+
+
+@pytest.fixture
+def bank(tmp_path):
+    return fill_bank(tmp_path / "bank", MANIFEST, rejects={1: {3: "empty file"}})
+
+
+def expected_matrix():
+    rows = np.delete(np.arange(33), 19)
+    return (rows[:, None] + np.arange(6) / 4).astype(np.float16)
+
+
+@pytest.mark.parametrize("tool", ["pyarrow", "polars", "duckdb", "pandas"])
+def test_the_one_liners_of_the_specification_read_the_bank(tool, bank, monkeypatch):
+    code = DOCS.read_text().split("```python")[1].split("```")[0]
+    snippet = re.search(rf"# {tool}\n(.*?)(?:\n\n|$)", code, re.S)[1]
+    monkeypatch.chdir(bank.path.parent)
+    names: dict = {}
+    exec(snippet, names)
+    assert np.array_equal(names["x"], expected_matrix())
+
+
+def test_info_counts_what_there_is(bank):
+    facts = json.loads(info(BankInfoConfig(bank=bank.path, json=True))[0])
+    assert (facts["rows"], facts["rejects"], facts["planned"], facts["videos"]) == (32, 1, 33, 2)
+    assert facts["digest"] == bank.digest()
+    assert any("32 features + 1 rejects of 33" in line for line in info(BankInfoConfig(bank=bank.path)))
+
+
+def test_verify_exits_one_until_the_bank_is_whole_again(bank, capsys):
+    assert main(["bank", "verify", "--bank", str(bank.path)]) == 0
+    bank.shard_path(0).write_bytes(b"x")
+    assert main(["bank", "verify", "--bank", str(bank.path)]) == 1
+    assert "shard 000000" in capsys.readouterr().out
+    assert main(["bank", "verify", "--bank", str(bank.path), "--repair"]) == 1
+    assert "withdrawn" in capsys.readouterr().out
+    fill_bank(bank.path, MANIFEST, rejects={1: {3: "empty file"}})
+    assert main(["bank", "verify", "--bank", str(bank.path)]) == 0
+
+
+def test_exports_hold_every_row_once(bank, tmp_path):
+    export(BankExportConfig(bank=bank.path, out=tmp_path / "npy"))
+    assert np.array_equal(np.load(tmp_path / "npy" / "features.npy"), expected_matrix())
+    keys = pq.read_table(tmp_path / "npy" / "keys.parquet")
+    assert (keys["video"][20].as_py(), keys["frame"][18].as_py(), len(keys)) == ("b_left", 19, 32)
+    export(BankExportConfig(bank=bank.path, out=tmp_path / "list", format="list"))
+    table = pq.read_table(tmp_path / "list" / "features")
+    assert np.array_equal(np.array(table["feature"].to_pylist(), np.float16), expected_matrix())
+    empty = Bank(tmp_path / "empty")
+    empty.extend_plan(MANIFEST)
+    with pytest.raises(RaffectError, match="nothing extracted"):
+        export(BankExportConfig(bank=empty.path, out=tmp_path / "x"))
+
+
+def released(folder, split, videos, dim=768, task="expr", seed=0):
+    """Files as the released code writes them: vectors in the order of a shuffled list."""
+    import h5py
+
+    rng = np.random.default_rng(seed)
+    keys = [(video, frame) for video, count in videos.items() for frame in range(1, count + 1)]
+    keys = [keys[k] for k in rng.permutation(len(keys))]
+    features = rng.normal(size=(len(keys), dim)).astype(np.float16)
+    labels = rng.integers(0, 8, len(keys)) if task == "expr" else rng.integers(0, 2, (len(keys), 12))
+    with h5py.File(folder / f"{task}_{split}_clip.h5", "w") as file:
+        file[f"{split}_features"] = features
+    cells = [str(label) if task == "expr" else ",".join(map(str, label)) for label in labels]
+    lines = [f"data/cropped_aligned/{video}/{frame:05d}.jpg\t{cell}" for (video, frame), cell in zip(keys, cells, strict=True)]
+    (folder / f"{task}_{split}.txt").write_text("\n".join(lines) + "\n")
+    return {key: (feature, label) for key, feature, label in zip(keys, features, labels, strict=True)}
+
+
+def importing(folder, split, task="expr"):
+    return BankImportConfig(features=folder / f"{task}_{split}_clip.h5", list=folder / f"{task}_{split}.txt", task=task, bank=folder / "bank", out=folder / "data")
+
+
+@pytest.mark.parametrize("task", ["expr", "au"])
+def test_released_features_come_back_joined_by_video_and_frame(tmp_path, task):
+    truth = {split: released(tmp_path, split, videos, task=task, seed=k) for k, (split, videos) in enumerate((("train", {"v1": 3000, "v2_left": 50}), ("val", {"v0": 70})))}
+    for split in truth:
+        import_released(importing(tmp_path, split, task))
+    bank = Bank(tmp_path / "bank")
+    assert verify(bank).complete
+    labels = read_labels(tmp_path / "data" / "labels" / f"{task}.parquet")
+    for split, name in (("train", "train"), ("val", "validation")):
+        out = read_features(bank, labels, EXPR if task == "expr" else AU, name)
+        assert len(out.x) == len(truth[split])
+        for row in range(0, len(out.x), 37):
+            feature, label = truth[split][out.videos[out.video[row]], int(out.frame[row])]
+            assert np.array_equal(out.x[row], feature)
+            assert np.array_equal(out.y[row], np.atleast_1d(label))
+    assert bank.read_identity().stamp == "imported features"
+
+
+def test_importing_twice_or_after_a_stop_changes_nothing(tmp_path):
+    released(tmp_path, "train", {"v1": 3000})
+    import_released(importing(tmp_path, "train"))
+    digest = Bank(tmp_path / "bank").digest()
+    import_released(importing(tmp_path, "train"))
+    assert Bank(tmp_path / "bank").digest() == digest
+    Bank(tmp_path / "bank").commit_path(0).unlink()
+    import_released(importing(tmp_path, "train"))
+    assert Bank(tmp_path / "bank").digest() == digest
+
+
+def test_released_files_that_do_not_fit_are_one_clear_line(tmp_path):
+    released(tmp_path, "train", {"v": 10})
+    config = importing(tmp_path, "train")
+    text = config.list.read_text()
+    for content, match in (
+        (text.rsplit("\n", 2)[0], "9 lines .*10 vectors"),
+        (text.replace("\t", " ", 1), r"train.txt:1: expected"),
+        (text.splitlines()[0] + "\n" + "\n".join(text.splitlines()[:9]), "listed twice"),
+    ):
+        config.list.write_text(content)
+        with pytest.raises(RaffectError, match=match):
+            import_released(config)
+    config.features.write_bytes(b"no hdf5")
+    with pytest.raises(RaffectError, match="not a readable HDF5"):
+        import_released(config)

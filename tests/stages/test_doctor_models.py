@@ -1,0 +1,115 @@
+"""`raffect doctor` and `raffect models`: every failing line says how to mend it."""
+
+import hashlib
+import shutil
+import socket
+
+import pytest
+from conftest import fill_bank, make_manifest
+
+from raffect.cli import main
+from raffect.config import DoctorConfig, EncoderConfig, ModelsListConfig, ModelsPullConfig, ModelsVerifyConfig
+from raffect.errors import RaffectError
+from raffect.stages import doctor, models
+from raffect.stages.progress import Progress, format_bytes, format_seconds
+
+EMBEDDED = EncoderConfig(model="raffect-faces", weights="embedded")
+
+
+@pytest.fixture(autouse=True)
+def no_weights_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAFFECT_WEIGHTS", str(tmp_path / "weights"))
+
+
+def test_the_doctor_names_what_is_missing_and_the_mend(tmp_path, prepared):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}))
+    bank.commit_path(1).unlink()
+    checks = {check.name: check for check in doctor.diagnose(DoctorConfig(data=prepared, bank=bank.path, start_ray=False))}
+    assert checks["python"].ok
+    assert checks["packages"].ok
+    assert checks["data"].ok
+    assert not checks["bank"].ok
+    assert "run `raffect extract` again" in checks["bank"].text
+    assert checks["bank"].line().startswith("FAIL bank")
+
+
+def test_the_doctor_survives_whatever_it_meets(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: (_ for _ in ()).throw(RuntimeError("boom\nbang")))
+    checks = list(doctor.diagnose(DoctorConfig(data=tmp_path / "gone", start_ray=False)))
+    lines = {check.name: check.line() for check in checks}
+    assert "boom bang" in lines["disk"]
+    assert "raffect prepare" in lines["data"]
+    assert all("\n" not in line for line in lines.values())
+
+
+def test_the_doctor_sees_missing_weights(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["doctor", "--no-start-ray"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL weights" in out
+    assert "raffect models pull" in out
+    assert "raffect-faces embedded" in out
+
+
+def test_the_doctor_starts_ray(local_ray):
+    (check,) = doctor._check_ray()
+    assert check.ok
+    assert "ran a task" in check.text
+
+
+def test_models_lists_what_is_here():
+    lines = models.list_models(ModelsListConfig(present=True))
+    assert any("raffect-faces" in line and line.startswith("*") for line in lines)
+    lines = models.list_models(ModelsListConfig(pattern="l-14-quick"))
+    assert any(line.split() == ["ViT-L-14-quickgelu", "openai"] for line in lines)
+
+
+def test_models_verify_prints_the_fingerprint():
+    text = "\n".join(models.verify(ModelsVerifyConfig(encoder=EMBEDDED)))
+    assert "all finite" in text
+    assert "stamp: embedded encoder" in text
+
+
+def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "ViT-B-32.pt"
+    file.write_bytes(b"damaged on the way")
+    url = f"https://example.org/{'0' * 64}/ViT-B-32.pt"
+    monkeypatch.setattr(models, "resolve", lambda config: models_source(file))
+    monkeypatch.setattr(models, "get_tag_config", lambda model, tag: {"url": url})
+    with pytest.raises(RaffectError, match="its authors published 00000000"):
+        models.verify(ModelsVerifyConfig(encoder=EncoderConfig(model="ViT-B-32-quickgelu")))
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == models._sha256(file)
+
+
+def models_source(file):
+    from raffect.model.weights import Source
+
+    return Source("ViT-B-32-quickgelu", "openai", file=file)
+
+
+def test_pull_without_a_network_fails_in_a_moment(monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(101, "Network is unreachable")))
+    for name in ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RaffectError, match="huggingface.co is out of reach"):
+        models.pull(ModelsPullConfig(encoder=EncoderConfig(model="ViT-B-16-quickgelu")))
+    assert "already here" in models.pull(ModelsPullConfig(encoder=EMBEDDED))[0]
+    with pytest.raises(RaffectError, match="only a tag can be pulled"):
+        models.pull(ModelsPullConfig(encoder=EncoderConfig(model="ViT-B-16-quickgelu", weights="random:0")))
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3.14, "3.1 s"), (59, "59 s"), (75, "1 min 15 s"), (3723, "1 h 02 min")])
+def test_times_read_well(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(12, "12 B"), (4_300_000_000, "4.3 GB"), (2_000_000_000_000, "2.0 TB")])
+def test_sizes_read_well(size, text):
+    assert format_bytes(size) == text
+
+
+def test_progress_in_a_log_is_a_plain_line(capsys, monkeypatch):
+    monkeypatch.setattr("raffect.stages.progress.PLAIN_EVERY_S", 0.0)
+    with Progress("extract", 100) as progress:
+        progress.advance(40)
+    assert "extract: 40 of 100 frames" in capsys.readouterr().err

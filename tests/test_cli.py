@@ -1,0 +1,146 @@
+"""The command line as a user meets it: statuses, one-line errors, a frozen set of flags, names that docs mention."""
+
+import dataclasses
+import re
+import typing
+from pathlib import Path
+
+import pytest
+
+import raffect
+from raffect import cli
+from raffect.cli import COMMANDS, main, parse, usage
+from raffect.config import BankVerifyConfig, ExtractConfig, SynthConfig
+
+ROOT = Path(__file__).parents[1]
+ENCODER = {"--encoder.model", "--encoder.weights", "--encoder.precision", "--encoder.batch-size", "--encoder.compile"}
+FLAGS = {
+    "extract": ENCODER
+    | {
+        "--manifest",
+        "--bank",
+        "--address",
+        "--num-actors",
+        "--gpus-per-actor",
+        "--cpus-per-read",
+        "--shard-rows",
+        "--limit",
+        "--max-reject-share",
+        "--dry-run",
+        "--allow-embedded",
+    },
+    "prepare": {"--images", "--annotations", "--out"},
+    "synth": {"--out", "--size", "--frames", "--seed", "--sheet"},
+    "pack": {"--manifest", "--out", "--shard-rows", "--groups-per-file"},
+    "demo": {"--out", "--frames", "--seed"},
+    "doctor": {"--data", "--bank", "--start-ray"},
+    "bank": {"--bank", "--json", "--manifest", "--repair", "--out", "--format", "--features", "--list", "--task"},
+    "models": ENCODER | {"--pattern", "--present"},
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_set_of_flags_is_frozen(command):
+    assert flags_of(command) == FLAGS[command]
+
+
+@pytest.mark.parametrize("command", ["extract", "prepare", "synth", "pack", "demo", "doctor"])
+def test_help_explains_every_flag(command, capsys):
+    with pytest.raises(SystemExit):
+        parse(command, ["--help"])
+    text = capsys.readouterr().out
+    for flag in FLAGS[command]:
+        assert re.search(rf"{re.escape(flag)}\b", text), flag
+
+
+def test_flags_become_configurations():
+    config = parse("extract", ["--manifest", "m", "--bank", "b", "--encoder.weights", "random:3", "--limit", "7"])
+    assert isinstance(config, ExtractConfig)
+    assert (config.encoder.model, config.encoder.weights, config.limit, config.max_reject_share) == ("ViT-L-14-quickgelu", "random:3", 7, 0.01)
+    assert parse("bank", ["verify", "--bank", "b", "--repair"]) == BankVerifyConfig(bank=Path("b"), repair=True)
+    assert parse("synth", ["--out", "x", "--size", "tiny"]) == SynthConfig(out=Path("x"), size="tiny")
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["extrct"], "did you mean extract"),
+        (["extract", "--manifest", "m", "--bank", "b", "--limit", "0"], "--limit 0: expected"),
+        (["extract", "--manifest", "m", "--bank", "b", "--max-reject-share", "2"], "--max-reject-share 2.0"),
+        (["extract", "--manifest", "m", "--bank", "b", "--gpus-per-actor", "1.5"], "--gpus-per-actor 1.5"),
+        (["extract", "--manifest", "gone.parquet", "--bank", "b"], "no such manifest; make it with `raffect prepare`"),
+        (["prepare", "--images", "gone", "--annotations", "gone", "--out", "x"], "--images gone: no such folder"),
+        (["bank", "info", "--bank", "gone"], "no bank there"),
+        (["bank", "verify", "--bank", "gone"], "no bank there"),
+        (["synth", "--out", "x", "--frames", "3"], "--frames 3: expected 200 or more"),
+        (["models", "path", "--encoder.model", "nope"], "no such model"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two(words, match, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    out = capsys.readouterr()
+    assert out.err.count("\n") == 1
+    assert match in out.err
+    assert out.err.startswith(f"raffect {words[0]}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(raffect.RaffectError):
+        main(["bank", "info", "--bank", "gone", "--debug"])
+
+
+def test_system_errors_name_the_path(capsys, monkeypatch):
+    def refuse(config):
+        raise PermissionError(13, "Permission denied", "/root/x")
+
+    monkeypatch.setattr(cli, "_models", refuse)
+    assert main(["models", "list"]) == 2
+    assert "/root/x: Permission denied" in capsys.readouterr().err
+
+
+def test_interrupted_work_says_that_it_goes_on(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_models", lambda config: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["models", "list"]) == 130
+    assert "goes on from there" in capsys.readouterr().err
+
+
+def test_usage_lists_every_command_and_no_words_are_an_error(capsys):
+    assert all(f"  {name}" in usage() for name in COMMANDS)
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+    assert raffect.__version__ in capsys.readouterr().out
+
+
+def test_public_names_are_there():
+    for name in raffect.__all__:
+        assert getattr(raffect, name) is not None
+    with pytest.raises(AttributeError):
+        raffect.nothing
+
+
+def test_documents_mention_only_flags_and_files_that_exist():
+    known = {flag for command in COMMANDS for flag in flags_of(command)} | {"--debug", "--version", "--help"}
+    for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = file.read_text()
+        for line in re.findall(r"raffect (?:prepare|extract|bank|models|synth|pack|demo|doctor)[^`\n]*", text):
+            for flag in re.findall(r"(?<!\S)--[a-z][a-z.-]+", line):
+                assert flag in known, f"{file.name} mentions {flag}"
+        for target in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
+            assert (file.parent / target).exists(), f"{file.name} links to {target}"
+
+
+def flags_of(command: str) -> set[str]:
+    flags, pending = set(), [(COMMANDS[command][0], "")]
+    while pending:
+        kind, prefix = pending.pop()
+        if not isinstance(kind, type):  # a union of subcommands
+            pending += [(part, prefix) for part in typing.get_args(kind)]
+        elif dataclasses.is_dataclass(kind):
+            for name, hint in typing.get_type_hints(kind).items():
+                if dataclasses.is_dataclass(hint):
+                    pending.append((hint, f"{prefix}{name}."))
+                else:
+                    flags.add(f"--{prefix}{name}".replace("_", "-"))
+    return flags
