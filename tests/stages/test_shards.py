@@ -1,0 +1,136 @@
+"""The three steps without Ray: what crosses between them, attempts, and failures that travel as data."""
+
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import IDENTITY
+from PIL import Image
+
+from raffect.config import EncoderConfig
+from raffect.data import frames
+from raffect.data.bank import Bank
+from raffect.data.verify import verify
+from raffect.errors import RaffectError
+from raffect.stages.shards import EncodeShard, Geometry, commit_shard, read_shard, to_item
+
+SIZES = [(112, 112), (40, 30), (112, 112), (300, 260), (1, 1)]
+
+
+class Mean:
+    """A stand-in whose vector is made of a frame's shape and mean, so that a test can tell frames apart."""
+
+    class device:
+        type = "cpu"
+
+    class preprocess:
+        size = 224
+
+    identity = IDENTITY
+    batch_size = 4
+
+    def encode(self, pictures):
+        return np.array([[*frame.shape[:2], frame.mean(), 0, 0, 0] for frame in pictures], np.float16).reshape(-1, 6)
+
+    def prepare(self, pictures):
+        return pictures
+
+    def forward(self, batch):
+        return batch
+
+
+@pytest.fixture
+def rows(tmp_path):
+    (tmp_path / "v").mkdir()
+    for k, (height, width) in enumerate(SIZES, start=1):
+        Image.fromarray(np.full((height, width, 3), 40 * k, np.uint8)).save(tmp_path / "v" / f"{k:05d}.png")
+    count = len(SIZES)
+    return pa.table({"video": ["v"] * count, "frame": np.arange(1, count + 1, dtype=np.int32), "root": [str(tmp_path)] * count, "path": [f"v/{k:05d}.png" for k in range(1, count + 1)]})
+
+
+@pytest.fixture
+def bank(tmp_path, rows):
+    bank = Bank(tmp_path / "bank")
+    bank.extend_plan(rows, 16)
+    return bank
+
+
+def as_table(rows):
+    return pa.table({key: [value] for key, value in to_item(0, rows).items()})
+
+
+def run(bank, rows, load=lambda config, device: Mean()):
+    read = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
+    encode = EncodeShard(EncoderConfig(), str(bank.path), "cpu", os.cpu_count(), load)
+    return json.loads(commit_shard(encode(read), str(bank.path))["stats"][0].as_py())
+
+
+def test_frames_of_mixed_sizes_cross_unmixed_and_large_ones_shrunk(bank, rows):
+    stats = run(bank, rows)
+    assert (stats["rows"], stats["rejects"]) == (5, 0)
+    from raffect.data.features import read_shard_features
+
+    stored = read_shard_features(bank, 0, 6)
+    assert stored[:, :3].tolist() == [[112, 112, 40], [40, 30, 80], [112, 112, 120], [224, 224, 160], [1, 1, 200]]
+    assert verify(bank).complete
+    assert not bank.attempt_path(0).exists()
+
+
+def test_a_shard_of_bad_frames_alone_is_committed_as_rejects(bank, rows, tmp_path):
+    for file in (tmp_path / "v").iterdir():
+        file.write_bytes(b"")
+    stats = run(bank, rows)
+    assert (stats["rows"], stats["rejects"]) == (0, 5)
+    assert verify(bank).complete
+
+
+def test_a_frame_that_killed_an_earlier_attempt_is_rejected_alone(bank, rows, monkeypatch):
+    deadly = "import os\nimport raffect.data.frames as f\nreal = f.read_frames\ndef deadly(rows):\n    if '00003' in rows['path'][0].as_py():\n        os._exit(139)\n    return real(rows)\nf.read_frames = deadly\n"
+    monkeypatch.setattr(frames, "_TRIAL", deadly + frames._TRIAL)
+    assert run(bank, rows)["rejects"] == 0  # without a note nothing is tried in a child
+    bank.commit_path(0).unlink()
+    bank.attempt_path(0).touch()
+    assert run(bank, rows)["rejects"] == 1
+    assert bank.read_rejects([0]).to_pylist() == [{"video": "v", "frame": 3, "reason": "kills its decoder (exit 139)"}]
+    assert verify(bank).complete
+
+
+def test_the_note_is_written_before_the_first_frame_is_touched(bank, rows, monkeypatch):
+    def die(_):
+        assert bank.attempt_path(0).exists()
+        raise SystemExit("died")
+
+    monkeypatch.setattr("raffect.stages.shards.read_contents", die)
+    with pytest.raises(SystemExit):
+        read_shard(as_table(rows), str(bank.path), Geometry(size=224))
+    assert bank.attempt_path(0).exists()
+
+
+def test_an_encoder_that_cannot_be_loaded_is_a_failure_in_the_statistics(bank, rows):
+    def load(config, device):
+        raise RaffectError("weights are not on this machine; bring them")
+
+    assert run(bank, rows, load)["failure"] == "weights are not on this machine; bring them"
+    assert not bank.commit_path(0).exists()
+
+
+def test_a_full_disk_is_a_failure_that_names_the_bank_and_leaves_nothing_half_written(bank, rows, monkeypatch):
+    read = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
+    encoded = EncodeShard(EncoderConfig(), str(bank.path), "cpu", 1, lambda config, device: Mean())(read)
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    stats = json.loads(commit_shard(encoded, str(bank.path))["stats"][0].as_py())
+    assert f"{bank.path}: cannot write (No space left on device)" in stats["failure"]
+    assert bank.read_commits() == {}
+    monkeypatch.setattr(os, "fsync", real)
+    assert run(bank, rows)["rows"] == 5
+    assert verify(bank).complete
+
+
+def test_handing_pixels_over_copies_them_once(bank, rows):
+    table = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
+    assert table["pixels"].type == pa.large_binary()
+    expected = sum(height * width * 3 for height, width in [(112, 112), (40, 30), (112, 112), (224, 224), (1, 1)])
+    assert len(table["pixels"][0].as_buffer()) == expected
