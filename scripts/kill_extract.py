@@ -74,10 +74,11 @@ def kill_drivers(rng: random.Random, manifest: Path, folder: Path, whole: dict[s
     """Kill the driver ``kills`` times at moments spread over a whole run, start-up included."""
     bank = folder / "bank-0"
     while tally.kills < kills:
-        process = start_extract(manifest, bank, shard_rows)
+        process, start = start_extract(manifest, bank, shard_rows), time.monotonic()
         try:
             process.wait(timeout=rng.uniform(0.15, 1.0) * typical_s)
             finish(process)
+            typical_s = time.monotonic() - start  # a machine that has become faster must not outrun its killer
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

@@ -37,7 +37,7 @@ def expected_matrix():
 @pytest.mark.parametrize("tool", ["pyarrow", "polars", "duckdb", "pandas"])
 def test_the_one_liners_of_the_specification_read_the_bank(tool, bank, monkeypatch):
     code = DOCS.read_text().split("```python")[1].split("```")[0]
-    snippet = re.search(rf"# {tool}\n(.*?)(?:\n\n|$)", code, re.S)[1]
+    snippet = re.search(rf"# {tool}\n(.*?)(?=\n# |\Z)", code, re.S)[1]
     monkeypatch.chdir(bank.path.parent)
     names: dict = {}
     exec(snippet, names)
