@@ -6,6 +6,7 @@ frames were rejected; 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -75,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"raffect {words[0]}: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `raffect ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except OSError as error:
         if debug:
             raise

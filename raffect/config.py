@@ -125,7 +125,7 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         require(self.num_actors >= 0, f"--num-actors {self.num_actors}: expected 0 (choose for me) or more")
         gpus = self.gpus_per_actor
-        require(gpus is None or 0 <= gpus <= 1 or gpus == int(gpus), f"--gpus-per-actor {gpus}: expected a fraction up to 1 or a whole number")
+        require(gpus is None or 0 <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer()), f"--gpus-per-actor {gpus}: expected a fraction up to 1 or a whole number")
         require(0 < self.cpus_per_read <= 64, f"--cpus-per-read {self.cpus_per_read}: expected more than 0, at most 64")
         require(self.shard_rows is None or 1 <= self.shard_rows <= 65536, f"--shard-rows {self.shard_rows}: expected 1 to 65536")
         require(self.limit is None or self.limit >= 1, f"--limit {self.limit}: expected 1 or more")
@@ -152,6 +152,8 @@ class BankVerifyConfig:
     """Also check that the bank covers this manifest."""
     repair: bool = False
     """Withdraw damaged shards, so that the next extract encodes them again, and delete leftovers."""
+    retry_rejects: bool = False
+    """Withdraw shards that have rejects, so that the next extract reads their frames again (after mending the files)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ FLAGS = {
     "pack": {"--manifest", "--out", "--shard-rows", "--groups-per-file"},
     "demo": {"--out", "--frames", "--seed"},
     "doctor": {"--data", "--bank", "--start-ray"},
-    "bank": {"--bank", "--json", "--manifest", "--repair", "--out", "--format", "--features", "--list", "--task"},
+    "bank": {"--bank", "--json", "--manifest", "--repair", "--retry-rejects", "--out", "--format", "--features", "--list", "--task"},
     "models": ENCODER | {"--pattern", "--present"},
 }
 

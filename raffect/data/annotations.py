@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from raffect.data.keys import is_utf8
 from raffect.data.labels import AU, EXPR, TASKS, VA, Task
 from raffect.errors import RaffectError
 
@@ -74,13 +75,16 @@ def read_annotations(root: Path) -> Annotations:
         raise RaffectError(f"--annotations {root}: no such folder; give the folder that holds EXPR_*_Challenge, AU_*_Challenge or VA_*_Challenge")
     reader = _Reader(root)
     folders = list(_find_task_folders(root))
+    editions = sorted({folder.parent.parent for _, _, folder in folders})
+    if len(editions) > 1:
+        raise RaffectError(f"--annotations {root}: holds {len(editions)} editions ({', '.join(_printable(path, root) for path in editions)}); give the folder of one")
     for task, split, folder in folders:
         for file in sorted(folder.glob("*.txt")):
             if not file.name.startswith("."):
                 reader.read_video(file, TASKS[task], split)
     if not folders:
-        for split, file in _find_mtl_files(root):
-            reader.read_mtl(file, split)
+        for file in _find_mtl_files(root):
+            reader.read_mtl(file)
     tables = reader.tables()
     if not tables:
         hint = f"; first problem: {reader.problems[0].file}: {reader.problems[0].what}" if reader.problems else ""
@@ -129,6 +133,10 @@ def parse_valence_arousal(line: bytes) -> tuple[float, ...]:
 _PARSERS: dict[str, Callable[[bytes], tuple]] = {"expr": parse_expression, "au": parse_units, "va": parse_valence_arousal}
 
 
+def _printable(path: Path, root: Path) -> str:
+    return os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
+
+
 def _show(line: bytes) -> str:
     text = line[:60].decode("utf-8", "backslashreplace")
     return repr(text) + ("..." if len(line) > 60 else "")
@@ -148,22 +156,27 @@ class _Reader:
         """Read one ``<video>.txt``."""
         name = self._name(file)
         lines = self._lines(file, name)
-        video = _utf8(file.stem)
+        video = file.stem
         if lines is None or not self._check_header(name, lines, task):
             return
-        if video is None:
+        if not is_utf8(video):
             self._report(name, 0, "file name is not UTF-8, video left out; rename the file and its image folder")
             return
-        if (other := self._splits.setdefault((task.name, video), split)) != split:
+        if other := self._splits.get((task.name, video)):
             self._report(name, 0, f"video stands in the {other} split of {task.name} too, left out here")
             return
+        self._splits[task.name, video] = split
         values = self._parse(name, lines[1:], task)
         self._rows[task.name].append((video, split, np.arange(1, len(values) + 1, dtype=np.int32), values))
 
-    def read_mtl(self, file: Path, split: str) -> None:
+    def read_mtl(self, file: Path) -> None:
         """Read one MTL file of 16 columns; a frame that occurs twice counts once."""
         name = self._name(file)
-        lines = self._lines(file, name)
+        splits = [split for split, pattern in _MTL_SPLITS.items() if pattern.search(file.stem)]
+        if len(splits) != 1:
+            self._report(name, 0, "file name says neither train nor validation, or both; file left out, rename it")
+            return
+        lines, split = self._lines(file, name), splits[0]
         if lines is None:
             return
         rows: dict[tuple[str, int], tuple] = {}
@@ -186,6 +199,9 @@ class _Reader:
         for (video, frame), values in sorted(rows.items(), key=lambda row: row[0]):
             videos.setdefault(video, []).append((frame, values))
         for video, items in videos.items():
+            if (other := self._splits.setdefault(("mtl", video), split)) != split:
+                self._report(name, 0, f"video {video} stands in the {other} split too, left out here")
+                continue
             frames = np.array([frame for frame, _ in items], np.int32)
             for k, task in enumerate((VA, EXPR, AU)):
                 values = np.array([parts[k] for _, parts in items], task.dtype)
@@ -242,7 +258,7 @@ class _Reader:
         self.problems.append(Problem(name, line, what))
 
     def _name(self, file: Path) -> str:
-        return os.fsencode(file.relative_to(self.root)).decode("utf-8", "backslashreplace")
+        return _printable(file, self.root)
 
 
 def _parse_mtl(line: bytes) -> tuple[tuple[str, int], tuple]:
@@ -284,12 +300,9 @@ def _find_task_folders(root: Path) -> Iterator[tuple[str, str, Path]]:
                             yield task, split, below
 
 
-def _find_mtl_files(root: Path) -> Iterator[tuple[str, Path]]:
+def _find_mtl_files(root: Path) -> Iterator[Path]:
     for folder in _walk(root, _SEARCH_DEPTH):
-        for file in sorted(folder.glob("*.txt")):
-            for split, name in _MTL_SPLITS.items():
-                if name.search(file.stem) and _has_mtl_header(file):
-                    yield split, file
+        yield from (file for file in sorted(folder.glob("*.txt")) if _has_mtl_header(file))
 
 
 def _has_mtl_header(file: Path) -> bool:
@@ -315,14 +328,9 @@ def _walk(root: Path, depth: int) -> Iterator[Path]:
 
 def _is_video_like(path: str) -> bool:
     """Whether a folder holds frames: an annotation search need not look into millions of them."""
-    with os.scandir(path) as entries:
-        first = next(entries, None)
-    return first is not None and first.name.lower().endswith((".jpg", ".png"))
-
-
-def _utf8(name: str) -> str | None:
     try:
-        name.encode()
-    except UnicodeEncodeError:
-        return None
-    return name
+        with os.scandir(path) as entries:
+            first = next(entries, None)
+    except OSError:
+        return False
+    return first is not None and first.name.lower().endswith((".jpg", ".png"))

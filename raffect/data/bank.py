@@ -70,6 +70,15 @@ class Identity:
                 out.append(f"{name}: {ours} against {theirs}")
         return out
 
+    def require_equal(self, other: Identity, bank: Path) -> None:
+        """Raise unless ``other`` makes comparable vectors.
+
+        Raises:
+            RaffectError: Names every difference.
+        """
+        if differences := self.differences(other):
+            raise RaffectError(f"{bank} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -149,12 +158,14 @@ class Bank:
         Raises:
             RaffectError: If another encoder made this bank; names every difference.
         """
+        if not (self.path / "bank.json").exists() and any((self.path / "commits").glob("*.json")):
+            raise RaffectError(f"{self.path}: bank.json is missing although shards are committed; restore it from a backup, or extract into a new --bank")
         content = json.dumps({"format": FORMAT, "identity": asdict(identity)}, indent=1) + "\n"
         if write_if_absent(self.path / "bank.json", content.encode()):
             return
         found = self.read_identity()
-        if found and (differences := found.differences(identity)):
-            raise RaffectError(f"{self.path} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank")
+        if found:
+            found.require_equal(identity, self.path)
 
     # Plan
 
@@ -162,12 +173,14 @@ class Bank:
     def plan(self) -> Plan:
         """The plan over all generations."""
         tables, lengths, shard_rows = [], [], DEFAULT_SHARD_ROWS
-        for file in self._plan_files():
+        for number, file in enumerate(self._plan_files()):
             try:
-                table = pq.read_table(file)
+                if file.stem != f"{number:04d}":
+                    raise ValueError(f"generation {number:04d} is missing")
+                table = pq.read_table(file, columns=["video", "frame"])
                 metadata = read_metadata(table)
                 shard_rows = int(metadata["shard_rows"])
-            except (pa.ArrowException, OSError, KeyError) as error:
+            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
                 raise RaffectError(f"{file}: damaged plan ({str(error)[:100]}); restore it from a backup or extract into a new bank") from error
             full, rest = divmod(len(table), shard_rows)
             lengths += [shard_rows] * full + [rest] * bool(rest)
@@ -189,7 +202,7 @@ class Bank:
             plan = self.plan
             if len(plan.table) and shard_rows not in (None, plan.shard_rows):
                 raise RaffectError(f"--shard-rows {shard_rows}: {self.path} has shards of {plan.shard_rows} rows; leave the option out or use a new --bank")
-            new = self._unplanned(manifest, plan)
+            new = self.unplanned(manifest)
             if not len(new):
                 return plan
             rows = plan.shard_rows if len(plan.table) else shard_rows or DEFAULT_SHARD_ROWS
@@ -200,8 +213,13 @@ class Bank:
             write_if_absent(self.path / "plan" / f"{plan.generations:04d}.parquet", sink.getvalue().to_pybytes())
             self.__dict__.pop("plan", None)
 
-    def _unplanned(self, manifest: pa.Table, plan: Plan) -> pa.Table:
-        vocabulary = Vocabulary()
+    def unplanned(self, manifest: pa.Table) -> pa.Table:
+        """Rows of a manifest that are not planned yet.
+
+        Raises:
+            RaffectError: If the manifest lacks frames that are.
+        """
+        plan, vocabulary = self.plan, Vocabulary()
         planned, wanted = vocabulary.keys(plan.table), vocabulary.keys(manifest)
         if len(gone := np.setdiff1d(planned, wanted)):
             video, frame = vocabulary.names[gone[0] >> 32], gone[0] & 0xFFFFFFFF
@@ -271,9 +289,15 @@ class Bank:
 
     def read_rejects(self, shards: Iterable[int]) -> pa.Table:
         """``video, frame, reason`` of every frame that could not be read, over ``shards`` (those that have any)."""
-        tables = [pq.read_table(path) for shard in shards if (path := self.rejects_path(shard)).is_file()]
-        empty = pa.table({"video": pa.array([], pa.string()), "frame": pa.array([], pa.int32()), "reason": pa.array([], pa.string())})
-        return pa.concat_tables([table.cast(empty.schema) for table in tables] or [empty])
+        schema = pa.schema([("video", pa.string()), ("frame", pa.int32()), ("reason", pa.string())])
+        tables = [schema.empty_table()]
+        for path in map(self.rejects_path, shards):
+            if path.is_file():
+                try:
+                    tables.append(pq.read_table(path, columns=schema.names).cast(schema))
+                except (pa.ArrowException, OSError) as error:
+                    raise RaffectError(f"{path}: damaged ({str(error).splitlines()[0][:100]}); run `raffect bank verify --repair` and extract again") from error
+        return pa.concat_tables(tables)
 
     def digest(self) -> str:
         """SHA-256 over the identity and every commit record: equal banks, and only they, have equal digests."""
@@ -287,14 +311,14 @@ class Bank:
             content = json.loads(file.read_text())
             content["files"] = {name: (int(size), str(sha)) for name, (size, sha) in content["files"].items()}
             record = Commit(**content)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
             return None  # a damaged record is no record: the shard is written again, and verify names it
         return record if re.fullmatch(r"[0-9]{6,}", file.stem) and record.shard == int(file.stem) else None
 
     def _size(self, name: str) -> int:
         try:
             return (self.path / name).stat().st_size
-        except OSError:
+        except FileNotFoundError:
             return -1
 
 

@@ -74,6 +74,8 @@ def read_features(
     identity = bank.require().read_identity()
     if identity is None:
         raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
+    if missing := [column for column in task.columns if column not in labels.column_names]:
+        raise RaffectError(f"these are not {task.name} labels: column {missing[0]!r} is missing; give labels/{task.name}.parquet")
     labels = select_split(labels, split)
     if videos is not None:
         labels = labels.filter(pc.field("video").cast(pa.string()).isin(pa.array(sorted(videos), pa.string())))
@@ -117,6 +119,9 @@ def _locate(bank: Bank, vocabulary: Vocabulary) -> _Location:
     lengths = np.diff(plan.offsets)
     shard = np.repeat(np.arange(plan.num_shards), lengths)
     keep = np.repeat(np.isin(np.arange(plan.num_shards), list(commits)), lengths)
+    for number, record in commits.items():
+        if number >= plan.num_shards or record.rows + record.rejects != lengths[number]:
+            raise RaffectError(f"{bank.path}: shard {number:06d} does not fit the plan; run `raffect bank verify`")
     with_rejects = [number for number, record in commits.items() if record.rejects]
     keep &= ~np.isin(keys, vocabulary.keys(bank.read_rejects(with_rejects)))
     kept_before = np.concatenate([[0], np.cumsum(keep)])

@@ -8,13 +8,16 @@ scaled to 8 bits instead of clipped to white; floating-point and 32-bit integer 
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +25,16 @@ import pyarrow.parquet as pq
 import simplejpeg
 from PIL import Image
 
+from raffect.errors import RaffectError
+
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; its header is asked first, so that a bomb costs nothing."""
 
 PACKED_SUFFIX = ".parquet"
 """A manifest root that ends so is a packed file; its paths are ``<row group>/<row>``."""
 
+_FRAME_FAULTS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 _TRIAL = "import sys; from raffect.data.frames import _trial; _trial(sys.stdin)"
 
 
@@ -40,6 +47,7 @@ def read_bytes(root: str, path: str) -> bytes:
 
     Raises:
         BadFrame: If the path leaves its root, or the file is missing, unreadable or empty.
+        RaffectError: If the root or its disk is at fault: then nothing is wrong with the frame.
     """
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\0" in path:
         raise BadFrame("path points outside its root")
@@ -47,6 +55,8 @@ def read_bytes(root: str, path: str) -> bytes:
         with open(f"{root}/{path}", "rb", buffering=0) as file:
             content = file.read()
     except OSError as error:
+        if error.errno not in _FRAME_FAULTS or not os.path.isdir(root):
+            raise RaffectError(f"{root}: image root cannot be read ({error.strerror}); mount it or mend the disk, then run the same command again") from error
         raise BadFrame(f"cannot be read: {error.strerror}") from None
     if not content:
         raise BadFrame("empty file")
@@ -119,13 +129,13 @@ def read_frames(rows: pa.Table) -> list[np.ndarray | BadFrame]:
 def read_contents(rows: pa.Table) -> list[bytes | BadFrame]:
     """Encoded pictures of manifest rows, in order; packed files are read a row group at a time."""
     roots, paths = rows["root"].to_pylist(), rows["path"].to_pylist()
-    groups: dict[tuple[str, str], pa.Table | BadFrame] = {}
+    groups: dict[tuple[str, str], pa.Table] = {}
     out: list[bytes | BadFrame] = []
     for root, path in zip(roots, paths, strict=True):
         if root.endswith(PACKED_SUFFIX):
             group, _, row = path.partition("/")
             if (root, group) not in groups:
-                groups[root, group] = _attempt(_read_group, root, group)
+                groups[root, group] = _read_group(root, group)
             out.append(_attempt(_read_packed, groups[root, group], row))
         else:
             out.append(_attempt(read_bytes, root, path))
@@ -137,12 +147,10 @@ def _read_group(root: str, group: str) -> pa.Table:
         with pq.ParquetFile(root) as file:
             return file.read_row_group(int(group), columns=["image", "reason"])
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise BadFrame(f"packed file cannot be read: {str(error).splitlines()[0][:120]}") from None
+        raise RaffectError(f"{root}: row group {group} cannot be read ({str(error).splitlines()[0][:120]}); bring the file back or run `raffect pack` again") from error
 
 
-def _read_packed(group: pa.Table | BadFrame, row: str) -> bytes:
-    if isinstance(group, BadFrame):
-        raise group
+def _read_packed(group: pa.Table, row: str) -> bytes:
     try:
         content, reason = group["image"][int(row)].as_py(), group["reason"][int(row)].as_py()
     except (ValueError, IndexError):
@@ -173,6 +181,9 @@ def shrink(pixels: np.ndarray, size: int, resample: Image.Resampling, keep_ratio
 
     Returns:
         ``pixels`` itself if no side is longer than ``size``; else uint8 (size, size, 3).
+
+    Raises:
+        BadFrame: If it is so narrow that its enlarged strip would be larger than `MAX_PIXELS`.
     """
     height, width = pixels.shape[:2]
     if max(height, width) <= size:
@@ -181,6 +192,8 @@ def shrink(pixels: np.ndarray, size: int, resample: Image.Resampling, keep_ratio
     if not keep_ratio:
         return np.asarray(image.resize((size, size), resample))
     new_width, new_height = resized_shape(width, height, size)
+    if new_width * new_height > MAX_PIXELS:
+        raise BadFrame(f"{width}x{height} is too narrow to be a face")
     left, top = round((new_width - size) / 2.0), round((new_height - size) / 2.0)
     return np.asarray(image.resize((new_width, new_height), resample).crop((left, top, left + size, top + size)))
 
@@ -195,32 +208,46 @@ def resized_shape(width: int, height: int, size: int) -> tuple[int, int]:
 def find_killers(rows: pa.Table) -> dict[int, str]:
     """Which frames kill the process that decodes them, by decoding all of them in child processes.
 
+    A suspect is tried once more alone; only a crash (not an out-of-memory kill, nor an exit) counts.
+
     Args:
         rows: Table with columns ``root`` and ``path``.
 
     Returns:
         Row -> reason, for frames whose decoder died; others may still be bad in ordinary ways.
+
+    Raises:
+        RaffectError: If children fail for another reason.
     """
     killers: dict[int, str] = {}
     start = 0
     while start < len(rows):
-        passed, status = _run_trial(rows.slice(start))
-        if status == 0 and passed == len(rows) - start:
-            break
-        killers[start + passed] = f"kills its decoder (signal {-status})" if status < 0 else f"kills its decoder (exit {status})"
-        start += passed + 1
+        passed, _ = _run_trial(rows.slice(start))
+        suspect = start + passed
+        if suspect < len(rows):
+            passed, status = _run_trial(rows.slice(suspect, 1))
+            if not passed:
+                killers[suspect] = f"kills its decoder ({signal.Signals(-status).name})"
+        start = suspect + 1
     return killers
 
 
 def _run_trial(rows: pa.Table) -> tuple[int, int]:
-    """Decode rows in a child; returns how many passed and the child's exit status."""
-    jobs = "".join(json.dumps(row) + "\n" for row in rows.select(["root", "path"]).to_pylist())
+    """Decode rows in a child; returns how many passed and the child's exit status, negative for a crash."""
+    jobs = json.dumps({name: rows[name].to_pylist() for name in ("root", "path")})
     done = subprocess.run([sys.executable, "-c", _TRIAL], input=jobs, capture_output=True, text=True, check=False)
-    return done.stdout.count("."), done.returncode
+    passed = done.stdout.count(".")
+    if passed < len(rows) and -done.returncode not in _CRASHES:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RaffectError(
+            f"frames could not be tried in a child process (status {done.returncode}: {last[:200]}); free memory or mend the installation, then run the same command again"
+        )
+    return passed, done.returncode
 
 
-def _trial(jobs: Sequence[str] | io.TextIOBase) -> None:
-    for line in jobs:
-        read_frames(pa.Table.from_pylist([json.loads(line)]))
+def _trial(jobs: IO[str]) -> None:
+    for content in read_contents(pa.table(json.load(jobs))):
+        if isinstance(content, bytes):
+            _attempt(decode, content)
         sys.stdout.write(".")
         sys.stdout.flush()

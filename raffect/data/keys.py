@@ -13,6 +13,15 @@ import numpy as np
 import pyarrow as pa
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a file name can be stored as text; the system hands over others with surrogates in them."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Vocabulary:
     """Numbers for video names, in order of first sight."""
 

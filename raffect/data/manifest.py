@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raffect.data.keys import Vocabulary, digest_keys
+from raffect.data.keys import Vocabulary, digest_keys, is_utf8
 from raffect.data.tables import read_metadata, read_table, write_table
 from raffect.errors import RaffectError
 
@@ -24,7 +24,6 @@ SYNTHETIC = "synthetic"
 """Metadata key that says that every image of the manifest was drawn."""
 
 _FRAME = re.compile(r"0*([0-9]{1,9})\.(?:jpe?g|png|bmp|webp|tiff?)", re.I | re.A)
-_SHOWN = 20
 
 
 @dataclass
@@ -75,7 +74,7 @@ def _list_root(root: str, listing: Listing, depth: int) -> list[tuple[str, str, 
             frames, names, has_folders = _list_video(entry.path, listing)
             if not names and has_folders and depth:
                 folders += _list_root(entry.path, listing, depth - 1)
-            elif not _is_utf8(entry.name):
+            elif not is_utf8(entry.name):
                 listing.problems.append(f"{_printable(entry.path)}: folder name is not UTF-8, {len(names)} frames left out; rename it")
             elif not names:
                 listing.problems.append(f"{_printable(entry.path)}: no frames in it")
@@ -86,7 +85,7 @@ def _list_root(root: str, listing: Listing, depth: int) -> list[tuple[str, str, 
 
 def _list_video(folder: str, listing: Listing) -> tuple[np.ndarray, list[str], bool]:
     frames, names, has_folders = [], [], False
-    for entry in _scan(folder, listing):
+    for entry in sorted(_scan(folder, listing), key=lambda entry: entry.name):  # the order of a folder is its file system's own
         name = entry.name
         match = _FRAME.fullmatch(name)
         if match and (frame := int(match[1])) > 0 and frame < 1 << 31:
@@ -111,7 +110,7 @@ def _scan(folder: str, listing: Listing) -> list[os.DirEntry]:
 def _build_table(folders: list[tuple[str, str, np.ndarray, list[str]]], listing: Listing) -> pa.Table:
     videos = sorted({video for video, *_ in folders})
     roots = list(dict.fromkeys(root for _, root, *_ in folders))
-    if bad := [root for root in roots if not _is_utf8(root)]:
+    if bad := [root for root in roots if not is_utf8(root)]:
         raise RaffectError(f"--images {_printable(bad[0])}: path is not UTF-8; rename the folder")
     rank = {video: i for i, video in enumerate(videos)}
     lengths = [len(frames) for _, _, frames, _ in folders]
@@ -123,9 +122,7 @@ def _build_table(folders: list[tuple[str, str, np.ndarray, list[str]]], listing:
     keep = np.ones(len(order), bool)
     keep[1:] = (video[order][1:] != video[order][:-1]) | (frame[order][1:] != frame[order][:-1])
     doubles = path.take(pa.array(order[~keep]))
-    listing.problems += [f"{name}: another file shows the same frame, this one left out" for name in doubles[:_SHOWN].to_pylist()]
-    if len(doubles) > _SHOWN:
-        listing.problems.append(f"... and {len(doubles) - _SHOWN} more files that repeat a frame")
+    listing.problems += [f"{name}: another file shows the same frame, this one left out" for name in doubles.to_pylist()]
     order = order[keep]
     return pa.table(
         {
@@ -174,14 +171,6 @@ def read_manifest(path: Path) -> pa.Table:
 def is_synthetic_manifest(table: pa.Table) -> bool:
     """Whether a manifest says that all its images were drawn."""
     return read_metadata(table).get(SYNTHETIC) == "true"
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _printable(name: str) -> str:

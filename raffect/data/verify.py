@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from raffect.data.atomic import PREFIX
 from raffect.data.bank import Bank, Commit, Identity, Plan, shard_schema
 from raffect.data.keys import Vocabulary
+from raffect.errors import RaffectError
 
 
 @dataclass
@@ -72,47 +73,53 @@ def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int
         keys = plan.rows(shard)
         record = commits.get(shard)
         if record and identity:
-            if what := _check_shard(bank, record, keys, identity):
+            try:
+                what = _check_shard(bank, record, keys, identity)
+            except OSError as error:  # a disk or network that fails says nothing about the bytes
+                verdict.problems.append(f"shard {shard:06d}: {error.filename or bank.path} cannot be read ({error.strerror}); look after the disk, nothing is withdrawn")
+                continue
+            if what:
                 verdict.damaged[shard] = what
             else:
                 verdict.rows += record.rows
                 verdict.rejects += record.rejects
+        elif record:
+            continue  # without an identity nothing can be told of it
         elif bank.commit_path(shard).exists():
             verdict.damaged[shard] = "a file is missing, has another size than committed, or the commit record is unreadable"
         else:
             verdict.missing += len(keys)
         progress(len(keys))
     verdict.problems += [f"{shard:06d}: committed but not planned" for shard in commits if shard >= plan.num_shards]
-    verdict.leftovers = sorted(path for folder in ("shards", "rejects", "commits", "plan", ".") for path in (bank.path / folder).glob(f"{PREFIX}*"))
+    verdict.leftovers = sorted(path for folder in ("shards", "rejects", "commits", "plan", "attempts", "runs", ".") for path in (bank.path / folder).glob(f"{PREFIX}*"))
     return verdict
 
 
-def repair(bank: Bank, verdict: Verdict) -> list[int]:
-    """Withdraw damaged shards, so that the next extract encodes them again, and delete leftovers.
+def withdraw(bank: Bank, shards: Iterable[int]) -> list[int]:
+    """Delete shards, record first, so that the next extract encodes them again.
 
     Returns:
         The shards withdrawn.
     """
-    for shard in verdict.damaged:
+    shards = sorted(shards)
+    for shard in shards:
         for path in (bank.commit_path(shard), bank.shard_path(shard), bank.rejects_path(shard)):
             path.unlink(missing_ok=True)
-    for path in verdict.leftovers:
-        path.unlink(missing_ok=True)
-    return sorted(verdict.damaged)
+    return shards
 
 
 def _check_shard(bank: Bank, record: Commit, keys: pa.Table, identity: Identity) -> str | None:
     for name, (_, sha256) in record.files.items():
         try:
             content = (bank.path / name).read_bytes()
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+        except FileNotFoundError:
+            return f"{name} is missing"
         if hashlib.sha256(content).hexdigest() != sha256:
             return f"{name} is not the file that was committed (SHA-256 differs)"
     try:
         shard = pq.read_table(bank.shard_path(record.shard))
         rejects = bank.read_rejects([record.shard]) if record.rejects else None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, RaffectError) as error:
         return f"cannot be read as Parquet ({str(error).splitlines()[0][:100]})"
     if shard.schema.remove_metadata() != shard_schema(identity.dim):
         return f"has the columns {', '.join(map(str, shard.schema.remove_metadata()))}, expected {', '.join(map(str, shard_schema(identity.dim)))}"

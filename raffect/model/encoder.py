@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,7 +18,7 @@ from raffect.config import EMBEDDED_MODEL, EncoderConfig
 from raffect.data.bank import Identity
 from raffect.errors import RaffectError
 from raffect.model.preprocess import Preprocess
-from raffect.model.weights import Source, model_configs, resolve
+from raffect.model.weights import Source, is_torchscript, model_configs, resolve
 
 Clip: TypeAlias = Any  # CLIP, CustomTextCLIP or CoCa, which share no base class but nn.Module
 CUDA_BATCH, CPU_BATCH = 256, 32
@@ -140,6 +139,10 @@ def build_model(source: Source) -> Clip:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(source.seed or 0)
             model: Clip = open_clip.create_model(source.model, pretrained=None, pretrained_text=False, force_preprocess_cfg=dict(source.preprocess))
+    except (RuntimeError, ImportError, OSError, ValueError) as error:
+        raise RaffectError(
+            f"--encoder.model {source.model}: open_clip cannot build it ({' '.join(str(error).split())[:160]}); install what it asks for or use another model"
+        ) from error
     finally:
         root.setLevel(level)
     if source.file is not None:
@@ -159,7 +162,7 @@ def fingerprint(tower: nn.Module) -> str:
 
 def _load_weights(model: Clip, file: Path) -> None:
     try:
-        if _is_torchscript(file):
+        if is_torchscript(file):
             # Read as data: none of the archive's code is called, and its pickles cannot name Python objects.
             state = torch.jit.load(str(file), map_location="cpu").state_dict()
             model.load_state_dict({name: tensor for name, tensor in state.items() if name not in _OPENAI_EXTRAS})
@@ -171,13 +174,6 @@ def _load_weights(model: Clip, file: Path) -> None:
         what = " ".join(str(error).split())
         what = "holds Python objects instead of tensors, which raffect never loads" if "weights_only" in what else what[:200]
         raise RaffectError(f"--encoder.weights {file}: cannot be loaded ({what}); expected weights of this very model as .safetensors, state dict or OpenAI's .pt") from error
-
-
-def _is_torchscript(file: Path) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _require_finite(tower: nn.Module, file: Path) -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import types
+import zipfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -149,16 +150,39 @@ def _find(config: EncoderConfig) -> Source:
     if file is None:
         raise RaffectError(missing_message(model, weights))
     entry = get_tag_config(model, weights)
-    return Source(model, weights, file=file, quick_gelu=entry.get("quick_gelu", False), preprocess={key: entry[key] for key in _PREPROCESS_KEYS if entry.get(key) is not None})
+    return Source(model, weights, file=file, quick_gelu=entry.get("quick_gelu", False), preprocess=_tag_preprocess(entry))
 
 
 def _from_file(model: str, file: Path) -> Source:
+    """What can be known of a local file: ``<model>--<tag>`` names its tag; else what all tags of the model agree on holds."""
     if not file.is_file():
         raise RaffectError(f"--encoder.weights {file}: no such file; expected a .safetensors, a PyTorch state dict or OpenAI's .pt")
-    stamp = EMBEDDED_STAMP if model == EMBEDDED_MODEL else ""
-    # A file does not say which activation it was trained with, but its name often tells whose weights it holds.
-    quick = True if any(word in file.name.lower() for word in ("openai", "quickgelu", "dfn", "metaclip")) else None
-    return Source(model, file.name, file=file, quick_gelu=quick, stamp=stamp)
+    if model == EMBEDDED_MODEL:
+        return Source(model, file.name, file=file, stamp=EMBEDDED_STAMP)
+    tags = list_tags(model)
+    openai = is_torchscript(file) or "openai" in file.name.lower()
+    named = "openai" if openai else file.stem.partition("--")[2]
+    entries = [get_tag_config(model, tag) for tag in ([named] if named in tags else tags)]
+    quicks = {True} if openai else {entry.get("quick_gelu", False) for entry in entries}
+    quick = quicks.pop() if len(quicks) == 1 else None
+    preprocesses = [_tag_preprocess(entry) for entry in entries]
+    if any(other != preprocesses[0] for other in preprocesses):
+        raise RaffectError(
+            f"--encoder.weights {file}: the tags of {model} resize and normalise differently, so the file's must be known; name it {model}--TAG{file.suffix} with one of {', '.join(tags)}"
+        )
+    return Source(model, file.name, file=file, quick_gelu=quick, preprocess=preprocesses[0] if preprocesses else {})
+
+
+def is_torchscript(file: Path) -> bool:
+    """Whether a file is a TorchScript archive, which is how OpenAI ships CLIP."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _tag_preprocess(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in _PREPROCESS_KEYS if entry.get(key) is not None}
 
 
 def missing_message(model: str, tag: str) -> str:

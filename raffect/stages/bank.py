@@ -15,7 +15,7 @@ from raffect.data.atomic import atomic_path
 from raffect.data.bank import Bank
 from raffect.data.features import read_shard_features
 from raffect.data.manifest import read_manifest
-from raffect.data.verify import repair, verify
+from raffect.data.verify import verify, withdraw
 from raffect.errors import RaffectError
 from raffect.stages.progress import Progress, format_bytes
 
@@ -81,8 +81,14 @@ def check(config: BankVerifyConfig) -> tuple[list[str], bool]:
         f"rows {verdict.rows:,} + rejects {verdict.rejects:,} + not extracted {verdict.missing:,} + damaged {_damaged_rows(bank, verdict.damaged):,} = planned {verdict.planned:,}"
     )
     if config.repair and (verdict.damaged or verdict.leftovers):
-        withdrawn = repair(bank, verdict)
+        withdrawn = withdraw(bank, verdict.damaged)
+        for path in verdict.leftovers:
+            path.unlink(missing_ok=True)
         out.append(f"repaired: {len(withdrawn)} shard(s) withdrawn; run `raffect extract` to encode them again")
+    if config.retry_rejects:
+        withdrawn = withdraw(bank, [shard for shard, commit in bank.read_commits().items() if commit.rejects])
+        out.append(f"withdrawn: {len(withdrawn)} shard(s) with rejects; run `raffect extract` to read their frames again")
+        return out, False
     if verdict.complete:
         out.append("sound and complete: every byte is as committed, every planned frame is there once")
     elif verdict.sound:
@@ -103,6 +109,8 @@ def export(config: BankExportConfig) -> list[str]:
     if identity is None or not commits:
         raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
     rows = sum(commit.rows for commit in commits.values())
+    if config.out.is_dir() and any(config.out.iterdir()):
+        raise RaffectError(f"--out {config.out} is not empty; an export does not mix with other files")
     config.out.mkdir(parents=True, exist_ok=True)
     with Progress("export", rows, "rows") as progress:
         if config.format == "npy":

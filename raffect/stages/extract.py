@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,20 +119,32 @@ def extract(config: ExtractConfig, load: LoadEncoder = load_clip, geometry: Geom
     manifest = read_manifest(config.manifest)
     bank = Bank(config.bank.absolute())
     _check_embedded(config, manifest)
-    plan = bank.extend_plan(manifest, config.shard_rows)
-    todo = _choose_shards(bank, plan, config.limit)
-    if not todo:
+    # Nothing is written before everything that can be checked without an encoder was checked.
+    if _is_finished(bank, manifest):
         if load is load_clip:
             _check_finished(config, bank)
-        return _summarise(bank, plan, [], 0.0, 0, 0.0)
+        return _summarise(bank, bank.extend_plan(manifest, config.shard_rows), [], 0.0, 0, 0.0)
     if geometry is None:
         geometry = _read_geometry(resolve(config.encoder))
         _check_model(config, bank)
+    plan = bank.extend_plan(manifest, config.shard_rows)
+    todo = _choose_shards(bank, plan, config.limit)
     with ray_session(config.address):
         stats, wall_s, encoders, gpus = _run_pipeline(config, bank, plan, todo, manifest, load, geometry)
+    _check_shared(bank, stats)
     summary = _summarise(bank, plan, stats, wall_s, encoders, gpus)
     _record(config, bank, summary)
     return summary
+
+
+def _is_finished(bank: Bank, manifest: pa.Table) -> bool:
+    return bank.exists and not len(bank.unplanned(manifest)) and not _choose_shards(bank, bank.plan, None)
+
+
+def _check_shared(bank: Bank, stats: list[dict]) -> None:
+    """Workers on other machines write to a path of this name there; it must be the same folder."""
+    if unseen := {row["shard"] for row in stats} - bank.read_commits().keys():
+        raise RaffectError(f"{bank.path}: {len(unseen)} shards that workers committed are not there; put --bank on storage that every machine sees under the same path")
 
 
 def dry_run(config: ExtractConfig) -> list[str]:
@@ -157,8 +168,8 @@ def dry_run(config: ExtractConfig) -> list[str]:
     bad = sum(isinstance(frame, BadFrame) for frame in read_frames(picked))
     read_s = (time.perf_counter() - start) / len(picked)
     encoder = load_encoder(config.encoder)
-    if bank.exists and (found := bank.read_identity()) and (differences := found.differences(encoder.identity)):
-        raise RaffectError(f"{bank.path} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank")
+    if bank.exists and (found := bank.read_identity()):
+        found.require_equal(encoder.identity, bank.path)
     rate = probe(encoder) * max(1, config.num_actors if encoder.device.type == "cuda" else 1)
     size = frames * (2 * encoder.identity.dim + 6)
     identity = encoder.identity
@@ -186,17 +197,15 @@ def _check_model(config: ExtractConfig, bank: Bank) -> None:
     identity = bank.read_identity()
     if identity is None:
         return
-    asked = {"model": config.encoder.model} | ({"precision": config.encoder.precision} if config.encoder.precision != "auto" else {})
-    differences = [f"{name}: {getattr(identity, name)} against {value}" for name, value in asked.items() if getattr(identity, name) != value]
-    if differences:
-        raise RaffectError(f"{bank.path} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank")
+    precision = identity.precision if config.encoder.precision == "auto" else config.encoder.precision
+    identity.require_equal(replace(identity, model=config.encoder.model, precision=precision), bank.path)
 
 
 def _check_finished(config: ExtractConfig, bank: Bank) -> None:
     """A finished bank is compared by name alone; only weights of another name are loaded and compared by their tensors."""
     _check_model(config, bank)
     identity = bank.read_identity()
-    if identity is not None and identity.weights not in (config.encoder.weights, Path(config.encoder.weights).name):
+    if identity is not None and identity.weights != config.encoder.weights:
         bank.claim(replace(load_clip(config.encoder, "cpu").identity, precision=identity.precision))
 
 
@@ -219,12 +228,16 @@ def _run_pipeline(
     config: ExtractConfig, bank: Bank, plan: Plan, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry
 ) -> tuple[list[dict], float, int, float]:
     import ray
+    from ray.exceptions import RayError
 
     configure_data()
     gpus = cluster_gpus()
     per_actor = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus else 0.0)
     if per_actor > gpus:
         raise RaffectError(f"--gpus-per-actor {per_actor:g}: Ray sees {gpus:g} GPUs; use --gpus-per-actor 0 for the CPU, or start Ray where the GPUs are")
+    on_cluster = bool(config.address or os.environ.get("RAY_ADDRESS"))
+    if config.num_actors * per_actor > gpus and not on_cluster:  # a cluster may grow
+        raise RaffectError(f"--num-actors {config.num_actors} with --gpus-per-actor {per_actor:g}: Ray sees {gpus:g} GPUs; ask for fewer actors or a smaller share")
     actors = config.num_actors or (max(1, int(gpus / per_actor)) if per_actor else 1)
     actors = min(actors, len(todo))
     device = "cuda" if per_actor else "cpu"
@@ -239,18 +252,22 @@ def _run_pipeline(
             batch_format="pyarrow",
             num_cpus=0,  # also keeps Ray from fusing readers into the actor, where they would take turns
             num_gpus=per_actor or None,
-            compute=ray.data.ActorPoolStrategy(min_size=1 if config.address else actors, max_size=actors),
+            compute=ray.data.ActorPoolStrategy(min_size=1 if on_cluster else actors, max_size=actors),
         )
         .map_batches(partial(commit_shard, bank=str(bank.path)), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
     )
     stats = []
     total = int(np.diff(plan.offsets)[todo].sum())
     with Progress("extract", total) as progress:
-        for row in dataset.iter_rows():
-            stats.append(json.loads(row["stats"]))
-            if "failure" in stats[-1]:
-                raise RaffectError(stats[-1]["failure"])
-            progress.advance(stats[-1]["rows"] + stats[-1]["rejects"])
+        try:
+            for row in dataset.iter_rows():
+                stats.append(json.loads(row["stats"]))
+                if "failure" in stats[-1]:
+                    raise RaffectError(stats[-1]["failure"])
+                progress.advance(stats[-1]["rows"] + stats[-1]["rejects"])
+        except RayError as error:
+            last = [line for line in str(error).splitlines() if line.strip()][-1:]
+            raise RaffectError(f"Ray stopped the run: {' '.join(last)[:300]}; what is committed is kept, the same command goes on from there; --debug shows all") from error
     return stats, time.perf_counter() - start, actors, per_actor * actors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from raffect.config import PackConfig
 from raffect.data.atomic import atomic_path
 from raffect.data.frames import PACKED_SUFFIX, BadFrame, read_contents
 from raffect.data.manifest import is_synthetic_manifest, read_manifest, write_manifest
+from raffect.data.tables import read_metadata
 from raffect.errors import RaffectError
 from raffect.stages.progress import Progress, format_bytes
 
 SCHEMA = pa.schema([("video", pa.string()), ("frame", pa.int32()), ("image", pa.binary()), ("reason", pa.string())])
+_SOURCE = "source"
 _READERS = 8
 
 
@@ -58,9 +61,10 @@ def pack(config: PackConfig) -> list[str]:
 
 
 def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) -> None:
+    schema = SCHEMA.with_metadata({_SOURCE: _digest(rows)})
     with (
         atomic_path(file) as temporary,
-        pq.ParquetWriter(temporary, SCHEMA, compression="none", use_dictionary=["video"], write_statistics=["video", "frame"]) as writer,
+        pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=["video"], write_statistics=["video", "frame"]) as writer,
         ThreadPoolExecutor(_READERS) as pool,
     ):
         for start in range(0, len(rows), shard_rows):
@@ -70,7 +74,7 @@ def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) 
             images = [None if isinstance(content, BadFrame) else content for content in contents]
             reasons = [str(content) if isinstance(content, BadFrame) else None for content in contents]
             columns = [group["video"].cast(pa.string()).combine_chunks(), group["frame"].combine_chunks(), pa.array(images, pa.binary()), pa.array(reasons, pa.string())]
-            writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=shard_rows)
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=shard_rows)
             progress.advance(len(group))
 
 
@@ -79,9 +83,17 @@ def _is_packed(file: Path, rows: pa.Table, shard_rows: int) -> bool:
     if not file.is_file():
         return False
     try:
-        found = pq.read_table(file, columns=["video", "frame"])
-        if pq.read_metadata(file).row_group(0).num_rows != min(shard_rows, len(rows)):
-            return False
+        found = pq.read_table(file, columns=["reason"])
+        first = pq.read_metadata(file).row_group(0).num_rows
     except (pa.ArrowException, OSError):
         return False
-    return len(found) == len(rows) and found["frame"].equals(rows["frame"]) and found["video"].equals(rows["video"].cast(pa.string()))
+    # Frames that could not be read may have been mended since, so such a file is made again.
+    return first == min(shard_rows, len(rows)) and found["reason"].null_count == len(found) and read_metadata(found).get(_SOURCE) == _digest(rows)
+
+
+def _digest(rows: pa.Table) -> str:
+    """SHA-256 over which frames come from which files."""
+    digest = hashlib.sha256()
+    for row in rows.to_pylist():
+        digest.update(f"{row['video']}\0{row['frame']}\0{row['root']}\0{row['path']}\n".encode())
+    return digest.hexdigest()

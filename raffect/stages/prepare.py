@@ -65,6 +65,8 @@ def prepare(config: PrepareConfig) -> list[str]:
     coverage = [measure(TASKS[task], split, table, listing.table) for task, table in annotations.tables.items() for split in SPLITS]
     coverage = [part for part in coverage if part.lines]
     write_manifest(listing.table, config.out / "manifest.parquet", synthetic)
+    for stale in {file.stem for file in (config.out / "labels").glob("*.parquet")} - set(annotations.tables):
+        (config.out / "labels" / f"{stale}.parquet").unlink()  # of another edition, prepared here before
     for task, table in annotations.tables.items():
         metadata = {"raffect": "labels/1", "task": task, "edition": annotations.edition, "digest": annotations.digest, "synthetic": str(synthetic).lower()}
         write_table(table, config.out / "labels" / f"{task}.parquet", metadata)
@@ -127,12 +129,12 @@ def _report(config: PrepareConfig, listing: Listing, annotations: Annotations, c
         + (" [drawn by raffect]" if synthetic else ""),
         f"annotations: edition {annotations.edition!r}, {', '.join(annotations.tables)}",
         "",
-        f"{'task':5}{'split':11}{'videos':>7}{'lines':>11}{'annotated':>11}{'complete copy':>15}{'with image':>12}{'complete copy':>15}{'lines w/o image':>17}{'images w/o line':>17}",
+        f"{'task':5}{'split':11}{'videos':>7}{'complete':>9}{'lines':>11}{'annotated':>11}{'complete copy':>15}{'with image':>12}{'complete copy':>15}{'lines w/o image':>17}{'images w/o line':>17}",
     ]
     for part in coverage:
         task = TASKS[part.task]
         out.append(
-            f"{part.task:5}{part.split:11}{part.videos:7,}{part.lines:11,}{part.annotated:11,}{task.complete_annotated[part.split]:15,}{part.with_image:12,}"
+            f"{part.task:5}{part.split:11}{part.videos:7,}{task.complete_videos[part.split]:9,}{part.lines:11,}{part.annotated:11,}{task.complete_annotated[part.split]:15,}{part.with_image:12,}"
             f"{_or_unknown(task.complete_with_image.get(part.split)):>15}{part.without_image:17,}{part.images_without_line:17,}"
         )
     out.append("")

@@ -75,11 +75,11 @@ def _read_features(file: Path) -> tuple[str, np.ndarray]:
             name = next((name for name in SPLITS if name in content), None)
             if name is None:
                 raise RaffectError(f"{file}: expected a dataset {' or '.join(SPLITS)}, found {', '.join(content) or 'none'}")
-            features = content[name][:]
+            features = content[name][:] if isinstance(content[name], h5py.Dataset) else np.empty(0)
     except OSError as error:
         raise RaffectError(f"{file}: not a readable HDF5 file ({error})") from error
-    if features.ndim != 2 or features.dtype != np.float16:
-        raise RaffectError(f"{file}: {name} is {features.dtype} of shape {features.shape}, expected float16 (N, 768)")
+    if features.ndim != 2 or features.dtype != np.float16 or not len(features):
+        raise RaffectError(f"{file}: {name} is {features.dtype} of shape {features.shape}, expected float16 (N, 768) with N > 0")
     return SPLITS[name], features
 
 
@@ -95,7 +95,7 @@ def _read_list(file: Path, task: str) -> tuple[list[str], list[int], np.ndarray]
             path, label = line.split(b"\t")
             folder, name = path.decode().rsplit("/", 2)[-2:]
             stem = name.split(".")[0]
-            if not (stem.isascii() and stem.isdigit()):
+            if not (stem.isascii() and stem.isdigit() and 0 < int(stem) < 1 << 31):
                 raise ValueError(f"{name!r} is no frame number")
             labels.append(parse(label.strip()))
         except ValueError as error:

@@ -16,14 +16,13 @@ WAIT_FOR_ACTORS_S = 900
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, num_gpus: int | None = None) -> Generator[None]:
+def ray_session(address: str | None) -> Generator[None]:
     """Ray for the duration of a block: joined where ``address`` or ``RAY_ADDRESS`` says so, else started on this machine.
 
     A Ray that was already initialised in this process is used and left running.
 
     Args:
         address: ``"auto"``, an address, or None.
-        num_gpus: GPUs a local Ray should offer; those it finds by default.
 
     Raises:
         RaffectError: If the cluster cannot be reached.
@@ -41,7 +40,7 @@ def ray_session(address: str | None, num_gpus: int | None = None) -> Generator[N
         if address:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         else:
-            _start_local(num_gpus)
+            _start_local()
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         mend = "start one with `ray start --head`, or leave --address out to use this machine alone" if address else "see `raffect doctor`"
         raise RaffectError(f"Ray {f'at {address} cannot be reached' if address else 'did not start on this machine'} ({_first_line(error)}); {mend}") from error
@@ -52,7 +51,7 @@ def ray_session(address: str | None, num_gpus: int | None = None) -> Generator[N
         ray.shutdown()
 
 
-def _start_local(num_gpus: int | None) -> None:
+def _start_local() -> None:
     # Ray prints harmless red lines of its own (an actor's constructor arguments, for one) in the middle of ours.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -62,7 +61,7 @@ def _start_local(num_gpus: int | None) -> None:
     for attempt in (1, 2):  # Ray gives a node 30 s to start, which a loaded machine may miss once
         try:
             with _silent_stderr():
-                ray.init(address="local", num_cpus=cpus, num_gpus=num_gpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
             return
         except (RuntimeError, TimeoutError):
             ray.shutdown()

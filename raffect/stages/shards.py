@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,14 +64,29 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
     Returns:
         One row: ``shard``, ``rows``, ``shapes`` (int32 pairs), ``pixels`` (uint8, frame after frame), ``notes`` (JSON).
     """
-    shard, rows = table["shard"][0].as_py(), _rows(table)
     start, start_cpu = time.perf_counter(), time.process_time()
-    note = Bank(Path(bank)).attempt_path(shard)
-    rejects: dict[int, str] = find_killers(rows) if note.exists() else {}
+    try:
+        frames, rejects, read_s = _read_and_decode(table, bank, geometry)
+    except (RaffectError, OSError) as error:
+        frames, rejects, read_s, failure = [], {}, 0.0, {"failure": _describe(error, bank)}
+    else:
+        failure = {}
+    shapes = np.array([frame.shape[:2] for frame in frames], np.int32).reshape(-1, 2)
+    pixels = np.concatenate([frame.reshape(-1) for frame in frames]) if frames else np.empty(0, np.uint8)
+    elapsed = time.perf_counter() - start
+    notes = {"rejects": rejects, "read_s": read_s, "decode_s": elapsed - read_s, "read_cpu_s": time.process_time() - start_cpu} | failure
+    return pa.table({"shard": table["shard"], "rows": table["rows"], "shapes": [shapes.tobytes()], "pixels": _as_cell(pixels), "notes": [json.dumps(notes)]})
+
+
+def _read_and_decode(table: pa.Table, bank: str, geometry: Geometry) -> tuple[list[np.ndarray], dict[int, str], float]:
+    """Frames that are good, row -> reason of those that are not, and the seconds that reading took."""
+    rows, start = _rows(table), time.perf_counter()
+    note = Bank(Path(bank)).attempt_path(table["shard"][0].as_py())
+    rejects = find_killers(rows) if note.exists() else {}
     write_atomic(note, b"")
     safe = [row for row in range(len(rows)) if row not in rejects]
     contents = read_contents(rows.take(safe) if rejects else rows)
-    read = time.perf_counter()
+    read_s = time.perf_counter() - start
     frames = []
     resample = Image.Resampling[geometry.interpolation.upper()]
     for row, content in zip(safe, contents, strict=True):
@@ -80,11 +96,7 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
             frames.append(shrink(decode(content), geometry.size, resample, geometry.resize_mode == "shortest"))
         except BadFrame as bad:
             rejects[row] = str(bad)
-    shapes = np.array([frame.shape[:2] for frame in frames], np.int32).reshape(-1, 2)
-    pixels = np.concatenate([frame.reshape(-1) for frame in frames]) if frames else np.empty(0, np.uint8)
-    done = time.perf_counter()
-    notes = {"rejects": rejects, "read_s": read - start, "decode_s": done - read, "read_cpu_s": time.process_time() - start_cpu}
-    return pa.table({"shard": table["shard"], "rows": table["rows"], "shapes": [shapes.tobytes()], "pixels": _as_cell(pixels), "notes": [json.dumps(notes)]})
+    return frames, rejects, read_s
 
 
 class EncodeShard:
@@ -93,28 +105,35 @@ class EncodeShard:
     def __init__(self, config: EncoderConfig, bank: str, device: str, threads: int, load: LoadEncoder) -> None:
         # Raised here an error would reach the driver as the text of a dead actor, after retries; so it travels as data.
         self.failure: str | None = None
+        self.name = uuid.uuid4().hex
         try:
             if device == "cpu":
                 _set_threads(threads)
-            start = time.perf_counter()
             self.encoder = load(config, device)
             Bank(Path(bank)).claim(self.encoder.identity)
-            self.load_s = time.perf_counter() - start
             self.bare_frames_per_s = probe(self.encoder)
-        except RaffectError as error:
-            self.failure = str(error)
+        except (RaffectError, OSError) as error:
+            self.failure = _describe(error, bank)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """``shard, rows, shapes, pixels, notes`` -> ``shard, rows, features, notes``."""
-        if self.failure is not None:
-            return pa.table({"shard": table["shard"], "rows": table["rows"], "features": _as_cell(np.empty(0, np.uint8)), "notes": [json.dumps({"failure": self.failure})]})
         start = time.time()
         notes = json.loads(table["notes"][0].as_py())
-        features = self.encoder.encode(_split_pixels(table))
-        notes |= {
-            "encode_start": start, "encode_end": time.time(), "encoder": f"{id(self)}", "batch_size": self.encoder.batch_size,
-            "bare_frames_per_s": self.bare_frames_per_s, "load_s": self.load_s, "identity": asdict(self.encoder.identity),
-        }  # fmt: skip
+        features = np.empty((0, 0), np.float16)
+        if self.failure is not None:
+            notes["failure"] = self.failure
+        if "failure" not in notes:
+            try:
+                features = self.encoder.encode(_split_pixels(table))
+            except RaffectError as error:
+                notes["failure"] = str(error)
+            if not np.isfinite(features).all():
+                notes["failure"] = f"the encoder gave NaN or infinity in {self.encoder.identity.precision}; use --encoder.precision float32 and a new --bank, or other weights"
+        if "failure" not in notes:
+            notes |= {
+                "encode_start": start, "encode_end": time.time(), "encoder": self.name, "batch_size": self.encoder.batch_size,
+                "bare_frames_per_s": self.bare_frames_per_s, "identity": asdict(self.encoder.identity),
+            }  # fmt: skip
         return pa.table({"shard": table["shard"], "rows": table["rows"], "features": _as_cell(features.reshape(-1).view(np.uint8)), "notes": [json.dumps(notes)]})
 
 
@@ -133,7 +152,7 @@ def commit_shard(table: pa.Table, bank: str) -> pa.Table:
         try:
             record = Bank(Path(bank)).commit(table["shard"][0].as_py(), _rows(table), features, rejects, identity)
         except OSError as error:
-            notes["failure"] = f"{bank}: cannot write ({error.strerror}); make room or mend the folder, then run the same command again"
+            notes["failure"] = _describe(error, bank)
         else:
             notes |= {"shard": record.shard, "rows": record.rows, "rejects": record.rejects, "bytes": sum(size for size, _ in record.files.values())}
     notes |= {"commit_s": time.perf_counter() - start, "commit_cpu_s": time.process_time() - start_cpu}
@@ -150,7 +169,9 @@ def probe(encoder: Encoder) -> float:
 
     with torch.inference_mode():
         size = encoder.preprocess.size
-        batch = encoder.prepare([np.zeros((size, size, 3), np.uint8)])
+        black = [np.zeros((size, size, 3), np.uint8)]
+        encoder.encode(black)  # finds the batch that fits the device
+        batch = encoder.prepare(black)
         start = time.perf_counter()
         encoder.forward(batch)
         wait()
@@ -162,6 +183,13 @@ def probe(encoder: Encoder) -> float:
                 wait()
                 steps += 1
     return steps * encoder.batch_size / elapsed
+
+
+def _describe(error: RaffectError | OSError, bank: str) -> str:
+    """The line that a user reads of an error."""
+    if isinstance(error, RaffectError):
+        return str(error)
+    return f"{bank}: cannot write ({error.strerror or error}); make room or mend the folder, then run the same command again"
 
 
 def _set_threads(threads: int) -> None:

@@ -141,6 +141,20 @@ def test_mtl_file_gives_all_three_tasks_and_counts_repeats(tmp_path):
     assert any("broken" in text for text in what)
 
 
+def test_two_editions_below_one_folder_are_refused(tmp_path):
+    for edition in ("5th", "6th"):
+        write_tree(tmp_path, {f"{edition}/EXPR_Recognition_Challenge/Train_Set/v.txt": HEADER + b"\n1\n"})
+    with pytest.raises(RaffectError, match="2 editions .*5th, 6th"):
+        read_annotations(tmp_path)
+
+
+def test_an_mtl_file_has_one_split_and_a_video_too(tmp_path):
+    row = b"image,valence,arousal,expression,aus\na/00003.jpg,0.1,-0.2,4," + b",".join([b"0"] * 12) + b"\n"
+    found = read_annotations(write_tree(tmp_path, {f"MTL/{name}.txt": row for name in ("train_val", "training", "validation")}))
+    assert found.tables["expr"]["split"].to_pylist() == ["train"]
+    assert ["rename it" in problem.what or "train split too" in problem.what for problem in found.problems] == [True, True]
+
+
 def test_a_video_in_two_splits_is_reported(tmp_path):
     files = {f"EXPR_Set/{split}/v.txt": HEADER + b"\n1\n" for split in ("Train_Set", "Validation_Set")}
     found = read_annotations(write_tree(tmp_path, files))

@@ -15,7 +15,7 @@ from conftest import IDENTITY, fill_bank, make_manifest
 
 from raffect.data import atomic
 from raffect.data.bank import Bank
-from raffect.data.verify import repair, verify
+from raffect.data.verify import verify, withdraw
 from raffect.errors import RaffectError
 
 
@@ -135,7 +135,7 @@ def test_damage_is_named_repaired_and_only_that_shard_is_done_again(tmp_path, ho
     verdict = verify(bank, manifest)
     assert list(verdict.damaged) == [1]
     assert not verdict.complete
-    assert repair(bank, verdict) == [1]
+    assert withdraw(bank, verdict.damaged) == [1]
     assert list(bank.read_commits()) == [0, 2]
     verdict = verify(bank, manifest)
     assert verdict.sound
@@ -246,3 +246,45 @@ def test_a_damaged_bank_json_is_one_clear_error(tmp_path, content):
 def test_a_folder_that_is_no_bank_is_one_clear_error(tmp_path):
     with pytest.raises(RaffectError, match="no bank there"):
         Bank(tmp_path).require()
+
+
+def test_a_missing_bank_json_condemns_no_shard_and_lets_no_other_encoder_in(tmp_path):
+    manifest = make_manifest({"a": 40})
+    bank = fill_bank(tmp_path / "bank", manifest)
+    (bank.path / "bank.json").unlink()
+    verdict = verify(bank, manifest)
+    assert verdict.damaged == {}
+    assert not verdict.sound
+    with pytest.raises(RaffectError, match="bank.json is missing"):
+        bank.claim(replace(IDENTITY, weights_sha256="b" * 64))
+
+
+def test_a_disk_that_fails_condemns_no_shard(tmp_path, monkeypatch):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}))
+    real = Path.read_bytes
+
+    def fail(self):
+        if self.parent.name == "shards":
+            raise OSError(5, "Input/output error", str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    verdict = verify(bank)
+    assert verdict.damaged == {}
+    assert any("Input/output error" in what for what in verdict.problems)
+
+
+@pytest.mark.parametrize("how", ["gap", "column", "number"])
+def test_a_damaged_plan_is_one_clear_error(tmp_path, how):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 20}))
+    bank.extend_plan(make_manifest({"a": 20, "b": 3}))
+    first = bank.path / "plan" / "0000.parquet"
+    table = pq.read_table(first)
+    if how == "gap":
+        first.unlink()
+    elif how == "column":
+        pq.write_table(table.drop_columns("frame"), first)
+    else:
+        pq.write_table(table.replace_schema_metadata({"shard_rows": "many"}), first)
+    with pytest.raises(RaffectError, match="damaged plan"):
+        _ = Bank(bank.path).plan

@@ -13,6 +13,7 @@ from PIL import Image
 
 from raffect.data import frames
 from raffect.data.frames import BadFrame, decode, find_killers, read_bytes, read_frames, shrink
+from raffect.errors import RaffectError
 
 RNG = np.random.default_rng(0)
 
@@ -128,11 +129,13 @@ def test_files_are_read_in_order_with_a_reason_for_each_bad_one(tmp_path):
 def test_packed_files_are_read_and_their_faults_are_reasons(tmp_path):
     file = tmp_path / "frames-00000.parquet"
     pq.write_table(pa.table({"image": pa.array([CONTENTS["jpeg"], None], pa.binary()), "reason": pa.array([None, "empty file"], pa.string())}), file)
-    out = read_frames(table(file, "0/0", "0/1", "0/7", "9/0", "x/0"))
+    out = read_frames(table(file, "0/0", "0/1", "0/7", "0/x"))
     assert np.array_equal(out[0], pil(CONTENTS["jpeg"]))
-    assert [type(frame) for frame in out[1:]] == [BadFrame] * 4
+    assert [type(frame) for frame in out[1:]] == [BadFrame] * 3
     assert str(out[1]) == "empty file"
-    assert "cannot be read" in str(read_frames(table(tmp_path / "gone.parquet", "0/0"))[0])
+    for root, path in ((tmp_path / "gone.parquet", "0/0"), (file, "9/0"), (file, "x/0")):
+        with pytest.raises(RaffectError, match="cannot be read"):
+            read_frames(table(root, path))
 
 
 def test_read_bytes_names_the_fault(tmp_path):
@@ -142,12 +145,12 @@ def test_read_bytes_names_the_fault(tmp_path):
 
 def test_frames_that_kill_their_decoder_are_found_and_the_others_spared(tmp_path, monkeypatch):
     for k in range(7):
-        (tmp_path / f"{k}.jpg").write_bytes(CONTENTS["jpeg"])
+        (tmp_path / f"{k}.jpg").write_bytes(CONTENTS["jpeg"] + (b"deadly" if k in (2, 5) else b""))
     # A stand-in for a decoder that segfaults: the child dies of SIGSEGV when it meets frame 2 or 5.
-    deadly = "import os, signal\nimport raffect.data.frames as f\nreal = f.read_frames\ndef deadly(rows):\n    if rows['path'][0].as_py()[0] in '25':\n        os.kill(os.getpid(), signal.SIGSEGV)\n    return real(rows)\nf.read_frames = deadly\n"
+    deadly = "import os, signal\nimport raffect.data.frames as f\nreal = f.decode\ndef deadly(content):\n    if content.endswith(b'deadly'):\n        os.kill(os.getpid(), signal.SIGSEGV)\n    return real(content)\nf.decode = deadly\n"
     monkeypatch.setattr(frames, "_TRIAL", deadly + frames._TRIAL)
     killers = find_killers(table(tmp_path, *[f"{k}.jpg" for k in range(7)]))
-    assert killers == {2: "kills its decoder (signal 11)", 5: "kills its decoder (signal 11)"}
+    assert killers == {2: "kills its decoder (SIGSEGV)", 5: "kills its decoder (SIGSEGV)"}
 
 
 def test_no_frame_is_called_a_killer_without_cause(tmp_path):
@@ -167,3 +170,30 @@ def test_shrinking_is_clips_transform(height, width):
 def test_small_pictures_are_handed_over_as_they_are():
     pixels = picture(112, 224)
     assert shrink(pixels, 224, Image.Resampling.BICUBIC, True) is pixels
+
+
+def test_a_root_that_is_gone_is_no_fault_of_its_frames(tmp_path, monkeypatch):
+    with pytest.raises(RaffectError, match="image root cannot be read .*mount it"):
+        read_frames(table(tmp_path / "unmounted", "a.jpg"))
+    (tmp_path / "a.jpg").write_bytes(CONTENTS["jpeg"])
+
+    def fail(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(RaffectError, match="Input/output error"):
+        read_frames(table(tmp_path, "a.jpg"))
+
+
+def test_a_child_that_fails_for_another_reason_accuses_no_frame(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(CONTENTS["jpeg"])
+    for fault in ("import sys; sys.exit(3)\n", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"):
+        monkeypatch.setattr(frames, "_TRIAL", fault)
+        with pytest.raises(RaffectError, match="could not be tried"):
+            find_killers(table(tmp_path, "a.jpg"))
+
+
+@pytest.mark.parametrize("shape", [(65000, 1), (1, 65000)])
+def test_a_strip_that_would_grow_beyond_bounds_is_rejected(shape):
+    with pytest.raises(BadFrame, match="too narrow"):
+        shrink(np.zeros((*shape, 3), np.uint8), 224, Image.Resampling.BICUBIC, True)

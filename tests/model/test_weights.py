@@ -73,6 +73,22 @@ def test_openai_weights_in_a_plain_gelu_model_are_an_error(model, right, tmp_pat
             resolve(EncoderConfig(model=model, weights=weights))
 
 
+def test_a_local_file_is_what_its_name_or_all_tags_of_its_model_say(tmp_path):
+    siglip = tmp_path / "mine.safetensors"
+    siglip.write_bytes(b"x")
+    assert resolve(EncoderConfig(model="ViT-B-16-SigLIP", weights=str(siglip))).preprocess["resize_mode"] == "squash"
+    named = tmp_path / "ViT-H-14-378-quickgelu--dfn5b.safetensors"
+    named.write_bytes(b"x")
+    assert resolve(EncoderConfig(model="ViT-H-14-378-quickgelu", weights=str(named))).preprocess == {
+        key: get_tag_config("ViT-H-14-378-quickgelu", "dfn5b")[key]
+        for key in ("mean", "std", "interpolation", "resize_mode")
+        if get_tag_config("ViT-H-14-378-quickgelu", "dfn5b").get(key)
+    }
+    plain = tmp_path / "ViT-L-14--dfn2b_s39b.safetensors"
+    plain.write_bytes(b"x")
+    assert resolve(EncoderConfig(model="ViT-L-14", weights=str(plain))).quick_gelu is False
+
+
 def test_plain_weights_in_a_quickgelu_model_are_not_offered():
     with pytest.raises(RaffectError, match="no such tag"):
         resolve(EncoderConfig(model="ViT-L-14-quickgelu", weights="laion2b_s32b_b82k"))

@@ -47,7 +47,9 @@ def rows(tmp_path):
     for k, (height, width) in enumerate(SIZES, start=1):
         Image.fromarray(np.full((height, width, 3), 40 * k, np.uint8)).save(tmp_path / "v" / f"{k:05d}.png")
     count = len(SIZES)
-    return pa.table({"video": ["v"] * count, "frame": np.arange(1, count + 1, dtype=np.int32), "root": [str(tmp_path)] * count, "path": [f"v/{k:05d}.png" for k in range(1, count + 1)]})
+    return pa.table(
+        {"video": ["v"] * count, "frame": np.arange(1, count + 1, dtype=np.int32), "root": [str(tmp_path)] * count, "path": [f"v/{k:05d}.png" for k in range(1, count + 1)]}
+    )
 
 
 @pytest.fixture
@@ -87,13 +89,13 @@ def test_a_shard_of_bad_frames_alone_is_committed_as_rejects(bank, rows, tmp_pat
 
 
 def test_a_frame_that_killed_an_earlier_attempt_is_rejected_alone(bank, rows, monkeypatch):
-    deadly = "import os\nimport raffect.data.frames as f\nreal = f.read_frames\ndef deadly(rows):\n    if '00003' in rows['path'][0].as_py():\n        os._exit(139)\n    return real(rows)\nf.read_frames = deadly\n"
+    deadly = "import os\nimport raffect.data.frames as f\nreal = f.decode\ndef deadly(content):\n    pixels = real(content)\n    if pixels[0, 0, 0] == 120:\n        os.abort()\n    return pixels\nf.decode = deadly\n"
     monkeypatch.setattr(frames, "_TRIAL", deadly + frames._TRIAL)
     assert run(bank, rows)["rejects"] == 0  # without a note nothing is tried in a child
     bank.commit_path(0).unlink()
     bank.attempt_path(0).touch()
     assert run(bank, rows)["rejects"] == 1
-    assert bank.read_rejects([0]).to_pylist() == [{"video": "v", "frame": 3, "reason": "kills its decoder (exit 139)"}]
+    assert bank.read_rejects([0]).to_pylist() == [{"video": "v", "frame": 3, "reason": "kills its decoder (SIGABRT)"}]
     assert verify(bank).complete
 
 
@@ -134,3 +136,18 @@ def test_handing_pixels_over_copies_them_once(bank, rows):
     assert table["pixels"].type == pa.large_binary()
     expected = sum(height * width * 3 for height, width in [(112, 112), (40, 30), (112, 112), (224, 224), (1, 1)])
     assert len(table["pixels"][0].as_buffer()) == expected
+
+
+def test_a_root_that_is_gone_stops_the_run_and_rejects_nothing(bank, rows):
+    gone = rows.set_column(2, "root", pa.array(["/unmounted"] * len(rows)))
+    assert "/unmounted: image root cannot be read" in run(bank, gone)["failure"]
+    assert bank.read_commits() == {}
+
+
+def test_vectors_that_are_not_finite_are_never_committed(bank, rows):
+    class Broken(Mean):
+        def encode(self, pictures):
+            return np.full((len(pictures), 6), np.nan, np.float16)
+
+    assert "NaN" in run(bank, rows, lambda config, device: Broken())["failure"]
+    assert bank.read_commits() == {}
