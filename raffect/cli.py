@@ -189,6 +189,7 @@ def _doctor(config: c.DoctorConfig) -> int:
 
 
 def _synth(config: c.SynthConfig) -> int:
+    from raffect.data.labels import EXPRESSIONS
     from raffect.data.synthetic import EDITION, SIZES, contact_sheet, write_synthetic
     from raffect.stages.progress import Progress
 
@@ -200,6 +201,7 @@ def _synth(config: c.SynthConfig) -> int:
 
         config.sheet.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(contact_sheet(config.seed)).save(config.sheet, format="PNG")
+        print(f"contact sheet: {config.sheet}, a row a subject, columns {', '.join(EXPRESSIONS)}")
     print(f"{counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images in {config.out} (drawn faces)")
     print(f"next: raffect prepare --images {config.out}/cropped_aligned --annotations {config.out}/{EDITION} --out DATA")
     return 0

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from raffect.stages.progress import Progress, format_bytes, format_seconds
 from raffect.stages.provenance import describe_run
 from raffect.stages.runtime import cluster_gpus, configure_data, ray_session
 from raffect.stages.shards import EncodeShard, Geometry, LoadEncoder, commit_shard, probe, read_shard, to_item
+from raffect.stages.summary import Summary, summarise
 
 _SAMPLE = 64
 
@@ -40,66 +41,6 @@ def load_clip(config, device):
     from raffect.model.encoder import load_encoder
 
     return load_encoder(config, device)
-
-
-@dataclass
-class Summary:
-    """What one run of extract did. Rates are of this run, counts of the bank after it.
-
-    Attributes:
-        planned: Frames in the bank's plan.
-        rows: Frames with a feature.
-        rejects: Frames that could not be read.
-        encoded: Frames this run encoded.
-        wall_s: From the start of Ray to the last commit.
-        steady_frames_per_s: From the first shard's encoding to the last commit.
-        bare_frames_per_s: Bare encoders of this run on tensors that are ready, summed.
-        seconds_per_frame: Wall seconds a frame and worker by stage.
-        busy_share: Share of the steady time that an encoder was encoding.
-        reasons: Why frames of the bank were rejected, with counts.
-    """
-
-    planned: int
-    rows: int = 0
-    rejects: int = 0
-    encoded: int = 0
-    shards_done: int = 0
-    shards_planned: int = 0
-    wall_s: float = 0.0
-    steady_frames_per_s: float = 0.0
-    bare_frames_per_s: float = 0.0
-    busy_share: float = 0.0
-    batch_sizes: list[int] = field(default_factory=list)
-    encoders: int = 0
-    gpus: float = 0.0
-    bytes_written: int = 0
-    seconds_per_frame: dict[str, float] = field(default_factory=dict)
-    reasons: dict[str, int] = field(default_factory=dict)
-    stamp: str = ""
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def reject_share(self) -> float:
-        """Rejected frames over frames looked at."""
-        return self.rejects / max(1, self.rows + self.rejects)
-
-    def lines(self) -> list[str]:
-        """A block for people."""
-        out = [f"bank: {self.rows:,} features + {self.rejects:,} rejects of {self.planned:,} frames, {self.shards_done:,} of {self.shards_planned:,} shards"]
-        if self.encoded:
-            per = " ".join(f"{stage} {seconds * 1e6:,.0f}" for stage, seconds in self.seconds_per_frame.items())
-            share = f"ratio {self.steady_frames_per_s / max(self.bare_frames_per_s, 1e-9):.2f}" if self.gpus else "probed while readers shared its CPU"
-            out += [
-                f"this run: {self.encoded:,} frames in {format_seconds(self.wall_s)}, {format_bytes(self.bytes_written)} written, {self.encoders} encoder(s)"
-                + (f", {self.gpus * self.wall_s / 3600:.3f} GPU-hours" if self.gpus else ""),
-                f"rate: {self.steady_frames_per_s:,.0f} frames/s steady, {self.encoded / self.wall_s:,.0f} with start-up; bare encoder {self.bare_frames_per_s:,.0f} ({share}), busy {self.busy_share:.0%}",
-                f"microseconds a frame: {per}",
-            ]
-        out += [f"rejected: {count:,} x {reason}" for reason, count in sorted(self.reasons.items(), key=lambda item: -item[1])[:8]]
-        out += [f"note: {note}" for note in self.notes]
-        if self.stamp:
-            out.append(f"stamp: {self.stamp}")
-        return out
 
 
 def extract(config: ExtractConfig, load: LoadEncoder = load_clip, geometry: Geometry | None = None) -> Summary:
@@ -123,16 +64,16 @@ def extract(config: ExtractConfig, load: LoadEncoder = load_clip, geometry: Geom
     if _is_finished(bank, manifest):
         if load is load_clip:
             _check_finished(config, bank)
-        return _summarise(bank, bank.extend_plan(manifest, config.shard_rows), [], 0.0, 0, 0.0)
+        return summarise(bank, [])
     if geometry is None:
         geometry = _read_geometry(resolve(config.encoder))
         _check_model(config, bank)
     plan = bank.extend_plan(manifest, config.shard_rows)
     todo = _choose_shards(bank, plan, config.limit)
     with ray_session(config.address):
-        stats, wall_s, encoders, gpus = _run_pipeline(config, bank, plan, todo, manifest, load, geometry)
+        stats, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)
     _check_shared(bank, stats)
-    summary = _summarise(bank, plan, stats, wall_s, encoders, gpus)
+    summary = summarise(bank, stats, wall_s, placement.actors, placement.actors * placement.gpus_per_actor)
     _record(config, bank, summary)
     return summary
 
@@ -154,14 +95,9 @@ def dry_run(config: ExtractConfig) -> list[str]:
     manifest = read_manifest(config.manifest)
     _check_embedded(config, manifest)
     bank = Bank(config.bank.absolute())
+    frames = len(manifest)
     if bank.exists:
-        committed = bank.read_commits()
-        planned = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
-        keys = planned.keys(manifest)
-        have = planned.keys(bank.plan.table)[np.repeat(np.isin(np.arange(bank.plan.num_shards), list(committed)), np.diff(bank.plan.offsets))]
-        frames = int((~np.isin(keys, have)).sum())
-    else:
-        frames = len(manifest)
+        frames = len(bank.unplanned(manifest)) + int(np.diff(bank.plan.offsets)[_choose_shards(bank, bank.plan, None)].sum())
     frames = min(frames, config.limit or frames)
     start = time.perf_counter()
     picked = manifest.take(np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)))
@@ -224,43 +160,40 @@ def _choose_shards(bank: Bank, plan: Plan, limit: int | None) -> list[int]:
     return todo
 
 
-def _run_pipeline(
-    config: ExtractConfig, bank: Bank, plan: Plan, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry
-) -> tuple[list[dict], float, int, float]:
-    import ray
+@dataclass(frozen=True)
+class _Placement:
+    """Where encoders run."""
+
+    actors: int
+    gpus_per_actor: float
+    may_grow: bool
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus_per_actor else "cpu"
+
+
+def _place_encoders(config: ExtractConfig, num_shards: int) -> _Placement:
+    gpus = cluster_gpus()
+    share = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    on_cluster = bool(config.address or os.environ.get("RAY_ADDRESS"))
+    if share > gpus:
+        raise RaffectError(f"--gpus-per-actor {share:g}: Ray sees {gpus:g} GPUs; use --gpus-per-actor 0 for the CPU, or start Ray where the GPUs are")
+    if config.num_actors * share > gpus and not on_cluster:  # a cluster may grow
+        raise RaffectError(f"--num-actors {config.num_actors} with --gpus-per-actor {share:g}: Ray sees {gpus:g} GPUs; ask for fewer actors or a smaller share")
+    actors = config.num_actors or (max(1, int(gpus / share)) if share else 1)
+    return _Placement(min(actors, num_shards), share, on_cluster)
+
+
+def _run_pipeline(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry) -> tuple[list[dict], float, _Placement]:
     from ray.exceptions import RayError
 
-    configure_data()
-    gpus = cluster_gpus()
-    per_actor = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus else 0.0)
-    if per_actor > gpus:
-        raise RaffectError(f"--gpus-per-actor {per_actor:g}: Ray sees {gpus:g} GPUs; use --gpus-per-actor 0 for the CPU, or start Ray where the GPUs are")
-    on_cluster = bool(config.address or os.environ.get("RAY_ADDRESS"))
-    if config.num_actors * per_actor > gpus and not on_cluster:  # a cluster may grow
-        raise RaffectError(f"--num-actors {config.num_actors} with --gpus-per-actor {per_actor:g}: Ray sees {gpus:g} GPUs; ask for fewer actors or a smaller share")
-    actors = config.num_actors or (max(1, int(gpus / per_actor)) if per_actor else 1)
-    actors = min(actors, len(todo))
-    device = "cuda" if per_actor else "cpu"
+    placement = _place_encoders(config, len(todo))
     start = time.perf_counter()
-    dataset = (
-        ray.data.from_items(list(_iter_items(plan, todo, manifest)), override_num_blocks=len(todo))
-        .map_batches(partial(read_shard, bank=str(bank.path), geometry=geometry), batch_size=1, batch_format="pyarrow", num_cpus=config.cpus_per_read)
-        .map_batches(
-            EncodeShard,
-            fn_constructor_kwargs={"config": config.encoder, "bank": str(bank.path), "device": device, "threads": max(1, (os.cpu_count() or 1) // actors), "load": load},
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=0,  # also keeps Ray from fusing readers into the actor, where they would take turns
-            num_gpus=per_actor or None,
-            compute=ray.data.ActorPoolStrategy(min_size=1 if on_cluster else actors, max_size=actors),
-        )
-        .map_batches(partial(commit_shard, bank=str(bank.path)), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
-    )
-    stats = []
-    total = int(np.diff(plan.offsets)[todo].sum())
-    with Progress("extract", total) as progress:
+    stats: list[dict] = []
+    with Progress("extract", int(np.diff(bank.plan.offsets)[todo].sum())) as progress:
         try:
-            for row in dataset.iter_rows():
+            for row in _build_dataset(config, bank, todo, manifest, load, geometry, placement).iter_rows():
                 stats.append(json.loads(row["stats"]))
                 if "failure" in stats[-1]:
                     raise RaffectError(stats[-1]["failure"])
@@ -268,7 +201,28 @@ def _run_pipeline(
         except RayError as error:
             last = [line for line in str(error).splitlines() if line.strip()][-1:]
             raise RaffectError(f"Ray stopped the run: {' '.join(last)[:300]}; what is committed is kept, the same command goes on from there; --debug shows all") from error
-    return stats, time.perf_counter() - start, actors, per_actor * actors
+    return stats, time.perf_counter() - start, placement
+
+
+def _build_dataset(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry, placement: _Placement):
+    import ray
+
+    configure_data()
+    folder, threads = str(bank.path), max(1, (os.cpu_count() or 1) // placement.actors)
+    return (
+        ray.data.from_items(list(_iter_items(bank.plan, todo, manifest)), override_num_blocks=len(todo))
+        .map_batches(partial(read_shard, bank=folder, geometry=geometry), batch_size=1, batch_format="pyarrow", num_cpus=config.cpus_per_read)
+        .map_batches(
+            EncodeShard,
+            fn_constructor_kwargs={"config": config.encoder, "bank": folder, "device": placement.device, "threads": threads, "load": load},
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=0,  # also keeps Ray from fusing readers into the actor, where they would take turns
+            num_gpus=placement.gpus_per_actor or None,
+            compute=ray.data.ActorPoolStrategy(min_size=1 if placement.may_grow else placement.actors, max_size=placement.actors),
+        )
+        .map_batches(partial(commit_shard, bank=folder), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+    )
 
 
 def _iter_items(plan: Plan, todo: list[int], manifest: pa.Table) -> Iterator[dict[str, Any]]:
@@ -278,41 +232,6 @@ def _iter_items(plan: Plan, todo: list[int], manifest: pa.Table) -> Iterator[dic
         rows = manifest.take(where[plan.offsets[shard] : plan.offsets[shard + 1]]).replace_schema_metadata(None)
         columns = {name: encode_video(rows[name]).cast(pa.string()).dictionary_encode() for name in ("video", "root")}
         yield to_item(shard, pa.table({"video": columns["video"], "frame": rows["frame"].combine_chunks(), "root": columns["root"], "path": rows["path"].combine_chunks()}))
-
-
-def _summarise(bank: Bank, plan: Plan, stats: list[dict], wall_s: float, encoders: int, gpus: float) -> Summary:
-    commits = bank.read_commits()
-    identity = bank.read_identity()
-    summary = Summary(
-        planned=len(plan.table), rows=sum(commit.rows for commit in commits.values()), rejects=sum(commit.rejects for commit in commits.values()),
-        shards_done=len(commits), shards_planned=plan.num_shards, wall_s=wall_s, encoders=encoders, gpus=gpus, stamp=identity.stamp if identity else "",
-    )  # fmt: skip
-    reasons = bank.read_rejects([shard for shard, commit in commits.items() if commit.rejects])["reason"].value_counts()
-    summary.reasons = {item["values"].as_py(): item["counts"].as_py() for item in reasons}
-    if not stats:
-        summary.notes.append("nothing to do: every planned frame is in the bank")
-        return summary
-    summary.encoded = sum(row["rows"] for row in stats)
-    summary.bytes_written = sum(row["bytes"] for row in stats)
-    frames = max(1, summary.encoded + sum(row["rejects"] for row in stats))
-    first, last = min(row["encode_start"] for row in stats), max(row["encode_end"] for row in stats)
-    encode_s = sum(row["encode_end"] - row["encode_start"] for row in stats)
-    summary.steady_frames_per_s = summary.encoded / max(last - first, 1e-9)
-    by_encoder = {row["encoder"]: row["bare_frames_per_s"] for row in stats}
-    summary.bare_frames_per_s = sum(by_encoder.values())
-    summary.busy_share = encode_s / max((last - first) * len(by_encoder), 1e-9)
-    summary.batch_sizes = sorted({row["batch_size"] for row in stats})
-    if len(summary.batch_sizes) > 1:
-        summary.notes.append(f"the device ran out of memory; batches were cut to {summary.batch_sizes[0]}, which changes the last bits of a vector")
-    summary.seconds_per_frame = {
-        "read": sum(row["read_s"] for row in stats) / frames,
-        "decode": sum(row["decode_s"] for row in stats) / frames,
-        "wait": max(0.0, (last - first) * len(by_encoder) - encode_s) / frames,
-        "encode": encode_s / frames,
-        "commit": sum(row["commit_s"] for row in stats) / frames,
-        "feed_cpu": sum(row["read_cpu_s"] + row["commit_cpu_s"] for row in stats) / frames,
-    }
-    return summary
 
 
 def _record(config: ExtractConfig, bank: Bank, summary: Summary) -> None:
