@@ -94,15 +94,15 @@ def kill_drivers(rng: random.Random, manifest: Path, folder: Path, whole: dict[s
 
 
 def find_workers(driver: int) -> list[tuple[int, str]]:
-    """Ray workers below a driver that are busy with one of our steps."""
+    """Ray workers below a driver: the encoder, readers and committers at work, and idle ones that hold their results."""
     found = []
     for stat in Path("/proc").glob("[0-9]*"):
         try:
             name = (stat / "cmdline").read_bytes().split(b"\0")[0].decode()
         except OSError:
             continue
-        if name.startswith("ray::") and any(step in name for step in ("read_shard", "EncodeShard", "commit_shard", "MapWorker")) and _descends(int(stat.name), driver):
-            found.append((int(stat.name), name.split("(")[0]))
+        if name.startswith("ray::") and any(step in name for step in ("read_shard", "commit_shard", "MapWorker", "IDLE")) and _descends(int(stat.name), driver):
+            found.append((int(stat.name), name.removeprefix("ray::").split(".")[0]))
     return found
 
 
@@ -128,7 +128,8 @@ def kill_workers(rng: random.Random, manifest: Path, folder: Path, whole: dict[s
                 time.sleep(0.05)
             workers = find_workers(process.pid)
             if process.poll() is None and workers and tally.kills < kills:
-                pid, name = rng.choice(workers)
+                kind = rng.choice(sorted({name for _, name in workers}))
+                pid, name = rng.choice([worker for worker in workers if worker[1] == kind])
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:

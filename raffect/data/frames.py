@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import IO
 
@@ -63,11 +64,12 @@ def read_bytes(root: str, path: str) -> bytes:
     return content
 
 
-def decode(content: bytes) -> np.ndarray:
+def decode(content: bytes, room: Callable[[int], np.ndarray] | None = None) -> np.ndarray:
     """Decode a picture as PIL's ``convert("RGB")`` does, with the deviations this module names.
 
     Args:
         content: An encoded picture of any format that PIL reads; of an animation the first one.
+        room: Gives a uint8 buffer of so many bytes, which a plain JPEG is then decoded into.
 
     Returns:
         uint8 array of shape (height, width, 3).
@@ -78,8 +80,9 @@ def decode(content: bytes) -> np.ndarray:
     if content[:3] == b"\xff\xd8\xff":
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(content, strict=True)
-            if space in ("YCbCr", "Gray") and int(height) * int(width) <= MAX_PIXELS:
-                return simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
+            height, width = int(height), int(width)
+            if space in ("YCbCr", "Gray") and height * width <= MAX_PIXELS:
+                return simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True, buffer=room(height * width * 3) if room else None)
         except ValueError:
             pass  # PIL decides about everything that libjpeg warns of
     return _decode_pil(content)

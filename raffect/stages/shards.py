@@ -66,19 +66,18 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
     """
     start, start_cpu = time.perf_counter(), time.process_time()
     try:
-        frames, rejects, read_s = _read_and_decode(table, bank, geometry)
+        pile, rejects, read_s = _read_and_decode(table, bank, geometry)
     except (RaffectError, OSError) as error:
-        frames, rejects, read_s, failure = [], {}, 0.0, {"failure": _describe(error, bank)}
+        pile, rejects, read_s, failure = _Pile(0), {}, 0.0, {"failure": _describe(error, bank)}
     else:
         failure = {}
-    shapes = np.array([frame.shape[:2] for frame in frames], np.int32).reshape(-1, 2)
-    pixels = np.concatenate([frame.reshape(-1) for frame in frames]) if frames else np.empty(0, np.uint8)
+    shapes = np.array(pile.shapes, np.int32).reshape(-1, 2)
     elapsed = time.perf_counter() - start
     notes = {"rejects": rejects, "read_s": read_s, "decode_s": elapsed - read_s, "read_cpu_s": time.process_time() - start_cpu} | failure
-    return pa.table({"shard": table["shard"], "rows": table["rows"], "shapes": [shapes.tobytes()], "pixels": _as_cell(pixels), "notes": [json.dumps(notes)]})
+    return pa.table({"shard": table["shard"], "rows": table["rows"], "shapes": [shapes.tobytes()], "pixels": _as_cell(pile.pixels), "notes": [json.dumps(notes)]})
 
 
-def _read_and_decode(table: pa.Table, bank: str, geometry: Geometry) -> tuple[list[np.ndarray], dict[int, str], float]:
+def _read_and_decode(table: pa.Table, bank: str, geometry: Geometry) -> tuple[_Pile, dict[int, str], float]:
     """Frames that are good, row -> reason of those that are not, and the seconds that reading took."""
     rows, start = _rows(table), time.perf_counter()
     note = Bank(Path(bank)).attempt_path(table["shard"][0].as_py())
@@ -87,16 +86,46 @@ def _read_and_decode(table: pa.Table, bank: str, geometry: Geometry) -> tuple[li
     safe = [row for row in range(len(rows)) if row not in rejects]
     contents = read_contents(rows.take(safe) if rejects else rows)
     read_s = time.perf_counter() - start
-    frames = []
+    pile = _Pile(len(safe))
     resample = Image.Resampling[geometry.interpolation.upper()]
     for row, content in zip(safe, contents, strict=True):
         try:
             if isinstance(content, BadFrame):
                 raise content
-            frames.append(shrink(decode(content), geometry.size, resample, geometry.resize_mode == "shortest"))
+            pile.add(shrink(decode(content, pile.room), geometry.size, resample, geometry.resize_mode == "shortest"))
         except BadFrame as bad:
             rejects[row] = str(bad)
-    return frames, rejects, read_s
+    return pile, rejects, read_s
+
+
+class _Pile:
+    """Frames one after another in one buffer of Arrow's, whose pool keeps its pages: fresh ones cost more than the pixels."""
+
+    def __init__(self, num_frames: int) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self._num_frames = num_frames
+        self._buffer = np.empty(0, np.uint8)
+        self._used = 0
+
+    @property
+    def pixels(self) -> np.ndarray:
+        return self._buffer[: self._used]
+
+    def room(self, size: int) -> np.ndarray:
+        """A view of the next ``size`` bytes, for a decoder to write into."""
+        if self._used + size > self._buffer.size:
+            larger = np.frombuffer(pa.allocate_buffer(max(size * self._num_frames, 2 * self._buffer.size, self._used + size)), np.uint8)
+            larger[: self._used] = self.pixels
+            self._buffer = larger
+        return self._buffer[self._used : self._used + size]
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append a frame, which may already lie in `room`."""
+        target = self.room(frame.size)
+        if frame.__array_interface__["data"][0] != target.__array_interface__["data"][0]:
+            target[:] = frame.reshape(-1)
+        self._used += frame.size
+        self.shapes.append(frame.shape[:2])
 
 
 class EncodeShard:
