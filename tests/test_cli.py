@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
@@ -118,6 +120,14 @@ def test_public_names_are_there():
         assert getattr(raffect, name) is not None
     with pytest.raises(AttributeError):
         raffect.nothing
+
+
+def test_the_job_script_takes_the_flags_of_the_command():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "extract.py"), "--manifest", "gone.parquet", "--bank", "b"], capture_output=True, text=True, check=False, cwd=ROOT / "jobs"
+    )
+    assert done.returncode == 2
+    assert done.stderr == "raffect extract: gone.parquet: no such manifest; make it with `raffect prepare`\n"
 
 
 def test_documents_mention_only_flags_and_files_that_exist():
