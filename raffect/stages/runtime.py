@@ -13,6 +13,7 @@ from raffect.errors import RaffectError
 
 NO_PROGRESS_S = 1800
 WAIT_FOR_ACTORS_S = 900
+_TOKEN = Path.home() / ".ray" / "auth_token"
 
 
 @contextlib.contextmanager
@@ -30,19 +31,26 @@ def ray_session(address: str | None) -> Generator[None]:
     # `uv run` would have Ray's workers build an environment of their own; on one machine they share ours.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _offer_token()
     import ray
 
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+            with _silent_stderr():
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             _start_local()
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        mend = "start one with `ray start --head`, or leave --address out to use this machine alone" if address else "see `raffect doctor`"
+        mend = (
+            "check that it runs and that ~/.ray/auth_token here is its own (`ray get-auth-token`), or leave --address out to use this machine alone"
+            if address
+            else "see `raffect doctor`"
+        )
         raise RaffectError(f"Ray {f'at {address} cannot be reached' if address else 'did not start on this machine'} ({_first_line(error)}); {mend}") from error
     _tighten_token()
     try:
@@ -83,12 +91,18 @@ def _silent_stderr() -> Generator[None]:
         os.close(null)
 
 
+def _offer_token() -> None:
+    """Show a cluster the token that lies here; Ray itself only does so where ``RAY_AUTH_MODE`` says so."""
+    if _TOKEN.is_file() or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
 def _tighten_token() -> None:
     """Ray writes its authentication token readable by everyone."""
-    token = Path.home() / ".ray" / "auth_token"
     with contextlib.suppress(OSError):
-        if token.stat().st_mode & 0o077:
-            token.chmod(0o600)
+        if _TOKEN.stat().st_mode & 0o077:
+            _TOKEN.chmod(0o600)
 
 
 def configure_data() -> None:
