@@ -7,6 +7,7 @@ frames were rejected; 130 interrupted.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import Annotated, Any
 
@@ -203,7 +204,8 @@ def _synth(config: c.SynthConfig) -> int:
         Image.fromarray(contact_sheet(config.seed)).save(config.sheet, format="PNG")
         print(f"contact sheet: {config.sheet}, a row a subject, columns {', '.join(EXPRESSIONS)}")
     print(f"{counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images in {config.out} (drawn faces)")
-    print(f"next: raffect prepare --images {config.out}/cropped_aligned --annotations {config.out}/{EDITION} --out DATA")
+    images, annotations = (shlex.quote(str(config.out / name)) for name in ("cropped_aligned", EDITION))
+    print(f"next: raffect prepare --images {images} --annotations {annotations} --out DATA")
     return 0
 
 

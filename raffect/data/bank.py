@@ -173,7 +173,10 @@ class Bank:
     def plan(self) -> Plan:
         """The plan over all generations."""
         tables, lengths, shard_rows = [], [], DEFAULT_SHARD_ROWS
-        for number, file in enumerate(self._plan_files()):
+        files = self._plan_files()
+        if not files and any((self.path / "commits").glob("*.json")):
+            raise RaffectError(f"{self.path}: plan/0000.parquet is missing although shards are committed; restore it from a backup, or extract into a new --bank")
+        for number, file in enumerate(files):
             try:
                 if file.stem != f"{number:04d}":
                     raise ValueError(f"generation {number:04d} is missing")

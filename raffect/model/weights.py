@@ -89,7 +89,7 @@ def read_model_config(model: str) -> dict[str, Any]:
     file = model_configs().get(model)
     if file is None:
         near = difflib.get_close_matches(model, model_configs(), n=3, cutoff=0.5)
-        raise RaffectError(f"--encoder.model {model}: no such model" + (f"; did you mean {', '.join(near)}?" if near else "") + " `raffect models list` shows all")
+        raise RaffectError(f"--encoder.model {model}: no such model" + (f"; did you mean {', '.join(near)}?" if near else "") + "; `raffect models list` shows all")
     return json.loads(file.read_text())
 
 

@@ -35,6 +35,7 @@ def describe_bank(bank: Bank) -> dict[str, Any]:
         "videos": len(plan.table["video"].unique()),
         "bytes": sum(size for commit in commits.values() for size, _ in commit.files.values()),
         "digest": bank.digest() if identity else None,
+        "broken": len(list((bank.path / "commits").glob("*.json"))) - len(commits),
         "runs": len(list((bank.path / "runs").glob("*.json"))),
     }
 
@@ -50,6 +51,8 @@ def info(config: BankInfoConfig) -> list[str]:
         f"rows: {facts['rows']:,} features + {facts['rejects']:,} rejects of {facts['planned']:,} planned frames in {facts['videos']:,} videos, {format_bytes(facts['bytes'])}",
         f"shards: {shards['committed']:,} of {shards['planned']:,} committed, up to {shards['rows']:,} rows each; {facts['runs']} extract run(s)",
     ]
+    if facts["broken"]:
+        lines.append(f"broken: {facts['broken']} committed shard(s) lack a file or have another size; see `raffect bank verify`")
     if identity is None:
         return [*lines, "encoder: none yet; nothing was extracted"]
     preprocess = identity["preprocess"]
@@ -90,9 +93,12 @@ def check(config: BankVerifyConfig) -> tuple[list[str], bool]:
         out.append(f"withdrawn: {len(withdrawn)} shard(s) with rejects; run `raffect extract` to read their frames again")
         return out, False
     if verdict.complete:
-        out.append("sound and complete: every byte is as committed, every planned frame is there once")
+        rejects = f", {verdict.rejects:,} of them as rejects without a feature" if verdict.rejects else ""
+        out.append(f"sound and complete: every byte is as committed, every planned frame is there once{rejects}")
     elif verdict.sound:
         out.append("sound but not complete; run `raffect extract` again")
+    elif not verdict.damaged:
+        out.append("not right, see above; no shard is damaged and --repair cannot help")
     elif not config.repair:
         out.append("damaged; `raffect bank verify --repair`, then `raffect extract`, mends shards")
     return out, verdict.complete
@@ -108,7 +114,10 @@ def export(config: BankExportConfig) -> list[str]:
     identity, commits = bank.read_identity(), bank.read_commits()
     if identity is None or not commits:
         raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
-    rows = sum(commit.rows for commit in commits.values())
+    verdict = verify(bank)
+    if not verdict.sound:
+        raise RaffectError(f"{bank.path}: damaged, nothing exported; see `raffect bank verify`")
+    rows = verdict.rows
     if config.out.is_dir() and any(config.out.iterdir()):
         raise RaffectError(f"--out {config.out} is not empty; an export does not mix with other files")
     config.out.mkdir(parents=True, exist_ok=True)
@@ -123,7 +132,8 @@ def export(config: BankExportConfig) -> list[str]:
         if config.format == "npy"
         else f"features/ with {len(commits)} Parquet file(s) that have a float16 list column"
     )
-    return [f"exported {rows:,} rows to {config.out}: {what}"] + ([f"stamp: {identity.stamp}"] if identity.stamp else [])
+    partial = f" ({verdict.rejects:,} rejects and {verdict.missing:,} frames that are not extracted yet are not among them)" if rows < verdict.planned else ""
+    return [f"exported {rows:,} rows of {verdict.planned:,} planned frames{partial} to {config.out}: {what}"] + ([f"stamp: {identity.stamp}"] if identity.stamp else [])
 
 
 def _export_npy(bank: Bank, shards: list[int], rows: int, dim: int, config: BankExportConfig, progress: Progress) -> None:

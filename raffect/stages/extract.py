@@ -60,6 +60,8 @@ def extract(config: ExtractConfig, load: LoadEncoder = load_clip, geometry: Geom
     manifest = read_manifest(config.manifest)
     bank = Bank(config.bank.absolute())
     _check_embedded(config, manifest)
+    if not bank.exists and bank.path.exists() and (not bank.path.is_dir() or any(bank.path.iterdir())):
+        raise RaffectError(f"--bank {config.bank}: exists and is no bank; name a new or an empty folder")
     # Nothing is written before everything that can be checked without an encoder was checked.
     if _is_finished(bank, manifest):
         if load is load_clip:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from raffect.config import PackConfig
 from raffect.data.atomic import atomic_path
+from raffect.data.bank import DEFAULT_SHARD_ROWS
 from raffect.data.frames import PACKED_SUFFIX, BadFrame, read_contents
 from raffect.data.manifest import is_synthetic_manifest, read_manifest, write_manifest
 from raffect.data.tables import read_metadata
@@ -56,7 +58,8 @@ def pack(config: PackConfig) -> list[str]:
     write_manifest(table, out / "manifest.parquet", is_synthetic_manifest(manifest))
     return [
         f"packed {len(manifest):,} frames into {len(set(roots))} file(s), {format_bytes(size)}; {unreadable:,} could not be read and will be rejects",
-        f"next: raffect extract --manifest {out / 'manifest.parquet'} --bank BANK" + ("" if config.shard_rows == 2048 else f" --shard-rows {config.shard_rows}"),
+        f"next: raffect extract --manifest {shlex.quote(str(out / 'manifest.parquet'))} --bank BANK"
+        + ("" if config.shard_rows == DEFAULT_SHARD_ROWS else f" --shard-rows {config.shard_rows}"),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 import time
 from dataclasses import dataclass, field
 
@@ -148,7 +149,10 @@ def _report(config: PrepareConfig, listing: Listing, annotations: Annotations, c
         out += [f"problems: {len(problems):,}, all in {config.out / 'problems.csv'}; the first ones:"]
         out += [f"  {problem.file}{f':{problem.line}' if problem.line else ''}: {problem.what}" for problem in problems[:_SHOWN]]
     out += [f"wrote {config.out}/manifest.parquet and {config.out}/labels/ ({', '.join(sorted(annotations.tables))})"]
-    out += [f"next: raffect extract --manifest {config.out}/manifest.parquet --bank BANK" + (" --encoder.model raffect-faces --encoder.weights embedded" if synthetic else "")]
+    out += [
+        f"next: raffect extract --manifest {shlex.quote(str(config.out / 'manifest.parquet'))} --bank BANK"
+        + (" --encoder.model raffect-faces --encoder.weights embedded" if synthetic else "")
+    ]
     return out
 
 

@@ -62,6 +62,8 @@ class Summary:
                 f"microseconds a frame: {per}",
             ]
         out += [f"rejected: {count:,} x {reason}" for reason, count in sorted(self.reasons.items(), key=lambda item: -item[1])[:8]]
+        if self.rejects:
+            out.append("note: rejects are not read again; after mending the files run `raffect bank verify --retry-rejects`, then extract")
         out += [f"note: {note}" for note in self.notes]
         if self.stamp:
             out.append(f"stamp: {self.stamp}")
@@ -88,7 +90,7 @@ def summarise(bank: Bank, stats: list[dict], wall_s: float = 0.0, encoders: int 
     reasons = bank.read_rejects([shard for shard, commit in commits.items() if commit.rejects])["reason"].value_counts()
     summary.reasons = {item["values"].as_py(): item["counts"].as_py() for item in reasons}
     if not stats:
-        summary.notes.append("nothing to do: every planned frame is in the bank")
+        summary.notes.append("nothing to do: every planned frame is in the bank, as a feature or a reject")
         return summary
     summary.encoded = sum(row["rows"] for row in stats)
     summary.bytes_written = sum(row["bytes"] for row in stats)

@@ -141,3 +141,31 @@ def test_released_files_that_do_not_fit_are_one_clear_line(tmp_path):
     config.features.write_bytes(b"no hdf5")
     with pytest.raises(RaffectError, match="not a readable HDF5"):
         import_released(config)
+
+
+def test_damage_is_not_exported_and_an_unfinished_bank_says_so(bank, tmp_path):
+    content = bytearray(bank.shard_path(0).read_bytes())
+    content[len(content) // 2] ^= 1
+    whole = bank.shard_path(0).read_bytes()
+    bank.shard_path(0).write_bytes(content)
+    with pytest.raises(RaffectError, match="damaged, nothing exported"):
+        export(BankExportConfig(bank=bank.path, out=tmp_path / "out"))
+    bank.shard_path(0).write_bytes(whole)
+    bank.commit_path(2).unlink()
+    assert "not extracted yet" in export(BankExportConfig(bank=bank.path, out=tmp_path / "out"))[0]
+    bank.shard_path(0).unlink()
+    assert any("broken: 1" in line for line in info(BankInfoConfig(bank=bank.path)))
+
+
+def test_rejects_are_read_again_on_request(bank, capsys):
+    assert main(["bank", "verify", "--bank", str(bank.path)]) == 0
+    assert "1 of them as rejects" in capsys.readouterr().out
+    assert main(["bank", "verify", "--bank", str(bank.path), "--retry-rejects"]) == 1
+    assert sorted(bank.read_commits()) == [0, 2]
+
+
+def test_a_bank_without_its_plan_is_one_clear_error(bank, capsys):
+    (bank.path / "plan" / "0000.parquet").unlink()
+    for words in (["bank", "info"], ["bank", "verify"]):
+        assert main([*words, "--bank", str(bank.path)]) == 2
+        assert "plan/0000.parquet is missing" in capsys.readouterr().err

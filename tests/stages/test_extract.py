@@ -130,6 +130,13 @@ def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reason
     assert verify(Bank(tmp_path / "loose"), manifest).complete
 
 
+def test_a_folder_that_is_no_bank_is_left_alone(config, tmp_path):
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(RaffectError, match="is no bank"):
+        extract(replace(config, bank=tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_images_that_were_not_drawn_need_allow_embedded(config, tmp_path):
     write_manifest(read_manifest(config.manifest).slice(0, 5), tmp_path / "m.parquet", synthetic=False)
     with pytest.raises(RaffectError, match="--allow-embedded"):
