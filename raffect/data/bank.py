@@ -158,8 +158,7 @@ class Bank:
         Raises:
             RaffectError: If another encoder made this bank; names every difference.
         """
-        if not (self.path / "bank.json").exists() and any((self.path / "commits").glob("*.json")):
-            raise RaffectError(f"{self.path}: bank.json is missing although shards are committed; restore it from a backup, or extract into a new --bank")
+        self._require_unless_empty("bank.json")
         content = json.dumps({"format": FORMAT, "identity": asdict(identity)}, indent=1) + "\n"
         if write_if_absent(self.path / "bank.json", content.encode()):
             return
@@ -174,8 +173,8 @@ class Bank:
         """The plan over all generations."""
         tables, lengths, shard_rows = [], [], DEFAULT_SHARD_ROWS
         files = self._plan_files()
-        if not files and any((self.path / "commits").glob("*.json")):
-            raise RaffectError(f"{self.path}: plan/0000.parquet is missing although shards are committed; restore it from a backup, or extract into a new --bank")
+        if not files:
+            self._require_unless_empty("plan/0000.parquet")
         for number, file in enumerate(files):
             try:
                 if file.stem != f"{number:04d}":
@@ -269,13 +268,14 @@ class Bank:
         if features.shape != (len(good), identity.dim) or features.dtype != np.float16:
             raise ValueError(f"shard {shard}: features {features.dtype}{features.shape}, expected float16{(len(good), identity.dim)}")
         keys = _key_table(keys)
-        files = {f"shards/{shard:06d}.parquet": _write_shard(self.shard_path(shard), keys.take(good), features, identity)}
+        written = {self.shard_path(shard): _write_shard(self.shard_path(shard), keys.take(good), features, identity)}
         if rejects:
             rows = sorted(rejects)
             table = keys.take(rows).append_column("reason", pa.array([rejects[row] for row in rows], pa.string()))
-            files[f"rejects/{shard:06d}.parquet"] = _write_parquet(self.rejects_path(shard), table)
+            written[self.rejects_path(shard)] = _write_parquet(self.rejects_path(shard), table)
         else:
             self.rejects_path(shard).unlink(missing_ok=True)
+        files = {path.relative_to(self.path).as_posix(): facts for path, facts in written.items()}
         record = Commit(shard=shard, rows=len(good), rejects=len(rejects), files=files)
         write_atomic(self.commit_path(shard), (json.dumps(asdict(record), indent=1) + "\n").encode())
         self.attempt_path(shard).unlink(missing_ok=True)
@@ -308,6 +308,11 @@ class Bank:
         for record in self.read_commits().values():
             digest.update(json.dumps(asdict(record), sort_keys=True).encode())
         return digest.hexdigest()
+
+    def _require_unless_empty(self, name: str) -> None:
+        """A bank with committed shards cannot be without this file; a new one must not be made up beside them."""
+        if not (self.path / name).exists() and any((self.path / "commits").glob("*.json")):
+            raise RaffectError(f"{self.path}: {name} is missing although shards are committed; restore it from a backup, or extract into a new --bank")
 
     def _read_commit(self, file: Path) -> Commit | None:
         try:

@@ -114,7 +114,7 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
     preprocess = _read_preprocess(model)
     identity = Identity(
         model=source.model, weights_sha256=fingerprint(model.visual), weights=source.name, preprocess=preprocess.as_dict(),
-        precision=precision, dim=_output_dim(model), stamp=source.stamp,
+        precision=precision, dim=_output_dim(model, preprocess.size), stamp=source.stamp,
     )  # fmt: skip
     tower = model.visual.to(device, getattr(torch, precision)).eval().requires_grad_(False)
     if config.compile:
@@ -191,8 +191,7 @@ def _read_preprocess(model: Clip) -> Preprocess:
     return Preprocess(size=height, mean=tuple(config["mean"]), std=tuple(config["std"]), interpolation=config["interpolation"], resize_mode=config["resize_mode"])
 
 
-def _output_dim(model: Clip) -> int:
-    size = _read_preprocess(model).size
+def _output_dim(model: Clip, size: int) -> int:
     with torch.inference_mode():
         out = model.eval().visual(torch.zeros(1, 3, size, size))
     return int((out[0] if isinstance(out, tuple) else out).shape[-1])

@@ -114,12 +114,12 @@ def export(config: BankExportConfig) -> list[str]:
     identity, commits = bank.read_identity(), bank.read_commits()
     if identity is None or not commits:
         raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
-    verdict = verify(bank)
+    if config.out.is_dir() and any(config.out.iterdir()):
+        raise RaffectError(f"--out {config.out} is not empty; an export does not mix with other files")
+    verdict = verify(bank)  # reads every byte, so it comes after what costs nothing
     if not verdict.sound:
         raise RaffectError(f"{bank.path}: damaged, nothing exported; see `raffect bank verify`")
     rows = verdict.rows
-    if config.out.is_dir() and any(config.out.iterdir()):
-        raise RaffectError(f"--out {config.out} is not empty; an export does not mix with other files")
     config.out.mkdir(parents=True, exist_ok=True)
     with Progress("export", rows, "rows") as progress:
         if config.format == "npy":
