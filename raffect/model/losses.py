@@ -1,0 +1,152 @@
+"""Losses of a pack: per frame or unit, weighted and masked; then their mean or the mean of the worst share.
+
+Shape letters: P members, B frames of a batch, C classes, U units, N elements a member's tail is taken over.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def softmax_losses(logits_PBC: Tensor, target_PB: Tensor, weight_PC: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each frame, times the weight of its class.
+
+    Args:
+        logits_PBC: Floating point.
+        target_PB: Class of each frame, int64.
+        weight_PC: Class weights of each member.
+
+    Returns:
+        Shape (P, B), in nats.
+
+    Example:
+        >>> softmax_losses(torch.zeros(1, 2, 4), torch.tensor([[0, 3]])).exp()
+        tensor([[4.0000, 4.0000]])
+    """
+    loss_PB = -torch.log_softmax(logits_PBC, -1).gather(-1, target_PB[..., None])[..., 0]
+    return loss_PB if weight_PC is None else loss_PB * weight_PC.gather(1, target_PB)
+
+
+def sigmoid_losses(logits_PBU: Tensor, target_PBU: Tensor, weight_PU: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of each unit of each frame; positives times the unit's weight; 0 where unlabelled.
+
+    Args:
+        logits_PBU: Floating point.
+        target_PBU: 1 active, 0 not, negative unlabelled.
+        weight_PU: Weight of a unit's positives, of each member.
+
+    Returns:
+        Shape (P, B, U), in nats.
+
+    Example:
+        >>> sigmoid_losses(torch.zeros(1, 1, 3), torch.tensor([[[1, 0, -1]]])).exp()
+        tensor([[[2., 2., 1.]]])
+    """
+    active = (target_PBU > 0).to(logits_PBU.dtype)
+    positive = F.softplus(-logits_PBU) if weight_PU is None else F.softplus(-logits_PBU) * weight_PU[:, None]
+    loss = active * positive + (1 - active) * F.softplus(logits_PBU)
+    return torch.where(target_PBU >= 0, loss, torch.zeros_like(loss))
+
+
+def frame_means(loss_PBU: Tensor, labelled_PBU: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the labelled units of each frame.
+
+    Returns:
+        Losses of shape (P, B), and which frames have a labelled unit, (P, B).
+    """
+    count = labelled_PBU.sum(-1)
+    return (loss_PBU * labelled_PBU).sum(-1) / count.clamp(min=1), count > 0
+
+
+def cvar(loss_PN: Tensor, alpha_P: Tensor, mask_PN: Tensor | None = None) -> Tensor:
+    """Mean of the worst ``alpha`` share of each member's losses: conditional value at risk.
+
+    ``alpha = 1`` is the plain mean; ``alpha <= 1/n`` is the maximum. Larger alpha is closer to the mean: the paper's text has it
+    the other way round in section III-B.
+
+    Args:
+        loss_PN: Losses, shape (P, N), floating point.
+        alpha_P: Tail share of each member, shape (P,), in (0, 1].
+        mask_PN: Which losses count; all by default. ``n`` is their number.
+
+    Returns:
+        Shape (P,), differentiable in ``loss_PN``; 0 for a member without any loss that counts.
+
+    Source:
+        Lin et al. 2024, eq. (1). The minimum over lambda is reached at an order statistic, so one sort is exact: with k = alpha * n,
+        the mean of the k largest losses, the last one counted by the fraction of k (Rockafellar and Uryasev 2000). Deviation: no
+        search for lambda, and its subgradient at the perturbed point is taken there.
+
+    Example:
+        >>> cvar(torch.tensor([[4.0, 1.0, 2.0, 3.0]]), torch.tensor([0.375]))
+        tensor([3.6667])
+    """
+    if mask_PN is None:
+        count_P = torch.full_like(alpha_P, loss_PN.shape[1])
+        ranked = loss_PN.sort(dim=1, descending=True).values
+    else:
+        count_P = mask_PN.sum(1).to(alpha_P.dtype)
+        lowest = torch.finfo(loss_PN.dtype).min
+        ranked = torch.where(mask_PN, loss_PN, lowest).sort(dim=1, descending=True).values
+    tail_P = alpha_P * count_P
+    rank_N = torch.arange(loss_PN.shape[1], device=loss_PN.device, dtype=alpha_P.dtype)
+    share_PN = (tail_P[:, None] - rank_N).clamp(0, 1)
+    share_PN = share_PN / share_PN.sum(1, keepdim=True).clamp(min=torch.finfo(alpha_P.dtype).tiny)
+    return (torch.where(share_PN > 0, ranked, 0) * share_PN).sum(1)
+
+
+def class_weights(counts_C: Tensor, kind: str, beta: float) -> Tensor:
+    """Weights of classes, scaled so that the mean over frames is 1; 0 for a class without frames.
+
+    Args:
+        counts_C: Frames a class, shape (C,).
+        kind: ``"none"``, ``"inverse"`` frequency, or ``"effective"`` number.
+        beta: Of the effective number.
+
+    Returns:
+        Shape (C,), float64.
+
+    Source:
+        Cui et al. 2019, eq. (7): (1 - beta) / (1 - beta^n). Deviation: scaled by frames, not by classes, so that the rate means the same.
+    """
+    counts = counts_C.double()
+    present = (counts > 0).double()
+    weights = _rarity(counts, kind, beta) * present
+    return weights * counts.sum() / (weights * counts).sum()
+
+
+def unit_weights(positive_U: Tensor, negative_U: Tensor, kind: str, beta: float) -> Tensor:
+    """Weight of each unit's positives against its negatives; 1 for a unit that lacks either.
+
+    Args:
+        positive_U: Active frames a unit, shape (U,).
+        negative_U: Inactive frames a unit.
+        kind: ``"none"``, ``"inverse"`` frequency, or ``"effective"`` number.
+        beta: Of the effective number.
+
+    Returns:
+        Shape (U,), float64.
+    """
+    positive, negative = positive_U.double(), negative_U.double()
+    ratio = _rarity(positive, kind, beta) / _rarity(negative, kind, beta)
+    return torch.where((positive > 0) & (negative > 0), ratio, torch.ones_like(ratio))
+
+
+def _rarity(counts: Tensor, kind: str, beta: float) -> Tensor:
+    counts = counts.clamp(min=1)
+    if kind == "inverse":
+        return 1 / counts
+    return (1 - beta) / (1 - beta**counts) if kind == "effective" else torch.ones_like(counts)
+
+
+def class_shift(counts_C: Tensor) -> Tensor:
+    """Log prior of each class, to add to its logit in training (Menon et al. 2021, eq. (10)); one frame is assumed where there is none."""
+    counts = counts_C.double().clamp(min=1)
+    return (counts / counts.sum()).log()
+
+
+def unit_shift(positive_U: Tensor, negative_U: Tensor) -> Tensor:
+    """Log prior odds of each unit, to add to its logit in training; one frame is assumed where there is none."""
+    return positive_U.double().clamp(min=1).log() - negative_U.double().clamp(min=1).log()

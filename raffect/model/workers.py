@@ -1,0 +1,47 @@
+"""What workers of one run tell each other, so that many give the result of one; alone it costs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train one pack together, through torch.distributed's default group.
+
+    Attributes:
+        rank: Number of this one.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Workers:
+        """Those of the group that torch.distributed was started with."""
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else cls()
+
+    def share(self, count: int) -> slice:
+        """This worker's part of ``count`` rows, which must divide evenly."""
+        each = count // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add up over the workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Join along dimension 1 in the order of ranks; a gradient flows to this worker's own part."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.detach().contiguous())
+        parts[self.rank] = tensor
+        return torch.cat(parts, 1)

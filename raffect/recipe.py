@@ -1,0 +1,240 @@
+"""What makes a head: every setting of a training run by its dotted name, checked, and recipes as TOML.
+
+The same dotted names are flags (``--loss.alpha 0.2``), keys of a recipe, axes of a sweep and columns of its results.
+The defaults are the paper's (Lin et al. 2024, section III-A); where it is silent they are its released code's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from raffect.errors import RaffectError
+
+RECIPES = Path(__file__).parent / "recipes"
+R = TypeVar("R", bound="Recipe")
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise `RaffectError` with ``message`` unless ``ok``."""
+    if not ok:
+        raise RaffectError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """Hidden blocks Linear -> BatchNorm -> ReLU -> Dropout, then one Linear."""
+
+    width: int = 0
+    """Units a hidden block; 0 is as many as the feature has (768 for ViT-L/14)."""
+    depth: int = 3
+    """Hidden blocks."""
+    dropout: float = 0.6
+    """Share of hidden units dropped; unstated in the paper, 0.6 in its code."""
+    init: Literal["he", "torch"] = "he"
+    """he: He-uniform weights and zero biases; torch: the defaults of torch.nn.Linear."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.width <= 65536, f"head.width {self.width}: expected 0 (as the feature) to 65536")
+        require(1 <= self.depth <= 32, f"head.depth {self.depth}: expected 1 to 32")
+        require(0 <= self.dropout < 1, f"head.dropout {self.dropout}: expected 0 or more, less than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Cross-entropy (EXPR) or binary cross-entropy (AU), weighted, and of it the mean of the worst share."""
+
+    alpha: float = 0.3
+    """CVaR's tail share of each batch, in (0, 1]: 1 is the plain mean, towards 0 the worst frame alone."""
+    granularity: Literal["element", "sample"] = "element"
+    """AU: the tail is taken over (frame, unit) elements, as released, or over frames."""
+    weighting: Literal["none", "inverse", "effective"] = "none"
+    """Class weights: none, inverse frequency, or effective number (Cui et al. 2019)."""
+    beta: float = 0.9999
+    """Of the effective number (1 - beta^n) / (1 - beta)."""
+    logit_adjustment: float = 0.0
+    """Add this many times the log prior to the logits in training (Menon et al. 2021); 0 is off, 1 is the paper's."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.alpha <= 1, f"loss.alpha {self.alpha}: expected more than 0 and at most 1 (1 is the plain mean)")
+        require(0 <= self.beta < 1, f"loss.beta {self.beta}: expected 0 or more, less than 1")
+        require(math.isfinite(self.logit_adjustment), f"loss.logit-adjustment {self.logit_adjustment}: expected a finite number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamConfig:
+    """Sharpness-aware minimisation: the gradient is taken where the loss nearby is highest."""
+
+    rho: float = 0.05
+    """Radius (the paper's gamma); 0 is the base optimiser."""
+    perturbation: Literal["l2", "sign"] = "l2"
+    """l2: rho * g / |g| (Foret et al. 2021, and the released code); sign: rho * sign(g), as eq. (2) prints."""
+    redraw_dropout: bool = False
+    """Draw another dropout mask for the second pass, as the released code does without saying so."""
+
+    def __post_init__(self) -> None:
+        require(self.rho >= 0 and math.isfinite(self.rho), f"sam.rho {self.rho}: expected 0 (off) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Adam and its rate."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    """adam adds weight decay to the gradient, adamw to the weights."""
+    lr: float = 1e-3
+    """Learning rate at the start."""
+    weight_decay: float = 0.0
+    """Weight decay."""
+    schedule: Literal["cosine", "released", "constant"] = "cosine"
+    """cosine: down to min_lr at the end; released: T_max = epochs/4, so the rate goes down and up again twice in 32 epochs."""
+    min_lr: float = 0.0
+    """Lowest rate of the schedule."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0 and math.isfinite(self.lr), f"optim.lr {self.lr}: expected more than 0")
+        require(0 <= self.min_lr <= self.lr, f"optim.min-lr {self.min_lr}: expected 0 to optim.lr ({self.lr})")
+        require(self.weight_decay >= 0 and math.isfinite(self.weight_decay), f"optim.weight-decay {self.weight_decay}: expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a head, apart from the data."""
+
+    task: Literal["expr", "au"]
+    """expr: 8 expressions, softmax; au: 12 action units, sigmoid."""
+    seed: int = 0
+    """Initial weights, order of frames and dropout follow from it."""
+    epochs: int = 32
+    """Passes over the training split."""
+    batch_size: int = 32
+    """Frames a step, over all workers; an epoch's last incomplete batch is left out."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    sam: SamConfig = field(default_factory=SamConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**31, f"seed {self.seed}: expected 0 to 2147483647")
+        require(self.epochs >= 1, f"epochs {self.epochs}: expected 1 or more")
+        require(self.batch_size >= 2, f"batch-size {self.batch_size}: expected 2 or more, since BatchNorm needs the spread within a batch")
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """Settings of a recipe by dotted name, in order, without what a subclass adds."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(Recipe):
+        value = getattr(recipe, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{item.name}.{inner.name}": getattr(value, inner.name) for inner in dataclasses.fields(value)}
+        else:
+            flat[item.name] = value
+    return flat
+
+
+NAMES = tuple(flatten(Recipe(task="expr")))
+"""All dotted names."""
+
+
+def with_settings(recipe: R, settings: Mapping[str, Any]) -> R:
+    """A copy with other values.
+
+    Args:
+        recipe: The recipe to start from.
+        settings: Values by dotted name, of the type of the default (an int does for a float).
+
+    Raises:
+        RaffectError: If a name is unknown, a type wrong or a value out of range.
+    """
+    nested: dict[str, dict[str, Any]] = {}
+    flat = flatten(recipe)
+    for name, value in settings.items():
+        require(name in NAMES, unknown_name(name, NAMES))
+        group, _, key = name.rpartition(".")
+        nested.setdefault(group, {})[key] = _as_type_of(name, flat[name], value)
+    groups = {group: dataclasses.replace(getattr(recipe, group), **values) for group, values in nested.items() if group}
+    return dataclasses.replace(recipe, **nested.get("", {}), **groups)
+
+
+def plain(recipe: Recipe) -> Recipe:
+    """Only the recipe of a configuration that extends one."""
+    return Recipe(**{item.name: getattr(recipe, item.name) for item in dataclasses.fields(Recipe)})
+
+
+def digest(recipe: Recipe) -> str:
+    """Twelve hexadecimal digits that name a recipe: equal settings, equal digest."""
+    return hashlib.sha256(json.dumps(flatten(recipe), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def unknown_name(name: str, known: Sequence[str]) -> str:
+    """The line for a setting that does not exist."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"unknown setting {name!r}; {f'did you mean {near[0]}? ' if near else ''}all are: {', '.join(known)}"
+
+
+def find_recipe(name: str) -> Path:
+    """File of a recipe that ships with raffect, or of one's own.
+
+    Raises:
+        RaffectError: If there is none.
+    """
+    shipped = RECIPES / f"{name}.toml"
+    if shipped.is_file():
+        return shipped
+    if Path(name).is_file():
+        return Path(name)
+    names = sorted(file.stem for file in RECIPES.glob("*.toml"))
+    near = difflib.get_close_matches(name, names, n=1)
+    raise RaffectError(f"{name}: no such recipe{f'; did you mean {near[0]}?' if near else ''}; expected one of {', '.join(names)} or a TOML file")
+
+
+def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
+    """Settings of a recipe by dotted name.
+
+    Args:
+        path: A TOML file; ``alpha`` in table ``[loss]`` is ``loss.alpha``.
+        known: Names that it may set.
+
+    Raises:
+        RaffectError: If it is no TOML, or a name is unknown.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RaffectError(f"{path}: not a TOML file ({error})") from error
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    for name in flat:
+        require(name in known, f"{path}: {unknown_name(name, known)}")
+    return flat
+
+
+def expand(recipe: Recipe, space: Mapping[str, Sequence[Any]]) -> list[Recipe]:
+    """All recipes of a grid, the last axis fastest."""
+    return [with_settings(recipe, dict(zip(space, values, strict=True))) for values in itertools.product(*space.values())]
+
+
+def _as_type_of(name: str, default: Any, value: Any) -> Any:
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    require(type(value) is type(default), f"{name} {value!r}: expected {_KINDS[type(default)]}")
+    choices = _CHOICES.get(name)
+    require(choices is None or value in choices, f"{name} {value!r}: expected one of {', '.join(choices or ())}")
+    return value
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_CHOICES = {
+    "task": ("expr", "au"), "head.init": ("he", "torch"), "loss.granularity": ("element", "sample"), "loss.weighting": ("none", "inverse", "effective"),
+    "sam.perturbation": ("l2", "sign"), "optim.name": ("adam", "adamw"), "optim.schedule": ("cosine", "released", "constant"),
+}  # fmt: skip
