@@ -6,9 +6,11 @@ frames were rejected; 130 interrupted.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
+import typing
 from typing import Annotated, Any
 
 import tyro
@@ -36,6 +38,10 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "prepare": (c.PrepareConfig, "image folders + ABAW annotations -> manifest and labels"),
     "pack": (c.PackConfig, "loose frames -> Parquet, for network storage"),
     "extract": (c.ExtractConfig, "manifest -> bank of CLIP features, on this machine or a Ray cluster"),
+    "train": (c.TrainConfig, "bank + labels -> heads with CVaR and SAM, by a recipe"),
+    "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
+    "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
+    "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (BankCommand, "info | verify | export | import: look at a bank, prove it, share it"),
     "models": (ModelsCommand, "list | path | pull | verify: encoders and their weights"),
 }
@@ -106,7 +112,34 @@ def parse(command: str, words: list[str]) -> Any:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         raise RaffectError(f"no such command; {f'did you mean {near[0]}? ' if near else ''}`raffect --help` lists all")
     kind, _ = COMMANDS[command]
+    if command in ("train", "tune"):
+        return tyro.cli(kind, args=_recipe_words(kind, words), prog=f"raffect {command} RECIPE")
     return tyro.cli(kind, args=words, prog=f"raffect {command}")
+
+
+def _recipe_words(kind: Any, words: list[str]) -> list[str]:
+    """Replace a recipe in front by the flags it stands for; what follows wins."""
+    if not words or words[0].startswith("-"):
+        return words
+    from raffect.recipe import find_recipe, read_recipe
+
+    settings = read_recipe(find_recipe(words[0]), dotted_names(kind))
+    flags: list[str] = []
+    for name, value in settings.items():
+        group, dot, key = name.replace("_", "-").rpartition(".")
+        if isinstance(value, bool):
+            flags.append(f"--{group}{dot}{'' if value else 'no-'}{key}")
+        else:
+            flags += [f"--{group}{dot}{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return [*flags, *words[1:]]
+
+
+def dotted_names(kind: Any, prefix: str = "") -> list[str]:
+    """Names of all settings of a configuration, those of nested ones behind a dot."""
+    names: list[str] = []
+    for name, hint in typing.get_type_hints(kind).items():
+        names += dotted_names(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [f"{prefix}{name}"]
+    return names
 
 
 def _dispatch(command: str, words: list[str]) -> int:
@@ -131,6 +164,22 @@ def _dispatch(command: str, words: list[str]) -> int:
             return _print(pack(config))
         case c.ExtractConfig():
             return _extract(config)
+        case c.TrainConfig():
+            from raffect.stages.train import train
+
+            return _print(train(config))
+        case c.TuneConfig():
+            from raffect.stages.tune import tune
+
+            return _print(tune(config))
+        case c.EvaluateConfig():
+            from raffect.stages.evaluate import evaluate
+
+            return _print(evaluate(config))
+        case c.ReportConfig():
+            from raffect.stages.report import report
+
+            return _print(report(config.runs, config.out))
         case c.BankInfoConfig() | c.BankVerifyConfig() | c.BankExportConfig() | c.BankImportConfig():
             return _bank(config)
         case _:

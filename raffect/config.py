@@ -9,15 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from raffect.errors import RaffectError
+from raffect.recipe import Recipe, require
 
 EMBEDDED_MODEL = "raffect-faces"
-
-
-def require(ok: bool, message: str) -> None:
-    """Raise `RaffectError` with ``message`` unless ``ok``."""
-    if not ok:
-        raise RaffectError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +207,119 @@ class ModelsVerifyConfig:
     """Load an encoder's weights, check that they are finite and complete, and print their fingerprint."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnConfig(Recipe):
+    """What training and sweeps have in common: a recipe, the data, and where and how to run."""
+
+    bank: Path
+    """Bank of `raffect extract`."""
+    labels: Path
+    """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
+    out: Path
+    """Run folder; the same command goes on in it after a stop."""
+    select: Literal["last", "folds"] = "last"
+    """last: the last epoch is the headline. folds: epoch (and, in a sweep, the settings) are chosen on folds of the training split."""
+    folds: int = 5
+    """Folds of whole videos for --select folds."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto is CUDA where there is one."""
+    threads: int = 0
+    """CPU threads of one process; 0 is all cores for a run, and --cpus-per-trial for a trial. The last bits depend on it."""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """Read features through Ray Data while training; auto does so when they do not fit the device."""
+    address: str | None = None
+    """Ray cluster: auto (the one this machine belongs to) or an address; none uses this machine alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(2 <= self.folds <= 100, f"--folds {self.folds}: expected 2 to 100")
+        require(0 <= self.threads <= 1024, f"--threads {self.threads}: expected 0 (choose for me) to 1024")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LearnConfig):
+    """Train heads on a bank: `raffect train RECIPE --task expr ...`; a recipe is paper, released, erm, weighted or a TOML file, and flags override it."""
+
+    num_seeds: int = 1
+    """Heads to train side by side, with seeds from --seed on; their spread is printed."""
+    num_workers: int = 1
+    """Processes of Ray Train that share each batch, with the result of one; 1 needs no Ray."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(1 <= self.num_seeds <= 1000, f"--num-seeds {self.num_seeds}: expected 1 to 1000")
+        require(self.num_workers >= 1, f"--num-workers {self.num_workers}: expected 1 or more")
+        require(self.batch_size % self.num_workers == 0, f"--num-workers {self.num_workers}: does not divide --batch-size {self.batch_size}; each worker takes an equal part")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(LearnConfig):
+    """Train every combination of settings, in packs on Ray Tune: `raffect tune RECIPE --task expr ...`; by default the paper's Figure 2."""
+
+    space: tuple[str, ...] = ("loss.alpha=0.1:1:0.1", "seed=0:4")
+    """Axes: NAME=V1,V2,..., NAME=FROM:TO:STEP, or, with --samples, NAME=uniform(A,B) or NAME=loguniform(A,B)."""
+    samples: int = 0
+    """Random draws of the axes that are distributions."""
+    baseline: bool = True
+    """Also train plain ERM (alpha 1, rho 0) with every seed, for comparison."""
+    members_per_trial: int | Literal["auto"] = "auto"
+    """Heads that one trial trains side by side; 1 is classic Tune."""
+    gpus_per_trial: float | None = None
+    """GPUs a trial takes: 1 or a fraction; default 1 where there are GPUs, else 0."""
+    cpus_per_trial: int = 1
+    """CPUs a trial takes."""
+    scheduler: Literal["none", "asha"] = "none"
+    """asha stops poor heads early (Li et al. 2020); needs --members-per-trial 1."""
+    save_heads: bool = True
+    """Keep the weights of every head."""
+    track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Where curves go besides the run folder; mlflow and wandb need `pip install raffect[mlflow]` or raffect[wandb]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        members = self.members_per_trial
+        require(members == "auto" or 1 <= members <= 10_000, f"--members-per-trial {members}: expected auto, or 1 or more")
+        gpus = self.gpus_per_trial
+        require(gpus is None or 0 <= gpus <= 1, f"--gpus-per-trial {gpus}: expected 0 to 1")
+        require(self.cpus_per_trial >= 1, f"--cpus-per-trial {self.cpus_per_trial}: expected 1 or more")
+        require(self.samples >= 0, f"--samples {self.samples}: expected 0 or more")
+        require(self.scheduler == "none" or members == 1, "--scheduler asha: a pack's heads cannot be stopped one by one; add --members-per-trial 1")
+        require(self.scheduler == "none" or self.select == "last", "--scheduler asha: does not go with --select folds, which needs every epoch of every head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Judge trained heads on a bank."""
+
+    run: Path
+    """Run folder of train or tune, or the folder of one head."""
+    bank: Path
+    """Bank made by the encoder that the heads were trained on."""
+    labels: Path
+    """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
+    split: Literal["train", "validation"] = "validation"
+    """Frames to judge on."""
+    epoch: Literal["last", "best", "chosen"] = "last"
+    """Which snapshot of each head: last epoch, best on validation, or chosen on folds."""
+    out: Path | None = None
+    """Also write metrics.json and per_video.csv to this folder."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Draw tables and figures of one run or several: report.md, and report.html to open in a browser."""
+
+    runs: tuple[Path, ...]
+    """Run folders of train and tune."""
+    out: Path | None = None
+    """Folder for the report; by default that of the first run."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.runs), "--runs: expected one run folder or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raffect.data.bank import Bank, Identity
+from raffect.data.bank import Bank
 from raffect.data.keys import Vocabulary, positions
 from raffect.data.labels import Task, labelled
 from raffect.data.tables import select_split
@@ -43,6 +43,78 @@ class Features:
     frame: np.ndarray
     videos: list[str]
     missing: int
+
+
+@dataclass(frozen=True)
+class FeatureIndex:
+    """Where N labelled frames' features lie, in the order of the bank.
+
+    Attributes:
+        bank: The bank.
+        dim: Length of a feature.
+        shard: Shard of each frame, ascending, shape (N,).
+        row: Its row there.
+        y: Labels, shape (N, columns of the task).
+        video: Number of each frame's video in ``videos``, int32, shape (N,).
+        frame: 1-based frame numbers, int32, shape (N,).
+        videos: Names of videos.
+        missing: Labelled frames without a feature: no image, rejected, or not extracted yet.
+    """
+
+    bank: Bank
+    dim: int
+    shard: np.ndarray
+    row: np.ndarray
+    y: np.ndarray
+    video: np.ndarray
+    frame: np.ndarray
+    videos: list[str]
+    missing: int
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def select(self, keep: np.ndarray) -> FeatureIndex:
+        """Only some frames; ``keep`` is a mask of shape (N,)."""
+        return replace(self, shard=self.shard[keep], row=self.row[keep], y=self.y[keep], video=self.video[keep], frame=self.frame[keep])
+
+    def read(self, memmap: Path | None = None, threads: int | None = None) -> np.ndarray:
+        """All features, each shard read once, straight into place: float16, shape (N, dim)."""
+        return _gather(self, memmap, threads or os.cpu_count() or 1)
+
+
+def find_features(bank: Bank, labels: pa.Table, task: Task, split: str, *, videos: Collection[str] | None = None, limit: int | None = None) -> FeatureIndex:
+    """Find the features of a task and split without reading them; arguments and errors as of `read_features`."""
+    identity = bank.require().read_identity()
+    if identity is None:
+        raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
+    if missing := [column for column in task.columns if column not in labels.column_names]:
+        raise RaffectError(f"these are not {task.name} labels: column {missing[0]!r} is missing; give labels/{task.name}.parquet")
+    labels = select_split(labels, split)
+    if videos is not None:
+        labels = labels.filter(pc.field("video").cast(pa.string()).isin(pa.array(sorted(videos), pa.string())))
+    values = np.stack([labels[column].to_numpy().astype(task.dtype, copy=False) for column in task.columns], 1) if len(labels) else np.empty((0, len(task.columns)), task.dtype)
+    known = labelled(task, values)
+    labels, values = labels.filter(pa.array(known)), values[known]
+
+    vocabulary = Vocabulary()
+    location = _locate(bank, vocabulary)
+    label_keys = vocabulary.keys(labels)
+    order = np.argsort(location.keys, kind="stable")
+    found = positions(label_keys, location.keys[order])
+    rows = order[found[found >= 0]]
+    picked = np.flatnonzero(found >= 0)
+    by_row = np.argsort(rows, kind="stable")[:limit]
+    rows, picked = rows[by_row], picked[by_row]
+    if not len(rows):
+        raise RaffectError(
+            f"{bank.path}: no frame of {task.name} {split} has both a label and a feature ({len(label_keys)} are labelled); check --labels, the video filter and `raffect bank info`"
+        )
+    keys = label_keys[picked]
+    numbers, video = np.unique(keys >> 32, return_inverse=True)
+    names = [vocabulary.names[number] for number in numbers]
+    frame = (keys & 0xFFFFFFFF).astype(np.int32)
+    return FeatureIndex(bank, identity.dim, location.shard[rows], location.row[rows], values[picked], video.astype(np.int32), frame, names, int((found < 0).sum()))
 
 
 def read_features(
@@ -71,37 +143,8 @@ def read_features(
     Raises:
         RaffectError: If no frame remains, or a shard is damaged.
     """
-    identity = bank.require().read_identity()
-    if identity is None:
-        raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
-    if missing := [column for column in task.columns if column not in labels.column_names]:
-        raise RaffectError(f"these are not {task.name} labels: column {missing[0]!r} is missing; give labels/{task.name}.parquet")
-    labels = select_split(labels, split)
-    if videos is not None:
-        labels = labels.filter(pc.field("video").cast(pa.string()).isin(pa.array(sorted(videos), pa.string())))
-    values = np.stack([labels[column].to_numpy().astype(task.dtype, copy=False) for column in task.columns], 1) if len(labels) else np.empty((0, len(task.columns)), task.dtype)
-    known = labelled(task, values)
-    labels, values = labels.filter(pa.array(known)), values[known]
-
-    vocabulary = Vocabulary()
-    location = _locate(bank, vocabulary)
-    label_keys = vocabulary.keys(labels)
-    order = np.argsort(location.keys, kind="stable")
-    found = positions(label_keys, location.keys[order])
-    rows = order[found[found >= 0]]
-    picked = np.flatnonzero(found >= 0)
-    by_row = np.argsort(rows, kind="stable")[:limit]
-    rows, picked = rows[by_row], picked[by_row]
-    if not len(rows):
-        raise RaffectError(
-            f"{bank.path}: no frame of {task.name} {split} has both a label and a feature ({len(label_keys)} are labelled); check --labels, the video filter and `raffect bank info`"
-        )
-    x = _gather(bank, identity, location, rows, memmap, threads or os.cpu_count() or 1)
-    keys = label_keys[picked]
-    numbers, video = np.unique(keys >> 32, return_inverse=True)
-    names = [vocabulary.names[number] for number in numbers]
-    missing = int((found < 0).sum())
-    return Features(x, values[picked], video.astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32), names, missing)
+    index = find_features(bank, labels, task, split, videos=videos, limit=limit)
+    return Features(index.read(memmap, threads), index.y, index.video, index.frame, index.videos, index.missing)
 
 
 @dataclass(frozen=True)
@@ -129,31 +172,39 @@ def _locate(bank: Bank, vocabulary: Vocabulary) -> _Location:
     return _Location(keys[keep], shard[keep], row[keep])
 
 
-def _gather(bank: Bank, identity: Identity, location: _Location, rows: np.ndarray, memmap: Path | None, threads: int) -> np.ndarray:
-    """Feature rows in the order of ``rows``, which ascend, so that each shard fills one run of the result."""
-    shape = (len(rows), identity.dim)
+def _gather(index: FeatureIndex, memmap: Path | None, threads: int) -> np.ndarray:
+    """Feature rows in the order of the bank, so that each shard fills one run of the result."""
+    shape = (len(index), index.dim)
     if memmap is None:
         out = np.empty(shape, np.float16)
     else:
         memmap.parent.mkdir(parents=True, exist_ok=True)
         out = np.lib.format.open_memmap(memmap, mode="w+", dtype=np.float16, shape=shape)
-    shards, starts = np.unique(location.shard[rows], return_index=True)
-    stops = np.append(starts[1:], len(rows))
+    shards, starts = np.unique(index.shard, return_index=True)
+    stops = np.append(starts[1:], len(index))
 
     def fill(job: tuple[int, int, int]) -> None:
         shard, start, stop = job
-        wanted = location.row[rows[start:stop]]
-        stored = read_shard_features(bank, shard, identity.dim)
-        if wanted[-1] >= len(stored):
-            raise RaffectError(f"{bank.shard_path(shard)}: {len(stored)} rows, fewer than committed; run `raffect bank verify --repair` and extract again")
-        if len(wanted) == wanted[-1] - wanted[0] + 1:
-            out[start:stop] = stored[wanted[0] : wanted[-1] + 1]
-        else:
-            np.take(stored, wanted, axis=0, out=out[start:stop])
+        read_rows(index.bank, shard, index.row[start:stop], index.dim, out[start:stop])
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill, zip(shards.tolist(), starts.tolist(), stops.tolist(), strict=True)))
     return out
+
+
+def read_rows(bank: Bank, shard: int, rows: np.ndarray, dim: int, out: np.ndarray) -> None:
+    """Some rows of a shard, which ascend, into ``out`` of shape (rows, dim).
+
+    Raises:
+        RaffectError: If the shard is damaged.
+    """
+    stored = read_shard_features(bank, shard, dim)
+    if rows[-1] >= len(stored):
+        raise RaffectError(f"{bank.shard_path(shard)}: {len(stored)} rows, fewer than committed; run `raffect bank verify --repair` and extract again")
+    if len(rows) == rows[-1] - rows[0] + 1:
+        out[:] = stored[rows[0] : rows[-1] + 1]
+    else:
+        np.take(stored, rows, axis=0, out=out)
 
 
 def read_shard_features(bank: Bank, shard: int, dim: int) -> np.ndarray:

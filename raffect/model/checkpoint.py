@@ -92,7 +92,10 @@ def require_encoder(config: Mapping[str, Any], bank: Identity, folder: Path, ban
 def save_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write what training needs to go on, as one safetensors file with JSON in its header, whole or not at all."""
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(dict(tensors), temporary, metadata={"raffect": json.dumps(about)})
+        try:
+            safetensors.torch.save_file(dict(tensors), temporary, metadata={"raffect": json.dumps(about)})
+        except SafetensorError as error:  # it hides the system's error
+            raise RaffectError(f"{path}: cannot be written ({error}); check the free space; the same command goes on from the last save") from error
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -5,6 +5,7 @@ A member whose loss is no longer finite stops there: it keeps its last sound epo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ def fit(
         for _ in learner.run_resident(train, epoch) if isinstance(train, Rows) else learner.run_stream(train.batches(epoch)):
             on_step()
         steps = int(learner.counter) - first_step
-        train_loss = (learner.loss_sum / steps).tolist()
+        train_loss = [loss if math.isfinite(loss) else None for loss in (learner.loss_sum / steps).tolist()]
         _note_diverged(learner, fitted, epoch, first_step)
         alive = np.array([line is None for line in fitted.diverged])
         current = Snapshot(learner.pack.weights, learner.pack.running_mean, learner.pack.running_var, np.full(len(recipes), epoch + 1))

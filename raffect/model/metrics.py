@@ -94,13 +94,14 @@ def score(counts: np.ndarray, task: Task, names: tuple[str, ...]) -> dict:
     return out
 
 
-def bootstrap_videos(counts_VKK: np.ndarray, task: Task, seed: int, draws: int = BOOTSTRAP_DRAWS) -> tuple[float, float]:
+def bootstrap_videos(counts: np.ndarray, task: Task, seed: int, draws: int = BOOTSTRAP_DRAWS) -> tuple[float, float]:
     """95 % interval of macro F1 when whole videos are drawn again with replacement, since frames of a video are alike.
 
     A class that no drawn video shows is left out of that draw's mean: the draw lost it, not the head.
 
     Args:
-        counts_VKK: Counts of each video, (videos, C, C) or (videos, U, 4).
+        counts: Counts of each video, (videos, C, C) or (videos, U, 4); or of several heads, with one more dimension in front,
+            whose mean score is wanted.
         task: Their task.
         seed: Of the draws.
         draws: How many.
@@ -108,11 +109,13 @@ def bootstrap_videos(counts_VKK: np.ndarray, task: Task, seed: int, draws: int =
     Returns:
         Lower and upper end.
     """
-    videos = len(counts_VKK)
+    counts = counts[None] if counts.ndim == 3 else counts
+    videos = counts.shape[1]
     drawn = np.random.default_rng(seed).multinomial(videos, np.full(videos, 1 / videos), draws)
-    table = hits(np.tensordot(drawn, counts_VKK, axes=1), task)
+    table = hits(np.einsum("dv,hvab->hdab", drawn, counts, optimize=True), task)
     shown = table[..., 0] + table[..., 2] > 0
-    low, high = np.quantile((f1_scores(table) * shown).sum(1) / np.maximum(shown.sum(1), 1), (0.025, 0.975))
+    scores = (f1_scores(table) * shown).sum(-1) / np.maximum(shown.sum(-1), 1)
+    low, high = np.quantile(scores.mean(0), (0.025, 0.975))
     return float(low), float(high)
 
 

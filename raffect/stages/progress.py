@@ -23,6 +23,7 @@ class Progress:
         self._start = time.monotonic()
         self._said = self._start
         self._bar = None
+        self._note = ""
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
@@ -35,12 +36,13 @@ class Progress:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
             )
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(self.label, total=self.total, rate="")
+            self._task = self._bar.add_task(self.label, total=self.total, rate="", note="")
             self._bar.start()
         return self
 
@@ -56,7 +58,13 @@ class Progress:
         elif time.monotonic() - self._said >= PLAIN_EVERY_S:
             self._said = time.monotonic()
             left = (self.total - self.done) / max(self._rate(), 1e-9)
-            print(f"{self.label}: {self.done:,} of {self.total:,} {self.unit}, {self._rate():,.0f}/s, about {format_seconds(left)} to go", file=sys.stderr, flush=True)
+            print(f"{self.label}: {self.done:,} of {self.total:,} {self.unit}, {self._rate():,.0f}/s, about {format_seconds(left)} to go{self._note and f'; {self._note}'}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Show ``text`` beside the count from now on."""
+        self._note = text
+        if self._bar is not None:
+            self._bar.update(self._task, note=text)
 
     def _rate(self) -> float:
         return self.done / max(time.monotonic() - self._start, 1e-9)

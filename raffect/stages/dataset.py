@@ -1,0 +1,153 @@
+"""What a run trains and judges on: features and labels of both splits, checked, and the facts that go with every result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raffect.data.bank import Bank
+from raffect.data.features import FeatureIndex, find_features
+from raffect.data.labels import EXPR, SPLITS, TASKS, Task
+from raffect.data.tables import read_labels, read_metadata
+from raffect.errors import RaffectError
+from raffect.model.learner import Rows
+from raffect.recipe import require
+
+_FOLD_SEED = 0
+_CHECKED_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Both splits of a task on a bank.
+
+    Attributes:
+        task: The task.
+        splits: Where each split's features lie.
+        facts: Bank, labels, encoder and sizes, as plain JSON values.
+        fingerprint: Names bank, labels and task: equal data, equal fingerprint.
+    """
+
+    task: Task
+    splits: dict[str, FeatureIndex]
+    facts: dict[str, Any]
+    fingerprint: str
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits of a head."""
+        return len(output_names(self.task))
+
+    def fold_of_frames(self, folds: int) -> np.ndarray:
+        """Fold of each training frame, shape (N,): whole videos, alike in classes as far as that goes, the same for every run."""
+        from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+        train = self.splits["train"]
+        require(len(train.videos) >= folds, f"--folds {folds}: the training split has {len(train.videos)} videos; take at most as many folds")
+        stratified = self.task is EXPR and np.bincount(train.y[:, 0])[np.unique(train.y[:, 0])].min() >= folds
+        splitter = (StratifiedGroupKFold if stratified else GroupKFold)(folds, shuffle=True, random_state=_FOLD_SEED)
+        out = np.empty(len(train), np.int64)
+        for number, (_, held_out) in enumerate(splitter.split(out, train.y[:, 0], train.video)):
+            out[held_out] = number
+        return out
+
+
+def open_dataset(bank_path: Path, labels_path: Path, task_name: str) -> Dataset:
+    """Find the features of both splits of a task; none is read yet.
+
+    Raises:
+        RaffectError: If bank or labels are missing, of another task, or a split is empty.
+    """
+    bank, task = Bank(bank_path).require(), TASKS[task_name]
+    file = labels_path / "labels" / f"{task_name}.parquet" if (labels_path / "labels").is_dir() else labels_path
+    if file.is_dir():
+        file = file / f"{task_name}.parquet"
+    table = read_labels(file)
+    found_task = read_metadata(table).get("task", task_name)
+    require(found_task == task_name, f"{file}: labels of task {found_task}, not {task_name}; give labels/{task_name}.parquet or another --task")
+    splits = {split: find_features(bank, table, task, split) for split in SPLITS}
+    identity, metadata = bank.read_identity(), read_metadata(table)
+    assert identity is not None  # find_features has seen it
+    synthetic = metadata.get("synthetic") == "true"
+    facts = {
+        "task": task_name, "bank": str(bank_path.absolute()), "labels": str(file.absolute()), "bank_digest": bank.digest(), "labels_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "encoder": asdict(identity), "edition": metadata.get("edition", ""), "synthetic": synthetic,
+        "stamp": identity.stamp or ("drawn faces" if synthetic else ""), "aff_wild2": not synthetic and _is_complete(task, splits["validation"]),
+        **{split: {"frames": len(index), "videos": len(index.videos), "labelled_without_feature": index.missing} for split, index in splits.items()},
+    }  # fmt: skip
+    key = json.dumps([facts["bank_digest"], facts["labels_sha256"], task_name])
+    return Dataset(task, splits, facts, hashlib.sha256(key.encode()).hexdigest()[:16])
+
+
+def output_names(task: Task) -> tuple[str, ...]:
+    """Names of a head's outputs, in order."""
+    from raffect.data.labels import ACTION_UNITS, EXPRESSIONS
+
+    return EXPRESSIONS if task is EXPR else tuple(ACTION_UNITS)
+
+
+def labels_of(index: FeatureIndex, task: Task) -> np.ndarray:
+    """Classes (N,) as int64, or units (N, U) as int8, as training takes them."""
+    return index.y[:, 0].astype(np.int64) if task is EXPR else index.y
+
+
+def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Rows:
+    """Read features onto a device.
+
+    Raises:
+        RaffectError: If a feature is not finite.
+    """
+    x = index.read()
+    check_finite(x, index)
+    return Rows(torch.from_numpy(x).to(device), torch.from_numpy(labels_of(index, task)).to(device), torch.from_numpy(index.video.astype(np.int64)).to(device), len(index.videos))
+
+
+def check_finite(x: np.ndarray, index: FeatureIndex) -> None:
+    """Refuse NaN and infinity by the frame that has them: one such feature makes every weight NaN within an epoch."""
+    for start in range(0, len(x), _CHECKED_ROWS):
+        part = x[start : start + _CHECKED_ROWS].view(np.uint16)
+        bad = ((part & 0x7C00) == 0x7C00).any(axis=1)
+        if bad.any():
+            row = start + int(bad.argmax())
+            count = f"{int(bad.sum())} of {len(part)} features from there on" if bad.sum() > 1 else "one feature"
+            raise RaffectError(
+                f"{index.bank.path}: the feature of {index.videos[index.video[row]]} frame {index.frame[row]} is not finite ({count}); encode with --encoder.precision float32 into a new bank"
+            )
+
+
+def check_trainable(y: np.ndarray, task: Task, batch_size: int, where: str) -> None:
+    """Refuse training rows from which nothing can be learnt.
+
+    Raises:
+        RaffectError: If there are fewer than a batch, or only one class.
+    """
+    require(len(y) >= batch_size, f"{where} has {len(y)} frames, fewer than --batch-size {batch_size}; take a smaller batch or more frames")
+    if y.ndim == 1:
+        found = np.unique(y)
+        require(len(found) > 1, f"{where} has one class only ({output_names(task)[found[0]]}, {len(y)} frames); a head needs two or more, check --labels")
+    else:
+        both = ((y == 1).any(0) & (y == 0).any(0)).sum()
+        require(both > 0, f"{where} has no unit with both active and inactive frames; check --labels")
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one.
+
+    Raises:
+        RaffectError: If CUDA is asked for and missing.
+    """
+    has_cuda = torch.cuda.is_available()
+    require(name != "cuda" or has_cuda, "--device cuda: torch sees no CUDA device; see `raffect doctor`, or use --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and has_cuda) else "cpu")
+
+
+def _is_complete(task: Task, validation: FeatureIndex) -> bool:
+    """Whether a validation split is Aff-Wild2's own, whole, so that published scores may stand beside ours."""
+    annotated = task.complete_annotated["validation"]
+    return len(validation.videos) == task.complete_videos["validation"] and 0.98 * annotated <= len(validation) <= annotated

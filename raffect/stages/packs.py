@@ -1,0 +1,161 @@
+"""Train one pack from a run's settings and leave records and heads: what a run, a worker of Ray Train and a trial of Ray Tune do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from raffect.config import LearnConfig
+from raffect.data.features import FeatureIndex
+from raffect.data.labels import TASKS
+from raffect.model.checkpoint import save_head
+from raffect.model.fit import Fitted, count, fit
+from raffect.model.head import member_state
+from raffect.model.learner import PACK_WIDE, Rows, count_labels
+from raffect.model.metrics import bootstrap_videos, score, trivial
+from raffect.model.pack import Layout
+from raffect.model.workers import Workers
+from raffect.recipe import flatten
+from raffect.stages.dataset import Dataset, check_trainable, labels_of, output_names, pick_device, read_rows
+from raffect.stages.provenance import git_commit, versions
+from raffect.stages.runtime import ray_session
+from raffect.stages.runs import SCORES, Member, RunFolder
+from raffect.stages.stream import RayStream, must_stream
+
+KeepEpochs = Mapping[str, int]
+"""Epoch that a member's ``chosen`` snapshot keeps, by id."""
+
+
+def partition(members: Sequence[Member], size: int) -> list[list[Member]]:
+    """Share members out over packs of at most ``size``; members of one pack agree in `PACK_WIDE` and train on the same frames.
+
+    Args:
+        members: In any order; the result does not depend on which of them are finished.
+        size: Most members a pack.
+    """
+    alike: dict[tuple, list[Member]] = {}
+    for member in members:
+        settings = flatten(member.recipe)
+        key = (*(settings[name] for name in PACK_WIDE), member.fold, member.num_folds)
+        alike.setdefault(key, []).append(member)
+    packs = []
+    for group in alike.values():
+        count = -(-len(group) // size)
+        packs += [[group[k] for k in part] for part in np.array_split(np.arange(len(group)), count)]
+    return packs
+
+
+def run_pack(
+    config: LearnConfig,
+    dataset: Dataset,
+    folder: RunFolder,
+    members: Sequence[Member],
+    keep_epochs: KeepEpochs | None = None,
+    *,
+    workers: Workers | None = None,
+    threads: int = 0,
+    save_heads: bool = True,
+    save_every_s: float = 30.0,
+    on_step: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
+) -> None:
+    """Train members side by side, judge them, and record them in the run folder.
+
+    Args:
+        config: Data, device and threads; the recipe in it is not used.
+        dataset: Of ``config``.
+        folder: Where to leave everything.
+        members: One pack.
+        keep_epochs: Epochs chosen on folds.
+        workers: Who trains together; only the first one writes.
+        threads: Of this process; 0 is all cores.
+        save_heads: Whether weights are kept.
+        save_every_s: Seconds between saves of the state.
+        on_step: Called after each step.
+        on_epoch: Called after each epoch with its entry of the history.
+
+    Raises:
+        RaffectError: If the rows cannot be trained on.
+    """
+    workers, device = workers or Workers(), pick_device(config.device)
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    first, task = members[0], dataset.task
+    train, validation = _split(dataset, first)
+    check_trainable(labels_of(train, task), task, first.recipe.batch_size, f"the training split of {dataset.facts['labels']}")
+    stream = must_stream(config.stream, train, device)
+    # All members of a stream see one order of frames, which must be that of their seed.
+    groups = [[m for m in members if m.recipe.seed == seed] for seed in sorted({m.recipe.seed for m in members})] if stream else [list(members)]
+    judged = read_rows(validation, task, device)
+    resident = None if stream else read_rows(train, task, device)
+    layout = Layout(train.dim, first.recipe.head.width or train.dim, first.recipe.head.depth, dataset.num_outputs)
+    with ray_session(config.address) if stream else contextlib.nullcontext():
+        for group in groups:
+            start, state_path = time.perf_counter(), folder.state_path(group)
+            fitted = fit(
+                [member.recipe for member in group], layout, count_labels(labels_of(train, task), dataset.num_outputs),
+                resident or RayStream(train, task, first.recipe.batch_size, group[0].recipe.seed), judged,
+                device=device, workers=workers, keep_epochs=[keep_epochs.get(member.id, 0) for member in group] if keep_epochs else None,
+                state_path=state_path, fingerprint=dataset.fingerprint, save_every_s=save_every_s, on_step=on_step, on_epoch=on_epoch,
+            )  # fmt: skip
+            if workers.rank == 0:
+                about = {"device": describe_device(device), "threads": torch.get_num_threads(), "num_workers": workers.size, "streamed": stream, "wall_s": time.perf_counter() - start}
+                _record(dataset, folder, group, fitted, judged, validation.videos, about, save_heads and first.fold is None)
+                state_path.unlink(missing_ok=True)
+
+
+def _split(dataset: Dataset, member: Member) -> tuple[FeatureIndex, FeatureIndex]:
+    """Frames to train on and to judge on."""
+    train = dataset.splits["train"]
+    if member.fold is None:
+        return train, dataset.splits["validation"]
+    fold = dataset.fold_of_frames(member.num_folds)
+    return train.select(fold != member.fold), train.select(fold == member.fold)
+
+
+def describe_device(device: torch.device) -> str:
+    """Name of the card, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _record(dataset: Dataset, folder: RunFolder, members: Sequence[Member], fitted: Fitted, judged: Rows, video_names: list[str], about: dict[str, Any], save_heads: bool) -> None:
+    """Write heads, and last the record, of every member."""
+    task, names = dataset.task, output_names(dataset.task)
+    counts = {name: count(task.name, kept.layers(fitted.layout), judged) for name, kept in fitted.snapshots.items()}
+    for p, member in enumerate(members):
+        kept = [name for name in SCORES if name in counts and fitted.snapshots[name].epoch[p]]
+        scores = {
+            name: {
+                "epoch": int(fitted.snapshots[name].epoch[p]),
+                **score(counts[name][p].sum(0), task, names),
+                "interval_95": bootstrap_videos(counts[name][p], task, seed=0),
+            }
+            for name in kept
+        }
+        record = {
+            "id": member.id, "recipe": flatten(member.recipe), "fold": member.fold, "num_folds": member.num_folds, "fingerprint": dataset.fingerprint,
+            "status": "diverged" if fitted.diverged[p] else "done", "note": fitted.diverged[p] or "", "pack_size": len(members), **about, "git_commit": git_commit(), "versions": versions(),
+            "history": {name: [entry[name][p] for entry in fitted.history] for name in ("lr", "train_loss", "val_macro_f1")},
+            "scores": scores, "trivial": trivial(next(iter(counts.values()))[p].sum(0), task), "video_names": video_names, "videos": {name: counts[name][p].tolist() for name in kept},
+        }  # fmt: skip
+        if save_heads:
+            for name in kept:
+                _save_head(dataset, folder, member, fitted, name, p, record)
+        folder.write_record(record)
+
+
+def _save_head(dataset: Dataset, folder: RunFolder, member: Member, fitted: Fitted, name: str, p: int, record: dict[str, Any]) -> None:
+    kept = fitted.snapshots[name]
+    state = member_state(fitted.layout, kept.weights[p].cpu(), kept.running_mean[p].cpu(), kept.running_var[p].cpu())
+    facts = dataset.facts
+    about = {
+        "task": TASKS[facts["task"]].name, "outputs": output_names(dataset.task), "member": member.id, "snapshot": name, "epoch": int(kept.epoch[p]), "recipe": record["recipe"],
+        "encoder": facts["encoder"], "stamp": facts["stamp"], "data": {key: facts[key] for key in ("bank_digest", "labels_sha256", "edition", "synthetic", "train", "validation")},
+        "validation": record["scores"][name], "trivial": record["trivial"], "device": record["device"], "threads": record["threads"], "versions": record["versions"], "git_commit": record["git_commit"],
+    }  # fmt: skip
+    save_head(folder.weights_path(member.id, name), fitted.layout, state, about)

@@ -1,0 +1,215 @@
+"""The run folder: what training and sweeps leave, under fixed names.
+
+    config.toml        the command's settings; `raffect train RUN/config.toml --out NEW` repeats it
+    env.json           versions, commit, machine, and the facts of the data
+    members/<id>.json  one head's record: settings, curve, scores and counts of every video; written last
+    weights/<id>/{last,best,chosen}/   head.safetensors and config.json
+    state/             what unfinished packs go on from
+    members.csv, members.parquet       one row a head, with its curve
+    results.csv        one row a head and epoch
+    per_video.csv      one row a head and video
+    metrics.json       scores for programs
+    report.md, report.html, plots/     for people
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tomli_w
+
+from raffect.config import LearnConfig
+from raffect.data.atomic import write_atomic
+from raffect.data.labels import TASKS
+from raffect.data.tables import write_table
+from raffect.errors import RaffectError
+from raffect.model.metrics import macro_f1
+from raffect.recipe import NAMES, Recipe, digest, flatten, plain, read_recipe, with_settings
+from raffect.stages.dataset import Dataset
+from raffect.stages.provenance import describe_run
+
+SCORES = ("last", "best", "chosen")
+"""Snapshots that are judged: last epoch, best epoch on validation, epoch chosen on folds."""
+
+FREE = ("out", "threads", "device", "address", "num_workers", "stream", "space", "samples", "baseline", "members_per_trial", "gpus_per_trial", "cpus_per_trial", "scheduler", "save_heads", "track", "num_seeds")  # fmt: skip
+"""Settings that may change when a run goes on: none of them decides what a head becomes."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One head to train: a recipe, and for selection the fold of the training split that judges it."""
+
+    recipe: Recipe
+    fold: int | None = None
+    num_folds: int = 0
+
+    @property
+    def id(self) -> str:
+        """Names it on disk; equal for equal settings."""
+        return digest(self.recipe) + ("" if self.fold is None else f"-fold{self.fold + 1}of{self.num_folds}")
+
+
+class RunFolder:
+    """A folder in the layout above.
+
+    Args:
+        path: Where; need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, config: LearnConfig, dataset: Dataset) -> RunFolder:
+        """Make a run folder, or go on in one of the same data and settings.
+
+        Raises:
+            RaffectError: If the folder holds something else.
+        """
+        folder = cls(config.out.absolute())
+        if folder.path.exists() and (not folder.path.is_dir() or (any(folder.path.iterdir()) and not (folder.path / "env.json").exists())):
+            raise RaffectError(f"--out {config.out}: exists and is no run folder; name a new or an empty one")
+        if (folder.path / "env.json").exists():
+            folder._require_same(config, dataset)
+        else:
+            env = {"run": describe_run(), "data": dataset.facts, "fingerprint": dataset.fingerprint, "command": type(config).__name__.removesuffix("Config").lower()}
+            write_atomic(folder.path / "env.json", (json.dumps(env, indent=1) + "\n").encode())
+        write_atomic(folder.path / "config.toml", to_toml(config).encode())
+        return folder
+
+    def read_env(self) -> dict[str, Any]:
+        """Versions, machine and facts of the data.
+
+        Raises:
+            RaffectError: If this is no run folder.
+        """
+        try:
+            return json.loads((self.path / "env.json").read_text())
+        except FileNotFoundError as error:
+            raise RaffectError(f"{self.path}: no run folder, env.json is missing; expected the --out of `raffect train` or `raffect tune`") from error
+        except ValueError as error:
+            raise RaffectError(f"{self.path}/env.json: damaged ({error})") from error
+
+    def state_path(self, members: Sequence[Member]) -> Path:
+        """Where a pack saves what it goes on from."""
+        name = hashlib.sha256(" ".join(member.id for member in members).encode()).hexdigest()[:16]
+        return self.path / "state" / f"{name}.safetensors"
+
+    def weights_path(self, member_id: str, snapshot: str) -> Path:
+        """Folder of one head."""
+        return self.path / "weights" / member_id / snapshot
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Record a member; from then on it is finished."""
+        write_atomic(self.path / "members" / f"{record['id']}.json", (json.dumps(record) + "\n").encode())
+
+    def read_record(self, member: Member) -> dict[str, Any] | None:
+        """A finished member's record, or None."""
+        path = self.path / "members" / f"{member.id}.json"
+        return _read_record(path) if path.exists() else None
+
+    def read_records(self) -> list[dict[str, Any]]:
+        """All records, by id."""
+        return [_read_record(path) for path in sorted((self.path / "members").glob("*.json"))]
+
+    def write_tables(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write members.csv and .parquet, results.csv and per_video.csv from records."""
+        rows = [member_row(record) for record in records]
+        write_table(pa.Table.from_pylist(rows), self.path / "members.parquet", {"raffect": "members/1"})
+        write_csv(self.path / "members.csv", [{name: " ".join(map(_short, value)) if isinstance(value, list) else value for name, value in row.items()} for row in rows])
+        write_csv(self.path / "results.csv", [line for record in records for line in _epoch_rows(record)])
+        write_csv(self.path / "per_video.csv", [line for record in records for line in _video_rows(record)])
+
+    def _require_same(self, config: LearnConfig, dataset: Dataset) -> None:
+        env = self.read_env()
+        if env["fingerprint"] != dataset.fingerprint:
+            raise RaffectError(f"--out {config.out}: a run on other data ({env['data']['bank']}, {env['data']['labels']}, or their content has changed); name a new folder")
+        before = read_recipe(self.path / "config.toml", [*NAMES, *(field.name for field in dataclasses.fields(type(config))), *FREE])
+        swept = {axis.partition("=")[0].strip() for axis in (*before.get("space", ()), *getattr(config, "space", ()))}
+        for name, value in _settings(config).items():
+            if name not in FREE and name not in swept and before.get(name, value) != value:
+                raise RaffectError(f"--out {config.out}: a run with {name} {before[name]}, this one has {value}; name a new folder")
+
+
+def to_toml(config: LearnConfig) -> str:
+    """All settings of a command, as a recipe that repeats it."""
+    nested: dict[str, Any] = {}
+    for name, value in _settings(config).items():
+        group, _, key = name.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[key] = value
+    return tomli_w.dumps({name: value for name, value in nested.items() if not isinstance(value, dict)} | {name: value for name, value in nested.items() if isinstance(value, dict)})
+
+
+def recipe_of(record: Mapping[str, Any]) -> Recipe:
+    """The recipe that a record was trained with."""
+    settings = dict(record["recipe"])
+    return with_settings(Recipe(task=settings["task"]), settings)
+
+
+def member_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """One row of members.csv: settings, scores by name, curve."""
+    row = {"id": record["id"], "status": record["status"], "fold": record["fold"], "num_folds": record["num_folds"], **record["recipe"]}
+    for name in SCORES:
+        score = record["scores"].get(name, {})
+        row |= {f"{name}.epoch": score.get("epoch"), f"{name}.macro_f1": score.get("macro_f1")}
+        row |= {f"{name}.low": score.get("interval_95", [None])[0], f"{name}.high": score.get("interval_95", [None, None])[1]}
+    row |= {"trivial.macro_f1": record["trivial"]["macro_f1"], "wall_s": record["wall_s"], "pack_size": record["pack_size"], "note": record["note"]}
+    return row | {f"curve.{name}": record["history"][name] for name in ("train_loss", "val_macro_f1")}
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the columns of the first one; an empty file where there is none."""
+    sink = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(sink, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_atomic(path, sink.getvalue().encode())
+
+
+def _settings(config: LearnConfig) -> dict[str, Any]:
+    flat = flatten(plain(config))
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if item.name not in flat and not dataclasses.is_dataclass(value) and value is not None:
+            flat[item.name] = str(value.absolute()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _epoch_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    history = record["history"]
+    names = ("lr", "train_loss", "val_macro_f1")
+    return [{"id": record["id"], "epoch": k + 1, **{name: history[name][k] for name in names}} for k in range(len(history["lr"]))]
+
+
+def _video_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if "last" not in record["videos"]:
+        return []
+    task, counts = TASKS[record["recipe"]["task"]], np.array(record["videos"]["last"])
+    frames = counts.sum((1, 2)) if task.name == "expr" else counts.sum(-1).max(-1)
+    scores = macro_f1(counts, task)
+    return [
+        {"id": record["id"], "video": name, "frames": int(frames[k]), "macro_f1_over_all_classes": round(float(scores[k]), 4)}
+        for k, name in enumerate(record["video_names"])
+    ]
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RaffectError(f"{path}: damaged ({error}); delete it and run the same command again") from error
+
+
+def _short(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.4g}"

@@ -1,0 +1,107 @@
+"""Scores of several heads together: mean, spread over seeds, interval over videos, each named for how its epoch was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raffect.data.labels import TASKS
+from raffect.model.metrics import bootstrap_videos
+
+Record = Mapping[str, Any]
+
+NAMES = {"last": "val-last", "best": "val-best", "chosen": "val-folds"}
+"""What a snapshot's score on the validation split is called."""
+
+CHOICE = {
+    "last": "last epoch, nothing was chosen on validation: the headline",
+    "best": "epoch chosen on the validation split itself: optimistic, as the paper probably did",
+    "chosen": "epoch chosen on folds of the training split",
+}
+"""How the epoch behind a score was chosen."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Macro F1 of heads that differ in their seed alone.
+
+    Attributes:
+        mean: Over heads.
+        sd: Standard deviation over heads (n - 1); None for one head.
+        interval: 95 % interval of the mean when validation videos are drawn again.
+        heads: How many.
+        epochs: Epoch of each.
+    """
+
+    mean: float
+    sd: float | None
+    interval: tuple[float, float] | None
+    heads: int
+    epochs: tuple[int, ...]
+
+    def text(self) -> str:
+        """``.412 ± .005 over 5 seeds, [.380, .440] over videos``."""
+        over_seeds = f" ± {short(self.sd)} over {self.heads} seeds" if self.sd is not None else " (one seed)"
+        return f"{short(self.mean)}{over_seeds}" + (f", [{short(self.interval[0])}, {short(self.interval[1])}] over videos" if self.interval else "")
+
+
+def spread(records: Sequence[Record], name: str) -> Spread | None:
+    """Mean and spread of a score over records; None where none has it."""
+    having = [record for record in records if name in record["scores"]]
+    if not having:
+        return None
+    values = [record["scores"][name]["macro_f1"] for record in having]
+    counts = [record["videos"][name] for record in having if name in record["videos"]]
+    task = TASKS[having[0]["recipe"]["task"]]
+    interval = bootstrap_videos(np.array(counts), task, seed=0) if len(counts) == len(having) else None
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, interval, len(values), tuple(r["scores"][name]["epoch"] for r in having))
+
+
+def group_by_settings(records: Sequence[Record], ignore: Sequence[str] = ("seed",)) -> list[list[Record]]:
+    """Records that differ in their seed alone, together, in the order of their settings."""
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        key = tuple((name, value) for name, value in record["recipe"].items() if name not in ignore)
+        groups.setdefault(key, []).append(record)
+    return [groups[key] for key in sorted(groups, key=lambda key: [(str(type(value)), value) for _, value in key])]
+
+
+def full(records: Sequence[Record]) -> list[Record]:
+    """Heads trained on the whole training split and judged on validation."""
+    return [record for record in records if record["fold"] is None]
+
+
+def score_lines(records: Sequence[Record], stamp: str) -> list[str]:
+    """Scores of heads of one setting, for people."""
+    task, trivial = records[0]["recipe"]["task"].upper(), records[0]["trivial"]
+    lines = []
+    for name, label in NAMES.items():
+        if found := spread(records, name):
+            epochs = sorted(set(found.epochs))
+            lines.append(f"{task} {label:9} macro F1 {found.text()}; {CHOICE[name]} (epoch {', '.join(map(str, epochs[:6]))}{' ...' if len(epochs) > 6 else ''})")
+    lines.append(f"{task} trivial   macro F1 {short(trivial['macro_f1'])} ({trivial['answer']})")
+    return lines + ([f"stamp: {stamp}"] if stamp else [])
+
+
+def short(value: float | None) -> str:
+    """``0.4123`` -> ``.412``, as the field writes scores."""
+    return "-" if value is None else f"{value:.3f}".replace("0.", ".", 1) if value < 1 else f"{value:.3f}"
+
+
+def choose_epoch(records: Sequence[Record]) -> tuple[int, float]:
+    """Epoch with the highest macro F1 on held-out folds, mean over folds and seeds; the first of equals.
+
+    Args:
+        records: All folds of heads of one setting.
+
+    Returns:
+        The 1-based epoch and its mean macro F1.
+    """
+    curves = np.array([[0.0 if v is None else v for v in record["history"]["val_macro_f1"]] for record in records if record["status"] == "done"])
+    if not len(curves):
+        return 0, 0.0
+    mean = curves.mean(0)
+    return int(mean.argmax()) + 1, float(mean.max())

@@ -1,0 +1,107 @@
+"""Training rows through Ray Data, for banks that do not fit the device: the same step, another order of frames.
+
+An epoch is a seeded order of shards, cut into windows; Ray Data reads windows ahead, in order, and each is shuffled as a whole.
+What a window holds follows from (seed, epoch) alone, never from the number of readers, so runs repeat and workers agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raffect.data.bank import Bank
+from raffect.data.features import FeatureIndex, read_rows
+from raffect.data.labels import Task
+from raffect.stages.dataset import check_finite, labels_of
+
+WINDOW_ROWS = 32_768
+"""Rows that are shuffled together: 50 MB of 768-d features."""
+_DEVICE_SHARE = 0.7
+
+
+def must_stream(choice: str, index: FeatureIndex, device: torch.device) -> bool:
+    """Whether features of this index are to be streamed."""
+    if choice != "auto":
+        return choice == "always"
+    size = 2 * len(index) * index.dim
+    return size > _DEVICE_SHARE * (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory())
+
+
+class RayStream:
+    """Global batches of an epoch.
+
+    Args:
+        index: The frames.
+        task: Their task.
+        batch_size: Rows a batch; what is left at the end of an epoch is dropped.
+        seed: Of the order.
+        window_rows: Rows that are shuffled together, about.
+    """
+
+    def __init__(self, index: FeatureIndex, task: Task, batch_size: int, seed: int, window_rows: int = WINDOW_ROWS) -> None:
+        self.index, self.y = index, labels_of(index, task)
+        self.batch_size, self.seed, self.window_rows = batch_size, seed, window_rows
+        shards, starts = np.unique(index.shard, return_index=True)
+        self._shards = list(zip(shards.tolist(), starts.tolist(), [*starts[1:].tolist(), len(index)], strict=True))
+
+    def windows(self, epoch: int) -> list[list[tuple[int, int, int]]]:
+        """Shards of each window as (shard, first row, last row + 1 of the index)."""
+        out: list[list[tuple[int, int, int]]] = [[]]
+        for k in np.random.default_rng([self.seed, epoch]).permutation(len(self._shards)):
+            if sum(stop - start for _, start, stop in out[-1]) >= self.window_rows:
+                out.append([])
+            out[-1].append(self._shards[k])
+        return out
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features (B, D) as float16 and labels of each batch of an epoch."""
+        x_left = np.empty((0, self.index.dim), np.float16)
+        y_left = self.y[:0]
+        for number, (window, x) in enumerate(self._read(self.windows(epoch))):
+            rows = np.concatenate([np.arange(start, stop) for _, start, stop in window])
+            check_finite(x, self.index.select(rows))
+            order = np.random.default_rng([self.seed, epoch, number]).permutation(len(rows))
+            x, y = np.concatenate([x_left, x[order]]), np.concatenate([y_left, self.y[rows[order]]])
+            whole = len(x) // self.batch_size * self.batch_size
+            for start in range(0, whole, self.batch_size):
+                yield torch.from_numpy(x[start : start + self.batch_size]), torch.from_numpy(y[start : start + self.batch_size])
+            x_left, y_left = x[whole:], y[whole:]
+
+    def _read(self, windows: list[list[tuple[int, int, int]]]) -> Iterator[tuple[list[tuple[int, int, int]], np.ndarray]]:
+        import ray
+
+        from raffect.stages.runtime import configure_data
+
+        configure_data()
+        ray.data.DataContext.get_current().execution_options.preserve_order = True
+        items = [{"shards": [shard for shard, _, _ in window], "rows": np.concatenate([self.index.row[a:b] for _, a, b in window]).tobytes(), "sizes": [b - a for _, a, b in window]} for window in windows]  # fmt: skip
+        read = partial(_read_window, bank=str(self.index.bank.path), dim=self.index.dim)
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+        for window, row in zip(windows, dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2), strict=True):
+            yield window, np.frombuffer(row["x"][0].as_buffer(), np.float16).reshape(-1, self.index.dim)
+
+
+def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
+    """One window's rows, in the order of its shards, as one cell."""
+    item: dict[str, Any] = batch.to_pylist()[0]
+    rows = np.frombuffer(item["rows"], np.int64)
+    out = np.empty((len(rows), dim), np.float16)
+    start = 0
+    for shard, size in zip(item["shards"], item["sizes"], strict=True):
+        read_rows(Bank(bank), shard, rows[start : start + size], dim, out[start : start + size])
+        start += size
+    return pa.table({"x": pa.array([out.tobytes()], pa.large_binary())})
+
+
+def _available_memory() -> float:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(float(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    return float("inf")
