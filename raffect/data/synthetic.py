@@ -47,6 +47,8 @@ _CIRCUMPLEX = {
     "Neutral": (0.05, 0.05), "Anger": (-0.55, 0.65), "Disgust": (-0.6, 0.35), "Fear": (-0.5, 0.75),
     "Happiness": (0.75, 0.45), "Sadness": (-0.65, -0.15), "Surprise": (0.15, 0.75), "Other": (0.0, 0.2),
 }  # fmt: skip
+_MOST_TRACE = 0.7
+_DOUBT = 0.15
 _AU_THRESHOLD = 0.3
 _EXPR_THRESHOLD = 0.35
 _LOOK_STREAM, _COURSE_STREAM, _LAYOUT_STREAM = 1, 2, 3
@@ -118,7 +120,7 @@ def write_synthetic(out: Path, num_frames: int, seed: int, workers: int | None =
     Raises:
         RaffectError: If ``out`` holds something else, or ``num_frames`` is too small to have every split.
     """
-    spec = {"generator": 1, "num_frames": num_frames, "seed": seed}
+    spec = {"generator": 2, "num_frames": num_frames, "seed": seed}
     marker = out / MARKER
     if marker.exists():
         found = json.loads(marker.read_text())
@@ -201,10 +203,9 @@ def draw_course(video: Video, seed: int) -> Course:
     target, envelope, expression = np.zeros((frames, len(DRAWN_UNITS))), np.zeros(frames), np.zeros(frames, int)
     for start, stop, label in zip(bounds, bounds[1:], video.expressions, strict=False):
         length = stop - start
-        amplitude = rng.uniform(0.45, 1.0)
-        rise = amplitude * np.clip(np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)) / max(2.0, length / 5), 0, 1)
-        target[start:stop] = rise[:, None] * sample_prototype(rng, EXPRESSIONS[label])
-        envelope[start:stop], expression[start:stop] = rise, label
+        rise = rng.uniform(0.4, 1.0) * np.clip(np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)) / max(2.0, length / 5), 0, 1)
+        target[start:stop] = rise[:, None] * _sample_blend(rng, label)
+        envelope[start:stop], expression[start:stop] = rise, _sample_verdict(rng, label)
     units = np.maximum(target, _draw_background(rng, frames))
     units = np.clip(units + _smooth(rng.normal(0, 0.12, units.shape), 5) * (units > 0.05), 0, 1)
     expr = np.where(envelope > _EXPR_THRESHOLD, expression, 0)
@@ -217,6 +218,18 @@ def draw_course(video: Video, seed: int) -> Course:
     au[rng.random(au.shape) < 0.002] = -1
     va[_spans(rng, frames, 0.03)] = -5
     return Course(units, expr, au, va, face)
+
+
+def _sample_blend(rng: np.random.Generator, label: int) -> np.ndarray:
+    """An expression with a trace of another one in it, as spontaneous ones have."""
+    trace = sample_prototype(rng, EXPRESSIONS[rng.integers(1, len(EXPRESSIONS))])
+    return np.maximum(sample_prototype(rng, EXPRESSIONS[label]), rng.uniform(0, _MOST_TRACE) * trace)
+
+
+def _sample_verdict(rng: np.random.Generator, label: int) -> int:
+    """What an annotator says of a segment: now and then Neutral or Other, the safe answers."""
+    doubts = rng.random() < _DOUBT
+    return int(rng.choice([EXPRESSIONS.index("Neutral"), EXPRESSIONS.index("Other")])) if doubts else label
 
 
 def _draw_background(rng: np.random.Generator, frames: int) -> np.ndarray:

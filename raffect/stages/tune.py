@@ -1,0 +1,307 @@
+"""`raffect tune`: a space of settings becomes members, members become packs, and Ray Tune spreads packs over the machine or cluster.
+
+What is finished is found by our own records, one a member, not by Tune's snapshot: the same command after a killed driver
+trains only members without a record, and packs that were under way go on from their saved state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raffect.config import TuneConfig
+from raffect.data.atomic import write_atomic
+from raffect.errors import RaffectError
+from raffect.recipe import Recipe, flatten, plain, require
+from raffect.stages.dataset import Dataset, open_dataset
+from raffect.stages.packs import KeepEpochs, partition, run_pack
+from raffect.stages.progress import Progress
+from raffect.stages.provenance import describe_run
+from raffect.stages.runs import Member, RunFolder
+from raffect.stages.scores import choose_epoch, full, group_by_settings, short, spread
+from raffect.stages.space import add_baseline, list_recipes, read_space
+from raffect.stages.train import epoch_note, fold_members
+
+_CPU_PACK, _GPU_PACK = 8, 64
+RUNNING, STOPPED = "running", "stopped"
+
+
+def tune(config: TuneConfig) -> list[str]:
+    """Train, judge and record every member of a space.
+
+    Returns:
+        The scores, for people.
+
+    Raises:
+        RaffectError: If the data or settings do not allow it, or a trial failed.
+    """
+    _require_trackers(config.track)
+    recipes = list_recipes(plain(config), config.space, config.samples)
+    recipes = add_baseline(recipes) if config.baseline else recipes
+    dataset = open_dataset(config.bank, config.labels, config.task)
+    folder = RunFolder.create(config, dataset)
+    keep: dict[str, int] = {}
+    start = time.perf_counter()
+    if config.select == "folds":
+        members = fold_members(recipes, config.folds)
+        _sweep(config, dataset, folder, members, None, "folds")
+        records = {member.id: folder.read_record(member) for member in members}
+        for group in _alike(recipes):
+            found = [record for member in fold_members(group, config.folds) if (record := records[member.id])]
+            keep |= {Member(recipe).id: choose_epoch(found)[0] for recipe in group}
+    members = [Member(recipe) for recipe in recipes]
+    _sweep(config, dataset, folder, members, keep, "tune")
+    return _finish(config, dataset, folder, members, time.perf_counter() - start)
+
+
+def _alike(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
+    """Recipes that differ in their seed alone."""
+    groups: dict[Recipe, list[Recipe]] = {}
+    for recipe in recipes:
+        groups.setdefault(dataclasses.replace(recipe, seed=0), []).append(recipe)
+    return list(groups.values())
+
+
+def is_finished(record: Mapping[str, Any] | None) -> bool:
+    """Whether a member needs no more training."""
+    return record is not None and record["status"] != RUNNING
+
+
+def _sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, members: list[Member], keep: KeepEpochs | None, label: str) -> None:
+    """Train the members that have no record, as packs on Ray Tune."""
+    if all(is_finished(folder.read_record(member)) for member in members):
+        return
+    from raffect.stages.runtime import ray_session
+
+    with ray_session(config.address):
+        slots, resources = _place_trials(config)
+        size = _pack_size(config, len(members), slots, on_gpu=bool(resources.get("gpu")))
+        # Packs are cut before finished members are taken out, so that a sweep that goes on cuts them alike.
+        packs = [pack for pack in partition(members, size) if not all(is_finished(folder.read_record(member)) for member in pack)]
+        failures = _run_trials(config, dataset, folder, packs, keep, resources, slots, label)
+    unfinished = [member for pack in packs for member in pack if not is_finished(folder.read_record(member))]
+    if unfinished:
+        why = next(iter(failures), "see the trials' logs in " + str(folder.path / "ray"))
+        raise RaffectError(f"{len(unfinished)} of {len(members)} members are not finished: {why}; finished ones are kept, the same command trains the others")
+
+
+def _place_trials(config: TuneConfig) -> tuple[int, dict[str, float]]:
+    """Trials at a time, and what each takes."""
+    import ray
+
+    from raffect.stages.runtime import cluster_gpus
+
+    gpus = cluster_gpus() if config.device != "cpu" else 0.0
+    share = config.gpus_per_trial if config.gpus_per_trial is not None else (1.0 if gpus else 0.0)
+    require(share <= gpus, f"--gpus-per-trial {share:g}: Ray sees {gpus:g} GPUs; use 0 for the CPU, or start Ray where the GPUs are")
+    on_cluster = bool(config.address or os.environ.get("RAY_ADDRESS"))
+    cores = int(ray.cluster_resources().get("CPU", 1)) if on_cluster else os.cpu_count() or 1
+    if share:
+        return int(gpus / share), {"cpu": config.cpus_per_trial, "gpu": share}
+    require(config.cpus_per_trial <= max(cores, 1), f"--cpus-per-trial {config.cpus_per_trial}: there are {cores} cores")
+    return max(1, cores // config.cpus_per_trial), {"cpu": config.cpus_per_trial}
+
+
+def _pack_size(config: TuneConfig, num_members: int, slots: int, on_gpu: bool) -> int:
+    if config.members_per_trial != "auto":
+        return config.members_per_trial
+    return max(1, min(-(-num_members // slots), _GPU_PACK if on_gpu else _CPU_PACK))
+
+
+def _run_trials(
+    config: TuneConfig, dataset: Dataset, folder: RunFolder, packs: list[list[Member]], keep: KeepEpochs | None, resources: dict[str, float], slots: int, label: str
+) -> list[str]:
+    """Run packs as trials; returns why some failed."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    from ray import tune as ray_tune
+
+    settings = dataclasses.replace(config, bank=config.bank.absolute(), labels=config.labels.absolute(), out=folder.path, device=config.device if resources.get("gpu") else "cpu")
+    job = {"config": settings, "packs": packs, "keep": dict(keep or {}), "axes": list(read_space(config.space))}
+    steps = len(dataset.splits["train"]) // config.batch_size * config.epochs
+    total = sum(steps * len(pack) for pack in packs)
+    with Progress(label, total, "head-steps") as progress:
+        tuner = ray_tune.Tuner(
+            ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), resources),
+            param_space={"pack": ray_tune.grid_search(list(range(len(packs))))},
+            tune_config=ray_tune.TuneConfig(metric="val_macro_f1", mode="max", max_concurrent_trials=slots, reuse_actors=True, scheduler=_build_scheduler(config)),
+            run_config=ray_tune.RunConfig(
+                name=f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", storage_path=str(folder.path / "ray"), verbose=0, callbacks=[_watch(progress, packs), *_build_trackers(config, folder)]
+            ),
+        )  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()):  # Tune's banner
+            results = tuner.fit()
+    failures = [_last_line(error) for error in results.errors]
+    failures += [result.metrics["failure"] for result in results if result.metrics and result.metrics.get("failure")]
+    if config.scheduler == "asha" and not failures:
+        _mark_stopped(folder, packs)
+    return failures
+
+
+def run_trial(trial: dict[str, Any], job: dict[str, Any]) -> None:
+    """One trial: train a pack and report each epoch; safe to run again at any time."""
+    from ray import tune as ray_tune
+
+    config, members = job["config"], job["packs"][trial["pack"]]
+    folder = RunFolder(config.out)
+    stoppable = config.scheduler != "none"
+    history: list[dict[str, Any]] = []
+
+    def on_epoch(entry: dict[str, Any]) -> None:
+        history.append(entry)
+        scores = [value for value in entry["val_macro_f1"] if value is not None]
+        losses = [value for value in entry["train_loss"] if value is not None]
+        if stoppable:
+            folder.write_record(_unfinished_record(dataset, members[0], history))
+        heads = {_axis_text(member, job["axes"]): value for member, value in zip(members, entry["val_macro_f1"], strict=True) if value is not None}
+        report = {"epoch": entry["epoch"], "steps": entry["steps"], "wall_s": entry["wall_s"], "val_macro_f1": sum(scores) / max(len(scores), 1), "note": epoch_note(entry), "head": heads}
+        ray_tune.report(report | ({"train_loss": sum(losses) / len(losses)} if losses else {}))
+
+    try:
+        dataset = open_dataset(config.bank, config.labels, config.task)
+        run_pack(config, dataset, folder, members, job["keep"] or None, threads=config.threads or config.cpus_per_trial, save_heads=config.save_heads, on_epoch=on_epoch)
+    except RaffectError as error:  # trying again would not help, so it is no failure in Ray's sense
+        ray_tune.report({"failure": str(error), "val_macro_f1": 0.0, "epoch": 0})
+
+
+def _axis_text(member: Member, axes: Sequence[str]) -> str:
+    settings = flatten(member.recipe)
+    names = [*axes, *(name for name in ("sam.rho",) if name not in axes)]
+    return ",".join(f"{name.rpartition('.')[2]}={settings[name]}" for name in names)
+
+
+def _unfinished_record(dataset: Dataset, member: Member, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is known of a head that a scheduler may stop at any epoch."""
+    curve = [entry["val_macro_f1"][0] for entry in history]
+    sound = [(value, k + 1) for k, value in enumerate(curve) if value is not None]
+    scores = {"last": {"epoch": sound[-1][1], "macro_f1": sound[-1][0]}, "best": {"epoch": max(sound)[1], "macro_f1": max(sound)[0]}} if sound else {}
+    return {
+        "id": member.id, "recipe": flatten(member.recipe), "fold": None, "num_folds": 0, "fingerprint": dataset.fingerprint, "status": RUNNING,
+        "note": f"after epoch {len(history)}", "pack_size": 1, "wall_s": sum(entry["wall_s"] for entry in history),
+        "history": {name: [entry[name][0] for entry in history] for name in ("lr", "train_loss", "val_macro_f1")},
+        "scores": scores, "trivial": {"answer": "", "macro_f1": None}, "video_names": [], "videos": {},
+    }  # fmt: skip
+
+
+def _mark_stopped(folder: RunFolder, packs: list[list[Member]]) -> None:
+    """All trials have ended: what is still running on record was stopped by the scheduler."""
+    for member in (member for pack in packs for member in pack):
+        record = folder.read_record(member)
+        if record is not None and record["status"] == RUNNING:
+            folder.write_record(record | {"status": STOPPED, "note": f"stopped by ASHA {record['note']}"})
+            folder.state_path([member]).unlink(missing_ok=True)
+
+
+def _build_scheduler(config: TuneConfig) -> Any:
+    if config.scheduler == "none":
+        return None
+    from ray.tune.schedulers import ASHAScheduler
+
+    return ASHAScheduler(time_attr="epoch", max_t=config.epochs, grace_period=max(1, config.epochs // 8), reduction_factor=3)
+
+
+def _watch(progress: Progress, packs: list[list[Member]]) -> Any:
+    """A callback in the driver that moves the progress line."""
+    from ray.tune import Callback
+
+    class Watch(Callback):
+        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+            if "steps" in result:
+                progress.advance(result["steps"] * len(packs[trial.config["pack"]]))
+                progress.note(f"{sum(t.status == 'TERMINATED' for t in trials)} of {len(trials)} packs done; pack {trial.config['pack'] + 1} {result['note']}")
+
+        def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks; a progress line cannot be
+            return {}
+
+    return Watch()
+
+
+def _build_trackers(config: TuneConfig, folder: RunFolder) -> list[Any]:
+    """Ray's own loggers."""
+    from ray.tune.logger import TBXLoggerCallback
+
+    name, trackers = folder.path.name, []
+    if "tensorboard" in config.track:
+        trackers.append(TBXLoggerCallback())
+    if "mlflow" in config.track:
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        trackers.append(MLflowLoggerCallback(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.path / 'mlflow.db'}"), experiment_name=name))
+    if "wandb" in config.track:
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        trackers.append(WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", "raffect"), group=name, dir=str(folder.path)))
+    return trackers
+
+
+def _require_trackers(track: Sequence[str]) -> None:
+    for name in track:
+        package = {"tensorboard": "tensorboardX"}.get(name, name)
+        require(importlib.util.find_spec(package) is not None, f"--track {name}: not installed; `pip install 'raffect[{name}]'`, or leave it out")
+
+
+def _finish(config: TuneConfig, dataset: Dataset, folder: RunFolder, members: list[Member], wall_s: float) -> list[str]:
+    records = [record for member in members if (record := folder.read_record(member))]
+    folder.write_tables(folder.read_records())
+    having = [record for record in full(records) if record["scores"]]
+    require(bool(having), f"no head finished an epoch: {records[0]['note']}")
+    axes = [name for name in read_space(config.space) if name != "seed"] or ["loss.alpha"]
+    names = [*axes, *(["sam.rho"] if config.baseline and "sam.rho" not in axes else [])]
+    groups = group_by_settings(having)
+    rows = [{"settings": {name: group[0]["recipe"][name] for name in names}, **{key: value for key in ("last", "best", "chosen") if (value := spread(group, key))}} for group in groups]
+    best = max(rows, key=lambda row: row["last"].mean)
+    trivial = next((record["trivial"] for record in having if record["trivial"]["macro_f1"] is not None), {"answer": "?", "macro_f1": None})
+    lines = [_row_line(row, config) for row in rows]
+    lines += [f"trivial  {short(trivial['macro_f1'])} ({trivial['answer']})"]
+    lines += [f"highest val-last: {_settings_text(best['settings'])}, of {len(rows)} settings compared on the validation split itself, so optimistic"]
+    selected = _select_on_folds(config, folder, groups) if config.select == "folds" else None
+    if selected is not None:
+        settings = {name: selected[0]["recipe"][name] for name in names}
+        chosen = spread(selected, "chosen")
+        lines += [f"chosen on folds:  {_settings_text(settings)}, val-folds macro F1 {chosen.text() if chosen else '-'}; neither settings nor epoch saw the validation split"]
+    metrics = {
+        "run": describe_run(), "data": dataset.facts, "wall_s": wall_s, "trivial": trivial,
+        "settings": [{**row, **{key: dataclasses.asdict(row[key]) for key in ("last", "best", "chosen") if key in row}} for row in rows],
+        "selected_on_folds": {"settings": settings, "score": dataclasses.asdict(chosen) if chosen else None} if selected is not None else None,
+    }  # fmt: skip
+    write_atomic(folder.path / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+    stamp = dataset.facts["stamp"]
+    diverged = sum(record["status"] == "diverged" for record in records)
+    return [
+        f"{config.task.upper()}: {len(records)} heads on {dataset.facts['train']['frames']:,} frames, judged on {dataset.facts['validation']['frames']:,} frames of {dataset.facts['validation']['videos']} other videos"
+        + (f"; {diverged} diverged, see members.csv" if diverged else ""),
+        *lines, *([f"stamp: {stamp}"] if stamp else []), f"wrote {folder.path}: members.csv, members.parquet, results.csv, metrics.json" + (", weights/" if config.save_heads else ""),
+        f"next: raffect report --runs {config.out}",
+    ]  # fmt: skip
+
+
+def _select_on_folds(config: TuneConfig, folder: RunFolder, groups: list[list[Any]]) -> list[Any]:
+    """The group with the highest score on held-out folds, at each one's own best epoch."""
+    folds = [record for record in folder.read_records() if record["fold"] is not None and record["num_folds"] == config.folds]
+
+    def held_out(group: list[Any]) -> float:
+        recipes = [record["recipe"] for record in group]
+        return choose_epoch([record for record in folds if record["recipe"] in recipes])[1]
+
+    return max(groups, key=held_out)
+
+
+def _row_line(row: dict[str, Any], config: TuneConfig) -> str:
+    erm = row["settings"].get("loss.alpha") == 1.0 and row["settings"].get("sam.rho") == 0.0 and config.baseline
+    parts = [f"{_settings_text(row['settings'])}{' (ERM)' if erm else ''}", f"val-last {row['last'].text()}", f"val-best {short(row['best'].mean)}"]
+    return "  ".join([*parts, f"val-folds {short(row['chosen'].mean)}"] if "chosen" in row else parts)
+
+
+def _settings_text(settings: dict[str, Any]) -> str:
+    return " ".join(f"{name.rpartition('.')[2]} {value:g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}" for name, value in settings.items())
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
