@@ -69,9 +69,9 @@ def group_by_settings(records: Sequence[Record], ignore: Sequence[str] = ("seed"
     return [groups[key] for key in sorted(groups, key=lambda key: [(str(type(value)), value) for _, value in key])]
 
 
-def full(records: Sequence[Record]) -> list[Record]:
-    """Heads trained on the whole training split and judged on validation."""
-    return [record for record in records if record["fold"] is None]
+def finished(records: Sequence[Record]) -> list[Record]:
+    """Heads trained to the end on the whole training split; neither folds, nor what diverged or was stopped early."""
+    return [record for record in records if record["fold"] is None and record["status"] == "done"]
 
 
 def score_lines(records: Sequence[Record], stamp: str) -> list[str]:

@@ -11,13 +11,13 @@ from typing import Any
 from raffect.config import TrainConfig
 from raffect.data.atomic import write_atomic
 from raffect.errors import RaffectError
-from raffect.recipe import Recipe, plain, with_settings
+from raffect.recipe import Recipe, plain, require, with_settings
 from raffect.stages.dataset import Dataset, open_dataset
 from raffect.stages.packs import KeepEpochs, run_pack
 from raffect.stages.progress import Progress
 from raffect.stages.provenance import describe_run
 from raffect.stages.runs import Member, RunFolder
-from raffect.stages.scores import choose_epoch, full, score_lines, spread
+from raffect.stages.scores import choose_epoch, finished, score_lines, spread
 
 _MAX_FAILURES = 3
 
@@ -75,20 +75,18 @@ def epoch_note(entry: dict[str, Any]) -> str:
 
 
 def _finish(config: TrainConfig, dataset: Dataset, folder: RunFolder, records: list[dict[str, Any]]) -> list[str]:
-    all_records = folder.read_records()
-    folder.write_tables(all_records)
-    found = {name: spread(records, name) for name in ("last", "best", "chosen")}
+    folder.write_tables(folder.read_records())
+    diverged, sound = [record for record in records if record["status"] == "diverged"], finished(records)
+    lines = [f"diverged: head {record['id']} (seed {record['recipe']['seed']}): {record['note']}" for record in diverged]
+    require(bool(sound), f"no head finished; {'; '.join(lines)}")
+    found = {name: spread(sound, name) for name in ("last", "best", "chosen")}
     metrics = {
         "run": describe_run(), "data": dataset.facts, "scores": {name: dataclasses.asdict(value) for name, value in found.items() if value},
         "trivial": records[0]["trivial"], "heads": {record["id"]: {"seed": record["recipe"]["seed"], "status": record["status"], "scores": record["scores"]} for record in records},
     }  # fmt: skip
     write_atomic(folder.path / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
-    diverged = [record for record in records if record["status"] == "diverged"]
-    lines = [f"diverged: head {record['id']} (seed {record['recipe']['seed']}): {record['note']}" for record in diverged]
-    if not full([record for record in records if record["scores"]]):
-        raise RaffectError(f"no head finished an epoch: {diverged[0]['note']}")
     return [
-        *lines, *score_lines(records, dataset.facts["stamp"]),
+        *lines, *score_lines(sound, dataset.facts["stamp"]),
         f"wrote {folder.path}: weights/, metrics.json, members.csv, results.csv, per_video.csv",
         f"next: raffect report --runs {config.out}",
     ]  # fmt: skip

@@ -25,7 +25,7 @@ from raffect.stages.packs import KeepEpochs, partition, run_pack
 from raffect.stages.progress import Progress
 from raffect.stages.provenance import describe_run
 from raffect.stages.runs import Member, RunFolder
-from raffect.stages.scores import choose_epoch, full, group_by_settings, short, spread
+from raffect.stages.scores import choose_epoch, finished, group_by_settings, short, spread
 from raffect.stages.space import add_baseline, list_recipes, read_space
 from raffect.stages.train import epoch_note, fold_members
 
@@ -185,7 +185,7 @@ def _unfinished_record(dataset: Dataset, member: Member, history: list[dict[str,
         "id": member.id, "recipe": flatten(member.recipe), "fold": None, "num_folds": 0, "fingerprint": dataset.fingerprint, "status": RUNNING,
         "note": f"after epoch {len(history)}", "pack_size": 1, "wall_s": sum(entry["wall_s"] for entry in history),
         "history": {name: [entry[name][0] for entry in history] for name in ("lr", "train_loss", "val_macro_f1")},
-        "scores": scores, "trivial": {"answer": "", "macro_f1": None}, "video_names": [], "videos": {},
+        "scores": scores, "trivial": {"answer": "not judged", "macro_f1": None}, "video_names": [], "videos": {},
     }  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def _build_scheduler(config: TuneConfig) -> Any:
         return None
     from ray.tune.schedulers import ASHAScheduler
 
-    return ASHAScheduler(time_attr="epoch", max_t=config.epochs, grace_period=max(1, config.epochs // 8), reduction_factor=3)
+    return ASHAScheduler(time_attr="epoch", max_t=config.epochs + 1, grace_period=max(1, config.epochs // 8), reduction_factor=3)
 
 
 def _watch(progress: Progress, packs: list[list[Member]]) -> Any:
@@ -249,14 +249,14 @@ def _require_trackers(track: Sequence[str]) -> None:
 def _finish(config: TuneConfig, dataset: Dataset, folder: RunFolder, members: list[Member], wall_s: float) -> list[str]:
     records = [record for member in members if (record := folder.read_record(member))]
     folder.write_tables(folder.read_records())
-    having = [record for record in full(records) if record["scores"]]
-    require(bool(having), f"no head finished an epoch: {records[0]['note']}")
+    having = finished(records)
+    require(bool(having), f"no head finished: {records[0]['note']}")
     axes = [name for name in read_space(config.space) if name != "seed"] or ["loss.alpha"]
     names = [*axes, *(["sam.rho"] if config.baseline and "sam.rho" not in axes else [])]
     groups = group_by_settings(having)
     rows = [{"settings": {name: group[0]["recipe"][name] for name in names}, **{key: value for key in ("last", "best", "chosen") if (value := spread(group, key))}} for group in groups]
     best = max(rows, key=lambda row: row["last"].mean)
-    trivial = next((record["trivial"] for record in having if record["trivial"]["macro_f1"] is not None), {"answer": "?", "macro_f1": None})
+    trivial = having[0]["trivial"]
     lines = [_row_line(row, config) for row in rows]
     lines += [f"trivial  {short(trivial['macro_f1'])} ({trivial['answer']})"]
     lines += [f"highest val-last: {_settings_text(best['settings'])}, of {len(rows)} settings compared on the validation split itself, so optimistic"]
@@ -272,10 +272,10 @@ def _finish(config: TuneConfig, dataset: Dataset, folder: RunFolder, members: li
     }  # fmt: skip
     write_atomic(folder.path / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     stamp = dataset.facts["stamp"]
-    diverged = sum(record["status"] == "diverged" for record in records)
+    others = {status: sum(record["status"] == status for record in records) for status in ("diverged", STOPPED)}
     return [
         f"{config.task.upper()}: {len(records)} heads on {dataset.facts['train']['frames']:,} frames, judged on {dataset.facts['validation']['frames']:,} frames of {dataset.facts['validation']['videos']} other videos"
-        + (f"; {diverged} diverged, see members.csv" if diverged else ""),
+        + "".join(f"; {count} {status} and left out, see members.csv" for status, count in others.items() if count),
         *lines, *([f"stamp: {stamp}"] if stamp else []), f"wrote {folder.path}: members.csv, members.parquet, results.csv, metrics.json" + (", weights/" if config.save_heads else ""),
         f"next: raffect report --runs {config.out}",
     ]  # fmt: skip

@@ -1,0 +1,127 @@
+"""`raffect evaluate`: judge trained heads on a bank, any split, with spread and interval, beside the trivial predictor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raffect.config import EvaluateConfig
+from raffect.data.atomic import write_atomic
+from raffect.data.bank import Bank
+from raffect.data.labels import Task
+from raffect.errors import RaffectError
+from raffect.model.checkpoint import load_head, read_config, require_encoder
+from raffect.model.fit import count
+from raffect.model.head import Head
+from raffect.model.learner import Rows
+from raffect.model.metrics import bootstrap_videos, macro_f1, score, trivial
+from raffect.model.pack import Layout, fold
+from raffect.stages.dataset import Dataset, open_dataset, output_names, pick_device, read_rows
+from raffect.stages.provenance import describe_run
+from raffect.stages.runs import write_csv
+from raffect.stages.scores import short
+
+def evaluate(config: EvaluateConfig) -> list[str]:
+    """Judge every head of a run, or one head.
+
+    Returns:
+        The scores, for people.
+
+    Raises:
+        RaffectError: If there is no head, or it does not go with the bank.
+    """
+    folders = find_heads(config.run, config.epoch)
+    configs = [read_config(folder) for folder in folders]
+    tasks = sorted({about["task"] for about in configs})
+    if len(tasks) > 1:
+        raise RaffectError(f"{config.run}: heads of {' and '.join(tasks)}; give the folder of one head, RUN/weights/<member>/{config.epoch}")
+    identity = Bank(config.bank).require().read_identity()
+    if identity is None:
+        raise RaffectError(f"{config.bank}: nothing extracted yet; run `raffect extract` on it")
+    for folder, about in zip(folders, configs, strict=True):
+        require_encoder(about, identity, folder, config.bank)
+    dataset = open_dataset(config.bank, config.labels, tasks[0])
+    index, device = dataset.splits[config.split], pick_device(config.device)
+    rows = read_rows(index, dataset.task, device)
+    counts = np.concatenate([count_head(load_head(folder)[0], tasks[0], rows, device) for folder in folders])
+    if config.out is not None:
+        _write(config.out, config, dataset, folders, configs, counts)
+    return _lines(config, dataset, configs, counts)
+
+
+def find_heads(path: Path, snapshot: str) -> list[Path]:
+    """Folders of the heads of a run, or the one head that ``path`` is.
+
+    Raises:
+        RaffectError: If there is none.
+    """
+    if (path / "head.safetensors").exists() or (path / "config.json").exists():
+        return [path]
+    found = sorted(path.glob(f"weights/*/{snapshot}"))
+    if not found:
+        hint = "; `chosen` is there after --select folds only" if snapshot == "chosen" else ""
+        raise RaffectError(f"{path}: no head in weights/*/{snapshot}; expected the --out of `raffect train` or `raffect tune` (with --save-heads){hint}")
+    return found
+
+
+def count_head(head: Head, task: str, rows: Rows, device: torch.device) -> np.ndarray:
+    """Counts of one head, shape (1, videos, ...); see `raffect.model.fit.count`."""
+    layout: Layout = head.layout
+    state = head.state_dict()
+    weights = torch.cat([state[name].flatten() for name, _ in layout.tensors])[None]
+    mean, var = (torch.stack([state[f"layers.{4 * block + 1}.running_{kind}"] for block in range(layout.depth)])[None] for kind in ("mean", "var"))
+    return count(task, fold(layout, weights.to(device), mean.to(device), var.to(device)), rows)
+
+
+def _lines(config: EvaluateConfig, dataset: Dataset, configs: list[dict[str, Any]], counts: np.ndarray) -> list[str]:
+    task, index = dataset.task, dataset.splits[config.split]
+    constant = trivial(counts[0].sum(0), task)
+    lines = [f"{task.name.upper()} {config.split}: {len(index):,} frames of {len(index.videos)} videos; snapshot {config.epoch} of {len(configs)} head(s)"]
+    groups: dict[str, list[int]] = {}
+    for k, about in enumerate(configs):
+        groups.setdefault(json.dumps(about["recipe"] | {"seed": 0}), []).append(k)
+    for members in groups.values():
+        recipe, part = configs[members[0]]["recipe"], counts[members]
+        scores, (low, high) = macro_f1(part.sum(1), task), bootstrap_videos(part, task, seed=0)
+        over_seeds = f" ± {short(float(scores.std(ddof=1)))} over {len(scores)} seeds" if len(scores) > 1 else " (one seed)"
+        lines.append(f"alpha {recipe['loss.alpha']:g} rho {recipe['sam.rho']:g}: macro F1 {short(float(scores.mean()))}{over_seeds}, 95 % interval over videos [{short(low)}, {short(high)}]")
+    lines.append(f"trivial: {short(float(constant['macro_f1']))} ({constant['answer']})")
+    if config.split == "train":
+        lines.append("these frames were trained on: this is no measure of how well a head does")
+    elif config.epoch == "best":
+        lines.append("epoch chosen on the validation split of the training run: optimistic there")
+    if len(groups) == 1:
+        lines += _class_lines(counts, task)
+    stamps = sorted({about["stamp"] for about in configs if about["stamp"]} | ({dataset.facts["stamp"]} - {""}))
+    lines += [f"stamp: {stamp}" for stamp in stamps]
+    return [*lines, *([f"wrote {config.out}: metrics.json, per_video.csv"] if config.out else [])]
+
+
+def _class_lines(counts: np.ndarray, task: Task) -> list[str]:
+    """A line a class or unit, over all heads together."""
+    names = output_names(task)
+    width = max(len(name) for name in names)
+    lines = [f"{'':{width}} precision  recall      F1  frames"]
+    for name, part in score(counts.sum((0, 1)), task, names)["classes"].items():
+        lines.append(f"{name:{width}} {short(part['precision']):>9} {short(part['recall']):>7} {short(part['f1']):>7} {part['support'] // len(counts):>7,}")
+    return lines
+
+
+def _write(out: Path, config: EvaluateConfig, dataset: Dataset, folders: list[Path], configs: list[dict[str, Any]], counts: np.ndarray) -> None:
+    task, index, names = dataset.task, dataset.splits[config.split], output_names(dataset.task)
+    heads = [
+        {"folder": str(folder), "member": about["member"], "recipe": about["recipe"], **score(part.sum(0), task, names), "interval_95": bootstrap_videos(part, task, seed=0)}
+        for folder, about, part in zip(folders, configs, counts, strict=True)
+    ]
+    content = {"run": describe_run(), "data": dataset.facts, "split": config.split, "snapshot": config.epoch, "trivial": trivial(counts[0].sum(0), task), "heads": heads}
+    write_atomic(out / "metrics.json", (json.dumps(content, indent=1) + "\n").encode())
+    rows = [
+        {"member": about["member"], "video": name, "macro_f1_over_all_classes": round(float(value), 4)}
+        for about, part in zip(configs, counts, strict=True)
+        for name, value in zip(index.videos, macro_f1(part, task), strict=True)
+    ]
+    write_csv(out / "per_video.csv", rows)

@@ -1,0 +1,287 @@
+"""`raffect report`: what runs found, as report.md and one self-contained report.html, with every picture's numbers beside it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raffect.data.atomic import write_atomic
+from raffect.data.labels import ACTION_UNITS, TASKS
+from raffect.errors import RaffectError
+from raffect.stages.dataset import output_names
+from raffect.stages.progress import format_seconds
+from raffect.stages.runs import RunFolder
+from raffect.stages.scores import CHOICE, NAMES, Record, Spread, finished, group_by_settings, short, spread
+
+PUBLISHED = {"expr": {"official baseline (VGG16)": 0.25, "Lin et al. 2024": 0.36}, "au": {"official baseline (VGG16)": 0.39, "Lin et al. 2024": 0.43}}
+"""Macro F1 on Aff-Wild2's validation split (Lin et al. 2024, Table I); shown beside Aff-Wild2 itself only."""
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:60rem;margin:2rem auto;padding:0 1rem}h1,h2{line-height:1.2}h2{margin-top:2.4rem;border-bottom:1px solid #d9dee4}
+table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}th,td{padding:.3rem .7rem;border-bottom:1px solid #e4e8ed;text-align:left}th{background:#f4f6f8}
+img{max-width:100%}blockquote{margin:1rem 0;padding:.6rem 1rem;background:#fff4d6;border-left:4px solid #e0a800}code{background:#f4f6f8;padding:0 .2rem}"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as read.
+
+    Attributes:
+        folder: The folder.
+        env: Versions, machine and facts of the data.
+        records: All heads.
+        groups: Heads trained to the end, together by settings.
+    """
+
+    folder: RunFolder
+    env: dict[str, Any]
+    records: list[Record]
+    groups: list[list[Record]] = field(default_factory=list)
+
+    @property
+    def task(self) -> str:
+        """``expr`` or ``au``."""
+        return self.env["data"]["task"]
+
+    @property
+    def stamp(self) -> str:
+        """What every table and picture of it must say."""
+        return self.env["data"]["stamp"]
+
+
+def report(paths: Sequence[Path], out: Path | None) -> list[str]:
+    """Write the report.
+
+    Args:
+        paths: Run folders.
+        out: Folder for it; by default the first run's.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        RaffectError: If a folder holds no finished head.
+    """
+    runs = [read_run(path) for path in paths]
+    out = (out or paths[0]).absolute()
+    lines = ["# raffect report", "", *_stamp_lines(runs), "## Table I", "", *table_one(runs), ""]
+    for run in runs:
+        lines += _run_section(run, out / "plots")
+    lines += ["## What was run", "", *_provenance(runs)]
+    text = "\n".join(lines) + "\n"
+    write_atomic(out / "report.md", text.encode())
+    write_atomic(out / "report.html", to_html(text, out).encode())
+    return [f"wrote {out / 'report.html'} (open it in a browser), report.md, and plots/ with a CSV beside every picture"]
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        RaffectError: If it is none, or nothing in it is finished.
+    """
+    folder = RunFolder(path.absolute())
+    env, records = folder.read_env(), folder.read_records()
+    done = finished(records)
+    if not done:
+        raise RaffectError(f"{path}: no head is finished; run the same `raffect train` or `raffect tune` again")
+    return Run(folder, env, records, group_by_settings(done))
+
+
+def table_one(runs: Sequence[Run]) -> list[str]:
+    """Scores of each run's headline settings beside the trivial predictor, and published ones where the data are Aff-Wild2 itself."""
+    lines = ["| task | method | epoch chosen | macro F1 | ± sd (seeds) | 95 % over videos |", "|---|---|---|---|---|---|"]
+    for run in runs:
+        task, records = run.task.upper(), headline(run)
+        for name, label in NAMES.items():
+            if found := spread(records, name):
+                interval = f"[{short(found.interval[0])}, {short(found.interval[1])}]" if found.interval else "-"
+                sd = f"± {short(found.sd)} ({found.heads})" if found.sd is not None else "one seed"
+                lines.append(f"| {task} | raffect, {describe(records[0], run)} | {label}: {CHOICE[name].split(':')[0]} | {short(found.mean)} | {sd} | {interval} |")
+        if (erm := _erm(run)) and erm[0]["id"] != records[0]["id"]:
+            found = spread(erm, "last")
+            assert found is not None  # every finished head has one
+            lines.append(f"| {task} | raffect, ERM | {NAMES['last']} | {short(found.mean)} | {f'± {short(found.sd)} ({found.heads})' if found.sd is not None else 'one seed'} | {_interval(found)} |")
+        trivial = records[0]["trivial"]
+        lines.append(f"| {task} | trivial: {trivial['answer']} | - | {short(trivial['macro_f1'])} | - | - |")
+        if run.env["data"]["aff_wild2"]:
+            lines += [f"| {task} | {name} | unstated | {short(value)} | - | - |" for name, value in PUBLISHED[run.task].items()]
+    return lines
+
+
+def headline(run: Run) -> list[Record]:
+    """The settings a run stands for: what folds chose, else the paper's alpha where it is among them, else the first."""
+    chosen = _chosen_on_folds(run)
+    if chosen is not None:
+        return chosen
+    at_paper = [group for group in run.groups if group[0]["recipe"]["loss.alpha"] == 0.3 and group[0]["recipe"]["sam.rho"] > 0]
+    return (at_paper or run.groups)[0]
+
+
+def describe(record: Record, run: Run) -> str:
+    """Settings in which a run's groups differ, or alpha and rho."""
+    recipe = record["recipe"]
+    varied = [name for name in recipe if name != "seed" and len({str(group[0]["recipe"][name]) for group in run.groups}) > 1]
+    return ", ".join(f"{name.rpartition('.')[2]} {_plain(recipe[name])}" for name in (varied or ["loss.alpha", "sam.rho"]))
+
+
+def to_html(markdown: str, folder: Path) -> str:
+    """One page with every picture inside."""
+    from markdown_it import MarkdownIt
+
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+
+    def embed(match: re.Match[str]) -> str:
+        content = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{content}"'
+
+    body = re.sub(r'src="(plots/[^"]+)"', embed, body)
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>raffect report</title><style>{_STYLE}</style><body>\n{body}</body></html>\n'
+
+
+def _run_section(run: Run, plots: Path) -> list[str]:
+    """Figures and tables of one run."""
+    from raffect.stages import figures
+
+    name, task = run.folder.path.name, run.task.upper()
+    stem = re.sub(r"[^\w.-]", "_", name)
+    mark = f" [{run.stamp}]" if run.stamp else ""
+    lines = [f"## {task}: {name}", ""]
+    if len({group[0]["recipe"]["loss.alpha"] for group in run.groups}) > 2:
+        rows, references = _alpha_rows(run)
+        figures.draw_alpha(rows, references, f"{task} macro F1 against alpha{mark}", plots / f"{stem}-alpha")
+        lines += ["### Figure 2", "", *_picture(stem, "alpha", "macro F1 against alpha"), *_alpha_table(run)]
+    elif len(run.groups) > 1:
+        figures.draw_scores(_score_rows(run), f"{task} by settings{mark}", plots / f"{stem}-settings")
+        lines += [*_picture(stem, "settings", "macro F1 by settings"), *_alpha_table(run)]
+    records = headline(run)
+    about = f"{describe(records[0], run)}, last epoch, {len(records)} seed(s)"
+    class_rows = _class_rows(records)
+    figures.draw_classes(class_rows, f"{task} F1 by {'class' if run.task == 'expr' else 'unit'}: {about}{mark}", plots / f"{stem}-classes")
+    lines += [f"### {'Classes' if run.task == 'expr' else 'Action units'}", "", f"{about}; mean over seeds, bars ± 1 sd, frames below the names.", "", *_picture(stem, "classes", "F1 by class")]
+    lines += _class_table(class_rows, run.task)
+    if run.task == "expr":
+        matrix = np.sum([record["scores"]["last"]["confusion"] for record in records], 0)
+        figures.draw_confusion(matrix, output_names(TASKS["expr"]), f"EXPR confusion, shares of each truth: {about}{mark}", plots / f"{stem}-confusion")
+        lines += ["### Confusion", "", *_picture(stem, "confusion", "confusion matrix")]
+    figures.draw_curves(_curve_rows(run), f"{task} learning curves{mark}", plots / f"{stem}-curves")
+    return [*lines, "### Learning curves", "", *_picture(stem, "curves", "learning curves")]
+
+
+def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """A row a head and score of those with the headline's other settings; and the lines to draw across."""
+    reference = headline(run)[0]["recipe"]
+    alike = [r for group in run.groups for r in group if all(r["recipe"][name] == reference[name] for name in reference if name not in ("seed", "loss.alpha"))]
+    rows = [
+        {"alpha": r["recipe"]["loss.alpha"], "seed": r["recipe"]["seed"], "score": label, "macro_f1": r["scores"][name]["macro_f1"], "epoch": r["scores"][name]["epoch"]}
+        for name, label in (("last", NAMES["last"]), ("best", NAMES["best"]))
+        for r in alike
+    ]
+    lines = {}
+    if (erm := _erm(run)) and (found := spread(erm, "last")):
+        lines["ERM (no SAM), val-last"] = found.mean
+    return rows, lines | {f"trivial ({alike[0]['trivial']['answer']})": alike[0]["trivial"]["macro_f1"]}
+
+
+def _alpha_table(run: Run) -> list[str]:
+    lines = ["| settings | val-last | ± sd (seeds) | 95 % over videos | val-best |" + (" val-folds |" if _has_folds(run) else ""), "|---|---|---|---|---|" + ("---|" if _has_folds(run) else "")]
+    for group in run.groups:
+        last, best, chosen = (spread(group, name) for name in ("last", "best", "chosen"))
+        assert last is not None and best is not None  # every finished head has both
+        sd = f"± {short(last.sd)} ({last.heads})" if last.sd is not None else "one seed"
+        cells = [describe(group[0], run), short(last.mean), sd, _interval(last), short(best.mean), *([short(chosen.mean if chosen else None)] if _has_folds(run) else [])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", "val-last: " + CHOICE["last"] + ". val-best: " + CHOICE["best"] + ". Comparing settings on the validation split is optimistic as well.", ""]
+
+
+def _class_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    parts = [record["scores"]["last"]["classes"] for record in records]
+    return [
+        {
+            "name": name, "f1": float(np.mean([p[name]["f1"] for p in parts])), "sd": float(np.std([p[name]["f1"] for p in parts], ddof=1)) if len(parts) > 1 else None,
+            "precision": float(np.mean([p[name]["precision"] for p in parts])), "recall": float(np.mean([p[name]["recall"] for p in parts])), "support": parts[0][name]["support"],
+        }
+        for name in parts[0]
+    ]  # fmt: skip
+
+
+def _class_table(rows: list[dict[str, Any]], task: str) -> list[str]:
+    lines = [f"| {'class' if task == 'expr' else 'unit'} | F1 | ± sd | precision | recall | frames |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        name = row["name"] if task == "expr" else f"{row['name']} {ACTION_UNITS[row['name']]}"
+        lines.append(f"| {name} | {short(row['f1'])} | {short(row['sd'])} | {short(row['precision'])} | {short(row['recall'])} | {row['support']:,} |")
+    return [*lines, ""]
+
+
+def _curve_rows(run: Run) -> list[dict[str, Any]]:
+    rows = []
+    for group in run.groups:
+        for k in range(len(group[0]["history"]["lr"])):
+            row = {"label": describe(group[0], run), "epoch": k + 1}
+            rows.append(row | {name: float(np.mean([record["history"][name][k] for record in group])) for name in ("train_loss", "val_macro_f1")})
+    return rows
+
+
+def _score_rows(run: Run) -> list[dict[str, Any]]:
+    found = [(group, spread(group, "last")) for group in run.groups]
+    return [{"label": describe(group[0], run), "macro_f1": value.mean, "sd": value.sd} for group, value in found if value]
+
+
+def _erm(run: Run) -> list[Record] | None:
+    return next((group for group in run.groups if group[0]["recipe"]["loss.alpha"] == 1.0 and group[0]["recipe"]["sam.rho"] == 0.0), None)
+
+
+def _chosen_on_folds(run: Run) -> list[Record] | None:
+    from raffect.stages.scores import choose_epoch
+
+    if not _has_folds(run):
+        return None
+    folds = [record for record in run.records if record["fold"] is not None]
+
+    def held_out(group: list[Record]) -> float:
+        recipes = [record["recipe"] for record in group]
+        return choose_epoch([record for record in folds if record["recipe"] in recipes])[1]
+
+    return max(run.groups, key=held_out)
+
+
+def _has_folds(run: Run) -> bool:
+    return any(record["fold"] is not None for record in run.records)
+
+
+def _interval(found: Spread) -> str:
+    return f"[{short(found.interval[0])}, {short(found.interval[1])}]" if found.interval else "-"
+
+
+def _picture(stem: str, what: str, text: str) -> list[str]:
+    return [f"![{text}](plots/{stem}-{what}.png)", "", f"Numbers: `plots/{stem}-{what}.csv`", ""]
+
+
+def _stamp_lines(runs: Sequence[Run]) -> list[str]:
+    stamps = sorted({run.stamp for run in runs if run.stamp})
+    return [f"> **{'; '.join(stamps)}**: these scores say nothing about photographs of people.", ""] if stamps else []
+
+
+def _provenance(runs: Sequence[Run]) -> list[str]:
+    lines = []
+    for run in runs:
+        env, data = run.env["run"], run.env["data"]
+        wall = sum({(record["wall_s"], record["pack_size"]): record["wall_s"] for record in run.records}.values())
+        counts = {status: sum(record["status"] == status for record in run.records) for status in ("done", "diverged", "stopped", "running")}
+        lines += [
+            f"- **{run.folder.path.name}**: `{' '.join(env['command'])}`",
+            f"  - {len(run.records)} heads ({', '.join(f'{count} {status}' for status, count in counts.items() if count)}), {format_seconds(wall)} of training on {run.records[0].get('device', '?')}",
+            f"  - train {data['train']['frames']:,} frames of {data['train']['videos']} videos, validation {data['validation']['frames']:,} of {data['validation']['videos']}; edition {data['edition']!r}",
+            f"  - encoder {data['encoder']['model']}, weights {data['encoder']['weights']} ({data['encoder']['weights_sha256'][:12]}), bank {data['bank_digest'][:12]}, labels {data['labels_sha256'][:12]}",
+            f"  - raffect {env['versions']['raffect']}, commit {env['git_commit'] or 'unknown'}, torch {env['versions']['torch']}, Python {env['versions']['python']}, {env['time']}",
+        ]
+    return lines
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
