@@ -25,6 +25,7 @@ _STYLE = {
 }  # fmt: skip
 _PALETTE = plt.get_cmap("viridis")
 _MOST_CURVES = 12
+PAPER_ALPHA = 0.3
 
 
 def draw_alpha(rows: Rows, lines: dict[str, float], title: str, stem: Path) -> None:
@@ -47,11 +48,15 @@ def draw_alpha(rows: Rows, lines: dict[str, float], title: str, stem: Path) -> N
         if shade:
             axes.fill_between(alphas, mean - sd, mean + sd, color=color, alpha=shade, linewidth=0)
             axes.scatter([row["alpha"] for row in part], [row["macro_f1"] for row in part], s=9, color=color, alpha=0.45, linewidths=0)
-    for (name, value), style in zip(lines.items(), ("-.", ":"), strict=False):
-        axes.axhline(value, color=SECOND if style == "-." else INK, linestyle=style, linewidth=1.2, label=f"{name} {value:.3f}")
-    if min(row["alpha"] for row in rows) <= 0.3 <= max(row["alpha"] for row in rows):
-        axes.axvline(0.3, color=GRID, linewidth=6, zorder=0)
-        axes.annotate("paper's alpha", (0.3, axes.get_ylim()[1]), fontsize=8, color=MUTED, ha="center", va="top")
+    low, high = axes.get_ylim()
+    for (name, value), (color, style) in zip(lines.items(), ((SECOND, "-."), (INK, ":")), strict=False):
+        if value > low - 0.5 * (high - low):
+            axes.axhline(value, color=color, linestyle=style, linewidth=1.2, label=f"{name} {value:.3f}")
+        else:  # a line far below would flatten the rest
+            axes.plot([], [], color=color, linestyle=style, label=f"{name} {value:.3f}, far below")
+    if min(row["alpha"] for row in rows) <= PAPER_ALPHA <= max(row["alpha"] for row in rows):
+        axes.axvline(PAPER_ALPHA, color=GRID, linewidth=6, zorder=0)
+        axes.annotate("paper's alpha", (PAPER_ALPHA, axes.get_ylim()[0]), xytext=(5, 3), textcoords="offset points", fontsize=8, color=MUTED)
     axes.set(xlabel="alpha (1 is the plain mean; smaller looks at the worst frames only)", ylabel="macro F1, validation", title=title)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _save(figure, rows, stem)
@@ -80,7 +85,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], title: str, stem: P
             axes.annotate(f"{share[i, j]:.2f}", (j, i), ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.55 else INK)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(len(names)), [f"{name} ({int(total):,})" for name, total in zip(names, matrix.sum(1), strict=True)], fontsize=8)
-    axes.set(xlabel="said", ylabel="is", title=title)
+    axes.set(xlabel="said", ylabel="is (frames, over all seeds)", title=title)
     axes.grid(visible=False)
     _save(figure, [{"is": name, **dict(zip(names, map(int, row), strict=True))} for name, row in zip(names, matrix, strict=True)], stem)
 

@@ -150,9 +150,9 @@ def _run_section(run: Run, plots: Path) -> list[str]:
 
     name, task = run.folder.path.name, run.task.upper()
     stem = re.sub(r"[^\w.-]", "_", name)
-    mark = f" [{run.stamp}]" if run.stamp else ""
+    mark = f"\n[{run.stamp}]" if run.stamp else ""
     lines = [f"## {task}: {name}", ""]
-    if len({group[0]["recipe"]["loss.alpha"] for group in run.groups}) > 2:
+    if len({group[0]["recipe"]["loss.alpha"] for group in run.groups}) > 2:  # an axis, not just ERM beside one alpha
         rows, references = _alpha_rows(run)
         figures.draw_alpha(rows, references, f"{task} macro F1 against alpha{mark}", plots / f"{stem}-alpha")
         lines += ["### Figure 2", "", *_picture(stem, "alpha", "macro F1 against alpha"), *_alpha_table(run)]
