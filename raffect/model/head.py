@@ -50,7 +50,7 @@ def build_head(layout: Layout, state: Mapping[str, Tensor]) -> Head:
     Raises:
         RuntimeError: If names or shapes differ.
     """
-    head = Head(layout)
+    head = Head(layout).to(next(iter(state.values())).dtype)
     counts = {name: value for name, value in head.state_dict().items() if name.endswith("num_batches_tracked")}
     head.load_state_dict({**counts, **state})
     return head.eval()

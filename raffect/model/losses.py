@@ -23,7 +23,7 @@ def softmax_losses(logits_PBC: Tensor, target_PB: Tensor, weight_PC: Tensor | No
 
     Example:
         >>> softmax_losses(torch.zeros(1, 2, 4), torch.tensor([[0, 3]])).exp()
-        tensor([[4.0000, 4.0000]])
+        tensor([[4., 4.]])
     """
     loss_PB = -torch.log_softmax(logits_PBC, -1).gather(-1, target_PB[..., None])[..., 0]
     return loss_PB if weight_PC is None else loss_PB * weight_PC.gather(1, target_PB)

@@ -1,0 +1,158 @@
+"""Losses against scipy, a linear program, torch and finite differences; degenerate tails; weights and priors by hand."""
+
+import doctest
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import fminbound, linprog
+from torch.nn import functional as F
+
+from raffect.model import losses, sam
+from raffect.model.losses import class_shift, class_weights, cvar, frame_means, sigmoid_losses, softmax_losses, unit_shift, unit_weights
+
+ALPHAS = (1e-6, 0.01, 0.1, 0.3, 0.5, 0.7, 0.95, 1.0)
+
+
+def eq_1(values, alpha, lam):
+    return lam + np.maximum(values - lam, 0).sum() / (alpha * len(values))
+
+
+def cases():
+    rng = np.random.default_rng(0)
+    yield rng.exponential(size=32)
+    yield rng.exponential(size=7)  # alpha * n is no whole number
+    yield np.array([2.5])
+    yield np.repeat([0.1, 3.0, 3.0, 0.7], 5)  # ties at the threshold
+    yield np.full(9, 1.25)
+    yield rng.exponential(size=33) * 1e4
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("values", cases(), ids=("32", "7", "1", "ties", "equal", "large"))
+def test_cvar_is_the_minimum_of_eq_1_over_lambda(values, alpha):
+    ours = cvar(torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)).item()
+    # A convex piecewise-linear function has its minimum at a breakpoint, one of the losses.
+    assert ours == pytest.approx(min(eq_1(values, alpha, lam) for lam in values), rel=1e-12)
+
+
+@pytest.mark.parametrize("alpha", (0.1, 0.3, 0.55, 1.0))
+def test_cvar_is_the_optimum_of_its_linear_program(alpha):
+    values = np.random.default_rng(1).exponential(size=11)
+    n = len(values)
+    # The dual: the worst reweighting whose weights are at most 1 / (alpha n).
+    found = linprog(-values, A_eq=np.ones((1, n)), b_eq=[1], bounds=[(0, 1 / (alpha * n))] * n)
+    assert cvar(torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)).item() == pytest.approx(-found.fun, rel=1e-9)
+
+
+@pytest.mark.parametrize("alpha", (0.1, 0.3, 0.5))
+def test_cvar_agrees_with_a_search_for_lambda_as_released(alpha):
+    values = np.random.default_rng(2).exponential(size=32)
+    searched = eq_1(values, alpha, fminbound(lambda lam: eq_1(values, alpha, lam), values.min(), values.max(), xtol=1e-10))
+    assert cvar(torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)).item() == pytest.approx(searched, rel=1e-7)
+
+
+def test_cvar_of_alpha_one_is_the_mean_and_of_a_tiny_alpha_the_maximum():
+    loss = torch.rand(3, 10, dtype=torch.float64)
+    assert torch.allclose(cvar(loss, torch.ones(3, dtype=torch.float64)), loss.mean(1), rtol=1e-14)
+    assert torch.equal(cvar(loss, torch.full((3,), 1e-9, dtype=torch.float64)), loss.max(1).values)
+
+
+def test_cvar_falls_as_alpha_grows_whatever_the_papers_text_says():
+    loss = torch.rand(1, 32)
+    values = [cvar(loss, torch.tensor([alpha])).item() for alpha in (0.1, 0.3, 0.6, 1.0)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_each_member_has_its_own_alpha():
+    loss = torch.rand(4, 32)
+    alpha = torch.tensor([0.1, 0.3, 0.31, 1.0])
+    together = cvar(loss, alpha)
+    assert torch.equal(together, torch.cat([cvar(loss[p : p + 1], alpha[p : p + 1]) for p in range(4)]))
+
+
+@pytest.mark.parametrize("alpha", (0.05, 0.3, 0.77, 1.0))
+def test_gradient_of_cvar_agrees_with_finite_differences(alpha):
+    loss = torch.tensor(np.random.default_rng(3).permutation(13) * 0.37 + 0.1, dtype=torch.float64)[None].requires_grad_()
+    mask = torch.ones(1, 13, dtype=torch.bool)
+    mask[0, ::4] = False
+    tail = torch.tensor([alpha], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: cvar(x, tail), loss)
+    assert torch.autograd.gradcheck(lambda x: cvar(x, tail, mask), loss)
+
+
+def test_masked_losses_take_no_part_and_n_counts_the_others():
+    loss = torch.rand(2, 20, dtype=torch.float64)
+    mask = torch.rand(2, 20) > 0.4
+    alpha = torch.tensor([0.3, 0.8], dtype=torch.float64)
+    expected = torch.cat([cvar(loss[p, mask[p]][None], alpha[p : p + 1]) for p in range(2)])
+    assert torch.allclose(cvar(loss, alpha, mask), expected, rtol=1e-14)
+    huge = torch.where(mask, loss, 1e30)
+    assert torch.allclose(cvar(huge, alpha, mask), expected, rtol=1e-14)
+
+
+def test_without_any_label_the_loss_is_zero_with_a_zero_gradient():
+    loss = torch.rand(1, 5, requires_grad=True)
+    value = cvar(loss, torch.tensor([0.3]), torch.zeros(1, 5, dtype=torch.bool))
+    value.sum().backward()
+    assert value.item() == 0
+    assert torch.equal(loss.grad, torch.zeros(1, 5))
+
+
+def test_softmax_losses_are_torchs_weighted_cross_entropy():
+    logits, target, weight = torch.randn(3, 16, 8), torch.randint(0, 8, (3, 16)), torch.rand(3, 8)
+    for p in range(3):
+        assert torch.allclose(softmax_losses(logits, target, weight)[p], F.cross_entropy(logits[p], target[p], weight[p], reduction="none"), atol=1e-6)
+        assert torch.allclose(softmax_losses(logits, target)[p], F.cross_entropy(logits[p], target[p], reduction="none"), atol=1e-6)
+
+
+def test_sigmoid_losses_are_torchs_where_labelled_and_zero_elsewhere():
+    logits, target, weight = torch.randn(2, 16, 12), torch.randint(-1, 2, (2, 16, 12)), torch.rand(2, 12) * 5
+    found = sigmoid_losses(logits, target, weight)
+    for p in range(2):
+        expected = F.binary_cross_entropy_with_logits(logits[p], target[p].clamp(min=0).float(), pos_weight=weight[p], reduction="none")
+        known = target[p] >= 0
+        assert torch.allclose(found[p][known], expected[known], atol=1e-6)
+        assert (found[p][~known] == 0).all()
+
+
+def test_extreme_logits_stay_finite():
+    logits = torch.tensor([[[1e4, -1e4]]])
+    assert sigmoid_losses(logits, torch.tensor([[[0, 1]]])).tolist() == [[[1e4, 1e4]]]
+    assert softmax_losses(logits, torch.tensor([[1]])).tolist() == [[2e4]]
+
+
+def test_frame_means_leave_out_unlabelled_units_and_frames():
+    loss = torch.tensor([[[1.0, 3.0], [5.0, 7.0], [2.0, 2.0]]])
+    labelled = torch.tensor([[[True, True], [True, False], [False, False]]])
+    values, known = frame_means(loss, labelled)
+    assert values.tolist() == [[2.0, 5.0, 0.0]]
+    assert known.tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("kind", ("none", "inverse", "effective"))
+def test_class_weights_average_to_one_over_frames(kind):
+    counts = torch.tensor([1000, 10, 0, 500])
+    weights = class_weights(counts, kind, 0.999)
+    assert (weights * counts).sum().item() == pytest.approx(1510)
+    assert weights[2] == 0
+    if kind == "inverse":
+        assert (weights[0] / weights[1]).item() == pytest.approx(10 / 1000)
+    if kind == "effective":
+        assert (weights[0] / weights[1]).item() == pytest.approx((1 - 0.999**10) / (1 - 0.999**1000))
+
+
+def test_unit_weights_balance_positives_and_leave_hopeless_units_alone():
+    positive, negative = torch.tensor([10, 0, 50]), torch.tensor([90, 100, 0])
+    assert unit_weights(positive, negative, "inverse", 0).tolist() == pytest.approx([9, 1, 1])
+    assert unit_weights(positive, negative, "none", 0).tolist() == [1, 1, 1]
+
+
+def test_shifts_are_log_priors_and_log_odds():
+    assert class_shift(torch.tensor([3, 1])).exp().tolist() == pytest.approx([0.75, 0.25])
+    assert unit_shift(torch.tensor([1]), torch.tensor([4])).exp().item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("module", (losses, sam))
+def test_examples_in_docstrings_run(module):
+    assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0

@@ -1,0 +1,113 @@
+"""Recipes: the paper's values are pinned, every name is known, every value checked; what a wrong one says."""
+
+import pytest
+
+from raffect.cli import main, parse
+from raffect.errors import RaffectError
+from raffect.recipe import NAMES, RECIPES, Recipe, digest, expand, find_recipe, flatten, read_recipe, with_settings
+
+PAPER = {
+    "epochs": 32, "batch_size": 32, "head.width": 0, "head.depth": 3, "head.dropout": 0.6, "head.init": "he", "loss.alpha": 0.3, "loss.granularity": "element", "loss.weighting": "none",
+    "loss.logit_adjustment": 0.0, "sam.rho": 0.05, "sam.perturbation": "l2", "sam.redraw_dropout": False,
+    "optim.name": "adam", "optim.lr": 1e-3, "optim.weight_decay": 0.0, "optim.schedule": "cosine", "optim.min_lr": 0.0,
+}  # fmt: skip
+RELEASED = PAPER | {
+    "loss.alpha": 0.5, "sam.rho": 0.5, "sam.redraw_dropout": True, "optim.name": "adamw", "optim.weight_decay": 1e-4, "optim.schedule": "released", "optim.min_lr": 1e-5,
+}  # fmt: skip
+DATA = ["--bank", "b", "--labels", "l", "--out", "o"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("paper", PAPER), ("released", RELEASED), ("erm", PAPER | {"loss.alpha": 1.0, "sam.rho": 0.0}), ("weighted", PAPER | {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "inverse"})],
+)
+@pytest.mark.parametrize("task", ("expr", "au"))
+def test_shipped_recipes_are_pinned_for_both_tasks(name, expected, task):
+    config = parse("train", [name, "--task", task, *DATA])
+    assert {key: value for key, value in flatten(config).items() if key in expected} == expected
+    assert config.task == task
+
+
+def test_defaults_are_the_papers():
+    assert flatten(Recipe(task="expr")) == flatten(with_settings(Recipe(task="expr"), PAPER))
+
+
+def test_all_recipes_are_shipped_and_no_other():
+    assert sorted(file.stem for file in RECIPES.glob("*.toml")) == ["erm", "paper", "released", "weighted"]
+
+
+def test_the_set_of_settings_is_frozen():
+    assert set(NAMES) == set(PAPER) | {"task", "seed", "loss.beta"}
+
+
+def test_flags_override_a_recipe_and_a_file_works_like_a_name(tmp_path):
+    config = parse("train", ["released", "--task", "au", *DATA, "--loss.alpha", "0.2", "--sam.no-redraw-dropout"])
+    assert (config.loss.alpha, config.sam.rho, config.sam.redraw_dropout) == (0.2, 0.5, False)
+    file = tmp_path / "mine.toml"
+    file.write_text('task = "au"\n[loss]\nalpha = 0.7\n')
+    assert parse("train", [str(file), *DATA]).loss.alpha == 0.7
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["papr", "--task", "expr", *DATA], "papr: no such recipe; did you mean paper?"),
+        (["paper", "--task", "expr", *DATA, "--loss.alpha", "0"], "loss.alpha 0.0: expected more than 0 and at most 1"),
+        (["paper", "--task", "expr", *DATA, "--loss.alpha", "1.5"], "loss.alpha 1.5: expected more than 0 and at most 1"),
+        (["paper", "--task", "expr", *DATA, "--loss.alpha", "nan"], "loss.alpha nan"),
+        (["paper", "--task", "expr", *DATA, "--sam.rho", "-1"], "sam.rho -1.0: expected 0 (off) or more"),
+        (["paper", "--task", "expr", *DATA, "--sam.rho", "inf"], "sam.rho inf"),
+        (["paper", "--task", "expr", *DATA, "--batch-size", "1"], "batch-size 1: expected 2 or more, since BatchNorm"),
+        (["paper", "--task", "expr", *DATA, "--epochs", "0"], "epochs 0: expected 1 or more"),
+        (["paper", "--task", "expr", *DATA, "--head.dropout", "1"], "head.dropout 1.0: expected 0 or more, less than 1"),
+        (["paper", "--task", "expr", *DATA, "--optim.lr", "0"], "optim.lr 0.0: expected more than 0"),
+        (["paper", "--task", "expr", *DATA, "--optim.min-lr", "1"], "optim.min-lr 1.0: expected 0 to optim.lr"),
+        (["paper", "--task", "expr", *DATA, "--seed", "-1"], "seed -1: expected 0"),
+        (["paper", "--task", "expr", *DATA, "--num-workers", "3"], "--num-workers 3: does not divide --batch-size 32"),
+        (["paper", "--task", "expr", *DATA], "b: no bank there"),
+    ],
+)
+def test_a_wrong_value_is_one_line(words, match, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *words]) == 2
+    out = capsys.readouterr().err
+    assert out.count("\n") == 1
+    assert match in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[loss]\nalfa = 1\n", "unknown setting 'loss.alfa'; did you mean loss.alpha?"),
+        ("lr = 1\n", "unknown setting 'lr'"),
+        ("loss = [1\n", "not a TOML file"),
+        ("\x00", "not a TOML file"),
+    ],
+)
+def test_a_wrong_recipe_file_is_named(tmp_path, text, match):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(RaffectError, match=match):
+        read_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [({"loss.alpha": "x"}, "expected a number"), ({"epochs": 1.5}, "expected a whole number"), ({"sam.redraw_dropout": 1}, "expected true or false"), ({"optim.name": "sgd"}, "expected one of adam, adamw"), ({"x": 1}, "unknown setting")],
+)
+def test_settings_by_name_are_checked(settings, match):
+    with pytest.raises(RaffectError, match=match):
+        with_settings(Recipe(task="expr"), settings)
+
+
+def test_digests_name_settings_and_nothing_else():
+    base = Recipe(task="expr")
+    assert digest(base) == digest(with_settings(base, {"epochs": 32})) == digest(parse("train", ["paper", "--task", "expr", *DATA]))
+    assert len({digest(recipe) for recipe in expand(base, {"loss.alpha": [0.1, 0.2, 1.0], "seed": [0, 1]})}) == 6
+
+
+def test_find_recipe_prefers_the_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "paper").write_text("epochs = 1\n")
+    assert find_recipe("paper") == RECIPES / "paper.toml"
