@@ -7,6 +7,7 @@ seeds and the standard error of that mean. Prints the tables of docs/reproduce.m
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from raffect.config import TrainConfig
 from raffect.recipe import find_recipe, plain, read_recipe, with_settings
 from raffect.stages.dataset import open_dataset
-from raffect.stages.packs import partition, run_pack
+from raffect.stages.members import partition, run_pack
 from raffect.stages.progress import Progress
 from raffect.stages.runs import Member, RunFolder
 from raffect.stages.scores import short
@@ -80,7 +81,7 @@ def study(options, task, variants):
             if all(folder.read_record(member) for member in pack):
                 progress.advance(steps * len(pack))
             else:
-                run_pack(config, dataset, folder, pack, on_step=lambda size=len(pack): progress.advance(size), save_heads=False)
+                run_pack(config, dataset, folder, pack, on_step=partial(progress.advance, len(pack)), save_heads=False)
     report(folder, members, dataset)
 
 

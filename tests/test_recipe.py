@@ -19,9 +19,14 @@ DATA = ["--bank", "b", "--labels", "l", "--out", "o"]
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("paper", PAPER), ("released", RELEASED), ("erm", PAPER | {"loss.alpha": 1.0, "sam.rho": 0.0}), ("weighted", PAPER | {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "inverse"})],
+    [
+        ("paper", PAPER),
+        ("released", RELEASED),
+        ("erm", PAPER | {"loss.alpha": 1.0, "sam.rho": 0.0}),
+        ("weighted", PAPER | {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "inverse"}),
+    ],
 )
-@pytest.mark.parametrize("task", ("expr", "au"))
+@pytest.mark.parametrize("task", ["expr", "au"])
 def test_shipped_recipes_are_pinned_for_both_tasks(name, expected, task):
     config = parse("train", [name, "--task", task, *DATA])
     assert {key: value for key, value in flatten(config).items() if key in expected} == expected
@@ -94,7 +99,13 @@ def test_a_wrong_recipe_file_is_named(tmp_path, text, match):
 
 @pytest.mark.parametrize(
     ("settings", "match"),
-    [({"loss.alpha": "x"}, "expected a number"), ({"epochs": 1.5}, "expected a whole number"), ({"sam.redraw_dropout": 1}, "expected true or false"), ({"optim.name": "sgd"}, "expected one of adam, adamw"), ({"x": 1}, "unknown setting")],
+    [
+        ({"loss.alpha": "x"}, "expected a number"),
+        ({"epochs": 1.5}, "expected a whole number"),
+        ({"sam.redraw_dropout": 1}, "expected true or false"),
+        ({"optim.name": "sgd"}, "expected one of adam, adamw"),
+        ({"x": 1}, "unknown setting"),
+    ],
 )
 def test_settings_by_name_are_checked(settings, match):
     with pytest.raises(RaffectError, match=match):

@@ -86,7 +86,9 @@ def require_encoder(config: Mapping[str, Any], bank: Identity, folder: Path, ban
         RaffectError: Names every difference.
     """
     if differences := Identity(**config["encoder"]).differences(bank):
-        raise RaffectError(f"{folder} was trained on features of another encoder than {bank_path} holds; head against bank: {'; '.join(differences)}; use a bank of the head's encoder")
+        raise RaffectError(
+            f"{folder} was trained on features of another encoder than {bank_path} holds; head against bank: {'; '.join(differences)}; use a bank of the head's encoder"
+        )
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -167,11 +167,7 @@ def count(task: str, layers: list[tuple[Tensor, Tensor]], rows: Rows, workers: W
         part = slice(min(start, len(rows)), start + chunk)
         logits = predict(layers, rows.x[part].to(weight.dtype))
         truth, video = rows.y[part], rows.video[part]
-        found = (
-            count_confusion(truth, logits.argmax(-1), video, rows.num_videos, logits.shape[-1])
-            if task == "expr"
-            else count_units(truth, logits >= 0, video, rows.num_videos)
-        )
+        found = count_confusion(truth, logits.argmax(-1), video, rows.num_videos, logits.shape[-1]) if task == "expr" else count_units(truth, logits >= 0, video, rows.num_videos)
         total = found if total is None else total + found
     assert total is not None  # every split has a row
     return workers.sum_(total).cpu().numpy()

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raffect.model import losses
-from raffect.model.pack import Layout, Pack
-from raffect.model.random import dropout_bits, dropout_key, epoch_order, keep_threshold
+from raffect.model.objective import Objective, Prior
+from raffect.model.pack import Layout, Lifts, Pack, Views
+from raffect.model.random import Dropout, epoch_order
 from raffect.model.sam import perturb
 from raffect.model.workers import Workers
 from raffect.recipe import OptimConfig, Recipe, flatten
@@ -49,52 +49,6 @@ class Rows:
         return len(self.x)
 
 
-@dataclass(frozen=True)
-class Prior:
-    """How often each class occurs (EXPR), or each unit is active and inactive (AU), in the training rows."""
-
-    positive: Tensor
-    negative: Tensor | None = None
-
-
-class Objective:
-    """The loss of a pack's logits: weighted, adjusted and masked, and of it each member's worst share.
-
-    Args:
-        recipes: One a member.
-        prior: Counts of the training labels.
-        device: Where the logits are.
-        dtype: Their type.
-        workers: Who computes parts of a batch.
-    """
-
-    def __init__(self, recipes: Sequence[Recipe], prior: Prior, device: torch.device, dtype: torch.dtype, workers: Workers) -> None:
-        self.workers, self.granularity = workers, recipes[0].loss.granularity
-        self.alpha = torch.tensor([recipe.loss.alpha for recipe in recipes], dtype=dtype, device=device)
-        weights, shifts = zip(*(_weights_and_shift(recipe, prior) for recipe in recipes), strict=True)
-        self.weights = torch.stack(weights).to(device, dtype) if any(recipe.loss.weighting != "none" for recipe in recipes) else None
-        self.shift = torch.stack(shifts)[:, None].to(device, dtype) if any(recipe.loss.logit_adjustment for recipe in recipes) else None
-
-    def loss(self, logits_PBC: Tensor, target: Tensor) -> Tensor:
-        """Loss of the global batch of each member, shape (P,), differentiable in this worker's logits."""
-        if self.shift is not None:
-            logits_PBC = logits_PBC + self.shift
-        if target.ndim == 2:
-            return losses.cvar(self.workers.gather(losses.softmax_losses(logits_PBC, target, self.weights)), self.alpha)
-        values, mask = losses.sigmoid_losses(logits_PBC, target, self.weights), target >= 0
-        if self.granularity == "sample":
-            values, mask = losses.frame_means(values, mask)
-        return losses.cvar(self.workers.gather(values.flatten(1)), self.alpha, self.workers.gather(mask.flatten(1)))
-
-    def gradient(self, logits_PBC: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss (P,), and its derivative by this worker's logits."""
-        logits = logits_PBC.detach().requires_grad_()
-        with torch.enable_grad():
-            loss_P = self.loss(logits, target)
-            (derivative,) = torch.autograd.grad(loss_P.sum(), logits)
-        return loss_P.detach(), derivative
-
-
 class Learner:
     """P heads in training.
 
@@ -119,7 +73,8 @@ class Learner:
         self.first_bad = torch.full((len(recipes),), -1, dtype=torch.int32, device=device)
         self._rho = torch.tensor([r.sam.rho for r in recipes], dtype=dtype, device=device)
         self._sharp = any(r.sam.rho for r in recipes)
-        self._dropout = _Dropout(recipes, layout, self.batch, device, dtype, self.workers)
+        redraws = [r.sam.redraw_dropout and r.sam.rho > 0 for r in recipes]
+        self.dropout = Dropout([r.seed for r in recipes], [r.head.dropout for r in recipes], redraws, (self.batch, layout.depth * layout.width), self.workers.rank, device, dtype)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_steps = 0
 
@@ -130,27 +85,36 @@ class Learner:
             x_PBD: Features of this worker's part of the batch, of the learner's type.
             target: Their labels: (P, B) or (P, B, U).
         """
-        pack, scale = self.pack, self._dropout.draw(self.counter, second=False)
+        pack, scale = self.pack, self.dropout.draw(self.counter, second=False)
         loss_P, derivative = self.objective.gradient(pack.forward(pack.at_weights, x_PBD, scale, update_running=True), target)
-        pack.backward(pack.at_weights, derivative)
+        views, lifts = pack.at_weights, None
         if self._sharp:
-            perturb(pack.weights, pack.gradient, self._rho, self.recipes[0].sam.perturbation, out=pack.perturbed)
-            if self._dropout.redraws:
-                scale = self._dropout.draw(self.counter, second=True)
-            _, derivative = self.objective.gradient(pack.forward(pack.at_perturbed, x_PBD, scale, update_running=False), target)
-            pack.backward(pack.at_perturbed, derivative)
+            views, lifts = self._climb(derivative)
+            if self.dropout.redraws:
+                scale = self.dropout.draw(self.counter, second=True)
+            _, derivative = self.objective.gradient(pack.forward(views, x_PBD, scale, update_running=False, lifts=lifts), target)
+        pack.backward(views, derivative, lifts)
         self.optimizer.step()
         self.loss_sum += loss_P
         is_first = (self.first_bad < 0) & ~torch.isfinite(loss_P)
         self.first_bad.copy_(torch.where(is_first, self.counter, self.first_bad))
         self.counter += 1
 
+    def _climb(self, derivative: Tensor) -> tuple[Views, Lifts | None]:
+        """Where SAM's second pass is taken."""
+        pack, recipe = self.pack, self.recipes[0]
+        if recipe.sam.perturbation == "l2" and recipe.batch_size <= pack.layout.width:
+            return pack.climb(derivative, self._rho)
+        pack.backward(pack.at_weights, derivative)  # a batch so large that the matrix is cheaper than its factors; or its signs are needed
+        perturb(pack.weights, pack.gradient, self._rho, recipe.sam.perturbation, out=pack.perturbed)
+        return pack.at_perturbed, None
+
     @torch.no_grad()
     def run_resident(self, rows: Rows, epoch: int) -> Iterator[None]:
         """Train for an epoch on rows that are on the device; yields after each step."""
         order = self._order(len(rows), epoch)
         steps = order.shape[1] // self.recipes[0].batch_size
-        self._fill_order(order, self.counter.item() if epoch else 0)
+        self._fill_order(order, int(self.counter))
         for _ in range(steps):
             if self.device.type == "cuda" and self.workers.size == 1:
                 self._launch(rows)
@@ -239,28 +203,6 @@ class Learner:
             self._graph.replay()
 
 
-class _Dropout:
-    """Factors of every hidden unit in every step, the same for members of one seed up to their rate."""
-
-    def __init__(self, recipes: Sequence[Recipe], layout: Layout, batch: int, device: torch.device, dtype: torch.dtype, workers: Workers) -> None:
-        self.redraws = any(r.sam.redraw_dropout and r.sam.rho and r.head.dropout for r in recipes)
-        self._active = any(r.head.dropout for r in recipes)
-        self._shape = (len(recipes), batch, layout.depth * layout.width)
-        size, self._dtype = batch * layout.depth * layout.width, dtype
-        self._position = torch.arange(workers.rank * size, (workers.rank + 1) * size, dtype=torch.int32, device=device)
-        self._key = torch.tensor([dropout_key(r.seed) for r in recipes], dtype=torch.int32, device=device)
-        self._threshold = torch.tensor([[keep_threshold(r.head.dropout)] for r in recipes], dtype=torch.int32, device=device)
-        self._factor = torch.tensor([[1 / (1 - r.head.dropout)] for r in recipes], dtype=dtype, device=device)
-        self._redraw = torch.tensor([int(r.sam.redraw_dropout and r.sam.rho > 0) for r in recipes], dtype=torch.int32, device=device)
-
-    def draw(self, step: Tensor, second: bool) -> Tensor | None:
-        """Shape (P, B, K), or None where nobody drops anything."""
-        if not self._active:
-            return None
-        bits = dropout_bits(self._key, 2 * step + (self._redraw if second else 0), self._position)
-        return ((bits >= self._threshold).to(self._dtype) * self._factor).view(self._shape)
-
-
 def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:
     """Rate of an epoch (0-based).
 
@@ -282,20 +224,6 @@ def require_one_pack(recipes: Sequence[Recipe]) -> None:
     for name in PACK_WIDE:
         if len(found := {flatten(recipe)[name] for recipe in recipes}) > 1:
             raise ValueError(f"members of one pack differ in {name}: {sorted(found, key=str)}")
-
-
-def count_labels(y: np.ndarray, outputs: int) -> Prior:
-    """Class counts of (N,) labels, or active and inactive counts of (N, U) ones."""
-    if y.ndim == 1:
-        return Prior(torch.from_numpy(np.bincount(y, minlength=outputs)))
-    return Prior(torch.from_numpy((y == 1).sum(0)), torch.from_numpy((y == 0).sum(0)))
-
-
-def _weights_and_shift(recipe: Recipe, prior: Prior) -> tuple[Tensor, Tensor]:
-    loss = recipe.loss
-    if prior.negative is None:
-        return losses.class_weights(prior.positive, loss.weighting, loss.beta), loss.logit_adjustment * losses.class_shift(prior.positive)
-    return losses.unit_weights(prior.positive, prior.negative, loss.weighting, loss.beta), loss.logit_adjustment * losses.unit_shift(prior.positive, prior.negative)
 
 
 def _build_optimizer(recipes: Sequence[Recipe], pack: Pack, device: torch.device) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def softmax_losses(logits_PBC: Tensor, target_PB: Tensor, weight_PC: Tensor | None = None) -> Tensor:
@@ -45,8 +45,8 @@ def sigmoid_losses(logits_PBU: Tensor, target_PBU: Tensor, weight_PU: Tensor | N
         tensor([[[2., 2., 1.]]])
     """
     active = (target_PBU > 0).to(logits_PBU.dtype)
-    positive = F.softplus(-logits_PBU) if weight_PU is None else F.softplus(-logits_PBU) * weight_PU[:, None]
-    loss = active * positive + (1 - active) * F.softplus(logits_PBU)
+    positive = functional.softplus(-logits_PBU) if weight_PU is None else functional.softplus(-logits_PBU) * weight_PU[:, None]
+    loss = active * positive + (1 - active) * functional.softplus(logits_PBU)
     return torch.where(target_PBU >= 0, loss, torch.zeros_like(loss))
 
 

@@ -9,7 +9,7 @@ Shape letters: P members, B frames of this worker's part of the batch, D feature
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,9 @@ EPS = 1e-5
 
 Views = dict[str, Tensor]
 """Tensors of every member by name, as views into rows of shape (P, N)."""
+
+Lifts = Mapping[str, "Lift"]
+"""Steps along the gradients of Linears, by name."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,27 @@ class _Block:
     open: Tensor
 
 
+@dataclass(frozen=True)
+class Lift:
+    """A step along the gradient of a Linear, ``delta.mT @ inputs``, kept as its two factors and never written out.
+
+    Attributes:
+        inputs: What the Linear saw in the first pass, over the global batch, shape (P, B, in).
+        delta: The gradient by what it said, times the length of the step, shape (P, B, out).
+    """
+
+    inputs: Tensor
+    delta: Tensor
+
+    def add_to_outputs(self, outputs: Tensor, inputs: Tensor) -> None:
+        """Add what the step does to the Linear's outputs for other inputs."""
+        outputs.baddbmm_(torch.bmm(inputs, self.inputs.mT), self.delta)
+
+    def add_to_gradient(self, by_inputs: Tensor, by_outputs: Tensor) -> None:
+        """Add what the step does to the gradient by the Linear's inputs."""
+        by_inputs.baddbmm_(torch.bmm(by_outputs, self.delta.mT), self.inputs)
+
+
 class Pack:
     """Weights, gradients and running statistics of P heads.
 
@@ -84,12 +108,14 @@ class Pack:
         workers: Who trains them together.
     """
 
-    def __init__(self, layout: Layout, seeds: Sequence[int], inits: Sequence[str], device: torch.device, dtype: torch.dtype = torch.float32, workers: Workers | None = None) -> None:
+    def __init__(
+        self, layout: Layout, seeds: Sequence[int], inits: Sequence[str], device: torch.device, dtype: torch.dtype = torch.float32, workers: Workers | None = None
+    ) -> None:
         self.layout, self.workers = layout, workers or Workers()
         rows = torch.stack([_init_row(layout, seed, init) for seed, init in zip(seeds, inits, strict=True)])
         self.weights = rows.to(device, dtype)
         self.gradient = torch.zeros_like(self.weights)
-        self.perturbed = torch.zeros_like(self.weights)
+        self.perturbed = torch.empty_like(self.weights)
         self.running_mean = torch.zeros(len(rows), layout.depth, layout.width, device=device, dtype=dtype)
         self.running_var = torch.ones_like(self.running_mean)
         self.at_weights, self.at_perturbed, self.at_gradient = (layout.views(rows) for rows in (self.weights, self.perturbed, self.gradient))
@@ -99,14 +125,15 @@ class Pack:
     def __len__(self) -> int:
         return len(self.weights)
 
-    def forward(self, views: Views, x_PBD: Tensor, scale_PBK: Tensor | None, update_running: bool) -> Tensor:
+    def forward(self, views: Views, x_PBD: Tensor, scale_PBK: Tensor | None, update_running: bool, lifts: Lifts | None = None) -> Tensor:
         """Logits in training mode: statistics of the global batch, dropout.
 
         Args:
-            views: ``self.at_weights`` or ``self.at_perturbed``.
+            views: ``self.at_weights``, ``self.at_perturbed``, or what `climb` returns.
             x_PBD: Features.
             scale_PBK: Dropout's factors, 0 or 1 / (1 - rate), of all blocks, K = depth * W; None is no dropout.
             update_running: Whether running statistics move.
+            lifts: Of `climb`.
 
         Returns:
             Shape (P, B, C); what `backward` needs is kept until then.
@@ -114,8 +141,8 @@ class Pack:
         hidden, self._blocks = x_PBD, []
         width, count = self.layout.width, x_PBD.shape[1] * self.workers.size
         for block in range(self.layout.depth):
-            weight, bias, gain, offset = (views[f"layers.{4 * block + part}.{kind}"] for part in (0, 1) for kind in ("weight", "bias"))
-            z = torch.baddbmm(bias[:, None], hidden, weight.mT)
+            gain, offset = (views[f"layers.{4 * block + 1}.{kind}"] for kind in ("weight", "bias"))
+            z = _linear(views, f"layers.{4 * block}", hidden, lifts)
             mean = self.workers.sum_(z.sum(1)) / count
             z -= mean[:, None]
             var = self.workers.sum_(z.square().sum(1)) / count
@@ -131,20 +158,45 @@ class Pack:
             self._blocks.append(_Block(hidden, normal, rstd, is_open))
             hidden = out.mul_(is_open)
         self._top = hidden
-        last = 4 * self.layout.depth
-        return torch.baddbmm(views[f"layers.{last}.bias"][:, None], hidden, views[f"layers.{last}.weight"].mT)
+        return _linear(views, f"layers.{4 * self.layout.depth}", hidden, lifts)
 
-    def backward(self, views: Views, d_logits_PBC: Tensor) -> None:
-        """Gradient of the last `forward` with these views, into ``self.gradient``, summed over workers.
+    def backward(self, views: Views, d_logits_PBC: Tensor, lifts: Lifts | None = None) -> None:
+        """Gradient of the last `forward`, which had these views and lifts, into ``self.gradient``, summed over workers.
 
         The gradient of a bias that BatchNorm follows is 0; the rounding noise that autograd leaves there would become full steps
         in Adam, which divides by its size.
         """
-        grads, count = self.at_gradient, d_logits_PBC.shape[1] * self.workers.size
-        last = f"layers.{4 * self.layout.depth}"
-        torch.bmm(d_logits_PBC.mT, self._top, out=grads[f"{last}.weight"])
+        for name, inputs, delta in self._propagate(views, d_logits_PBC, lifts):
+            torch.bmm(delta.mT, inputs, out=self.at_gradient[f"{name}.weight"])
+        self.workers.sum_(self.gradient)
+
+    def climb(self, d_logits_PBC: Tensor, rho_P: Tensor) -> tuple[Views, Lifts]:
+        """SAM's step rho * g / |g| from the last `forward` at the weights, without writing g or the moved matrices.
+
+        A Linear's gradient has rank B: as a product of two thin factors it costs a fraction of the passes over memory that the
+        matrix would, and its norm follows from them, |d.mT @ h|^2 = sum((h @ h.mT) * (d @ d.mT)). Moved vectors are written out.
+
+        Args:
+            d_logits_PBC: Derivative of the loss by the logits.
+            rho_P: Radius of each member.
+
+        Returns:
+            Views and lifts for `forward` and `backward`.
+        """
+        factors = {name: (self.workers.gather(inputs), self.workers.gather(delta)) for name, inputs, delta in self._propagate(self.at_weights, d_logits_PBC, None)}
+        vectors = {name: self.workers.sum_(self.at_gradient[name].contiguous()) for name, shape in self.layout.tensors if len(shape) == 1}
+        squares = [gradient.square().sum(1) for gradient in vectors.values()]
+        squares += [(torch.bmm(h, h.mT) * torch.bmm(d, d.mT)).sum(1).sum(1) for h, d in factors.values()]
+        scale_P = rho_P / (sum(squares[1:], squares[0]).sqrt() + 1e-12)
+        moved = {name: torch.addcmul(self.at_weights[name], gradient, scale_P[:, None]) for name, gradient in vectors.items()}
+        return self.at_weights | moved, {name: Lift(h, d * scale_P[:, None, None]) for name, (h, d) in factors.items()}
+
+    def _propagate(self, views: Views, d_logits_PBC: Tensor, lifts: Lifts | None) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Go back through the last `forward`: name, inputs and output gradient of each Linear; gradients of vectors are written."""
+        grads, count, last = self.at_gradient, d_logits_PBC.shape[1] * self.workers.size, f"layers.{4 * self.layout.depth}"
         torch.sum(d_logits_PBC, 1, out=grads[f"{last}.bias"])
-        delta = torch.bmm(d_logits_PBC, views[f"{last}.weight"])
+        yield last, self._top, d_logits_PBC
+        delta = _linear_backward(views, last, d_logits_PBC, lifts)
         for block in reversed(range(self.layout.depth)):
             linear, norm, kept = f"layers.{4 * block}", f"layers.{4 * block + 1}", self._blocks[block]
             delta *= kept.open
@@ -155,10 +207,23 @@ class Pack:
             delta -= mean_delta[:, None]
             delta.addcmul_(kept.normal, mean_product[:, None], value=-1)
             delta *= (kept.rstd * views[f"{norm}.weight"])[:, None]
-            torch.bmm(delta.mT, kept.inputs, out=grads[f"{linear}.weight"])
+            yield linear, kept.inputs, delta
             if block:
-                delta = torch.bmm(delta, views[f"{linear}.weight"])
-        self.workers.sum_(self.gradient)
+                delta = _linear_backward(views, linear, delta, lifts)
+
+
+def _linear(views: Views, name: str, inputs: Tensor, lifts: Lifts | None) -> Tensor:
+    outputs = torch.baddbmm(views[f"{name}.bias"][:, None], inputs, views[f"{name}.weight"].mT)
+    if lifts is not None:
+        lifts[name].add_to_outputs(outputs, inputs)
+    return outputs
+
+
+def _linear_backward(views: Views, name: str, by_outputs: Tensor, lifts: Lifts | None) -> Tensor:
+    by_inputs = torch.bmm(by_outputs, views[f"{name}.weight"])
+    if lifts is not None:
+        lifts[name].add_to_gradient(by_inputs, by_outputs)
+    return by_inputs
 
 
 def fold(layout: Layout, weights: Tensor, running_mean: Tensor, running_var: Tensor) -> list[tuple[Tensor, Tensor]]:

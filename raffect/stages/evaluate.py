@@ -25,6 +25,7 @@ from raffect.stages.provenance import describe_run
 from raffect.stages.runs import write_csv
 from raffect.stages.scores import short
 
+
 def evaluate(config: EvaluateConfig) -> list[str]:
     """Judge every head of a run, or one head.
 
@@ -88,7 +89,9 @@ def _lines(config: EvaluateConfig, dataset: Dataset, configs: list[dict[str, Any
         recipe, part = configs[members[0]]["recipe"], counts[members]
         scores, (low, high) = macro_f1(part.sum(1), task), bootstrap_videos(part, task, seed=0)
         over_seeds = f" ± {short(float(scores.std(ddof=1)))} over {len(scores)} seeds" if len(scores) > 1 else " (one seed)"
-        lines.append(f"alpha {recipe['loss.alpha']:g} rho {recipe['sam.rho']:g}: macro F1 {short(float(scores.mean()))}{over_seeds}, 95 % interval over videos [{short(low)}, {short(high)}]")
+        lines.append(
+            f"alpha {recipe['loss.alpha']:g} rho {recipe['sam.rho']:g}: macro F1 {short(float(scores.mean()))}{over_seeds}, 95 % interval over videos [{short(low)}, {short(high)}]"
+        )
     lines.append(f"trivial: {short(float(constant['macro_f1']))} ({constant['answer']})")
     if config.split == "train":
         lines.append("these frames were trained on: this is no measure of how well a head does")

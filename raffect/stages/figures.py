@@ -19,7 +19,7 @@ from raffect.stages.runs import write_csv
 Rows = list[dict[str, Any]]
 
 INK, GRID, ACCENT, SECOND, MUTED = "#1f2933", "#d9dee4", "#1f6feb", "#d1495b", "#8a94a0"
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "font.size": 10, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.6, "figure.dpi": 120, "savefig.bbox": "tight", "legend.frameon": False, "axes.titlesize": 11, "axes.titlelocation": "left",
 }  # fmt: skip
@@ -43,8 +43,14 @@ def draw_alpha(rows: Rows, lines: dict[str, float], title: str, stem: Path) -> N
         alphas = sorted({row["alpha"] for row in part})
         values = [[row["macro_f1"] for row in part if row["alpha"] == alpha] for alpha in alphas]
         mean, sd = np.array([np.mean(v) for v in values]), np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values])
-        label = f"{name}, mean over {min(map(len, values))}-{max(map(len, values))} seeds" if min(map(len, values)) != max(map(len, values)) else f"{name}, mean over {len(values[0])} seeds"
-        axes.plot(alphas, mean, color=color, marker="o", markersize=4, linestyle="-" if shade else "--", label=label + (", band ± 1 sd" if shade else " (epoch chosen on validation)"))
+        label = (
+            f"{name}, mean over {min(map(len, values))}-{max(map(len, values))} seeds"
+            if min(map(len, values)) != max(map(len, values))
+            else f"{name}, mean over {len(values[0])} seeds"
+        )
+        axes.plot(
+            alphas, mean, color=color, marker="o", markersize=4, linestyle="-" if shade else "--", label=label + (", band ± 1 sd" if shade else " (epoch chosen on validation)")
+        )
         if shade:
             axes.fill_between(alphas, mean - sd, mean + sd, color=color, alpha=shade, linewidth=0)
             axes.scatter([row["alpha"] for row in part], [row["macro_f1"] for row in part], s=9, color=color, alpha=0.45, linewidths=0)

@@ -58,7 +58,11 @@ class Progress:
         elif time.monotonic() - self._said >= PLAIN_EVERY_S:
             self._said = time.monotonic()
             left = (self.total - self.done) / max(self._rate(), 1e-9)
-            print(f"{self.label}: {self.done:,} of {self.total:,} {self.unit}, {self._rate():,.0f}/s, about {format_seconds(left)} to go{self._note and f'; {self._note}'}", file=sys.stderr, flush=True)
+            print(
+                f"{self.label}: {self.done:,} of {self.total:,} {self.unit}, {self._rate():,.0f}/s, about {format_seconds(left)} to go{self._note and f'; {self._note}'}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def note(self, text: str) -> None:
         """Show ``text`` beside the count from now on."""

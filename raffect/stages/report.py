@@ -17,7 +17,7 @@ from raffect.errors import RaffectError
 from raffect.stages.dataset import output_names
 from raffect.stages.progress import format_seconds
 from raffect.stages.runs import RunFolder
-from raffect.stages.scores import CHOICE, NAMES, Record, Spread, finished, group_by_settings, short, spread
+from raffect.stages.scores import CHOICE, NAMES, Record, Spread, finished, group_by_settings, select_on_folds, short, spread
 
 PUBLISHED = {"expr": {"official baseline (VGG16)": 0.25, "Lin et al. 2024": 0.36}, "au": {"official baseline (VGG16)": 0.39, "Lin et al. 2024": 0.43}}
 """Macro F1 on Aff-Wild2's validation split (Lin et al. 2024, Table I); shown beside Aff-Wild2 itself only."""
@@ -40,7 +40,7 @@ class Run:
 
     folder: RunFolder
     env: dict[str, Any]
-    records: list[Record]
+    records: Sequence[Record]
     groups: list[list[Record]] = field(default_factory=list)
 
     @property
@@ -106,7 +106,9 @@ def table_one(runs: Sequence[Run]) -> list[str]:
         if (erm := _erm(run)) and erm[0]["id"] != records[0]["id"]:
             found = spread(erm, "last")
             assert found is not None  # every finished head has one
-            lines.append(f"| {task} | raffect, ERM | {NAMES['last']} | {short(found.mean)} | {f'± {short(found.sd)} ({found.heads})' if found.sd is not None else 'one seed'} | {_interval(found)} |")
+            lines.append(
+                f"| {task} | raffect, ERM | {NAMES['last']} | {short(found.mean)} | {f'± {short(found.sd)} ({found.heads})' if found.sd is not None else 'one seed'} | {_interval(found)} |"
+            )
         trivial = records[0]["trivial"]
         lines.append(f"| {task} | trivial: {trivial['answer']} | - | {short(trivial['macro_f1'])} | - | - |")
         if run.env["data"]["aff_wild2"]:
@@ -116,9 +118,8 @@ def table_one(runs: Sequence[Run]) -> list[str]:
 
 def headline(run: Run) -> list[Record]:
     """The settings a run stands for: what folds chose, else the paper's alpha where it is among them, else the first."""
-    chosen = _chosen_on_folds(run)
-    if chosen is not None:
-        return chosen
+    if (chosen := select_on_folds(run.groups, run.records)) is not None:
+        return list(chosen)
     at_paper = [group for group in run.groups if group[0]["recipe"]["loss.alpha"] == 0.3 and group[0]["recipe"]["sam.rho"] > 0]
     return (at_paper or run.groups)[0]
 
@@ -163,7 +164,13 @@ def _run_section(run: Run, plots: Path) -> list[str]:
     about = f"{describe(records[0], run)}, last epoch, {len(records)} seed(s)"
     class_rows = _class_rows(records)
     figures.draw_classes(class_rows, f"{task} F1 by {'class' if run.task == 'expr' else 'unit'}: {about}{mark}", plots / f"{stem}-classes")
-    lines += [f"### {'Classes' if run.task == 'expr' else 'Action units'}", "", f"{about}; mean over seeds, bars ± 1 sd, frames below the names.", "", *_picture(stem, "classes", "F1 by class")]
+    lines += [
+        f"### {'Classes' if run.task == 'expr' else 'Action units'}",
+        "",
+        f"{about}; mean over seeds, bars ± 1 sd, frames below the names.",
+        "",
+        *_picture(stem, "classes", "F1 by class"),
+    ]
     lines += _class_table(class_rows, run.task)
     if run.task == "expr":
         matrix = np.sum([record["scores"]["last"]["confusion"] for record in records], 0)
@@ -189,10 +196,14 @@ def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
 
 
 def _alpha_table(run: Run) -> list[str]:
-    lines = ["| settings | val-last | ± sd (seeds) | 95 % over videos | val-best |" + (" val-folds |" if _has_folds(run) else ""), "|---|---|---|---|---|" + ("---|" if _has_folds(run) else "")]
+    lines = [
+        "| settings | val-last | ± sd (seeds) | 95 % over videos | val-best |" + (" val-folds |" if _has_folds(run) else ""),
+        "|---|---|---|---|---|" + ("---|" if _has_folds(run) else ""),
+    ]
     for group in run.groups:
         last, best, chosen = (spread(group, name) for name in ("last", "best", "chosen"))
-        assert last is not None and best is not None  # every finished head has both
+        assert last is not None
+        assert best is not None
         sd = f"± {short(last.sd)} ({last.heads})" if last.sd is not None else "one seed"
         cells = [describe(group[0], run), short(last.mean), sd, _interval(last), short(best.mean), *([short(chosen.mean if chosen else None)] if _has_folds(run) else [])]
         lines.append(f"| {' | '.join(cells)} |")
@@ -234,20 +245,6 @@ def _score_rows(run: Run) -> list[dict[str, Any]]:
 
 def _erm(run: Run) -> list[Record] | None:
     return next((group for group in run.groups if group[0]["recipe"]["loss.alpha"] == 1.0 and group[0]["recipe"]["sam.rho"] == 0.0), None)
-
-
-def _chosen_on_folds(run: Run) -> list[Record] | None:
-    from raffect.stages.scores import choose_epoch
-
-    if not _has_folds(run):
-        return None
-    folds = [record for record in run.records if record["fold"] is not None]
-
-    def held_out(group: list[Record]) -> float:
-        recipes = [record["recipe"] for record in group]
-        return choose_epoch([record for record in folds if record["recipe"] in recipes])[1]
-
-    return max(run.groups, key=held_out)
 
 
 def _has_folds(run: Run) -> bool:

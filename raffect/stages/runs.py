@@ -1,15 +1,15 @@
 """The run folder: what training and sweeps leave, under fixed names.
 
-    config.toml        the command's settings; `raffect train RUN/config.toml --out NEW` repeats it
-    env.json           versions, commit, machine, and the facts of the data
-    members/<id>.json  one head's record: settings, curve, scores and counts of every video; written last
-    weights/<id>/{last,best,chosen}/   head.safetensors and config.json
-    state/             what unfinished packs go on from
-    members.csv, members.parquet       one row a head, with its curve
-    results.csv        one row a head and epoch
-    per_video.csv      one row a head and video
-    metrics.json       scores for programs
-    report.md, report.html, plots/     for people
+config.toml        the command's settings; `raffect train RUN/config.toml --out NEW` repeats it
+env.json           versions, commit, machine, and the facts of the data
+members/<id>.json  one head's record: settings, curve, scores and counts of every video; written last
+weights/<id>/{last,best,chosen}/   head.safetensors and config.json
+state/             what unfinished packs go on from
+members.csv, members.parquet       one row a head, with its curve
+results.csv        one row a head and epoch
+per_video.csv      one row a head and video
+metrics.json       scores for programs
+report.md, report.html, plots/     for people
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ def to_toml(config: LearnConfig) -> str:
     for name, value in _settings(config).items():
         group, _, key = name.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[key] = value
-    return tomli_w.dumps({name: value for name, value in nested.items() if not isinstance(value, dict)} | {name: value for name, value in nested.items() if isinstance(value, dict)})
+    return tomli_w.dumps(
+        {name: value for name, value in nested.items() if not isinstance(value, dict)} | {name: value for name, value in nested.items() if isinstance(value, dict)}
+    )
 
 
 def recipe_of(record: Mapping[str, Any]) -> Recipe:
@@ -198,10 +200,7 @@ def _video_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     task, counts = TASKS[record["recipe"]["task"]], np.array(record["videos"]["last"])
     frames = counts.sum((1, 2)) if task.name == "expr" else counts.sum(-1).max(-1)
     scores = macro_f1(counts, task)
-    return [
-        {"id": record["id"], "video": name, "frames": int(frames[k]), "macro_f1_over_all_classes": round(float(scores[k]), 4)}
-        for k, name in enumerate(record["video_names"])
-    ]
+    return [{"id": record["id"], "video": name, "frames": int(frames[k]), "macro_f1_over_all_classes": round(float(scores[k]), 4)} for k, name in enumerate(record["video_names"])]
 
 
 def _read_record(path: Path) -> dict[str, Any]:

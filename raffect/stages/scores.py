@@ -13,6 +13,9 @@ from raffect.model.metrics import bootstrap_videos
 
 Record = Mapping[str, Any]
 
+RUNNING, STOPPED = "running", "stopped"
+"""Status of a head that a scheduler may still stop, and of one that it has stopped; the others are "done" and "diverged"."""
+
 NAMES = {"last": "val-last", "best": "val-best", "chosen": "val-folds"}
 """What a snapshot's score on the validation split is called."""
 
@@ -105,3 +108,19 @@ def choose_epoch(records: Sequence[Record]) -> tuple[int, float]:
         return 0, 0.0
     mean = curves.mean(0)
     return int(mean.argmax()) + 1, float(mean.max())
+
+
+def select_on_folds(groups: Sequence[Sequence[Record]], records: Sequence[Record]) -> Sequence[Record] | None:
+    """The group whose settings score highest on held-out folds, at their own best epoch; None without folds.
+
+    Args:
+        groups: Of `group_by_settings`.
+        records: All records, those of folds among them.
+    """
+    folds = [record for record in records if record["fold"] is not None]
+
+    def held_out(group: Sequence[Record]) -> float:
+        recipes = [record["recipe"] for record in group]
+        return choose_epoch([record for record in folds if record["recipe"] in recipes])[1]
+
+    return max(groups, key=held_out) if folds else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,13 +96,12 @@ def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
     out = np.empty((len(rows), dim), np.float16)
     start = 0
     for shard, size in zip(item["shards"], item["sizes"], strict=True):
-        read_rows(Bank(bank), shard, rows[start : start + size], dim, out[start : start + size])
+        read_rows(Bank(Path(bank)), shard, rows[start : start + size], dim, out[start : start + size])
         start += size
     return pa.table({"x": pa.array([out.tobytes()], pa.large_binary())})
 
 
 def _available_memory() -> float:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(float(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as file:
+        return next(float(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     return float("inf")

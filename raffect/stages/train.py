@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from raffect.config import TrainConfig
 from raffect.data.atomic import write_atomic
 from raffect.errors import RaffectError
-from raffect.recipe import Recipe, plain, require, with_settings
+from raffect.recipe import Recipe, plain, with_settings
 from raffect.stages.dataset import Dataset, open_dataset
-from raffect.stages.packs import KeepEpochs, run_pack
+from raffect.stages.members import KeepEpochs, run_pack
 from raffect.stages.progress import Progress
-from raffect.stages.provenance import describe_run
 from raffect.stages.runs import Member, RunFolder
-from raffect.stages.scores import choose_epoch, finished, score_lines, spread
+from raffect.stages.scores import choose_epoch
+from raffect.stages.verdict import conclude_run
 
 _MAX_FAILURES = 3
 
@@ -44,7 +43,7 @@ def train(config: TrainConfig) -> list[str]:
     members = [Member(recipe) for recipe in recipes]
     _train_pack(config, dataset, folder, members, keep, "train")
     records = [record for member in members if (record := folder.read_record(member))]
-    return _finish(config, dataset, folder, records)
+    return conclude_run(config, dataset, folder, records)
 
 
 def fold_members(recipes: Sequence[Recipe], folds: int) -> list[Member]:
@@ -74,31 +73,13 @@ def epoch_note(entry: dict[str, Any]) -> str:
     return f"epoch {entry['epoch']} loss {sum(losses) / max(len(losses), 1):.3f} val F1 {sum(scores) / len(scores):.3f}"
 
 
-def _finish(config: TrainConfig, dataset: Dataset, folder: RunFolder, records: list[dict[str, Any]]) -> list[str]:
-    folder.write_tables(folder.read_records())
-    diverged, sound = [record for record in records if record["status"] == "diverged"], finished(records)
-    lines = [f"diverged: head {record['id']} (seed {record['recipe']['seed']}): {record['note']}" for record in diverged]
-    require(bool(sound), f"no head finished; {'; '.join(lines)}")
-    found = {name: spread(sound, name) for name in ("last", "best", "chosen")}
-    metrics = {
-        "run": describe_run(), "data": dataset.facts, "scores": {name: dataclasses.asdict(value) for name, value in found.items() if value},
-        "trivial": records[0]["trivial"], "heads": {record["id"]: {"seed": record["recipe"]["seed"], "status": record["status"], "scores": record["scores"]} for record in records},
-    }  # fmt: skip
-    write_atomic(folder.path / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
-    return [
-        *lines, *score_lines(sound, dataset.facts["stamp"]),
-        f"wrote {folder.path}: weights/, metrics.json, members.csv, results.csv, per_video.csv",
-        f"next: raffect report --runs {config.out}",
-    ]  # fmt: skip
-
-
 def _train_on_workers(config: TrainConfig, folder: RunFolder, members: list[Member], keep: KeepEpochs | None, label: str) -> None:
     """The same pack on several processes of Ray Train, which share every batch."""
     from raffect.stages.runtime import cluster_gpus, ray_session
 
     with ray_session(config.address):
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
         on_gpu = config.device != "cpu" and cluster_gpus() > 0
         if on_gpu and cluster_gpus() < config.num_workers and not config.address:
@@ -153,5 +134,3 @@ def read_failure(folder: RunFolder) -> str | None:
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__
-
-

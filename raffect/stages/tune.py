@@ -10,27 +10,24 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raffect.config import TuneConfig
-from raffect.data.atomic import write_atomic
 from raffect.errors import RaffectError
 from raffect.recipe import Recipe, flatten, plain, require
 from raffect.stages.dataset import Dataset, open_dataset
-from raffect.stages.packs import KeepEpochs, partition, run_pack
+from raffect.stages.members import KeepEpochs, partition, run_pack
 from raffect.stages.progress import Progress
-from raffect.stages.provenance import describe_run
 from raffect.stages.runs import Member, RunFolder
-from raffect.stages.scores import choose_epoch, finished, group_by_settings, short, spread
+from raffect.stages.scores import RUNNING, STOPPED, choose_epoch
 from raffect.stages.space import add_baseline, list_recipes, read_space
 from raffect.stages.train import epoch_note, fold_members
+from raffect.stages.verdict import conclude_sweep
 
 _CPU_PACK, _GPU_PACK = 8, 64
-RUNNING, STOPPED = "running", "stopped"
 
 
 def tune(config: TuneConfig) -> list[str]:
@@ -58,7 +55,7 @@ def tune(config: TuneConfig) -> list[str]:
             keep |= {Member(recipe).id: choose_epoch(found)[0] for recipe in group}
     members = [Member(recipe) for recipe in recipes]
     _sweep(config, dataset, folder, members, keep, "tune")
-    return _finish(config, dataset, folder, members, time.perf_counter() - start)
+    return conclude_sweep(config, dataset, folder, [record for member in members if (record := folder.read_record(member))], time.perf_counter() - start)
 
 
 def _alike(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
@@ -160,7 +157,14 @@ def run_trial(trial: dict[str, Any], job: dict[str, Any]) -> None:
         if stoppable:
             folder.write_record(_unfinished_record(dataset, members[0], history))
         heads = {_axis_text(member, job["axes"]): value for member, value in zip(members, entry["val_macro_f1"], strict=True) if value is not None}
-        report = {"epoch": entry["epoch"], "steps": entry["steps"], "wall_s": entry["wall_s"], "val_macro_f1": sum(scores) / max(len(scores), 1), "note": epoch_note(entry), "head": heads}
+        report = {
+            "epoch": entry["epoch"],
+            "steps": entry["steps"],
+            "wall_s": entry["wall_s"],
+            "val_macro_f1": sum(scores) / max(len(scores), 1),
+            "note": epoch_note(entry),
+            "head": heads,
+        }
         ray_tune.report(report | ({"train_loss": sum(losses) / len(losses)} if losses else {}))
 
     try:
@@ -244,62 +248,6 @@ def _require_trackers(track: Sequence[str]) -> None:
     for name in track:
         package = {"tensorboard": "tensorboardX"}.get(name, name)
         require(importlib.util.find_spec(package) is not None, f"--track {name}: not installed; `pip install 'raffect[{name}]'`, or leave it out")
-
-
-def _finish(config: TuneConfig, dataset: Dataset, folder: RunFolder, members: list[Member], wall_s: float) -> list[str]:
-    records = [record for member in members if (record := folder.read_record(member))]
-    folder.write_tables(folder.read_records())
-    having = finished(records)
-    require(bool(having), f"no head finished: {records[0]['note']}")
-    axes = [name for name in read_space(config.space) if name != "seed"] or ["loss.alpha"]
-    names = [*axes, *(["sam.rho"] if config.baseline and "sam.rho" not in axes else [])]
-    groups = group_by_settings(having)
-    rows = [{"settings": {name: group[0]["recipe"][name] for name in names}, **{key: value for key in ("last", "best", "chosen") if (value := spread(group, key))}} for group in groups]
-    best = max(rows, key=lambda row: row["last"].mean)
-    trivial = having[0]["trivial"]
-    lines = [_row_line(row, config) for row in rows]
-    lines += [f"trivial  {short(trivial['macro_f1'])} ({trivial['answer']})"]
-    lines += [f"highest val-last: {_settings_text(best['settings'])}, of {len(rows)} settings compared on the validation split itself, so optimistic"]
-    selected = _select_on_folds(config, folder, groups) if config.select == "folds" else None
-    if selected is not None:
-        settings = {name: selected[0]["recipe"][name] for name in names}
-        chosen = spread(selected, "chosen")
-        lines += [f"chosen on folds:  {_settings_text(settings)}, val-folds macro F1 {chosen.text() if chosen else '-'}; neither settings nor epoch saw the validation split"]
-    metrics = {
-        "run": describe_run(), "data": dataset.facts, "wall_s": wall_s, "trivial": trivial,
-        "settings": [{**row, **{key: dataclasses.asdict(row[key]) for key in ("last", "best", "chosen") if key in row}} for row in rows],
-        "selected_on_folds": {"settings": settings, "score": dataclasses.asdict(chosen) if chosen else None} if selected is not None else None,
-    }  # fmt: skip
-    write_atomic(folder.path / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
-    stamp = dataset.facts["stamp"]
-    others = {status: sum(record["status"] == status for record in records) for status in ("diverged", STOPPED)}
-    return [
-        f"{config.task.upper()}: {len(records)} heads on {dataset.facts['train']['frames']:,} frames, judged on {dataset.facts['validation']['frames']:,} frames of {dataset.facts['validation']['videos']} other videos"
-        + "".join(f"; {count} {status} and left out, see members.csv" for status, count in others.items() if count),
-        *lines, *([f"stamp: {stamp}"] if stamp else []), f"wrote {folder.path}: members.csv, members.parquet, results.csv, metrics.json" + (", weights/" if config.save_heads else ""),
-        f"next: raffect report --runs {config.out}",
-    ]  # fmt: skip
-
-
-def _select_on_folds(config: TuneConfig, folder: RunFolder, groups: list[list[Any]]) -> list[Any]:
-    """The group with the highest score on held-out folds, at each one's own best epoch."""
-    folds = [record for record in folder.read_records() if record["fold"] is not None and record["num_folds"] == config.folds]
-
-    def held_out(group: list[Any]) -> float:
-        recipes = [record["recipe"] for record in group]
-        return choose_epoch([record for record in folds if record["recipe"] in recipes])[1]
-
-    return max(groups, key=held_out)
-
-
-def _row_line(row: dict[str, Any], config: TuneConfig) -> str:
-    erm = row["settings"].get("loss.alpha") == 1.0 and row["settings"].get("sam.rho") == 0.0 and config.baseline
-    parts = [f"{_settings_text(row['settings'])}{' (ERM)' if erm else ''}", f"val-last {row['last'].text()}", f"val-best {short(row['best'].mean)}"]
-    return "  ".join([*parts, f"val-folds {short(row['chosen'].mean)}"] if "chosen" in row else parts)
-
-
-def _settings_text(settings: dict[str, Any]) -> str:
-    return " ".join(f"{name.rpartition('.')[2]} {value:g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}" for name, value in settings.items())
 
 
 def _last_line(error: BaseException) -> str:

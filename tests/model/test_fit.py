@@ -9,8 +9,8 @@ from raffect.data.labels import EXPR
 from raffect.errors import RaffectError
 from raffect.model.fit import count, fit
 from raffect.model.head import build_head, member_state
-from raffect.model.learner import count_labels
 from raffect.model.metrics import trivial
+from raffect.model.objective import count_labels
 from raffect.model.pack import Layout
 from raffect.recipe import with_settings
 
@@ -81,7 +81,7 @@ def kill_after(epochs):
     return on_epoch
 
 
-@pytest.mark.parametrize("stop", (1, 2, 4))
+@pytest.mark.parametrize("stop", [1, 2, 4])
 def test_going_on_after_a_kill_is_bit_identical_to_never_having_stopped(tmp_path, stop):
     recipes = [make_recipe(seed=s, epochs=5, loss__alpha=a) for s, a in ((0, 0.3), (1, 1.0), (1, 0.1))]
     state = tmp_path / "state.safetensors"
@@ -100,7 +100,11 @@ def test_going_on_after_a_kill_is_bit_identical_to_never_having_stopped(tmp_path
 
 @pytest.mark.parametrize(
     ("change", "match"),
-    [(lambda r, o: (with_settings(r, {"loss.alpha": 0.4}), o), "other recipes"), (lambda r, o: (r, o | {"fingerprint": "other"}), "other data"), (lambda r, o: (r, o | {"dtype": torch.float64}), "other dtype")],
+    [
+        (lambda r, o: (with_settings(r, {"loss.alpha": 0.4}), o), "other recipes"),
+        (lambda r, o: (r, o | {"fingerprint": "other"}), "other data"),
+        (lambda r, o: (r, o | {"dtype": torch.float64}), "other dtype"),
+    ],
 )
 def test_a_state_of_something_else_is_refused(tmp_path, change, match):
     recipe, options = make_recipe(epochs=3), {"state_path": tmp_path / "s", "save_every_s": 0, "fingerprint": "this"}

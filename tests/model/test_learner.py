@@ -10,8 +10,9 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from raffect.model.head import Head, build_head, member_state
-from raffect.model.learner import Learner, Rows, count_labels, learning_rate, require_one_pack
+from raffect.model.learner import Learner, Rows, learning_rate, require_one_pack
 from raffect.model.losses import cvar, sigmoid_losses, softmax_losses
+from raffect.model.objective import count_labels
 from raffect.model.pack import Layout, Pack, fold, predict
 from raffect.model.workers import Workers
 from raffect.recipe import OptimConfig, Recipe, with_settings
@@ -126,6 +127,7 @@ def weights_of(net, layout):
         {"sam__rho": 0.0, "loss__alpha": 1.0, "head__dropout": 0.0},
         {"sam__rho": 0.5, "head__dropout": 0.0},
         {"sam__redraw_dropout": True, "sam__rho": 0.2},
+        {"sam__rho": 0.5, "batch_size": 32},  # more frames than units: SAM's step is written out
         {"optim__name": "adamw", "optim__weight_decay": 0.1, "head__init": "torch"},
         {"optim__weight_decay": 0.1, "task": "au"},
         {"task": "au", "loss__alpha": 0.1, "head__depth": 1},
@@ -140,9 +142,9 @@ def test_a_pack_of_one_equals_a_plain_torch_loop_step_for_step(settings):
     learner.set_epoch(0)
     order = learner._order(len(rows), 0)[0]
     for step, _ in enumerate(learner.run_resident(rows, 0)):
-        index = torch.from_numpy(order[step * 16 : (step + 1) * 16])
+        index = torch.from_numpy(order[step * recipe.batch_size : (step + 1) * recipe.batch_size])
         counter = torch.tensor(step, dtype=torch.int32)
-        first, second = (scale if scale is None else scale[0] for scale in (learner._dropout.draw(counter, second=k) for k in (False, True)))
+        first, second = (scale if scale is None else scale[0].clone() for scale in (learner.dropout.draw(counter, second=k) for k in (False, True)))
         textbook.step(rows.x[index].double(), rows.y[index], first, second)
         ours, theirs = learner.pack.weights[0], weights_of(textbook.net, layout_of(recipe))
         if recipe.optim.weight_decay and recipe.optim.name == "adam":
@@ -171,9 +173,12 @@ def test_eq_2_as_printed_equals_the_textbook_too():
     assert torch.allclose(ours[kept], theirs[kept], atol=1e-8)
 
 
-@pytest.mark.parametrize("task", ("expr", "au"))
+@pytest.mark.parametrize("task", ["expr", "au"])
 def test_a_member_does_not_depend_on_its_pack(task):
-    recipes = [make_recipe(task, seed=s, loss__alpha=a, sam__rho=r, optim__lr=lr, head__dropout=d) for s, a, r, lr, d in ((0, 0.3, 0.05, 1e-3, 0.6), (0, 1.0, 0.0, 1e-2, 0.0), (3, 0.1, 0.5, 1e-3, 0.3))]
+    recipes = [
+        make_recipe(task, seed=s, loss__alpha=a, sam__rho=r, optim__lr=lr, head__dropout=d)
+        for s, a, r, lr, d in ((0, 0.3, 0.05, 1e-3, 0.6), (0, 1.0, 0.0, 1e-2, 0.0), (3, 0.1, 0.5, 1e-3, 0.3))
+    ]
     recipes.append(with_settings(recipes[0], {"loss.weighting": "inverse", "loss.logit_adjustment": 1.0, "optim.weight_decay": 0.01, "optim.schedule": "released"}))
     rows = make_rows(task)
     together = run(make_learner(recipes, rows, torch.float32), rows)
@@ -187,7 +192,7 @@ def test_a_member_does_not_depend_on_its_pack(task):
 def test_members_of_one_seed_share_batches_and_masks():
     recipes = [make_recipe(loss__alpha=alpha, head__dropout=rate) for alpha, rate in ((0.3, 0.6), (1.0, 0.6), (1.0, 0.2))] + [make_recipe(seed=1)]
     learner = make_learner(recipes, make_rows())
-    masks = learner._dropout.draw(torch.tensor(4, dtype=torch.int32), second=False)
+    masks = learner.dropout.draw(torch.tensor(4, dtype=torch.int32), second=False)
     assert torch.equal(masks[0], masks[1])
     assert ((masks[2] > 0) | (masks[0] == 0)).all()  # what the lower rate drops, the higher one drops as well
     assert not torch.equal(masks[0], masks[3])
@@ -202,7 +207,7 @@ def test_alpha_one_without_sam_is_plain_adam_on_the_mean():
     adam = torch.optim.Adam(net.parameters(), lr=1e-3)
     order = learner._order(len(rows), 0)[0]
     for step, _ in enumerate(learner.run_resident(rows, 0)):
-        index = torch.from_numpy(order[step * 16 : (step + 1) * 16])
+        index = torch.from_numpy(order[step * recipe.batch_size : (step + 1) * recipe.batch_size])
         adam.zero_grad()
         nn.functional.cross_entropy(net(rows.x[index].double()), rows.y[index]).backward()
         adam.step()
@@ -284,7 +289,7 @@ def test_members_that_cannot_share_a_pack_are_refused():
         require_one_pack([make_recipe(), make_recipe(head__width=8)])
 
 
-@pytest.mark.parametrize("task", ("expr", "au"))
+@pytest.mark.parametrize("task", ["expr", "au"])
 def test_resume_is_bit_identical(task):
     recipes = [make_recipe(task, seed=s, loss__alpha=a) for s, a in ((0, 0.3), (1, 1.0))]
     rows = make_rows(task)

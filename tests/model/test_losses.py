@@ -36,7 +36,7 @@ def test_cvar_is_the_minimum_of_eq_1_over_lambda(values, alpha):
     assert ours == pytest.approx(min(eq_1(values, alpha, lam) for lam in values), rel=1e-12)
 
 
-@pytest.mark.parametrize("alpha", (0.1, 0.3, 0.55, 1.0))
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.55, 1.0])
 def test_cvar_is_the_optimum_of_its_linear_program(alpha):
     values = np.random.default_rng(1).exponential(size=11)
     n = len(values)
@@ -45,7 +45,7 @@ def test_cvar_is_the_optimum_of_its_linear_program(alpha):
     assert cvar(torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)).item() == pytest.approx(-found.fun, rel=1e-9)
 
 
-@pytest.mark.parametrize("alpha", (0.1, 0.3, 0.5))
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5])
 def test_cvar_agrees_with_a_search_for_lambda_as_released(alpha):
     values = np.random.default_rng(2).exponential(size=32)
     searched = eq_1(values, alpha, fminbound(lambda lam: eq_1(values, alpha, lam), values.min(), values.max(), xtol=1e-10))
@@ -71,7 +71,7 @@ def test_each_member_has_its_own_alpha():
     assert torch.equal(together, torch.cat([cvar(loss[p : p + 1], alpha[p : p + 1]) for p in range(4)]))
 
 
-@pytest.mark.parametrize("alpha", (0.05, 0.3, 0.77, 1.0))
+@pytest.mark.parametrize("alpha", [0.05, 0.3, 0.77, 1.0])
 def test_gradient_of_cvar_agrees_with_finite_differences(alpha):
     loss = torch.tensor(np.random.default_rng(3).permutation(13) * 0.37 + 0.1, dtype=torch.float64)[None].requires_grad_()
     mask = torch.ones(1, 13, dtype=torch.bool)
@@ -130,7 +130,7 @@ def test_frame_means_leave_out_unlabelled_units_and_frames():
     assert known.tolist() == [[True, True, False]]
 
 
-@pytest.mark.parametrize("kind", ("none", "inverse", "effective"))
+@pytest.mark.parametrize("kind", ["none", "inverse", "effective"])
 def test_class_weights_average_to_one_over_frames(kind):
     counts = torch.tensor([1000, 10, 0, 500])
     weights = class_weights(counts, kind, 0.999)
@@ -153,6 +153,6 @@ def test_shifts_are_log_priors_and_log_odds():
     assert unit_shift(torch.tensor([1]), torch.tensor([4])).exp().item() == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("module", (losses, sam))
+@pytest.mark.parametrize("module", [losses, sam])
 def test_examples_in_docstrings_run(module):
     assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0

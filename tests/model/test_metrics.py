@@ -25,7 +25,7 @@ def count_expr(truth, guess, video, videos=6):
     return count_confusion(torch.from_numpy(truth), torch.from_numpy(guess), torch.from_numpy(video), videos, 8).numpy()
 
 
-@pytest.mark.parametrize("classes", (range(8), (0, 7), (3,), (0, 1, 2)))
+@pytest.mark.parametrize("classes", [range(8), (0, 7), (3,), (0, 1, 2)])
 @pytest.mark.parametrize("seed", range(5))
 def test_expr_scores_are_scikit_learns(seed, classes):
     truth, guess, video = expr_case(seed, classes=classes)

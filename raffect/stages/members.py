@@ -17,15 +17,16 @@ from raffect.data.labels import TASKS
 from raffect.model.checkpoint import save_head
 from raffect.model.fit import Fitted, count, fit
 from raffect.model.head import member_state
-from raffect.model.learner import PACK_WIDE, Rows, count_labels
+from raffect.model.learner import PACK_WIDE, Rows
 from raffect.model.metrics import bootstrap_videos, score, trivial
+from raffect.model.objective import count_labels
 from raffect.model.pack import Layout
 from raffect.model.workers import Workers
 from raffect.recipe import flatten
 from raffect.stages.dataset import Dataset, check_trainable, labels_of, output_names, pick_device, read_rows
 from raffect.stages.provenance import git_commit, versions
-from raffect.stages.runtime import ray_session
 from raffect.stages.runs import SCORES, Member, RunFolder
+from raffect.stages.runtime import ray_session
 from raffect.stages.stream import RayStream, must_stream
 
 KeepEpochs = Mapping[str, int]
@@ -104,7 +105,13 @@ def run_pack(
                 state_path=state_path, fingerprint=dataset.fingerprint, save_every_s=save_every_s, on_step=on_step, on_epoch=on_epoch,
             )  # fmt: skip
             if workers.rank == 0:
-                about = {"device": describe_device(device), "threads": torch.get_num_threads(), "num_workers": workers.size, "streamed": stream, "wall_s": time.perf_counter() - start}
+                about = {
+                    "device": describe_device(device),
+                    "threads": torch.get_num_threads(),
+                    "num_workers": workers.size,
+                    "streamed": stream,
+                    "wall_s": time.perf_counter() - start,
+                }
                 _record(dataset, folder, group, fitted, judged, validation.videos, about, save_heads and first.fold is None)
                 state_path.unlink(missing_ok=True)
 

@@ -1,0 +1,111 @@
+"""What a run or a sweep found: tables and metrics.json in its folder, and lines for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raffect.config import LearnConfig, TrainConfig, TuneConfig
+from raffect.data.atomic import write_atomic
+from raffect.recipe import require
+from raffect.stages.dataset import Dataset
+from raffect.stages.provenance import describe_run
+from raffect.stages.runs import SCORES, RunFolder
+from raffect.stages.scores import STOPPED, Record, Spread, finished, group_by_settings, score_lines, select_on_folds, short, spread
+from raffect.stages.space import read_space
+
+
+@dataclass(frozen=True)
+class Row:
+    """Heads of one setting.
+
+    Attributes:
+        settings: What tells them from others, by dotted name.
+        scores: By snapshot; ``last`` is always there.
+    """
+
+    settings: Mapping[str, Any]
+    scores: Mapping[str, Spread]
+
+    def text(self) -> str:
+        """One line of a sweep's table."""
+        erm = self.settings.get("loss.alpha") == 1.0 and self.settings.get("sam.rho") == 0.0
+        parts = [f"{settings_text(self.settings)}{' (ERM)' if erm else ''}", f"val-last {self.scores['last'].text()}", f"val-best {short(self.scores['best'].mean)}"]
+        return "  ".join([*parts, f"val-folds {short(self.scores['chosen'].mean)}"] if "chosen" in self.scores else parts)
+
+
+def conclude_run(config: TrainConfig, dataset: Dataset, folder: RunFolder, records: Sequence[Record]) -> list[str]:
+    """Write a run's tables and scores.
+
+    Returns:
+        The scores, for people.
+
+    Raises:
+        RaffectError: If no head was trained to the end.
+    """
+    folder.write_tables(folder.read_records())
+    lines = [f"diverged: head {record['id']} (seed {record['recipe']['seed']}): {record['note']}" for record in records if record["status"] == "diverged"]
+    sound = finished(records)
+    require(bool(sound), f"no head finished; {'; '.join(lines)}")
+    heads = {record["id"]: {"seed": record["recipe"]["seed"], "status": record["status"], "scores": record["scores"]} for record in records}
+    _write_metrics(dataset, folder, {"trivial": sound[0]["trivial"], "scores": _as_json(_spreads(sound)), "heads": heads})
+    wrote = f"wrote {folder.path}: weights/, metrics.json, members.csv, results.csv, per_video.csv"
+    return [*lines, *score_lines(sound, dataset.facts["stamp"]), wrote, _next(config)]
+
+
+def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, records: Sequence[Record], wall_s: float) -> list[str]:
+    """Write a sweep's tables and scores; see `conclude_run`."""
+    folder.write_tables(folder.read_records())
+    sound = finished(records)
+    require(bool(sound), f"no head finished: {records[0]['note']}")
+    axes = [name for name in read_space(config.space) if name != "seed"] or ["loss.alpha"]
+    names = [*axes, *(name for name in ("loss.alpha", "sam.rho") if config.baseline and name not in axes)]
+    groups = group_by_settings(sound)
+    rows = [Row(_settings(group, names), _spreads(group)) for group in groups]
+    best, trivial = max(rows, key=lambda row: row.scores["last"].mean), sound[0]["trivial"]
+    facts, others = dataset.facts, {status: sum(record["status"] == status for record in records) for status in ("diverged", STOPPED)}
+    lines = [
+        f"{config.task.upper()}: {len(records)} heads on {facts['train']['frames']:,} frames, judged on {facts['validation']['frames']:,} frames of {facts['validation']['videos']} other videos"
+        + "".join(f"; {count} {status} and left out, see members.csv" for status, count in others.items() if count),
+        *(row.text() for row in rows),
+        f"trivial  {short(trivial['macro_f1'])} ({trivial['answer']})",
+        f"highest val-last: {settings_text(best.settings)}, of {len(rows)} settings compared on the validation split itself, so optimistic",
+    ]
+    metrics = {"wall_s": wall_s, "trivial": trivial, "settings": [{"settings": dict(row.settings), "scores": _as_json(row.scores)} for row in rows]}
+    selected = select_on_folds(groups, [record for record in folder.read_records() if record["num_folds"] in (0, config.folds)]) if config.select == "folds" else None
+    if selected is not None:
+        row = Row(_settings(selected, names), _spreads(selected))
+        lines.append(f"chosen on folds:  {settings_text(row.settings)}, val-folds macro F1 {row.scores['chosen'].text()}; neither settings nor epoch saw the validation split")
+        metrics["selected_on_folds"] = {"settings": dict(row.settings), "scores": _as_json(row.scores)}
+    _write_metrics(dataset, folder, metrics)
+    lines += [f"stamp: {facts['stamp']}"] if facts["stamp"] else []
+    wrote = f"wrote {folder.path}: members.csv, members.parquet, results.csv, metrics.json" + (", weights/" if config.save_heads else "")
+    return [*lines, wrote, _next(config)]
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """``alpha 0.3 rho 0.05``."""
+    return " ".join(f"{name.rpartition('.')[2]} {value:g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}" for name, value in settings.items())
+
+
+def _settings(group: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
+    return {name: group[0]["recipe"][name] for name in names}
+
+
+def _spreads(group: Sequence[Record]) -> dict[str, Spread]:
+    return {name: value for name in SCORES if (value := spread(group, name))}
+
+
+def _as_json(scores: Mapping[str, Spread]) -> dict[str, Any]:
+    return {name: dataclasses.asdict(value) for name, value in scores.items()}
+
+
+def _write_metrics(dataset: Dataset, folder: RunFolder, found: Mapping[str, Any]) -> None:
+    write_atomic(folder.path / "metrics.json", (json.dumps({"run": describe_run(), "data": dataset.facts, **found}, indent=1) + "\n").encode())
+
+
+def _next(config: LearnConfig) -> str:
+    return f"next: raffect report --runs {config.out}"
