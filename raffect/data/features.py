@@ -75,8 +75,10 @@ class FeatureIndex:
         return len(self.shard)
 
     def select(self, keep: np.ndarray) -> FeatureIndex:
-        """Only some frames; ``keep`` is a mask of shape (N,)."""
-        return replace(self, shard=self.shard[keep], row=self.row[keep], y=self.y[keep], video=self.video[keep], frame=self.frame[keep])
+        """Only some frames, and the videos they belong to; ``keep`` is a mask of shape (N,)."""
+        numbers, video = np.unique(self.video[keep], return_inverse=True)
+        names = [self.videos[number] for number in numbers]
+        return replace(self, shard=self.shard[keep], row=self.row[keep], y=self.y[keep], video=video.astype(np.int32), frame=self.frame[keep], videos=names)
 
     def read(self, memmap: Path | None = None, threads: int | None = None) -> np.ndarray:
         """All features, each shard read once, straight into place: float16, shape (N, dim)."""

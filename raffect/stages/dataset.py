@@ -108,16 +108,25 @@ def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Rows:
     return Rows(torch.from_numpy(x).to(device), torch.from_numpy(labels_of(index, task)).to(device), torch.from_numpy(index.video.astype(np.int64)).to(device), len(index.videos))
 
 
-def check_finite(x: np.ndarray, index: FeatureIndex) -> None:
-    """Refuse NaN and infinity by the frame that has them: one such feature makes every weight NaN within an epoch."""
+def check_finite(x: np.ndarray, index: FeatureIndex, rows: np.ndarray | None = None) -> None:
+    """Refuse NaN and infinity by the frame that has them: one such feature makes every weight NaN within an epoch.
+
+    Args:
+        x: Features, shape (N, dim).
+        index: What they are of.
+        rows: Row of ``index`` of each feature, shape (N,); all in order by default.
+
+    Raises:
+        RaffectError: Names the first one.
+    """
     for start in range(0, len(x), _CHECKED_ROWS):
         part = x[start : start + _CHECKED_ROWS].view(np.uint16)
         bad = ((part & 0x7C00) == 0x7C00).any(axis=1)
         if bad.any():
             row = start + int(bad.argmax())
-            count = f"{int(bad.sum())} of {len(part)} features from there on" if bad.sum() > 1 else "one feature"
+            row = row if rows is None else int(rows[row])
             raise RaffectError(
-                f"{index.bank.path}: the feature of {index.videos[index.video[row]]} frame {index.frame[row]} is not finite ({count}); encode with --encoder.precision float32 into a new bank"
+                f"{index.bank.path}: the feature of {index.videos[index.video[row]]} frame {index.frame[row]} is not finite, and perhaps others; encode with --encoder.precision float32 into a new bank"
             )
 
 

@@ -67,7 +67,7 @@ class RayStream:
         y_left = self.y[:0]
         for number, (window, x) in enumerate(self._read(self.windows(epoch))):
             rows = np.concatenate([np.arange(start, stop) for _, start, stop in window])
-            check_finite(x, self.index.select(rows))
+            check_finite(x, self.index, rows)
             order = np.random.default_rng([self.seed, epoch, number]).permutation(len(rows))
             x, y = np.concatenate([x_left, x[order]]), np.concatenate([y_left, self.y[rows[order]]])
             whole = len(x) // self.batch_size * self.batch_size

@@ -1,0 +1,294 @@
+"""Train, evaluate and tune as a user runs them: on a small bank of drawn faces and on banks made to be bad."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from raffect.cli import main
+from raffect.data.bank import Bank, Identity
+from raffect.data.features import read_features
+from raffect.data.labels import AU, EXPR
+from raffect.data.tables import read_labels, write_table
+from raffect.model.checkpoint import load_head
+from raffect.stages.dataset import open_dataset
+from raffect.stages.stream import RayStream
+
+DIM = 24
+IDENTITY = Identity(model="m", weights_sha256="a" * 64, weights="random:0", preprocess={"size": 4}, precision="float32", dim=DIM, stamp="made by a test")
+LEARN = ["--loss.alpha", "1", "--optim.lr", "0.01", "--head.dropout", "0", "--epochs", "10"]
+FAST = ["--epochs", "3", "--head.width", "16", "--head.depth", "2", "--device", "cpu"]
+
+
+def make_data(folder: Path, seed=0, videos=12, length=40, change=None):
+    """A bank whose features carry the labels of both tasks, and the label tables."""
+    rng = np.random.default_rng(seed)
+    names = [f"v{k:02d}" for k in range(videos) for _ in range(length)]
+    frames = np.tile(np.arange(1, length + 1), videos).astype(np.int32)
+    expr = rng.integers(0, 8, len(names))
+    x = rng.normal(size=(len(names), DIM))
+    x[np.arange(len(names)), expr] += 2.5
+    au = (x[:, 8:20] > 0.3).astype(np.int8)
+    au[rng.random(au.shape) < 0.05] = -1
+    x = x.astype(np.float16)
+    if change is not None:
+        change(x, expr, au)
+    split = np.where(np.repeat(np.arange(videos) % 3 == 2, length), "validation", "train")
+    manifest = pa.table({"video": names, "frame": frames, "path": names, "root": names})
+    bank = Bank(folder / "bank")
+    plan = bank.extend_plan(manifest, 64)
+    bank.claim(IDENTITY)
+    for shard in range(plan.num_shards):
+        rows = slice(plan.offsets[shard], plan.offsets[shard + 1])
+        bank.commit(shard, plan.rows(shard), x[rows], {}, IDENTITY)
+    keys = {"video": pa.array(names).dictionary_encode(), "frame": frames, "split": pa.array(split).dictionary_encode()}
+    meta = {"raffect": "labels/1", "edition": "test", "digest": "", "synthetic": "true"}
+    write_table(pa.table(keys | {"expression": expr.astype(np.int8)}), folder / "labels" / "expr.parquet", meta | {"task": "expr"})
+    write_table(pa.table(keys | {name: au[:, k] for k, name in enumerate(AU.columns)}), folder / "labels" / "au.parquet", meta | {"task": "au"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("learn"))
+
+
+def words(command, data, out, *more, recipe="paper", task="expr"):
+    return [command, recipe, "--task", task, "--bank", str(data / "bank"), "--labels", str(data), "--out", str(out), *FAST, *more]
+
+
+def scores_of(out):
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_a_run_folder_holds_everything_and_its_heads_score_what_it_says(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(words("train", data, out, "--num-seeds", "2", *LEARN)) == 0
+    text = capsys.readouterr().out
+    assert "EXPR val-last" in text
+    assert "over 2 seeds" in text
+    assert "EXPR trivial" in text
+    assert "stamp: made by a test" in text
+    assert {"config.toml", "env.json", "members", "weights", "members.csv", "members.parquet", "results.csv", "per_video.csv", "metrics.json"} <= {p.name for p in out.iterdir()}
+    assert not list((out / "state").glob("*")) if (out / "state").exists() else True
+    validation = read_features(Bank(data / "bank"), read_labels(data / "labels" / "expr.parquet"), EXPR, "validation")
+    for member, about in scores_of(out)["heads"].items():
+        head, config = load_head(out / "weights" / member / "last")
+        guess = head(torch.from_numpy(validation.x).float()).argmax(1).numpy()
+        expected = f1_score(validation.y[:, 0], guess, labels=range(8), average="macro", zero_division=0)
+        assert about["scores"]["last"]["macro_f1"] == pytest.approx(expected, abs=1e-9)
+        assert config["validation"]["macro_f1"] == about["scores"]["last"]["macro_f1"]
+        assert config["encoder"]["weights_sha256"] == IDENTITY.weights_sha256
+        assert config["outputs"][0] == "Neutral"
+        assert {"recipe", "versions", "git_commit", "data", "stamp"} <= config.keys()
+    assert expected > 0.4
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert len(rows) == 20
+    assert len(pq.read_table(out / "members.parquet")) == 2
+    assert {row["video"] for row in csv.DictReader((out / "per_video.csv").open())} == set(validation.videos)
+
+
+def test_training_twice_trains_once_and_config_toml_repeats_it(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(words("train", data, out, recipe="released")) == 0
+    first, stamps = capsys.readouterr().out, {p: p.stat().st_mtime_ns for p in (out / "weights").rglob("*") if p.is_file()}
+    assert main(words("train", data, out, recipe="released")) == 0
+    assert capsys.readouterr().out == first
+    assert {p: p.stat().st_mtime_ns for p in (out / "weights").rglob("*") if p.is_file()} == stamps
+    assert main(["train", str(out / "config.toml"), "--out", str(tmp_path / "again")]) == 0
+    for file in (out / "weights").rglob("head.safetensors"):
+        assert file.read_bytes() == (tmp_path / "again" / file.relative_to(out)).read_bytes()
+
+
+def test_a_run_folder_of_other_settings_or_data_is_refused(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(words("train", data, out)) == 0
+    assert main(words("train", data, out, "--loss.alpha", "0.5")) == 2
+    assert "a run with loss.alpha 0.3, this one has 0.5; name a new folder" in capsys.readouterr().err
+    other = make_data(tmp_path / "other", seed=1)
+    assert main(words("train", other, out)) == 2
+    assert "a run on other data" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    assert main(words("train", data, tmp_path / "mine")) == 2
+    assert "exists and is no run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["expr", "au"])
+def test_folds_choose_the_epoch_without_the_validation_split(data, tmp_path, capsys, task):
+    out = tmp_path / "run"
+    assert main(words("train", data, out, "--select", "folds", "--folds", "3", task=task)) == 0
+    text = capsys.readouterr().out
+    assert f"{task.upper()} val-folds" in text
+    records = [json.loads(path.read_text()) for path in (out / "members").glob("*.json")]
+    folds = [record for record in records if record["fold"] is not None]
+    held_out = [set(record["video_names"]) for record in folds]
+    assert len(folds) == 3
+    assert set.union(*held_out) == {f"v{k:02d}" for k in range(12) if k % 3 != 2}
+    assert sum(map(len, held_out)) == 8  # no video in two folds
+    chosen = next(record for record in records if record["fold"] is None)["scores"]["chosen"]["epoch"]
+    assert chosen == int(np.mean([record["history"]["val_macro_f1"] for record in folds], 0).argmax()) + 1
+    assert load_head(next((out / "weights").glob("*/chosen")))[1]["epoch"] == chosen
+
+
+def nan_feature(x, expr, au):
+    x[100, 3] = np.nan
+
+
+def one_class(x, expr, au):
+    expr[:] = 4
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "match"),
+    [
+        (nan_feature, [], "the feature of v02 frame 21 is not finite"),
+        (one_class, [], "one class only (Happiness"),
+        (None, ["--batch-size", "512"], "fewer than --batch-size 512"),
+        (None, ["--select", "folds", "--folds", "50"], "--folds 50: the training split has 8 videos"),
+        (None, ["--optim.lr", "1e30"], "the loss was no longer finite at step"),
+        (None, ["--device", "cuda"], "--device cuda: torch sees no CUDA device"),
+    ],
+    ids=["nan", "one class", "batch", "folds", "diverged", "cuda"],
+)
+def test_bad_data_and_settings_are_one_line(tmp_path, capsys, change, more, match):
+    if "--device" in more and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    folder = make_data(tmp_path / "bad", change=change)
+    assert main(words("train", folder, tmp_path / "run", *more)) == 2
+    err = capsys.readouterr().err
+    assert match in err
+    assert "Traceback" not in err
+
+
+def test_labels_that_do_not_fit_are_named(data, tmp_path, capsys):
+    base = ["--task", "au", "--bank", str(data / "bank"), "--out", str(tmp_path / "run"), *FAST]
+    assert main(["train", "paper", *base, "--labels", str(data / "labels" / "expr.parquet")]) == 2
+    assert "labels of task expr, not au" in capsys.readouterr().err
+    assert main(["train", "paper", *base, "--labels", str(tmp_path / "gone")]) == 2
+    assert "no such label table" in capsys.readouterr().err
+    table = read_labels(data / "labels" / "au.parquet")
+    empty = table.filter(pa.compute.equal(table["split"].cast(pa.string()), "train"))
+    write_table(empty, tmp_path / "labels" / "au.parquet", {"task": "au"})
+    assert main(["train", "paper", *base, "--labels", str(tmp_path)]) == 2
+    assert "no frame of au validation has both a label and a feature" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tmp_path, capsys, monkeypatch):
+    from raffect.data import atomic
+
+    def refuse(path):
+        if "safetensors" in path.name:
+            raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(atomic, "_sync", refuse)
+    assert main(words("train", data, tmp_path / "run")) == 2
+    err = capsys.readouterr().err
+    assert "No space left on device" in err
+    assert "Traceback" not in err
+    assert not list((tmp_path / "run").rglob("head.safetensors"))
+    monkeypatch.undo()
+    assert main(words("train", data, tmp_path / "run")) == 0
+
+
+def test_evaluate_scores_a_run_a_head_and_the_training_split(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(words("train", data, out, "--num-seeds", "2")) == 0
+    capsys.readouterr()
+    base = ["evaluate", "--bank", str(data / "bank"), "--labels", str(data), "--device", "cpu"]
+    assert main([*base, "--run", str(out), "--out", str(tmp_path / "judged")]) == 0
+    text = capsys.readouterr().out
+    assert "over 2 seeds" in text
+    assert "Happiness" in text
+    judged = json.loads((tmp_path / "judged" / "metrics.json").read_text())
+    recorded = scores_of(out)["heads"]
+    assert {head["member"]: head["macro_f1"] for head in judged["heads"]} == {member: about["scores"]["last"]["macro_f1"] for member, about in recorded.items()}
+    head = next((out / "weights").glob("*/best"))
+    assert main([*base, "--run", str(head), "--split", "train"]) == 0
+    assert "trained on" in capsys.readouterr().out
+
+
+def test_evaluate_refuses_features_of_another_encoder_and_damaged_heads(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(words("train", data, out)) == 0
+    other = tmp_path / "other"
+    make_data(other)
+    identity = json.loads((other / "bank" / "bank.json").read_text())
+    (other / "bank" / "bank.json").write_text(json.dumps(identity).replace("a" * 64, "b" * 64))
+    base = ["evaluate", "--labels", str(data), "--run", str(out), "--device", "cpu"]
+    assert main([*base, "--bank", str(other / "bank")]) == 2
+    assert "another encoder" in capsys.readouterr().err
+    head = next((out / "weights").glob("*/last/head.safetensors"))
+    content = bytearray(head.read_bytes())
+    content[-1] ^= 1
+    head.write_bytes(bytes(content))
+    assert main([*base, "--bank", str(data / "bank")]) == 2
+    assert "its SHA-256 differs" in capsys.readouterr().err
+    (head.parent / "config.json").write_text("{}")
+    assert main([*base, "--bank", str(data / "bank")]) == 2
+    assert "not a head of this version" in capsys.readouterr().err
+    assert main([*base[:4], str(tmp_path), "--bank", str(data / "bank")]) == 2
+    assert "no head in weights" in capsys.readouterr().err
+
+
+SLOW = ["--epochs", "400", "--head.width", "64", "--head.depth", "2", "--device", "cpu", "--threads", "1"]
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(data, tmp_path):
+    """SIGKILL at a moment that depends on the machine, wherever in an epoch that is."""
+    command = ["train", "paper", "--task", "expr", "--bank", str(data / "bank"), "--labels", str(data), *SLOW]
+    script = "import raffect.model.fit as f, sys; f.fit.__kwdefaults__['save_every_s'] = 0.0; import raffect.stages.members as m; m.run_pack.__kwdefaults__['save_every_s'] = 0.0; from raffect.cli import main; sys.exit(main(sys.argv[1:]))"
+    killed = subprocess.Popen([sys.executable, "-c", script, *command, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = tmp_path / "killed" / "state"
+    deadline = time.monotonic() + 120
+    while not list(state.glob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert list(state.glob("*.safetensors")), "killed before the first save"
+    assert not list((tmp_path / "killed" / "weights").rglob("*")), "killed too late"
+    assert main([*command, "--out", str(tmp_path / "killed")]) == 0
+    assert main([*command, "--out", str(tmp_path / "straight")]) == 0
+    for file in (tmp_path / "straight" / "weights").rglob("head.safetensors"):
+        assert file.read_bytes() == (tmp_path / "killed" / file.relative_to(tmp_path / "straight")).read_bytes()
+    assert not list(state.glob("*.safetensors"))
+
+
+def test_workers_of_ray_train_give_the_result_of_one_process(data, tmp_path, local_ray):
+    more = ["--batch-size", "16", "--epochs", "2"]
+    assert main(words("train", data, tmp_path / "two", *more, "--num-workers", "2")) == 0
+    assert main(words("train", data, tmp_path / "one", *more)) == 0
+    (one, two) = (json.loads(next((tmp_path / name / "members").glob("*.json")).read_text()) for name in ("one", "two"))
+    assert (one["num_workers"], two["num_workers"]) == (1, 2)
+    assert one["history"]["train_loss"] == pytest.approx(two["history"]["train_loss"], rel=1e-4)
+    assert one["scores"]["last"]["macro_f1"] == pytest.approx(two["scores"]["last"]["macro_f1"], abs=0.02)
+
+
+def test_a_stream_learns_from_every_row_once_an_epoch_in_an_order_of_its_own(data, tmp_path, local_ray):
+    assert main(words("train", data, tmp_path / "run", "--stream", "always", *LEARN)) == 0
+    assert scores_of(tmp_path / "run")["scores"]["last"]["mean"] > 0.4
+    index = open_dataset(data / "bank", data, "expr").splits["train"]
+    stream = RayStream(index, EXPR, batch_size=10, seed=3, window_rows=100)
+    epochs = [[(x.numpy().copy(), y.numpy().copy()) for x, y in stream.batches(epoch)] for epoch in (0, 1, 0)]
+    features, labels = ([np.concatenate([batch[k] for batch in epoch]) for epoch in epochs] for k in (0, 1))
+    assert np.array_equal(features[0], features[2])
+    assert not np.array_equal(features[0], features[1])
+    expected = index.read()
+    order = np.lexsort(expected.T)
+    for x, y in zip(features[:2], labels[:2], strict=True):
+        assert len(stream.windows(0)) > 1
+        mine = np.lexsort(x.T)
+        assert np.array_equal(x[mine], expected[order])
+        assert np.array_equal(y[mine], index.y[order, 0])

@@ -1,0 +1,188 @@
+"""Sweeps: spaces as text, packs, what a rerun repeats, ASHA, folds, and the report drawn from them."""
+
+import csv
+import json
+import re
+
+import pyarrow.parquet as pq
+import pytest
+from test_train import FAST, data, scores_of  # noqa: F401
+
+from raffect.cli import main
+from raffect.errors import RaffectError
+from raffect.recipe import Recipe, with_settings
+from raffect.stages.members import partition
+from raffect.stages.runs import Member
+from raffect.stages.scores import group_by_settings, short, spread
+from raffect.stages.space import add_baseline, list_recipes, read_space
+
+BASE = Recipe(task="expr")
+
+
+def test_axes_are_lists_and_ranges_with_both_ends():
+    assert read_space(["loss.alpha=0.1:1:0.1"])["loss.alpha"] == pytest.approx([k / 10 for k in range(1, 11)])
+    assert read_space(["seed=0:4", "optim.name=adam,adamw", "sam.redraw_dropout=true,false"]) == {
+        "seed": [0, 1, 2, 3, 4], "optim.name": ["adam", "adamw"], "sam.redraw_dropout": [True, False],
+    }  # fmt: skip
+
+
+def test_a_grid_has_every_combination_once_and_the_baseline_behind_it():
+    recipes = list_recipes(BASE, ["loss.alpha=0.3,1,0.3", "seed=0,1"], 0)
+    assert [(r.loss.alpha, r.seed) for r in recipes] == [(0.3, 0), (0.3, 1), (1.0, 0), (1.0, 1)]
+    with_erm = add_baseline(recipes)
+    assert [(r.loss.alpha, r.sam.rho, r.seed) for r in with_erm[4:]] == [(1.0, 0.0, 0), (1.0, 0.0, 1)]
+    assert add_baseline(with_erm) == with_erm
+
+
+def test_random_draws_repeat_and_follow_the_seed():
+    axes = ["optim.lr=loguniform(1e-4,1e-2)", "sam.rho=uniform(0,0.5)", "seed=0,1"]
+    one, again, other = list_recipes(BASE, axes, 5), list_recipes(BASE, axes, 5), list_recipes(with_settings(BASE, {"seed": 9}), axes, 5)
+    assert one == again
+    assert len(one) == 10
+    assert all(1e-4 <= r.optim.lr <= 1e-2 and 0 <= r.sam.rho <= 0.5 for r in one)
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    ("axes", "samples", "match"),
+    [
+        (["loss.alfa=1"], 0, "did you mean loss.alpha"),
+        (["loss.alpha"], 0, "expected NAME=V1,V2"),
+        (["loss.alpha=0,1"], 0, "loss.alpha 0.0: expected more than 0"),
+        (["loss.alpha=x"], 0, "expected a number"),
+        (["loss.alpha=1:0.1:0.1"], 0, "FROM <= TO"),
+        (["loss.alpha=0.1:1:0"], 0, "STEP > 0"),
+        (["loss.alpha=a:b"], 0, "'a' is no number"),
+        (["seed=0,1", "seed=2"], 0, "seed is there twice"),
+        (["task=expr,au"], 0, "a sweep has one task"),
+        (["optim.lr=loguniform(0,1)"], 3, "above 0"),
+        (["optim.lr=uniform(1e-4,1e-3)"], 0, "how many draws"),
+        (["seed=0,1"], 3, "no axis of --space is a distribution"),
+    ],
+)
+def test_a_wrong_space_is_one_line(axes, samples, match):
+    with pytest.raises(RaffectError, match=re.escape(match)):
+        list_recipes(BASE, axes, samples)
+
+
+def test_packs_hold_members_that_can_train_together_and_nobody_is_lost():
+    members = [Member(r) for r in list_recipes(BASE, ["loss.alpha=0.1:1:0.1", "seed=0:2", "batch_size=16,32"], 0)]
+    members += [Member(BASE, fold, 3) for fold in range(3)]
+    packs = partition(members, 8)
+    assert sorted(m.id for pack in packs for m in pack) == sorted(m.id for m in members)
+    assert max(map(len, packs)) <= 8
+    for pack in packs:
+        assert len({(m.recipe.batch_size, m.fold) for m in pack}) == 1
+    assert partition(members, 8) == packs
+
+
+def sweep(data, out, *more, space=("loss.alpha=0.3,1", "seed=0,1")):  # noqa: F811
+    return ["tune", "paper", "--task", "expr", "--bank", str(data / "bank"), "--labels", str(data), "--out", str(out), *FAST, "--space", *space, *more]
+
+
+def test_a_sweep_trains_each_member_once_goes_on_and_is_reported(data, tmp_path, capsys, local_ray):  # noqa: F811
+    out = tmp_path / "sweep"
+    assert main(sweep(data, out, "--members-per-trial", "3")) == 0
+    text = capsys.readouterr().out
+    assert "alpha 0.3 rho 0.05  val-last" in text
+    assert "alpha 1 rho 0 (ERM)" in text
+    assert "optimistic" in text
+    rows = list(csv.DictReader((out / "members.csv").open()))
+    assert len(rows) == len({row["id"] for row in rows}) == 6
+    assert all(len(row["curve.val_macro_f1"].split()) == 3 for row in rows)
+    assert len(pq.read_table(out / "members.parquet")) == 6
+    assert list(out.rglob("events.out.tfevents*")), "no TensorBoard files"
+
+    # What was finished stays; a member without a record is trained again, to the same result.
+    lost = json.loads((out / "members" / f"{rows[0]['id']}.json").read_text())
+    (out / "members" / f"{rows[0]['id']}.json").unlink()
+    kept = {p.name: p.stat().st_mtime_ns for p in (out / "members").glob("*.json")}
+    assert main(sweep(data, out, "--members-per-trial", "3")) == 0
+    again = json.loads((out / "members" / f"{rows[0]['id']}.json").read_text())
+    assert again["history"]["train_loss"] == lost["history"]["train_loss"]
+    assert again["scores"] == lost["scores"]
+    assert sum(p.stat().st_mtime_ns == kept.get(p.name) for p in (out / "members").glob("*.json")) >= 3  # packs without the lost one
+
+    # A larger space trains only what is new.
+    capsys.readouterr()
+    kept = {p.name: p.stat().st_mtime_ns for p in (out / "members").glob("*.json")}
+    assert main(sweep(data, out, "--members-per-trial", "1", space=("loss.alpha=0.3,0.6,1", "seed=0,1"))) == 0
+    stamps = {p.name: p.stat().st_mtime_ns for p in (out / "members").glob("*.json")}
+    assert len(stamps) == 8
+    assert {name: stamps[name] for name in kept} == kept
+
+    assert main(["report", "--runs", str(out)]) == 0
+    report, html = (out / "report.md").read_text(), (out / "report.html").read_text()
+    assert "made by a test" in report
+    assert "Lin et al." not in report  # published scores never stand beside synthetic ones
+    for picture in re.findall(r"\((plots/[^)]+\.png)\)", report):
+        assert (out / picture).read_bytes()[:4] == b"\x89PNG"
+        assert list(csv.DictReader((out / picture).with_suffix(".csv").open()))
+    assert html.count("data:image/png;base64,") == report.count("![")
+    assert "http" not in re.sub(r"data:image[^\"]+", "", html)
+    assert {row["alpha"] for row in csv.DictReader((out / "plots" / "sweep-alpha.csv").open())} == {"0.3", "0.6", "1.0"}
+
+
+def test_published_scores_stand_beside_aff_wild2_alone(data, tmp_path, capsys):  # noqa: F811
+    from test_train import words
+
+    out = tmp_path / "run"
+    assert main(words("train", data, out)) == 0
+    env = json.loads((out / "env.json").read_text())
+    env["data"] |= {"aff_wild2": True, "stamp": "", "synthetic": False}
+    (out / "env.json").write_text(json.dumps(env))
+    assert main(["report", "--runs", str(out), "--out", str(tmp_path / "report")]) == 0
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "| EXPR | Lin et al. 2024 | unstated | .360 |" in report
+    assert "| EXPR | official baseline (VGG16) | unstated | .250 |" in report
+
+
+def test_spread_is_over_seeds_and_groups_differ_in_more(data, tmp_path, capsys):  # noqa: F811
+    from test_train import words
+
+    out = tmp_path / "run"
+    assert main(words("train", data, out, "--num-seeds", "3")) == 0
+    records = [json.loads(path.read_text()) for path in (out / "members").glob("*.json")]
+    (group,) = group_by_settings(records)
+    found = spread(group, "last")
+    values = [record["scores"]["last"]["macro_f1"] for record in records]
+    assert found.mean == pytest.approx(sum(values) / 3)
+    assert found.sd == pytest.approx((sum((v - found.mean) ** 2 for v in values) / 2) ** 0.5)
+    assert found.interval[0] <= found.interval[1]
+    assert spread(group, "chosen") is None
+
+
+def test_reports_and_sweeps_refuse_what_makes_no_sense(data, tmp_path, capsys):  # noqa: F811
+    assert main(["report", "--runs", str(tmp_path)]) == 2
+    assert "no run folder" in capsys.readouterr().err
+    for more, match in (
+        (["--scheduler", "asha"], "add --members-per-trial 1"),
+        (["--scheduler", "asha", "--members-per-trial", "1", "--select", "folds"], "does not go with --select folds"),
+        (["--gpus-per-trial", "2"], "--gpus-per-trial 2.0: expected 0 to 1"),
+        (["--track", "mlflow"], "--track mlflow: not installed"),
+        (["--members-per-trial", "0"], "--members-per-trial 0"),
+    ):
+        assert main(sweep(data, tmp_path / "out", *more)) == 2
+        assert match in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):  # noqa: F811
+    out = tmp_path / "sweep"
+    assert (
+        main(sweep(data, out, "--members-per-trial", "1", "--scheduler", "asha", "--epochs", "9", "--no-baseline", "--no-save-heads", space=("optim.lr=1e-6,1e-2", "seed=0:2")))
+        == 0
+    )
+    records = [json.loads(path.read_text()) for path in (out / "members").glob("*.json")]
+    assert len(records) == 6
+    stopped = [record for record in records if record["status"] == "stopped"]
+    assert 1 <= len(stopped) <= 5
+    assert all(len(record["history"]["lr"]) < 9 for record in stopped)
+    assert all(len(record["history"]["lr"]) == 9 for record in records if record["status"] == "done")
+    assert f"{len(stopped)} stopped and left out" in capsys.readouterr().out
+    assert not (out / "weights").exists()
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.4123, ".412"), (0.0, ".000"), (1.0, "1.000"), (None, "-")])
+def test_scores_are_written_as_the_field_does(value, text):
+    assert short(value) == text
