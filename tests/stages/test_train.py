@@ -243,7 +243,7 @@ def test_evaluate_refuses_features_of_another_encoder_and_damaged_heads(data, tm
     assert "no head in weights" in capsys.readouterr().err
 
 
-SLOW = ["--epochs", "400", "--head.width", "64", "--head.depth", "2", "--device", "cpu", "--threads", "1"]
+SLOW = ["--epochs", "200", "--head.width", "64", "--head.depth", "2", "--device", "cpu", "--threads", "1"]
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(data, tmp_path):
