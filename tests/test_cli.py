@@ -16,6 +16,8 @@ from raffect.config import BankVerifyConfig, ExtractConfig, SynthConfig
 
 ROOT = Path(__file__).parents[1]
 ENCODER = {"--encoder.model", "--encoder.weights", "--encoder.precision", "--encoder.batch-size", "--encoder.compile"}
+RECIPE = {"--task", "--seed", "--epochs", "--batch-size", "--head.width", "--head.depth", "--head.dropout", "--head.init", "--loss.alpha", "--loss.granularity", "--loss.weighting", "--loss.beta", "--loss.logit-adjustment", "--sam.rho", "--sam.perturbation", "--sam.redraw-dropout", "--optim.name", "--optim.lr", "--optim.weight-decay", "--optim.schedule", "--optim.min-lr"}  # fmt: skip
+LEARN = RECIPE | {"--bank", "--labels", "--out", "--select", "--folds", "--device", "--threads", "--stream", "--address"}
 FLAGS = {
     "extract": ENCODER
     | {
@@ -38,6 +40,10 @@ FLAGS = {
     "doctor": {"--data", "--bank", "--start-ray"},
     "bank": {"--bank", "--json", "--manifest", "--repair", "--retry-rejects", "--out", "--format", "--features", "--list", "--task"},
     "models": ENCODER | {"--pattern", "--present"},
+    "train": LEARN | {"--num-seeds", "--num-workers"},
+    "tune": LEARN | {"--space", "--samples", "--baseline", "--members-per-trial", "--gpus-per-trial", "--cpus-per-trial", "--scheduler", "--save-heads", "--track"},
+    "evaluate": {"--run", "--bank", "--labels", "--split", "--epoch", "--out", "--device"},
+    "report": {"--runs", "--out"},
 }
 
 
@@ -46,7 +52,7 @@ def test_the_set_of_flags_is_frozen(command):
     assert flags_of(command) == FLAGS[command]
 
 
-@pytest.mark.parametrize("command", ["extract", "prepare", "synth", "pack", "demo", "doctor"])
+@pytest.mark.parametrize("command", ["extract", "prepare", "synth", "pack", "demo", "doctor", "train", "tune", "evaluate", "report"])
 def test_help_explains_every_flag(command, capsys):
     with pytest.raises(SystemExit):
         parse(command, ["--help"])
@@ -122,19 +128,26 @@ def test_public_names_are_there():
         raffect.nothing
 
 
-def test_the_job_script_takes_the_flags_of_the_command():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "extract.py"), "--manifest", "gone.parquet", "--bank", "b"], capture_output=True, text=True, check=False, cwd=ROOT / "jobs"
-    )
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["extract", "--manifest", "gone.parquet", "--bank", "b"], "raffect extract: gone.parquet: no such manifest; make it with `raffect prepare`\n"),
+        (["train", "paper", "--task", "expr", "--bank", "gone", "--labels", "l", "--out", "o"], "raffect train: gone: no bank there"),
+        (["tune", "paper", "--task", "expr", "--bank", "gone", "--labels", "l", "--out", "o"], "raffect tune: gone: no bank there"),
+    ],
+)
+def test_the_job_scripts_take_the_words_of_their_commands(words, message):
+    done = subprocess.run([sys.executable, str(ROOT / "jobs" / f"{words[0]}.py"), *words[1:]], capture_output=True, text=True, check=False, cwd=ROOT / "jobs")
     assert done.returncode == 2
-    assert done.stderr == "raffect extract: gone.parquet: no such manifest; make it with `raffect prepare`\n"
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
 
 
 def test_documents_mention_only_flags_and_files_that_exist():
     known = {flag for command in COMMANDS for flag in flags_of(command)} | {"--debug", "--version", "--help"}
     for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = file.read_text()
-        for line in re.findall(r"raffect (?:prepare|extract|bank|models|synth|pack|demo|doctor)[^`\n]*", text):
+        for line in re.findall(r"raffect (?:prepare|extract|bank|models|synth|pack|demo|doctor|train|tune|evaluate|report)[^`\n]*", text):
             for flag in re.findall(r"(?<!\S)--[a-z][a-z.-]+", line):
                 assert flag in known, f"{file.name} mentions {flag}"
         for target in re.findall(r"\]\(((?!http)[^)#]+)\)", text):

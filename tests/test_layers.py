@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "raffect"
 ALLOWED = {
     "data": {"errors", "data"},
-    "model": {"errors", "config", "data", "model"},
-    "stages": {"errors", "config", "data", "model", "stages", "__init__"},
+    "model": {"errors", "config", "recipe", "data", "model"},
+    "stages": {"errors", "config", "recipe", "data", "model", "stages", "__init__"},
 }
 FOREIGN = {"data": {"torch", "ray", "open_clip"}, "model": {"ray"}, "stages": set()}
 MODULES = [(layer, file) for layer in ALLOWED for file in sorted((PACKAGE / layer).glob("*.py"))]
@@ -52,7 +52,7 @@ def test_help_imports_neither_torch_nor_ray_and_answers_at_once():
     assert time.perf_counter() - start < 5
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor", "synth", "prepare", "pack", "extract", "bank", "models"])
+@pytest.mark.parametrize("command", ["demo", "doctor", "synth", "prepare", "pack", "extract", "train", "tune", "evaluate", "report", "bank", "models"])
 def test_help_of_every_command_is_light(command):
     code = f"import sys\nfrom raffect.cli import main\ntry:\n    main(['{command}', '--help'])\nexcept SystemExit:\n    pass\nprint([m for m in ('torch', 'ray', 'open_clip') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -69,3 +69,16 @@ def test_the_torch_core_runs_without_ray_installed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(1, 256)"
+
+
+def test_training_runs_without_ray_installed(tmp_path):
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent / 'stages')!r}); sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\nfrom test_train import make_data, words\nfrom raffect.cli import main\n"
+        f"folder = Path({str(tmp_path)!r})\nmake_data(folder / 'data')\n"
+        "sys.exit(main(words('train', folder / 'data', folder / 'run')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "EXPR val-last" in done.stdout
