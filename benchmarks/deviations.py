@@ -26,6 +26,8 @@ VARIANTS = {
     "alpha 0.5 (released)": {"loss.alpha": 0.5},
     "alpha 1, SAM kept": {"loss.alpha": 1.0},
     "rho 0.5 (released)": {"sam.rho": 0.5},
+    "rho 0.5 and a new dropout mask": {"sam.rho": 0.5, "sam.redraw_dropout": True},
+    "rho 0.5 and alpha 0.5": {"sam.rho": 0.5, "loss.alpha": 0.5},
     "rho 0, no SAM": {"sam.rho": 0.0},
     "sign perturbation, rho 0.05 (eq. 2 as printed)": {"sam.perturbation": "sign"},
     "sign perturbation, rho 0.0005": {"sam.perturbation": "sign", "sam.rho": 0.0005},

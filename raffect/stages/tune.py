@@ -218,7 +218,7 @@ def _watch(progress: Progress, packs: list[list[Member]]) -> Any:
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
             if "steps" in result:
                 progress.advance(result["steps"] * len(packs[trial.config["pack"]]))
-                progress.note(f"{sum(t.status == 'TERMINATED' for t in trials)} of {len(trials)} packs done; pack {trial.config['pack'] + 1} {result['note']}")
+                progress.note(f"{sum(t.status == 'TERMINATED' for t in trials)} of {len(packs)} packs done; pack {trial.config['pack'] + 1} {result['note']}")
 
         def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks; a progress line cannot be
             return {}
