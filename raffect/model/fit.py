@@ -27,6 +27,9 @@ from raffect.recipe import Recipe, digest
 
 _PREDICT_ROWS = 32_768
 
+History = list[dict[str, Any]]
+"""One entry an epoch; see `Fitted.history`."""
+
 
 class Source(Protocol):
     """Where training rows come from when the device does not hold them."""
@@ -69,7 +72,7 @@ class Fitted:
     """
 
     layout: Layout
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: History = field(default_factory=list)
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     diverged: list[str | None] = field(default_factory=list)
 
@@ -89,7 +92,7 @@ def fit(
     fingerprint: str = "",
     save_every_s: float = 30.0,
     on_step: Callable[[], None] = lambda: None,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
+    on_epoch: Callable[[History], None] = lambda history: None,
 ) -> Fitted:
     """Train a pack.
 
@@ -107,7 +110,7 @@ def fit(
         fingerprint: Of the data; a state of other data is refused.
         save_every_s: Seconds between saves; 0 saves after every epoch.
         on_step: Called after each step.
-        on_epoch: Called after each epoch with its entry of the history.
+        on_epoch: Called after each epoch with the history so far, earlier attempts included.
 
     Returns:
         Snapshots and history.
@@ -141,7 +144,7 @@ def fit(
         if state_path is not None and workers.rank == 0 and epoch + 1 < recipes[0].epochs and time.monotonic() - saved >= save_every_s:
             _save(state_path, identity, learner, fitted)
             saved = time.monotonic()
-        on_epoch(fitted.history[-1])
+        on_epoch(fitted.history)
         if not alive.any():
             break
     return fitted

@@ -187,7 +187,7 @@ class Pack:
         vectors = {name: self.workers.sum_(self.at_gradient[name].contiguous()) for name, shape in self.layout.tensors if len(shape) == 1}
         squares = [gradient.square().sum(1) for gradient in vectors.values()]
         squares += [(torch.bmm(h, h.mT) * torch.bmm(d, d.mT)).sum(1).sum(1) for h, d in factors.values()]
-        scale_P = rho_P / (sum(squares[1:], squares[0]).sqrt() + 1e-12)
+        scale_P = rho_P / (sum(squares[1:], squares[0]).clamp(min=0).sqrt() + 1e-12)
         moved = {name: torch.addcmul(self.at_weights[name], gradient, scale_P[:, None]) for name, gradient in vectors.items()}
         return self.at_weights | moved, {name: Lift(h, d * scale_P[:, None, None]) for name, (h, d) in factors.items()}
 

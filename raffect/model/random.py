@@ -1,4 +1,4 @@
-"""Everything random in training, as a pure function of (seed, epoch, step): nothing to save, nothing to share out.
+"""Everything random in training on resident rows, as a pure function of (seed, epoch, step): nothing to save, nothing to share out.
 
 Members of one seed see the same frames and the same dropout masks, in any pack, on any number of workers, after any stop.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from raffect.recipe import require
 
 _FOLD_SEED = 0
 _CHECKED_ROWS = 1 << 16
+_MISSING_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,18 @@ def check_trainable(y: np.ndarray, task: Task, batch_size: int, where: str) -> N
     else:
         both = ((y == 1).any(0) & (y == 0).any(0)).sum()
         require(both > 0, f"{where} has no unit with both active and inactive frames; check --labels")
+
+
+def missing_lines(facts: Mapping[str, Any]) -> list[str]:
+    """A line for each split that lacks many features, as while an extract is still running."""
+    lines = []
+    for split in SPLITS:
+        frames, missing = facts[split]["frames"], facts[split]["labelled_without_feature"]
+        if missing > _MISSING_SHARE * (frames + missing):
+            lines.append(
+                f"{facts['task'].upper()} {split}: {missing:,} of {frames + missing:,} labelled frames have no feature in the bank; scores are of the others (`raffect bank info`)"
+            )
+    return lines
 
 
 def pick_device(name: str) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from raffect.model.head import Head
 from raffect.model.learner import Rows
 from raffect.model.metrics import bootstrap_videos, macro_f1, score, trivial
 from raffect.model.pack import Layout, fold
-from raffect.stages.dataset import Dataset, open_dataset, output_names, pick_device, read_rows
+from raffect.stages.dataset import Dataset, missing_lines, open_dataset, output_names, pick_device, read_rows
 from raffect.stages.provenance import describe_run
 from raffect.stages.runs import write_csv
 from raffect.stages.scores import short
@@ -37,6 +38,11 @@ def evaluate(config: EvaluateConfig) -> list[str]:
     """
     folders = find_heads(config.run, config.epoch)
     configs = [read_config(folder) for folder in folders]
+    left_out = [folder for folder, about in zip(folders, configs, strict=True) if about["status"] != "done"] if len(folders) > 1 else []
+    kept = [(folder, about) for folder, about in zip(folders, configs, strict=True) if folder not in left_out]
+    if not kept:
+        raise RaffectError(f"{config.run}: every head diverged; train again with a smaller optim.lr or sam.rho")
+    folders, configs = [folder for folder, _ in kept], [about for _, about in kept]
     tasks = sorted({about["task"] for about in configs})
     if len(tasks) > 1:
         raise RaffectError(f"{config.run}: heads of {' and '.join(tasks)}; give the folder of one head, RUN/weights/<member>/{config.epoch}")
@@ -51,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> list[str]:
     counts = np.concatenate([count_head(load_head(folder)[0], tasks[0], rows, device) for folder in folders])
     if config.out is not None:
         _write(config.out, config, dataset, folders, configs, counts)
-    return _lines(config, dataset, configs, counts)
+    return [*(f"left out: {folder}, which diverged" for folder in left_out), *_lines(config, dataset, configs, counts)]
 
 
 def find_heads(path: Path, snapshot: str) -> list[Path]:
@@ -78,10 +84,13 @@ def count_head(head: Head, task: str, rows: Rows, device: torch.device) -> np.nd
     return count(task, fold(layout, weights.to(device), mean.to(device), var.to(device)), rows)
 
 
-def _lines(config: EvaluateConfig, dataset: Dataset, configs: list[dict[str, Any]], counts: np.ndarray) -> list[str]:
+def _lines(config: EvaluateConfig, dataset: Dataset, configs: Sequence[dict[str, Any]], counts: np.ndarray) -> list[str]:
     task, index = dataset.task, dataset.splits[config.split]
     constant = trivial(counts[0].sum(0), task)
-    lines = [f"{task.name.upper()} {config.split}: {len(index):,} frames of {len(index.videos)} videos; snapshot {config.epoch} of {len(configs)} head(s)"]
+    lines = [
+        *missing_lines(dataset.facts),
+        f"{task.name.upper()} {config.split}: {len(index):,} frames of {len(index.videos)} videos; snapshot {config.epoch} of {len(configs)} head(s)",
+    ]
     groups: dict[str, list[int]] = {}
     for k, about in enumerate(configs):
         groups.setdefault(json.dumps(about["recipe"] | {"seed": 0}), []).append(k)
@@ -114,7 +123,7 @@ def _class_lines(counts: np.ndarray, task: Task) -> list[str]:
     return lines
 
 
-def _write(out: Path, config: EvaluateConfig, dataset: Dataset, folders: list[Path], configs: list[dict[str, Any]], counts: np.ndarray) -> None:
+def _write(out: Path, config: EvaluateConfig, dataset: Dataset, folders: Sequence[Path], configs: Sequence[dict[str, Any]], counts: np.ndarray) -> None:
     task, index, names = dataset.task, dataset.splits[config.split], output_names(dataset.task)
     heads = [
         {"folder": str(folder), "member": about["member"], "recipe": about["recipe"], **score(part.sum(0), task, names), "interval_95": bootstrap_videos(part, task, seed=0)}

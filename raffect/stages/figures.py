@@ -123,7 +123,7 @@ def draw_scores(rows: Rows, title: str, stem: Path) -> None:
 
 
 def _new(width: float, height: float) -> tuple[Figure, Any]:
-    plt.rcParams.update(_STYLE)
+    plt.style.use(_STYLE)
     return plt.subplots(figsize=(width, height))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,36 +13,56 @@ import torch
 from raffect.config import LearnConfig
 from raffect.data.features import FeatureIndex
 from raffect.data.labels import TASKS
+from raffect.errors import RaffectError
 from raffect.model.checkpoint import save_head
-from raffect.model.fit import Fitted, count, fit
+from raffect.model.fit import Fitted, History, count, fit
 from raffect.model.head import member_state
 from raffect.model.learner import PACK_WIDE, Rows
 from raffect.model.metrics import bootstrap_videos, score, trivial
 from raffect.model.objective import count_labels
 from raffect.model.pack import Layout
 from raffect.model.workers import Workers
-from raffect.recipe import flatten
+from raffect.recipe import flatten, require
 from raffect.stages.dataset import Dataset, check_trainable, labels_of, output_names, pick_device, read_rows
 from raffect.stages.provenance import git_commit, versions
 from raffect.stages.runs import SCORES, Member, RunFolder
 from raffect.stages.runtime import ray_session
-from raffect.stages.stream import RayStream, must_stream
+from raffect.stages.scores import RUNNING
+from raffect.stages.stream import RayStream
 
 KeepEpochs = Mapping[str, int]
 """Epoch that a member's ``chosen`` snapshot keeps, by id."""
 
 
-def partition(members: Sequence[Member], size: int) -> list[list[Member]]:
-    """Share members out over packs of at most ``size``; members of one pack agree in `PACK_WIDE` and train on the same frames.
+def plan_packs(folder: RunFolder, members: Sequence[Member], size: int, one_seed: bool, keep_epochs: KeepEpochs | None = None) -> list[list[Member]]:
+    """Packs that are still to be trained: those under way as they were cut, then new ones of the other members without a record.
 
     Args:
-        members: In any order; the result does not depend on which of them are finished.
-        size: Most members a pack.
+        folder: The run.
+        members: All of it.
+        size: Most members a new pack.
+        one_seed: Whether a pack's members must share their seed, as a stream wants it.
+        keep_epochs: Epochs chosen on folds; a member that kept another one is trained again.
     """
+    todo = {member.id: member for member in members if not is_finished(folder.read_record(member), (keep_epochs or {}).get(member.id))}
+    under_way = [[todo[name] for name in names] for names in folder.packs_under_way() if all(name in todo for name in names)]
+    for pack in under_way:
+        for member in pack:
+            todo.pop(member.id)
+    return under_way + partition(list(todo.values()), size, one_seed)
+
+
+def is_finished(record: Mapping[str, Any] | None, keep_epoch: int | None = None) -> bool:
+    """Whether a member needs no more training."""
+    return record is not None and record["status"] != RUNNING and (keep_epoch is None or record.get("keep_epoch") == keep_epoch)
+
+
+def partition(members: Sequence[Member], size: int, one_seed: bool = False) -> list[list[Member]]:
+    """Share members out over packs of at most ``size``; members of one pack agree in `PACK_WIDE` and train on the same frames."""
     alike: dict[tuple, list[Member]] = {}
     for member in members:
         settings = flatten(member.recipe)
-        key = (*(settings[name] for name in PACK_WIDE), member.fold, member.num_folds)
+        key = (*(settings[name] for name in PACK_WIDE), member.fold, member.num_folds, settings["seed"] if one_seed else None)
         alike.setdefault(key, []).append(member)
     packs = []
     for group in alike.values():
@@ -64,7 +83,7 @@ def run_pack(
     save_heads: bool = True,
     save_every_s: float = 30.0,
     on_step: Callable[[], None] = lambda: None,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
+    on_epoch: Callable[[History], None] = lambda history: None,
 ) -> None:
     """Train members side by side, judge them, and record them in the run folder.
 
@@ -79,44 +98,41 @@ def run_pack(
         save_heads: Whether weights are kept.
         save_every_s: Seconds between saves of the state.
         on_step: Called after each step.
-        on_epoch: Called after each epoch with its entry of the history.
+        on_epoch: Called after each epoch with the history so far.
 
     Raises:
-        RaffectError: If the rows cannot be trained on.
+        RaffectError: If the rows cannot be trained on, are not those the run began with, or the GPU is too small.
     """
     workers, device = workers or Workers(), pick_device(config.device)
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    first, task = members[0], dataset.task
-    train, validation = _split(dataset, first)
-    check_trainable(labels_of(train, task), task, first.recipe.batch_size, f"the training split of {dataset.facts['labels']}")
-    stream = must_stream(config.stream, train, device)
-    # All members of a stream see one order of frames, which must be that of their seed.
-    groups = [[m for m in members if m.recipe.seed == seed] for seed in sorted({m.recipe.seed for m in members})] if stream else [list(members)]
-    judged = read_rows(validation, task, device)
-    resident = None if stream else read_rows(train, task, device)
-    layout = Layout(train.dim, first.recipe.head.width or train.dim, first.recipe.head.depth, dataset.num_outputs)
-    with ray_session(config.address) if stream else contextlib.nullcontext():
-        for group in groups:
-            start, state_path = time.perf_counter(), folder.state_path(group)
+    task, recipe = dataset.task, members[0].recipe
+    require(
+        dataset.fingerprint == folder.read_env()["fingerprint"], f"{dataset.facts['bank']} or {dataset.facts['labels']} has changed since {folder.path} began; name a new --out"
+    )
+    train, validation = split_rows(dataset, members[0])
+    check_trainable(labels_of(train, task), task, recipe.batch_size, f"the training split of {dataset.facts['labels']}")
+    layout = Layout(train.dim, recipe.head.width or train.dim, recipe.head.depth, dataset.num_outputs)
+    streams, state_path = config.stream == "always", folder.state_path(members)
+    if workers.rank == 0:
+        folder.write_members(members)
+    try:
+        with ray_session(config.address) if streams else contextlib.nullcontext():
+            judged = read_rows(validation, task, device)
             fitted = fit(
-                [member.recipe for member in group], layout, count_labels(labels_of(train, task), dataset.num_outputs),
-                resident or RayStream(train, task, first.recipe.batch_size, group[0].recipe.seed), judged,
-                device=device, workers=workers, keep_epochs=[keep_epochs.get(member.id, 0) for member in group] if keep_epochs else None,
+                [member.recipe for member in members], layout, count_labels(labels_of(train, task), dataset.num_outputs),
+                RayStream(train, task, recipe.batch_size, recipe.seed) if streams else read_rows(train, task, device), judged,
+                device=device, workers=workers, keep_epochs=[keep_epochs.get(member.id, 0) for member in members] if keep_epochs else None,
                 state_path=state_path, fingerprint=dataset.fingerprint, save_every_s=save_every_s, on_step=on_step, on_epoch=on_epoch,
             )  # fmt: skip
-            if workers.rank == 0:
-                about = {
-                    "device": describe_device(device),
-                    "threads": torch.get_num_threads(),
-                    "num_workers": workers.size,
-                    "streamed": stream,
-                    "wall_s": time.perf_counter() - start,
-                }
-                _record(dataset, folder, group, fitted, judged, validation.videos, about, save_heads and first.fold is None)
-                state_path.unlink(missing_ok=True)
+    except torch.OutOfMemoryError as error:
+        raise RaffectError(f"out of GPU memory with {len(members)} heads {layout.width} wide; take fewer at a time (--num-seeds, --members-per-trial), a smaller --head.width, or --stream always") from error  # fmt: skip
+    if workers.rank == 0:
+        about = {"device": describe_device(device), "threads": torch.get_num_threads(), "num_workers": workers.size, "streamed": streams, "wall_s": sum(entry["wall_s"] for entry in fitted.history)}  # fmt: skip
+        _record(dataset, folder, members, fitted, judged, validation.videos, about, save_heads and members[0].fold is None, keep_epochs or {})
+        folder.drop_state(members)
 
 
-def _split(dataset: Dataset, member: Member) -> tuple[FeatureIndex, FeatureIndex]:
+def split_rows(dataset: Dataset, member: Member) -> tuple[FeatureIndex, FeatureIndex]:
     """Frames to train on and to judge on."""
     train = dataset.splits["train"]
     if member.fold is None:
@@ -130,7 +146,17 @@ def describe_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _record(dataset: Dataset, folder: RunFolder, members: Sequence[Member], fitted: Fitted, judged: Rows, video_names: list[str], about: dict[str, Any], save_heads: bool) -> None:
+def _record(
+    dataset: Dataset,
+    folder: RunFolder,
+    members: Sequence[Member],
+    fitted: Fitted,
+    judged: Rows,
+    video_names: list[str],
+    about: dict[str, Any],
+    save_heads: bool,
+    keep_epochs: KeepEpochs,
+) -> None:
     """Write heads, and last the record, of every member."""
     task, names = dataset.task, output_names(dataset.task)
     counts = {name: count(task.name, kept.layers(fitted.layout), judged) for name, kept in fitted.snapshots.items()}
@@ -146,7 +172,7 @@ def _record(dataset: Dataset, folder: RunFolder, members: Sequence[Member], fitt
         }
         record = {
             "id": member.id, "recipe": flatten(member.recipe), "fold": member.fold, "num_folds": member.num_folds, "fingerprint": dataset.fingerprint,
-            "status": "diverged" if fitted.diverged[p] else "done", "note": fitted.diverged[p] or "", "pack_size": len(members), **about, "git_commit": git_commit(), "versions": versions(),
+            "status": "diverged" if fitted.diverged[p] else "done", "note": fitted.diverged[p] or "", "keep_epoch": keep_epochs.get(member.id), "pack_size": len(members), **about, "git_commit": git_commit(), "versions": versions(),
             "history": {name: [entry[name][p] for entry in fitted.history] for name in ("lr", "train_loss", "val_macro_f1")},
             "scores": scores, "trivial": trivial(next(iter(counts.values()))[p].sum(0), task), "video_names": video_names, "videos": {name: counts[name][p].tolist() for name in kept},
         }  # fmt: skip
@@ -161,7 +187,7 @@ def _save_head(dataset: Dataset, folder: RunFolder, member: Member, fitted: Fitt
     state = member_state(fitted.layout, kept.weights[p].cpu(), kept.running_mean[p].cpu(), kept.running_var[p].cpu())
     facts = dataset.facts
     about = {
-        "task": TASKS[facts["task"]].name, "outputs": output_names(dataset.task), "member": member.id, "snapshot": name, "epoch": int(kept.epoch[p]), "recipe": record["recipe"],
+        "task": TASKS[facts["task"]].name, "outputs": output_names(dataset.task), "member": member.id, "status": record["status"], "snapshot": name, "epoch": int(kept.epoch[p]), "recipe": record["recipe"],
         "encoder": facts["encoder"], "stamp": facts["stamp"], "data": {key: facts[key] for key in ("bank_digest", "labels_sha256", "edition", "synthetic", "train", "validation")},
         "validation": record["scores"][name], "trivial": record["trivial"], "device": record["device"], "threads": record["threads"], "versions": record["versions"], "git_commit": record["git_commit"],
     }  # fmt: skip

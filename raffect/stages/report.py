@@ -14,7 +14,7 @@ import numpy as np
 from raffect.data.atomic import write_atomic
 from raffect.data.labels import ACTION_UNITS, TASKS
 from raffect.errors import RaffectError
-from raffect.stages.dataset import output_names
+from raffect.stages.dataset import missing_lines, output_names
 from raffect.stages.progress import format_seconds
 from raffect.stages.runs import RunFolder
 from raffect.stages.scores import CHOICE, NAMES, Record, Spread, finished, group_by_settings, select_on_folds, short, spread
@@ -69,9 +69,9 @@ def report(paths: Sequence[Path], out: Path | None) -> list[str]:
     """
     runs = [read_run(path) for path in paths]
     out = (out or paths[0]).absolute()
-    lines = ["# raffect report", "", *_stamp_lines(runs), "## Table I", "", *table_one(runs), ""]
-    for run in runs:
-        lines += _run_section(run, out / "plots")
+    lines = ["# raffect report", "", *_stamp_lines(runs), "## Table I", "", *table_one(runs), "", *(f"{line}\n" for run in runs for line in missing_lines(run.env["data"]))]
+    for number, run in enumerate(runs):
+        lines += _run_section(run, out / "plots", number if [r.folder.path.name for r in runs].count(run.folder.path.name) > 1 else None)
     lines += ["## What was run", "", *_provenance(runs)]
     text = "\n".join(lines) + "\n"
     write_atomic(out / "report.md", text.encode())
@@ -145,12 +145,12 @@ def to_html(markdown: str, folder: Path) -> str:
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>raffect report</title><style>{_STYLE}</style><body>\n{body}</body></html>\n'
 
 
-def _run_section(run: Run, plots: Path) -> list[str]:
-    """Figures and tables of one run."""
+def _run_section(run: Run, plots: Path, number: int | None) -> list[str]:
+    """Figures and tables of one run; a number tells apart pictures of folders with one name."""
     from raffect.stages import figures
 
     name, task = run.folder.path.name, run.task.upper()
-    stem = re.sub(r"[^\w.-]", "_", name)
+    stem = re.sub(r"[^\w.-]", "_", name) + ("" if number is None else f"-{number + 1}")
     mark = f"\n[{run.stamp}]" if run.stamp else ""
     lines = [f"## {task}: {name}", ""]
     if len({group[0]["recipe"]["loss.alpha"] for group in run.groups}) > 2:  # an axis, not just ERM beside one alpha
@@ -269,13 +269,14 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         env, data = run.env["run"], run.env["data"]
         wall = sum({(record["wall_s"], record["pack_size"]): record["wall_s"] for record in run.records}.values())
+        commits = sorted({str(record.get("git_commit") or "unknown")[:20] for record in run.records})
         counts = {status: sum(record["status"] == status for record in run.records) for status in ("done", "diverged", "stopped", "running")}
         lines += [
             f"- **{run.folder.path.name}**: `{' '.join(env['command'])}`",
-            f"  - {len(run.records)} heads ({', '.join(f'{count} {status}' for status, count in counts.items() if count)}), {format_seconds(wall)} of training on {run.records[0].get('device', '?')}",
+            f"  - {len(run.records)} heads ({', '.join(f'{count} {status}' for status, count in counts.items() if count)}), {format_seconds(wall)} of training, packs added up, on {run.records[0].get('device', '?')}",
             f"  - train {data['train']['frames']:,} frames of {data['train']['videos']} videos, validation {data['validation']['frames']:,} of {data['validation']['videos']}; edition {data['edition']!r}",
             f"  - encoder {data['encoder']['model']}, weights {data['encoder']['weights']} ({data['encoder']['weights_sha256'][:12]}), bank {data['bank_digest'][:12]}, labels {data['labels_sha256'][:12]}",
-            f"  - raffect {env['versions']['raffect']}, commit {env['git_commit'] or 'unknown'}, torch {env['versions']['torch']}, Python {env['versions']['python']}, {env['time']}",
+            f"  - raffect {env['versions']['raffect']}, commit {', '.join(commits)}, torch {env['versions']['torch']}, Python {env['versions']['python']}, {env['time']}",
         ]
     return lines
 

@@ -29,7 +29,7 @@ import pyarrow as pa
 import tomli_w
 
 from raffect.config import LearnConfig
-from raffect.data.atomic import write_atomic
+from raffect.data.atomic import PREFIX, write_atomic
 from raffect.data.labels import TASKS
 from raffect.data.tables import write_table
 from raffect.errors import RaffectError
@@ -41,7 +41,7 @@ from raffect.stages.provenance import describe_run
 SCORES = ("last", "best", "chosen")
 """Snapshots that are judged: last epoch, best epoch on validation, epoch chosen on folds."""
 
-FREE = ("out", "threads", "device", "address", "num_workers", "stream", "space", "samples", "baseline", "members_per_trial", "gpus_per_trial", "cpus_per_trial", "scheduler", "save_heads", "track", "num_seeds")  # fmt: skip
+FREE = ("out", "bank", "labels", "threads", "device", "address", "num_workers", "space", "samples", "baseline", "members_per_trial", "gpus_per_trial", "cpus_per_trial", "scheduler", "save_heads", "track", "num_seeds")  # fmt: skip
 """Settings that may change when a run goes on: none of them decides what a head becomes."""
 
 
@@ -77,12 +77,14 @@ class RunFolder:
             RaffectError: If the folder holds something else.
         """
         folder = cls(config.out.absolute())
-        if folder.path.exists() and (not folder.path.is_dir() or (any(folder.path.iterdir()) and not (folder.path / "env.json").exists())):
+        known = (folder.path / "env.json").exists()
+        if folder.path.exists() and not known and (not folder.path.is_dir() or any(not _is_ours(path.name) for path in folder.path.iterdir())):
             raise RaffectError(f"--out {config.out}: exists and is no run folder; name a new or an empty one")
-        if (folder.path / "env.json").exists():
-            folder._require_same(config, dataset)
+        command = type(config).__name__.removesuffix("Config").lower()
+        if known:
+            folder._require_same(config, dataset, command)
         else:
-            env = {"run": describe_run(), "data": dataset.facts, "fingerprint": dataset.fingerprint, "command": type(config).__name__.removesuffix("Config").lower()}
+            env = {"run": describe_run(), "data": dataset.facts, "fingerprint": dataset.fingerprint, "command": command}
             write_atomic(folder.path / "env.json", (json.dumps(env, indent=1) + "\n").encode())
         write_atomic(folder.path / "config.toml", to_toml(config).encode())
         return folder
@@ -104,6 +106,19 @@ class RunFolder:
         """Where a pack saves what it goes on from."""
         name = hashlib.sha256(" ".join(member.id for member in members).encode()).hexdigest()[:16]
         return self.path / "state" / f"{name}.safetensors"
+
+    def write_members(self, members: Sequence[Member]) -> None:
+        """Note which members a pack under way has."""
+        write_atomic(self.state_path(members).with_suffix(".json"), json.dumps([member.id for member in members]).encode())
+
+    def packs_under_way(self) -> list[list[str]]:
+        """Ids of the members of each pack that has saved something to go on from."""
+        return [json.loads(path.read_text()) for path in sorted((self.path / "state").glob("*.json")) if path.with_suffix(".safetensors").exists()]
+
+    def drop_state(self, members: Sequence[Member]) -> None:
+        """Forget a pack under way: it is recorded."""
+        for suffix in (".safetensors", ".json"):
+            self.state_path(members).with_suffix(suffix).unlink(missing_ok=True)
 
     def weights_path(self, member_id: str, snapshot: str) -> Path:
         """Folder of one head."""
@@ -130,10 +145,14 @@ class RunFolder:
         write_csv(self.path / "results.csv", [line for record in records for line in _epoch_rows(record)])
         write_csv(self.path / "per_video.csv", [line for record in records for line in _video_rows(record)])
 
-    def _require_same(self, config: LearnConfig, dataset: Dataset) -> None:
+    def _require_same(self, config: LearnConfig, dataset: Dataset, command: str) -> None:
         env = self.read_env()
+        if env["command"] != command:
+            raise RaffectError(f"--out {config.out}: made by `raffect {env['command']}`, not by `raffect {command}`; name a new folder")
         if env["fingerprint"] != dataset.fingerprint:
             raise RaffectError(f"--out {config.out}: a run on other data ({env['data']['bank']}, {env['data']['labels']}, or their content has changed); name a new folder")
+        if not (self.path / "config.toml").exists():  # killed before it was written
+            return
         before = read_recipe(self.path / "config.toml", [*NAMES, *(field.name for field in dataclasses.fields(type(config))), *FREE])
         swept = {axis.partition("=")[0].strip() for axis in (*before.get("space", ()), *getattr(config, "space", ()))}
         for name, value in _settings(config).items():
@@ -177,6 +196,10 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_atomic(path, sink.getvalue().encode())
+
+
+def _is_ours(name: str) -> bool:
+    return name == "config.toml" or name.startswith(PREFIX)
 
 
 def _settings(config: LearnConfig) -> dict[str, Any]:

@@ -98,13 +98,17 @@ def choose_epoch(records: Sequence[Record]) -> tuple[int, float]:
     """Epoch with the highest macro F1 on held-out folds, mean over folds and seeds; the first of equals.
 
     Args:
-        records: All folds of heads of one setting.
+        records: All folds of heads of one setting; one that diverged counts as 0 in every epoch.
 
     Returns:
-        The 1-based epoch and its mean macro F1.
+        The 1-based epoch and its mean macro F1; 0 and 0 where no fold was trained to the end.
     """
-    curves = np.array([[0.0 if v is None else v for v in record["history"]["val_macro_f1"]] for record in records if record["status"] == "done"])
-    if not len(curves):
+    epochs = max((len(record["history"]["lr"]) for record in records), default=0)
+    curves = np.zeros((len(records), max(epochs, 1)))
+    for row, record in zip(curves, records, strict=True):
+        if record["status"] == "done":
+            row[:epochs] = record["history"]["val_macro_f1"]
+    if not curves.any():
         return 0, 0.0
     mean = curves.mean(0)
     return int(mean.argmax()) + 1, float(mean.max())

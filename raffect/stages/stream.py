@@ -6,11 +6,11 @@ What a window holds follows from (seed, epoch) alone, never from the number of r
 
 from __future__ import annotations
 
-import contextlib
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,15 +24,18 @@ from raffect.stages.dataset import check_finite, labels_of
 
 WINDOW_ROWS = 32_768
 """Rows that are shuffled together: 50 MB of 768-d features."""
-_DEVICE_SHARE = 0.7
+_MEMORY_SHARE = 0.5
 
 
-def must_stream(choice: str, index: FeatureIndex, device: torch.device) -> bool:
-    """Whether features of this index are to be streamed."""
-    if choice != "auto":
-        return choice == "always"
-    size = 2 * len(index) * index.dim
-    return size > _DEVICE_SHARE * (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory())
+def decide_stream(choice: str, index: FeatureIndex) -> Literal["always", "never"]:
+    """Whether features are streamed: ``auto`` does so when they take more than half of the memory of the GPU, or of the machine.
+
+    Decided once for a run, from sizes that do not change, because it decides the order of frames.
+    """
+    if choice == "always" or choice == "never":  # noqa: PLR1714
+        return choice
+    total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return "always" if 2 * len(index) * index.dim > _MEMORY_SHARE * total else "never"
 
 
 class RayStream:
@@ -99,9 +102,3 @@ def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
         read_rows(Bank(Path(bank)), shard, rows[start : start + size], dim, out[start : start + size])
         start += size
     return pa.table({"x": pa.array([out.tobytes()], pa.large_binary())})
-
-
-def _available_memory() -> float:
-    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as file:
-        return next(float(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    return float("inf")

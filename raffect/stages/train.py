@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
-from collections.abc import Sequence
+import threading
+import uuid
+from collections.abc import Generator, Sequence
+from functools import partial
 from typing import Any
 
-from raffect.config import TrainConfig
+from raffect.config import LearnConfig, TrainConfig
 from raffect.data.atomic import write_atomic
 from raffect.errors import RaffectError
-from raffect.recipe import Recipe, plain, with_settings
-from raffect.stages.dataset import Dataset, open_dataset
-from raffect.stages.members import KeepEpochs, run_pack
+from raffect.model.fit import History
+from raffect.model.workers import Workers
+from raffect.recipe import Recipe, plain, require, with_settings
+from raffect.stages.dataset import Dataset, check_trainable, labels_of, open_dataset
+from raffect.stages.members import KeepEpochs, plan_packs, run_pack, split_rows
 from raffect.stages.progress import Progress
 from raffect.stages.runs import Member, RunFolder
+from raffect.stages.runtime import cluster_gpus, last_line, ray_session
 from raffect.stages.scores import choose_epoch
+from raffect.stages.stream import decide_stream
 from raffect.stages.verdict import conclude_run
 
+_FAILURE, _PROGRESS = "failure.txt", "progress.json"
 _MAX_FAILURES = 3
 
 
@@ -31,19 +41,31 @@ def train(config: TrainConfig) -> list[str]:
         RaffectError: If the data or settings do not allow it.
     """
     dataset = open_dataset(config.bank, config.labels, config.task)
-    folder = RunFolder.create(config, dataset)
+    config = dataclasses.replace(config, stream=decide_stream(config.stream, dataset.splits["train"]))
     recipes = [with_settings(plain(config), {"seed": config.seed + k}) for k in range(config.num_seeds)]
+    check_before(config, dataset)
+    folder = RunFolder.create(config, dataset)
     keep: dict[str, int] = {}
     if config.select == "folds":
         members = fold_members(recipes, config.folds)
-        for fold in range(config.folds):
-            _train_pack(config, dataset, folder, [member for member in members if member.fold == fold], None, f"fold {fold + 1} of {config.folds}")
+        _train_members(config, dataset, folder, members, None, "folds")
         epoch, _ = choose_epoch([record for member in members if (record := folder.read_record(member))])
+        require(epoch > 0, "--select folds: no head was trained to the end on any fold; try a smaller optim.lr or sam.rho")
         keep = {Member(recipe).id: epoch for recipe in recipes}
     members = [Member(recipe) for recipe in recipes]
-    _train_pack(config, dataset, folder, members, keep, "train")
-    records = [record for member in members if (record := folder.read_record(member))]
-    return conclude_run(config, dataset, folder, records)
+    _train_members(config, dataset, folder, members, keep, "train")
+    return conclude_run(config, dataset, folder, [record for member in members if (record := folder.read_record(member))])
+
+
+def check_before(config: LearnConfig, dataset: Dataset) -> None:
+    """Refuse what cannot be trained before anything is written or started.
+
+    Raises:
+        RaffectError: If there are too few rows, classes or videos.
+    """
+    if config.select == "folds":
+        dataset.fold_of_frames(config.folds)
+    check_trainable(labels_of(dataset.splits["train"], dataset.task), dataset.task, config.batch_size, f"the training split of {dataset.facts['labels']}")
 
 
 def fold_members(recipes: Sequence[Recipe], folds: int) -> list[Member]:
@@ -51,52 +73,72 @@ def fold_members(recipes: Sequence[Recipe], folds: int) -> list[Member]:
     return [Member(recipe, fold, folds) for fold in range(folds) for recipe in recipes]
 
 
-def _train_pack(config: TrainConfig, dataset: Dataset, folder: RunFolder, members: list[Member], keep: KeepEpochs | None, label: str) -> None:
-    todo = [member for member in members if folder.read_record(member) is None]
-    if not todo:
+def _train_members(config: TrainConfig, dataset: Dataset, folder: RunFolder, members: list[Member], keep: KeepEpochs | None, label: str) -> None:
+    packs = plan_packs(folder, members, len(members), config.stream == "always", keep)
+    steps = [count_steps(dataset, pack) for pack in packs]
+    if not packs:
         return
-    # A state belongs to the whole pack, so a pack of which some members are recorded (killed in between) is finished as it was.
-    pack = members if folder.state_path(members).exists() else todo
-    if config.num_workers > 1:
-        _train_on_workers(config, folder, pack, keep, label)
-        return
-    steps = len(dataset.splits["train"]) // config.batch_size * config.epochs
-    with Progress(label, steps * len(pack), "head-steps") as progress:
-        run_pack(config, dataset, folder, pack, keep, threads=config.threads, on_step=lambda: progress.advance(len(pack)), on_epoch=lambda entry: progress.note(epoch_note(entry)))
+    with Progress(label, sum(steps), "head-steps") as progress:
+        for pack, total in zip(packs, steps, strict=True):
+            if config.num_workers > 1:
+                _train_on_workers(config, folder, pack, keep, label, progress, total)
+            else:
+                run_pack(
+                    config,
+                    dataset,
+                    folder,
+                    pack,
+                    keep,
+                    threads=config.threads,
+                    on_step=partial(progress.advance, len(pack)),
+                    on_epoch=lambda history: progress.note(epoch_note(history)),
+                )
 
 
-def epoch_note(entry: dict[str, Any]) -> str:
+def count_steps(dataset: Dataset, pack: Sequence[Member]) -> int:
+    """Head-steps of a pack from the start."""
+    train, _ = split_rows(dataset, pack[0])
+    return len(train) // pack[0].recipe.batch_size * pack[0].recipe.epochs * len(pack)
+
+
+def epoch_note(history: History) -> str:
     """``epoch 3 loss 1.234 F1 .412`` for the progress line: means over members."""
-    losses, scores = ([v for v in entry[name] if v is not None] for name in ("train_loss", "val_macro_f1"))
+    losses, scores = ([v for v in history[-1][name] if v is not None] for name in ("train_loss", "val_macro_f1"))
     if not scores:
-        return f"epoch {entry['epoch']}: no head is left"
-    return f"epoch {entry['epoch']} loss {sum(losses) / max(len(losses), 1):.3f} val F1 {sum(scores) / len(scores):.3f}"
+        return f"epoch {len(history)}: no head is left"
+    return f"epoch {len(history)} loss {sum(losses) / max(len(losses), 1):.3f} val F1 {sum(scores) / len(scores):.3f}"
 
 
-def _train_on_workers(config: TrainConfig, folder: RunFolder, members: list[Member], keep: KeepEpochs | None, label: str) -> None:
+def _train_on_workers(config: TrainConfig, folder: RunFolder, members: list[Member], keep: KeepEpochs | None, label: str, progress: Progress, steps: int) -> None:
     """The same pack on several processes of Ray Train, which share every batch."""
-    from raffect.stages.runtime import cluster_gpus, ray_session
+    import ray
 
     with ray_session(config.address):
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
-        on_gpu = config.device != "cpu" and cluster_gpus() > 0
-        if on_gpu and cluster_gpus() < config.num_workers and not config.address:
-            raise RaffectError(f"--num-workers {config.num_workers}: Ray sees {cluster_gpus():g} GPUs, one a worker is needed; use --device cpu or fewer workers")
-        settings = dataclasses.replace(config, bank=config.bank.absolute(), labels=config.labels.absolute(), out=folder.path, device="cuda" if on_gpu else "cpu")
+        gpus, cpus = cluster_gpus() if config.device != "cpu" else 0, ray.cluster_resources().get("CPU", 0)
+        require(config.device != "cuda" or gpus > 0, "--device cuda: Ray sees no GPU; start Ray where the GPUs are, or use --device cpu")
+        what, there = ("GPU", gpus) if gpus else ("CPU", cpus)
+        require(
+            config.num_workers <= there, f"--num-workers {config.num_workers}: each takes a {what}, and Ray sees {there:g}; use fewer workers{' or --device cpu' if gpus else ''}"
+        )
+        settings = dataclasses.replace(config, bank=config.bank.absolute(), labels=config.labels.absolute(), out=folder.path, device="cuda" if gpus else "cpu")
         trainer = TorchTrainer(
             run_worker,
-            train_loop_config={"config": settings, "members": members, "keep": dict(keep or {}), "label": label},
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=on_gpu),
-            run_config=RunConfig(name=f"{label.replace(' ', '-')}-{os.getpid()}", storage_path=str(folder.path / "ray"), failure_config=FailureConfig(max_failures=_MAX_FAILURES)),
+            train_loop_config={"config": settings, "members": members, "keep": dict(keep or {})},
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=bool(gpus)),
+            run_config=RunConfig(name=f"{label}-{uuid.uuid4().hex[:8]}", storage_path=str(folder.path / "ray"), failure_config=FailureConfig(max_failures=_MAX_FAILURES)),
         )
+        _take(folder, _FAILURE)  # of a driver that was killed before it could read it
         try:
-            trainer.fit()
+            with _follow(folder, progress, steps // config.epochs):
+                trainer.fit()
         except Exception as error:
-            raise RaffectError(f"Ray Train gave up after {_MAX_FAILURES} restarts: {_reason(error)}; what is saved is kept, the same command goes on from there") from error
-    if failure := read_failure(folder):
+            why = _take(folder, _FAILURE) or f"Ray Train gave up after {_MAX_FAILURES} restarts: {last_line(error)}"
+            raise RaffectError(f"{why}; what is saved is kept, the same command goes on from there") from error
+    if failure := _take(folder, _FAILURE):
         raise RaffectError(failure)
 
 
@@ -104,33 +146,55 @@ def run_worker(job: dict[str, Any]) -> None:
     """One process of Ray Train: trains its part of every batch; the first one saves, and all go on from that after a failure."""
     import ray.train
 
-    from raffect.model.workers import Workers
+    config, members, folder, workers = job["config"], job["members"], RunFolder(job["config"].out), Workers.current()
+    if (folder.path / "state" / _FAILURE).exists():  # a worker has said why not; do not try again
+        return
 
-    config, members = job["config"], job["members"]
-    folder = RunFolder(config.out)
+    def on_epoch(history: History) -> None:
+        if workers.rank == 0:
+            write_atomic(folder.path / "state" / _PROGRESS, json.dumps([len(history), epoch_note(history)]).encode())
+        ray.train.report({"epoch": len(history), "wall_s": history[-1]["wall_s"]})
+
     try:
         dataset = open_dataset(config.bank, config.labels, config.task)
-        workers = Workers.current()
         threads = config.threads or max(1, (os.cpu_count() or 1) // workers.size)
-
-        def on_epoch(entry: dict[str, Any]) -> None:
-            ray.train.report({"epoch": entry["epoch"], "wall_s": entry["wall_s"], "note": epoch_note(entry)})
-
         run_pack(config, dataset, folder, members, job["keep"] or None, workers=workers, threads=threads, save_every_s=0.0, on_epoch=on_epoch)
-    except RaffectError as error:  # trying again would not help, so it is no failure in Ray's sense
-        write_atomic(folder.path / "state" / "failure.txt", str(error).encode())
+    except RaffectError as error:
+        write_atomic(folder.path / "state" / _FAILURE, str(error).encode())
+        raise  # or the others would wait for this one
 
 
-def read_failure(folder: RunFolder) -> str | None:
-    """Why workers stopped, once."""
-    path = folder.path / "state" / "failure.txt"
+@contextlib.contextmanager
+def _follow(folder: RunFolder, progress: Progress, steps_an_epoch: int) -> Generator[None]:
+    """Move the progress line by what the first worker writes, since workers print nothing here."""
+    _take(folder, _PROGRESS)
+    done = threading.Event()
+
+    def watch() -> None:
+        epoch = 0
+        while not done.wait(0.5):
+            with contextlib.suppress(OSError, ValueError):
+                seen, note = json.loads((folder.path / "state" / _PROGRESS).read_text())
+                if seen > epoch:
+                    progress.advance((seen - epoch) * steps_an_epoch)
+                    progress.note(note)
+                    epoch = seen
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        _take(folder, _PROGRESS)
+
+
+def _take(folder: RunFolder, name: str) -> str | None:
+    """Read and delete a file of the state folder."""
+    path = folder.path / "state" / name
     if not path.exists():
         return None
     text = path.read_text()
     path.unlink()
     return text
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__

@@ -12,19 +12,23 @@ import importlib.util
 import io
 import os
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from raffect.config import TuneConfig
 from raffect.errors import RaffectError
+from raffect.model.fit import History
 from raffect.recipe import Recipe, flatten, plain, require
 from raffect.stages.dataset import Dataset, open_dataset
-from raffect.stages.members import KeepEpochs, partition, run_pack
+from raffect.stages.members import KeepEpochs, is_finished, plan_packs, run_pack
 from raffect.stages.progress import Progress
 from raffect.stages.runs import Member, RunFolder
+from raffect.stages.runtime import cluster_gpus, last_line, ray_session
 from raffect.stages.scores import RUNNING, STOPPED, choose_epoch
 from raffect.stages.space import add_baseline, list_recipes, read_space
-from raffect.stages.train import epoch_note, fold_members
+from raffect.stages.stream import decide_stream
+from raffect.stages.train import check_before, count_steps, epoch_note, fold_members
 from raffect.stages.verdict import conclude_sweep
 
 _CPU_PACK, _GPU_PACK = 8, 64
@@ -43,9 +47,11 @@ def tune(config: TuneConfig) -> list[str]:
     recipes = list_recipes(plain(config), config.space, config.samples)
     recipes = add_baseline(recipes) if config.baseline else recipes
     dataset = open_dataset(config.bank, config.labels, config.task)
+    config = dataclasses.replace(config, stream=decide_stream(config.stream, dataset.splits["train"]))
+    for batch_size in sorted({recipe.batch_size for recipe in recipes}):
+        check_before(dataclasses.replace(config, batch_size=batch_size), dataset)
     folder = RunFolder.create(config, dataset)
     keep: dict[str, int] = {}
-    start = time.perf_counter()
     if config.select == "folds":
         members = fold_members(recipes, config.folds)
         _sweep(config, dataset, folder, members, None, "folds")
@@ -55,7 +61,7 @@ def tune(config: TuneConfig) -> list[str]:
             keep |= {Member(recipe).id: choose_epoch(found)[0] for recipe in group}
     members = [Member(recipe) for recipe in recipes]
     _sweep(config, dataset, folder, members, keep, "tune")
-    return conclude_sweep(config, dataset, folder, [record for member in members if (record := folder.read_record(member))], time.perf_counter() - start)
+    return conclude_sweep(config, dataset, folder, [record for member in members if (record := folder.read_record(member))])
 
 
 def _alike(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
@@ -66,44 +72,39 @@ def _alike(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
     return list(groups.values())
 
 
-def is_finished(record: Mapping[str, Any] | None) -> bool:
-    """Whether a member needs no more training."""
-    return record is not None and record["status"] != RUNNING
-
-
 def _sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, members: list[Member], keep: KeepEpochs | None, label: str) -> None:
     """Train the members that have no record, as packs on Ray Tune."""
-    if all(is_finished(folder.read_record(member)) for member in members):
-        return
-    from raffect.stages.runtime import ray_session
 
+    def unfinished() -> list[Member]:
+        return [member for member in members if not is_finished(folder.read_record(member), (keep or {}).get(member.id))]
+
+    if not unfinished():
+        return
     with ray_session(config.address):
         slots, resources = _place_trials(config)
         size = _pack_size(config, len(members), slots, on_gpu=bool(resources.get("gpu")))
-        # Packs are cut before finished members are taken out, so that a sweep that goes on cuts them alike.
-        packs = [pack for pack in partition(members, size) if not all(is_finished(folder.read_record(member)) for member in pack)]
+        packs = plan_packs(folder, members, size, config.stream == "always", keep)
         failures = _run_trials(config, dataset, folder, packs, keep, resources, slots, label)
-    unfinished = [member for pack in packs for member in pack if not is_finished(folder.read_record(member))]
-    if unfinished:
+    if left := unfinished():
         why = next(iter(failures), "see the trials' logs in " + str(folder.path / "ray"))
-        raise RaffectError(f"{len(unfinished)} of {len(members)} members are not finished: {why}; finished ones are kept, the same command trains the others")
+        raise RaffectError(f"{len(left)} of {len(members)} members are not finished: {why}; finished ones are kept, the same command trains the others")
 
 
 def _place_trials(config: TuneConfig) -> tuple[int, dict[str, float]]:
     """Trials at a time, and what each takes."""
     import ray
 
-    from raffect.stages.runtime import cluster_gpus
-
     gpus = cluster_gpus() if config.device != "cpu" else 0.0
     share = config.gpus_per_trial if config.gpus_per_trial is not None else (1.0 if gpus else 0.0)
+    require(config.device != "cuda" or share > 0, "--device cuda: Ray sees no GPU, or --gpus-per-trial is 0; start Ray where the GPUs are, or use --device cpu")
     require(share <= gpus, f"--gpus-per-trial {share:g}: Ray sees {gpus:g} GPUs; use 0 for the CPU, or start Ray where the GPUs are")
     on_cluster = bool(config.address or os.environ.get("RAY_ADDRESS"))
     cores = int(ray.cluster_resources().get("CPU", 1)) if on_cluster else os.cpu_count() or 1
     if share:
         return int(gpus / share), {"cpu": config.cpus_per_trial, "gpu": share}
     require(config.cpus_per_trial <= max(cores, 1), f"--cpus-per-trial {config.cpus_per_trial}: there are {cores} cores")
-    return max(1, cores // config.cpus_per_trial), {"cpu": config.cpus_per_trial}
+    readers = 1 if config.stream == "always" and cores > 1 else 0  # what trials leave to Ray Data
+    return max(1, (cores - readers) // config.cpus_per_trial), {"cpu": config.cpus_per_trial}
 
 
 def _pack_size(config: TuneConfig, num_members: int, slots: int, on_gpu: bool) -> int:
@@ -121,20 +122,18 @@ def _run_trials(
 
     settings = dataclasses.replace(config, bank=config.bank.absolute(), labels=config.labels.absolute(), out=folder.path, device=config.device if resources.get("gpu") else "cpu")
     job = {"config": settings, "packs": packs, "keep": dict(keep or {}), "axes": list(read_space(config.space))}
-    steps = len(dataset.splits["train"]) // config.batch_size * config.epochs
-    total = sum(steps * len(pack) for pack in packs)
-    with Progress(label, total, "head-steps") as progress:
+    with Progress(label, sum(count_steps(dataset, pack) for pack in packs), "head-steps") as progress, _watched(progress, packs) as watch:
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), resources),
             param_space={"pack": ray_tune.grid_search(list(range(len(packs))))},
             tune_config=ray_tune.TuneConfig(metric="val_macro_f1", mode="max", max_concurrent_trials=slots, reuse_actors=True, scheduler=_build_scheduler(config)),
             run_config=ray_tune.RunConfig(
-                name=f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", storage_path=str(folder.path / "ray"), verbose=0, callbacks=[_watch(progress, packs), *_build_trackers(config, folder)]
+                name=f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", storage_path=str(folder.path / "ray"), verbose=0, callbacks=[watch, *_build_trackers(config, folder)]
             ),
         )  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):  # Tune's banner
             results = tuner.fit()
-    failures = [_last_line(error) for error in results.errors]
+    failures = [last_line(error) for error in results.errors]
     failures += [result.metrics["failure"] for result in results if result.metrics and result.metrics.get("failure")]
     if config.scheduler == "asha" and not failures:
         _mark_stopped(folder, packs)
@@ -147,14 +146,11 @@ def run_trial(trial: dict[str, Any], job: dict[str, Any]) -> None:
 
     config, members = job["config"], job["packs"][trial["pack"]]
     folder = RunFolder(config.out)
-    stoppable = config.scheduler != "none"
-    history: list[dict[str, Any]] = []
 
-    def on_epoch(entry: dict[str, Any]) -> None:
-        history.append(entry)
-        scores = [value for value in entry["val_macro_f1"] if value is not None]
-        losses = [value for value in entry["train_loss"] if value is not None]
-        if stoppable:
+    def on_epoch(history: History) -> None:
+        entry = history[-1]
+        scores, losses = ([value for value in entry[name] if value is not None] for name in ("val_macro_f1", "train_loss"))
+        if config.scheduler != "none":
             folder.write_record(_unfinished_record(dataset, members[0], history))
         heads = {_axis_text(member, job["axes"]): value for member, value in zip(members, entry["val_macro_f1"], strict=True) if value is not None}
         report = {
@@ -162,7 +158,7 @@ def run_trial(trial: dict[str, Any], job: dict[str, Any]) -> None:
             "steps": entry["steps"],
             "wall_s": entry["wall_s"],
             "val_macro_f1": sum(scores) / max(len(scores), 1),
-            "note": epoch_note(entry),
+            "note": epoch_note(history),
             "head": heads,
         }
         ray_tune.report(report | ({"train_loss": sum(losses) / len(losses)} if losses else {}))
@@ -176,18 +172,18 @@ def run_trial(trial: dict[str, Any], job: dict[str, Any]) -> None:
 
 def _axis_text(member: Member, axes: Sequence[str]) -> str:
     settings = flatten(member.recipe)
-    names = [*axes, *(name for name in ("sam.rho",) if name not in axes)]
+    names = [*axes, *(name for name in ("loss.alpha", "sam.rho", "seed") if name not in axes)]
     return ",".join(f"{name.rpartition('.')[2]}={settings[name]}" for name in names)
 
 
-def _unfinished_record(dataset: Dataset, member: Member, history: list[dict[str, Any]]) -> dict[str, Any]:
+def _unfinished_record(dataset: Dataset, member: Member, history: History) -> dict[str, Any]:
     """What is known of a head that a scheduler may stop at any epoch."""
     curve = [entry["val_macro_f1"][0] for entry in history]
     sound = [(value, k + 1) for k, value in enumerate(curve) if value is not None]
     scores = {"last": {"epoch": sound[-1][1], "macro_f1": sound[-1][0]}, "best": {"epoch": max(sound)[1], "macro_f1": max(sound)[0]}} if sound else {}
     return {
         "id": member.id, "recipe": flatten(member.recipe), "fold": None, "num_folds": 0, "fingerprint": dataset.fingerprint, "status": RUNNING,
-        "note": f"after epoch {len(history)}", "pack_size": 1, "wall_s": sum(entry["wall_s"] for entry in history),
+        "note": f"after epoch {len(history)}", "keep_epoch": None, "pack_size": 1, "wall_s": sum(entry["wall_s"] for entry in history),
         "history": {name: [entry[name][0] for entry in history] for name in ("lr", "train_loss", "val_macro_f1")},
         "scores": scores, "trivial": {"answer": "not judged", "macro_f1": None}, "video_names": [], "videos": {},
     }  # fmt: skip
@@ -199,7 +195,7 @@ def _mark_stopped(folder: RunFolder, packs: list[list[Member]]) -> None:
         record = folder.read_record(member)
         if record is not None and record["status"] == RUNNING:
             folder.write_record(record | {"status": STOPPED, "note": f"stopped by ASHA {record['note']}"})
-            folder.state_path([member]).unlink(missing_ok=True)
+            folder.drop_state([member])
 
 
 def _build_scheduler(config: TuneConfig) -> Any:
@@ -210,20 +206,35 @@ def _build_scheduler(config: TuneConfig) -> Any:
     return ASHAScheduler(time_attr="epoch", max_t=config.epochs + 1, grace_period=max(1, config.epochs // 8), reduction_factor=3)
 
 
-def _watch(progress: Progress, packs: list[list[Member]]) -> Any:
-    """A callback in the driver that moves the progress line."""
+_WATCHED: dict[str, tuple[Progress, list[list[Member]]]] = {}
+
+
+@contextlib.contextmanager
+def _watched(progress: Progress, packs: list[list[Member]]) -> Generator[Any]:
+    """A callback in the driver that moves the progress line, which it finds by name: Tune pickles callbacks, and a line cannot be."""
     from ray.tune import Callback
 
     class Watch(Callback):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-            if "steps" in result:
-                progress.advance(result["steps"] * len(packs[trial.config["pack"]]))
-                progress.note(f"{sum(t.status == 'TERMINATED' for t in trials)} of {len(packs)} packs done; pack {trial.config['pack'] + 1} {result['note']}")
+            move_progress(self.name, sum(t.status == "TERMINATED" for t in trials), trial.config["pack"], result)
 
-        def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks; a progress line cannot be
-            return {}
+    name = uuid.uuid4().hex
+    _WATCHED[name] = (progress, packs)
+    try:
+        yield Watch(name)
+    finally:
+        del _WATCHED[name]
 
-    return Watch()
+
+def move_progress(name: str, finished: int, pack: int, result: Mapping[str, Any]) -> None:
+    """Count an epoch of a pack on the progress line of that name."""
+    if "steps" in result and name in _WATCHED:
+        progress, packs = _WATCHED[name]
+        progress.advance(result["steps"] * len(packs[pack]))
+        progress.note(f"{finished} of {len(packs)} packs done; pack {pack + 1} {result['note']}")
 
 
 def _build_trackers(config: TuneConfig, folder: RunFolder) -> list[Any]:
@@ -248,8 +259,3 @@ def _require_trackers(track: Sequence[str]) -> None:
     for name in track:
         package = {"tensorboard": "tensorboardX"}.get(name, name)
         require(importlib.util.find_spec(package) is not None, f"--track {name}: not installed; `pip install 'raffect[{name}]'`, or leave it out")
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any
 from raffect.config import LearnConfig, TrainConfig, TuneConfig
 from raffect.data.atomic import write_atomic
 from raffect.recipe import require
-from raffect.stages.dataset import Dataset
+from raffect.stages.dataset import Dataset, missing_lines
 from raffect.stages.provenance import describe_run
 from raffect.stages.runs import SCORES, RunFolder
 from raffect.stages.scores import STOPPED, Record, Spread, finished, group_by_settings, score_lines, select_on_folds, short, spread
@@ -53,10 +53,10 @@ def conclude_run(config: TrainConfig, dataset: Dataset, folder: RunFolder, recor
     heads = {record["id"]: {"seed": record["recipe"]["seed"], "status": record["status"], "scores": record["scores"]} for record in records}
     _write_metrics(dataset, folder, {"trivial": sound[0]["trivial"], "scores": _as_json(_spreads(sound)), "heads": heads})
     wrote = f"wrote {folder.path}: weights/, metrics.json, members.csv, results.csv, per_video.csv"
-    return [*lines, *score_lines(sound, dataset.facts["stamp"]), wrote, _next(config)]
+    return [*lines, *missing_lines(dataset.facts), *score_lines(sound, dataset.facts["stamp"]), wrote, _next(config)]
 
 
-def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, records: Sequence[Record], wall_s: float) -> list[str]:
+def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, records: Sequence[Record]) -> list[str]:
     """Write a sweep's tables and scores; see `conclude_run`."""
     folder.write_tables(folder.read_records())
     sound = finished(records)
@@ -68,15 +68,18 @@ def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, reco
     best, trivial = max(rows, key=lambda row: row.scores["last"].mean), sound[0]["trivial"]
     facts, others = dataset.facts, {status: sum(record["status"] == status for record in records) for status in ("diverged", STOPPED)}
     lines = [
+        *missing_lines(facts),
         f"{config.task.upper()}: {len(records)} heads on {facts['train']['frames']:,} frames, judged on {facts['validation']['frames']:,} frames of {facts['validation']['videos']} other videos"
         + "".join(f"; {count} {status} and left out, see members.csv" for status, count in others.items() if count),
         *(row.text() for row in rows),
         f"trivial  {short(trivial['macro_f1'])} ({trivial['answer']})",
         f"highest val-last: {settings_text(best.settings)}, of {len(rows)} settings compared on the validation split itself, so optimistic",
     ]
-    metrics = {"wall_s": wall_s, "trivial": trivial, "settings": [{"settings": dict(row.settings), "scores": _as_json(row.scores)} for row in rows]}
-    selected = select_on_folds(groups, [record for record in folder.read_records() if record["num_folds"] in (0, config.folds)]) if config.select == "folds" else None
-    if selected is not None:
+    metrics = {"trivial": trivial, "settings": [{"settings": dict(row.settings), "scores": _as_json(row.scores)} for row in rows]}
+    selected = select_on_folds(groups, folder.read_records()) if config.select == "folds" else None
+    if selected is not None and spread(selected, "chosen") is None:
+        lines.append("chosen on folds:  nothing, no head was trained to the end on any fold")
+    elif selected is not None:
         row = Row(_settings(selected, names), _spreads(selected))
         lines.append(f"chosen on folds:  {settings_text(row.settings)}, val-folds macro F1 {row.scores['chosen'].text()}; neither settings nor epoch saw the validation split")
         metrics["selected_on_folds"] = {"settings": dict(row.settings), "scores": _as_json(row.scores)}

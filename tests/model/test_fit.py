@@ -74,8 +74,8 @@ class Killed(BaseException):
 
 
 def kill_after(epochs):
-    def on_epoch(entry):
-        if entry["epoch"] == epochs:
+    def on_epoch(history):
+        if len(history) == epochs:
             raise Killed
 
     return on_epoch
@@ -88,7 +88,7 @@ def test_going_on_after_a_kill_is_bit_identical_to_never_having_stopped(tmp_path
     with pytest.raises(Killed):
         run(recipes, state_path=state, save_every_s=0, keep_epochs=[2, 3, 5], on_epoch=kill_after(stop))
     seen = []
-    resumed = run(recipes, state_path=state, save_every_s=0, keep_epochs=[2, 3, 5], on_epoch=lambda entry: seen.append(entry["epoch"]))
+    resumed = run(recipes, state_path=state, save_every_s=0, keep_epochs=[2, 3, 5], on_epoch=lambda history: seen.append(history[-1]["epoch"]))
     straight = run(recipes, keep_epochs=[2, 3, 5])
     assert seen == list(range(stop + 1, 6))
     for name, kept in straight.snapshots.items():
