@@ -15,10 +15,11 @@ import numpy as np
 from raffect.config import TrainConfig
 from raffect.recipe import find_recipe, plain, read_recipe, with_settings
 from raffect.stages.dataset import open_dataset
-from raffect.stages.members import partition, run_pack
+from raffect.stages.members import plan_packs, run_pack
 from raffect.stages.progress import Progress
 from raffect.stages.runs import Member, RunFolder
 from raffect.stages.scores import short
+from raffect.stages.train import count_steps
 
 RELEASED = read_recipe(find_recipe("released"))
 VARIANTS = {
@@ -77,13 +78,10 @@ def study(options, task, variants):
     folder = RunFolder.create(config, dataset)
     members = {name: [Member(with_settings(base, {**settings, "seed": seed})) for seed in range(options.seeds)] for name, settings in variants.items()}
     every = [member for group in members.values() for member in group]
-    steps = len(dataset.splits["train"]) // base.batch_size * base.epochs
-    with Progress(task, steps * len(every), "head-steps") as progress:
-        for pack in partition(every, 10):
-            if all(folder.read_record(member) for member in pack):
-                progress.advance(steps * len(pack))
-            else:
-                run_pack(config, dataset, folder, pack, on_step=partial(progress.advance, len(pack)), save_heads=False)
+    packs = plan_packs(folder, every, 10, one_seed=False)
+    with Progress(task, sum(count_steps(dataset, pack) for pack in packs), "head-steps") as progress:
+        for pack in packs:
+            run_pack(config, dataset, folder, pack, on_step=partial(progress.advance, len(pack)), save_heads=False)
     report(folder, members, dataset)
 
 
