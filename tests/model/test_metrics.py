@@ -111,6 +111,18 @@ def test_the_bootstrap_draws_videos_not_frames():
     assert high - low > 0.3
 
 
+def test_the_interval_lies_around_the_score_where_rare_and_absent_classes_are_lost():
+    rng = np.random.default_rng(4)
+    video = np.repeat(np.arange(30), 20)
+    truth = rng.integers(0, 6, len(video))  # two classes never occur
+    truth[video == 7] = 6  # one occurs in a single video, and is missed there
+    guess = np.where((rng.random(len(video)) < 0.7) & (truth != 6), truth, rng.integers(0, 6, len(video)))
+    counts = count_expr(truth, guess[None], video, 30)[0]
+    low, high = bootstrap_videos(counts, EXPR, 0)
+    assert low < macro_f1(counts.sum(0), EXPR) < high
+    assert high - low < 0.2
+
+
 def test_the_bootstrap_of_several_heads_is_that_of_their_mean():
     truth, guess, video = expr_case(2)
     counts = count_expr(truth, guess, video)

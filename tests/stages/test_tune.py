@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,10 +12,12 @@ from test_train import FAST, data, scores_of  # noqa: F401
 from raffect.cli import main
 from raffect.errors import RaffectError
 from raffect.recipe import Recipe, with_settings
-from raffect.stages.members import partition
-from raffect.stages.runs import Member
+from raffect.stages.members import partition, plan_packs
+from raffect.stages.progress import Progress
+from raffect.stages.runs import Member, RunFolder
 from raffect.stages.scores import group_by_settings, short, spread
 from raffect.stages.space import add_baseline, list_recipes, read_space
+from raffect.stages.tune import _watched, move_progress
 
 BASE = Recipe(task="expr")
 
@@ -165,6 +168,46 @@ def test_reports_and_sweeps_refuse_what_makes_no_sense(data, tmp_path, capsys): 
         assert main(sweep(data, tmp_path / "out", *more)) == 2
         assert match in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_tunes_callback_pickles_while_a_live_line_is_shown(monkeypatch):
+    from ray import cloudpickle
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Progress("tune", 10) as progress:
+        with pytest.raises(TypeError, match="cannot pickle"):
+            cloudpickle.dumps(progress)  # which is why it must not hold one
+        with _watched(progress, [[Member(BASE)] * 2]) as watch:
+            cloudpickle.dumps(watch)
+            move_progress(watch.name, 0, 0, {"steps": 3, "note": "epoch 1"})
+        assert progress.done == 6
+
+
+def record_of(member, keep_epoch=None):
+    return {"id": member.id, "status": "done", "keep_epoch": keep_epoch}
+
+
+def test_a_run_that_goes_on_keeps_packs_as_they_were_cut_and_repeats_nothing(tmp_path):
+    folder = RunFolder(tmp_path)
+    members = [Member(recipe) for recipe in list_recipes(BASE, ["loss.alpha=0.1:0.6:0.1", "seed=0,1"], 0)]
+    packs = plan_packs(folder, members, 4, one_seed=False)
+    assert [len(pack) for pack in packs] == [4, 4, 4]
+    for member in packs[0]:
+        folder.write_record(record_of(member))
+    folder.write_members(packs[1])
+    folder.state_path(packs[1]).touch()
+    folder.write_members(packs[2])  # killed before its first save
+    larger = [*members, Member(with_settings(BASE, {"seed": 9}))]
+    again = plan_packs(folder, larger, 2, one_seed=False)
+    assert again[0] == packs[1]
+    assert sorted(m.id for pack in again[1:] for m in pack) == sorted(m.id for m in [*packs[2], larger[-1]])
+    assert all(len(pack) <= 2 for pack in again[1:])
+    assert all(len({m.recipe.seed for m in pack}) == 1 for pack in plan_packs(folder, larger, 3, one_seed=True)[1:])
+    # Another epoch chosen on folds: heads that kept the old one are trained again.
+    keep = {member.id: 5 for member in packs[0]}
+    folder.write_record(record_of(packs[0][0], keep_epoch=5))
+    assert packs[0][1] in [m for pack in plan_packs(folder, packs[0], 4, False, keep) for m in pack]
+    assert packs[0][0] not in [m for pack in plan_packs(folder, packs[0], 4, False, keep) for m in pack]
 
 
 def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):  # noqa: F811
