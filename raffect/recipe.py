@@ -205,7 +205,7 @@ def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
         known: Names that it may set.
 
     Raises:
-        RaffectError: If it is no TOML, or a name is unknown.
+        RaffectError: If it is no TOML, a name is unknown or a value of another type.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -214,8 +214,16 @@ def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
         flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-    for name in flat:
+    defaults = flatten(Recipe(task="expr"))
+    for name, value in flat.items():
+        is_table = any(other.startswith(f"{name}.") for other in known)
+        require(not is_table, f"{path}: {name} is a table; write [{name}] and its settings below")
         require(name in known, f"{path}: {unknown_name(name, known)}")
+        if name in defaults:
+            try:
+                _as_type_of(name, defaults[name], value)
+            except RaffectError as error:
+                raise RaffectError(f"{path}: {error}") from error
     return flat
 
 

@@ -87,6 +87,10 @@ def test_a_wrong_value_is_one_line(words, match, capsys, tmp_path, monkeypatch):
         ("[loss]\nalfa = 1\n", "unknown setting 'loss.alfa'; did you mean loss.alpha?"),
         ("lr = 1\n", "unknown setting 'lr'"),
         ("loss = [1\n", "not a TOML file"),
+        ("loss = 3\n", r"loss is a table; write \[loss\]"),
+        ("[loss]\nalpha = true\n", "mine.toml: loss.alpha True: expected a number"),
+        ('epochs = "three"\n', "mine.toml: epochs 'three': expected a whole number"),
+        ('[optim]\nname = "sgd"\n', "mine.toml: optim.name 'sgd': expected one of adam, adamw"),
         ("\x00", "not a TOML file"),
     ],
 )

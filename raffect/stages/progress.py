@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from types import TracebackType
 
 PLAIN_EVERY_S = 30.0
+RATE_OVER_S = 60.0
 
 
 class Progress:
@@ -22,6 +24,7 @@ class Progress:
         self.done = 0
         self._start = time.monotonic()
         self._said = self._start
+        self._recent: deque[tuple[float, int]] = deque([(self._start, 0)])
         self._bar = None
         self._note = ""
 
@@ -30,16 +33,17 @@ class Progress:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
+            from rich.table import Column
 
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
-                TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             )
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task(self.label, total=self.total, rate="", note="")
@@ -53,6 +57,10 @@ class Progress:
     def advance(self, count: int) -> None:
         """Count ``count`` more."""
         self.done += count
+        now = time.monotonic()
+        self._recent.append((now, self.done))
+        while len(self._recent) > 2 and self._recent[0][0] < now - RATE_OVER_S:
+            self._recent.popleft()
         if self._bar is not None:
             self._bar.update(self._task, advance=count, rate=f"{self._rate():,.0f} {self.unit}/s")
         elif time.monotonic() - self._said >= PLAIN_EVERY_S:
@@ -71,7 +79,8 @@ class Progress:
             self._bar.update(self._task, note=text)
 
     def _rate(self) -> float:
-        return self.done / max(time.monotonic() - self._start, 1e-9)
+        (start, before), (now, done) = self._recent[0], self._recent[-1]
+        return (done - before) / max(now - start, 1e-9)
 
 
 def format_seconds(seconds: float) -> str:

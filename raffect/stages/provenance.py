@@ -20,6 +20,7 @@ def describe_run() -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
+        "folder": os.getcwd(),
         "versions": versions() | {"python": platform.python_version()},
         "git_commit": git_commit(),
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},

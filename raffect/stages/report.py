@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +114,11 @@ def table_one(runs: Sequence[Run]) -> list[str]:
         lines.append(f"| {task} | trivial: {trivial['answer']} | - | {short(trivial['macro_f1'])} | - | - |")
         if run.env["data"]["aff_wild2"]:
             lines += [f"| {task} | {name} | unstated | {short(value)} | - | - |" for name, value in PUBLISHED[run.task].items()]
-    return lines
+    return [
+        *lines,
+        "",
+        "95 % over videos: of the mean over seeds, when the validation videos are drawn again with replacement (1,000 draws); it says how far other videos might have scored.",
+    ]
 
 
 def headline(run: Run) -> list[Record]:
@@ -175,7 +180,7 @@ def _run_section(run: Run, plots: Path, number: int | None) -> list[str]:
     if run.task == "expr":
         matrix = np.sum([record["scores"]["last"]["confusion"] for record in records], 0)
         figures.draw_confusion(matrix, output_names(TASKS["expr"]), f"EXPR confusion, shares of each truth: {about}{mark}", plots / f"{stem}-confusion")
-        lines += ["### Confusion", "", *_picture(stem, "confusion", "confusion matrix")]
+        lines += ["### Confusion", "", f"{about}; counts added over seeds, each row in shares of its truth.", "", *_picture(stem, "confusion", "confusion matrix")]
     figures.draw_curves(_curve_rows(run), f"{task} learning curves{mark}", plots / f"{stem}-curves")
     return [*lines, "### Learning curves", "", *_picture(stem, "curves", "learning curves")]
 
@@ -272,7 +277,7 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
         commits = sorted({str(record.get("git_commit") or "unknown")[:20] for record in run.records})
         counts = {status: sum(record["status"] == status for record in run.records) for status in ("done", "diverged", "stopped", "running")}
         lines += [
-            f"- **{run.folder.path.name}**: `{' '.join(env['command'])}`",
+            f"- **{run.folder.path.name}**: `{shlex.join(['raffect', *env['command'][1:]])}` in `{env.get('folder', '?')}`",
             f"  - {len(run.records)} heads ({', '.join(f'{count} {status}' for status, count in counts.items() if count)}), {format_seconds(wall)} of training, packs added up, on {run.records[0].get('device', '?')}",
             f"  - train {data['train']['frames']:,} frames of {data['train']['videos']} videos, validation {data['validation']['frames']:,} of {data['validation']['videos']}; edition {data['edition']!r}",
             f"  - encoder {data['encoder']['model']}, weights {data['encoder']['weights']} ({data['encoder']['weights_sha256'][:12]}), bank {data['bank_digest'][:12]}, labels {data['labels_sha256'][:12]}",

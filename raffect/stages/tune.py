@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.util
 import io
 import os
@@ -173,7 +174,7 @@ def run_trial(trial: dict[str, Any], job: dict[str, Any]) -> None:
 def _axis_text(member: Member, axes: Sequence[str]) -> str:
     settings = flatten(member.recipe)
     names = [*axes, *(name for name in ("loss.alpha", "sam.rho", "seed") if name not in axes)]
-    return ",".join(f"{name.rpartition('.')[2]}={settings[name]}" for name in names)
+    return "_".join(f"{name.rpartition('.')[2]}-{settings[name]}" for name in names)  # MLflow takes few characters in names
 
 
 def _unfinished_record(dataset: Dataset, member: Member, history: History) -> dict[str, Any]:
@@ -221,6 +222,9 @@ def _watched(progress: Progress, packs: list[list[Member]]) -> Generator[Any]:
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
             move_progress(self.name, sum(t.status == "TERMINATED" for t in trials), trial.config["pack"], result)
 
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            move_progress(self.name, sum(t.status == "TERMINATED" for t in trials), trial.config["pack"], {})
+
     name = uuid.uuid4().hex
     _WATCHED[name] = (progress, packs)
     try:
@@ -231,10 +235,10 @@ def _watched(progress: Progress, packs: list[list[Member]]) -> Generator[Any]:
 
 def move_progress(name: str, finished: int, pack: int, result: Mapping[str, Any]) -> None:
     """Count an epoch of a pack on the progress line of that name."""
-    if "steps" in result and name in _WATCHED:
+    if name in _WATCHED:
         progress, packs = _WATCHED[name]
-        progress.advance(result["steps"] * len(packs[pack]))
-        progress.note(f"{finished} of {len(packs)} packs done; pack {pack + 1} {result['note']}")
+        progress.advance(result.get("steps", 0) * len(packs[pack]))
+        progress.note(f"{finished} of {len(packs)} packs done; pack {pack + 1} {result.get('note', 'done')}")
 
 
 def _build_trackers(config: TuneConfig, folder: RunFolder) -> list[Any]:
@@ -259,3 +263,7 @@ def _require_trackers(track: Sequence[str]) -> None:
     for name in track:
         package = {"tensorboard": "tensorboardX"}.get(name, name)
         require(importlib.util.find_spec(package) is not None, f"--track {name}: not installed; `pip install 'raffect[{name}]'`, or leave it out")
+    if "wandb" in track and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
+        with contextlib.redirect_stderr(io.StringIO()):  # W&B's deprecation of what Ray's callback uses as well
+            key = os.environ.get("WANDB_API_KEY") or importlib.import_module("wandb").api.api_key
+        require(bool(key), "--track wandb: no API key; run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline")
