@@ -11,20 +11,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from raffect.config import EncoderConfig, ExtractConfig
+    from raffect.config import EncoderConfig, ExtractConfig, TrainConfig, TuneConfig
     from raffect.data.bank import Bank
     from raffect.data.features import read_features
     from raffect.data.labels import AU, EXPR, VA
     from raffect.data.tables import read_labels
     from raffect.errors import RaffectError
+    from raffect.model.checkpoint import load_head
     from raffect.model.encoder import load_encoder
     from raffect.stages.extract import extract
+    from raffect.stages.train import train
+    from raffect.stages.tune import tune
 
 _HOME = {
     "Bank": "data.bank", "read_features": "data.features", "read_labels": "data.tables", "EXPR": "data.labels", "AU": "data.labels", "VA": "data.labels",
     "EncoderConfig": "config", "ExtractConfig": "config", "RaffectError": "errors", "load_encoder": "model.encoder", "extract": "stages.extract",
+    "TrainConfig": "config", "TuneConfig": "config", "load_head": "model.checkpoint", "train": "stages.train", "tune": "stages.tune",
 }  # fmt: skip
-__all__ = ["AU", "EXPR", "VA", "Bank", "EncoderConfig", "ExtractConfig", "RaffectError", "__version__", "extract", "load_encoder", "read_features", "read_labels"]
+__all__ = [
+    "AU", "EXPR", "VA", "Bank", "EncoderConfig", "ExtractConfig", "RaffectError", "TrainConfig", "TuneConfig", "__version__", "extract", "load_encoder", "load_head", "read_features",
+    "read_labels", "train", "tune",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

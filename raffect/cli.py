@@ -32,7 +32,7 @@ ModelsCommand = (
     | Annotated[c.ModelsVerifyConfig, _sub("verify")]
 )
 COMMANDS: dict[str, tuple[Any, str]] = {
-    "demo": (c.DemoConfig, "see all of it work in three minutes, without data, weights or GPU"),
+    "demo": (c.DemoConfig, "see all of it work in two minutes, without data, weights or GPU"),
     "doctor": (c.DoctorConfig, "check this machine; paste the output into an issue"),
     "synth": (c.SynthConfig, "draw a data set in Aff-Wild2's layout"),
     "prepare": (c.PrepareConfig, "image folders + ABAW annotations -> manifest and labels"),

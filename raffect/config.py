@@ -336,7 +336,7 @@ class DoctorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """See all of it work on this machine in about three minutes, with drawn faces and a small encoder."""
+    """See all of it work on this machine in about two minutes, with drawn faces and a small encoder."""
 
     out: Path = Path("raffect-demo")
     """Folder for data, bank and results; a finished one is used again."""
