@@ -39,12 +39,15 @@ def kill_sweeps(folder, data, kills, rng):
     start = time.monotonic()
     subprocess.run([*COMMAND, *words, "--out", str(folder / "straight")], check=True, capture_output=True)
     straight_s = time.monotonic() - start
-    print(f"sweep: {len(records(folder / 'straight'))} members, undisturbed {straight_s:.0f} s", flush=True)
+    members = len(records(folder / "straight"))
+    print(f"sweep: {members} members, undisturbed {straight_s:.0f} s", flush=True)
     repeated, done = 0, 0
     for kill in range(kills):
         process = subprocess.Popen([*COMMAND, *words, "--out", str(folder / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        before = records(folder / "killed")
-        time.sleep(rng.uniform(0.3, 1.0) * straight_s)
+        before, wanted = records(folder / "killed"), (kill + 1) * members // (kills + 2)
+        while process.poll() is None and len(records(folder / "killed")) < wanted:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 3))
         early = process.poll() is None
         if early:
             os.kill(process.pid, signal.SIGKILL)
