@@ -67,10 +67,10 @@ def kill_sweeps(folder, data, kills, rng):
 
 
 def kill_workers(folder, data, rng):
-    words = ["train", "paper", *data, "--epochs", "40", "--num-workers", "2", "--head.width", "128"]
+    words = ["train", "paper", *data, "--epochs", "12", "--num-workers", "2", "--head.width", "128"]
     subprocess.run([*COMMAND, *words, "--out", str(folder / "workers-straight")], check=True, capture_output=True)
     process = subprocess.Popen([*COMMAND, *words, "--out", str(folder / "workers-killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    progress, wanted = folder / "workers-killed" / "state" / "progress.json", rng.randint(3, 12)
+    progress, wanted = folder / "workers-killed" / "state" / "progress.json", rng.randint(3, 6)
     while process.poll() is None and epoch_of(progress) < wanted:
         time.sleep(0.05)
     workers = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and b"RayTrainWorker" in command_line(pid)]
@@ -81,7 +81,7 @@ def kill_workers(folder, data, rng):
     one, two = (json.loads(next((folder / name / "members").glob("*.json")).read_text())["history"]["train_loss"] for name in ("workers-straight", "workers-killed"))
     largest = max(abs(a - b) / abs(a) for a, b in zip(one, two, strict=True))
     print(
-        f"workers: {len(workers)} found, one killed after epoch {at} of 40; exit status {process.returncode}; {len(two)} epochs on record; largest relative difference of a loss {largest:.1e}"
+        f"workers: {len(workers)} found, one killed after epoch {at} of 12; exit status {process.returncode}; {len(two)} epochs on record; largest relative difference of a loss {largest:.1e}"
     )
 
 
