@@ -22,7 +22,7 @@ from raffect.errors import RaffectError
 from raffect.model.fit import History
 from raffect.recipe import Recipe, flatten, plain, require
 from raffect.stages.dataset import Dataset, open_dataset
-from raffect.stages.members import KeepEpochs, is_finished, plan_packs, run_pack
+from raffect.stages.members import KeepEpochs, for_elsewhere, is_finished, plan_packs, run_pack
 from raffect.stages.progress import Progress
 from raffect.stages.runs import Member, RunFolder
 from raffect.stages.runtime import cluster_gpus, last_line, ray_session
@@ -121,7 +121,7 @@ def _run_trials(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     from ray import tune as ray_tune
 
-    settings = dataclasses.replace(config, bank=config.bank.absolute(), labels=config.labels.absolute(), out=folder.path, device=config.device if resources.get("gpu") else "cpu")
+    settings = for_elsewhere(config, folder, config.device if resources.get("gpu") else "cpu")
     job = {"config": settings, "packs": packs, "keep": dict(keep or {}), "axes": list(read_space(config.space))}
     with Progress(label, sum(count_steps(dataset, pack) for pack in packs), "head-steps") as progress, _watched(progress, packs) as watch:
         tuner = ray_tune.Tuner(
@@ -148,27 +148,31 @@ def run_trial(trial: dict[str, Any], job: dict[str, Any]) -> None:
     config, members = job["config"], job["packs"][trial["pack"]]
     folder = RunFolder(config.out)
 
-    def on_epoch(history: History) -> None:
+    def report(history: History) -> None:
         entry = history[-1]
         scores, losses = ([value for value in entry[name] if value is not None] for name in ("val_macro_f1", "train_loss"))
+        heads = {_axis_text(member, job["axes"]): value for member, value in zip(members, entry["val_macro_f1"], strict=True) if value is not None}
+        found = {name: entry[name] for name in ("epoch", "steps", "wall_s")} | {"val_macro_f1": sum(scores) / max(len(scores), 1), "note": epoch_note(history), "head": heads}
+        ray_tune.report(found | ({"train_loss": sum(losses) / len(losses)} if losses else {}))
+
+    seen: History = []
+
+    def on_epoch(history: History) -> None:
+        seen[:] = history
+        if len(history) == members[0].recipe.epochs:  # a scheduler may end a trial at any report, and this one is all but on record
+            return
         if config.scheduler != "none":
             folder.write_record(_unfinished_record(dataset, members[0], history))
-        heads = {_axis_text(member, job["axes"]): value for member, value in zip(members, entry["val_macro_f1"], strict=True) if value is not None}
-        report = {
-            "epoch": entry["epoch"],
-            "steps": entry["steps"],
-            "wall_s": entry["wall_s"],
-            "val_macro_f1": sum(scores) / max(len(scores), 1),
-            "note": epoch_note(history),
-            "head": heads,
-        }
-        ray_tune.report(report | ({"train_loss": sum(losses) / len(losses)} if losses else {}))
+        report(history)
 
     try:
         dataset = open_dataset(config.bank, config.labels, config.task)
         run_pack(config, dataset, folder, members, job["keep"] or None, threads=config.threads or config.cpus_per_trial, save_heads=config.save_heads, on_epoch=on_epoch)
     except RaffectError as error:  # trying again would not help, so it is no failure in Ray's sense
         ray_tune.report({"failure": str(error), "val_macro_f1": 0.0, "epoch": 0})
+    else:
+        if len(seen) == members[0].recipe.epochs:
+            report(seen)
 
 
 def _axis_text(member: Member, axes: Sequence[str]) -> str:
@@ -204,7 +208,7 @@ def _build_scheduler(config: TuneConfig) -> Any:
         return None
     from ray.tune.schedulers import ASHAScheduler
 
-    return ASHAScheduler(time_attr="epoch", max_t=config.epochs + 1, grace_period=max(1, config.epochs // 8), reduction_factor=3)
+    return ASHAScheduler(time_attr="epoch", max_t=config.epochs, grace_period=max(1, config.epochs // 8), reduction_factor=3)
 
 
 _WATCHED: dict[str, tuple[Progress, list[list[Member]]]] = {}

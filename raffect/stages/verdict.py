@@ -33,11 +33,9 @@ class Row:
     def text(self) -> str:
         """One line of a sweep's table."""
         erm = self.settings.get("loss.alpha") == 1.0 and self.settings.get("sam.rho") == 0.0
-        parts = [
-            f"{settings_text(self.settings)}{' (ERM)' if erm else ''}",
-            f"val-last {self.scores['last'].text()}",
-            f"val-best {short(self.scores['best'].mean)} ± {short(self.scores['best'].sd)}",
-        ]
+        best = self.scores["best"]
+        val_best = f"val-best {short(best.mean)}" + (f" ± {short(best.sd)}" if best.sd is not None else "")
+        parts = [f"{settings_text(self.settings)}{' (ERM)' if erm else ''}", f"val-last {self.scores['last'].text()}", val_best]
         return "  ".join([*parts, f"val-folds {short(self.scores['chosen'].mean)}"] if "chosen" in self.scores else parts)
 
 
