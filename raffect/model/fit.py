@@ -26,6 +26,7 @@ from raffect.model.workers import Workers
 from raffect.recipe import Recipe, digest
 
 _PREDICT_ROWS = 32_768
+_TENSORS = ("weights", "running_mean", "running_var")
 
 History = list[dict[str, Any]]
 """One entry an epoch; see `Fitted.history`."""
@@ -198,7 +199,7 @@ def _keep(fitted: Fitted, name: str, current: Snapshot, members: np.ndarray) -> 
         fitted.snapshots[name] = Snapshot(current.weights.clone(), current.running_mean.clone(), current.running_var.clone(), np.zeros_like(current.epoch))
     kept = fitted.snapshots[name]
     rows = torch.from_numpy(np.flatnonzero(members)).to(current.weights.device)
-    for field_name in ("weights", "running_mean", "running_var"):
+    for field_name in _TENSORS:
         getattr(kept, field_name)[rows] = getattr(current, field_name)[rows]
     kept.epoch = np.where(members, current.epoch, kept.epoch)
 
@@ -206,7 +207,7 @@ def _keep(fitted: Fitted, name: str, current: Snapshot, members: np.ndarray) -> 
 def _save(path: Path, identity: dict, learner: Learner, fitted: Fitted) -> None:
     tensors = learner.state()
     for name, kept in fitted.snapshots.items():
-        tensors |= {f"{name}.{field_name}": to_cpu(getattr(kept, field_name)) for field_name in ("weights", "running_mean", "running_var")}
+        tensors |= {f"{name}.{field_name}": to_cpu(getattr(kept, field_name)) for field_name in _TENSORS}
     epochs = {name: kept.epoch.tolist() for name, kept in fitted.snapshots.items()}
     save_state(path, tensors, {"identity": identity, "history": fitted.history, "diverged": fitted.diverged, "epochs": epochs})
 
@@ -219,5 +220,5 @@ def _resume(path: Path, identity: dict, learner: Learner, fitted: Fitted) -> Non
     learner.load_state(tensors)
     fitted.history, fitted.diverged = about["history"], about["diverged"]
     for name, epoch in about["epochs"].items():
-        parts = (tensors[f"{name}.{field_name}"].to(learner.device) for field_name in ("weights", "running_mean", "running_var"))
+        parts = (tensors[f"{name}.{field_name}"].to(learner.device) for field_name in _TENSORS)
         fitted.snapshots[name] = Snapshot(*parts, np.array(epoch))

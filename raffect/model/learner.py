@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raffect.model.checkpoint import to_cpu
 from raffect.model.objective import Objective, Prior
 from raffect.model.pack import Layout, Lifts, Pack, Views
 from raffect.model.random import Dropout, epoch_order
@@ -148,7 +149,7 @@ class Learner:
         tensors = {"weights": pack.weights, "running_mean": pack.running_mean, "running_var": pack.running_var, "counter": self.counter, "first_bad": self.first_bad}
         if moments and moments[0]:
             tensors |= {name: torch.stack([moment[name] for moment in moments]) for name in ("exp_avg", "exp_avg_sq", "step")}
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        return {name: to_cpu(tensor) for name, tensor in tensors.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from a `state`."""

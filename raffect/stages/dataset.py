@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from raffect.data.bank import Bank
 from raffect.data.features import FeatureIndex, find_features
-from raffect.data.labels import EXPR, SPLITS, TASKS, Task
+from raffect.data.labels import ACTION_UNITS, EXPR, EXPRESSIONS, SPLITS, TASKS, Task
 from raffect.data.tables import read_labels, read_metadata
 from raffect.errors import RaffectError
 from raffect.model.learner import Rows
@@ -40,6 +40,7 @@ class Dataset:
     splits: dict[str, FeatureIndex]
     facts: dict[str, Any]
     fingerprint: str
+    _folds: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_outputs(self) -> int:
@@ -48,6 +49,11 @@ class Dataset:
 
     def fold_of_frames(self, folds: int) -> np.ndarray:
         """Fold of each training frame, shape (N,): whole videos, alike in classes as far as that goes, the same for every run."""
+        if folds not in self._folds:  # every pack of a fold asks again
+            self._folds[folds] = self._share_videos(folds)
+        return self._folds[folds]
+
+    def _share_videos(self, folds: int) -> np.ndarray:
         from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
         train = self.splits["train"]
@@ -89,8 +95,6 @@ def open_dataset(bank_path: Path, labels_path: Path, task_name: str) -> Dataset:
 
 def output_names(task: Task) -> tuple[str, ...]:
     """Names of a head's outputs, in order."""
-    from raffect.data.labels import ACTION_UNITS, EXPRESSIONS
-
     return EXPRESSIONS if task is EXPR else tuple(ACTION_UNITS)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from raffect.stages.runtime import ray_session
 from raffect.stages.scores import RUNNING
 from raffect.stages.stream import RayStream
 
+C = TypeVar("C", bound=LearnConfig)
 KeepEpochs = Mapping[str, int]
 """Epoch that a member's ``chosen`` snapshot keeps, by id."""
 
@@ -130,6 +132,11 @@ def run_pack(
         about = {"device": describe_device(device), "threads": torch.get_num_threads(), "num_workers": workers.size, "streamed": streams, "wall_s": sum(entry["wall_s"] for entry in fitted.history)}  # fmt: skip
         _record(dataset, folder, members, fitted, judged, validation.videos, about, save_heads and members[0].fold is None, keep_epochs or {})
         folder.drop_state(members)
+
+
+def for_elsewhere(config: C, folder: RunFolder, device: str) -> C:
+    """The configuration for processes with another working folder, on the device that Ray gives them."""
+    return dataclasses.replace(config, bank=config.bank.absolute(), labels=config.labels.absolute(), out=folder.path, device=device)
 
 
 def split_rows(dataset: Dataset, member: Member) -> tuple[FeatureIndex, FeatureIndex]:

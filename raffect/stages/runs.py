@@ -34,7 +34,7 @@ from raffect.data.labels import TASKS
 from raffect.data.tables import write_table
 from raffect.errors import RaffectError
 from raffect.model.metrics import macro_f1
-from raffect.recipe import NAMES, Recipe, digest, flatten, plain, read_recipe, with_settings
+from raffect.recipe import NAMES, Recipe, digest, flatten, plain, read_recipe
 from raffect.stages.dataset import Dataset
 from raffect.stages.provenance import describe_run
 
@@ -169,12 +169,6 @@ def to_toml(config: LearnConfig) -> str:
     return tomli_w.dumps(
         {name: value for name, value in nested.items() if not isinstance(value, dict)} | {name: value for name, value in nested.items() if isinstance(value, dict)}
     )
-
-
-def recipe_of(record: Mapping[str, Any]) -> Recipe:
-    """The recipe that a record was trained with."""
-    settings = dict(record["recipe"])
-    return with_settings(Recipe(task=settings["task"]), settings)
 
 
 def member_row(record: Mapping[str, Any]) -> dict[str, Any]:

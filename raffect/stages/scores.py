@@ -63,11 +63,11 @@ def spread(records: Sequence[Record], name: str) -> Spread | None:
     return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, interval, len(values), tuple(r["scores"][name]["epoch"] for r in having))
 
 
-def group_by_settings(records: Sequence[Record], ignore: Sequence[str] = ("seed",)) -> list[list[Record]]:
+def group_by_settings(records: Sequence[Record]) -> list[list[Record]]:
     """Records that differ in their seed alone, together, in the order of their settings."""
     groups: dict[tuple, list[Record]] = {}
     for record in records:
-        key = tuple((name, value) for name, value in record["recipe"].items() if name not in ignore)
+        key = tuple((name, value) for name, value in record["recipe"].items() if name != "seed")
         groups.setdefault(key, []).append(record)
     return [groups[key] for key in sorted(groups, key=lambda key: [(str(type(value)), value) for _, value in key])]
 

@@ -19,7 +19,7 @@ from raffect.model.fit import History
 from raffect.model.workers import Workers
 from raffect.recipe import Recipe, plain, require, with_settings
 from raffect.stages.dataset import Dataset, check_trainable, labels_of, open_dataset
-from raffect.stages.members import KeepEpochs, plan_packs, run_pack, split_rows
+from raffect.stages.members import KeepEpochs, for_elsewhere, plan_packs, run_pack, split_rows
 from raffect.stages.progress import Progress
 from raffect.stages.runs import Member, RunFolder
 from raffect.stages.runtime import cluster_gpus, last_line, ray_session
@@ -123,7 +123,7 @@ def _train_on_workers(config: TrainConfig, folder: RunFolder, members: list[Memb
         require(
             config.num_workers <= there, f"--num-workers {config.num_workers}: each takes a {what}, and Ray sees {there:g}; use fewer workers{' or --device cpu' if gpus else ''}"
         )
-        settings = dataclasses.replace(config, bank=config.bank.absolute(), labels=config.labels.absolute(), out=folder.path, device="cuda" if gpus else "cpu")
+        settings = for_elsewhere(config, folder, "cuda" if gpus else "cpu")
         trainer = TorchTrainer(
             run_worker,
             train_loop_config={"config": settings, "members": members, "keep": dict(keep or {})},
