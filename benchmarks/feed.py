@@ -38,12 +38,6 @@ DIM = 768
 class StandIn:
     """An encoder that takes ``s_per_frame`` of waiting, as a busy GPU does, and no CPU."""
 
-    class device:
-        type = "cpu"
-
-    class preprocess:
-        size = 224
-
     def __init__(self, s_per_frame: float) -> None:
         self.s_per_frame = s_per_frame
         self.batch_size = 256
@@ -53,14 +47,13 @@ class StandIn:
         time.sleep(self.s_per_frame * len(frames))
         return np.zeros((len(frames), DIM), np.float16)
 
-    def prepare(self, frames):
-        return frames
+    def probe(self):
+        start = time.perf_counter()
+        time.sleep(self.s_per_frame * 1000)
+        return 1000 / (time.perf_counter() - start)
 
-    def forward(self, batch):
-        time.sleep(self.s_per_frame * self.batch_size)
 
-
-def load_stand_in(config, device, s_per_frame):
+def load_stand_in(config, device, threads, s_per_frame):
     return StandIn(s_per_frame)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +23,7 @@ from raffect.model.weights import Source, is_torchscript, model_configs, resolve
 
 Clip: TypeAlias = Any  # CLIP, CustomTextCLIP or CoCa, which share no base class but nn.Module
 CUDA_BATCH, CPU_BATCH = 256, 32
+_PROBE_S = 0.5
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 
 
@@ -95,6 +97,27 @@ class Encoder:
         """Vectors of a prepared batch in the tower's precision, shape (batch_size, dim)."""
         out = self.tower(batch)
         return out[0] if isinstance(out, tuple) else out  # CoCa's tower also returns its tokens
+
+    @torch.inference_mode()
+    def probe(self) -> float:
+        """Frames/s of the bare tower on tensors that are ready: what a pipeline around it is measured against."""
+        size = self.preprocess.size
+        black = [np.zeros((size, size, 3), np.uint8)]
+        self.encode(black)  # finds the batch that fits the device
+        batch = self.prepare(black)
+        steps, elapsed = 1, self._time_steps(batch, 1)
+        if elapsed < 4 * _PROBE_S:  # the first one warms up; a slow one is worth keeping
+            steps = max(1, int(_PROBE_S / elapsed))
+            elapsed = self._time_steps(batch, steps)
+        return steps * self.batch_size / elapsed
+
+    def _time_steps(self, batch: Tensor, steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.forward(batch)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
 
 
 def load_encoder(config: EncoderConfig, device: str | torch.device | None = None) -> Encoder:

@@ -30,16 +30,20 @@ from raffect.model.weights import EMBEDDED_STAMP, Source, read_model_config, res
 from raffect.stages.progress import Progress, format_bytes, format_seconds
 from raffect.stages.provenance import describe_run
 from raffect.stages.runtime import cluster_gpus, configure_data, ray_session
-from raffect.stages.shards import EncodeShard, Geometry, LoadEncoder, commit_shard, probe, read_shard, to_item
+from raffect.stages.shards import EncodeShard, Geometry, LoadEncoder, commit_shard, read_shard, to_item
 from raffect.stages.summary import Summary, summarise
 
 _SAMPLE = 64
 
 
-def load_clip(config, device):
+def load_clip(config, device, threads):
     """The encoder that actors load unless told otherwise; a function of its own so that the driver needs no torch."""
+    import torch
+
     from raffect.model.encoder import load_encoder
 
+    if device == "cpu":  # Ray gives an actor one thread
+        torch.set_num_threads(threads)
     return load_encoder(config, device)
 
 
@@ -108,7 +112,7 @@ def dry_run(config: ExtractConfig) -> list[str]:
     encoder = load_encoder(config.encoder)
     if bank.exists and (found := bank.read_identity()):
         found.require_equal(encoder.identity, bank.path)
-    rate = probe(encoder) * max(1, config.num_actors if encoder.device.type == "cuda" else 1)
+    rate = encoder.probe() * max(1, config.num_actors if encoder.device.type == "cuda" else 1)
     size = frames * (2 * encoder.identity.dim + 6)
     identity = encoder.identity
     return [
@@ -144,7 +148,7 @@ def _check_finished(config: ExtractConfig, bank: Bank) -> None:
     _check_model(config, bank)
     identity = bank.read_identity()
     if identity is not None and identity.weights != config.encoder.weights:
-        bank.claim(replace(load_clip(config.encoder, "cpu").identity, precision=identity.precision))
+        bank.claim(replace(load_clip(config.encoder, "cpu", os.cpu_count() or 1).identity, precision=identity.precision))
 
 
 def _read_geometry(source: Source) -> Geometry:

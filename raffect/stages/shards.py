@@ -29,8 +29,8 @@ from raffect.errors import RaffectError
 if TYPE_CHECKING:
     from raffect.model.encoder import Encoder
 
-LoadEncoder = Callable[[EncoderConfig, str], "Encoder"]
-_PROBE_S = 0.5
+LoadEncoder = Callable[[EncoderConfig, str, int], "Encoder"]
+"""Builds the encoder in its actor from its configuration, a device and, on a CPU, a number of threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +136,9 @@ class EncodeShard:
         self.failure: str | None = None
         self.name = uuid.uuid4().hex
         try:
-            if device == "cpu":
-                _set_threads(threads)
-            self.encoder = load(config, device)
+            self.encoder = load(config, device, threads)
             Bank(Path(bank)).claim(self.encoder.identity)
-            self.bare_frames_per_s = probe(self.encoder)
+            self.bare_frames_per_s = self.encoder.probe()
         except (RaffectError, OSError) as error:
             self.failure = _describe(error, bank)
 
@@ -188,43 +186,11 @@ def commit_shard(table: pa.Table, bank: str) -> pa.Table:
     return pa.table({"stats": [json.dumps(notes)]})
 
 
-def probe(encoder: Encoder) -> float:
-    """Frames/s of the bare tower on tensors that are ready: what the pipeline is measured against."""
-    import torch
-
-    def wait() -> None:
-        if encoder.device.type == "cuda":
-            torch.cuda.synchronize(encoder.device)
-
-    with torch.inference_mode():
-        size = encoder.preprocess.size
-        black = [np.zeros((size, size, 3), np.uint8)]
-        encoder.encode(black)  # finds the batch that fits the device
-        batch = encoder.prepare(black)
-        start = time.perf_counter()
-        encoder.forward(batch)
-        wait()
-        steps, elapsed = 1, time.perf_counter() - start
-        if elapsed < 4 * _PROBE_S:  # the first one warms up; a slow one is worth keeping
-            start, steps = time.perf_counter(), 0
-            while (elapsed := time.perf_counter() - start) < _PROBE_S:
-                encoder.forward(batch)
-                wait()
-                steps += 1
-    return steps * encoder.batch_size / elapsed
-
-
 def _describe(error: RaffectError | OSError, bank: str) -> str:
     """The line that a user reads of an error."""
     if isinstance(error, RaffectError):
         return str(error)
     return f"{bank}: cannot write ({error.strerror or error}); make room or mend the folder, then run the same command again"
-
-
-def _set_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
 
 
 def _rows(table: pa.Table) -> pa.Table:

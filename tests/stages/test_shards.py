@@ -22,23 +22,14 @@ SIZES = [(112, 112), (40, 30), (112, 112), (300, 260), (1, 1)]
 class Mean:
     """A stand-in whose vector is made of a frame's shape and mean, so that a test can tell frames apart."""
 
-    class device:
-        type = "cpu"
-
-    class preprocess:
-        size = 224
-
     identity = IDENTITY
     batch_size = 4
 
     def encode(self, pictures):
         return np.array([[*frame.shape[:2], frame.mean(), 0, 0, 0] for frame in pictures], np.float16).reshape(-1, 6)
 
-    def prepare(self, pictures):
-        return pictures
-
-    def forward(self, batch):
-        return batch
+    def probe(self):
+        return 1.0
 
 
 @pytest.fixture
@@ -63,7 +54,7 @@ def as_table(rows):
     return pa.table({key: [value] for key, value in to_item(0, rows).items()})
 
 
-def run(bank, rows, load=lambda config, device: Mean()):
+def run(bank, rows, load=lambda config, device, threads: Mean()):
     read = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
     encode = EncodeShard(EncoderConfig(), str(bank.path), "cpu", os.cpu_count(), load)
     return json.loads(commit_shard(encode(read), str(bank.path))["stats"][0].as_py())
@@ -111,7 +102,7 @@ def test_the_note_is_written_before_the_first_frame_is_touched(bank, rows, monke
 
 
 def test_an_encoder_that_cannot_be_loaded_is_a_failure_in_the_statistics(bank, rows):
-    def load(config, device):
+    def load(config, device, threads):
         raise RaffectError("weights are not on this machine; bring them")
 
     assert run(bank, rows, load)["failure"] == "weights are not on this machine; bring them"
@@ -120,7 +111,7 @@ def test_an_encoder_that_cannot_be_loaded_is_a_failure_in_the_statistics(bank, r
 
 def test_a_full_disk_is_a_failure_that_names_the_bank_and_leaves_nothing_half_written(bank, rows, monkeypatch):
     read = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
-    encoded = EncodeShard(EncoderConfig(), str(bank.path), "cpu", 1, lambda config, device: Mean())(read)
+    encoded = EncodeShard(EncoderConfig(), str(bank.path), "cpu", 1, lambda config, device, threads: Mean())(read)
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     stats = json.loads(commit_shard(encoded, str(bank.path))["stats"][0].as_py())
@@ -149,5 +140,5 @@ def test_vectors_that_are_not_finite_are_never_committed(bank, rows):
         def encode(self, pictures):
             return np.full((len(pictures), 6), np.nan, np.float16)
 
-    assert "NaN" in run(bank, rows, lambda config, device: Broken())["failure"]
+    assert "NaN" in run(bank, rows, lambda config, device, threads: Broken())["failure"]
     assert bank.read_commits() == {}
