@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import typing
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -92,6 +93,14 @@ def main(argv: list[str] | None = None) -> int:
         name = f"{error.filename}: " if error.filename else ""
         print(f"raffect {words[0]}: {name}{error.strerror or error}; check the path, its rights and the free space, or see --debug", file=sys.stderr)
         return 2
+    except Exception as error:
+        from raffect.data.storage import explain
+
+        line = explain(error)
+        if debug or line is None:
+            raise
+        print(f"raffect {words[0]}: {line}", file=sys.stderr)
+        return 2
 
 
 def usage() -> str:
@@ -112,9 +121,30 @@ def parse(command: str, words: list[str]) -> Any:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         raise RaffectError(f"no such command; {f'did you mean {near[0]}? ' if near else ''}`raffect --help` lists all")
     kind, _ = COMMANDS[command]
-    if command in ("train", "tune"):
-        return tyro.cli(kind, args=_recipe_words(kind, words), prog=f"raffect {command} RECIPE")
-    return tyro.cli(kind, args=words, prog=f"raffect {command}")
+    takes_recipe = command in ("train", "tune")
+    with _paths_may_be_urls():
+        return tyro.cli(kind, args=_recipe_words(kind, words) if takes_recipe else words, prog=f"raffect {command}{' RECIPE' * takes_recipe}")
+
+
+def _paths_may_be_urls() -> tyro.constructors.ConstructorRegistry:
+    """What makes tyro read ``s3://bucket/folder`` where a setting is a path."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def read_path(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type is not Path:
+            return None
+
+        def read(words: list[str]) -> Path:
+            from raffect.data.storage import locate
+
+            return locate(words[0])
+
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1, metavar="PATH", instance_from_str=read, is_instance=lambda value: isinstance(value, Path), str_from_instance=lambda path: [str(path)]
+        )
+
+    return registry
 
 
 def _recipe_words(kind: Any, words: list[str]) -> list[str]:

@@ -14,6 +14,14 @@ from raffect.recipe import Recipe, require
 EMBEDDED_MODEL = "raffect-faces"
 
 
+def _require_local(config: object, *names: str) -> None:
+    """These paths cannot be in an object store; one that is, is no `Path`."""
+    for name in names:
+        value = getattr(config, name)
+        for path in value if isinstance(value, tuple) else (value,):
+            require(path is None or isinstance(path, Path), f"--{name} {path}: expected a folder or file of this machine, not an object store")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Which frozen image tower makes the features."""
@@ -53,6 +61,7 @@ class SynthConfig:
     def __post_init__(self) -> None:
         require(self.frames is None or self.frames >= 200, f"--frames {self.frames}: expected 200 or more")
         require(self.seed >= 0, f"--seed {self.seed}: expected 0 or more")
+        _require_local(self, "out", "sheet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +73,11 @@ class PrepareConfig:
     annotations: Path
     """Folder of one ABAW edition."""
     out: Path
-    """Folder for manifest.parquet, labels/*.parquet and problems.csv."""
+    """Folder, or s3://bucket/folder, for manifest.parquet, labels/*.parquet and problems.csv."""
 
     def __post_init__(self) -> None:
         require(bool(self.images), "--images: expected one folder or more")
+        _require_local(self, "images", "annotations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +87,7 @@ class PackConfig:
     manifest: Path
     """manifest.parquet of `raffect prepare`."""
     out: Path
-    """Folder for frames-*.parquet and a manifest.parquet that points into them."""
+    """Folder, or s3://bucket/folder, for frames-*.parquet and a manifest.parquet that points into them."""
     shard_rows: int = 2048
     """Frames a row group; the same as the bank's --shard-rows makes each shard one read."""
     groups_per_file: int = 64
@@ -95,7 +105,7 @@ class ExtractConfig:
     manifest: Path
     """manifest.parquet of `raffect prepare` or `raffect pack`."""
     bank: Path
-    """Folder of the bank; made, continued or extended."""
+    """Folder of the bank, or s3://bucket/folder; made, continued or extended."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     address: str | None = None
     """Ray cluster: auto (the one this machine belongs to) or an address; none starts Ray on this machine alone."""
@@ -161,6 +171,9 @@ class BankExportConfig:
     format: Literal["npy", "list"] = "npy"
     """npy: features.npy + keys.parquet; list: Parquet files with a float16 list column."""
 
+    def __post_init__(self) -> None:
+        _require_local(self, "out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BankImportConfig:
@@ -176,6 +189,9 @@ class BankImportConfig:
     """Bank to make or extend; train and val features may go into one bank."""
     out: Path
     """Folder for labels/<task>.parquet."""
+
+    def __post_init__(self) -> None:
+        _require_local(self, "features", "list")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +234,7 @@ class LearnConfig(Recipe):
     labels: Path
     """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
     out: Path
-    """Run folder; the same command goes on in it after a stop."""
+    """Run folder, or s3://bucket/folder; the same command goes on in it after a stop."""
     select: Literal["last", "folds"] = "last"
     """last: the last epoch is the headline. folds: epoch (and, in a sweep, the settings) are chosen on folds of the training split."""
     folds: int = 5
@@ -347,3 +363,4 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         require(self.frames >= 400, f"--frames {self.frames}: expected 400 or more")
+        _require_local(self, "out")

@@ -190,8 +190,10 @@ def find_recipe(name: str) -> Path:
     shipped = RECIPES / f"{name}.toml"
     if shipped.is_file():
         return shipped
-    if Path(name).is_file():
-        return Path(name)
+    from raffect.data.storage import locate
+
+    if (path := locate(name)).is_file():
+        return path
     names = sorted(file.stem for file in RECIPES.glob("*.toml"))
     near = difflib.get_close_matches(name, names, n=1)
     raise RaffectError(f"{name}: no such recipe{f'; did you mean {near[0]}?' if near else ''}; expected one of {', '.join(names)} or a TOML file")

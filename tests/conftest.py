@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,11 @@ import pytest
 # Before anything imports Ray.
 os.environ.update(RAY_ENABLE_UV_RUN_RUNTIME_ENV="0", RAY_BACKEND_LOG_LEVEL="fatal", HF_HUB_OFFLINE="1")
 os.environ.pop("RAY_ADDRESS", None)
+with socket.socket() as _free:
+    _free.bind(("127.0.0.1", 0))
+    S3_PORT = _free.getsockname()[1]
+# Ray's workers have the environment of the time when Ray started; the server itself starts with the test that needs it.
+os.environ.update(AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="y", AWS_DEFAULT_REGION="us-east-1", AWS_ENDPOINT_URL=f"http://127.0.0.1:{S3_PORT}")
 
 from raffect.config import EncoderConfig, PrepareConfig
 from raffect.data.bank import Bank, Identity
@@ -46,7 +52,7 @@ def local_ray():
         try:
             ray.init(address="local", num_cpus=4, num_gpus=0, include_dashboard=False, object_store_memory=400_000_000, log_to_driver=False, logging_level="ERROR")
             break
-        except (RuntimeError, TimeoutError):
+        except Exception:  # on a loaded machine; Ray has no class for it
             ray.shutdown()
             if attempt == 2:
                 raise

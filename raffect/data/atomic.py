@@ -1,12 +1,20 @@
-"""Files that are whole or not there: write beside the target, fsync, rename."""
+"""Files that are whole or not there: write beside the target, fsync, rename.
+
+An object store has no rename and needs none: an object appears whole with its one PUT, or not at all, and
+``If-None-Match: *`` makes it appear only once.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import uuid
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
+
+from raffect.data.storage import is_remote
 
 PREFIX = ".tmp-"
 """How an unfinished file's name begins; one left by a killed process is never read."""
@@ -19,6 +27,12 @@ def atomic_path(path: Path) -> Generator[Path]:
     Args:
         path: The file to appear; its folder is made. An existing file is replaced whole.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="raffect-") as folder:
+            yield (local := Path(folder) / path.name)
+            store: Any = path
+            store.fs.put_file(str(local), store.path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
@@ -33,6 +47,9 @@ def atomic_path(path: Path) -> Generator[Path]:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` so that a reader sees all of it or the file of before."""
+    if is_remote(path):
+        path.write_bytes(content)
+        return
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
@@ -43,6 +60,13 @@ def write_if_absent(path: Path, content: bytes) -> bool:
     Returns:
         Whether this call created it.
     """
+    if is_remote(path):
+        store: Any = path
+        try:
+            store.fs.pipe_file(store.path, content, mode="create")
+        except FileExistsError:
+            return False
+        return True
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:

@@ -28,10 +28,12 @@ import pyarrow.parquet as pq
 
 from raffect.data.atomic import PREFIX, write_atomic, write_if_absent
 from raffect.data.keys import Vocabulary, digest_keys, encode_video
+from raffect.data.storage import list_sizes, locate, read_files, read_parquet
 from raffect.data.tables import read_metadata
 from raffect.errors import RaffectError
 
 FORMAT = 1
+_COMMIT = re.compile(r"[0-9]{6,}\.json")
 DEFAULT_SHARD_ROWS = 2048
 
 
@@ -117,10 +119,10 @@ class Commit:
 
 
 class Bank:
-    """One bank on disk. Opening one reads nothing and makes nothing."""
+    """One bank, in a folder or an object store. Opening one reads nothing and makes nothing."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path) -> None:
+        self.path = locate(path)
 
     @property
     def exists(self) -> bool:
@@ -179,7 +181,7 @@ class Bank:
             try:
                 if file.stem != f"{number:04d}":
                     raise ValueError(f"generation {number:04d} is missing")
-                table = pq.read_table(file, columns=["video", "frame"])
+                table = read_parquet(file, ["video", "frame"])
                 metadata = read_metadata(table)
                 shard_rows = int(metadata["shard_rows"])
             except (pa.ArrowException, OSError, KeyError, ValueError) as error:
@@ -283,11 +285,10 @@ class Bank:
 
     def read_commits(self) -> dict[int, Commit]:
         """Finished shards: those whose record is readable and whose files have the recorded sizes."""
-        found = {}
-        for file in (self.path / "commits").glob("*.json"):
-            record = self._read_commit(file)
-            if record and all(self._size(name) == size for name, (size, _) in record.files.items()):
-                found[record.shard] = record
+        sizes = {f"{folder}/{name}": size for folder in ("shards", "rejects") for name, size in list_sizes(self.path / folder).items()}
+        names = [name for name in list_sizes(self.path / "commits") if _COMMIT.fullmatch(name)]
+        records = (_parse_commit(name, content) for name, content in read_files(self.path / "commits", names))
+        found = {record.shard: record for record in records if record and all(sizes.get(name) == size for name, (size, _) in record.files.items())}
         return dict(sorted(found.items()))
 
     def read_rejects(self, shards: Iterable[int]) -> pa.Table:
@@ -297,7 +298,7 @@ class Bank:
         for path in map(self.rejects_path, shards):
             if path.is_file():
                 try:
-                    tables.append(pq.read_table(path, columns=schema.names).cast(schema))
+                    tables.append(read_parquet(path, schema.names).cast(schema))
                 except (pa.ArrowException, OSError) as error:
                     raise RaffectError(f"{path}: damaged ({str(error).splitlines()[0][:100]}); run `raffect bank verify --repair` and extract again") from error
         return pa.concat_tables(tables)
@@ -314,20 +315,15 @@ class Bank:
         if not (self.path / name).exists() and any((self.path / "commits").glob("*.json")):
             raise RaffectError(f"{self.path}: {name} is missing although shards are committed; restore it from a backup, or extract into a new --bank")
 
-    def _read_commit(self, file: Path) -> Commit | None:
-        try:
-            content = json.loads(file.read_text())
-            content["files"] = {name: (int(size), str(sha)) for name, (size, sha) in content["files"].items()}
-            record = Commit(**content)
-        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
-            return None  # a damaged record is no record: the shard is written again, and verify names it
-        return record if re.fullmatch(r"[0-9]{6,}", file.stem) and record.shard == int(file.stem) else None
 
-    def _size(self, name: str) -> int:
-        try:
-            return (self.path / name).stat().st_size
-        except FileNotFoundError:
-            return -1
+def _parse_commit(name: str, content: bytes) -> Commit | None:
+    try:
+        fields = json.loads(content)
+        fields["files"] = {file: (int(size), str(sha)) for file, (size, sha) in fields["files"].items()}
+        record = Commit(**fields)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None  # a damaged record is no record: the shard is written again, and verify names it
+    return record if record.shard == int(name.partition(".")[0]) else None
 
 
 def shard_schema(dim: int) -> pa.Schema:

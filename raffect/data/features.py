@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raffect.data.bank import Bank
 from raffect.data.keys import Vocabulary, positions
 from raffect.data.labels import Task, labelled
+from raffect.data.storage import read_parquet
 from raffect.data.tables import select_split
 from raffect.errors import RaffectError
 
@@ -217,7 +217,7 @@ def read_shard_features(bank: Bank, shard: int, dim: int) -> np.ndarray:
     """
     path = bank.shard_path(shard)
     try:
-        column = pq.read_table(path, columns=["feature"], memory_map=True, use_threads=False)["feature"]
+        column = read_parquet(path, ["feature"], use_threads=False)["feature"]
     except (pa.ArrowException, OSError) as error:
         raise RaffectError(f"{path}: damaged ({str(error).splitlines()[0][:100]}); run `raffect bank verify --repair` and extract again") from error
     array = column.combine_chunks()

@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import simplejpeg
 from PIL import Image
 
+from raffect.data.storage import is_remote, locate
 from raffect.errors import RaffectError
 
 MAX_PIXELS = 64_000_000
@@ -147,7 +148,9 @@ def read_contents(rows: pa.Table) -> list[bytes | BadFrame]:
 
 def _read_group(root: str, group: str) -> pa.Table:
     try:
-        with pq.ParquetFile(root) as file:
+        path = locate(root)
+        source: Any = path.open("rb", cache_type="none") if is_remote(path) else path  # ty: ignore[no-matching-overload]
+        with pq.ParquetFile(source, pre_buffer=is_remote(path)) as file:  # of a remote file only this group is fetched
             return file.read_row_group(int(group), columns=["image", "reason"])
     except (OSError, pa.ArrowException, ValueError) as error:
         raise RaffectError(f"{root}: row group {group} cannot be read ({str(error).splitlines()[0][:120]}); bring the file back or run `raffect pack` again") from error

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raffect.data.atomic import atomic_path
+from raffect.data.storage import read_parquet
 from raffect.errors import RaffectError
 
 LABEL_COLUMNS = ("video", "frame", "split")
@@ -37,7 +38,7 @@ def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> p
     if not path.is_file():
         raise RaffectError(f"{path}: no such {kind}; make it with `{maker}`")
     try:
-        table = pq.read_table(path, memory_map=True)
+        table = read_parquet(path)
     except (pa.ArrowException, OSError) as error:
         raise RaffectError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:120]}); make it again with `{maker}`") from error
     if missing := [name for name in columns if name not in table.column_names]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raffect.data.atomic import PREFIX
 from raffect.data.bank import Bank, Commit, Identity, Plan, shard_schema
 from raffect.data.keys import Vocabulary
+from raffect.data.storage import list_sizes, read_parquet
 from raffect.errors import RaffectError
 
 
@@ -66,7 +66,7 @@ def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int
     verdict.planned = len(plan.table)
     if manifest is not None:
         verdict.problems += _compare_manifest(plan, manifest)
-    commits = bank.read_commits()
+    commits, records = bank.read_commits(), list_sizes(bank.path / "commits")
     if commits and identity is None:
         verdict.problems.append("bank.json is missing although shards are committed")
     for shard in range(plan.num_shards):
@@ -85,7 +85,7 @@ def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int
                 verdict.rejects += record.rejects
         elif record:
             continue  # without an identity nothing can be told of it
-        elif bank.commit_path(shard).exists():
+        elif bank.commit_path(shard).name in records:
             verdict.damaged[shard] = "a file is missing, has another size than committed, or the commit record is unreadable"
         else:
             verdict.missing += len(keys)
@@ -117,7 +117,7 @@ def _check_shard(bank: Bank, record: Commit, keys: pa.Table, identity: Identity)
         if hashlib.sha256(content).hexdigest() != sha256:
             return f"{name} is not the file that was committed (SHA-256 differs)"
     try:
-        shard = pq.read_table(bank.shard_path(record.shard))
+        shard = read_parquet(bank.shard_path(record.shard))
         rejects = bank.read_rejects([record.shard]) if record.rejects else None
     except (pa.ArrowException, RaffectError) as error:
         return f"cannot be read as Parquet ({str(error).splitlines()[0][:100]})"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raffect.data.atomic import atomic_path, write_atomic
 from raffect.data.bank import Identity
+from raffect.data.storage import local_copy
 from raffect.errors import RaffectError
 from raffect.model.head import Head, build_head
 from raffect.model.pack import Layout
@@ -107,7 +108,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         RaffectError: If it is damaged.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with local_copy(path) as local, safetensors.safe_open(local, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["raffect"])  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise RaffectError(f"{path}: damaged ({str(error).splitlines()[0][:200]}); delete it to train from the start") from error

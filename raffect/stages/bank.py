@@ -15,6 +15,7 @@ from raffect.data.atomic import atomic_path
 from raffect.data.bank import Bank
 from raffect.data.features import read_shard_features
 from raffect.data.manifest import read_manifest
+from raffect.data.storage import list_sizes, read_parquet
 from raffect.data.verify import verify, withdraw
 from raffect.errors import RaffectError
 from raffect.stages.progress import Progress, format_bytes
@@ -35,8 +36,8 @@ def describe_bank(bank: Bank) -> dict[str, Any]:
         "videos": len(plan.table["video"].unique()),
         "bytes": sum(size for commit in commits.values() for size, _ in commit.files.values()),
         "digest": bank.digest() if identity else None,
-        "broken": len(list((bank.path / "commits").glob("*.json"))) - len(commits),
-        "runs": len(list((bank.path / "runs").glob("*.json"))),
+        "broken": len(list_sizes(bank.path / "commits")) - len(commits),
+        "runs": len(list_sizes(bank.path / "runs")),
     }
 
 
@@ -144,7 +145,7 @@ def _export_npy(bank: Bank, shards: list[int], rows: int, dim: int, config: Bank
         for shard in shards:
             features = read_shard_features(bank, shard, dim)
             out[start : start + len(features)] = features
-            keys.append(pq.read_table(bank.shard_path(shard), columns=["video", "frame"]))
+            keys.append(read_parquet(bank.shard_path(shard), ["video", "frame"]))
             start += len(features)
             progress.advance(len(features))
         out.flush()
@@ -154,7 +155,7 @@ def _export_npy(bank: Bank, shards: list[int], rows: int, dim: int, config: Bank
 
 def _export_lists(bank: Bank, shards: list[int], dim: int, config: BankExportConfig, progress: Progress) -> None:
     for shard in shards:
-        table = pq.read_table(bank.shard_path(shard)).replace_schema_metadata(None)
+        table = read_parquet(bank.shard_path(shard)).replace_schema_metadata(None)
         flat = pa.array(read_shard_features(bank, shard, dim).reshape(-1))
         table = table.set_column(2, "feature", pa.FixedSizeListArray.from_arrays(flat, dim))
         with atomic_path(config.out / "features" / f"{shard:06d}.parquet") as temporary:

@@ -16,6 +16,7 @@ from raffect.data.atomic import atomic_path
 from raffect.data.bank import DEFAULT_SHARD_ROWS
 from raffect.data.frames import PACKED_SUFFIX, BadFrame, read_contents
 from raffect.data.manifest import is_synthetic_manifest, read_manifest, write_manifest
+from raffect.data.storage import is_remote
 from raffect.data.tables import read_metadata
 from raffect.errors import RaffectError
 from raffect.stages.progress import Progress, format_bytes
@@ -48,8 +49,7 @@ def pack(config: PackConfig) -> list[str]:
                 progress.advance(len(rows))
             else:
                 _pack_file(file, rows, config.shard_rows, progress)
-            with pq.ParquetFile(file) as packed:
-                unreadable += len(rows) - packed.read(columns=["reason"])["reason"].null_count
+            unreadable += len(rows) - _open_packed(file).read(columns=["reason"])["reason"].null_count
             size += file.stat().st_size
             index = np.arange(len(rows))
             roots += [str(file)] * len(rows)
@@ -86,12 +86,17 @@ def _is_packed(file: Path, rows: pa.Table, shard_rows: int) -> bool:
     if not file.is_file():
         return False
     try:
-        found = pq.read_table(file, columns=["reason"])
-        first = pq.read_metadata(file).row_group(0).num_rows
+        packed = _open_packed(file)
+        found = packed.read(columns=["reason"])
+        first = packed.metadata.row_group(0).num_rows
     except (pa.ArrowException, OSError):
         return False
     # Frames that could not be read may have been mended since, so such a file is made again.
     return first == min(shard_rows, len(rows)) and found["reason"].null_count == len(found) and read_metadata(found).get(_SOURCE) == _digest(rows)
+
+
+def _open_packed(file: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(file.open("rb"), pre_buffer=is_remote(file))
 
 
 def _digest(rows: pa.Table) -> str:

@@ -201,7 +201,7 @@ def _settings(config: LearnConfig) -> dict[str, Any]:
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if item.name not in flat and not dataclasses.is_dataclass(value) and value is not None:
-            flat[item.name] = str(value.absolute()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            flat[item.name] = str(value.absolute()) if hasattr(value, "absolute") else list(value) if isinstance(value, tuple) else value
     return flat
 
 

@@ -8,7 +8,9 @@ import os
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
+from raffect.data.storage import is_remote
 from raffect.errors import RaffectError
 
 NO_PROGRESS_S = 1800
@@ -45,7 +47,7 @@ def ray_session(address: str | None) -> Generator[None]:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             _start_local()
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except Exception as error:  # a node that does not start raises a bare one
         mend = (
             "check that it runs and that ~/.ray/auth_token here is its own (`ray get-auth-token`), or leave --address out to use this machine alone"
             if address
@@ -71,7 +73,7 @@ def _start_local() -> None:
             with _silent_stderr():
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
             return
-        except (RuntimeError, TimeoutError):
+        except Exception:  # Ray has no class of its own for it
             ray.shutdown()
             if attempt == 2:
                 raise
@@ -114,6 +116,16 @@ def configure_data() -> None:
     context.wait_for_min_actors_s = WAIT_FOR_ACTORS_S
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def ray_storage(folder: Path) -> dict[str, Any]:
+    """Arguments that make Ray Train and Tune keep their own notes in a folder, which may be in an object store."""
+    if not is_remote(folder):
+        return {"storage_path": str(folder)}
+    import pyarrow.fs
+
+    store: Any = folder
+    return {"storage_path": store.path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs))}
 
 
 def cluster_gpus() -> float:

@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +79,7 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
 def _read_and_decode(table: pa.Table, bank: str, geometry: Geometry) -> tuple[_Pile, dict[int, str], float]:
     """Frames that are good, row -> reason of those that are not, and the seconds that reading took."""
     rows, start = _rows(table), time.perf_counter()
-    note = Bank(Path(bank)).attempt_path(table["shard"][0].as_py())
+    note = Bank(bank).attempt_path(table["shard"][0].as_py())
     rejects = find_killers(rows) if note.exists() else {}
     write_atomic(note, b"")
     safe = [row for row in range(len(rows)) if row not in rejects]
@@ -137,7 +136,7 @@ class EncodeShard:
         self.name = uuid.uuid4().hex
         try:
             self.encoder = load(config, device, threads)
-            Bank(Path(bank)).claim(self.encoder.identity)
+            Bank(bank).claim(self.encoder.identity)
             self.bare_frames_per_s = self.encoder.probe()
         except (RaffectError, OSError) as error:
             self.failure = _describe(error, bank)
@@ -177,7 +176,7 @@ def commit_shard(table: pa.Table, bank: str) -> pa.Table:
         rejects = {int(row): reason for row, reason in notes.pop("rejects").items()}
         features = _cell(table["features"]).view(np.float16).reshape(-1, identity.dim)
         try:
-            record = Bank(Path(bank)).commit(table["shard"][0].as_py(), _rows(table), features, rejects, identity)
+            record = Bank(bank).commit(table["shard"][0].as_py(), _rows(table), features, rejects, identity)
         except OSError as error:
             notes["failure"] = _describe(error, bank)
         else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -99,6 +98,6 @@ def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
     out = np.empty((len(rows), dim), np.float16)
     start = 0
     for shard, size in zip(item["shards"], item["sizes"], strict=True):
-        read_rows(Bank(Path(bank)), shard, rows[start : start + size], dim, out[start : start + size])
+        read_rows(Bank(bank), shard, rows[start : start + size], dim, out[start : start + size])
         start += size
     return pa.table({"x": pa.array([out.tobytes()], pa.large_binary())})

@@ -22,7 +22,7 @@ from raffect.stages.dataset import Dataset, check_trainable, labels_of, open_dat
 from raffect.stages.members import KeepEpochs, for_elsewhere, plan_packs, run_pack, split_rows
 from raffect.stages.progress import Progress
 from raffect.stages.runs import Member, RunFolder
-from raffect.stages.runtime import cluster_gpus, last_line, ray_session
+from raffect.stages.runtime import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.stages.scores import choose_epoch
 from raffect.stages.stream import decide_stream
 from raffect.stages.verdict import conclude_run
@@ -129,7 +129,7 @@ def _train_on_workers(config: TrainConfig, folder: RunFolder, members: list[Memb
             train_loop_config={"config": settings, "members": members, "keep": dict(keep or {})},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=bool(gpus)),
-            run_config=RunConfig(name=f"{label}-{uuid.uuid4().hex[:8]}", storage_path=str(folder.path / "ray"), failure_config=FailureConfig(max_failures=_MAX_FAILURES)),
+            run_config=RunConfig(name=f"{label}-{uuid.uuid4().hex[:8]}", **ray_storage(folder.path / "ray"), failure_config=FailureConfig(max_failures=_MAX_FAILURES)),
         )
         _take(folder, _FAILURE)  # of a driver that was killed before it could read it
         try:

@@ -12,12 +12,14 @@ import importlib
 import importlib.util
 import io
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from raffect.config import TuneConfig
+from raffect.data.storage import is_remote
 from raffect.errors import RaffectError
 from raffect.model.fit import History
 from raffect.recipe import Recipe, flatten, plain, require
@@ -25,7 +27,7 @@ from raffect.stages.dataset import Dataset, open_dataset
 from raffect.stages.members import KeepEpochs, for_elsewhere, is_finished, plan_packs, run_pack
 from raffect.stages.progress import Progress
 from raffect.stages.runs import Member, RunFolder
-from raffect.stages.runtime import cluster_gpus, last_line, ray_session
+from raffect.stages.runtime import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.stages.scores import RUNNING, STOPPED, choose_epoch
 from raffect.stages.space import add_baseline, list_recipes, read_space
 from raffect.stages.stream import decide_stream
@@ -44,7 +46,7 @@ def tune(config: TuneConfig) -> list[str]:
     Raises:
         RaffectError: If the data or settings do not allow it, or a trial failed.
     """
-    _require_trackers(config.track)
+    _require_trackers(config.track, is_remote(config.out))
     recipes = list_recipes(plain(config), config.space, config.samples)
     recipes = add_baseline(recipes) if config.baseline else recipes
     dataset = open_dataset(config.bank, config.labels, config.task)
@@ -129,7 +131,7 @@ def _run_trials(
             param_space={"pack": ray_tune.grid_search(list(range(len(packs))))},
             tune_config=ray_tune.TuneConfig(metric="val_macro_f1", mode="max", max_concurrent_trials=slots, reuse_actors=True, scheduler=_build_scheduler(config)),
             run_config=ray_tune.RunConfig(
-                name=f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", storage_path=str(folder.path / "ray"), verbose=0, callbacks=[watch, *_build_trackers(config, folder)]
+                name=f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", **ray_storage(folder.path / "ray"), verbose=0, callbacks=[watch, *_build_trackers(config, folder)]
             ),
         )  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):  # Tune's banner
@@ -259,11 +261,17 @@ def _build_trackers(config: TuneConfig, folder: RunFolder) -> list[Any]:
     if "wandb" in config.track:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
-        trackers.append(WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", "raffect"), group=name, dir=str(folder.path)))
+        trackers.append(
+            WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", "raffect"), group=name, dir=tempfile.gettempdir() if is_remote(folder.path) else str(folder.path))
+        )
     return trackers
 
 
-def _require_trackers(track: Sequence[str]) -> None:
+def _require_trackers(track: Sequence[str], remote: bool) -> None:
+    require(
+        not (remote and "mlflow" in track) or "MLFLOW_TRACKING_URI" in os.environ,
+        "--track mlflow: --out is in an object store, where there is no database file; set MLFLOW_TRACKING_URI",
+    )
     for name in track:
         package = {"tensorboard": "tensorboardX"}.get(name, name)
         require(importlib.util.find_spec(package) is not None, f"--track {name}: not installed; `pip install 'raffect[{name}]'`, or leave it out")

@@ -1,0 +1,115 @@
+"""Where data lies: a folder that every machine sees, or an object store (``s3://bucket/prefix``, any URL fsspec knows).
+
+All code takes a `pathlib.Path`, or the `upath.UPath` of an object store, which has the same methods; what the two do not
+share is here and in `raffect.data.atomic`. Credentials and endpoint come from the environment of each machine
+(``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` ..., or the role of the instance), never from a URL or a flag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raffect.errors import RaffectError
+
+_READ_AT_ONCE = 1024
+
+
+def locate(text: str | Path) -> Path:
+    """A path from what a user wrote: a URL is an object store, everything else a local path.
+
+    Returns:
+        A `Path`, or the `UPath` of an object store (which is no `Path` for `isinstance`, but behaves like one).
+
+    Raises:
+        RaffectError: If the URL has a password in it, or the package for it is not installed.
+    """
+    if not isinstance(text, str) or "://" not in text:
+        return text if not isinstance(text, str) else Path(text)
+    url = urlsplit(text)
+    if url.password or url.username or url.query:
+        raise RaffectError(
+            f"{url.scheme}://...{url.path}: no credentials or options in a URL, it would be kept in logs; set AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL ... on every machine"
+        )
+    if not url.netloc:
+        raise RaffectError(f"{text}: no bucket in it; expected {url.scheme}://bucket/folder")
+    from upath import UPath
+
+    try:
+        # A listing that was true when another process had not written yet would be a lie.
+        path: Any = UPath(text.rstrip("/"), use_listings_cache=False)
+        _ = path.fs
+    except ImportError as error:
+        raise RaffectError(f"{text}: {error}; on every machine `pip install 'raffect[s3]'` for s3://, or fsspec's package for {url.scheme}://") from error
+    except ValueError as error:
+        raise RaffectError(f"{text}: no storage of kind {url.scheme}://; expected a path that every machine sees, or s3://bucket/folder") from error
+    return path
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is in an object store."""
+    return not isinstance(path, Path)
+
+
+def read_parquet(path: Path, columns: Iterable[str] | None = None, *, use_threads: bool = True) -> pa.Table:
+    """Read a Parquet file: mapped where it is local, by one request where it is not."""
+    source: Any = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
+    return pq.read_table(source, columns=list(columns) if columns else None, memory_map=not is_remote(path), use_threads=use_threads)
+
+
+def list_sizes(folder: Path) -> dict[str, int]:
+    """Names and sizes in bytes of the files in a folder; none if there is no folder."""
+    if is_remote(folder):
+        store: Any = folder
+        found = store.fs.find(store.path, maxdepth=1, detail=True) if folder.is_dir() else {}
+        return {name.rpartition("/")[2]: facts["size"] for name, facts in found.items()}
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except FileNotFoundError:
+        return {}
+
+
+def read_files(folder: Path, names: Iterable[str]) -> Generator[tuple[str, bytes]]:
+    """Contents of small files, many requests at a time where they are remote; files that have gone are left out."""
+    if not is_remote(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError), open(f"{folder}/{name}", "rb", buffering=0) as file:
+                yield name, file.read()
+        return
+    store: Any = folder
+    names = list(names)
+    for start in range(0, len(names), _READ_AT_ONCE):
+        wanted = [f"{store.path}/{name}" for name in names[start : start + _READ_AT_ONCE]]
+        for name, content in store.fs.cat(wanted, on_error="return").items():
+            if isinstance(content, bytes):
+                yield name.rpartition("/")[2], content
+            elif not isinstance(content, FileNotFoundError):
+                raise content
+
+
+@contextlib.contextmanager
+def local_copy(path: Path) -> Generator[Path]:
+    """A local file with the content of ``path``: itself, or a copy for the duration of the block."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="raffect-") as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(path.read_bytes())
+        yield copy
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for an error of an object store's client that is no `OSError`, else None."""
+    if type(error).__module__.partition(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
+        return None
+    return f"object storage: {' '.join(str(error).split())[:200]}; check AWS_ENDPOINT_URL, the credentials and the bucket on every machine"

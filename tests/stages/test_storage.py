@@ -1,0 +1,146 @@
+"""Everything on an object store: a real S3 server (moto's) on loopback, real clients, several processes."""
+
+import json
+import threading
+
+import pytest
+from conftest import S3_PORT
+
+from raffect.cli import main
+from raffect.data.atomic import atomic_path, write_atomic, write_if_absent
+from raffect.data.bank import Bank
+from raffect.data.manifest import read_manifest
+from raffect.data.storage import list_sizes, local_copy, locate, read_files
+from raffect.data.synthetic import EDITION, write_synthetic
+from raffect.data.verify import verify
+from raffect.errors import RaffectError
+
+EMBEDDED = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
+SMALL = ["--epochs", "2", "--batch-size", "64", "--head.width", "16", "--head.depth", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """``s3://faces`` on a server of this process."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=S3_PORT, verbose=False)
+    server.start()
+    locate("s3://faces/x").fs.mkdir("faces")
+    yield "s3://faces"
+    server.stop()
+
+
+def test_a_path_is_a_path_and_a_url_is_an_object_store(bucket):
+    assert str(locate("/data/bank")) == "/data/bank"
+    assert str(locate(f"{bucket}/a/bank/")) == "s3://faces/a/bank"
+
+
+@pytest.mark.parametrize(("url", "what"), [("s3://key:secret@faces/x", "no credentials"), ("s3:///x", "no bucket"), ("nfs4://faces/x", "no storage of kind nfs4")])
+def test_a_url_that_will_not_do_is_one_line_without_its_secret(url, what):
+    with pytest.raises(RaffectError, match=what) as error:
+        locate(url)
+    assert "secret" not in str(error.value)
+
+
+def test_an_object_is_created_once_whoever_comes_second(bucket):
+    path = locate(f"{bucket}/once/bank.json")
+    won = []
+    threads = [threading.Thread(target=lambda k=k: won.append(k) if write_if_absent(path, str(k).encode()) else None) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert path.read_text() == str(won[0])
+
+
+def test_an_object_that_failed_halfway_is_not_there(bucket):
+    path = locate(f"{bucket}/half/head.safetensors")
+    with pytest.raises(FileNotFoundError), atomic_path(path) as temporary:
+        temporary.with_name("of another writer").write_bytes(b"half")
+    assert not path.exists()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"whole")
+    assert path.read_bytes() == b"whole"
+
+
+def test_listing_and_reading_many_sees_what_another_client_wrote_just_now(bucket):
+    folder = locate(f"{bucket}/many")
+    assert list_sizes(folder) == {}
+    for k in range(20):
+        write_atomic(folder / f"{k}.json", b"x" * k)
+        assert len(list_sizes(folder)) == k + 1
+    assert list_sizes(folder) == {f"{k}.json": k for k in range(20)}
+    assert dict(read_files(folder, ["3.json", "absent.json"])) == {"3.json": b"xxx"}
+    with local_copy(folder / "5.json") as copy:
+        assert copy.read_bytes() == b"xxxxx"
+    assert not copy.exists()
+
+
+@pytest.fixture(scope="module")
+def extracted(bucket, local_ray, tmp_path_factory):
+    """400 drawn faces, packed into the bucket and extracted from there into a bank there; and the same in folders."""
+    folder = tmp_path_factory.mktemp("faces")
+    write_synthetic(folder / "faces", 400, 0)
+    for out in (f"{bucket}/data", str(folder / "data")):
+        assert main(["prepare", "--images", str(folder / "faces/cropped_aligned"), "--annotations", str(folder / "faces" / EDITION), "--out", out]) == 0
+    assert main(["pack", "--manifest", f"{bucket}/data/manifest.parquet", "--out", f"{bucket}/packed", "--shard-rows", "128", "--groups-per-file", "2"]) == 0
+    for manifest, bank in ((f"{bucket}/packed/manifest.parquet", f"{bucket}/bank"), (str(folder / "data/manifest.parquet"), str(folder / "bank"))):
+        assert main(["extract", "--manifest", manifest, "--bank", bank, "--shard-rows", "128", *EMBEDDED]) == 0
+    return folder
+
+
+def test_a_bank_in_a_bucket_has_the_bytes_of_one_in_a_folder(bucket, extracted):
+    there, here = Bank(f"{bucket}/bank"), Bank(extracted / "bank")
+    assert verify(there, read_manifest(locate(f"{bucket}/packed/manifest.parquet"))).complete
+    assert there.read_commits() == here.read_commits()
+    assert there.digest() == here.digest()
+
+
+def test_a_damaged_object_is_named_withdrawn_and_encoded_again(bucket, extracted, capsys):
+    bank = Bank(f"{bucket}/bank")
+    whole = bank.shard_path(1).read_bytes()
+    write_atomic(bank.shard_path(1), whole[:-7])
+    assert main(["bank", "verify", "--bank", f"{bucket}/bank", "--repair"]) == 1
+    assert "damaged: shard 000001" in capsys.readouterr().out
+    assert main(["extract", "--manifest", f"{bucket}/packed/manifest.parquet", "--bank", f"{bucket}/bank", *EMBEDDED]) == 0
+    assert bank.shard_path(1).read_bytes() == whole
+    assert verify(bank).complete
+
+
+def test_training_sweep_evaluation_and_report_live_in_a_bucket(bucket, extracted, capsys):
+    data = ["--task", "expr", "--bank", f"{bucket}/bank", "--labels", f"{bucket}/data"]
+    assert main(["train", "erm", *data, "--out", f"{bucket}/run", *SMALL, "--num-seeds", "2"]) == 0
+    assert main(["tune", "erm", *data, "--out", f"{bucket}/sweep", *SMALL, "--space", "loss.alpha=0.5,1", "--no-baseline"]) == 0
+    assert main(["tune", "erm", *data, "--out", f"{bucket}/sweep", *SMALL, "--space", "loss.alpha=0.5,1", "--no-baseline"]) == 0  # nothing left to do
+    assert main(["evaluate", "--run", f"{bucket}/run", *data[2:], "--out", f"{bucket}/judged"]) == 0
+    assert main(["report", "--runs", f"{bucket}/run", f"{bucket}/sweep", "--out", f"{bucket}/report"]) == 0
+    assert b"data:image/png;base64" in locate(f"{bucket}/report/report.html").read_bytes()
+    assert len(json.loads(locate(f"{bucket}/judged/metrics.json").read_text())["heads"]) == 2
+    folder_run = str(extracted / "run")
+    assert main(["train", f"{bucket}/run/config.toml", "--out", folder_run, "--bank", str(extracted / "bank"), "--labels", str(extracted / "data")]) == 0
+    heads = {path.parent.name: path / "head.safetensors" for path in (extracted / "run" / "weights").glob("*/last")}
+    assert len(heads) == 2
+    for name, head in heads.items():
+        assert locate(f"{bucket}/run/weights/{name}/last/head.safetensors").read_bytes() == head.read_bytes()
+
+
+def test_a_folder_of_this_machine_is_said_where_an_object_store_cannot_be(bucket, tmp_path, capsys):
+    assert main(["synth", "--out", f"{bucket}/drawn", "--size", "tiny"]) == 2
+    assert f"--out {bucket}/drawn: expected a folder or file of this machine" in capsys.readouterr().err
+
+
+def test_a_bucket_that_is_missing_is_one_line(bucket, capsys):
+    assert main(["bank", "info", "--bank", "s3://absent/bank"]) == 2
+    assert main(["extract", "--manifest", "s3://absent/manifest.parquet", "--bank", f"{bucket}/b2"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "s3://absent/manifest.parquet: no such manifest" in err
+
+
+def test_a_server_that_does_not_answer_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    assert main(["bank", "info", "--bank", "s3://elsewhere/bank"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
