@@ -1,8 +1,11 @@
-"""`ray job submit --working-dir . -- python jobs/extract.py --manifest M --bank B ...`: the flags of `raffect extract`."""
+"""`ray job submit --working-dir . -- python jobs/extract.py --manifest M --bank B ...`: the words of `raffect extract`; the last line is JSON."""
 
 import sys
+from pathlib import Path
 
-from raffect.cli import main
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the uploaded tree comes before an installed raffect
+
+from raffect.job import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(["extract", *sys.argv[1:]]))
+    sys.exit(run_job("extract", sys.argv[1:]))

@@ -1,8 +1,11 @@
-"""`ray job submit --working-dir . -- python jobs/train.py RECIPE --task expr --bank B --labels L --out RUN ...`: the words of `raffect train`."""
+"""`ray job submit --working-dir . -- python jobs/train.py RECIPE --task expr --bank B --labels L --out RUN ...`: the words of `raffect train`; the last line is JSON."""
 
 import sys
+from pathlib import Path
 
-from raffect.cli import main
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the uploaded tree comes before an installed raffect
+
+from raffect.job import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.exit(run_job("train", sys.argv[1:]))

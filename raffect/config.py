@@ -113,6 +113,8 @@ class ExtractConfig:
     """Encoders side by side; 0 is one a GPU, or one in all without a GPU."""
     gpus_per_actor: float | None = None
     """GPUs an encoder takes: 1, a fraction, or 0 for the CPU; default 1 where there are GPUs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to encode; auto is CUDA for an encoder that has a GPU. cpu with --gpus-per-actor tries a cluster of logical GPUs out."""
     cpus_per_read: float = 1.0
     """CPUs a reading task takes; fewer CPUs mean more readers."""
     shard_rows: int | None = None
@@ -130,6 +132,7 @@ class ExtractConfig:
         require(self.num_actors >= 0, f"--num-actors {self.num_actors}: expected 0 (choose for me) or more")
         gpus = self.gpus_per_actor
         require(gpus is None or 0 <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer()), f"--gpus-per-actor {gpus}: expected a fraction up to 1 or a whole number")
+        require(self.device != "cuda" or gpus != 0, "--device cuda: an encoder without a GPU; leave --gpus-per-actor 0 out, or use --device cpu")
         require(0 < self.cpus_per_read <= 64, f"--cpus-per-read {self.cpus_per_read}: expected more than 0, at most 64")
         require(self.shard_rows is None or 1 <= self.shard_rows <= 65536, f"--shard-rows {self.shard_rows}: expected 1 to 65536")
         require(self.limit is None or self.limit >= 1, f"--limit {self.limit}: expected 1 or more")

@@ -26,6 +26,7 @@ FLAGS = {
         "--address",
         "--num-actors",
         "--gpus-per-actor",
+        "--device",
         "--cpus-per-read",
         "--shard-rows",
         "--limit",

@@ -19,7 +19,7 @@ from raffect.config import EMBEDDED_MODEL, EncoderConfig
 from raffect.data.bank import Identity
 from raffect.errors import RaffectError
 from raffect.model.preprocess import Preprocess
-from raffect.model.weights import Source, is_torchscript, model_configs, resolve
+from raffect.model.weights import Source, is_torchscript, model_configs, require_openais, resolve
 
 Clip: TypeAlias = Any  # CLIP, CustomTextCLIP or CoCa, which share no base class but nn.Module
 CUDA_BATCH, CPU_BATCH = 256, 32
@@ -186,7 +186,7 @@ def fingerprint(tower: nn.Module) -> str:
 def _load_weights(model: Clip, file: Path) -> None:
     try:
         if is_torchscript(file):
-            # Read as data: none of the archive's code is called, and its pickles cannot name Python objects.
+            require_openais(file)
             state = torch.jit.load(str(file), map_location="cpu").state_dict()
             model.load_state_dict({name: tensor for name, tensor in state.items() if name not in _OPENAI_EXTRAS})
         else:

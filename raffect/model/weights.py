@@ -8,6 +8,7 @@ downloaded unless `raffect models pull` is asked to.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -179,6 +180,28 @@ def is_torchscript(file: Path) -> bool:
         return False
     with zipfile.ZipFile(file) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def require_openais(file: Path) -> None:
+    """Refuse a TorchScript archive that is not byte for byte one of OpenAI's: loading one runs what code it brings along.
+
+    Raises:
+        RaffectError: If its SHA-256 is in no address of open_clip's table.
+    """
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    if digest not in openai_digests():
+        raise RaffectError(
+            f"--encoder.weights {file}: a TorchScript archive, which may bring code along, and none of OpenAI's (SHA-256 {digest[:12]}...); "
+            "download it again, or expected weights of this very model as .safetensors or a state dict"
+        )
+
+
+@cache
+def openai_digests() -> frozenset[str]:
+    """SHA-256 of the archives that OpenAI published, which their addresses contain."""
+    urls = (get_tag_config(model, "openai").get("url") or "" for model in model_configs())
+    return frozenset(part for url in urls for part in url.split("/") if len(part) == 64)
 
 
 def _tag_preprocess(entry: dict[str, Any]) -> dict[str, Any]:

@@ -172,23 +172,22 @@ class _Placement:
 
     actors: int
     gpus_per_actor: float
+    device: str
     may_grow: bool
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpus_per_actor else "cpu"
 
 
 def _place_encoders(config: ExtractConfig, num_shards: int) -> _Placement:
     gpus = cluster_gpus()
-    share = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    share = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus and config.device != "cpu" else 0.0)
     on_cluster = bool(config.address or os.environ.get("RAY_ADDRESS"))
+    if config.device == "cuda" and not share:
+        raise RaffectError("--device cuda: Ray sees no GPU; start Ray where the GPUs are, or use --device cpu")
     if share > gpus:
         raise RaffectError(f"--gpus-per-actor {share:g}: Ray sees {gpus:g} GPUs; use --gpus-per-actor 0 for the CPU, or start Ray where the GPUs are")
     if config.num_actors * share > gpus and not on_cluster:  # a cluster may grow
         raise RaffectError(f"--num-actors {config.num_actors} with --gpus-per-actor {share:g}: Ray sees {gpus:g} GPUs; ask for fewer actors or a smaller share")
     actors = config.num_actors or (max(1, int(gpus / share)) if share else 1)
-    return _Placement(min(actors, num_shards), share, on_cluster)
+    return _Placement(min(actors, num_shards), share, "cuda" if share and config.device != "cpu" else "cpu", on_cluster)
 
 
 def _run_pipeline(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry) -> tuple[list[dict], float, _Placement]:

@@ -36,6 +36,7 @@ def ray_session(address: str | None) -> Generator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         _offer_token()
+        _require_authentication(address)
     import ray
 
     if ray.is_initialized():
@@ -55,6 +56,7 @@ def ray_session(address: str | None) -> Generator[None]:
         )
         raise RaffectError(f"Ray {f'at {address} cannot be reached' if address else 'did not start on this machine'} ({_first_line(error)}); {mend}") from error
     _tighten_token()
+    _warn_if_open()
     try:
         yield
     finally:
@@ -98,6 +100,23 @@ def _offer_token() -> None:
     if _TOKEN.is_file() or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+def _require_authentication(address: str) -> None:
+    """Whoever reaches an open cluster runs code on it, and joining one shows it our data."""
+    if not os.environ.get("RAY_AUTH_MODE"):
+        raise RaffectError(
+            f"Ray at {address}: no authentication token here, so the cluster is either open to everyone who can reach it, or will not let you in; start it with "
+            "RAY_AUTH_MODE=token and bring its ~/.ray/auth_token here (cluster/README.md), or set RAY_AUTH_MODE=disabled if you mean it"
+        )
+
+
+def _warn_if_open() -> None:
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        print(
+            "warning: Ray runs without authentication (RAY_AUTH_MODE=disabled); whoever reaches its ports can run code as you: unset it, or keep the machines behind a firewall",
+            file=sys.stderr,
+        )
 
 
 def _tighten_token() -> None:

@@ -97,7 +97,7 @@ def _place_trials(config: TuneConfig) -> tuple[int, dict[str, float]]:
     """Trials at a time, and what each takes."""
     import ray
 
-    gpus = cluster_gpus() if config.device != "cpu" else 0.0
+    gpus = cluster_gpus() if config.device != "cpu" or config.gpus_per_trial else 0.0
     share = config.gpus_per_trial if config.gpus_per_trial is not None else (1.0 if gpus else 0.0)
     require(config.device != "cuda" or share > 0, "--device cuda: Ray sees no GPU, or --gpus-per-trial is 0; start Ray where the GPUs are, or use --device cpu")
     require(share <= gpus, f"--gpus-per-trial {share:g}: Ray sees {gpus:g} GPUs; use 0 for the CPU, or start Ray where the GPUs are")

@@ -77,14 +77,22 @@ def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, reco
         f"trivial  {short(trivial['macro_f1'])} ({trivial['answer']})",
         f"highest val-last: {settings_text(best.settings)}, of {len(rows)} settings compared on the validation split itself, so optimistic",
     ]
-    metrics = {"trivial": trivial, "settings": [{"settings": dict(row.settings), "scores": _as_json(row.scores)} for row in rows]}
+    metrics = {
+        "trivial": trivial,
+        "best": {
+            "settings": dict(best.settings),
+            "scores": _as_json(best.scores),
+            "chosen_by": f"highest val-last of {len(rows)} settings, compared on the validation split itself: optimistic",
+        },
+        "settings": [{"settings": dict(row.settings), "scores": _as_json(row.scores)} for row in rows],
+    }
     selected = select_on_folds(groups, folder.read_records()) if config.select == "folds" else None
     if selected is not None and spread(selected, "chosen") is None:
         lines.append("chosen on folds:  nothing, no head was trained to the end on any fold")
     elif selected is not None:
         row = Row(_settings(selected, names), _spreads(selected))
         lines.append(f"chosen on folds:  {settings_text(row.settings)}, val-folds macro F1 {row.scores['chosen'].text()}; neither settings nor epoch saw the validation split")
-        metrics["selected_on_folds"] = {"settings": dict(row.settings), "scores": _as_json(row.scores)}
+        metrics["selected_on_folds"] = {"settings": dict(row.settings), "scores": _as_json(row.scores), "chosen_by": "folds of the training split"}
     _write_metrics(dataset, folder, metrics)
     lines += [f"stamp: {facts['stamp']}"] if facts["stamp"] else []
     wrote = f"wrote {folder.path}: members.csv, members.parquet, results.csv, metrics.json" + (", weights/" if config.save_heads else "")

@@ -1,5 +1,6 @@
 """The encoder: open_clip's own vectors, one fingerprint for the same tensors, one batch shape, no pickles."""
 
+import hashlib
 import json
 import pickle
 from dataclasses import replace
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from raffect.config import EncoderConfig
 from raffect.errors import RaffectError
 from raffect.model.encoder import build_model, load_encoder
-from raffect.model.weights import EMBEDDED_FOLDER, resolve
+from raffect.model.weights import EMBEDDED_FOLDER, openai_digests, resolve
 
 EMBEDDED = EncoderConfig(model="raffect-faces", weights="embedded")
 RNG = np.random.default_rng(0)
@@ -145,8 +146,10 @@ class Archive(torch.nn.Module):
         return x
 
 
-def test_openais_torchscript_archive_is_read(tiny_vit, tmp_path):
+def test_openais_torchscript_archive_is_read(tiny_vit, tmp_path, monkeypatch):
     torch.jit.script(Archive(build_model(resolve(tiny_vit)))).save(str(tmp_path / "openai-tiny.pt"))
+    digest = hashlib.sha256((tmp_path / "openai-tiny.pt").read_bytes()).hexdigest()
+    monkeypatch.setattr("raffect.model.weights.openai_digests", lambda: frozenset([digest]))
     identity = load_encoder(replace(tiny_vit, weights=str(tmp_path / "openai-tiny.pt")), "cpu").identity
     assert identity.weights_sha256 == load_encoder(tiny_vit, "cpu").identity.weights_sha256
     with pytest.raises(RaffectError, match="tiny-vit-quickgelu"):
@@ -176,6 +179,44 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tiny_vit, tmp_path):
         with pytest.raises(RaffectError, match=f"{name}: cannot be loaded"):
             load_encoder(replace(tiny_vit, weights=str(tmp_path / name)), "cpu")
     assert not (tmp_path / "ran").exists()
+
+
+class Writer(torch.nn.Module):
+    """A TorchScript module that writes a file when it is loaded."""
+
+    def __init__(self, target: str):
+        super().__init__()
+        self.target = target
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.target, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.target = state[0]
+        self.training = state[1]
+        torch.save(torch.zeros(1), self.target)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_torchscript_archive_of_somebody_else_is_refused_and_its_code_does_not_run(tiny_vit, tmp_path):
+    file, target = tmp_path / "openai-evil.pt", tmp_path / "ran"
+    torch.jit.script(Writer(str(target))).save(str(file))
+    target.unlink(missing_ok=True)
+    with pytest.raises(RaffectError, match="none of OpenAI's"):
+        load_encoder(replace(tiny_vit, weights=str(file)), "cpu")
+    assert not target.exists()
+    torch.jit.load(str(file))
+    assert target.exists(), "this archive carries no code that runs, so the test proves nothing"
+
+
+def test_the_archives_that_openai_published_are_known():
+    digests = openai_digests()
+    assert len(digests) == 9
+    assert any(digest.startswith("b8cca3fd41ae0c99") for digest in digests)  # ViT-L-14.pt
 
 
 def test_files_that_do_not_fit_are_one_clear_line(tiny_vit, tmp_path):

@@ -1,0 +1,97 @@
+"""What jobs/*.py share: the command line's own command, and at the end one line of JSON for programs.
+
+On a cluster nobody reads pages of a log. The last line of a job says how it ended, in the exit status' words (see
+`raffect.cli`), and where its results are; after training and sweeps the report is drawn as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from raffect import cli
+from raffect.config import ExtractConfig, LearnConfig
+from raffect.errors import RaffectError
+
+_STATUS = {0: "done", 2: "failed", 3: "too many frames rejected", 130: "interrupted"}
+
+
+def run_job(command: str, words: list[str]) -> int:
+    """Run ``raffect command words`` and print its result as the last line.
+
+    Returns:
+        The exit status of the command.
+    """
+    said = io.StringIO()
+    with contextlib.redirect_stderr(_Tee(sys.stderr, said)):
+        try:
+            code = cli.main([command, *words])
+        except SystemExit as stop:  # --help, or a flag that does not exist
+            code = int(stop.code or 0) if isinstance(stop.code, int | None) else 2
+    result: dict[str, Any] = {"job": command, "status": _STATUS.get(code, "failed"), "exit": code}
+    if code in (0, 3) and not {"--help", "-h", "--dry-run"} & set(words):
+        result |= describe(cli.parse(command, [word for word in words if word != "--debug"]))
+    elif code:
+        result["error"] = next((line for line in reversed(said.getvalue().splitlines()) if line.strip()), "")
+    print(json.dumps(result), flush=True)
+    return code
+
+
+def describe(config: Any) -> dict[str, Any]:
+    """Where a finished job's results are and what they say, from what it left on disk.
+
+    Args:
+        config: Of extract, train or tune.
+    """
+    if isinstance(config, ExtractConfig):
+        return _describe_extract(config.bank)
+    assert isinstance(config, LearnConfig)
+    return _describe_run(config.out)
+
+
+def _describe_extract(path: Path) -> dict[str, Any]:
+    from raffect.data.bank import Bank
+    from raffect.stages.bank import describe_bank
+
+    facts = describe_bank(Bank(path))
+    return {name: facts[name] for name in ("bank", "planned", "rows", "rejects", "shards", "bytes", "digest")} | {"stamp": (facts["identity"] or {}).get("stamp", "")}
+
+
+def _describe_run(folder: Path) -> dict[str, Any]:
+    from raffect.stages.report import report
+
+    result: dict[str, Any] = {"run": str(folder.absolute())}
+    try:
+        report((folder,), None)
+        result["report"] = str(folder.absolute() / "report.html")
+    except (RaffectError, OSError) as error:  # the heads are there all the same
+        result["report_failed"] = str(error)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    names = [name for name in ("selected_on_folds", "best", "scores") if name in metrics]
+    return result | {name: metrics[name] for name in ("trivial", *names[:1])} | {"stamp": metrics["data"]["stamp"]}
+
+
+class _Tee(io.TextIOBase):
+    """Writes to two streams."""
+
+    def __init__(self, *streams: Any) -> None:
+        self._streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self._streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        for stream in self._streams:
+            stream.flush()
+
+    def fileno(self) -> int:
+        return self._streams[0].fileno()
+
+    def isatty(self) -> bool:
+        return self._streams[0].isatty()
