@@ -295,7 +295,7 @@ def commands_of(text: str) -> list[tuple[str, list[str]]]:
     found = []
     for line in re.sub(r"\\\n[#\s]*", "", text).splitlines():
         for part in re.split(r"\s#\s|&&|`|;", line.lstrip("#")):
-            match = re.search(r"jobs/(extract|train|tune)\.py (.+)", part) or re.search(rf"(?:^\s*|/bin/|[A-Z]=\S+ )raffect ({'|'.join(cli.COMMANDS)}) (.+)", part)
+            match = re.search(r"jobs/(extract|train|tune)\.py (.+)", part) or re.search(rf"(?:^\s*|/bin/|[A-Z]=\S+ |-- )raffect ({'|'.join(cli.COMMANDS)}) (.+)", part)
             if match and "..." not in match[2] and "$@" not in match[2]:
                 found.append((match[1], shlex.split(match[2])))
     return found
