@@ -121,7 +121,7 @@ wait_until_joined() { # COUNT
     wait -n || status=$? # whichever ends first: this, or a node that could not start
     if kill -0 "$driver" 2>/dev/null; then
         tail -n 20 "$job_dir"/ray-*.log >&2
-        die "a Ray node ended before all had joined; the end of its log is above"
+        die "a Ray node ended before all had joined; the end of its log is above (Ray gives a node 30 s: after a cold start, submit again)"
     fi
     driver=''
     ((status == 0)) || die "not all nodes joined; see $job_dir/ray-*.log, or raise RAFFECT_WAIT_S"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -83,13 +84,15 @@ def nothing_stays(slurm):
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(420)
 def test_two_nodes_start_on_the_jobs_own_ports_run_the_script_and_pass_on_its_exit_status(slurm, tmp_path, nothing_stays):
-    import json
-
     (tmp_path / "job.py").write_text(JOB)
-    done = submit(slurm | {"RAFFECT_WAIT_S": "120"}, "job.py", "--alpha", "a b")
-    out, err = done.communicate(timeout=260)
+    for _ in (1, 2):  # Ray gives a node 30 s to start, which a loaded machine may miss once
+        (tmp_path / "srun.log").unlink(missing_ok=True)
+        done = submit(slurm | {"RAFFECT_WAIT_S": "120"}, "job.py", "--alpha", "a b")
+        out, err = done.communicate(timeout=200)
+        if "timed out during startup" not in err:
+            break
     assert done.returncode == 7, out + err
     seen = json.loads(next(line for line in out.splitlines() if line.startswith("{")))
     port = 20000 + int(slurm["SLURM_JOB_ID"]) % 600 * 20
