@@ -7,6 +7,7 @@ raffect plans with the GPUs it sees when it starts, and a cluster that scales do
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -36,7 +37,7 @@ def gather_gpus(wanted: int, limit_s: float) -> float:
     import ray
     from ray.autoscaler.sdk import request_resources
 
-    ray.init(logging_level="ERROR", log_to_driver=False)
+    ray.init(logging_level=logging.ERROR, log_to_driver=False)
     try:
         request_resources(bundles=[{"GPU": 1}] * wanted)
         return wait_for(lambda: float(ray.cluster_resources().get("GPU", 0)), wanted, limit_s)
