@@ -86,9 +86,9 @@ def study(options, task, variants):
 
 
 def report(folder, members, dataset):
-    scores = {name: [folder.read_record(member)["scores"] for member in group] for name, group in members.items()}
+    scores = {name: [folder.read_record(member.id)["scores"] for member in group] for name, group in members.items()}
     paper = np.array([score["last"]["macro_f1"] for score in scores["paper"]])
-    trivial = folder.read_record(members["paper"][0])["trivial"]
+    trivial = folder.read_record(members["paper"][0].id)["trivial"]
     facts = dataset.facts
     print(f"\n{facts['task'].upper()}: train {facts['train']['frames']:,} frames of {facts['train']['videos']} videos, validation {facts['validation']['frames']:,} of {facts['validation']['videos']}; {len(paper)} seeds; trivial ({trivial['answer']}) {short(trivial['macro_f1'])}; stamp: {facts['stamp']}\n")  # fmt: skip
     print("| change | val-last ± sd | against paper ± se | val-best (optimistic) |\n|---|---|---|---|")

@@ -37,6 +37,7 @@ import pyarrow as pa
 
 from raffect.config import EncoderConfig, ExtractConfig
 from raffect.data.bank import Bank, Commit, Identity
+from raffect.data.keys import Vocabulary, positions
 from raffect.data.manifest import read_manifest, write_manifest
 from raffect.errors import RaffectError
 from raffect.stages import extract as stage
@@ -261,8 +262,9 @@ def point_plan(folder: Path, rows: int, shard_rows: int, commits: bool) -> dict:
 
 
 def build_items(plan, todo: list[int], manifest: pa.Table) -> Iterator[dict]:
-    """What the dataset begins with."""
-    return stage._iter_items(plan, todo, manifest)
+    """What the datasets begin with; kept whole, so that a wave is ``WAVE / shards`` of it."""
+    vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
+    return stage.iter_items(plan, todo, manifest, positions(vocabulary.keys(plan.table), vocabulary.keys(manifest)))
 
 
 # Points as processes

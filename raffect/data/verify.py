@@ -28,7 +28,7 @@ class Verdict:
         missing: Rows of shards that are not extracted yet.
         damaged: Shard -> what is wrong with it.
         problems: What is wrong beside single shards.
-        leftovers: Unfinished files of killed processes; harmless.
+        leftovers: Unfinished files of killed processes, and notes of attempts that were committed after all; harmless.
     """
 
     planned: int = 0
@@ -92,6 +92,8 @@ def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int
         progress(len(keys))
     verdict.problems += [f"{shard:06d}: committed but not planned" for shard in commits if shard >= plan.num_shards]
     verdict.leftovers = sorted(path for folder in ("shards", "rejects", "commits", "plan", "attempts", "runs", ".") for path in (bank.path / folder).glob(f"{PREFIX}*"))
+    notes = list_sizes(bank.path / "attempts")
+    verdict.leftovers += [bank.attempt_path(shard) for shard in commits if bank.attempt_path(shard).name in notes]
     return verdict
 
 

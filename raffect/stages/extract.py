@@ -31,9 +31,13 @@ from raffect.stages.progress import Progress, format_bytes, format_seconds
 from raffect.stages.provenance import describe_run
 from raffect.stages.runtime import cluster_gpus, configure_data, ray_session
 from raffect.stages.shards import EncodeShard, Geometry, LoadEncoder, commit_shard, read_shard, to_item
-from raffect.stages.summary import Summary, summarise
+from raffect.stages.summary import Summary, Tally, summarise
 
 _SAMPLE = 64
+
+WAVE = 16_384
+"""Shards of one dataset, 33 million frames. Each costs the driver 1 ms and 5 kB before the first one moves and some more until
+the last one is done, whatever comes after it; a new wave costs loading the encoders again."""
 
 
 def load_clip(config, device, threads):
@@ -70,16 +74,16 @@ def extract(config: ExtractConfig, load: LoadEncoder = load_clip, geometry: Geom
     if _is_finished(bank, manifest):
         if load is load_clip:
             _check_finished(config, bank)
-        return summarise(bank, [])
+        return summarise(bank)
     if geometry is None:
         geometry = _read_geometry(resolve(config.encoder))
         _check_model(config, bank)
     plan = bank.extend_plan(manifest, config.shard_rows)
     todo = _choose_shards(bank, plan, config.limit)
     with ray_session(config.address):
-        stats, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)
-    _check_shared(bank, stats)
-    summary = summarise(bank, stats, wall_s, placement.actors, placement.actors * placement.gpus_per_actor)
+        tally, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)
+    _check_shared(bank, tally)
+    summary = summarise(bank, tally, wall_s, placement.actors, placement.actors * placement.gpus_per_actor)
     _record(config, bank, summary)
     return summary
 
@@ -88,9 +92,9 @@ def _is_finished(bank: Bank, manifest: pa.Table) -> bool:
     return bank.exists and not len(bank.unplanned(manifest)) and not _choose_shards(bank, bank.plan, None)
 
 
-def _check_shared(bank: Bank, stats: list[dict]) -> None:
+def _check_shared(bank: Bank, tally: Tally) -> None:
     """Workers on other machines write to a path of this name there; it must be the same folder."""
-    if unseen := {row["shard"] for row in stats} - bank.read_commits().keys():
+    if unseen := tally.shards - bank.read_commits().keys():
         raise RaffectError(f"{bank.path}: {len(unseen)} shards that workers committed are not there; put --bank on storage that every machine sees under the same path")
 
 
@@ -190,32 +194,41 @@ def _place_encoders(config: ExtractConfig, num_shards: int) -> _Placement:
     return _Placement(min(actors, num_shards), share, "cuda" if share and config.device != "cpu" else "cpu", on_cluster)
 
 
-def _run_pipeline(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry) -> tuple[list[dict], float, _Placement]:
+def _run_pipeline(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry) -> tuple[Tally, float, _Placement]:
     from ray.exceptions import RayError
 
     placement = _place_encoders(config, len(todo))
-    start = time.perf_counter()
-    stats: list[dict] = []
+    start, tally = time.perf_counter(), Tally()
     with Progress("extract", int(np.diff(bank.plan.offsets)[todo].sum())) as progress:
         try:
-            for row in _build_dataset(config, bank, todo, manifest, load, geometry, placement).iter_rows():
-                stats.append(json.loads(row["stats"]))
-                if "failure" in stats[-1]:
-                    raise RaffectError(stats[-1]["failure"])
-                progress.advance(stats[-1]["rows"] + stats[-1]["rejects"])
+            for row in _iter_stats(config, bank, todo, manifest, load, geometry, placement):
+                notes = json.loads(row["stats"])
+                if "failure" in notes:
+                    raise RaffectError(notes["failure"])
+                tally.add(notes)
+                progress.advance(notes["rows"] + notes["rejects"])
         except RayError as error:
             last = [line for line in str(error).splitlines() if line.strip()][-1:]
             raise RaffectError(f"Ray stopped the run: {' '.join(last)[:300]}; what is committed is kept, the same command goes on from there; --debug shows all") from error
-    return stats, time.perf_counter() - start, placement
+    return tally, time.perf_counter() - start, placement
 
 
-def _build_dataset(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry, placement: _Placement):
+def _iter_stats(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry, placement: _Placement) -> Iterator[dict]:
+    """What was committed, shard after shard and wave after wave."""
+    vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
+    where = positions(vocabulary.keys(bank.plan.table), vocabulary.keys(manifest))
+    for start in range(0, len(todo), WAVE):
+        items = list(iter_items(bank.plan, todo[start : start + WAVE], manifest, where))
+        yield from _build_dataset(config, bank, items, load, geometry, placement).iter_rows()
+
+
+def _build_dataset(config: ExtractConfig, bank: Bank, items: list[dict[str, Any]], load: LoadEncoder, geometry: Geometry, placement: _Placement):
     import ray
 
     configure_data()
     folder, threads = str(bank.path), max(1, (os.cpu_count() or 1) // placement.actors)
     return (
-        ray.data.from_items(list(_iter_items(bank.plan, todo, manifest)), override_num_blocks=len(todo))
+        ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(partial(read_shard, bank=folder, geometry=geometry), batch_size=1, batch_format="pyarrow", num_cpus=config.cpus_per_read)
         .map_batches(
             EncodeShard,
@@ -230,11 +243,12 @@ def _build_dataset(config: ExtractConfig, bank: Bank, todo: list[int], manifest:
     )
 
 
-def _iter_items(plan: Plan, todo: list[int], manifest: pa.Table) -> Iterator[dict[str, Any]]:
-    vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
-    where = positions(vocabulary.keys(plan.table), vocabulary.keys(manifest))
+def iter_items(plan: Plan, todo: list[int], manifest: pa.Table, where: np.ndarray) -> Iterator[dict[str, Any]]:
+    """A dataset row a shard; ``where`` says in which row of the manifest each row of the plan stands."""
     for shard in todo:
-        rows = manifest.take(where[plan.offsets[shard] : plan.offsets[shard + 1]]).replace_schema_metadata(None)
+        places = where[plan.offsets[shard] : plan.offsets[shard + 1]]
+        together = places[-1] - places[0] + 1 == len(places)  # all but where a later generation fills gaps; `take` is slow on many chunks
+        rows = (manifest.slice(places[0], len(places)) if together else manifest.take(places)).replace_schema_metadata(None)
         columns = {name: encode_video(rows[name]).cast(pa.string()).dictionary_encode() for name in ("video", "root")}
         yield to_item(shard, pa.table({"video": columns["video"], "frame": rows["frame"].combine_chunks(), "root": columns["root"], "path": rows["path"].combine_chunks()}))
 

@@ -46,8 +46,13 @@ def plan_packs(folder: RunFolder, members: Sequence[Member], size: int, one_seed
         one_seed: Whether a pack's members must share their seed, as a stream wants it.
         keep_epochs: Epochs chosen on folds; a member that kept another one is trained again.
     """
-    todo = {member.id: member for member in members if not is_finished(folder.read_record(member), (keep_epochs or {}).get(member.id))}
-    under_way = [[todo[name] for name in names] for names in folder.packs_under_way() if all(name in todo for name in names)]
+    todo = {member.id: member for member in members if not is_finished(folder.read_record(member.id), (keep_epochs or {}).get(member.id))}
+    under_way = []
+    for names in folder.packs_under_way():
+        if all(name in todo for name in names):
+            under_way.append([todo[name] for name in names])
+        elif all(name in todo or is_finished(folder.read_record(name)) for name in names):  # died between records and clean-up
+            folder.drop_state(names)
     for pack in under_way:
         for member in pack:
             todo.pop(member.id)
@@ -114,9 +119,10 @@ def run_pack(
     train, validation = split_rows(dataset, members[0])
     check_trainable(labels_of(train, task), task, recipe.batch_size, f"the training split of {dataset.facts['labels']}")
     layout = Layout(train.dim, recipe.head.width or train.dim, recipe.head.depth, dataset.num_outputs)
-    streams, state_path = config.stream == "always", folder.state_path(members)
+    ids = [member.id for member in members]
+    streams, state_path = config.stream == "always", folder.state_path(ids)
     if workers.rank == 0:
-        folder.write_members(members)
+        folder.write_members(ids)
     try:
         with ray_session(config.address) if streams else contextlib.nullcontext():
             judged = read_rows(validation, task, device)
@@ -131,7 +137,7 @@ def run_pack(
     if workers.rank == 0:
         about = {"device": describe_device(device), "threads": torch.get_num_threads(), "num_workers": workers.size, "streamed": streams, "wall_s": sum(entry["wall_s"] for entry in fitted.history)}  # fmt: skip
         _record(dataset, folder, members, fitted, judged, validation.videos, about, save_heads and members[0].fold is None, keep_epochs or {})
-        folder.drop_state(members)
+        folder.drop_state(ids)
 
 
 def for_elsewhere(config: C, folder: RunFolder, device: str) -> C:

@@ -102,23 +102,23 @@ class RunFolder:
         except ValueError as error:
             raise RaffectError(f"{self.path}/env.json: damaged ({error})") from error
 
-    def state_path(self, members: Sequence[Member]) -> Path:
-        """Where a pack saves what it goes on from."""
-        name = hashlib.sha256(" ".join(member.id for member in members).encode()).hexdigest()[:16]
+    def state_path(self, ids: Sequence[str]) -> Path:
+        """Where a pack of these members saves what it goes on from."""
+        name = hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16]
         return self.path / "state" / f"{name}.safetensors"
 
-    def write_members(self, members: Sequence[Member]) -> None:
+    def write_members(self, ids: Sequence[str]) -> None:
         """Note which members a pack under way has."""
-        write_atomic(self.state_path(members).with_suffix(".json"), json.dumps([member.id for member in members]).encode())
+        write_atomic(self.state_path(ids).with_suffix(".json"), json.dumps(ids).encode())
 
     def packs_under_way(self) -> list[list[str]]:
         """Ids of the members of each pack that has saved something to go on from."""
         return [json.loads(path.read_text()) for path in sorted((self.path / "state").glob("*.json")) if path.with_suffix(".safetensors").exists()]
 
-    def drop_state(self, members: Sequence[Member]) -> None:
+    def drop_state(self, ids: Sequence[str]) -> None:
         """Forget a pack under way: it is recorded."""
         for suffix in (".safetensors", ".json"):
-            self.state_path(members).with_suffix(suffix).unlink(missing_ok=True)
+            self.state_path(ids).with_suffix(suffix).unlink(missing_ok=True)
 
     def weights_path(self, member_id: str, snapshot: str) -> Path:
         """Folder of one head."""
@@ -128,9 +128,9 @@ class RunFolder:
         """Record a member; from then on it is finished."""
         write_atomic(self.path / "members" / f"{record['id']}.json", (json.dumps(record) + "\n").encode())
 
-    def read_record(self, member: Member) -> dict[str, Any] | None:
+    def read_record(self, member_id: str) -> dict[str, Any] | None:
         """A finished member's record, or None."""
-        path = self.path / "members" / f"{member.id}.json"
+        path = self.path / "members" / f"{member_id}.json"
         return _read_record(path) if path.exists() else None
 
     def read_records(self) -> list[dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from raffect.data.bank import Bank
 from raffect.stages.progress import format_bytes, format_seconds
@@ -70,12 +72,42 @@ class Summary:
         return out
 
 
-def summarise(bank: Bank, stats: list[dict], wall_s: float = 0.0, encoders: int = 0, gpus: float = 0.0) -> Summary:
+class Tally:
+    """Sums over the shards of a run, so that the driver keeps no row of each.
+
+    Attributes:
+        shards: Those that were committed.
+    """
+
+    def __init__(self) -> None:
+        self.shards: set[int] = set()
+        self.rows = self.rejects = self.bytes = 0
+        self.first_s, self.last_s = float("inf"), 0.0
+        self.seconds = dict.fromkeys(("read", "decode", "encode", "commit", "feed_cpu"), 0.0)
+        self.bare_by_encoder: dict[str, float] = {}
+        self.batch_sizes: set[int] = set()
+
+    def add(self, notes: Mapping[str, Any]) -> None:
+        """Count what `commit_shard` reported of a shard."""
+        self.shards.add(notes["shard"])
+        self.rows += notes["rows"]
+        self.rejects += notes["rejects"]
+        self.bytes += notes["bytes"]
+        self.first_s, self.last_s = min(self.first_s, notes["encode_start"]), max(self.last_s, notes["encode_end"])
+        for stage in ("read", "decode", "commit"):
+            self.seconds[stage] += notes[f"{stage}_s"]
+        self.seconds["encode"] += notes["encode_end"] - notes["encode_start"]
+        self.seconds["feed_cpu"] += notes["read_cpu_s"] + notes["commit_cpu_s"]
+        self.bare_by_encoder[notes["encoder"]] = notes["bare_frames_per_s"]
+        self.batch_sizes.add(notes["batch_size"])
+
+
+def summarise(bank: Bank, tally: Tally | None = None, wall_s: float = 0.0, encoders: int = 0, gpus: float = 0.0) -> Summary:
     """Sum up a run.
 
     Args:
         bank: The bank after it.
-        stats: What `commit_shard` reported of each shard of the run; none if there was nothing to do.
+        tally: Of the run; None if there was nothing to do.
         wall_s: Seconds of the run.
         encoders: Actors that encoded.
         gpus: GPUs they held.
@@ -89,27 +121,18 @@ def summarise(bank: Bank, stats: list[dict], wall_s: float = 0.0, encoders: int 
     )  # fmt: skip
     reasons = bank.read_rejects([shard for shard, commit in commits.items() if commit.rejects])["reason"].value_counts()
     summary.reasons = {item["values"].as_py(): item["counts"].as_py() for item in reasons}
-    if not stats:
+    if tally is None:
         summary.notes.append("nothing to do: every planned frame is in the bank, as a feature or a reject")
         return summary
-    summary.encoded = sum(row["rows"] for row in stats)
-    summary.bytes_written = sum(row["bytes"] for row in stats)
-    frames = max(1, summary.encoded + sum(row["rejects"] for row in stats))
-    first, last = min(row["encode_start"] for row in stats), max(row["encode_end"] for row in stats)
-    encode_s = sum(row["encode_end"] - row["encode_start"] for row in stats)
-    summary.steady_frames_per_s = summary.encoded / max(last - first, 1e-9)
-    by_encoder = {row["encoder"]: row["bare_frames_per_s"] for row in stats}
-    summary.bare_frames_per_s = sum(by_encoder.values())
-    summary.busy_share = encode_s / max((last - first) * len(by_encoder), 1e-9)
-    summary.batch_sizes = sorted({row["batch_size"] for row in stats})
+    summary.encoded, summary.bytes_written = tally.rows, tally.bytes
+    frames, span_s = max(1, tally.rows + tally.rejects), max(tally.last_s - tally.first_s, 1e-9)
+    encoder_s = span_s * max(1, len(tally.bare_by_encoder))
+    summary.steady_frames_per_s = tally.rows / span_s
+    summary.bare_frames_per_s = sum(tally.bare_by_encoder.values())
+    summary.busy_share = tally.seconds["encode"] / encoder_s
+    summary.batch_sizes = sorted(tally.batch_sizes)
     if len(summary.batch_sizes) > 1:
         summary.notes.append(f"the device ran out of memory; batches were cut to {summary.batch_sizes[0]}, which changes the last bits of a vector")
-    summary.seconds_per_frame = {
-        "read": sum(row["read_s"] for row in stats) / frames,
-        "decode": sum(row["decode_s"] for row in stats) / frames,
-        "wait": max(0.0, (last - first) * len(by_encoder) - encode_s) / frames,
-        "encode": encode_s / frames,
-        "commit": sum(row["commit_s"] for row in stats) / frames,
-        "feed_cpu": sum(row["read_cpu_s"] + row["commit_cpu_s"] for row in stats) / frames,
-    }
+    seconds = tally.seconds | {"wait": max(0.0, encoder_s - tally.seconds["encode"])}
+    summary.seconds_per_frame = {stage: seconds[stage] / frames for stage in ("read", "decode", "wait", "encode", "commit", "feed_cpu")}
     return summary

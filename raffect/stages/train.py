@@ -49,12 +49,12 @@ def train(config: TrainConfig) -> list[str]:
     if config.select == "folds":
         members = fold_members(recipes, config.folds)
         _train_members(config, dataset, folder, members, None, "folds")
-        epoch, _ = choose_epoch([record for member in members if (record := folder.read_record(member))])
+        epoch, _ = choose_epoch([record for member in members if (record := folder.read_record(member.id))])
         require(epoch > 0, "--select folds: no head was trained to the end on any fold; try a smaller optim.lr or sam.rho")
         keep = {Member(recipe).id: epoch for recipe in recipes}
     members = [Member(recipe) for recipe in recipes]
     _train_members(config, dataset, folder, members, keep, "train")
-    return conclude_run(config, dataset, folder, [record for member in members if (record := folder.read_record(member))])
+    return conclude_run(config, dataset, folder, [record for member in members if (record := folder.read_record(member.id))])
 
 
 def check_before(config: LearnConfig, dataset: Dataset) -> None:

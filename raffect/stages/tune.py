@@ -58,13 +58,13 @@ def tune(config: TuneConfig) -> list[str]:
     if config.select == "folds":
         members = fold_members(recipes, config.folds)
         _sweep(config, dataset, folder, members, None, "folds")
-        records = {member.id: folder.read_record(member) for member in members}
+        records = {member.id: folder.read_record(member.id) for member in members}
         for group in _alike(recipes):
             found = [record for member in fold_members(group, config.folds) if (record := records[member.id])]
             keep |= {Member(recipe).id: choose_epoch(found)[0] for recipe in group}
     members = [Member(recipe) for recipe in recipes]
     _sweep(config, dataset, folder, members, keep, "tune")
-    return conclude_sweep(config, dataset, folder, [record for member in members if (record := folder.read_record(member))])
+    return conclude_sweep(config, dataset, folder, [record for member in members if (record := folder.read_record(member.id))])
 
 
 def _alike(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
@@ -79,7 +79,7 @@ def _sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, members: lis
     """Train the members that have no record, as packs on Ray Tune."""
 
     def unfinished() -> list[Member]:
-        return [member for member in members if not is_finished(folder.read_record(member), (keep or {}).get(member.id))]
+        return [member for member in members if not is_finished(folder.read_record(member.id), (keep or {}).get(member.id))]
 
     if not unfinished():
         return
@@ -199,10 +199,10 @@ def _unfinished_record(dataset: Dataset, member: Member, history: History) -> di
 def _mark_stopped(folder: RunFolder, packs: list[list[Member]]) -> None:
     """All trials have ended: what is still running on record was stopped by the scheduler."""
     for member in (member for pack in packs for member in pack):
-        record = folder.read_record(member)
+        record = folder.read_record(member.id)
         if record is not None and record["status"] == RUNNING:
             folder.write_record(record | {"status": STOPPED, "note": f"stopped by ASHA {record['note']}"})
-            folder.drop_state([member])
+            folder.drop_state([member.id])
 
 
 def _build_scheduler(config: TuneConfig) -> Any:

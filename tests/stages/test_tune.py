@@ -194,12 +194,14 @@ def test_a_run_that_goes_on_keeps_packs_as_they_were_cut_and_repeats_nothing(tmp
     assert [len(pack) for pack in packs] == [4, 4, 4]
     for member in packs[0]:
         folder.write_record(record_of(member))
-    folder.write_members(packs[1])
-    folder.state_path(packs[1]).touch()
-    folder.write_members(packs[2])  # killed before its first save
+    for pack in packs:
+        folder.write_members([member.id for member in pack])  # the first one: killed between its records and clean-up
+    for pack in packs[:2]:  # the last one: killed before its first save
+        folder.state_path([member.id for member in pack]).touch()
     larger = [*members, Member(with_settings(BASE, {"seed": 9}))]
     again = plan_packs(folder, larger, 2, one_seed=False)
     assert again[0] == packs[1]
+    assert not folder.state_path([member.id for member in packs[0]]).exists()
     assert sorted(m.id for pack in again[1:] for m in pack) == sorted(m.id for m in [*packs[2], larger[-1]])
     assert all(len(pack) <= 2 for pack in again[1:])
     assert all(len({m.recipe.seed for m in pack}) == 1 for pack in plan_packs(folder, larger, 3, one_seed=True)[1:])

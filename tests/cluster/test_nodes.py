@@ -1,0 +1,207 @@
+"""raffect on a real Ray of five nodes in one machine: jobs through the job server, nodes that go and come, a sweep over four GPUs.
+
+The GPUs are logical: Ray counts them, the work runs on the CPU.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from raffect.data.bank import Bank
+from raffect.data.manifest import read_manifest
+from raffect.data.synthetic import EDITION, write_synthetic
+from raffect.data.verify import verify
+
+ROOT = Path(__file__).parents[2]
+EMBEDDED = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
+NODES = 4
+FRAMES = 1600
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def token(tmp_path_factory) -> Generator[Path]:
+    """A token of this cluster's own, for Ray's processes and its clients alike."""
+    path = tmp_path_factory.mktemp("token") / "auth_token"
+    path.write_text("0123456789abcdef" * 4)
+    path.chmod(0o600)
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(path))
+    yield path
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="module")
+def cluster(token):
+    """A head without GPUs and four nodes with one each."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(NODES):
+        cluster.add_node(num_cpus=1, num_gpus=1)
+    wait_for(lambda: takes_jobs(cluster), "the job server")
+    yield cluster
+    cluster.shutdown()
+
+
+def takes_jobs(cluster) -> bool:
+    """Whether the head's agent, which starts after everything else, runs jobs already."""
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return bool(JobSubmissionClient(f"http://{cluster.webui_url}").submit_job(entrypoint="true"))
+    except (RuntimeError, ConnectionError):
+        time.sleep(1)
+        return False
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Drawn faces, prepared."""
+    from raffect.config import PrepareConfig
+    from raffect.stages.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("faces")
+    write_synthetic(folder, FRAMES, 0, workers=2)
+    prepare(PrepareConfig(images=(folder / "cropped_aligned",), annotations=folder / EDITION, out=folder / "data"))
+    return folder / "data"
+
+
+@contextmanager
+def submitted(cluster, *words: str) -> Generator[subprocess.Popen]:
+    """A job on its way, as a user submits it."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", f"http://{cluster.webui_url}", "--working-dir", str(ROOT)]
+    command += ["--runtime-env", str(ROOT / "cluster" / "runtime-env.yaml"), "--", sys.executable, *words]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    try:
+        yield job
+    finally:
+        job.kill()
+        job.wait()
+
+
+def result_of(job: subprocess.Popen, limit_s: float = 300) -> tuple[int, dict, str]:
+    """Exit status, the JSON line and all output of a job."""
+    text, _ = job.communicate(timeout=limit_s)
+    lines = [line for line in text.splitlines() if line.startswith('{"job"')]
+    assert lines, text[-3000:]
+    return job.returncode, json.loads(lines[-1]), text
+
+
+def wait_for(condition, what: str, limit_s: float = 240) -> None:
+    end = time.time() + limit_s
+    while not condition():
+        assert time.time() < end, f"waited {limit_s} s for {what}"
+        time.sleep(0.05)
+
+
+def commits(bank: Path) -> int:
+    return len(list((bank / "commits").glob("*.json")))
+
+
+@pytest.fixture(scope="module")
+def extracted(cluster, data, tmp_path_factory) -> tuple[Path, str]:
+    """A bank made over four logical GPUs by a job during which one node was killed and another one joined."""
+    bank = tmp_path_factory.mktemp("bank") / "bank"
+    words = ["jobs/extract.py", "--manifest", str(data / "manifest.parquet"), "--bank", str(bank), "--shard-rows", "16", "--device", "cpu", "--gpus-per-actor", "1", *EMBEDDED]
+    with submitted(cluster, *words) as job:
+        wait_for(lambda: commits(bank) >= 5 or job.poll() is not None, "the first shards")
+        before = commits(bank)
+        cluster.remove_node(sorted(cluster.worker_nodes, key=lambda node: node.node_id)[0], allow_graceful=False)
+        cluster.add_node(num_cpus=1, num_gpus=1)
+        code, result, text = result_of(job)
+    assert code == 0, text[-3000:]
+    assert result["job"] == "extract"
+    assert before < FRAMES // 16 / 2, "the node went too late to matter"
+    return bank, json.dumps(result)
+
+
+def test_an_extract_over_four_gpus_loses_and_doubles_nothing_when_a_node_dies_and_one_joins(extracted, data):
+    bank, result = extracted
+    manifest = read_manifest(data / "manifest.parquet")
+    verdict = verify(Bank(bank), manifest)
+    assert verdict.complete
+    assert verdict.rows == len(manifest) == json.loads(result)["rows"]
+    assert json.loads(result)["digest"] == Bank(bank).digest()
+    runs = [json.loads(file.read_text()) for file in (bank / "runs").glob("*.json")]
+    assert [run["summary"]["encoders"] for run in runs] == [NODES]
+
+
+def test_a_sweep_over_four_gpus_goes_on_after_its_job_was_stopped_and_ends_with_its_best_member(cluster, extracted, data, tmp_path):
+    bank, _ = extracted
+    words = ["jobs/tune.py", "paper", "--task", "expr", "--bank", str(bank), "--labels", str(data), "--out", str(tmp_path / "run"), "--device", "cpu", "--gpus-per-trial", "1"]
+    words += ["--members-per-trial", "1", "--epochs", "4", "--batch-size", "64", "--head.width", "32", "--space", "loss.alpha=0.2,0.5,1", "seed=0:1", "--track", "tensorboard"]
+    members = tmp_path / "run" / "members"
+    with submitted(cluster, *words) as job:
+        wait_for(lambda: len(list(members.glob("*.json"))) >= 2 or job.poll() is not None, "the first members")
+        os.kill(driver_of(cluster, "jobs/tune.py"), signal.SIGKILL)
+        assert job.wait(60) == 1
+    finished = {file.name: file.stat().st_mtime_ns for file in members.glob("*.json")}
+    assert 2 <= len(finished) < 8
+    with submitted(cluster, *words) as job:
+        code, result, text = result_of(job)
+    assert code == 0, text[-3000:]
+    assert {name: (members / name).stat().st_mtime_ns for name in finished} == finished, "a finished member was trained again"
+    records = [json.loads(file.read_text()) for file in members.glob("*.json")]
+    assert len(records) == 3 * 2 + 2  # and ERM with both seeds
+    assert result["best"]["settings"]["loss.alpha"] in (0.2, 0.5, 1.0)
+    assert result["best"]["scores"]["last"]["heads"] == 2
+    assert Path(result["report"]).read_text().startswith("<!doctype html>")
+
+
+def driver_of(cluster, script: str) -> int:
+    """Process of a job's driver, below the job server and not below the client."""
+    for stat in Path("/proc").glob("[0-9]*/cmdline"):
+        words = stat.read_bytes().split(b"\0")
+        if len(words) > 2 and words[0].endswith(b"python3.11") | words[0].endswith(b"python") and words[1] == script.encode():
+            return int(stat.parent.name)
+    raise AssertionError(f"no driver of {script}")
+
+
+def test_training_on_four_nodes_ends_with_its_scores(cluster, extracted, data, tmp_path):
+    bank, _ = extracted
+    words = ["jobs/train.py", "erm", "--task", "au", "--bank", str(bank), "--labels", str(data), "--out", str(tmp_path / "run"), "--epochs", "2", "--batch-size", "64"]
+    with submitted(cluster, *words, "--head.width", "16", "--device", "cpu", "--num-workers", "4") as job:
+        code, result, text = result_of(job)
+    assert code == 0, text[-3000:]
+    assert 0 <= result["scores"]["last"]["mean"] <= 1
+
+
+def test_a_job_that_fails_says_why_in_its_last_line_and_its_status(cluster, data, tmp_path):
+    with submitted(cluster, "jobs/extract.py", "--manifest", str(tmp_path / "absent.parquet"), "--bank", str(tmp_path / "bank")) as job:
+        code, result, _ = result_of(job)
+    assert code == 1  # of `ray job submit`
+    assert result["status"] == "failed"
+    assert result["exit"] == 2
+    assert "absent.parquet: no such manifest" in result["error"]
+
+
+def test_without_the_token_neither_job_server_nor_cluster_lets_anyone_in(cluster, data, tmp_path):
+    import urllib.error
+    import urllib.request
+
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://{cluster.webui_url}/api/jobs/", timeout=30)
+    assert refused.value.code in (401, 403)
+    assert re.match(r"127\.0\.0\.1|localhost", cluster.webui_url)
+    wrong = tmp_path / "token"
+    wrong.write_text("f" * 64)
+    environment = {**os.environ, "RAY_AUTH_TOKEN_PATH": str(wrong)}
+    words = ["extract", "--manifest", str(data / "manifest.parquet"), "--bank", str(tmp_path / "bank"), "--address", cluster.address, *EMBEDDED]
+    done = subprocess.run([sys.executable, "-m", "raffect.cli", *words], env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 2
+    assert "cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "bank" / "shards").exists()

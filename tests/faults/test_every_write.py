@@ -1,0 +1,204 @@
+"""A disk that fails, or a machine that dies, at every single durable operation in turn, as SQLite tests itself.
+
+Nothing is mocked but the operating system's last word: writes, syncs, renames, links and unlinks are counted, and number k
+is the last that happens (death) or fails for want of space (full). Then the same command runs again on a sound disk.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from stages.test_train import make_data
+
+from raffect.config import EncoderConfig, TrainConfig
+from raffect.data import atomic
+from raffect.data.bank import Bank, Identity
+from raffect.data.verify import verify
+from raffect.errors import RaffectError
+from raffect.recipe import HeadConfig, LossConfig, SamConfig
+from raffect.stages import train as training
+from raffect.stages.members import run_pack
+from raffect.stages.shards import EncodeShard, Geometry, commit_shard, read_shard, to_item
+
+FRAMES, SHARD_ROWS = 10, 4
+
+
+class Death(BaseException):
+    """The machine is gone: no `finally` writes anything any more."""
+
+
+class Disk:
+    """Counts durable operations; from number ``last`` on they do not happen."""
+
+    def __init__(self, monkeypatch, last: float = float("inf"), full: bool = False):
+        self.count, self.last, self.full = 0, last, full
+        for owner, name in ((os, "replace"), (os, "link"), (os, "fsync"), (os, "unlink"), (Path, "write_bytes"), (Path, "unlink")):
+            monkeypatch.setattr(owner, name, partial(self._operate, getattr(owner, name), name) if owner is os else self._method(getattr(owner, name), name))
+
+    def _method(self, real, name):
+        return lambda path, *args, **kwargs: self._operate(real, name, path, *args, **kwargs)
+
+    def _operate(self, real, name, *args, **kwargs):
+        self.count += 1
+        if self.count < self.last or (self.full and name == "unlink"):  # a full disk still deletes
+            return real(*args, **kwargs)
+        if name == "write_bytes":  # half of it arrives
+            with open(args[0], "wb") as file:
+                file.write(args[1][: len(args[1]) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if self.full else Death
+
+
+@pytest.fixture(autouse=True)
+def _no_killers(monkeypatch):
+    """Frames of a broken attempt are tried in child processes, half a second each time; not what is looked at here."""
+    monkeypatch.setattr("raffect.stages.shards.find_killers", lambda rows: {})
+
+
+# Extraction
+
+
+class Mean:
+    """A stand-in whose vector is a frame's number, drawn as its brightness."""
+
+    identity = Identity(model="m", weights_sha256="a" * 64, weights="none", preprocess={"size": 4}, precision="float32", dim=2)
+    batch_size = 4
+
+    def probe(self):
+        return 1.0
+
+    def encode(self, frames):
+        return np.array([[frame.mean(), frame.shape[0]] for frame in frames], np.float16).reshape(-1, 2)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> pa.Table:
+    """Ten frames, one of them unreadable."""
+    root = tmp_path_factory.mktemp("images")
+    (root / "v").mkdir()
+    for k in range(1, FRAMES + 1):
+        Image.fromarray(np.full((8, 8, 3), 10 * k, np.uint8)).save(root / "v" / f"{k:05d}.png")
+    (root / "v" / "00006.png").write_bytes(b"no picture")
+    paths = [f"v/{k:05d}.png" for k in range(1, FRAMES + 1)]
+    return pa.table({"video": ["v"] * FRAMES, "frame": np.arange(1, FRAMES + 1, dtype=np.int32), "root": [str(root)] * FRAMES, "path": paths})
+
+
+def extract(folder: Path, manifest: pa.Table) -> None:
+    """What `raffect extract` does, with its own functions, in one process and order."""
+    bank = Bank(folder)
+    plan = bank.extend_plan(manifest, SHARD_ROWS)
+    for shard in sorted(set(range(plan.num_shards)) - set(bank.read_commits())):
+        rows = manifest.slice(plan.offsets[shard], plan.offsets[shard + 1] - plan.offsets[shard])
+        table = pa.table({name: [value] for name, value in to_item(shard, rows).items()})
+        encoded = EncodeShard(EncoderConfig(), str(folder), "cpu", 1, lambda config, device, threads: Mean())(read_shard(table, str(folder), Geometry(size=8)))
+        stats = json.loads(commit_shard(encoded, str(folder))["stats"][0].as_py())
+        if "failure" in stats:
+            raise RaffectError(stats["failure"])
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file a reader may see, by name below the folder."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(atomic.PREFIX))
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def operations(monkeypatch, work) -> int:
+    with monkeypatch.context() as patch:
+        disk = Disk(patch)
+        work()
+    return disk.count
+
+
+def break_at(monkeypatch, k: int, full: bool, work) -> None:
+    """Run ``work`` on a disk that stops at operation k; one that is full may only give errors that users get as one line."""
+    with monkeypatch.context() as patch:
+        Disk(patch, k, full)
+        with contextlib.suppress(OSError, RaffectError) if full else pytest.raises(Death):
+            work()
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["death", "full"])
+def test_an_extract_broken_at_any_write_is_finished_by_the_next_to_the_same_bytes(tmp_path, manifest, monkeypatch, full):
+    extract(tmp_path / "whole", manifest)
+    whole = contents(tmp_path / "whole")
+    total = operations(monkeypatch, lambda: extract(tmp_path / "counted", manifest))
+    assert total > 40
+    for k in range(1, total + 1):
+        folder = tmp_path / f"{k}"
+        break_at(monkeypatch, k, full, lambda folder=folder: extract(folder, manifest))
+        if Bank(folder).exists:
+            found = verify(Bank(folder))
+            assert found.sound, f"operation {k}: {found}"
+            assert found.rows + found.rejects + found.missing == found.planned
+        assert {name: digest for name, digest in contents(folder).items() if name in whole and whole[name] != digest} == {}, f"operation {k}: half-written"
+        extract(folder, manifest)
+        verdict = verify(Bank(folder), manifest)
+        assert verdict.complete, f"operation {k}"
+        for path in verdict.leftovers:  # what `bank verify --repair` deletes
+            path.unlink()
+        assert contents(folder) == whole, f"operation {k}"
+
+
+def test_a_naive_writer_fails_this_very_test(tmp_path, manifest, monkeypatch):
+    def in_place(path, content):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    monkeypatch.setattr("raffect.data.bank.write_atomic", in_place)
+    with pytest.raises(AssertionError, match="half-written"):
+        test_an_extract_broken_at_any_write_is_finished_by_the_next_to_the_same_bytes(tmp_path, manifest, monkeypatch, False)
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"), videos=6, length=20)
+
+
+def learn(data: Path, out: Path) -> None:
+    """`raffect train` of two heads, saving its state after every epoch."""
+    config = TrainConfig(
+        task="expr",
+        bank=data / "bank",
+        labels=data,
+        out=out,
+        epochs=2,
+        batch_size=32,
+        num_seeds=2,
+        head=HeadConfig(width=8, depth=1),
+        loss=LossConfig(alpha=0.5),
+        sam=SamConfig(rho=0.0),
+        device="cpu",
+        threads=1,
+    )
+    training.train(config)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["death", "full"])
+def test_training_broken_at_any_write_goes_on_to_the_same_heads(data, tmp_path, monkeypatch, full):
+    monkeypatch.setattr(training, "run_pack", partial(run_pack, save_every_s=0.0))
+    learn(data, tmp_path / "whole")
+    whole = heads(tmp_path / "whole")
+    total = operations(monkeypatch, lambda: learn(data, tmp_path / "counted"))
+    assert total > 40
+    for k in range(1, total + 1, 1 if full else 2):
+        out = tmp_path / f"{k}"
+        break_at(monkeypatch, k, full, lambda out=out: learn(data, out))
+        learn(data, out)
+        assert heads(out) == whole, f"operation {k}"
+        assert len(list((out / "members").glob("[!.]*.json"))) == 2
+        assert not list((out / "state").glob("*.safetensors")), f"operation {k}: state of a finished run"
+
+
+def heads(out: Path) -> dict[str, str]:
+    """Bytes of every head and table that does not tell the time."""
+    return {name: digest for name, digest in contents(out).items() if name.endswith(".safetensors") or name == "per_video.csv"}
