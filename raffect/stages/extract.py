@@ -171,16 +171,22 @@ def _choose_shards(bank: Bank, plan: Plan, limit: int | None) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Placement:
+class Placement:
     """Where encoders run."""
 
     actors: int
     gpus_per_actor: float
     device: str
+    threads: int
     may_grow: bool
 
 
-def _place_encoders(config: ExtractConfig, num_shards: int) -> _Placement:
+def place_encoders(config: ExtractConfig, num_shards: int) -> Placement:
+    """Share the cluster's GPUs, or the CPU, out to encoders.
+
+    Raises:
+        RaffectError: If more is asked for than there is.
+    """
     gpus = cluster_gpus()
     share = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus and config.device != "cpu" else 0.0)
     on_cluster = bool(config.address or os.environ.get("RAY_ADDRESS"))
@@ -191,13 +197,15 @@ def _place_encoders(config: ExtractConfig, num_shards: int) -> _Placement:
     if config.num_actors * share > gpus and not on_cluster:  # a cluster may grow
         raise RaffectError(f"--num-actors {config.num_actors} with --gpus-per-actor {share:g}: Ray sees {gpus:g} GPUs; ask for fewer actors or a smaller share")
     actors = config.num_actors or (max(1, int(gpus / share)) if share else 1)
-    return _Placement(min(actors, num_shards), share, "cuda" if share and config.device != "cpu" else "cpu", on_cluster)
+    # Not of the encoders that the last few shards need: on a CPU the number of threads changes the last bits of a vector.
+    threads = max(1, (os.cpu_count() or 1) // actors)
+    return Placement(min(actors, num_shards), share, "cuda" if share and config.device != "cpu" else "cpu", threads, on_cluster)
 
 
-def _run_pipeline(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry) -> tuple[Tally, float, _Placement]:
+def _run_pipeline(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry) -> tuple[Tally, float, Placement]:
     from ray.exceptions import RayError
 
-    placement = _place_encoders(config, len(todo))
+    placement = place_encoders(config, len(todo))
     start, tally = time.perf_counter(), Tally()
     with Progress("extract", int(np.diff(bank.plan.offsets)[todo].sum())) as progress:
         try:
@@ -207,13 +215,15 @@ def _run_pipeline(config: ExtractConfig, bank: Bank, todo: list[int], manifest: 
                     raise RaffectError(notes["failure"])
                 tally.add(notes)
                 progress.advance(notes["rows"] + notes["rejects"])
-        except RayError as error:
+        except (RayError, OSError) as error:  # an OSError is Ray's too: it lost this machine's node
             last = [line for line in str(error).splitlines() if line.strip()][-1:]
-            raise RaffectError(f"Ray stopped the run: {' '.join(last)[:300]}; what is committed is kept, the same command goes on from there; --debug shows all") from error
+            raise RaffectError(
+                f"Ray stopped the run: {' '.join(last)[:300] or type(error).__name__}; what is committed is kept, the same command goes on from there; --debug shows all"
+            ) from error
     return tally, time.perf_counter() - start, placement
 
 
-def _iter_stats(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry, placement: _Placement) -> Iterator[dict]:
+def _iter_stats(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry, placement: Placement) -> Iterator[dict]:
     """What was committed, shard after shard and wave after wave."""
     vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
     where = positions(vocabulary.keys(bank.plan.table), vocabulary.keys(manifest))
@@ -222,17 +232,17 @@ def _iter_stats(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa
         yield from _build_dataset(config, bank, items, load, geometry, placement).iter_rows()
 
 
-def _build_dataset(config: ExtractConfig, bank: Bank, items: list[dict[str, Any]], load: LoadEncoder, geometry: Geometry, placement: _Placement):
+def _build_dataset(config: ExtractConfig, bank: Bank, items: list[dict[str, Any]], load: LoadEncoder, geometry: Geometry, placement: Placement):
     import ray
 
     configure_data()
-    folder, threads = str(bank.path), max(1, (os.cpu_count() or 1) // placement.actors)
+    folder = str(bank.path)
     return (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(partial(read_shard, bank=folder, geometry=geometry), batch_size=1, batch_format="pyarrow", num_cpus=config.cpus_per_read)
         .map_batches(
             EncodeShard,
-            fn_constructor_kwargs={"config": config.encoder, "bank": folder, "device": placement.device, "threads": threads, "load": load},
+            fn_constructor_kwargs={"config": config.encoder, "bank": folder, "device": placement.device, "threads": placement.threads, "load": load},
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=0,  # also keeps Ray from fusing readers into the actor, where they would take turns

@@ -20,11 +20,18 @@ def describe_run() -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "folder": os.getcwd(),
+        "folder": _working_folder(),
         "versions": versions() | {"python": platform.python_version()},
         "git_commit": git_commit(),
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},
     }
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # Ray deletes a job's uploaded folder with the node that held it
+        return "deleted meanwhile"
 
 
 def versions() -> dict[str, str]:

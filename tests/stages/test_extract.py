@@ -20,7 +20,7 @@ from raffect.data.verify import verify
 from raffect.errors import RaffectError
 from raffect.model.encoder import load_encoder
 from raffect.stages.bank import check
-from raffect.stages.extract import dry_run, extract
+from raffect.stages.extract import dry_run, extract, place_encoders
 from raffect.stages.pack import pack
 from raffect.stages.prepare import prepare
 
@@ -149,6 +149,12 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(config, tmp_path):
     assert "would encode" in lines[0]
     assert any("frames/s" in line for line in lines)
     assert not (tmp_path / "bank").exists()
+
+
+def test_an_encoder_has_as_many_threads_for_the_last_shard_as_for_the_first(config, local_ray):
+    config = replace(config, num_actors=2)
+    assert place_encoders(config, 1).threads == place_encoders(config, 100).threads
+    assert place_encoders(config, 1).actors == 1
 
 
 def test_more_gpus_than_there_are_is_one_clear_error(config, tmp_path, local_ray):
