@@ -35,6 +35,8 @@ from raffect.stages.train import check_before, count_steps, epoch_note, fold_mem
 from raffect.stages.verdict import conclude_sweep
 
 _CPU_PACK, _GPU_PACK = 8, 64
+_MAX_FAILURES = 3
+"""How often a trial begins again, from the pack's saved state, when its process or node dies. What raffect refuses is no failure to Ray."""
 
 
 def tune(config: TuneConfig) -> list[str]:
@@ -131,7 +133,8 @@ def _run_trials(
             param_space={"pack": ray_tune.grid_search(list(range(len(packs))))},
             tune_config=ray_tune.TuneConfig(metric="val_macro_f1", mode="max", max_concurrent_trials=slots, reuse_actors=True, scheduler=_build_scheduler(config)),
             run_config=ray_tune.RunConfig(
-                name=f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", **ray_storage(folder.path / "ray"), verbose=0, callbacks=[watch, *_build_trackers(config, folder)]
+                name=f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", **ray_storage(folder.path / "ray"), verbose=0, callbacks=[watch, *_build_trackers(config, folder)],
+                failure_config=ray_tune.FailureConfig(max_failures=_MAX_FAILURES),
             ),
         )  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):  # Tune's banner

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -150,7 +150,7 @@ def test_an_extract_over_four_gpus_loses_and_doubles_nothing_when_a_node_dies_an
     assert [run["summary"]["encoders"] for run in runs] == [NODES]
 
 
-def test_a_sweep_over_four_gpus_goes_on_after_its_job_was_stopped_and_ends_with_its_best_member(cluster, extracted, data, tmp_path):
+def test_a_sweep_over_four_gpus_outlives_its_driver_and_a_trial_and_ends_with_its_best_member(cluster, extracted, data, tmp_path):
     bank, _ = extracted
     words = ["jobs/tune.py", "paper", "--task", "expr", "--bank", str(bank), "--labels", str(data), "--out", str(tmp_path / "run"), "--device", "cpu", "--gpus-per-trial", "1"]
     words += ["--members-per-trial", "1", "--epochs", "4", "--batch-size", "64", "--head.width", "32", "--space", "loss.alpha=0.2,0.5,1", "seed=0:1", "--track", "tensorboard"]
@@ -162,6 +162,8 @@ def test_a_sweep_over_four_gpus_goes_on_after_its_job_was_stopped_and_ends_with_
     finished = {file.name: file.stat().st_mtime_ns for file in members.glob("*.json")}
     assert 2 <= len(finished) < 8
     with submitted(cluster, *words) as job:
+        wait_for(lambda: trials(cluster) or job.poll() is not None, "a trial")
+        os.kill(trials(cluster)[0], signal.SIGKILL)  # which Ray Tune starts again
         code, result, text = result_of(job)
     assert code == 0, text[-3000:]
     assert {name: (members / name).stat().st_mtime_ns for name in finished} == finished, "a finished member was trained again"
@@ -170,6 +172,17 @@ def test_a_sweep_over_four_gpus_goes_on_after_its_job_was_stopped_and_ends_with_
     assert result["best"]["settings"]["loss.alpha"] in (0.2, 0.5, 1.0)
     assert result["best"]["scores"]["last"]["heads"] == 2
     assert Path(result["report"]).read_text().startswith("<!doctype html>")
+
+
+def trials(cluster) -> list[int]:
+    """Processes of Ray Tune's trials on this cluster's nodes."""
+    raylets = {node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::ImplicitFunc") and int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) in raylets:
+                found.append(int(folder.name))
+    return found
 
 
 def driver_of(cluster, script: str) -> int:

@@ -1,0 +1,120 @@
+"""`raffect extract` as its users run it, on a full disk, twice at once, and with an object store that is too small."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raffect.data.bank import Bank
+from raffect.data.manifest import read_manifest
+from raffect.data.verify import verify
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory) -> Path:
+    """The bank that an undisturbed run makes."""
+    bank = tmp_path_factory.mktemp("whole") / "bank"
+    assert finish(start(prepared, bank))[0] == 0
+    return bank
+
+
+def start(prepared: Path, bank: Path) -> subprocess.Popen:
+    words = [
+        "extract",
+        "--manifest",
+        str(prepared / "manifest.parquet"),
+        "--bank",
+        str(bank),
+        "--shard-rows",
+        "32",
+        "--encoder.model",
+        "raffect-faces",
+        "--encoder.weights",
+        "embedded",
+    ]
+    return subprocess.Popen([sys.executable, "-m", "raffect.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=400)
+    return process.returncode, out, err
+
+
+def require_same(bank: Path, whole: Path, prepared: Path) -> None:
+    assert verify(Bank(bank), read_manifest(prepared / "manifest.parquet")).complete
+    assert Bank(bank).digest() == Bank(whole).digest()
+
+
+def test_two_extracts_on_one_bank_at_once_write_the_same_bank(prepared, whole, tmp_path):
+    for process in [start(prepared, tmp_path / "bank") for _ in range(2)]:
+        code, _, err = finish(process)
+        assert code == 0, err
+    require_same(tmp_path / "bank", whole, prepared)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(prepared, whole, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "raffect-test", str(disk)], check=False, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    try:
+        code, out, err = finish(start(prepared, disk / "bank"))
+        assert code == 2, out + err
+        assert "cannot write (No space left on device); make room" in err
+        assert "Traceback" not in err
+        found = verify(Bank(disk / "bank"))
+        assert found.sound
+        assert 0 < found.rows < found.planned
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        assert finish(start(prepared, disk / "bank"))[0] == 0
+        require_same(disk / "bank", whole, prepared)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+PRESSED = """
+import sys, time
+from pathlib import Path
+import numpy as np, pyarrow as pa, ray
+from PIL import Image
+from raffect.config import EncoderConfig, ExtractConfig
+from raffect.data.bank import Identity
+from raffect.data.manifest import write_manifest
+from raffect.stages.extract import extract
+from raffect.stages.shards import Geometry
+
+class Slow:
+    identity = Identity(model="m", weights_sha256="a" * 64, weights="none", preprocess={}, precision="float32", dim=2)
+    batch_size = 4
+    def probe(self):
+        return 1.0
+    def encode(self, frames):
+        time.sleep(0.5)
+        return np.array([[frame.mean(), frame.shape[0]] for frame in frames], np.float16)
+
+folder, shards, rows = Path(sys.argv[1]), 16, 128
+(folder / "v").mkdir()
+Image.fromarray(np.random.default_rng(0).integers(0, 255, (224, 224, 3), np.uint8)).save(folder / "v" / "1.png")
+count = shards * rows
+manifest = pa.table({"video": pa.array(["v"] * count).dictionary_encode(), "frame": np.arange(1, count + 1, dtype=np.int32), "path": ["v/1.png"] * count, "root": pa.array([str(folder)] * count).dictionary_encode()})
+write_manifest(manifest, folder / "manifest.parquet", synthetic=True)
+ray.init(address="local", num_cpus=4, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+config = ExtractConfig(manifest=folder / "manifest.parquet", bank=folder / "bank", encoder=EncoderConfig(model="m"), shard_rows=rows)
+print(extract(config, load=lambda config, device, threads: Slow(), geometry=Geometry(size=224)).rows)
+"""
+
+
+def test_sixteen_shards_pass_through_an_object_store_that_holds_four(tmp_path):
+    # 128 frames of 224x224x3 are 19 MB; 16 such shards are 308 MB, and there is room for 80.
+    (tmp_path / "pressed.py").write_text(PRESSED)
+    done = subprocess.run([sys.executable, str(tmp_path / "pressed.py"), str(tmp_path)], capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-1] == str(16 * 128)
+    assert verify(Bank(tmp_path / "bank"), read_manifest(tmp_path / "manifest.parquet")).complete
+    shutil.rmtree(tmp_path / "bank")
