@@ -172,7 +172,15 @@ def _choose_shards(bank: Bank, plan: Plan, limit: int | None) -> list[int]:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where encoders run."""
+    """Where encoders run.
+
+    Attributes:
+        actors: How many at a time.
+        gpus_per_actor: GPUs each holds.
+        device: ``cuda`` or ``cpu``.
+        threads: CPU threads of each.
+        may_grow: Whether to begin with those there is room for, and add others as a cluster grows.
+    """
 
     actors: int
     gpus_per_actor: float

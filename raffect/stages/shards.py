@@ -23,6 +23,7 @@ from raffect.config import EncoderConfig
 from raffect.data.atomic import write_atomic
 from raffect.data.bank import Bank, Identity
 from raffect.data.frames import BadFrame, decode, find_killers, read_contents, shrink
+from raffect.data.storage import explain
 from raffect.errors import RaffectError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
     start, start_cpu = time.perf_counter(), time.process_time()
     try:
         pile, rejects, read_s = _read_and_decode(table, bank, geometry)
-    except (RaffectError, OSError) as error:
+    except Exception as error:
         pile, rejects, read_s, failure = _Pile(0), {}, 0.0, {"failure": _describe(error, bank)}
     else:
         failure = {}
@@ -138,7 +139,7 @@ class EncodeShard:
             self.encoder = load(config, device, threads)
             Bank(bank).claim(self.encoder.identity)
             self.bare_frames_per_s = self.encoder.probe()
-        except (RaffectError, OSError) as error:
+        except Exception as error:
             self.failure = _describe(error, bank)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -177,7 +178,7 @@ def commit_shard(table: pa.Table, bank: str) -> pa.Table:
         features = _cell(table["features"]).view(np.float16).reshape(-1, identity.dim)
         try:
             record = Bank(bank).commit(table["shard"][0].as_py(), _rows(table), features, rejects, identity)
-        except OSError as error:
+        except Exception as error:
             notes["failure"] = _describe(error, bank)
         else:
             notes |= {"shard": record.shard, "rows": record.rows, "rejects": record.rejects, "bytes": sum(size for size, _ in record.files.values())}
@@ -185,10 +186,14 @@ def commit_shard(table: pa.Table, bank: str) -> pa.Table:
     return pa.table({"stats": [json.dumps(notes)]})
 
 
-def _describe(error: RaffectError | OSError, bank: str) -> str:
-    """The line that a user reads of an error."""
+def _describe(error: Exception, bank: str) -> str:
+    """The line that a user reads of an error; one that is our own fault is raised again."""
     if isinstance(error, RaffectError):
         return str(error)
+    if (line := explain(error)) is not None:
+        return f"{bank}: {line}"
+    if not isinstance(error, OSError):
+        raise error
     return f"{bank}: cannot write ({error.strerror or error}); make room or mend the folder, then run the same command again"
 
 

@@ -35,10 +35,13 @@ def config(prepared, tmp_path_factory) -> ExtractConfig:
 
 @pytest.fixture(scope="module")
 def bank(config, local_ray) -> Bank:
-    """The manifest's bank, made in two runs: a limited one and the rest."""
+    """The manifest's bank, made in two runs: a limited one, and the rest in waves of three shards."""
     first = extract(replace(config, limit=150))
     assert (first.shards_done, first.encoded) == (2, 200)
-    second = extract(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raffect.stages.extract.WAVE", 3)
+        second = extract(config)
+    assert second.shards_done - first.shards_done > 3
     assert second.encoded == second.planned - 200
     assert second.rows == second.planned == len(read_manifest(config.manifest))
     return Bank(config.bank)
