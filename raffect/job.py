@@ -10,12 +10,12 @@ import contextlib
 import io
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from raffect import cli
 from raffect.config import ExtractConfig, LearnConfig
-from raffect.errors import RaffectError
 
 _STATUS = {0: "done", 2: "failed", 3: "too many frames rejected", 130: "interrupted"}
 
@@ -32,13 +32,25 @@ def run_job(command: str, words: list[str]) -> int:
             code = cli.main([command, *words])
         except SystemExit as stop:  # --help, or a flag that does not exist
             code = int(stop.code or 0) if isinstance(stop.code, int | None) else 2
+        except Exception:  # a fault of raffect, or --debug
+            traceback.print_exc()
+            code = 1
     result: dict[str, Any] = {"job": command, "status": _STATUS.get(code, "failed"), "exit": code}
     if code in (0, 3) and not {"--help", "-h", "--dry-run"} & set(words):
-        result |= describe(cli.parse(command, [word for word in words if word != "--debug"]))
+        try:
+            result |= describe(cli.parse(command, [word for word in words if word != "--debug"]))
+        except Exception as error:  # what was done is done
+            result["not_described"] = f"{type(error).__name__}: {error}"
     elif code:
-        result["error"] = next((line for line in reversed(said.getvalue().splitlines()) if line.strip()), "")
+        result["error"] = _last_words(said.getvalue())
     print(json.dumps(result), flush=True)
     return code
+
+
+def _last_words(text: str) -> str:
+    """The last line that says something, without the box that tyro draws around errors."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in text.partition("For full helptext")[0].splitlines()]
+    return next((line for line in reversed(lines) if line), "")
 
 
 def describe(config: Any) -> dict[str, Any]:
@@ -68,7 +80,7 @@ def _describe_run(folder: Path) -> dict[str, Any]:
     try:
         report((folder,), None)
         result["report"] = str(folder.absolute() / "report.html")
-    except (RaffectError, OSError) as error:  # the heads are there all the same
+    except Exception as error:  # the heads are there all the same
         result["report_failed"] = str(error)
     metrics = json.loads((folder / "metrics.json").read_text())
     names = [name for name in ("selected_on_folds", "best", "scores") if name in metrics]

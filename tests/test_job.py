@@ -46,6 +46,10 @@ def test_a_job_that_failed_ends_with_the_line_that_says_why(tmp_path, words, cod
 def test_a_wrong_flag_and_help_are_results_too(tmp_path):
     done, result = run("tune", "paper", "--no-such-flag", cwd=tmp_path)
     assert done.returncode == result["exit"] == 2
+    assert "no-such-flag" in result["error"] or "required" in result["error"]
+    done, result = run("extract", "--manifest", "gone", "--bank", "b", "--debug", cwd=tmp_path)
+    assert done.returncode == result["exit"] == 1
+    assert "gone: no such manifest" in result["error"]
     done, result = run("extract", "--help", cwd=tmp_path)
     assert done.returncode == result["exit"] == 0
     assert result == {"job": "extract", "status": "done", "exit": 0}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Generator
 from pathlib import Path
@@ -18,6 +19,8 @@ from raffect.data.storage import is_remote
 
 PREFIX = ".tmp-"
 """How an unfinished file's name begins; one left by a killed process is never read."""
+
+_PUTS = 4
 
 
 @contextlib.contextmanager
@@ -61,12 +64,7 @@ def write_if_absent(path: Path, content: bytes) -> bool:
         Whether this call created it.
     """
     if is_remote(path):
-        store: Any = path
-        try:
-            store.fs.pipe_file(store.path, content, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        return _put_if_absent(path, content)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
@@ -80,6 +78,24 @@ def write_if_absent(path: Path, content: bytes) -> bool:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
     return True
+
+
+def _put_if_absent(path: Any, content: bytes) -> bool:
+    """One conditional PUT; who loses is told 412, or 409 while the other one's is under way, and not by every server in the same words."""
+    for attempt in range(_PUTS):
+        try:
+            path.fs.pipe_file(path.path, content, mode="create")
+        except FileExistsError:
+            return False
+        except OSError:
+            if path.exists():
+                return False
+            if attempt == _PUTS - 1:
+                raise
+            time.sleep(0.1 * 2**attempt)
+        else:
+            return True
+    raise AssertionError("unreachable")
 
 
 def _temporary(path: Path) -> Path:

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from raffect.data.atomic import PREFIX, write_atomic, write_if_absent
 from raffect.data.keys import Vocabulary, digest_keys, encode_video
-from raffect.data.storage import list_sizes, locate, read_files, read_parquet
+from raffect.data.storage import Damaged, list_sizes, locate, read_files, read_parquet
 from raffect.data.tables import read_metadata
 from raffect.errors import RaffectError
 
@@ -127,7 +127,7 @@ class Bank:
     @property
     def exists(self) -> bool:
         """Whether the folder is a bank, however unfinished."""
-        return (self.path / "plan").is_dir() or (self.path / "bank.json").is_file()
+        return (self.path / "plan").is_dir() or (self.path / "bank.json").exists()
 
     def require(self) -> Bank:
         """This bank, if it is one.
@@ -144,10 +144,13 @@ class Bank:
     def read_identity(self) -> Identity | None:
         """The identity, or None while no encoder has claimed the bank."""
         file = self.path / "bank.json"
-        if not file.is_file():
-            return None
         try:
             content = json.loads(file.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RaffectError(f"{file}: damaged ({error}); restore it from a backup or extract into a new bank") from error
+        try:
             if content["format"] != FORMAT:
                 raise RaffectError(f"{file}: bank format {content['format']}, this program reads {FORMAT}; use the version of raffect that wrote it")
             return Identity(**content["identity"])
@@ -165,8 +168,9 @@ class Bank:
         if write_if_absent(self.path / "bank.json", content.encode()):
             return
         found = self.read_identity()
-        if found:
-            found.require_equal(identity, self.path)
+        if found is None:
+            raise RaffectError(f"{self.path}/bank.json: was there a moment ago and cannot be read; look after the storage, then run the same command again")
+        found.require_equal(identity, self.path)
 
     # Plan
 
@@ -184,7 +188,7 @@ class Bank:
                 table = read_parquet(file, ["video", "frame"])
                 metadata = read_metadata(table)
                 shard_rows = int(metadata["shard_rows"])
-            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            except (Damaged, pa.ArrowException, KeyError, ValueError) as error:
                 raise RaffectError(f"{file}: damaged plan ({str(error)[:100]}); restore it from a backup or extract into a new bank") from error
             full, rest = divmod(len(table), shard_rows)
             lengths += [shard_rows] * full + [rest] * bool(rest)
@@ -285,22 +289,22 @@ class Bank:
 
     def read_commits(self) -> dict[int, Commit]:
         """Finished shards: those whose record is readable and whose files have the recorded sizes."""
-        sizes = {f"{folder}/{name}": size for folder in ("shards", "rejects") for name, size in list_sizes(self.path / folder).items()}
+        # Records first: a shard that is committed meanwhile must not look like a record without its files.
         names = [name for name in list_sizes(self.path / "commits") if _COMMIT.fullmatch(name)]
+        sizes = {f"{folder}/{name}": size for folder in ("shards", "rejects") for name, size in list_sizes(self.path / folder).items()}
         records = (_parse_commit(name, content) for name, content in read_files(self.path / "commits", names))
         found = {record.shard: record for record in records if record and all(sizes.get(name) == size for name, (size, _) in record.files.items())}
         return dict(sorted(found.items()))
 
     def read_rejects(self, shards: Iterable[int]) -> pa.Table:
-        """``video, frame, reason`` of every frame that could not be read, over ``shards`` (those that have any)."""
+        """``video, frame, reason`` of every frame that could not be read, over ``shards``, which must all have some."""
         schema = pa.schema([("video", pa.string()), ("frame", pa.int32()), ("reason", pa.string())])
         tables = [schema.empty_table()]
         for path in map(self.rejects_path, shards):
-            if path.is_file():
-                try:
-                    tables.append(read_parquet(path, schema.names).cast(schema))
-                except (pa.ArrowException, OSError) as error:
-                    raise RaffectError(f"{path}: damaged ({str(error).splitlines()[0][:100]}); run `raffect bank verify --repair` and extract again") from error
+            try:
+                tables.append(read_parquet(path, schema.names).cast(schema))
+            except (Damaged, pa.ArrowException) as error:
+                raise RaffectError(f"{path}: damaged ({str(error).splitlines()[0][:120]}); run `raffect bank verify --repair` and extract again") from error
         return pa.concat_tables(tables)
 
     def digest(self) -> str:

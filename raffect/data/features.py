@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from raffect.data.bank import Bank
 from raffect.data.keys import Vocabulary, positions
 from raffect.data.labels import Task, labelled
-from raffect.data.storage import read_parquet
+from raffect.data.storage import Damaged, read_parquet
 from raffect.data.tables import select_split
 from raffect.errors import RaffectError
 
@@ -218,8 +218,8 @@ def read_shard_features(bank: Bank, shard: int, dim: int) -> np.ndarray:
     path = bank.shard_path(shard)
     try:
         column = read_parquet(path, ["feature"], use_threads=False)["feature"]
-    except (pa.ArrowException, OSError) as error:
-        raise RaffectError(f"{path}: damaged ({str(error).splitlines()[0][:100]}); run `raffect bank verify --repair` and extract again") from error
+    except Damaged as error:
+        raise RaffectError(f"{path}: damaged ({error}); run `raffect bank verify --repair` and extract again") from error
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)

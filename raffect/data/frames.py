@@ -18,15 +18,14 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import simplejpeg
 from PIL import Image
 
-from raffect.data.storage import is_remote, locate
+from raffect.data.storage import locate, open_parquet
 from raffect.errors import RaffectError
 
 MAX_PIXELS = 64_000_000
@@ -148,9 +147,7 @@ def read_contents(rows: pa.Table) -> list[bytes | BadFrame]:
 
 def _read_group(root: str, group: str) -> pa.Table:
     try:
-        path = locate(root)
-        source: Any = path.open("rb", cache_type="none") if is_remote(path) else path  # ty: ignore[no-matching-overload]
-        with pq.ParquetFile(source, pre_buffer=is_remote(path)) as file:  # of a remote file only this group is fetched
+        with open_parquet(locate(root)) as file:
             return file.read_row_group(int(group), columns=["image", "reason"])
     except (OSError, pa.ArrowException, ValueError) as error:
         raise RaffectError(f"{root}: row group {group} cannot be read ({str(error).splitlines()[0][:120]}); bring the file back or run `raffect pack` again") from error

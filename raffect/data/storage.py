@@ -1,4 +1,4 @@
-"""Where data lies: a folder that every machine sees, or an object store (``s3://bucket/prefix``, any URL fsspec knows).
+"""Where data lies: a folder that every machine sees, or an object store (``s3://bucket/prefix``; other stores of fsspec are not tested).
 
 All code takes a `pathlib.Path`, or the `upath.UPath` of an object store, which has the same methods; what the two do not
 share is here and in `raffect.data.atomic`. Credentials and endpoint come from the environment of each machine
@@ -30,15 +30,15 @@ def locate(text: str | Path) -> Path:
         A `Path`, or the `UPath` of an object store (which is no `Path` for `isinstance`, but behaves like one).
 
     Raises:
-        RaffectError: If the URL has a password in it, or the package for it is not installed.
+        RaffectError: If the URL may have a secret in it, names no bucket, or the package for it is not installed.
     """
     if not isinstance(text, str) or "://" not in text:
         return text if not isinstance(text, str) else Path(text)
     url = urlsplit(text)
-    if url.password or url.username or url.query:
-        raise RaffectError(
-            f"{url.scheme}://...{url.path}: no credentials or options in a URL, it would be kept in logs; set AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL ... on every machine"
-        )
+    if "@" in text or ":" in url.netloc or url.query:  # a secret may hold a slash, and then lies in the path
+        raise RaffectError(f"{url.scheme}://...: no credentials or options in a URL, it would be kept in logs; set AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL ... on every machine")
+    if url.scheme in ("file", "local"):
+        raise RaffectError(f"{text}: a folder of this machine; give its plain path")
     if not url.netloc:
         raise RaffectError(f"{text}: no bucket in it; expected {url.scheme}://bucket/folder")
     from upath import UPath
@@ -59,23 +59,52 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
+class Damaged(Exception):
+    """A file that is missing or not what it should be, while the storage itself works; the message says what is wrong."""
+
+
+def has_file(path: Path) -> bool:
+    """Whether there is a file; a store that does not answer raises, which its own ``is_file`` takes for no."""
+    return path.exists() if is_remote(path) else path.is_file()
+
+
 def read_parquet(path: Path, columns: Iterable[str] | None = None, *, use_threads: bool = True) -> pa.Table:
-    """Read a Parquet file: mapped where it is local, by one request where it is not."""
-    source: Any = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
-    return pq.read_table(source, columns=list(columns) if columns else None, memory_map=not is_remote(path), use_threads=use_threads)
+    """Read a Parquet file: mapped where it is local, by one request where it is not.
+
+    Raises:
+        Damaged: If it is missing or no Parquet file.
+        OSError: If the disk, the network or its rights are at fault.
+    """
+    try:
+        source: Any = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
+        return pq.read_table(source, columns=list(columns) if columns else None, memory_map=not is_remote(path), use_threads=use_threads)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+            raise
+        raise Damaged(str(error).splitlines()[0][:120]) from error  # Arrow's own errors about bytes are OSErrors without a number
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """A Parquet file of which only some row groups or columns are wanted; of a remote one only these are fetched."""
+    source: Any = path.open("rb", cache_type="none") if is_remote(path) else path  # ty: ignore[no-matching-overload]
+    return pq.ParquetFile(source, pre_buffer=is_remote(path))
 
 
 def list_sizes(folder: Path) -> dict[str, int]:
     """Names and sizes in bytes of the files in a folder; none if there is no folder."""
-    if is_remote(folder):
-        store: Any = folder
-        found = store.fs.find(store.path, maxdepth=1, detail=True) if folder.is_dir() else {}
-        return {name.rpartition("/")[2]: facts["size"] for name, facts in found.items()}
     try:
+        if is_remote(folder):  # not `find`, which takes a listing that failed for an empty one
+            store: Any = folder
+            return {facts["name"].rpartition("/")[2]: facts["size"] for facts in store.fs.ls(store.path, detail=True) if facts["type"] == "file"}
         with os.scandir(folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+            files = [entry for entry in entries if entry.is_file()]
     except FileNotFoundError:
         return {}
+    sizes = {}
+    for entry in files:
+        with contextlib.suppress(FileNotFoundError):  # another process's unfinished file has its name by now
+            sizes[entry.name] = entry.stat().st_size
+    return sizes
 
 
 def read_files(folder: Path, names: Iterable[str]) -> Generator[tuple[str, bytes]]:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raffect.data.atomic import atomic_path
-from raffect.data.storage import read_parquet
+from raffect.data.storage import Damaged, has_file, read_parquet
 from raffect.errors import RaffectError
 
 LABEL_COLUMNS = ("video", "frame", "split")
@@ -35,12 +35,12 @@ def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> p
     Raises:
         RaffectError: If it is missing, unreadable or something else.
     """
-    if not path.is_file():
+    if not has_file(path):
         raise RaffectError(f"{path}: no such {kind}; make it with `{maker}`")
     try:
         table = read_parquet(path)
-    except (pa.ArrowException, OSError) as error:
-        raise RaffectError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:120]}); make it again with `{maker}`") from error
+    except Damaged as error:
+        raise RaffectError(f"{path}: not a readable Parquet file ({error}); make it again with `{maker}`") from error
     if missing := [name for name in columns if name not in table.column_names]:
         raise RaffectError(f"{path}: not a {kind}, column {missing[0]!r} is missing; make it with `{maker}`")
     return table

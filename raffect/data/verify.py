@@ -13,7 +13,7 @@ import pyarrow as pa
 from raffect.data.atomic import PREFIX
 from raffect.data.bank import Bank, Commit, Identity, Plan, shard_schema
 from raffect.data.keys import Vocabulary
-from raffect.data.storage import list_sizes, read_parquet
+from raffect.data.storage import Damaged, list_sizes, read_parquet
 from raffect.errors import RaffectError
 
 
@@ -66,7 +66,8 @@ def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int
     verdict.planned = len(plan.table)
     if manifest is not None:
         verdict.problems += _compare_manifest(plan, manifest)
-    commits, records = bank.read_commits(), list_sizes(bank.path / "commits")
+    records = list_sizes(bank.path / "commits")  # before they are read, so that one that is written meanwhile is not taken for damaged
+    commits = bank.read_commits()
     if commits and identity is None:
         verdict.problems.append("bank.json is missing although shards are committed")
     for shard in range(plan.num_shards):
@@ -121,7 +122,7 @@ def _check_shard(bank: Bank, record: Commit, keys: pa.Table, identity: Identity)
     try:
         shard = read_parquet(bank.shard_path(record.shard))
         rejects = bank.read_rejects([record.shard]) if record.rejects else None
-    except (pa.ArrowException, RaffectError) as error:
+    except (Damaged, RaffectError) as error:
         return f"cannot be read as Parquet ({str(error).splitlines()[0][:100]})"
     if shard.schema.remove_metadata() != shard_schema(identity.dim):
         return f"has the columns {', '.join(map(str, shard.schema.remove_metadata()))}, expected {', '.join(map(str, shard_schema(identity.dim)))}"

@@ -25,6 +25,7 @@ _SHOWN = 20
 
 def describe_bank(bank: Bank) -> dict[str, Any]:
     """What a bank holds, as plain JSON values."""
+    records = list_sizes(bank.path / "commits")
     plan, commits, identity = bank.plan, bank.read_commits(), bank.read_identity()
     return {
         "bank": str(bank.path),
@@ -36,7 +37,7 @@ def describe_bank(bank: Bank) -> dict[str, Any]:
         "videos": len(plan.table["video"].unique()),
         "bytes": sum(size for commit in commits.values() for size, _ in commit.files.values()),
         "digest": bank.digest() if identity else None,
-        "broken": len(list_sizes(bank.path / "commits")) - len(commits),
+        "broken": len(records.keys() - {bank.commit_path(shard).name for shard in commits}),
         "runs": len(list_sizes(bank.path / "runs")),
     }
 

@@ -114,11 +114,12 @@ def _check_data(folder: Path | None) -> Iterator[Check]:
         yield Check("data", None, "not looked at; name the output of `raffect prepare` with --data")
         return
     from raffect.data.manifest import read_manifest
+    from raffect.data.storage import locate
     from raffect.data.tables import read_labels
 
     manifest = read_manifest(folder / "manifest.parquet")
     root = manifest["root"][0].as_py()
-    ok = Path(root).exists()
+    ok = locate(root).exists()
     yield Check("data", ok, f"{len(manifest):,} frames" + ("" if ok else f"; image root {root} is not on this machine: mount it, or run `raffect prepare` again"))
     for path in sorted((folder / "labels").glob("*.parquet")):
         yield Check("labels", True, f"{path.stem}: {len(read_labels(path)):,} lines")

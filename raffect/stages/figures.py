@@ -128,7 +128,7 @@ def _new(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def _save(figure: Figure, rows: Rows, stem: Path) -> None:
-    write_csv(stem.with_suffix(".csv"), rows)
-    with atomic_path(stem.with_suffix(".png")) as temporary:
+    write_csv(stem.with_name(f"{stem.name}.csv"), rows)
+    with atomic_path(stem.with_name(f"{stem.name}.png")) as temporary:
         figure.savefig(temporary, format="png")
     plt.close(figure)

@@ -16,7 +16,7 @@ from raffect.data.atomic import atomic_path
 from raffect.data.bank import DEFAULT_SHARD_ROWS
 from raffect.data.frames import PACKED_SUFFIX, BadFrame, read_contents
 from raffect.data.manifest import is_synthetic_manifest, read_manifest, write_manifest
-from raffect.data.storage import is_remote
+from raffect.data.storage import has_file, open_parquet
 from raffect.data.tables import read_metadata
 from raffect.errors import RaffectError
 from raffect.stages.progress import Progress, format_bytes
@@ -48,8 +48,7 @@ def pack(config: PackConfig) -> list[str]:
             if _is_packed(file, rows, config.shard_rows):
                 progress.advance(len(rows))
             else:
-                _pack_file(file, rows, config.shard_rows, progress)
-            unreadable += len(rows) - _open_packed(file).read(columns=["reason"])["reason"].null_count
+                unreadable += _pack_file(file, rows, config.shard_rows, progress)
             size += file.stat().st_size
             index = np.arange(len(rows))
             roots += [str(file)] * len(rows)
@@ -63,8 +62,9 @@ def pack(config: PackConfig) -> list[str]:
     ]
 
 
-def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) -> None:
-    schema = SCHEMA.with_metadata({_SOURCE: _digest(rows)})
+def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) -> int:
+    """Write one file; returns how many of its frames could not be read."""
+    unreadable, schema = 0, SCHEMA.with_metadata({_SOURCE: _digest(rows)})
     with (
         atomic_path(file) as temporary,
         pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=["video"], write_statistics=["video", "frame"]) as writer,
@@ -78,25 +78,23 @@ def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) 
             reasons = [str(content) if isinstance(content, BadFrame) else None for content in contents]
             columns = [group["video"].cast(pa.string()).combine_chunks(), group["frame"].combine_chunks(), pa.array(images, pa.binary()), pa.array(reasons, pa.string())]
             writer.write_table(pa.table(columns, schema=schema), row_group_size=shard_rows)
+            unreadable += len(group) - reasons.count(None)
             progress.advance(len(group))
+    return unreadable
 
 
 def _is_packed(file: Path, rows: pa.Table, shard_rows: int) -> bool:
     """Whether an earlier run packed exactly these frames."""
-    if not file.is_file():
+    if not has_file(file):
         return False
     try:
-        packed = _open_packed(file)
-        found = packed.read(columns=["reason"])
-        first = packed.metadata.row_group(0).num_rows
+        with open_parquet(file) as packed:
+            found = packed.read(columns=["reason"])
+            first = packed.metadata.row_group(0).num_rows
     except (pa.ArrowException, OSError):
         return False
     # Frames that could not be read may have been mended since, so such a file is made again.
     return first == min(shard_rows, len(rows)) and found["reason"].null_count == len(found) and read_metadata(found).get(_SOURCE) == _digest(rows)
-
-
-def _open_packed(file: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(file.open("rb"), pre_buffer=is_remote(file))
 
 
 def _digest(rows: pa.Table) -> str:

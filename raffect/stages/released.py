@@ -15,6 +15,7 @@ from raffect.data.annotations import parse_expression, parse_units
 from raffect.data.bank import Bank, Identity
 from raffect.data.keys import Vocabulary, positions
 from raffect.data.labels import TASKS
+from raffect.data.storage import has_file
 from raffect.data.tables import read_labels, read_metadata, write_table
 from raffect.errors import RaffectError
 from raffect.stages.progress import Progress
@@ -124,7 +125,7 @@ def _write_labels(config: BankImportConfig, keys: pa.Table, labels: np.ndarray, 
     path = config.out / "labels" / f"{config.task}.parquet"
     columns = {name: labels[:, k] for k, name in enumerate(TASKS[config.task].columns)}
     table = pa.table({"video": keys["video"], "frame": keys["frame"], "split": pa.array([split] * len(keys), pa.string()), **columns})
-    if path.is_file():
+    if has_file(path):
         old = read_labels(path)
         if read_metadata(old).get("edition") != "imported":
             raise RaffectError(f"{path} was not imported; choose another --out")

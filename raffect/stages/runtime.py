@@ -104,9 +104,9 @@ def _offer_token() -> None:
 
 def _require_authentication(address: str) -> None:
     """Whoever reaches an open cluster runs code on it, and joining one shows it our data."""
-    if not os.environ.get("RAY_AUTH_MODE"):
+    if os.environ.get("RAY_AUTH_MODE", "").lower() not in ("token", "disabled"):
         raise RaffectError(
-            f"Ray at {address}: no authentication token here, so the cluster is either open to everyone who can reach it, or will not let you in; start it with "
+            f"Ray at {address}: no authentication token here (RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE') or 'not set'}), so the cluster is either open to everyone who can reach it, or will not let you in; start it with "
             "RAY_AUTH_MODE=token and bring its ~/.ray/auth_token here (cluster/README.md), or set RAY_AUTH_MODE=disabled if you mean it"
         )
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from raffect.data.bank import Bank
 from raffect.stages.progress import format_bytes, format_seconds
 
@@ -126,9 +128,9 @@ def summarise(bank: Bank, tally: Tally | None = None, wall_s: float = 0.0, encod
         return summary
     summary.encoded, summary.bytes_written = tally.rows, tally.bytes
     frames, span_s = max(1, tally.rows + tally.rejects), max(tally.last_s - tally.first_s, 1e-9)
-    encoder_s = span_s * max(1, len(tally.bare_by_encoder))
+    encoder_s = span_s * max(1, encoders)
     summary.steady_frames_per_s = tally.rows / span_s
-    summary.bare_frames_per_s = sum(tally.bare_by_encoder.values())
+    summary.bare_frames_per_s = encoders * float(np.mean(list(tally.bare_by_encoder.values())))  # each wave, and each death, has encoders of its own
     summary.busy_share = tally.seconds["encode"] / encoder_s
     summary.batch_sizes = sorted(tally.batch_sizes)
     if len(summary.batch_sizes) > 1:

@@ -173,7 +173,7 @@ def _follow(folder: RunFolder, progress: Progress, steps_an_epoch: int) -> Gener
     def watch() -> None:
         epoch = 0
         while not done.wait(0.5):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(Exception):  # it only draws progress
                 seen, note = json.loads((folder.path / "state" / _PROGRESS).read_text())
                 if seen > epoch:
                     progress.advance((seen - epoch) * steps_an_epoch)

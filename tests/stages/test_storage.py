@@ -1,6 +1,9 @@
 """Everything on an object store: a real S3 server (moto's) on loopback, real clients, several processes."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -36,7 +39,17 @@ def test_a_path_is_a_path_and_a_url_is_an_object_store(bucket):
     assert str(locate(f"{bucket}/a/bank/")) == "s3://faces/a/bank"
 
 
-@pytest.mark.parametrize(("url", "what"), [("s3://key:secret@faces/x", "no credentials"), ("s3:///x", "no bucket"), ("nfs4://faces/x", "no storage of kind nfs4")])
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("s3://key:secret@faces/x", "no credentials"),
+        ("s3://key:sec/secret@faces/x", "no credentials"),
+        ("s3://faces/x?secret=1", "no credentials"),
+        ("s3:///x", "no bucket"),
+        ("nfs4://faces/x", "no storage of kind nfs4"),
+        ("file:///data/x", "plain path"),
+    ],
+)
 def test_a_url_that_will_not_do_is_one_line_without_its_secret(url, what):
     with pytest.raises(RaffectError, match=what) as error:
         locate(url)
@@ -139,8 +152,38 @@ def test_a_bucket_that_is_missing_is_one_line(bucket, capsys):
     assert "s3://absent/manifest.parquet: no such manifest" in err
 
 
-def test_a_server_that_does_not_answer_is_one_line(monkeypatch, capsys):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    assert main(["bank", "info", "--bank", "s3://elsewhere/bank"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+@pytest.mark.parametrize("words", [["bank", "info", "--bank", "s3://elsewhere/bank"], ["extract", "--manifest", "s3://elsewhere/m.parquet", "--bank", "b"]])
+def test_a_server_that_does_not_answer_is_one_line_and_not_taken_for_an_empty_one(words, tmp_path):
+    environment = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    done = subprocess.run([sys.executable, "-m", "raffect.cli", *words], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "http://127.0.0.1:9" in done.stderr
+
+
+def test_a_listing_that_fails_is_not_an_empty_bank(bucket, extracted, monkeypatch):
+    bank = Bank(f"{bucket}/bank")
+    whole = bank.read_commits()
+
+    def slow_down(*args, **kwargs):
+        raise OSError(16, "SlowDown")
+
+    monkeypatch.setattr(type(bank.path.fs), "_lsdir", slow_down)
+    with pytest.raises(OSError, match="SlowDown"):
+        bank.read_commits()
+    monkeypatch.undo()
+    assert bank.read_commits() == whole != {}
+
+
+def test_whoever_loses_a_conditional_put_knows_it_in_the_words_of_any_server(bucket, monkeypatch):
+    path = locate(f"{bucket}/words/bank.json")
+    assert write_if_absent(path, b"first")
+
+    def conflict(*args, **kwargs):
+        raise OSError(5, "ConditionalRequestConflict")
+
+    monkeypatch.setattr(type(path.fs), "pipe_file", conflict)
+    assert not write_if_absent(path, b"second")
+    with pytest.raises(OSError, match="Conflict"):
+        write_if_absent(locate(f"{bucket}/words/other.json"), b"never")
+    assert path.read_bytes() == b"first"
