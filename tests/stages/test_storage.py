@@ -182,7 +182,7 @@ def test_whoever_loses_a_conditional_put_knows_it_in_the_words_of_any_server(buc
     def conflict(*args, **kwargs):
         raise OSError(5, "ConditionalRequestConflict")
 
-    monkeypatch.setattr(type(path.fs), "pipe_file", conflict)
+    monkeypatch.setattr(path.fs, "pipe_file", conflict)
     assert not write_if_absent(path, b"second")
     with pytest.raises(OSError, match="Conflict"):
         write_if_absent(locate(f"{bucket}/words/other.json"), b"never")
