@@ -104,6 +104,7 @@ def extracted(bucket, local_ray, tmp_path_factory):
     return folder
 
 
+@pytest.mark.cluster
 def test_a_bank_in_a_bucket_has_the_bytes_of_one_in_a_folder(bucket, extracted):
     there, here = Bank(f"{bucket}/bank"), Bank(extracted / "bank")
     assert verify(there, read_manifest(locate(f"{bucket}/packed/manifest.parquet"))).complete
@@ -111,6 +112,7 @@ def test_a_bank_in_a_bucket_has_the_bytes_of_one_in_a_folder(bucket, extracted):
     assert there.digest() == here.digest()
 
 
+@pytest.mark.cluster
 def test_a_damaged_object_is_named_withdrawn_and_encoded_again(bucket, extracted, capsys):
     bank = Bank(f"{bucket}/bank")
     whole = bank.shard_path(1).read_bytes()
@@ -122,6 +124,7 @@ def test_a_damaged_object_is_named_withdrawn_and_encoded_again(bucket, extracted
     assert verify(bank).complete
 
 
+@pytest.mark.cluster
 def test_training_sweep_evaluation_and_report_live_in_a_bucket(bucket, extracted, capsys):
     data = ["--task", "expr", "--bank", f"{bucket}/bank", "--labels", f"{bucket}/data"]
     assert main(["train", "erm", *data, "--out", f"{bucket}/run", *SMALL, "--num-seeds", "2"]) == 0
@@ -161,6 +164,7 @@ def test_a_server_that_does_not_answer_is_one_line_and_not_taken_for_an_empty_on
     assert "http://127.0.0.1:9" in done.stderr
 
 
+@pytest.mark.cluster
 def test_a_listing_that_fails_is_not_an_empty_bank(bucket, extracted, monkeypatch):
     bank = Bank(f"{bucket}/bank")
     whole = bank.read_commits()
