@@ -34,6 +34,7 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+from feed import tree_cpu_s
 
 from raffect.config import EncoderConfig, ExtractConfig
 from raffect.data.bank import Bank, Commit, Identity
@@ -93,22 +94,6 @@ def machine_cpu_s() -> float:
     return (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK")
 
 
-def own_cpu_s() -> float:
-    """CPU seconds of this process and all below it, ended children included."""
-    parents, seconds = {}, {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        parents[int(stat.parent.name)] = int(fields[1])
-        seconds[int(stat.parent.name)] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    found = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return sum(seconds[pid] for pid in found)
-
-
 # A manifest of any size
 
 
@@ -150,7 +135,7 @@ class Watch(Progress):
         self.marks.append((time.perf_counter(), memory_mb()[0], time.process_time()))
         # All of /proc is read for this one, so it is done at the edges of the steady part only.
         if len(self.marks) in (self.warm, self.most):
-            self.edges.append((own_cpu_s(), machine_cpu_s()))
+            self.edges.append((tree_cpu_s(), machine_cpu_s()))
         if len(self.marks) >= self.most:
             raise Enough
 

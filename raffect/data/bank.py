@@ -146,14 +146,11 @@ class Bank:
         file = self.path / "bank.json"
         try:
             content = json.loads(file.read_text())
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise RaffectError(f"{file}: damaged ({error}); restore it from a backup or extract into a new bank") from error
-        try:
             if content["format"] != FORMAT:
                 raise RaffectError(f"{file}: bank format {content['format']}, this program reads {FORMAT}; use the version of raffect that wrote it")
             return Identity(**content["identity"])
+        except FileNotFoundError:
+            return None
         except (ValueError, KeyError, TypeError) as error:
             raise RaffectError(f"{file}: damaged ({error}); restore it from a backup or extract into a new bank") from error
 

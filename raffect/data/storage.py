@@ -32,8 +32,10 @@ def locate(text: str | Path) -> Path:
     Raises:
         RaffectError: If the URL may have a secret in it, names no bucket, or the package for it is not installed.
     """
-    if not isinstance(text, str) or "://" not in text:
-        return text if not isinstance(text, str) else Path(text)
+    if not isinstance(text, str):
+        return text
+    if "://" not in text:
+        return Path(text)
     url = urlsplit(text)
     if "@" in text or ":" in url.netloc or url.query:  # a secret may hold a slash, and then lies in the path
         raise RaffectError(f"{url.scheme}://...: no credentials or options in a URL, it would be kept in logs; set AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL ... on every machine")
