@@ -2,8 +2,8 @@
 
     uv run python benchmarks/feed.py --frames 20000
 
-1. steps: one process, no Ray: read, decode, hand-off (the Arrow cell), commit, against PIL decode + open_clip's transform.
-2. pipeline with a trivial encoder: CPU seconds of *all* of Ray's processes below this one, divided by frames.
+1. steps: one process, no Ray: read, decode, hand-off (the Arrow cell), commit, for loose files and packed Parquet, against PIL decode + open_clip's transform.
+2. pipeline with a trivial encoder: CPU seconds of *all* of Ray's processes below this one, divided by frames, and which processes spend them.
 3. pipeline with an encoder that is the bottleneck (it sleeps like a GPU that is busy): its rate over its bare rate.
 """
 
@@ -15,24 +15,33 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from processes import tree
 
-from raffect.config import EncoderConfig, ExtractConfig, PrepareConfig
+from raffect.config import EncoderConfig, ExtractConfig, PackConfig, PrepareConfig
 from raffect.data.bank import Bank, Identity
 from raffect.data.frames import decode, read_contents
-from raffect.data.manifest import read_manifest
+from raffect.data.manifest import read_manifest, write_manifest
 from raffect.data.synthetic import EDITION, write_synthetic
 from raffect.stages.extract import extract
+from raffect.stages.pack import pack
 from raffect.stages.prepare import prepare
 from raffect.stages.provenance import describe_run
 from raffect.stages.runtime import ray_session
 from raffect.stages.shards import Geometry, commit_shard, read_shard, to_item
 
 DIM = 768
+ROLES = {
+    "encoder's actor": ("EncodeShard",),
+    "workers that read, decode and commit": ("ray::",),
+    "raylet, with the object store": ("raylet/raylet",),
+    "Ray's control service": ("gcs_server",),
+}
 
 
 class StandIn:
@@ -57,7 +66,7 @@ def load_stand_in(config, device, threads, s_per_frame):
     return StandIn(s_per_frame)
 
 
-def measure_steps(manifest: pa.Table, folder: Path) -> dict[str, float]:
+def measure_steps(manifest: pa.Table, packed: pa.Table, folder: Path) -> dict[str, float]:
     """Microseconds of CPU a frame, one process."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from PIL import Image
@@ -74,11 +83,13 @@ def measure_steps(manifest: pa.Table, folder: Path) -> dict[str, float]:
         out[name] = min(times)
         return result
 
-    contents = clock("read", lambda: read_contents(rows))
+    contents = clock("open and read, loose files", lambda: read_contents(rows))
+    clock("open and read, packed Parquet", lambda: read_contents(packed.slice(0, 2048)))
     clock("decode", lambda: [decode(content) for content in contents])
-    item = to_item(0, rows.replace_schema_metadata(None))
-    table = pa.table({key: [value] for key, value in item.items()})
-    read = clock("read_shard (read + decode + cell)", lambda: read_fresh(table, folder))
+    tables = [pa.table({key: [value] for key, value in to_item(0, source.replace_schema_metadata(None)).items()}) for source in (rows, packed.slice(0, 2048))]
+    clock("read_shard, packed (read + decode + cell)", lambda: read_fresh(tables[1], folder))
+    read = clock("read_shard, loose (read + decode + cell)", lambda: read_fresh(tables[0], folder))
+    clock("hand-off: copy into fresh memory, as into the object store", lambda: bytes(memoryview(read["pixels"].chunk(0).buffers()[2])))
     identity = StandIn(0).identity
     notes = json.loads(read["notes"][0].as_py()) | {"identity": identity.__dict__}
     features = np.random.default_rng(0).normal(size=(len(rows), DIM)).astype(np.float16)
@@ -99,33 +110,22 @@ def read_fresh(table: pa.Table, folder: Path) -> pa.Table:
     return read_shard(table, str(folder / "bank"), Geometry(size=224))
 
 
-def tree_cpu_s() -> float:
-    """CPU seconds so far of this process and all below it, ended children included."""
-    parents, seconds = {}, {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        pid = int(stat.parent.name)
-        parents[pid] = int(fields[1])
-        seconds[pid] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-    def below(pid: int) -> bool:
-        while pid > 1:
-            if pid == os.getpid():
-                return True
-            pid = parents.get(pid, 0)
-        return False
-
-    return sum(value for pid, value in seconds.items() if below(pid))
+def by_role() -> Counter[str]:
+    """CPU seconds so far by what a process is; Ray's workers take turns at tasks, so they are one role."""
+    seconds: Counter[str] = Counter()
+    for pid, (title, value) in tree().items():
+        role = "driver" if pid == os.getpid() else next((role for role, words in ROLES.items() if any(word in title for word in words)), "Ray's other processes")
+        seconds[role] += value
+    return seconds
 
 
-def run_pipeline(manifest_path: Path, bank: Path, s_per_frame: float) -> tuple[dict, float]:
-    start = tree_cpu_s()
+def run_pipeline(manifest_path: Path, bank: Path, s_per_frame: float) -> tuple[dict, Counter[str]]:
+    start = by_role()
     config = ExtractConfig(manifest=manifest_path, bank=bank, encoder=EncoderConfig(model="stand-in"))
     summary = extract(config, load=partial(load_stand_in, s_per_frame=s_per_frame), geometry=Geometry(size=224))
-    return summary.__dict__, tree_cpu_s() - start
+    used = by_role()
+    used.subtract(start)
+    return summary.__dict__, used
 
 
 def main() -> None:
@@ -139,27 +139,26 @@ def main() -> None:
         prepare(PrepareConfig(images=(folder / "faces" / "cropped_aligned",), annotations=folder / "faces" / EDITION, out=folder / "data"))
         path = folder / "data" / "manifest.parquet"
         manifest = read_manifest(path)
-        print("CPU microseconds a frame, one process (112x112 JPEG, quality 90):")
-        for name, value in measure_steps(manifest, folder).items():
-            print(f"  {value:8.1f}  {name}")
+        pack(PackConfig(manifest=path, out=folder / "packed"))
+        print("| one process, 112x112 JPEG, quality 90 | CPU microseconds a frame |\n|---|---|")
+        for name, value in measure_steps(manifest, read_manifest(folder / "packed" / "manifest.parquet"), folder).items():
+            print(f"| {name} | {value:,.0f} |")
         with ray_session(None):
             small = folder / "small.parquet"
-            from raffect.data.manifest import write_manifest
-
             half = len(manifest) // 2
             write_manifest(manifest.slice(0, half), small, synthetic=True)
             run_pipeline(small, folder / "warm", 0.0)  # start-up of workers is not a cost of frames
             _, one = run_pipeline(small, folder / "half", 0.0)
             summary, two = run_pipeline(path, folder / "full", 0.0)
             # The difference of two sizes leaves out what every run pays once.
-            per_frame = (two - one) / (len(manifest) - half) * 1e6
-            print(
-                f"pipeline, trivial encoder: {per_frame:.0f} CPU microseconds a frame over all processes; {summary['steady_frames_per_s']:,.0f} frames/s with an encoder that takes no time"
-            )
+            two.subtract(one)
+            print(f"\n| whole pipeline, trivial encoder, {summary['steady_frames_per_s']:,.0f} frames/s | CPU microseconds a frame |\n|---|---|")
+            for role, seconds in [*two.most_common(), ("together", two.total())]:
+                print(f"| {role} | {seconds / (len(manifest) - half) * 1e6:,.0f} |")
             slow, _ = run_pipeline(path, folder / "slow", 1 / args.slow_frames_per_s)
             ratio = slow["steady_frames_per_s"] / slow["bare_frames_per_s"]
             print(
-                f"pipeline, encoder as bottleneck: {slow['steady_frames_per_s']:,.0f} frames/s of {slow['bare_frames_per_s']:,.0f} bare, ratio {ratio:.3f}, busy {slow['busy_share']:.3f}"
+                f"\npipeline, encoder as bottleneck: {slow['steady_frames_per_s']:,.0f} frames/s of {slow['bare_frames_per_s']:,.0f} bare, ratio {ratio:.3f}, busy {slow['busy_share']:.3f}"
             )
         print(f"rows: {sum(commit.rows for commit in Bank(folder / 'full').read_commits().values()):,} of {len(manifest):,}")
         print(json.dumps(describe_run()["versions"] | describe_run()["machine"]))

@@ -34,7 +34,7 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-from feed import tree_cpu_s
+from processes import tree_cpu_s
 
 from raffect.config import EncoderConfig, ExtractConfig
 from raffect.data.bank import Bank, Commit, Identity

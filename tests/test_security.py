@@ -119,9 +119,13 @@ from raffect.stages.runtime import ray_session
 with ray_session(None):
     import os, psutil, ray  # psutil is Ray's own
     print(oct(os.stat(os.path.expanduser("~/.ray/auth_token")).st_mode & 0o777), os.environ["RAY_AUTH_MODE"])
-    heads = [process for process in psutil.Process().children(recursive=True) if "dashboard/dashboard.py" in " ".join(process.cmdline())]
-    import urllib.request
-    for found in (found for process in heads for found in process.net_connections("tcp") if found.status == "LISTEN"):
+    import time, urllib.request
+    end, ports = time.monotonic() + 60, []
+    while not ports and time.monotonic() < end:  # it starts to listen some time after ray.init has returned
+        heads = [process for process in psutil.Process().children(recursive=True) if "dashboard/dashboard.py" in " ".join(process.cmdline())]
+        ports = [found for process in heads for found in process.net_connections("tcp") if found.status == "LISTEN"]
+        time.sleep(0.2)
+    for found in ports:
         print(urllib.request.urlopen(f"http://127.0.0.1:{found.laddr.port}/api/jobs/", timeout=30).read()[:6].decode())
 """
 

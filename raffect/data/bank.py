@@ -46,7 +46,7 @@ class Identity:
         weights_sha256: Fingerprint of the loaded image-tower tensors.
         weights: How they were asked for (tag, file name, ``random:0``); informative, not compared.
         preprocess: Image size, mean, std, interpolation and resize mode.
-        precision: Arithmetic of the encoder, ``float16`` or ``float32``; vectors are stored as float16 either way.
+        precision: Arithmetic of the encoder, ``float16``, ``bfloat16`` or ``float32``; vectors are stored as float16 either way.
         dim: Length of a vector.
         normalised: Always false: vectors are stored raw and normalised at use.
         stamp: What every table that rests on the bank must say; empty for pretrained weights.

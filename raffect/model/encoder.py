@@ -87,9 +87,8 @@ class Encoder:
         shapes = [frame.shape for frame in frames]
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
-            pixels = torch.from_numpy(np.stack([frames[row] for row in rows]))
-            if self.device.type == "cuda":
-                pixels = pixels.pin_memory()
+            pixels = torch.empty(len(rows), *shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            np.stack([frames[row] for row in rows], out=pixels.numpy())
             batch[rows] = self.preprocess.resize(pixels.to(self.device, non_blocking=True))
         return self.preprocess.normalise(batch).to(self._dtype)
 

@@ -157,7 +157,7 @@ def cluster_gpus() -> float:
 def last_line(error: BaseException) -> str:
     """What an error that Ray wrapped in pages of traceback says at its end."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    return lines[-1].partition(" Worker exit type:")[0][:300] if lines else type(error).__name__  # what follows are Ray's guesses
 
 
 def _first_line(error: BaseException) -> str:

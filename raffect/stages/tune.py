@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import importlib.util
 import io
+import logging
 import os
 import tempfile
 import time
@@ -125,6 +126,7 @@ def _run_trials(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     from ray import tune as ray_tune
 
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # each death of a trial as a page of traceback; what matters of it is in our own line
     settings = for_elsewhere(config, folder, config.device if resources.get("gpu") else "cpu")
     job = {"config": settings, "packs": packs, "keep": dict(keep or {}), "axes": list(read_space(config.space))}
     with Progress(label, sum(count_steps(dataset, pack) for pack in packs), "head-steps") as progress, _watched(progress, packs) as watch:
@@ -139,7 +141,7 @@ def _run_trials(
         )  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):  # Tune's banner
             results = tuner.fit()
-    failures = [last_line(error) for error in results.errors]
+    failures = [f"a trial died {1 + _MAX_FAILURES} times ({last_line(error)})" for error in results.errors]
     failures += [result.metrics["failure"] for result in results if result.metrics and result.metrics.get("failure")]
     if config.scheduler == "asha" and not failures:
         _mark_stopped(folder, packs)

@@ -268,9 +268,10 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(tiny_vit, monkeypatc
         encoder.encode(frames)
 
 
-def test_float16_on_request_is_close_and_another_identity(tiny_vit):
+@pytest.mark.parametrize(("precision", "tolerance"), [("float16", 0.02), ("bfloat16", 0.1)])
+def test_half_precision_on_request_is_close_and_another_identity(tiny_vit, precision, tolerance):
     frames = faces((112, 112))
-    half, full = (load_encoder(replace(tiny_vit, precision=precision), "cpu") for precision in ("float16", "float32"))
-    assert half.identity.differences(full.identity) == ["precision: float16 against float32"]
-    scale = np.abs(full.encode(frames)).max()
-    assert np.abs(half.encode(frames).astype(np.float32) - full.encode(frames)).max() < 0.02 * scale
+    half, full = (load_encoder(replace(tiny_vit, precision=name), "cpu") for name in (precision, "float32"))
+    assert half.identity.differences(full.identity) == [f"precision: {precision} against float32"]
+    difference = np.abs(half.encode(frames).astype(np.float32) - full.encode(frames)).max()
+    assert 0 < difference < tolerance * np.abs(full.encode(frames)).max()

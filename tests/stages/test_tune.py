@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import sys
 
@@ -210,6 +211,18 @@ def test_a_run_that_goes_on_keeps_packs_as_they_were_cut_and_repeats_nothing(tmp
     folder.write_record(record_of(packs[0][0], keep_epoch=5))
     assert packs[0][1] in [m for pack in plan_packs(folder, packs[0], 4, False, keep) for m in pack]
     assert packs[0][0] not in [m for pack in plan_packs(folder, packs[0], 4, False, keep) for m in pack]
+
+
+def test_a_trial_that_keeps_dying_ends_the_sweep_with_one_line(data, tmp_path, monkeypatch, capfd, local_ray):  # noqa: F811
+    def die(trial, job):
+        os._exit(1)
+
+    monkeypatch.setattr("raffect.stages.tune.run_trial", die)
+    monkeypatch.setattr("raffect.stages.tune._MAX_FAILURES", 1)
+    assert main(["tune", *FAST, *data, "--out", str(tmp_path / "run"), "--space", "loss.alpha=0.5,1", "--members-per-trial", "2"]) == 2
+    errors = capfd.readouterr().err
+    assert "Traceback" not in errors
+    assert re.match(r"raffect tune: 3 of 3 members are not finished: a trial died 2 times \(.*died\.\); finished ones are kept", errors.splitlines()[-1])
 
 
 def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):  # noqa: F811
