@@ -262,7 +262,8 @@ def run_point(name: str, timeout_s: float, **options) -> dict | None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         out, _ = process.communicate(timeout=timeout_s)
-        return json.loads(out.splitlines()[-1]) if process.returncode == 0 and out else None
+        answers = [line for line in out.splitlines() if line.startswith("{")]  # Ray's C++ may log behind it
+        return json.loads(answers[-1]) if process.returncode == 0 and answers else None
     except subprocess.TimeoutExpired:
         process.kill()  # Ray's processes follow the one that started them
         process.communicate()

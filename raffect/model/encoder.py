@@ -102,7 +102,8 @@ class Encoder:
         """Frames/s of the bare tower on tensors that are ready: what a pipeline around it is measured against."""
         size = self.preprocess.size
         black = [np.zeros((size, size, 3), np.uint8)]
-        self.encode(black)  # finds the batch that fits the device
+        if self.device.type == "cuda":
+            self.encode(black)  # finds the batch that fits the device
         batch = self.prepare(black)
         steps, elapsed = 1, self._time_steps(batch, 1)
         if elapsed < 4 * _PROBE_S:  # the first one warms up; a slow one is worth keeping
@@ -214,6 +215,8 @@ def _read_preprocess(model: Clip) -> Preprocess:
 
 
 def _output_dim(model: Clip, size: int) -> int:
+    if isinstance(known := getattr(model.visual, "output_dim", None), int):
+        return known
     with torch.inference_mode():
         out = model.eval().visual(torch.zeros(1, 3, size, size))
     return int((out[0] if isinstance(out, tuple) else out).shape[-1])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -115,15 +116,24 @@ class Pack:
         rows = torch.stack([_init_row(layout, seed, init) for seed, init in zip(seeds, inits, strict=True)])
         self.weights = rows.to(device, dtype)
         self.gradient = torch.zeros_like(self.weights)
-        self.perturbed = torch.empty_like(self.weights)
         self.running_mean = torch.zeros(len(rows), layout.depth, layout.width, device=device, dtype=dtype)
         self.running_var = torch.ones_like(self.running_mean)
-        self.at_weights, self.at_perturbed, self.at_gradient = (layout.views(rows) for rows in (self.weights, self.perturbed, self.gradient))
+        self.at_weights, self.at_gradient = layout.views(self.weights), layout.views(self.gradient)
         self._blocks: list[_Block] = []
         self._top = self.weights
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    @cached_property
+    def perturbed(self) -> Tensor:
+        """Where weights that SAM moved as whole matrices are written, (P, N); most packs never need it."""
+        return torch.empty_like(self.weights)
+
+    @cached_property
+    def at_perturbed(self) -> Views:
+        """Views into `perturbed`."""
+        return self.layout.views(self.perturbed)
 
     def forward(self, views: Views, x_PBD: Tensor, scale_PBK: Tensor | None, update_running: bool, lifts: Lifts | None = None) -> Tensor:
         """Logits in training mode: statistics of the global batch, dropout.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ from raffect.data.storage import is_remote
 from raffect.errors import RaffectError
 
 NO_PROGRESS_S = 1800
-WAIT_FOR_ACTORS_S = 900
 _TOKEN = Path.home() / ".ray" / "auth_token"
 
 
@@ -42,6 +43,8 @@ def ray_session(address: str | None) -> Generator[None]:
     if ray.is_initialized():
         yield
         return
+    # Ray Data and Tune import it next; it takes as long as `ray.init` waits for the processes it starts, and imports nothing of Ray's itself.
+    threading.Thread(target=importlib.import_module, args=("pandas",), daemon=True).start()
     try:
         if address:
             with _silent_stderr():
@@ -132,7 +135,7 @@ def configure_data() -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.wait_for_min_actors_s = WAIT_FOR_ACTORS_S
+    context.wait_for_min_actors_s = -1  # readers fill the queue while encoders load, and the first encoder does not wait for the last one
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 

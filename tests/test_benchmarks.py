@@ -1,0 +1,30 @@
+"""Benchmarks that nobody runs rot: each one runs to its end at a small size and prints its table."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SMALL = {
+    "encode": ("--model", "ViT-B-32-quickgelu", "--frames", "8", "--batches", "4", "--towers", "eager", "fused", "bfloat16", "float8", "--repeats", "1"),
+    "feed": ("--frames", "800"),
+    "bank": ("--rows", "3000", "--samples", "20"),
+    "train": ("--steps", "10", "--packs", "1", "2"),
+    "tune": ("--heads", "4", "--frames", "4096", "--epochs", "1", "--width", "32"),
+    "memory": ("--extract", "3000", "--train", "12000"),
+    "startup": ("--frames", "12000", "--models", "raffect-faces", "--repeats", "1"),
+}
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", SMALL)
+def test_a_benchmark_runs_to_its_end_and_prints_a_table(name, tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, str(BENCHMARKS / f"{name}.py"), *SMALL[name]], env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sum(line.startswith("| ") for line in done.stdout.splitlines()) >= 3, done.stdout
+    assert "nan" not in done.stdout
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("raffect-")], "left its files behind"
