@@ -33,7 +33,7 @@ class EncoderConfig:
     precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     """Arithmetic; auto is float16 on CUDA and float32 on a CPU. bfloat16 is several times faster on CPUs with AMX and less exact. Vectors are stored as float16."""
     batch_size: int = 0
-    """Pictures an encoder step; 0 is 256 on CUDA and 32 on a CPU. Batches always have this one shape."""
+    """Pictures an encoder step; 0 is 256 on CUDA and 8 on a CPU. Batches always have this one shape."""
     compile: bool = False
     """Compile the tower with torch.compile (slower to start, faster on CUDA; changes the last bits)."""
 

@@ -79,8 +79,7 @@ def read_parquet(path: Path, columns: Iterable[str] | None = None, *, use_thread
     """
     try:
         source: Any = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
-        with pq.ParquetFile(source, memory_map=not is_remote(path)) as file:  # `pq.read_table` would import pandas
-            return file.read(list(columns) if columns else None, use_threads=use_threads)
+        return pq.read_table(source, columns=list(columns) if columns else None, memory_map=not is_remote(path), use_threads=use_threads)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
             raise

@@ -22,7 +22,7 @@ from raffect.model.preprocess import Preprocess
 from raffect.model.weights import Source, is_torchscript, model_configs, require_openais, resolve
 
 Clip: TypeAlias = Any  # CLIP, CustomTextCLIP or CoCa, which share no base class but nn.Module
-CUDA_BATCH, CPU_BATCH = 256, 32
+CUDA_BATCH, CPU_BATCH = 256, 8
 _PROBE_S = 0.5
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raffect.model.adam import STATE, Adam
 from raffect.model.checkpoint import to_cpu
 from raffect.model.objective import Objective, Prior
 from raffect.model.pack import Layout, Lifts, Pack, Views
@@ -67,7 +68,7 @@ class Learner:
         self.recipes, self.device, self.dtype, self.workers = list(recipes), device, dtype, workers or Workers()
         self.pack = Pack(layout, [r.seed for r in recipes], [r.head.init for r in recipes], device, dtype, self.workers)
         self.objective = Objective(recipes, prior, device, dtype, self.workers)
-        self.optimizer = _build_optimizer(recipes, self.pack, device)
+        self.optimizer = Adam([r.optim for r in recipes], self.pack.weights, self.pack.gradient)
         self.batch = recipes[0].batch_size // self.workers.size
         self.counter = torch.zeros((), dtype=torch.int32, device=device)
         self.loss_sum = torch.zeros(len(recipes), dtype=dtype, device=device)
@@ -95,7 +96,7 @@ class Learner:
                 scale = self.dropout.draw(self.counter, second=True)
             _, derivative = self.objective.gradient(pack.forward(views, x_PBD, scale, update_running=False, lifts=lifts), target)
         pack.backward(views, derivative, lifts)
-        self.optimizer.step()
+        self.optimizer.update()
         self.loss_sum += loss_P
         is_first = (self.first_bad < 0) & ~torch.isfinite(loss_P)
         self.first_bad.copy_(torch.where(is_first, self.counter, self.first_bad))
@@ -135,20 +136,16 @@ class Learner:
     def set_epoch(self, epoch: int) -> list[float]:
         """Set each member's rate for an epoch (0-based) and start its mean loss; returns the rates."""
         rates = [learning_rate(recipe.optim, epoch, recipe.epochs) for recipe in self.recipes]
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+        for recipe, rate in zip(self.recipes, rates, strict=True):
+            self.optimizer.set_rate(recipe.optim, rate)
         self.loss_sum.zero_()
         return rates
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a later step depends on, by name: copies on the CPU."""
-        pack, moments = self.pack, [self.optimizer.state[p] for group in self.optimizer.param_groups for p in group["params"]]
+        pack = self.pack
         tensors = {"weights": pack.weights, "running_mean": pack.running_mean, "running_var": pack.running_var, "counter": self.counter, "first_bad": self.first_bad}
-        if moments and moments[0]:
-            tensors |= {name: torch.stack([moment[name] for moment in moments]) for name in ("exp_avg", "exp_avg_sq", "step")}
+        tensors |= {name: getattr(self.optimizer, name) for name in STATE}
         return {name: to_cpu(tensor) for name, tensor in tensors.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -157,9 +154,8 @@ class Learner:
             getattr(self.pack, name).copy_(state[name])
         self.counter.copy_(state["counter"])
         self.first_bad.copy_(state["first_bad"])
-        if "step" in state:
-            per_member = [{name: state[name][p].clone() for name in ("exp_avg", "exp_avg_sq", "step")} for p in range(len(self.recipes))]
-            self.optimizer.load_state_dict({"state": dict(enumerate(per_member)), "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for name in STATE:
+            getattr(self.optimizer, name).copy_(state[name])
 
     def _order(self, num_rows: int, epoch: int) -> np.ndarray:
         """Rows of every step, a line a distinct seed: shape (S, steps * global batch)."""
@@ -225,15 +221,3 @@ def require_one_pack(recipes: Sequence[Recipe]) -> None:
     for name in PACK_WIDE:
         if len(found := {flatten(recipe)[name] for recipe in recipes}) > 1:
             raise ValueError(f"members of one pack differ in {name}: {sorted(found, key=str)}")
-
-
-def _build_optimizer(recipes: Sequence[Recipe], pack: Pack, device: torch.device) -> torch.optim.Optimizer:
-    """torch's fused Adam or AdamW with one group a member, whose only parameter is the member's row."""
-    groups = []
-    for recipe, weights, gradient in zip(recipes, pack.weights, pack.gradient, strict=True):
-        row = torch.nn.Parameter(weights)
-        row.grad = gradient
-        lr = torch.tensor(recipe.optim.lr, device=device) if device.type == "cuda" else recipe.optim.lr
-        groups.append({"params": [row], "lr": lr, "weight_decay": recipe.optim.weight_decay})
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipes[0].optim.name]
-    return kind(groups, fused=True, capturable=device.type == "cuda")

@@ -309,7 +309,7 @@ def test_resuming_without_adams_moments_would_be_noticed():
     straight = run(make_learner([recipe], rows), rows, 2)
     state = run(make_learner([recipe], rows), rows, 1).state()
     naive = make_learner([recipe], rows)
-    naive.load_state({name: value for name, value in state.items() if name not in ("exp_avg", "exp_avg_sq", "step")})
+    naive.load_state(state | {name: torch.zeros_like(state[name]) for name in ("exp_avg", "exp_avg_sq", "step")})
     naive.set_epoch(1)
     for _ in naive.run_resident(rows, 1):
         pass
