@@ -1,14 +1,15 @@
 """Frames/s of the image tower, from a script such as people write to the whole extraction, side by side in one run.
 
-    python benchmarks/encode.py [--device cuda] [--frames 4096] [--batches 128 256 512] [--towers eager fused compiled]
+    python benchmarks/encode.py [--device cuda] [--frames 4096] [--batches 128 256 512] [--towers open_clip raffect raffect-compiled]
 
 (a) official-style: PIL and open_clip's transform in DataLoader workers, the eager model, blocking copies, batch after batch.
-(b) the bare tower on tensors that are ready, in several builds: what the others are measured against.
+(b) the bare tower on tensors that are ready, in several builds: as open_clip makes it, with raffect's attention, compiled, in half
+    precision: what the others are measured against.
 (c) raffect's encoder from uint8 frames of 112x112 in memory: copy, resize, normalise, tower, vectors back.
 (d) raffect's extraction from JPEG files to a bank, steady rate; needs Ray, and is left out where there is none.
 
 Random weights: speed does not depend on them. Every rate is the best of --repeats. MFU is against a large matrix product of the same precision,
-measured in the same run. "Difference" is the largest |v - v32| / |v32| of a frame, v32 being the eager tower in float32.
+measured in the same run. "Difference" is the largest |v - v32| / |v32| of a frame, v32 being open_clip's tower in float32.
 """
 
 from __future__ import annotations
@@ -40,23 +41,6 @@ SIDE, WEIGHTS = 112, "random:0"
 FLOAT8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
 
-class FusedAttention(nn.Module):
-    """torch's MultiheadAttention as one product for query, key and value, then scaled_dot_product_attention, without its fast path."""
-
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
-        super().__init__()
-        assert attention.in_proj_weight is not None
-        self.heads = attention.num_heads
-        self.qkv = nn.Linear(attention.embed_dim, 3 * attention.embed_dim)
-        self.qkv.weight, self.qkv.bias = attention.in_proj_weight, attention.in_proj_bias
-        self.out = attention.out_proj
-
-    def forward(self, query: Tensor, *_args, **_options) -> tuple[Tensor, None]:
-        frames, tokens, width = query.shape
-        q, k, v = self.qkv(query).view(frames, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(frames, tokens, width)), None
-
-
 class Float8Linear(nn.Module):
     """A Linear whose weights and inputs are rounded to float8 (e4m3), each row with its own scale: its error, not its speed."""
 
@@ -74,20 +58,20 @@ def to_float8(x: Tensor) -> Tensor:
     return ((x.float() / scale).to(torch.float8_e4m3fn).float() * scale).to(x.dtype)
 
 
-def replace_modules(tower: nn.Module, kind: type[nn.Module], build: Callable[[nn.Module], nn.Module]) -> None:
+def replace_linears(tower: nn.Module) -> None:
     for parent in list(tower.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is kind:
-                setattr(parent, name, build(child))
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, Float8Linear(child))
 
 
 def build_tower(name: str, config: EncoderConfig, device: torch.device) -> Encoder:
     """raffect's encoder with its tower in one of several builds."""
     encoder = load_encoder(dataclasses.replace(config, precision="bfloat16" if name == "bfloat16" else config.precision), device)
-    if name.startswith(("fused", "float8")):
-        replace_modules(encoder.tower, nn.MultiheadAttention, FusedAttention)
+    if name.startswith("open_clip"):
+        encoder.tower = build_model(resolve(config)).visual.to(device, getattr(torch, encoder.identity.precision)).eval().requires_grad_(False)
     if name == "float8":
-        replace_modules(encoder.tower, nn.Linear, Float8Linear)
+        replace_linears(encoder.tower)
     if name.endswith("compiled"):
         encoder.tower.compile()
     if name.endswith("tuned"):
@@ -190,7 +174,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, in
         faces.append(np.asarray(Image.open(path).convert("RGB")))
     order = rng.integers(0, len(faces), options.frames)
     paths, faces = [paths[k] for k in order], [faces[k] for k in order]
-    exact_encoder = load_encoder(dataclasses.replace(config, precision="float32", batch_size=min(options.batches)), device)
+    exact_encoder = build_tower("open_clip", dataclasses.replace(config, precision="float32", batch_size=min(options.batches)), device)
     seen = min(options.frames, options.compared)
     exact = exact_encoder.encode(faces[:seen])
     flops = flops_of(exact_encoder.tower)
@@ -243,7 +227,11 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=4096 if has_cuda else 32)
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 256, 512] if has_cuda else [8])
     parser.add_argument(
-        "--towers", nargs="+", default=["eager", "fused", "compiled", "fused-compiled", "tuned", "bfloat16", "float8"] if has_cuda else ["eager", "fused", "bfloat16", "float8"]
+        "--towers",
+        nargs="+",
+        default=["open_clip", "raffect", "open_clip-compiled", "raffect-compiled", "raffect-tuned", "bfloat16", "float8"]
+        if has_cuda
+        else ["open_clip", "raffect", "bfloat16", "float8"],
     )
     parser.add_argument("--sides", default="acd", help="which of a, c, d beside the bare towers")
     parser.add_argument("--workers", type=int, default=torch.multiprocessing.cpu_count(), help="of the DataLoader")

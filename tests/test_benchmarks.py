@@ -9,7 +9,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
-    "encode": ("--model", "ViT-B-32-quickgelu", "--frames", "8", "--batches", "4", "--towers", "eager", "fused", "bfloat16", "float8", "--repeats", "1"),
+    "encode": ("--model", "ViT-B-32-quickgelu", "--frames", "8", "--batches", "4", "--towers", "open_clip", "raffect", "bfloat16", "float8", "--repeats", "1"),
     "feed": ("--frames", "800"),
     "bank": ("--rows", "3000", "--samples", "20"),
     "train": ("--steps", "10", "--packs", "1", "2"),

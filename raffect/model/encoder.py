@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from raffect.config import EMBEDDED_MODEL, EncoderConfig
 from raffect.data.bank import Identity
 from raffect.errors import RaffectError
+from raffect.model.attention import fuse_attention
 from raffect.model.preprocess import Preprocess
 from raffect.model.weights import Source, is_torchscript, model_configs, require_openais, resolve
 
@@ -139,7 +140,7 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
         model=source.model, weights_sha256=fingerprint(model.visual), weights=source.name, preprocess=preprocess.as_dict(),
         precision=precision, dim=_output_dim(model, preprocess.size), stamp=source.stamp,
     )  # fmt: skip
-    tower = model.visual.to(device, getattr(torch, precision)).eval().requires_grad_(False)
+    tower = fuse_attention(model.visual).to(device, getattr(torch, precision)).eval().requires_grad_(False)
     if config.compile:
         tower.compile()
     if device.type == "cuda":

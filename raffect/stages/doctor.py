@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -64,6 +65,13 @@ def _check_packages() -> Iterator[Check]:
     text = ", ".join(f"{name} {version}" for name, version in found.items())
     yield Check("packages", not missing, text + (f"; run `pip install {' '.join(missing)}`" if missing else ""))
     yield Check("commit", None, git_commit() or "not a git checkout")
+    if (spec := importlib.util.find_spec("torch")) and spec.origin and not Path(importlib.util.cache_from_source(spec.origin)).exists():
+        packages = Path(spec.origin).parents[1]
+        yield Check(
+            "bytecode",
+            None,
+            f"packages are not compiled, which every process of Ray then does again and takes twice as long to start; run `{sys.executable} -m compileall -q {packages}`",
+        )
 
 
 def _check_gpu() -> Iterator[Check]:

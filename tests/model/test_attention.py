@@ -1,0 +1,38 @@
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from raffect.model.attention import FusedAttention, fuse_attention
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_fused_attention_is_torchs(dtype, tolerance, masked):
+    torch.manual_seed(0)
+    oracle = nn.MultiheadAttention(48, 6, batch_first=True).to(dtype).eval()
+    nn.init.normal_(oracle.in_proj_bias)
+    x = torch.randn(3, 11, 48, dtype=dtype)
+    mask = torch.full((11, 11), -torch.inf, dtype=dtype).triu(1) if masked else None
+    with torch.inference_mode():
+        expected, _ = oracle(x, x, x, need_weights=False, attn_mask=mask)
+        found, _ = FusedAttention(oracle)(x, x, x, need_weights=False, attn_mask=mask)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["ViT-S-32-alt", "coca_ViT-B-32", "RN50"])
+def test_a_fused_tower_sees_what_open_clips_sees(name):
+    torch.manual_seed(0)
+    tower = open_clip.create_model(name, pretrained=None).visual.eval()
+    pictures = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        expected = tower(pictures)
+        weights = {tensor.data_ptr() for tensor in tower.parameters()}
+        fused = fuse_attention(tower)
+        found = fused(pictures)
+    for one, other in zip(*((part if isinstance(part, tuple) else (part,)) for part in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    kinds = [type(module) for module in fused.modules()]
+    assert kinds.count(FusedAttention) == {"ViT-S-32-alt": 12, "coca_ViT-B-32": 12, "RN50": 0}[name]
+    assert kinds.count(nn.MultiheadAttention) == (name == "coca_ViT-B-32")  # its pooler asks with other tokens than it looks at
+    assert {tensor.data_ptr() for tensor in fused.parameters()} == weights
