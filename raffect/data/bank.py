@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raffect.data.atomic import PREFIX, write_atomic, write_if_absent
-from raffect.data.keys import Vocabulary, digest_keys, encode_video, positions
+from raffect.data.keys import Vocabulary, absent, digest_keys, encode_video
 from raffect.data.storage import Damaged, list_sizes, locate, read_files, read_parquet
 from raffect.data.tables import read_metadata
 from raffect.errors import RaffectError
@@ -226,12 +226,12 @@ class Bank:
         """
         plan, vocabulary = self.plan, Vocabulary()
         planned, wanted = vocabulary.keys(plan.table), vocabulary.keys(manifest)
-        if len(gone := planned[positions(planned, np.sort(wanted)) < 0]):  # numpy's set functions are ten times slower
+        if len(gone := planned[absent(planned, wanted)]):
             video, frame = vocabulary.names[gone[0] >> 32], gone[0] & 0xFFFFFFFF
             raise RaffectError(
                 f"{self.path} holds {len(gone)} frames that the manifest lacks, e.g. {video}/{frame:05d}; prepare the manifest from all image roots, or use a new --bank"
             )
-        return manifest.filter(pa.array(positions(wanted, np.sort(planned)) < 0)) if len(planned) else manifest
+        return manifest.filter(pa.array(absent(wanted, planned))) if len(planned) else manifest
 
     def _plan_files(self) -> list[Path]:
         return sorted(file for file in (self.path / "plan").glob("*.parquet") if not file.name.startswith(PREFIX))

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raffect.data.atomic import PREFIX
 from raffect.data.bank import Bank, Commit, Identity, Plan, shard_schema
-from raffect.data.keys import Vocabulary
+from raffect.data.keys import Vocabulary, absent
 from raffect.data.storage import Damaged, list_sizes, read_parquet
 from raffect.errors import RaffectError
 
@@ -140,8 +140,8 @@ def _compare_manifest(plan: Plan, manifest: pa.Table) -> list[str]:
     vocabulary = Vocabulary()
     planned, wanted = vocabulary.keys(plan.table), vocabulary.keys(manifest)
     out = []
-    if count := len(np.setdiff1d(wanted, planned)):
+    if count := int(absent(wanted, planned).sum()):
         out.append(f"{count} frames of the manifest are not planned; run `raffect extract` with it")
-    if count := len(np.setdiff1d(planned, wanted)):
+    if count := int(absent(planned, wanted).sum()):
         out.append(f"{count} planned frames are not in the manifest")
     return out

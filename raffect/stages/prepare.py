@@ -14,7 +14,7 @@ import pyarrow as pa
 from raffect.config import PrepareConfig
 from raffect.data.annotations import Annotations, Problem, read_annotations
 from raffect.data.atomic import write_atomic
-from raffect.data.keys import Vocabulary, positions
+from raffect.data.keys import Vocabulary, absent, positions
 from raffect.data.labels import ACTION_UNITS, AU, COMPLETE_AU_RATES, COMPLETE_EXPR_COUNTS, EXPR, EXPRESSIONS, SPLITS, TASKS, Task, labelled
 from raffect.data.manifest import Listing, list_images, write_manifest
 from raffect.data.synthetic import is_synthetic
@@ -88,7 +88,7 @@ def measure(task: Task, split: str, labels: pa.Table, manifest: pa.Table) -> Cov
     known = labelled(task, values)
     videos = labels["video"].unique().to_pylist()
     numbers = np.array([vocabulary.number(video) for video in videos], np.int64)
-    beyond = np.isin(images >> 32, numbers) & (positions(images, np.sort(lines)) < 0)
+    beyond = np.isin(images >> 32, numbers) & absent(images, lines)
     return Coverage(
         task=task.name, split=split, videos=len(videos), lines=len(lines), annotated=int(known.sum()),
         with_image=int((known & has_image).sum()), without_image=int((~has_image).sum()), images_without_line=int(beyond.sum()),

@@ -22,6 +22,7 @@ from PIL import Image
 from raffect.config import EncoderConfig
 from raffect.data.atomic import write_atomic
 from raffect.data.bank import Bank, Identity
+from raffect.data.cells import as_cell, read_cell
 from raffect.data.frames import BadFrame, decode, find_killers, read_contents, shrink
 from raffect.data.storage import explain
 from raffect.errors import RaffectError
@@ -74,7 +75,7 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
     shapes = np.array(pile.shapes, np.int32).reshape(-1, 2)
     elapsed = time.perf_counter() - start
     notes = {"rejects": rejects, "read_s": read_s, "decode_s": elapsed - read_s, "read_cpu_s": time.process_time() - start_cpu} | failure
-    return pa.table({"shard": table["shard"], "rows": table["rows"], "shapes": [shapes.tobytes()], "pixels": _as_cell(pile.pixels), "notes": [json.dumps(notes)]})
+    return pa.table({"shard": table["shard"], "rows": table["rows"], "shapes": [shapes.tobytes()], "pixels": as_cell(pile.pixels), "notes": [json.dumps(notes)]})
 
 
 def _read_and_decode(table: pa.Table, bank: str, geometry: Geometry) -> tuple[_Pile, dict[int, str], float]:
@@ -161,7 +162,7 @@ class EncodeShard:
                 "encode_start": start, "encode_end": time.time(), "encoder": self.name, "batch_size": self.encoder.batch_size,
                 "bare_frames_per_s": self.bare_frames_per_s, "identity": asdict(self.encoder.identity),
             }  # fmt: skip
-        return pa.table({"shard": table["shard"], "rows": table["rows"], "features": _as_cell(features.reshape(-1).view(np.uint8)), "notes": [json.dumps(notes)]})
+        return pa.table({"shard": table["shard"], "rows": table["rows"], "features": as_cell(features), "notes": [json.dumps(notes)]})
 
 
 def commit_shard(table: pa.Table, bank: str) -> pa.Table:
@@ -175,7 +176,7 @@ def commit_shard(table: pa.Table, bank: str) -> pa.Table:
     if "failure" not in notes:
         identity = Identity(**notes.pop("identity"))
         rejects = {int(row): reason for row, reason in notes.pop("rejects").items()}
-        features = _cell(table["features"]).view(np.float16).reshape(-1, identity.dim)
+        features = read_cell(table["features"]).view(np.float16).reshape(-1, identity.dim)
         try:
             record = Bank(bank).commit(table["shard"][0].as_py(), _rows(table), features, rejects, identity)
         except Exception as error:
@@ -201,18 +202,9 @@ def _rows(table: pa.Table) -> pa.Table:
     return pa.ipc.open_stream(table["rows"][0].as_py()).read_all()
 
 
-def _as_cell(flat: np.ndarray) -> pa.Array:
-    """A uint8 array as the one cell of a large_binary column, without a copy."""
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, flat.size], np.int64)), pa.py_buffer(flat)])
-
-
-def _cell(column: pa.ChunkedArray) -> np.ndarray:
-    return np.frombuffer(column[0].as_buffer(), np.uint8)
-
-
 def _split_pixels(table: pa.Table) -> list[np.ndarray]:
     """Views of the frames in the pixels of a shard."""
     shapes = np.frombuffer(table["shapes"][0].as_py(), np.int32).reshape(-1, 2)
     stops = np.cumsum(shapes.prod(1, dtype=np.int64) * 3)
-    pixels = _cell(table["pixels"])
+    pixels = read_cell(table["pixels"])
     return [pixels[stop - height * width * 3 : stop].reshape(height, width, 3) for stop, (height, width) in zip(stops.tolist(), shapes.tolist(), strict=True)]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from raffect.data.bank import Bank
+from raffect.data.cells import as_cell, read_cell
 from raffect.data.features import FeatureIndex, read_rows
 from raffect.data.labels import Task
 from raffect.stages.dataset import check_finite, labels_of
@@ -88,7 +89,7 @@ class RayStream:
         read = partial(_read_window, bank=str(self.index.bank.path), dim=self.index.dim)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
         for window, row in zip(windows, dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2), strict=True):
-            yield window, np.frombuffer(row["x"][0].as_buffer(), np.float16).reshape(-1, self.index.dim)
+            yield window, read_cell(row["x"]).view(np.float16).reshape(-1, self.index.dim)
 
 
 def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
@@ -100,4 +101,4 @@ def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
     for shard, size in zip(item["shards"], item["sizes"], strict=True):
         read_rows(Bank(bank), shard, rows[start : start + size], dim, out[start : start + size])
         start += size
-    return pa.table({"x": pa.array([out.tobytes()], pa.large_binary())})
+    return pa.table({"x": as_cell(out)})

@@ -1,0 +1,20 @@
+"""An array as the one cell of an Arrow column, there and back without a copy: how steps of a pipeline hand over a shard's worth of bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+
+def as_cell(values: np.ndarray) -> pa.Array:
+    """The bytes of a C-contiguous array as a large_binary column of one row, which is a view of them."""
+    flat = values.reshape(-1).view(np.uint8)
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, flat.size], np.int64)), pa.py_buffer(flat)])
+
+
+def read_cell(column: pa.ChunkedArray) -> np.ndarray:
+    """The bytes of a large_binary column's one row as a view, uint8; Arrow's own ``column[0].as_buffer()`` copies them."""
+    (chunk,) = (chunk for chunk in column.chunks if len(chunk))
+    _, offsets, values = chunk.buffers()
+    start, stop = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + 2]
+    return np.frombuffer(values, np.uint8)[start:stop] if stop > start else np.empty(0, np.uint8)
