@@ -26,12 +26,13 @@ def make_bank(folder: Path, train: int, validation: int, shard_rows: int | None 
         Their paths, as ``--bank`` and ``--labels`` take them.
     """
     rng, rows = np.random.default_rng(0), train + validation
-    number = np.arange(rows) // FRAMES_A_VIDEO
+    length = min(FRAMES_A_VIDEO, train // 4, validation // 4)
+    number = np.arange(rows) // length
     video = pa.DictionaryArray.from_arrays(number.astype(np.int32), pa.array([f"video{k:05d}" for k in range(number[-1] + 1)]))
-    frame = (np.arange(rows) % FRAMES_A_VIDEO + 1).astype(np.int32)
+    frame = (np.arange(rows) % length + 1).astype(np.int32)
     share = np.array(COMPLETE_EXPR_COUNTS["train"]) / sum(COMPLETE_EXPR_COUNTS["train"])
     expression = rng.choice(len(share), rows, p=share).astype(np.int8)
-    split = np.where(number < -(-train // FRAMES_A_VIDEO), "train", "validation")
+    split = np.where(number < -(-train // length), "train", "validation")
     labels = pa.table({"video": video, "frame": frame, "split": split, "expression": expression})
     write_table(labels, folder / "data" / "labels" / "expr.parquet", {"task": "expr", "edition": "made up", "synthetic": "true"})
     bank = Bank(folder / "bank")
