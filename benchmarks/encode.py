@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import importlib.util
 import math
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,15 +69,16 @@ def replace_linears(tower: nn.Module) -> None:
 
 def build_tower(name: str, config: EncoderConfig, device: torch.device) -> Encoder:
     """raffect's encoder with its tower in one of several builds."""
+    torch._dynamo.reset()  # or a second batch size would be compiled for any size
     encoder = load_encoder(dataclasses.replace(config, precision="bfloat16" if name == "bfloat16" else config.precision), device)
     if name.startswith("open_clip"):
         encoder.tower = build_model(resolve(config)).visual.to(device, getattr(torch, encoder.identity.precision)).eval().requires_grad_(False)
     if name == "float8":
         replace_linears(encoder.tower)
     if name.endswith("compiled"):
-        encoder.tower.compile()
+        encoder.tower.compile(dynamic=False)
     if name.endswith("tuned"):
-        encoder.tower.compile(mode="max-autotune")
+        encoder.tower.compile(mode="max-autotune", dynamic=False)
     return encoder
 
 
@@ -92,6 +95,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192 if device.type == "cuda" else 2048
     one = torch.randn(size, size, device=device, dtype=dtype)
     return 2 * size**3 / best_time(lambda: one @ one, device, 5)
+
+
+def repeat(function: Callable[[Tensor], object], argument: Tensor, count: int) -> None:
+    for _ in range(count):
+        function(argument)
 
 
 def best_time(run: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -127,15 +135,14 @@ class Files(Dataset):
 
 @torch.no_grad()
 def run_script(paths: list[Path], config: EncoderConfig, device: torch.device, batch: int, workers: int) -> tuple[float, np.ndarray]:
-    """(a): frames/s after the workers have started, and the vectors."""
-    model = build_model(resolve(config)).to(device).eval()
-    if device.type == "cuda":
-        model.half()
-    out, rates = [], []
+    """(a): frames/s from an empty queue to the last vector, and the vectors."""
+    dtype = getattr(torch, config.precision) if config.precision != "auto" else torch.float16 if device.type == "cuda" else torch.float32
+    model = build_model(resolve(config)).to(device, dtype).eval()
+    model.encode_image(torch.zeros(batch, 3, 224, 224, device=device, dtype=dtype))
+    out, start = [], time.perf_counter()
     for images in DataLoader(Files(paths), batch_size=batch, num_workers=workers):
-        out.append(model.encode_image(images.to(device, next(model.parameters()).dtype)).cpu().numpy())
-        rates.append(time.perf_counter())
-    return (len(paths) - batch) / (rates[-1] - rates[0]), np.concatenate(out)
+        out.append(model.encode_image(images.to(device, dtype)).cpu().numpy())
+    return len(paths) / (time.perf_counter() - start), np.concatenate(out).astype(np.float32)
 
 
 def difference(vectors: np.ndarray, exact: np.ndarray) -> float:
@@ -149,7 +156,7 @@ def run_extract(folder: Path, frames: int, config: EncoderConfig, batch: int) ->
 
     write_synthetic(folder / "faces", max(frames, 200), 0)
     prepare(PrepareConfig(images=(folder / "faces" / "cropped_aligned",), annotations=folder / "faces" / EDITION, out=folder / "data"))
-    shard_rows = max(batch, frames // 8 // batch * batch)
+    shard_rows = max(batch, frames // 32 // batch * batch)  # many, or what readers had queued before the first one would be the measurement
     summary = extract(
         ExtractConfig(
             manifest=folder / "data" / "manifest.parquet",
@@ -183,13 +190,19 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, in
     def memory() -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
 
+    def forget() -> None:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+
     for batch in options.batches:
         if "a" in options.sides:
+            forget()
             rate, vectors = run_script(paths, config, device, batch, options.workers)
             yield "(a) script with a DataLoader", batch, rate, None, difference(vectors[:seen], exact), memory()
         for name in options.towers:
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
+            forget()
             encoder = build_tower(name, dataclasses.replace(config, batch_size=batch), device)
             error = difference(encoder.encode(faces[:seen]), exact)
             if name == "float8":
@@ -199,17 +212,13 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, in
             with torch.inference_mode():
                 ready, count = encoder.prepare(faces[:batch]), max(1, options.frames // batch)
 
-                def steps(encoder=encoder, ready=ready, count=count):
-                    for _ in range(count):
-                        encoder.forward(ready)
-
-                rate = count * batch / best_time(steps, device, options.repeats)
+                rate = count * batch / best_time(partial(repeat, encoder.forward, ready, count), device, options.repeats)
             mfu = rate * flops / peak_flops(device, getattr(torch, precision))
             yield f"(b) bare tower, {name}, {precision}", batch, rate, mfu, error, memory()
             if "c" in options.sides:
-                rate = options.frames / best_time(lambda encoder=encoder: encoder.encode(faces), device, options.repeats)
+                rate = options.frames / best_time(partial(encoder.encode, faces), device, options.repeats)
                 yield f"(c) encoder from uint8 frames, {name}", batch, rate, None, error, memory()
-            del encoder
+            del encoder, ready
         if "d" in options.sides:
             if importlib.util.find_spec("ray") is None:
                 print("(d) is left out: Ray is not installed here")

@@ -21,11 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from processes import tree
+import pyarrow.compute as pc
+from processes import CpuWatch
 
 from raffect.config import EncoderConfig, ExtractConfig, PackConfig, PrepareConfig
 from raffect.data.bank import Bank, Identity
 from raffect.data.frames import decode, read_contents
+from raffect.data.keys import encode_video
 from raffect.data.manifest import read_manifest, write_manifest
 from raffect.data.synthetic import EDITION, write_synthetic
 from raffect.stages.extract import extract
@@ -110,27 +112,33 @@ def read_fresh(table: pa.Table, folder: Path) -> pa.Table:
     return read_shard(table, str(folder / "bank"), Geometry(size=224))
 
 
-def by_role() -> Counter[str]:
-    """CPU seconds so far by what a process is; Ray's workers take turns at tasks, so they are one role."""
+def by_role(used: dict[int, tuple[str, float]]) -> Counter[str]:
+    """CPU seconds by what a process is; Ray's workers take turns at tasks, so they are one role."""
     seconds: Counter[str] = Counter()
-    for pid, (title, value) in tree().items():
+    for pid, (title, value) in used.items():
         role = "driver" if pid == os.getpid() else next((role for role, words in ROLES.items() if any(word in title for word in words)), "Ray's other processes")
         seconds[role] += value
     return seconds
 
 
+def repeat_manifest(manifest: pa.Table, times: int) -> pa.Table:
+    """The same files under the names of so many more videos."""
+    videos = encode_video(manifest["video"]).cast(pa.string())
+    parts = [manifest.set_column(0, "video", pc.binary_join_element_wise(f"{k:03d}", videos, "-").dictionary_encode()) for k in range(times)]
+    return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+
+
 def run_pipeline(manifest_path: Path, bank: Path, s_per_frame: float) -> tuple[dict, Counter[str]]:
-    start = by_role()
     config = ExtractConfig(manifest=manifest_path, bank=bank, encoder=EncoderConfig(model="stand-in"))
-    summary = extract(config, load=partial(load_stand_in, s_per_frame=s_per_frame), geometry=Geometry(size=224))
-    used = by_role()
-    used.subtract(start)
-    return summary.__dict__, used
+    with CpuWatch() as watch:
+        summary = extract(config, load=partial(load_stand_in, s_per_frame=s_per_frame), geometry=Geometry(size=224))
+    return summary.__dict__, by_role(watch.used)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=20_000)
+    parser.add_argument("--times", type=int, default=8, help="how often the same files are read in the longest run")
     parser.add_argument("--slow-frames-per-s", type=float, default=1000.0, help="rate of the stand-in that is the bottleneck")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="raffect-feed-"))
@@ -144,23 +152,25 @@ def main() -> None:
         for name, value in measure_steps(manifest, read_manifest(folder / "packed" / "manifest.parquet"), folder).items():
             print(f"| {name} | {value:,.0f} |")
         with ray_session(None):
-            small = folder / "small.parquet"
-            half = len(manifest) // 2
-            write_manifest(manifest.slice(0, half), small, synthetic=True)
-            run_pipeline(small, folder / "warm", 0.0)  # start-up of workers is not a cost of frames
-            _, one = run_pipeline(small, folder / "half", 0.0)
-            summary, two = run_pipeline(path, folder / "full", 0.0)
-            # The difference of two sizes leaves out what every run pays once.
+            paths = {times: folder / f"{times}.parquet" for times in (1, args.times // 2, args.times)}
+            for times, file in paths.items():
+                write_manifest(repeat_manifest(manifest, times), file, synthetic=True)
+            run_pipeline(paths[1], folder / "warm", 0.0)  # start-up of workers is not a cost of frames
+            part, one = run_pipeline(paths[args.times // 2], folder / "half", 0.0)
+            whole, two = run_pipeline(paths[args.times], folder / "full", 0.0)
+            # The difference of two sizes leaves out what every run pays once, and what readers queue while the encoder loads.
+            frames = whole["encoded"] - part["encoded"]
             two.subtract(one)
-            print(f"\n| whole pipeline, trivial encoder, {summary['steady_frames_per_s']:,.0f} frames/s | CPU microseconds a frame |\n|---|---|")
-            for role, seconds in [*two.most_common(), ("together", two.total())]:
-                print(f"| {role} | {seconds / (len(manifest) - half) * 1e6:,.0f} |")
+            seconds = whole["encoded"] / whole["steady_frames_per_s"] - part["encoded"] / part["steady_frames_per_s"]
+            print(f"\n| whole pipeline, trivial encoder, {frames / seconds:,.0f} frames/s over {frames:,} frames | CPU microseconds a frame |\n|---|---|")
+            for role, value in [*two.most_common(), ("together", two.total())]:
+                print(f"| {role} | {value / frames * 1e6:,.0f} |")
             slow, _ = run_pipeline(path, folder / "slow", 1 / args.slow_frames_per_s)
             ratio = slow["steady_frames_per_s"] / slow["bare_frames_per_s"]
             print(
                 f"\npipeline, encoder as bottleneck: {slow['steady_frames_per_s']:,.0f} frames/s of {slow['bare_frames_per_s']:,.0f} bare, ratio {ratio:.3f}, busy {slow['busy_share']:.3f}"
             )
-        print(f"rows: {sum(commit.rows for commit in Bank(folder / 'full').read_commits().values()):,} of {len(manifest):,}")
+        print(f"rows: {sum(commit.rows for commit in Bank(folder / 'full').read_commits().values()):,} of {len(manifest) * args.times:,}")
         print(json.dumps(describe_run()["versions"] | describe_run()["machine"]))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

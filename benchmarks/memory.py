@@ -29,7 +29,14 @@ from raffect.config import EncoderConfig, ExtractConfig
 from raffect.stages.provenance import describe_run
 from raffect.stages.shards import Geometry
 
-ROLES = {"read": r"ray::.*read_shard", "encode": r"ray::.*EncodeShard", "commit": r"ray::.*commit_shard", "raylet": "raylet", "gcs": "gcs_server"}
+ROLES = {
+    "read": r"ray::.*read_shard",
+    "encode": r"ray::.*EncodeShard",
+    "commit": r"ray::.*commit_shard",
+    "idle or between tasks": "ray::",
+    "raylet": "raylet/raylet",
+    "gcs": "gcs_server",
+}
 
 
 class Watch(threading.Thread):

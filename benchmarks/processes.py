@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def tree(root: int | None = None) -> dict[int, tuple[str, float]]:
-    """Title and CPU seconds so far, ended children included, of a process (this one by default) and each below it."""
+    """Title and CPU seconds so far of a process (this one by default) and each below it."""
     root, parents, found = root or os.getpid(), {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -19,7 +20,7 @@ def tree(root: int | None = None) -> dict[int, tuple[str, float]]:
         except OSError:
             continue
         parents[int(folder.name)] = int(fields[1])
-        found[int(folder.name)] = title, sum(map(int, fields[11:15])) / _TICKS
+        found[int(folder.name)] = title, sum(map(int, fields[11:13])) / _TICKS
 
     def is_below(pid: int) -> bool:
         while pid > 1 and pid != root:
@@ -30,8 +31,45 @@ def tree(root: int | None = None) -> dict[int, tuple[str, float]]:
 
 
 def tree_cpu_s(root: int | None = None) -> float:
-    """CPU seconds so far of a process and all below it."""
+    """CPU seconds so far of a process and all below it that live; Ray's raylet does not count its children's."""
     return sum(seconds for _, seconds in tree(root).values())
+
+
+class CpuWatch(threading.Thread):
+    """CPU seconds of this process and each below it while a block runs, those included that end in it.
+
+    Attributes:
+        used: By process id: title and seconds.
+    """
+
+    def __init__(self, every_s: float = 0.2) -> None:
+        super().__init__(daemon=True)
+        self.every_s, self.used = every_s, dict[int, tuple[str, float]]()
+        self._before = {pid: seconds for pid, (_, seconds) in tree().items()}
+        self._done = threading.Event()
+
+    def __enter__(self) -> CpuWatch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
+        self._look()
+
+    def run(self) -> None:
+        while not self._done.wait(self.every_s):
+            self._look()
+
+    def _look(self) -> None:
+        for pid, (title, seconds) in tree().items():
+            self.used[pid] = title, seconds - self._before.get(pid, 0.0)
+
+
+def machine_cpu_s() -> float:
+    """CPU seconds of everything on this machine since it started; it misses no process that ended in between."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    return (sum(fields[:3]) + sum(fields[5:8])) / _TICKS
 
 
 def pss_mb(pid: int) -> float:

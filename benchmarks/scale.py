@@ -34,7 +34,7 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-from processes import tree_cpu_s
+from processes import machine_cpu_s, tree_cpu_s
 
 from raffect.config import EncoderConfig, ExtractConfig
 from raffect.data.bank import Bank, Commit, Identity
@@ -86,12 +86,6 @@ def memory_mb() -> tuple[float, float]:
 
 def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
-
-
-def machine_cpu_s() -> float:
-    """CPU seconds of everything on this machine since it started."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    return (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK")
 
 
 # A manifest of any size

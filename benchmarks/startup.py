@@ -71,7 +71,9 @@ def time_extract(folder: Path, model: str, attempt: int) -> dict[str, float]:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     process.wait()
-    found["whole command"] = time.time() - start
+    if len(found) < len(patterns):
+        raise SystemExit(f"{' '.join(command)} ended with status {process.returncode} before its first commit")
+    found["stopped by Ctrl-C then"] = time.time() - start
     return found
 
 

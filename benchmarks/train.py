@@ -175,6 +175,7 @@ def main():
     parser.add_argument("--packs", type=int, nargs="+", default=[1, 2, 5, 10, 50])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
+    options.steps = min(options.steps, ROWS // BATCH - 10)  # of one epoch
     torch.set_num_threads(options.threads)
     device, rng = torch.device(options.device), np.random.default_rng(0)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or platform.machine()}, {options.threads} threads"
@@ -184,7 +185,7 @@ def main():
         path = Path(folder) / "features.h5"
         with h5py.File(path, "w") as file:
             file["train_features"] = x
-        wall, cpu, launches = released_loop(path, labels, device, min(options.steps, 500))
+        wall, cpu, launches = released_loop(path, labels, device, options.steps)
     print(f"{name}; torch {torch.__version__}; batch {BATCH}, {DIM} wide, {CLASSES} classes; {options.steps} steps after 5 of warm-up\n")
     print(
         "| loop | wall ms a head-step | CPU ms a head-step | head-steps/s | wall ratio | CPU ratio | share of memory bound | launches a step |\n|---|---|---|---|---|---|---|---|"

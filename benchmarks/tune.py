@@ -2,7 +2,8 @@
 
     python benchmarks/tune.py [--heads 16] [--frames 40000] [--epochs 3]
 
-Both sweeps run `raffect tune` in one process and one Ray, one after the other, on made-up features 768 wide. CPU is of this process and all below it.
+Both sweeps run `raffect tune` in one process and one Ray, one after the other, on made-up features 768 wide. CPU is of the whole
+machine, on which nothing else may run: trials come and go.
 A trial's overhead is the slope over sweeps of 4 and of 16 trials that train one head for one epoch on 1,024 frames, where there is nothing to train.
 """
 
@@ -19,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 from made import make_bank
-from processes import tree_cpu_s
+from processes import machine_cpu_s
 from safetensors.numpy import load_file
 
 from raffect.config import TuneConfig
@@ -36,10 +37,10 @@ def sweep(bank: Path, labels: Path, out: Path, heads: int, epochs: int, width: i
     config = TuneConfig(
         task="expr", bank=bank, labels=labels, out=out, epochs=epochs, head=HeadConfig(width=width), baseline=False, space=(f"loss.alpha={alphas}",), members_per_trial=members
     )
-    cpu, start = tree_cpu_s(), time.perf_counter()
+    cpu, start = machine_cpu_s(), time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):
         tune(config)
-    return time.perf_counter() - start, tree_cpu_s() - cpu
+    return time.perf_counter() - start, machine_cpu_s() - cpu
 
 
 def compare(one: Path, other: Path) -> tuple[int, int, float]:

@@ -47,7 +47,7 @@ class FusedAttention(nn.Module):
 def fuse_attention(tower: nn.Module) -> nn.Module:
     """Replace the self-attention of a transformer's blocks in place; other towers stay as they are."""
     for block in tower.modules():
-        if isinstance(block, ResidualAttentionBlock) and type(block.attn) is nn.MultiheadAttention and _is_plain(block.attn):
+        if isinstance(block, ResidualAttentionBlock) and not hasattr(block, "ln_1_kv") and type(block.attn) is nn.MultiheadAttention and _is_plain(block.attn):
             block.add_module("attn", FusedAttention(block.attn))
     return tower
 

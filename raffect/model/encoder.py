@@ -103,8 +103,8 @@ class Encoder:
         """Frames/s of the bare tower on tensors that are ready: what a pipeline around it is measured against."""
         size = self.preprocess.size
         black = [np.zeros((size, size, 3), np.uint8)]
-        if self.device.type == "cuda":
-            self.encode(black)  # finds the batch that fits the device
+        if self.device.type == "cuda" or self.tower._compiled_call_impl is not None:
+            self.encode(black)  # finds the batch that fits the device, and compiles
         batch = self.prepare(black)
         steps, elapsed = 1, self._time_steps(batch, 1)
         if elapsed < 4 * _PROBE_S:  # the first one warms up; a slow one is worth keeping
@@ -142,9 +142,9 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
     )  # fmt: skip
     tower = fuse_attention(model.visual).to(device, getattr(torch, precision)).eval().requires_grad_(False)
     if config.compile:
-        tower.compile()
+        tower.compile(dynamic=False)  # every batch has one shape
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = False  # the resize must be exact
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the resize must be exact, and float32 what it says
     return Encoder(tower, identity, preprocess, device, config.batch_size or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH))
 
 

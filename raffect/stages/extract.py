@@ -29,7 +29,7 @@ from raffect.errors import RaffectError
 from raffect.model.weights import EMBEDDED_STAMP, Source, read_model_config, resolve
 from raffect.stages.progress import Progress, format_bytes, format_seconds
 from raffect.stages.provenance import describe_run
-from raffect.stages.runtime import cluster_gpus, configure_data, ray_session
+from raffect.stages.runtime import NO_PROGRESS_S, cluster_gpus, configure_data, ray_session
 from raffect.stages.shards import EncodeShard, Geometry, LoadEncoder, commit_shard, read_shard, to_item
 from raffect.stages.summary import Summary, Tally, summarise
 
@@ -211,6 +211,7 @@ def place_encoders(config: ExtractConfig, num_shards: int) -> Placement:
 
 
 def _run_pipeline(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa.Table, load: LoadEncoder, geometry: Geometry) -> tuple[Tally, float, Placement]:
+    from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError
 
     placement = place_encoders(config, len(todo))
@@ -223,6 +224,11 @@ def _run_pipeline(config: ExtractConfig, bank: Bank, todo: list[int], manifest: 
                     raise RaffectError(notes["failure"])
                 tally.add(notes)
                 progress.advance(notes["rows"] + notes["rejects"])
+        except ExecutionTimeoutError as error:
+            raise RaffectError(
+                f"nothing moved for {format_seconds(NO_PROGRESS_S[placement.device])}: no encoder could start (`ray status`; --num-actors, --gpus-per-actor), or a shard takes longer (a smaller "
+                "--shard-rows, in a new bank); what is committed is kept, the same command goes on from there"
+            ) from error
         except (RayError, OSError) as error:  # an OSError is Ray's too: it lost this machine's node
             last = [line for line in str(error).splitlines() if line.strip()][-1:]
             raise RaffectError(
@@ -243,7 +249,7 @@ def _iter_stats(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa
 def _build_dataset(config: ExtractConfig, bank: Bank, items: list[dict[str, Any]], load: LoadEncoder, geometry: Geometry, placement: Placement):
     import ray
 
-    configure_data()
+    configure_data(placement.device)
     folder = str(bank.path)
     return (
         ray.data.from_items(items, override_num_blocks=len(items))

@@ -15,7 +15,8 @@ from typing import Any
 from raffect.data.storage import is_remote
 from raffect.errors import RaffectError
 
-NO_PROGRESS_S = 1800
+NO_PROGRESS_S = {"cuda": 1800, "cpu": 6 * 3600}
+"""After how long without a finished block a pipeline is given up, encoders' start included; on a CPU one shard may take half an hour."""
 _TOKEN = Path.home() / ".ray" / "auth_token"
 
 
@@ -44,7 +45,7 @@ def ray_session(address: str | None) -> Generator[None]:
         yield
         return
     # Ray Data and Tune import it next; it takes as long as `ray.init` waits for the processes it starts, and imports nothing of Ray's itself.
-    threading.Thread(target=importlib.import_module, args=("pandas",), daemon=True).start()
+    threading.Thread(target=_import_pandas).start()
     try:
         if address:
             with _silent_stderr():
@@ -64,6 +65,11 @@ def ray_session(address: str | None) -> Generator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _import_pandas() -> None:
+    with contextlib.suppress(ImportError):  # whoever needs it will say so
+        importlib.import_module("pandas")
 
 
 def _start_local() -> None:
@@ -129,14 +135,14 @@ def _tighten_token() -> None:
             _TOKEN.chmod(0o600)
 
 
-def configure_data() -> None:
-    """Ray Data's settings for our pipelines; call before the first dataset, which captures them."""
+def configure_data(device: str = "cpu") -> None:
+    """Ray Data's settings for a pipeline whose slowest step is on a device; call before the dataset is made, which captures them."""
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.wait_for_min_actors_s = -1  # readers fill the queue while encoders load, and the first encoder does not wait for the last one
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S[device]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
