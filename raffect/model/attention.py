@@ -10,8 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention
 class FusedAttention(nn.Module):
     """What an `nn.MultiheadAttention` computes in evaluation mode when query, key and value are one tensor.
 
-    torch's own has a fast path, which is slower (on a CPU 1.2 to 1.35 times, ViT-L/14 in float32), and a slow one, which is many times slower
-    there in bfloat16. Only rounding differs.
+    On a CPU torch's own fast path takes 1.17 times as long for ViT-L/14 in float32, and its other path, which `torch.compile` takes, far longer
+    (docs/decisions.md). Only rounding differs.
 
     Args:
         attention: Batch first, without extra biases; its weights are shared, not copied.

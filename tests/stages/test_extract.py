@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from raffect.stages.bank import check
 from raffect.stages.extract import dry_run, extract, place_encoders
 from raffect.stages.pack import pack
 from raffect.stages.prepare import prepare
+from raffect.stages.runtime import NO_PROGRESS_S
+from raffect.stages.shards import Geometry
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import kill_extract
@@ -163,6 +166,15 @@ def test_an_encoder_has_as_many_threads_for_the_last_shard_as_for_the_first(conf
 def test_more_gpus_than_there_are_is_one_clear_error(config, tmp_path, local_ray):
     with pytest.raises(RaffectError, match="Ray sees 0 GPUs"):
         extract(replace(config, bank=tmp_path / "bank", gpus_per_actor=1.0))
+
+
+def test_an_encoder_that_never_starts_ends_the_run_with_one_line(config, tmp_path, monkeypatch, local_ray):
+    def load(config, device, threads):
+        time.sleep(600)
+
+    monkeypatch.setitem(NO_PROGRESS_S, "cpu", 8)
+    with pytest.raises(RaffectError, match="nothing moved for 8 s: no encoder could start"):
+        extract(replace(config, bank=tmp_path / "bank"), load=load, geometry=Geometry(size=32))
 
 
 def test_killed_drivers_and_workers_lose_and_change_nothing(tree, tmp_path):
