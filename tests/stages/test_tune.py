@@ -219,10 +219,10 @@ def test_a_trial_that_keeps_dying_ends_the_sweep_with_one_line(data, tmp_path, m
 
     monkeypatch.setattr("raffect.stages.tune.run_trial", die)
     monkeypatch.setattr("raffect.stages.tune._MAX_FAILURES", 1)
-    assert main(["tune", *FAST, *data, "--out", str(tmp_path / "run"), "--space", "loss.alpha=0.5,1", "--members-per-trial", "2"]) == 2
+    assert main(sweep(data, tmp_path / "run", "--members-per-trial", "2")) == 2
     errors = capfd.readouterr().err
     assert "Traceback" not in errors
-    assert re.match(r"raffect tune: 3 of 3 members are not finished: a trial died 2 times \(.*died\.\); finished ones are kept", errors.splitlines()[-1])
+    assert re.match(r"raffect tune: 6 of 6 members are not finished: a trial died 2 times \(.*died\.\); finished ones are kept", errors.splitlines()[-1])
 
 
 def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):  # noqa: F811
