@@ -16,7 +16,8 @@ from raffect.data.storage import is_remote
 from raffect.errors import RaffectError
 
 NO_PROGRESS_S = {"cuda": 1800, "cpu": 6 * 3600}
-"""After how long without a finished block a pipeline is given up, encoders' start included; on a CPU one shard may take half an hour."""
+"""After how long without a finished block a pipeline is given up; on a CPU one shard may take half an hour."""
+WAIT_FOR_ACTORS_S = 900
 _TOKEN = Path.home() / ".ray" / "auth_token"
 
 
@@ -141,7 +142,7 @@ def configure_data(device: str = "cpu") -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.wait_for_min_actors_s = -1  # readers fill the queue while encoders load, and the first encoder does not wait for the last one
+    context.wait_for_min_actors_s = WAIT_FOR_ACTORS_S  # without a wait, an encoder whose node dies while it loads ends the run
     context.execution_no_progress_timeout_s = NO_PROGRESS_S[device]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 

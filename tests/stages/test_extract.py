@@ -19,7 +19,7 @@ from raffect.data.manifest import read_manifest, write_manifest
 from raffect.data.synthetic import EDITION
 from raffect.data.verify import verify
 from raffect.errors import RaffectError
-from raffect.model.encoder import load_encoder
+from raffect.model.encoder import Encoder, load_encoder
 from raffect.stages.bank import check
 from raffect.stages.extract import dry_run, extract, place_encoders
 from raffect.stages.pack import pack
@@ -172,9 +172,24 @@ def test_an_encoder_that_never_starts_ends_the_run_with_one_line(config, tmp_pat
     def load(config, device, threads):
         time.sleep(600)
 
+    monkeypatch.setattr("raffect.stages.runtime.WAIT_FOR_ACTORS_S", 8)
+    with pytest.raises(RaffectError, match="Ray stopped the run: Timed out while starting actors"):
+        extract(replace(config, bank=tmp_path / "bank"), load=load, geometry=Geometry(size=32))
+
+
+def test_a_run_in_which_nothing_moves_ends_with_one_line(config, tmp_path, monkeypatch, local_ray):
+    class Stuck(Encoder):
+        def encode(self, frames):
+            time.sleep(600)
+
+    def load(config, device, threads):
+        encoder = load_encoder(config, device)
+        encoder.__class__ = Stuck
+        return encoder
+
     monkeypatch.setitem(NO_PROGRESS_S, "cpu", 8)
     with pytest.raises(RaffectError, match=r"nothing moved for 8\.0 s: no encoder could start"):
-        extract(replace(config, bank=tmp_path / "bank"), load=load, geometry=Geometry(size=32))
+        extract(replace(config, bank=tmp_path / "bank"), load=load)
 
 
 def test_killed_drivers_and_workers_lose_and_change_nothing(tree, tmp_path):
