@@ -36,11 +36,19 @@ def token(tmp_path_factory) -> Generator[Path]:
     path = tmp_path_factory.mktemp("token") / "auth_token"
     path.write_text("0123456789abcdef" * 4)
     path.chmod(0o600)
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(path))
-    yield path
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+        forget_token()
+        yield path
+    forget_token()
+
+
+def forget_token() -> None:
+    """A process keeps the first token it read; whoever starts the next Ray in it must read its own."""
+    from ray._raylet import AuthenticationTokenLoader
+
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @pytest.fixture(scope="module")
