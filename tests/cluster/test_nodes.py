@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,10 +63,15 @@ def cluster(token):
     head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0, "dashboard_agent_listen_port": port}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(NODES):
-        cluster.add_node(num_cpus=1, num_gpus=1)
+        add_node(cluster)
     wait_for(lambda: takes_jobs(cluster), "the job server")
     yield cluster
     cluster.shutdown()
+
+
+def add_node(cluster) -> None:
+    """One more machine with a GPU. Its copy of a job's files is its own: Ray's agents clear the folder first, which by default all nodes of a session share."""
+    cluster.add_node(num_cpus=1, num_gpus=1, runtime_env_dir_name=f"files_{uuid.uuid4().hex[:8]}")
 
 
 def takes_jobs(cluster) -> bool:
@@ -139,7 +145,7 @@ def extracted(cluster, data, tmp_path_factory) -> tuple[Path, str]:
         wait_for(lambda: commits(bank) >= 5 or job.poll() is not None, "the first shards")
         before = commits(bank)
         cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id not in nodes_of_drivers(cluster)), allow_graceful=False)
-        cluster.add_node(num_cpus=1, num_gpus=1)
+        add_node(cluster)
         code, result, text = result_of(job)
     assert code == 0, text[-3000:]
     assert result["job"] == "extract"
