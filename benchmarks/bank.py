@@ -21,14 +21,14 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from stand_in import DIM, IDENTITY
 
-from raffect.data.bank import Bank, Identity
+from raffect.data.bank import Bank
 from raffect.data.features import read_features
 from raffect.data.labels import EXPR
 from raffect.data.verify import verify
 from raffect.stages.provenance import describe_run
 
-DIM = 768
 VIDEO_ROWS, SHARD_ROWS = 4000, 2048
 
 
@@ -53,15 +53,15 @@ def compare_bank(folder: Path, rows: int, block: np.ndarray) -> None:
     """Write, read with labels, verify."""
     video = pa.DictionaryArray.from_arrays((np.arange(rows) // VIDEO_ROWS).astype(np.int32), pa.array([f"video{k:05d}" for k in range(rows // VIDEO_ROWS + 1)]))
     frame = (np.arange(rows) % VIDEO_ROWS + 1).astype(np.int32)
-    bank, identity = Bank(folder / "bank"), Identity(model="m", weights_sha256="0" * 64, weights="none", preprocess={}, precision="float16", dim=DIM)
+    bank = Bank(folder / "bank")
     start = time.perf_counter()
     plan = bank.extend_plan(pa.table({"video": video, "frame": frame}), SHARD_ROWS)
     report("bank: plan", rows, start)
-    bank.claim(identity)
+    bank.claim(IDENTITY)
     start = time.perf_counter()
     for shard in range(plan.num_shards):
         keys = plan.rows(shard)
-        bank.commit(shard, keys, block[: len(keys)], {}, identity)
+        bank.commit(shard, keys, block[: len(keys)], {}, IDENTITY)
     report("bank: write, with SHA-256 and fsync", rows, start)
     expression = np.random.default_rng(1).integers(0, 8, rows).astype(np.int8)
     labels = pa.table({"video": video, "frame": frame, "split": pa.array(["train"] * rows), "expression": expression})

@@ -23,9 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from processes import CpuWatch
+from stand_in import DIM, IDENTITY, load_stand_in
 
 from raffect.config import EncoderConfig, ExtractConfig, PackConfig, PrepareConfig
-from raffect.data.bank import Bank, Identity
+from raffect.data.bank import Bank
 from raffect.data.frames import decode, read_contents
 from raffect.data.keys import encode_video
 from raffect.data.manifest import read_manifest, write_manifest
@@ -37,35 +38,12 @@ from raffect.stages.provenance import describe_run
 from raffect.stages.runtime import ray_session
 from raffect.stages.shards import Geometry, commit_shard, read_shard, to_item
 
-DIM = 768
 ROLES = {
     "encoder's actor": ("EncodeShard",),
     "workers that read, decode and commit": ("ray::",),
     "raylet, with the object store": ("raylet/raylet",),
     "Ray's control service": ("gcs_server",),
 }
-
-
-class StandIn:
-    """An encoder that takes ``s_per_frame`` of waiting, as a busy GPU does, and no CPU."""
-
-    def __init__(self, s_per_frame: float) -> None:
-        self.s_per_frame = s_per_frame
-        self.batch_size = 256
-        self.identity = Identity(model="stand-in", weights_sha256="0" * 64, weights="none", preprocess={}, precision="float16", dim=DIM, stamp="stand-in")
-
-    def encode(self, frames):
-        time.sleep(self.s_per_frame * len(frames))
-        return np.zeros((len(frames), DIM), np.float16)
-
-    def probe(self):
-        start = time.perf_counter()
-        time.sleep(self.s_per_frame * 1000)
-        return 1000 / (time.perf_counter() - start)
-
-
-def load_stand_in(config, device, threads, s_per_frame):
-    return StandIn(s_per_frame)
 
 
 def measure_steps(manifest: pa.Table, packed: pa.Table, folder: Path) -> dict[str, float]:
@@ -92,8 +70,7 @@ def measure_steps(manifest: pa.Table, packed: pa.Table, folder: Path) -> dict[st
     clock("read_shard, packed (read + decode + cell)", lambda: read_fresh(tables[1], folder))
     read = clock("read_shard, loose (read + decode + cell)", lambda: read_fresh(tables[0], folder))
     clock("hand-off: copy into fresh memory, as into the object store", lambda: bytes(memoryview(read["pixels"].chunk(0).buffers()[2])))
-    identity = StandIn(0).identity
-    notes = json.loads(read["notes"][0].as_py()) | {"identity": identity.__dict__}
+    notes = json.loads(read["notes"][0].as_py()) | {"identity": IDENTITY.__dict__}
     features = np.random.default_rng(0).normal(size=(len(rows), DIM)).astype(np.float16)
     encoded = pa.table({"shard": [0], "rows": read["rows"], "features": pa.array([features.tobytes()], pa.large_binary()), "notes": [json.dumps(notes)]})
     clock("commit_shard", lambda: commit_shard(encoded, str(folder / "bank")))

@@ -15,15 +15,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
 from made import AFF_WILD2, make_bank
-from processes import pss_mb, tree
-from scale import load_stand_in, make_manifest
+from processes import Sampler, pss_mb, tree
+from stand_in import load_stand_in, make_manifest
 
 from raffect.config import EncoderConfig, ExtractConfig
 from raffect.stages.provenance import describe_run
@@ -39,35 +38,29 @@ ROLES = {
 }
 
 
-class Watch(threading.Thread):
-    """Samples the proportional set size of a process and all below it, by what they do."""
+class MemoryWatch(Sampler):
+    """Peaks of the proportional set size of a process and all below it, by what they do; ``all together`` is the peak of their sum."""
 
     def __init__(self, root: int, every_s: float = 0.5) -> None:
-        super().__init__(daemon=True)
-        self.root, self.every_s = root, every_s
-        self.peak: dict[str, float] = defaultdict(float)
-        self.done = threading.Event()
+        super().__init__(every_s)
+        self.root, self.peak = root, defaultdict[str, float](float)
 
-    def run(self) -> None:
-        while not self.done.wait(self.every_s):
-            found: dict[str, list[float]] = defaultdict(list)
-            for pid, (name, _) in tree(self.root).items():
-                role = "driver" if pid == self.root else next((role for role, pattern in ROLES.items() if re.search(pattern, name)), "others")
-                found[role].append(pss_mb(pid))
-            for role, values in found.items():
-                self.peak[role] = max(self.peak[role], *values)
-            self.peak["all together"] = max(self.peak["all together"], sum(map(sum, found.values())))
+    def look(self) -> None:
+        sizes: dict[str, list[float]] = defaultdict(list)
+        for pid, (name, _) in tree(self.root).items():
+            role = "driver" if pid == self.root else next((role for role, pattern in ROLES.items() if re.search(pattern, name)), "others")
+            sizes[role].append(pss_mb(pid))
+        for role, values in sizes.items():
+            self.peak[role] = max(self.peak[role], *values)
+        self.peak["all together"] = max(self.peak["all together"], sum(map(sum, sizes.values())))
 
 
 def watch_child(*arguments: str) -> tuple[dict[str, float], float]:
     """Peak MB by role of a child and all below it, and its seconds."""
     start = time.perf_counter()
     child = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    watch = Watch(child.pid)
-    watch.start()
-    _, errors = child.communicate()
-    watch.done.set()
-    watch.join()
+    with MemoryWatch(child.pid) as watch:
+        _, errors = child.communicate()
     if child.returncode:
         raise SystemExit(f"{' '.join(arguments)}: {errors[-1000:]}")
     return watch.peak, time.perf_counter() - start

@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from pathlib import Path
+from typing import Self
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -35,7 +36,31 @@ def tree_cpu_s(root: int | None = None) -> float:
     return sum(seconds for _, seconds in tree(root).values())
 
 
-class CpuWatch(threading.Thread):
+class Sampler(threading.Thread):
+    """Looks at this machine's processes while a block runs, and once more at its end; subclasses say at what."""
+
+    def __init__(self, every_s: float) -> None:
+        super().__init__(daemon=True)
+        self.every_s, self._done = every_s, threading.Event()
+
+    def look(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
+        self.look()
+
+    def run(self) -> None:
+        while not self._done.wait(self.every_s):
+            self.look()
+
+
+class CpuWatch(Sampler):
     """CPU seconds of this process and each below it while a block runs, those included that end in it.
 
     Attributes:
@@ -43,25 +68,11 @@ class CpuWatch(threading.Thread):
     """
 
     def __init__(self, every_s: float = 0.2) -> None:
-        super().__init__(daemon=True)
-        self.every_s, self.used = every_s, dict[int, tuple[str, float]]()
+        super().__init__(every_s)
+        self.used: dict[int, tuple[str, float]] = {}
         self._before = {pid: seconds for pid, (_, seconds) in tree().items()}
-        self._done = threading.Event()
 
-    def __enter__(self) -> CpuWatch:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self.join()
-        self._look()
-
-    def run(self) -> None:
-        while not self._done.wait(self.every_s):
-            self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
         for pid, (title, seconds) in tree().items():
             self.used[pid] = title, seconds - self._before.get(pid, 0.0)
 

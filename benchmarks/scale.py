@@ -35,44 +35,18 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 from processes import machine_cpu_s, tree_cpu_s
+from stand_in import load_stand_in, make_manifest
 
 from raffect.config import EncoderConfig, ExtractConfig
-from raffect.data.bank import Bank, Commit, Identity
+from raffect.data.bank import Bank, Commit
 from raffect.data.keys import Vocabulary, positions
-from raffect.data.manifest import read_manifest, write_manifest
-from raffect.errors import RaffectError
+from raffect.data.manifest import read_manifest
 from raffect.stages import extract as stage
 from raffect.stages.progress import Progress
 from raffect.stages.provenance import describe_run
 from raffect.stages.shards import Geometry
 
-DIM = 768
-PICTURES = 64
-VIDEO_FRAMES = 4096
 CORES = os.cpu_count() or 1
-
-
-class StandIn:
-    """An encoder that takes ``s_per_frame`` of waiting and no CPU."""
-
-    batch_size = 256
-    identity = Identity(model="stand-in", weights_sha256="0" * 64, weights="none", preprocess={}, precision="float16", dim=DIM, stamp="stand-in")
-
-    def __init__(self, s_per_frame: float) -> None:
-        self.s_per_frame = s_per_frame
-
-    def encode(self, frames):
-        time.sleep(self.s_per_frame * len(frames))
-        return np.zeros((len(frames), DIM), np.float16)
-
-    def probe(self):
-        return 1 / max(self.s_per_frame, 1e-9)
-
-
-def load_stand_in(config, device, threads, s_per_frame):
-    if "torch" in sys.modules:
-        raise RaffectError("an actor of a stand-in loaded torch: its memory would be the measurement")
-    return StandIn(s_per_frame)
 
 
 # What this machine says of itself
@@ -86,29 +60,6 @@ def memory_mb() -> tuple[float, float]:
 
 def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
-
-
-# A manifest of any size
-
-
-def make_manifest(folder: Path, num_rows: int) -> Path:
-    """``num_rows`` frames in videos of 4096, all of them named after a few pictures."""
-    from PIL import Image
-
-    root = folder / "images"
-    (root / "v").mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for k in range(PICTURES):
-        small = Image.fromarray(rng.integers(0, 255, (14, 14, 3), np.uint8))
-        small.resize((112, 112), Image.Resampling.BICUBIC).save(root / "v" / f"{k:05d}.jpg", quality=90)
-    row = np.arange(num_rows)
-    names = pa.array([f"video-{k:07d}" for k in range(num_rows // VIDEO_FRAMES + 1)])
-    paths = pa.array([f"v/{k:05d}.jpg" for k in range(PICTURES)]).take(pa.array(row % PICTURES))
-    roots = pa.DictionaryArray.from_arrays(np.zeros(num_rows, np.int32), pa.array([str(root)]))
-    video = pa.DictionaryArray.from_arrays((row // VIDEO_FRAMES).astype(np.int32), names)
-    path = folder / "manifest.parquet"
-    write_manifest(pa.table({"video": video, "frame": (row % VIDEO_FRAMES + 1).astype(np.int32), "path": paths, "root": roots}), path, synthetic=True)
-    return path
 
 
 # Running the pipeline
