@@ -24,7 +24,7 @@ from raffect.model.pack import Layout, fold
 from raffect.stages.dataset import Dataset, missing_lines, open_dataset, output_names, pick_device, read_rows
 from raffect.stages.provenance import describe_run
 from raffect.stages.runs import write_csv
-from raffect.stages.scores import short
+from raffect.stages.scores import group_by_settings, short, spread
 
 
 def evaluate(config: EvaluateConfig) -> list[str]:
@@ -91,16 +91,14 @@ def _lines(config: EvaluateConfig, dataset: Dataset, configs: Sequence[dict[str,
         *missing_lines(dataset.facts),
         f"{task.name.upper()} {config.split}: {len(index):,} frames of {len(index.videos)} videos; snapshot {config.epoch} of {len(configs)} head(s)",
     ]
-    groups: dict[str, list[int]] = {}
-    for k, about in enumerate(configs):
-        groups.setdefault(json.dumps(about["recipe"] | {"seed": 0}), []).append(k)
-    for members in groups.values():
-        recipe, part = configs[members[0]]["recipe"], counts[members]
-        scores, (low, high) = macro_f1(part.sum(1), task), bootstrap_videos(part, task, seed=0)
-        over_seeds = f" ± {short(float(scores.std(ddof=1)))} over {len(scores)} seeds" if len(scores) > 1 else " (one seed)"
-        lines.append(
-            f"alpha {recipe['loss.alpha']:g} rho {recipe['sam.rho']:g}: macro F1 {short(float(scores.mean()))}{over_seeds}, 95 % interval over videos [{short(low)}, {short(high)}]"
-        )
+    records = [
+        {"recipe": about["recipe"], "scores": {config.split: {"macro_f1": f1, "epoch": about["epoch"]}}, "videos": {config.split: part}}
+        for about, part, f1 in zip(configs, counts, macro_f1(counts.sum(1), task), strict=True)
+    ]
+    groups = group_by_settings(records)
+    for group in groups:
+        recipe, found = group[0]["recipe"], spread(group, config.split)
+        lines += [f"alpha {recipe['loss.alpha']:g} rho {recipe['sam.rho']:g}: macro F1 {found.text()}"] if found else []
     lines.append(f"trivial: {short(float(constant['macro_f1']))} ({constant['answer']})")
     if config.split == "train":
         lines.append("these frames were trained on: this is no measure of how well a head does")

@@ -29,7 +29,7 @@ from raffect.errors import RaffectError
 from raffect.model.weights import EMBEDDED_STAMP, Source, read_model_config, resolve
 from raffect.stages.progress import Progress, format_bytes, format_seconds
 from raffect.stages.provenance import describe_run
-from raffect.stages.runtime import NO_PROGRESS_S, cluster_gpus, configure_data, ray_session
+from raffect.stages.runtime import cluster_gpus, configure_data, explain_stop, ray_session
 from raffect.stages.shards import EncodeShard, Geometry, LoadEncoder, commit_shard, read_shard, to_item
 from raffect.stages.summary import Summary, Tally, summarise
 
@@ -224,16 +224,8 @@ def _run_pipeline(config: ExtractConfig, bank: Bank, todo: list[int], manifest: 
                     raise RaffectError(notes["failure"])
                 tally.add(notes)
                 progress.advance(notes["rows"] + notes["rejects"])
-        except ExecutionTimeoutError as error:
-            raise RaffectError(
-                f"nothing moved for {format_seconds(NO_PROGRESS_S[placement.device])}: no encoder could start (`ray status`; --num-actors, --gpus-per-actor), or a shard takes longer (a smaller "
-                "--shard-rows, in a new bank); what is committed is kept, the same command goes on from there"
-            ) from error
-        except (RayError, OSError) as error:  # an OSError is Ray's too: it lost this machine's node
-            last = [line for line in str(error).splitlines() if line.strip()][-1:]
-            raise RaffectError(
-                f"Ray stopped the run: {' '.join(last)[:300] or type(error).__name__}; what is committed is kept, the same command goes on from there; --debug shows all"
-            ) from error
+        except (ExecutionTimeoutError, RayError, OSError) as error:  # an OSError is Ray's too: it lost this machine's node
+            raise RaffectError(f"{explain_stop(error, placement.device)}; what is committed is kept, the same command goes on from there") from error
     return tally, time.perf_counter() - start, placement
 
 

@@ -14,10 +14,12 @@ from typing import Any
 
 from raffect.data.storage import is_remote
 from raffect.errors import RaffectError
+from raffect.stages.progress import format_seconds
 
 NO_PROGRESS_S = {"cuda": 1800, "cpu": 6 * 3600}
 """After how long without a finished block a pipeline is given up; on a CPU one shard may take half an hour."""
 WAIT_FOR_ACTORS_S = 900
+"""How long the first encoders may take to be there, weights and all."""
 _TOKEN = Path.home() / ".ray" / "auth_token"
 
 
@@ -145,6 +147,19 @@ def configure_data(device: str = "cpu") -> None:
     context.wait_for_min_actors_s = WAIT_FOR_ACTORS_S  # without a wait, an encoder whose node dies while it loads ends the run
     context.execution_no_progress_timeout_s = NO_PROGRESS_S[device]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def explain_stop(error: BaseException, device: str) -> str:
+    """Why Ray Data ended a pipeline, for people."""
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import GetTimeoutError
+
+    lacking = "the cluster lacks what an encoder asks for (`ray status`; --num-actors, --gpus-per-actor, --device)"
+    if isinstance(error, GetTimeoutError):
+        return f"no encoder has started within {format_seconds(WAIT_FOR_ACTORS_S)}: {lacking}, or its weights load too slowly"
+    if isinstance(error, ExecutionTimeoutError):
+        return f"nothing moved for {format_seconds(NO_PROGRESS_S[device])}: {lacking}, or one shard takes longer than that (a smaller --shard-rows, in a new bank)"
+    return f"Ray stopped the run: {last_line(error)}; --debug shows all"
 
 
 def ray_storage(folder: Path) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def test_an_encoder_that_never_starts_ends_the_run_with_one_line(config, tmp_pat
         time.sleep(600)
 
     monkeypatch.setattr("raffect.stages.runtime.WAIT_FOR_ACTORS_S", 8)
-    with pytest.raises(RaffectError, match="Ray stopped the run: Timed out while starting actors"):
+    with pytest.raises(RaffectError, match=r"no encoder has started within 8\.0 s: the cluster lacks .* goes on from there"):
         extract(replace(config, bank=tmp_path / "bank"), load=load, geometry=Geometry(size=32))
 
 
@@ -188,7 +188,7 @@ def test_a_run_in_which_nothing_moves_ends_with_one_line(config, tmp_path, monke
         return encoder
 
     monkeypatch.setitem(NO_PROGRESS_S, "cpu", 8)
-    with pytest.raises(RaffectError, match=r"nothing moved for 8\.0 s: no encoder could start"):
+    with pytest.raises(RaffectError, match=r"nothing moved for 8\.0 s: .* goes on from there"):
         extract(replace(config, bank=tmp_path / "bank"), load=load)
 
 
