@@ -11,7 +11,8 @@ GPU does, on GPUs that exist only in Ray's books. Every point is a process of it
 2. encoders, driver: shards of one frame and an encoder that takes no time: shards/s through the driver, and the driver's own CPU.
 3. plans: time and memory of the driver in each step before the first frame, with one row a shard.
 4. run: the first shards of such a plan, then stopped: time to the first commit, and what every further shard leaves in the driver.
-5. rows: bytes of the driver's memory a row, with shards of 2048 rows.
+5. waves: the driver's memory at the end of each wave of shards, and the wait for the first shard of the next.
+6. rows: bytes of the driver's memory a row, with shards of 2048 rows.
 
 The manifest names a few pictures over and over. Other load on the machine falsifies wall times: it is measured, and stands beside them.
 """
@@ -141,6 +142,15 @@ def point_run(folder: Path, shards: int, most: int) -> dict:
     return drive(folder, make_manifest(folder, shards), 1, 1, 0.0, min(most, shards - 1), min(most, shards - 1) // 5)
 
 
+def point_waves(folder: Path, waves: int, wave: int) -> dict:
+    start_ray(1)
+    stage.WAVE = wave
+    drive(folder, make_manifest(folder, waves * wave + 1), 1, 1, 0.0, waves * wave, wave)
+    wall, memory, _ = zip(*Watch.marks, strict=True)
+    ends = range(wave - 1, waves * wave, wave)
+    return {"memory_mb": [memory[k] for k in ends], "wait_s": [0.0, *(wall[k + 1] - wall[k] for k in ends[:-1])], "wave_s": [wall[k] - wall[k - wave + 1] for k in ends]}
+
+
 # Steps of the driver before the first frame
 
 
@@ -219,7 +229,7 @@ def run_point(name: str, timeout_s: float, **options) -> dict | None:
 
 def work(options: dict) -> None:
     """The child's side of `run_point`."""
-    points: dict[str, Callable[..., dict]] = {"fed": point_fed, "driver": point_driver, "plan": point_plan, "run": point_run}
+    points: dict[str, Callable[..., dict]] = {"fed": point_fed, "driver": point_driver, "plan": point_plan, "run": point_run, "waves": point_waves}
     out = points[options.pop("name")](Path(options.pop("folder")), **options)
     print(json.dumps(out), flush=True)
 
@@ -276,6 +286,13 @@ def show_plans(args: argparse.Namespace) -> None:
         )  # fmt: skip
 
 
+def show_waves(args: argparse.Namespace) -> None:
+    if out := run_point("waves", args.timeout_s, waves=args.waves, wave=args.most):
+        head(f"wave of {args.most:,} shards", "driver MB at its end", "s it took", "s since the last shard of the one before")
+        for k, (memory, took, wait) in enumerate(zip(out["memory_mb"], out["wave_s"], out["wait_s"], strict=True)):
+            row(k + 1, f"{memory:,.0f}", f"{took:.0f}", f"{wait:.1f}")
+
+
 def show_rows(args: argparse.Namespace) -> None:
     if out := run_point("plan", args.timeout_s, rows=args.rows, shard_rows=2048, commits=False):
         print(f"\n{args.rows:,} rows in shards of 2048: CPU nanoseconds, bytes kept and bytes at the peak a row")
@@ -291,7 +308,8 @@ def main() -> None:
     parser.add_argument("--shard-rows", type=int, default=128, help="frames a shard where encoders are fed")
     parser.add_argument("--rounds", type=int, default=5, help="shards an encoder takes while it is measured")
     parser.add_argument("--tiny", type=int, default=1000, help="shards of one frame through the driver")
-    parser.add_argument("--most", type=int, default=1000, help="shards of a plan that are run")
+    parser.add_argument("--most", type=int, default=1000, help="shards of a plan that are run, and of a wave")
+    parser.add_argument("--waves", type=int, default=5, help="waves of --most shards; 0 leaves them out")
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the manifest of the last table; 0 leaves it out")
     parser.add_argument("--timeout-s", type=float, default=600.0, help="of one point")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
@@ -300,11 +318,13 @@ def main() -> None:
     if args.point:
         return work(json.loads(args.point))
     if args.quick:
-        args.actors, args.shards, args.rounds, args.tiny, args.most, args.rows = [1, 4], [1000], 2, 100, 100, 100_000
+        args.actors, args.shards, args.rounds, args.tiny, args.most, args.waves, args.rows = [1, 4], [1000], 2, 100, 100, 2, 100_000
     if args.actors:
         show_actors(args)
     if args.shards:
         show_plans(args)
+    if args.waves:
+        show_waves(args)
     if args.rows:
         show_rows(args)
     print("\n" + json.dumps(describe_run()["versions"] | describe_run()["machine"] | {"git_commit": describe_run()["git_commit"]}))

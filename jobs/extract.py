@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python jobs/extract.py --manifest M --bank B ...`: the words of `raffect extract`; the last line is JSON."""
+"""`ray job submit --working-dir . --runtime-env cluster/runtime-env.yaml -- python jobs/extract.py --manifest M --bank B ...`: the words of `raffect extract`; the last line is JSON."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python jobs/train.py RECIPE --task expr --bank B --labels L --out RUN ...`: the words of `raffect train`; the last line is JSON."""
+"""`ray job submit --working-dir . --runtime-env cluster/runtime-env.yaml -- python jobs/train.py RECIPE --task expr --bank B --labels L --out RUN ...`: the words of `raffect train`; the last line is JSON."""
 
 import sys
 from pathlib import Path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -215,6 +216,8 @@ def _run_pipeline(config: ExtractConfig, bank: Bank, todo: list[int], manifest: 
     from ray.exceptions import RayError
 
     placement = place_encoders(config, len(todo))
+    if placement.may_grow and placement.device == "cpu" and config.device == "auto" and config.gpus_per_actor is None:
+        print("note: Ray sees no GPU: encoding on CPUs, a new bank in float32 (--device cuda refuses that; cluster/with_gpus.py waits for GPUs)", file=sys.stderr)
     start, tally = time.perf_counter(), Tally()
     with Progress("extract", int(np.diff(bank.plan.offsets)[todo].sum())) as progress:
         try:
