@@ -199,9 +199,10 @@ class _Reader:
         for (video, frame), values in sorted(rows.items(), key=lambda row: row[0]):
             videos.setdefault(video, []).append((frame, values))
         for video, items in videos.items():
-            if (other := self._splits.setdefault(("mtl", video), split)) != split:
-                self._report(name, 0, f"video {video} stands in the {other} split too, left out here")
+            if other := self._splits.get(("mtl", video)):
+                self._report(name, 0, f"video {video} stands in another file of the {other} split too, left out here")
                 continue
+            self._splits["mtl", video] = split
             frames = np.array([frame for frame, _ in items], np.int32)
             for k, task in enumerate((VA, EXPR, AU)):
                 values = np.array([parts[k] for _, parts in items], task.dtype)

@@ -304,10 +304,10 @@ class Bank:
                 raise RaffectError(f"{path}: damaged ({str(error).splitlines()[0][:120]}); run `raffect bank verify --repair` and extract again") from error
         return pa.concat_tables(tables)
 
-    def digest(self) -> str:
-        """SHA-256 over the identity and every commit record: equal banks, and only they, have equal digests."""
+    def digest(self, commits: Mapping[int, Commit] | None = None) -> str:
+        """SHA-256 over the identity and every commit record (read now, unless given): equal banks, and only they, have equal digests."""
         digest = hashlib.sha256((self.path / "bank.json").read_bytes())
-        for record in self.read_commits().values():
+        for record in (self.read_commits() if commits is None else commits).values():
             digest.update(json.dumps(asdict(record), sort_keys=True).encode())
         return digest.hexdigest()
 

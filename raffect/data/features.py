@@ -7,7 +7,7 @@ read, each once, straight into place, by threads.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raffect.data.bank import Bank
+from raffect.data.bank import Bank, Commit
 from raffect.data.keys import Vocabulary, positions
 from raffect.data.labels import Task, labelled
 from raffect.data.storage import Damaged, read_parquet
@@ -85,8 +85,13 @@ class FeatureIndex:
         return _gather(self, memmap, threads or os.cpu_count() or 1)
 
 
-def find_features(bank: Bank, labels: pa.Table, task: Task, split: str, *, videos: Collection[str] | None = None, limit: int | None = None) -> FeatureIndex:
-    """Find the features of a task and split without reading them; arguments and errors as of `read_features`."""
+def find_features(
+    bank: Bank, labels: pa.Table, task: Task, split: str, *, videos: Collection[str] | None = None, limit: int | None = None, commits: Mapping[int, Commit] | None = None
+) -> FeatureIndex:
+    """Find the features of a task and split without reading them; arguments and errors as of `read_features`.
+
+    ``commits``, of `Bank.read_commits`, make several calls see the same shards while an extract adds others.
+    """
     identity = bank.require().read_identity()
     if identity is None:
         raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
@@ -100,7 +105,7 @@ def find_features(bank: Bank, labels: pa.Table, task: Task, split: str, *, video
     labels, values = labels.filter(pa.array(known)), values[known]
 
     vocabulary = Vocabulary()
-    location = _locate(bank, vocabulary)
+    location = _locate(bank, vocabulary, bank.read_commits() if commits is None else commits)
     label_keys = vocabulary.keys(labels)
     order = np.argsort(location.keys, kind="stable")
     found = positions(label_keys, location.keys[order])
@@ -113,6 +118,11 @@ def find_features(bank: Bank, labels: pa.Table, task: Task, split: str, *, video
             f"{bank.path}: no frame of {task.name} {split} has both a label and a feature ({len(label_keys)} are labelled); check --labels, the video filter and `raffect bank info`"
         )
     keys = label_keys[picked]
+    if (doubled := np.flatnonzero(np.diff(rows) == 0)).size:
+        key = int(keys[doubled[0]])
+        raise RaffectError(
+            f"{task.name} labels name {doubled.size} frame(s) of {split} twice, first {vocabulary.names[key >> 32]} frame {key & 0xFFFFFFFF}; run `raffect prepare` again"
+        )
     numbers, video = np.unique(keys >> 32, return_inverse=True)
     names = [vocabulary.names[number] for number in numbers]
     frame = (keys & 0xFFFFFFFF).astype(np.int32)
@@ -158,8 +168,8 @@ class _Location:
     row: np.ndarray
 
 
-def _locate(bank: Bank, vocabulary: Vocabulary) -> _Location:
-    plan, commits = bank.plan, bank.read_commits()
+def _locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -> _Location:
+    plan = bank.plan
     keys = vocabulary.keys(plan.table)
     lengths = np.diff(plan.offsets)
     shard = np.repeat(np.arange(plan.num_shards), lengths)
@@ -203,7 +213,7 @@ def read_rows(bank: Bank, shard: int, rows: np.ndarray, dim: int, out: np.ndarra
     stored = read_shard_features(bank, shard, dim)
     if rows[-1] >= len(stored):
         raise RaffectError(f"{bank.shard_path(shard)}: {len(stored)} rows, fewer than committed; run `raffect bank verify --repair` and extract again")
-    if len(rows) == rows[-1] - rows[0] + 1:
+    if (np.diff(rows) == 1).all():
         out[:] = stored[rows[0] : rows[-1] + 1]
     else:
         np.take(stored, rows, axis=0, out=out)

@@ -36,6 +36,7 @@ PACKED_SUFFIX = ".parquet"
 
 _FRAME_FAULTS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+_MANIFEST = ("root", "path", "video", "frame")
 _TRIAL = "import sys; from raffect.data.frames import _trial; _trial(sys.stdin)"
 
 
@@ -121,7 +122,7 @@ def read_frames(rows: pa.Table) -> list[np.ndarray | BadFrame]:
     """Read and decode the frames of manifest rows, in order.
 
     Args:
-        rows: Table with columns ``root`` and ``path``.
+        rows: Table with the columns of a manifest.
 
     Returns:
         For each row uint8 (height, width, 3), or the `BadFrame` that says why not.
@@ -131,33 +132,34 @@ def read_frames(rows: pa.Table) -> list[np.ndarray | BadFrame]:
 
 def read_contents(rows: pa.Table) -> list[bytes | BadFrame]:
     """Encoded pictures of manifest rows, in order; packed files are read a row group at a time."""
-    roots, paths = rows["root"].to_pylist(), rows["path"].to_pylist()
-    groups: dict[tuple[str, str], pa.Table] = {}
+    groups: dict[tuple[str, str], dict[str, list]] = {}
     out: list[bytes | BadFrame] = []
-    for root, path in zip(roots, paths, strict=True):
+    for root, path, *key in zip(*(rows[name].to_pylist() for name in _MANIFEST), strict=True):
         if root.endswith(PACKED_SUFFIX):
             group, _, row = path.partition("/")
             if (root, group) not in groups:
                 groups[root, group] = _read_group(root, group)
-            out.append(_attempt(_read_packed, groups[root, group], row))
+            out.append(_attempt(_read_packed, groups[root, group], row, key, root))
         else:
             out.append(_attempt(read_bytes, root, path))
     return out
 
 
-def _read_group(root: str, group: str) -> pa.Table:
+def _read_group(root: str, group: str) -> dict[str, list]:
     try:
         with open_parquet(locate(root)) as file:
-            return file.read_row_group(int(group), columns=["image", "reason"])
+            return file.read_row_group(int(group), columns=["video", "frame", "image", "reason"]).to_pydict()
     except (OSError, pa.ArrowException, ValueError) as error:
         raise RaffectError(f"{root}: row group {group} cannot be read ({str(error).splitlines()[0][:120]}); bring the file back or run `raffect pack` again") from error
 
 
-def _read_packed(group: pa.Table, row: str) -> bytes:
+def _read_packed(group: dict[str, list], row: str, key: list, root: str) -> bytes:
     try:
-        content, reason = group["image"][int(row)].as_py(), group["reason"][int(row)].as_py()
+        content, reason, *found = (group[name][int(row)] for name in ("image", "reason", "video", "frame"))
     except (ValueError, IndexError):
         raise BadFrame(f"packed file has no row {row}") from None
+    if found != key:  # packed again since the manifest was written; a picture of another frame must never be encoded as this one
+        raise RaffectError(f"{root}: holds {found[0]} frame {found[1]} where the manifest has {key[0]} frame {key[1]}; finish `raffect pack`, and use the manifest that it writes")
     if content is None:
         raise BadFrame(reason or "empty in the packed file")
     return content
@@ -214,7 +216,7 @@ def find_killers(rows: pa.Table) -> dict[int, str]:
     A suspect is tried once more alone; only a crash (not an out-of-memory kill, nor an exit) counts.
 
     Args:
-        rows: Table with columns ``root`` and ``path``.
+        rows: Table with the columns of a manifest.
 
     Returns:
         Row -> reason, for frames whose decoder died; others may still be bad in ordinary ways.
@@ -237,7 +239,7 @@ def find_killers(rows: pa.Table) -> dict[int, str]:
 
 def _run_trial(rows: pa.Table) -> tuple[int, int]:
     """Decode rows in a child; returns how many passed and the child's exit status, negative for a crash."""
-    jobs = json.dumps({name: rows[name].to_pylist() for name in ("root", "path")})
+    jobs = json.dumps({name: rows[name].to_pylist() for name in _MANIFEST})
     done = subprocess.run([sys.executable, "-c", _TRIAL], input=jobs, capture_output=True, text=True, check=False)
     passed = done.stdout.count(".")
     if passed < len(rows) and -done.returncode not in _CRASHES:

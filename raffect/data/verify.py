@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,9 @@ from raffect.data.bank import Bank, Commit, Identity, Plan, shard_schema
 from raffect.data.keys import Vocabulary, absent
 from raffect.data.storage import Damaged, list_sizes, read_parquet
 from raffect.errors import RaffectError
+
+QUIET_S = 3600.0
+"""Age in seconds from which an unfinished file counts as left over."""
 
 
 @dataclass
@@ -92,7 +96,8 @@ def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int
             verdict.missing += len(keys)
         progress(len(keys))
     verdict.problems += [f"{shard:06d}: committed but not planned" for shard in commits if shard >= plan.num_shards]
-    verdict.leftovers = sorted(path for folder in ("shards", "rejects", "commits", "plan", "attempts", "runs", ".") for path in (bank.path / folder).glob(f"{PREFIX}*"))
+    unfinished = (path for folder in ("shards", "rejects", "commits", "plan", "attempts", "runs", ".") for path in (bank.path / folder).glob(f"{PREFIX}*"))
+    verdict.leftovers = sorted(path for path in unfinished if _is_quiet(path))
     notes = list_sizes(bank.path / "attempts")
     verdict.leftovers += [bank.attempt_path(shard) for shard in commits if bank.attempt_path(shard).name in notes]
     return verdict
@@ -109,6 +114,14 @@ def withdraw(bank: Bank, shards: Iterable[int]) -> list[int]:
         for path in (bank.commit_path(shard), bank.shard_path(shard), bank.rejects_path(shard)):
             path.unlink(missing_ok=True)
     return shards
+
+
+def _is_quiet(path: Path) -> bool:
+    """Whether nobody has written to a file for long: a younger one may be a running extract's own."""
+    try:
+        return time.time() - path.stat().st_mtime > QUIET_S
+    except FileNotFoundError:  # finished meanwhile
+        return False
 
 
 def _check_shard(bank: Bank, record: Commit, keys: pa.Table, identity: Identity) -> str | None:

@@ -74,7 +74,7 @@ class Encoder:
         for start in range(0, len(frames), self.batch_size):
             batch = self.prepare(frames[start : start + self.batch_size])
             out[start : start + self.batch_size] = self.forward(batch)[: len(out) - start]
-        return out.cpu().numpy()  # the only wait for the device
+        return out.cpu().numpy()  # the only wait for the device, where all frames are of one size
 
     def prepare(self, frames: Sequence[np.ndarray]) -> Tensor:
         """The tower's input for up to a batch of frames, padded with black to the batch's static shape.
@@ -90,7 +90,8 @@ class Encoder:
             rows = [row for row, other in enumerate(shapes) if other == shape]
             pixels = torch.empty(len(rows), *shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
             np.stack([frames[row] for row in rows], out=pixels.numpy())
-            batch[rows] = self.preprocess.resize(pixels.to(self.device, non_blocking=True))
+            where = slice(len(rows)) if len(rows) == len(frames) else rows  # a list would be copied to the device, which waits for it
+            batch[where] = self.preprocess.resize(pixels.to(self.device, non_blocking=True))
         return self.preprocess.normalise(batch).to(self._dtype)
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -140,7 +141,12 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
         model=source.model, weights_sha256=fingerprint(model.visual), weights=source.name, preprocess=preprocess.as_dict(),
         precision=precision, dim=_output_dim(model, preprocess.size), stamp=source.stamp,
     )  # fmt: skip
-    tower = fuse_attention(model.visual).to(device, getattr(torch, precision)).eval().requires_grad_(False)
+    try:
+        tower = fuse_attention(model.visual).to(device, getattr(torch, precision)).eval().requires_grad_(False)
+    except (RuntimeError, AssertionError) as error:  # no memory left, a driver that is too old, a torch without CUDA
+        raise RaffectError(
+            f"{source.model} cannot be put on {device} ({(str(error).strip() or type(error).__name__).splitlines()[0][:160]}); see `nvidia-smi` and `raffect doctor`, or use --device cpu"
+        ) from error
     if config.compile:
         tower.compile(dynamic=False)  # every batch has one shape
     if device.type == "cuda":

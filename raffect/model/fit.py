@@ -125,6 +125,7 @@ def fit(
     identity = {"recipes": [digest(recipe) for recipe in recipes], "keep_epochs": list(keep_epochs or ()), "data": fingerprint, "dtype": str(dtype)}
     if state_path is not None and state_path.exists():
         _resume(state_path, identity, learner, fitted)
+    workers.require_same(len(fitted.history), "epochs of the saved state", device)
     saved = time.monotonic()
     for epoch in range(len(fitted.history), recipes[0].epochs):
         start, first_step = time.perf_counter(), int(learner.counter)

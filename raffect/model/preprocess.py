@@ -75,8 +75,7 @@ class Preprocess:
 
     def normalise(self, pixels_BCSS: Tensor) -> Tensor:
         """Scale 0-255 to the encoder's range; float32, same shape."""
-        mean = pixels_BCSS.new_tensor(self.mean).view(3, 1, 1)
-        std = pixels_BCSS.new_tensor(self.std).view(3, 1, 1)
+        mean, std = (_channels(values, pixels_BCSS.device) for values in (self.mean, self.std))
         return (pixels_BCSS / 255 - mean) / std
 
 
@@ -84,6 +83,12 @@ def _round(coarse: Tensor, fine: Tensor) -> Tensor:
     """``coarse + fine`` to the nearest whole number in 0-255, halves up, without the sum that would lose bits."""
     whole = coarse.floor()
     return (whole + (coarse - whole + fine + 0.5).floor_()).clamp_(0, 255)
+
+
+@lru_cache(maxsize=8)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A number a channel, shape (3, 1, 1), kept on the device: a copy to it would wait for all that is queued there."""
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 @lru_cache(maxsize=256)

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from raffect.errors import RaffectError
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -36,6 +38,16 @@ class Workers:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def require_same(self, number: int, what: str, device: torch.device) -> None:
+        """Raise in every worker unless all of them have the same number.
+
+        Raises:
+            RaffectError: Names the numbers.
+        """
+        found = self.gather(torch.tensor([[number]], device=device))[0].tolist()
+        if len(set(found)) > 1:
+            raise RaffectError(f"workers see different {what}: {', '.join(map(str, found))}; put --out on storage that every node sees alike, and give the same command again")
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Join along dimension 1 in the order of ranks; a gradient flows to this worker's own part."""

@@ -91,9 +91,10 @@ def check(config: BankVerifyConfig) -> tuple[list[str], bool]:
             path.unlink(missing_ok=True)
         out.append(f"repaired: {len(withdrawn)} shard(s) withdrawn; run `raffect extract` to encode them again")
     if config.retry_rejects:
-        withdrawn = withdraw(bank, [shard for shard, commit in bank.read_commits().items() if commit.rejects])
-        out.append(f"withdrawn: {len(withdrawn)} shard(s) with rejects; run `raffect extract` to read their frames again")
-        return out, False
+        if withdrawn := withdraw(bank, [shard for shard, commit in bank.read_commits().items() if commit.rejects]):
+            out.append(f"withdrawn: {len(withdrawn)} shard(s) with rejects; run `raffect extract` to read their frames again")
+            return out, False
+        out.append("withdrawn: nothing, no frame was rejected")
     if verdict.complete:
         rejects = f", {verdict.rejects:,} of them as rejects without a feature" if verdict.rejects else ""
         out.append(f"sound and complete: every byte is as committed, every planned frame is there once{rejects}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,8 @@ class Dataset:
         return out
 
 
-def open_dataset(bank_path: Path, labels_path: Path, task_name: str) -> Dataset:
-    """Find the features of both splits of a task; none is read yet.
+def open_dataset(bank_path: Path, labels_path: Path, task_name: str, wanted: Sequence[str] = SPLITS) -> Dataset:
+    """Find the features of both splits of a task, or of some; none is read yet.
 
     Raises:
         RaffectError: If bank or labels are missing, of another task, or a split is empty.
@@ -79,14 +79,15 @@ def open_dataset(bank_path: Path, labels_path: Path, task_name: str) -> Dataset:
     table = read_labels(file)
     found_task = read_metadata(table).get("task", task_name)
     require(found_task == task_name, f"{file}: labels of task {found_task}, not {task_name}; give labels/{task_name}.parquet or another --task")
-    splits = {split: find_features(bank, table, task, split) for split in SPLITS}
+    commits = bank.read_commits()
+    splits = {split: find_features(bank, table, task, split, commits=commits) for split in wanted}
     identity, metadata = bank.read_identity(), read_metadata(table)
     assert identity is not None  # find_features has seen it
     synthetic = metadata.get("synthetic") == "true"
     facts = {
-        "task": task_name, "bank": str(bank_path.absolute()), "labels": str(file.absolute()), "bank_digest": bank.digest(), "labels_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "task": task_name, "bank": str(bank_path.absolute()), "labels": str(file.absolute()), "bank_digest": bank.digest(commits), "labels_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "encoder": asdict(identity), "edition": metadata.get("edition", ""), "synthetic": synthetic,
-        "stamp": identity.stamp or ("drawn faces" if synthetic else ""), "aff_wild2": not synthetic and _is_complete(task, splits["validation"]),
+        "stamp": identity.stamp or ("drawn faces" if synthetic else ""), "aff_wild2": not synthetic and "validation" in splits and _is_complete(task, splits["validation"]),
         **{split: {"frames": len(index), "videos": len(index.videos), "labelled_without_feature": index.missing} for split, index in splits.items()},
     }  # fmt: skip
     key = json.dumps([facts["bank_digest"], facts["labels_sha256"], task_name])
@@ -153,7 +154,7 @@ def check_trainable(y: np.ndarray, task: Task, batch_size: int, where: str) -> N
 def missing_lines(facts: Mapping[str, Any]) -> list[str]:
     """A line for each split that lacks many features, as while an extract is still running."""
     lines = []
-    for split in SPLITS:
+    for split in (split for split in SPLITS if split in facts):
         frames, missing = facts[split]["frames"], facts[split]["labelled_without_feature"]
         if missing > _MISSING_SHARE * (frames + missing):
             lines.append(

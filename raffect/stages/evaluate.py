@@ -51,10 +51,13 @@ def evaluate(config: EvaluateConfig) -> list[str]:
         raise RaffectError(f"{config.bank}: nothing extracted yet; run `raffect extract` on it")
     for folder, about in zip(folders, configs, strict=True):
         require_encoder(about, identity, folder, config.bank)
-    dataset = open_dataset(config.bank, config.labels, tasks[0])
+    dataset = open_dataset(config.bank, config.labels, tasks[0], [config.split])
     index, device = dataset.splits[config.split], pick_device(config.device)
-    rows = read_rows(index, dataset.task, device)
-    counts = np.concatenate([count_head(load_head(folder)[0], tasks[0], rows, device) for folder in folders])
+    try:
+        rows = read_rows(index, dataset.task, device)
+        counts = np.concatenate([count_head(load_head(folder)[0], tasks[0], rows, device) for folder in folders])
+    except torch.OutOfMemoryError as error:
+        raise RaffectError(f"out of GPU memory with {len(index):,} frames; free the device, or use --device cpu") from error
     if config.out is not None:
         _write(config.out, config, dataset, folders, configs, counts)
     return [*(f"left out: {folder}, which diverged" for folder in left_out), *_lines(config, dataset, configs, counts)]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,9 +115,9 @@ def dry_run(config: ExtractConfig) -> list[str]:
     picked = manifest.take(np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)))
     bad = sum(isinstance(frame, BadFrame) for frame in read_frames(picked))
     read_s = (time.perf_counter() - start) / len(picked)
-    encoder = load_encoder(config.encoder)
+    encoder = load_encoder(config.encoder, "cpu" if config.device == "cpu" or config.gpus_per_actor == 0 else None)
     if bank.exists and (found := bank.read_identity()):
-        found.require_equal(encoder.identity, bank.path)
+        found.require_equal(encoder.identity if config.encoder.precision != "auto" else replace(encoder.identity, precision=found.precision), bank.path)
     rate = encoder.probe() * max(1, config.num_actors if encoder.device.type == "cuda" else 1)
     size = frames * (2 * encoder.identity.dim + 6)
     identity = encoder.identity
@@ -152,7 +153,7 @@ def _check_finished(config: ExtractConfig, bank: Bank) -> None:
     """A finished bank is compared by name alone; only weights of another name are loaded and compared by their tensors."""
     _check_model(config, bank)
     identity = bank.read_identity()
-    if identity is not None and identity.weights != config.encoder.weights:
+    if identity is not None and identity.weights not in (config.encoder.weights, Path(config.encoder.weights).name):
         bank.claim(replace(load_clip(config.encoder, "cpu", os.cpu_count() or 1).identity, precision=identity.precision))
 
 

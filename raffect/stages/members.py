@@ -48,14 +48,11 @@ def plan_packs(folder: RunFolder, members: Sequence[Member], size: int, one_seed
     """
     todo = {member.id: member for member in members if not is_finished(folder.read_record(member.id), (keep_epochs or {}).get(member.id))}
     under_way = []
-    for names in folder.packs_under_way():
+    for names in sorted(folder.packs_under_way(), key=len, reverse=True):  # two may share a member, if fewer seeds were asked for in between
         if all(name in todo for name in names):
-            under_way.append([todo[name] for name in names])
+            under_way.append([todo.pop(name) for name in names])
         elif all(name in todo or is_finished(folder.read_record(name)) for name in names):  # died between records and clean-up
             folder.drop_state(names)
-    for pack in under_way:
-        for member in pack:
-            todo.pop(member.id)
     return under_way + partition(list(todo.values()), size, one_seed)
 
 
@@ -132,12 +129,12 @@ def run_pack(
                 device=device, workers=workers, keep_epochs=[keep_epochs.get(member.id, 0) for member in members] if keep_epochs else None,
                 state_path=state_path, fingerprint=dataset.fingerprint, save_every_s=save_every_s, on_step=on_step, on_epoch=on_epoch,
             )  # fmt: skip
+        if workers.rank == 0:
+            about = {"device": describe_device(device), "threads": torch.get_num_threads(), "num_workers": workers.size, "streamed": streams, "wall_s": sum(entry["wall_s"] for entry in fitted.history)}  # fmt: skip
+            _record(dataset, folder, members, fitted, judged, validation.videos, about, save_heads and members[0].fold is None, keep_epochs or {})
+            folder.drop_state(ids)
     except torch.OutOfMemoryError as error:
         raise RaffectError(f"out of GPU memory with {len(members)} heads {layout.width} wide; take fewer at a time (--num-seeds, --members-per-trial), a smaller --head.width, or --stream always") from error  # fmt: skip
-    if workers.rank == 0:
-        about = {"device": describe_device(device), "threads": torch.get_num_threads(), "num_workers": workers.size, "streamed": streams, "wall_s": sum(entry["wall_s"] for entry in fitted.history)}  # fmt: skip
-        _record(dataset, folder, members, fitted, judged, validation.videos, about, save_heads and members[0].fold is None, keep_epochs or {})
-        folder.drop_state(ids)
 
 
 def for_elsewhere(config: C, folder: RunFolder, device: str) -> C:

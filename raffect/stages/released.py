@@ -13,6 +13,7 @@ import pyarrow as pa
 from raffect.config import BankImportConfig
 from raffect.data.annotations import parse_expression, parse_units
 from raffect.data.bank import Bank, Identity
+from raffect.data.features import read_shard_features
 from raffect.data.keys import Vocabulary, positions
 from raffect.data.labels import TASKS
 from raffect.data.storage import has_file
@@ -55,15 +56,26 @@ def import_released(config: BankImportConfig) -> list[str]:
     done = bank.read_commits()
     vocabulary = Vocabulary(sorted(set(videos)))
     listed = vocabulary.keys(keys)
+    written = kept = differ = 0
     with Progress("import", len(keys)) as progress:
         for shard in range(plan.num_shards):
             rows = plan.rows(shard)
             where = positions(vocabulary.keys(rows), listed)
-            if shard not in done and (where >= 0).all():  # others wait for their own split's import
+            own = where >= 0
+            if shard in done and own.any():
+                kept += int(own.sum())
+                differ += int((read_shard_features(bank, shard, identity.dim)[own] != features[order[where[own]]]).any(1).sum())
+            elif own.all():  # others wait for their own split's import
                 bank.commit(shard, rows, np.ascontiguousarray(features[order[where]]), {}, identity)
-                progress.advance(len(rows))
+                written += len(rows)
+            progress.advance(int(own.sum()))
     path = _write_labels(config, keys, labels[order], split)
-    return [f"imported {len(keys):,} {config.task} {split} frames into {bank.path}; labels in {path}", "stamp: imported features (encoder taken on trust)"]
+    lines = [f"imported {written:,} of {len(keys):,} {config.task} {split} frames into {bank.path}; labels in {path}"]
+    if kept:
+        lines.append(f"kept: {kept:,} were there already" + (f", {differ:,} of them with other features: if those are wrong, import into a new --bank" if differ else ""))
+    if waiting := len(keys) - written - kept:
+        lines.append(f"waiting: {waiting:,} share a shard with frames that are planned and not listed here; import those as well")
+    return [*lines, "stamp: imported features (encoder taken on trust)"]
 
 
 def _read_features(file: Path) -> tuple[str, np.ndarray]:

@@ -155,7 +155,7 @@ def _run_section(run: Run, plots: Path, number: int | None) -> list[str]:
     from raffect.stages import figures
 
     name, task = run.folder.path.name, run.task.upper()
-    stem = re.sub(r"[^\w.-]", "_", name) + ("" if number is None else f"-{number + 1}")
+    stem = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) + ("" if number is None else f"-{number + 1}")
     mark = f"\n[{run.stamp}]" if run.stamp else ""
     lines = [f"## {task}: {name}", ""]
     if len({group[0]["recipe"]["loss.alpha"] for group in run.groups}) > 2:  # an axis, not just ERM beside one alpha

@@ -17,9 +17,8 @@ from raffect.errors import RaffectError
 from raffect.stages.progress import format_seconds
 
 NO_PROGRESS_S = {"cuda": 1800, "cpu": 6 * 3600}
-"""After how long without a finished block a pipeline is given up; on a CPU one shard may take half an hour."""
-WAIT_FOR_ACTORS_S = 900
-"""How long the first encoders may take to be there, weights and all."""
+"""After how long without a finished block a pipeline is given up, encoders' start included; on a CPU one shard may take half an hour."""
+_MAX_DEATHS_WHILE_LOADING = 3
 _TOKEN = Path.home() / ".ray" / "auth_token"
 
 
@@ -144,7 +143,8 @@ def configure_data(device: str = "cpu") -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.wait_for_min_actors_s = WAIT_FOR_ACTORS_S  # without a wait, an encoder whose node dies while it loads ends the run
+    context.wait_for_min_actors_s = -1  # readers fill the queue while encoders load, and the first encoder does not wait for the last one
+    context.max_consecutive_actor_init_deaths = _MAX_DEATHS_WHILE_LOADING  # Ray's default is none: the run would end with the first
     context.execution_no_progress_timeout_s = NO_PROGRESS_S[device]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
@@ -152,13 +152,12 @@ def configure_data(device: str = "cpu") -> None:
 def explain_stop(error: BaseException, device: str) -> str:
     """Why Ray Data ended a pipeline, for people."""
     from ray.data.exceptions import ExecutionTimeoutError
-    from ray.exceptions import GetTimeoutError
 
-    lacking = "the cluster lacks what an encoder asks for (`ray status`; --num-actors, --gpus-per-actor, --device)"
-    if isinstance(error, GetTimeoutError):
-        return f"no encoder has started within {format_seconds(WAIT_FOR_ACTORS_S)}: {lacking}, or its weights load too slowly"
     if isinstance(error, ExecutionTimeoutError):
-        return f"nothing moved for {format_seconds(NO_PROGRESS_S[device])}: {lacking}, or one shard takes longer than that (a smaller --shard-rows, in a new bank)"
+        return (
+            f"nothing moved for {format_seconds(NO_PROGRESS_S[device])}: the cluster lacks what an encoder asks for (`ray status`; --num-actors, --gpus-per-actor, --device), "
+            "or one shard takes longer than that (a smaller --shard-rows, in a new bank)"
+        )
     return f"Ray stopped the run: {last_line(error)}; --debug shows all"
 
 

@@ -138,6 +138,7 @@ class EncodeShard:
         self.name = uuid.uuid4().hex
         try:
             self.encoder = load(config, device, threads)
+            self.asked_batch_size = self.encoder.batch_size  # the probe may already cut it
             Bank(bank).claim(self.encoder.identity)
             self.bare_frames_per_s = self.encoder.probe()
         except Exception as error:
@@ -159,7 +160,7 @@ class EncodeShard:
                 notes["failure"] = f"the encoder gave NaN or infinity in {self.encoder.identity.precision}; use --encoder.precision float32 and a new --bank, or other weights"
         if "failure" not in notes:
             notes |= {
-                "encode_start": start, "encode_end": time.time(), "encoder": self.name, "batch_size": self.encoder.batch_size,
+                "encode_start": start, "encode_end": time.time(), "encoder": self.name, "batch_size": self.encoder.batch_size, "asked_batch_size": self.asked_batch_size,
                 "bare_frames_per_s": self.bare_frames_per_s, "identity": asdict(self.encoder.identity),
             }  # fmt: skip
         return pa.table({"shard": table["shard"], "rows": table["rows"], "features": as_cell(features), "notes": [json.dumps(notes)]})

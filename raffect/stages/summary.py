@@ -88,6 +88,7 @@ class Tally:
         self.seconds = dict.fromkeys(("read", "decode", "encode", "commit", "feed_cpu"), 0.0)
         self.bare_by_encoder: dict[str, float] = {}
         self.batch_sizes: set[int] = set()
+        self.was_cut = False
 
     def add(self, notes: Mapping[str, Any]) -> None:
         """Count what `commit_shard` reported of a shard."""
@@ -102,6 +103,7 @@ class Tally:
         self.seconds["feed_cpu"] += notes["read_cpu_s"] + notes["commit_cpu_s"]
         self.bare_by_encoder[notes["encoder"]] = notes["bare_frames_per_s"]
         self.batch_sizes.add(notes["batch_size"])
+        self.was_cut |= notes["batch_size"] < notes["asked_batch_size"]
 
 
 def summarise(bank: Bank, tally: Tally | None = None, wall_s: float = 0.0, encoders: int = 0, gpus: float = 0.0) -> Summary:
@@ -133,7 +135,7 @@ def summarise(bank: Bank, tally: Tally | None = None, wall_s: float = 0.0, encod
     summary.bare_frames_per_s = encoders * float(np.mean(list(tally.bare_by_encoder.values())))  # each wave, and each death, has encoders of its own
     summary.busy_share = tally.seconds["encode"] / encoder_s
     summary.batch_sizes = sorted(tally.batch_sizes)
-    if len(summary.batch_sizes) > 1:
+    if tally.was_cut:
         summary.notes.append(f"the device ran out of memory; batches were cut to {summary.batch_sizes[0]}, which changes the last bits of a vector")
     seconds = tally.seconds | {"wait": max(0.0, encoder_s - tally.seconds["encode"])}
     summary.seconds_per_frame = {stage: seconds[stage] / frames for stage in ("read", "decode", "wait", "encode", "commit", "feed_cpu")}

@@ -41,7 +41,7 @@ def train(config: TrainConfig) -> list[str]:
         RaffectError: If the data or settings do not allow it.
     """
     dataset = open_dataset(config.bank, config.labels, config.task)
-    config = dataclasses.replace(config, stream=decide_stream(config.stream, dataset.splits["train"]))
+    config = dataclasses.replace(config, stream=decide_stream(config.stream, dataset.splits["train"], config.device))
     recipes = [with_settings(plain(config), {"seed": config.seed + k}) for k in range(config.num_seeds)]
     check_before(config, dataset)
     folder = RunFolder.create(config, dataset)

@@ -53,7 +53,7 @@ def tune(config: TuneConfig) -> list[str]:
     recipes = list_recipes(plain(config), config.space, config.samples)
     recipes = add_baseline(recipes) if config.baseline else recipes
     dataset = open_dataset(config.bank, config.labels, config.task)
-    config = dataclasses.replace(config, stream=decide_stream(config.stream, dataset.splits["train"]))
+    config = dataclasses.replace(config, stream=decide_stream(config.stream, dataset.splits["train"], config.device, config.gpus_per_trial or 1.0))
     for batch_size in sorted({recipe.batch_size for recipe in recipes}):
         check_before(dataclasses.replace(config, batch_size=batch_size), dataset)
     folder = RunFolder.create(config, dataset)

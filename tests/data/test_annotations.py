@@ -155,6 +155,13 @@ def test_an_mtl_file_has_one_split_and_a_video_too(tmp_path):
     assert ["rename it" in problem.what or "train split too" in problem.what for problem in found.problems] == [True, True]
 
 
+def test_a_copy_of_an_mtl_file_doubles_no_frame(tmp_path):
+    content = b"image,valence,arousal,expression,aus\n" + b"".join(b"a/%05d.jpg,0.1,-0.2,4," % k + b",".join([b"0"] * 12) + b"\n" for k in (1, 2))
+    found = read_annotations(write_tree(tmp_path, {f"MTL/{name}.txt": content for name in ("training_set_annotations", "training_set_annotations (1)")}))
+    assert found.tables["expr"]["frame"].to_pylist() == [1, 2]
+    assert "another file of the train split" in found.problems[0].what
+
+
 def test_a_video_in_two_splits_is_reported(tmp_path):
     files = {f"EXPR_Set/{split}/v.txt": HEADER + b"\n1\n" for split in ("Train_Set", "Validation_Set")}
     found = read_annotations(write_tree(tmp_path, files))

@@ -6,7 +6,7 @@ import pytest
 from conftest import fill_bank, make_manifest
 
 from raffect.data.bank import Bank
-from raffect.data.features import read_features
+from raffect.data.features import find_features, read_features
 from raffect.data.labels import AU, EXPR
 from raffect.errors import RaffectError
 
@@ -93,6 +93,22 @@ def test_a_damaged_shard_is_one_clear_error(bank):
     bank.shard_path(0).write_bytes(content[:-4] + b"xxxx")
     with pytest.raises(RaffectError, match="000000.parquet.*verify"):
         read_features(bank, make_labels(), EXPR, "train")
+
+
+def test_a_frame_that_is_labelled_twice_is_refused(bank):
+    labels = make_labels()
+    row = next(row for row in labels.to_pylist() if row["split"] == "train" and row["expression"] >= 0 and row["video"] == "a" and row["frame"] > 4)
+    doubled = pa.concat_tables([labels, pa.Table.from_pylist([row], schema=labels.schema)])
+    with pytest.raises(RaffectError, match=f"1 frame.* of train twice, first a frame {row['frame']};"):
+        read_features(bank, doubled, EXPR, "train")
+
+
+def test_what_is_committed_meanwhile_joins_no_half_of_a_data_set(bank):
+    commits = bank.read_commits()
+    first = find_features(bank, make_labels(), EXPR, "train", commits=commits)
+    seen = {shard: commits[shard] for shard in list(commits)[1:]}
+    assert len(find_features(bank, make_labels(), EXPR, "train", commits=seen)) < len(first)
+    assert bank.digest(seen) != bank.digest(commits) == bank.digest()
 
 
 def test_an_empty_bank_is_one_clear_error(tmp_path):

@@ -275,3 +275,9 @@ def test_half_precision_on_request_is_close_and_another_identity(tiny_vit, preci
     assert half.identity.differences(full.identity) == [f"precision: {precision} against float32"]
     difference = np.abs(half.encode(frames).astype(np.float32) - full.encode(frames)).max()
     assert 0 < difference < tolerance * np.abs(full.encode(frames)).max()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a torch that has no device")
+def test_a_device_that_takes_no_encoder_is_one_clear_error(tiny_vit):
+    with pytest.raises(RaffectError, match=r"tiny-vit-quickgelu cannot be put on cuda \(.+\); see `nvidia-smi`"):
+        load_encoder(tiny_vit, "cuda")

@@ -9,6 +9,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
+from raffect.errors import RaffectError
 from raffect.model.head import Head, build_head, member_state
 from raffect.model.learner import Learner, Rows, learning_rate, require_one_pack
 from raffect.model.losses import cvar, sigmoid_losses, softmax_losses
@@ -327,6 +328,11 @@ def _worker(rank, size, port, folder):
         learner = run(make_learner(recipes, rows, dtype, Workers.current()), rows)
         if rank == 0:
             torch.save({"weights": learner.pack.weights, "mean": learner.pack.running_mean, "var": learner.pack.running_var, "loss": learner.loss_sum}, folder / f"{number}.pt")
+    try:
+        Workers.current().require_same(7 - (rank == 1), "epochs", torch.device("cpu"))
+    except RaffectError as error:
+        (folder / f"refused-{rank}").write_text(str(error))
+    Workers.current().require_same(7, "epochs", torch.device("cpu"))
     torch.distributed.destroy_process_group()
 
 
@@ -340,6 +346,7 @@ def test_four_workers_together_give_the_result_of_one(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     mp.spawn(_worker, (4, port, tmp_path), nprocs=4)
+    assert {(tmp_path / f"refused-{rank}").read_text().partition(";")[0] for rank in range(4)} == {"workers see different epochs: 7, 6, 7, 7"}
     for number, (task, dtype, granularity, tolerance) in enumerate(CASES):
         many, (recipes, rows) = torch.load(tmp_path / f"{number}.pt", weights_only=True), worker_setup(task, granularity)
         one = run(make_learner(recipes, rows, dtype), rows)

@@ -1,7 +1,9 @@
 """`raffect bank`: info, verify, export, import, and the one-liners of docs/bank.md as they stand there."""
 
 import json
+import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,15 @@ def test_importing_twice_or_after_a_stop_changes_nothing(tmp_path):
     assert Bank(tmp_path / "bank").digest() == digest
 
 
+def test_importing_a_corrected_file_says_what_is_kept_and_what_differs(tmp_path):
+    released(tmp_path, "train", {"v1": 3000})
+    assert import_released(importing(tmp_path, "train"))[0].startswith("imported 3,000 of 3,000 expr train frames")
+    released(tmp_path, "train", {"v1": 3000, "v2": 10}, seed=1)
+    lines = import_released(importing(tmp_path, "train"))
+    assert lines[0].startswith("imported 10 of 3,010 expr train frames")
+    assert "kept: 3,000 were there already, 3,000 of them with other features" in lines[1]
+
+
 def test_released_files_that_do_not_fit_are_one_clear_line(tmp_path):
     released(tmp_path, "train", {"v": 10})
     config = importing(tmp_path, "train")
@@ -162,6 +173,23 @@ def test_rejects_are_read_again_on_request(bank, capsys):
     assert "1 of them as rejects" in capsys.readouterr().out
     assert main(["bank", "verify", "--bank", str(bank.path), "--retry-rejects"]) == 1
     assert sorted(bank.read_commits()) == [0, 2]
+
+
+def test_without_rejects_there_is_nothing_to_retry_and_the_verdict_stands(tmp_path, capsys):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 30}))
+    assert main(["bank", "verify", "--bank", str(bank.path), "--retry-rejects"]) == 0
+    assert "sound and complete" in capsys.readouterr().out
+
+
+def test_repair_leaves_files_alone_that_somebody_may_be_writing(bank, capsys):
+    young, old = (bank.path / "shards" / f".tmp-{name}" for name in ("young", "old"))
+    for path in (young, old):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    assert main(["bank", "verify", "--bank", str(bank.path), "--repair"]) == 0
+    assert "leftovers: 1 " in capsys.readouterr().out
+    assert young.exists()
+    assert not old.exists()
 
 
 def test_a_bank_without_its_plan_is_one_clear_error(bank, capsys):

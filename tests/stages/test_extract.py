@@ -1,9 +1,12 @@
 """Extraction through a real Ray: the features are the encoder's own, once each, whatever happens on the way."""
 
 import json
+import os
 import random
+import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,8 +175,8 @@ def test_an_encoder_that_never_starts_ends_the_run_with_one_line(config, tmp_pat
     def load(config, device, threads):
         time.sleep(600)
 
-    monkeypatch.setattr("raffect.stages.runtime.WAIT_FOR_ACTORS_S", 8)
-    with pytest.raises(RaffectError, match=r"no encoder has started within 8\.0 s: the cluster lacks .* goes on from there"):
+    monkeypatch.setitem(NO_PROGRESS_S, "cpu", 8)
+    with pytest.raises(RaffectError, match=r"nothing moved for 8\.0 s: the cluster lacks .* goes on from there"):
         extract(replace(config, bank=tmp_path / "bank"), load=load, geometry=Geometry(size=32))
 
 
@@ -190,6 +193,41 @@ def test_a_run_in_which_nothing_moves_ends_with_one_line(config, tmp_path, monke
     monkeypatch.setitem(NO_PROGRESS_S, "cpu", 8)
     with pytest.raises(RaffectError, match=r"nothing moved for 8\.0 s: .* goes on from there"):
         extract(replace(config, bank=tmp_path / "bank"), load=load)
+
+
+def test_encoders_that_die_while_they_load_are_started_again(config, tmp_path, local_ray):
+    """As on a node that goes, or for want of memory."""
+
+    def load(config, device, threads):
+        with suppress(FileExistsError):
+            (tmp_path / "died").touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load_encoder(config, device)
+
+    summary = extract(replace(config, bank=tmp_path / "bank", num_actors=2), load=load)
+    assert (tmp_path / "died").exists()
+    assert summary.rows + summary.rejects == summary.planned
+
+
+def test_a_dry_run_takes_the_device_and_the_precision_that_the_run_would(config, tmp_path, monkeypatch):
+    seen = []
+
+    def load(config, device):
+        seen.append(device)
+        encoder = load_encoder(config, "cpu")
+        encoder.identity = replace(encoder.identity, precision="float32" if device == "cpu" else "float16")  # as on a machine with a GPU
+        return encoder
+
+    monkeypatch.setattr("raffect.model.encoder.load_encoder", load)
+    bank = Bank(tmp_path / "bank")
+    bank.extend_plan(read_manifest(config.manifest), 32)
+    bank.claim(load(config.encoder, "cpu").identity)
+    assert "would encode" in dry_run(replace(config, bank=bank.path, device="cpu"))[0]
+    assert "would encode" in dry_run(replace(config, bank=bank.path, gpus_per_actor=0.0))[0]
+    assert "would encode" in dry_run(replace(config, bank=bank.path))[0]
+    assert seen == ["cpu", "cpu", "cpu", None]
+    with pytest.raises(RaffectError, match="precision"):
+        dry_run(replace(config, bank=bank.path, encoder=replace(config.encoder, precision="bfloat16")))
 
 
 def test_killed_drivers_and_workers_lose_and_change_nothing(tree, tmp_path):

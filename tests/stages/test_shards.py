@@ -15,6 +15,7 @@ from raffect.data.bank import Bank
 from raffect.data.verify import verify
 from raffect.errors import RaffectError
 from raffect.stages.shards import EncodeShard, Geometry, commit_shard, read_shard, to_item
+from raffect.stages.summary import Tally, summarise
 
 SIZES = [(112, 112), (40, 30), (112, 112), (300, 260), (1, 1)]
 
@@ -142,3 +143,14 @@ def test_vectors_that_are_not_finite_are_never_committed(bank, rows):
 
     assert "NaN" in run(bank, rows, lambda config, device, threads: Broken())["failure"]
     assert bank.read_commits() == {}
+
+
+def test_a_batch_that_the_probe_already_cut_is_said(bank, rows):
+    class Small(Mean):
+        def probe(self):
+            self.batch_size = 2
+            return 1.0
+
+    tally = Tally()
+    tally.add(run(bank, rows, lambda config, device, threads: Small()))
+    assert any("batches were cut to 2" in note for note in summarise(bank, tally).notes)

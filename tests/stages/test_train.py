@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -219,6 +222,21 @@ def test_evaluate_scores_a_run_a_head_and_the_training_split(data, tmp_path, cap
     assert "trained on" in capsys.readouterr().out
 
 
+def test_evaluate_needs_no_split_but_the_one_it_judges_and_says_when_the_gpu_is_full(data, tmp_path, monkeypatch, capsys):
+    assert main(words("train", data, tmp_path / "run")) == 0
+    table = pq.read_table(data / "labels" / "expr.parquet")
+    pq.write_table(table.filter(pc.field("split").cast(pa.string()) == "validation"), tmp_path / "expr.parquet")
+    capsys.readouterr()
+    command = ["evaluate", "--bank", str(data / "bank"), "--labels", str(tmp_path / "expr.parquet"), "--run", str(tmp_path / "run"), "--device", "cpu"]
+    assert main(command) == 0
+    assert "EXPR validation" in capsys.readouterr().out
+    assert main([*command, "--split", "train"]) == 2
+    assert "no frame of expr train" in capsys.readouterr().err
+    monkeypatch.setattr("raffect.stages.evaluate.read_rows", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    assert main(command) == 2
+    assert "out of GPU memory" in capsys.readouterr().err
+
+
 def test_evaluate_refuses_features_of_another_encoder_and_damaged_heads(data, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(words("train", data, out)) == 0
@@ -291,3 +309,16 @@ def test_a_stream_learns_from_every_row_once_an_epoch_in_an_order_of_its_own(dat
         mine = np.lexsort(x.T)
         assert np.array_equal(x[mine], expected[order])
         assert np.array_equal(y[mine], index.y[order, 0])
+
+
+def test_a_damaged_shard_ends_a_stream_with_one_line(data, tmp_path, capfd, local_ray):
+    shutil.copytree(data, tmp_path / "data")
+    shard = sorted((tmp_path / "data" / "bank" / "shards").glob("*.parquet"))[-1]
+    content = bytearray(shard.read_bytes())
+    content[:64] = bytes(64)
+    content[-64:] = bytes(64)
+    shard.write_bytes(content)  # of the recorded size, so it counts until it is read
+    assert main(words("train", tmp_path / "data", tmp_path / "run", "--stream", "always")) == 2
+    errors = capfd.readouterr().err
+    assert "Traceback" not in errors
+    assert re.search(rf"raffect train: .*{shard.name}: damaged .* extract again$", errors.strip().splitlines()[-1])

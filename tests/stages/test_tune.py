@@ -156,6 +156,12 @@ def test_spread_is_over_seeds_and_groups_differ_in_more(data, tmp_path, capsys):
     assert spread(group, "chosen") is None
 
 
+def test_a_report_of_a_folder_with_an_accent_has_its_pictures(data, tmp_path, local_ray):  # noqa: F811
+    assert main(sweep(data, tmp_path / "\u00e9t\u00e9", "--members-per-trial", "8", "--no-save-heads")) == 0
+    assert main(["report", "--runs", str(tmp_path / "\u00e9t\u00e9"), "--out", str(tmp_path / "report")]) == 0
+    assert "data:image/png" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_reports_and_sweeps_refuse_what_makes_no_sense(data, tmp_path, capsys):  # noqa: F811
     assert main(["report", "--runs", str(tmp_path)]) == 2
     assert "no run folder" in capsys.readouterr().err
@@ -206,6 +212,11 @@ def test_a_run_that_goes_on_keeps_packs_as_they_were_cut_and_repeats_nothing(tmp
     assert sorted(m.id for pack in again[1:] for m in pack) == sorted(m.id for m in [*packs[2], larger[-1]])
     assert all(len(pack) <= 2 for pack in again[1:])
     assert all(len({m.recipe.seed for m in pack}) == 1 for pack in plan_packs(folder, larger, 3, one_seed=True)[1:])
+    # Fewer members were asked for in between, and that run was killed too: one of the two packs goes on, nobody is trained twice.
+    folder.write_members([packs[1][0].id])
+    folder.state_path([packs[1][0].id]).touch()
+    planned = [m.id for pack in plan_packs(folder, larger, 2, one_seed=False) for m in pack]
+    assert len(planned) == len(set(planned)) == len(larger) - len(packs[0])
     # Another epoch chosen on folds: heads that kept the old one are trained again.
     keep = {member.id: 5 for member in packs[0]}
     folder.write_record(record_of(packs[0][0], keep_epoch=5))
