@@ -1,4 +1,4 @@
-"""Ask an autoscaling cluster for GPUs, wait for them, then run a job: `python cluster/with_gpus.py 4 jobs/extract.py --manifest M --bank B`.
+"""Ask an autoscaling cluster for GPUs, wait for them, then run a job: `python cluster/with_gpus.py 4 jobs/extract.py --device cuda --manifest M --bank B`.
 
 raffect plans with the GPUs it sees when it starts, and a cluster that scales down to nothing shows none. After
 ``RAFFECT_WAIT_S`` seconds (1200) it goes on with those that came, if any did.
@@ -12,6 +12,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
+
+HOLD_S = 5.0
 
 
 def main(argv: list[str]) -> int:
@@ -40,13 +42,22 @@ def gather_gpus(wanted: int, limit_s: float) -> float:
     ray.init(logging_level=logging.ERROR, log_to_driver=False)
     try:
         request_resources(bundles=[{"GPU": 1}] * wanted)
-        return wait_for(lambda: float(ray.cluster_resources().get("GPU", 0)), wanted, limit_s)
+        found = wait_for(lambda: float(ray.cluster_resources().get("GPU", 0)), wanted, limit_s)
+        # A machine is idle from its start, asked for or not: one that waited long for the others would leave with the request.
+        # A task on every GPU at once sets their clocks back, and the job takes them within the cluster's idle timeout.
+        with contextlib.suppress(Exception):
+            ray.get([ray.remote(num_cpus=0, num_gpus=1)(hold).remote(HOLD_S) for _ in range(int(found))], timeout=120)
+        return found
     finally:
-        # The request outlives this process and would keep the machines, and their price, for ever. They stay until they
-        # have been idle for the cluster's timeout: long enough for the job to take them.
+        # The request outlives this process and would keep the machines, and their price, for ever.
         with contextlib.suppress(Exception):
             request_resources(bundles=[])
         ray.shutdown()
+
+
+def hold(seconds: float) -> None:
+    """Keep what the task has been given for a while."""
+    time.sleep(seconds)
 
 
 def wait_for(count: Callable[[], float], wanted: int, limit_s: float, every_s: float = 5.0) -> float:

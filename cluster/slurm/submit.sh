@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Ray on the nodes of a Slurm job, and one raffect job on it. From the repository's root, with its .venv (`uv sync`):
 #
-#   sbatch --nodes=4 cluster/slurm/submit.sh jobs/extract.py --manifest /shared/data/manifest.parquet --bank /shared/bank
-#   sbatch --nodes=2 cluster/slurm/submit.sh jobs/tune.py paper --task expr --bank /shared/bank --labels /shared/data --out /shared/runs/figure2
+#   sbatch --nodes=4 cluster/slurm/submit.sh jobs/extract.py --device cuda --manifest /shared/data/manifest.parquet --bank /shared/bank
+#   sbatch --nodes=2 cluster/slurm/submit.sh jobs/tune.py paper --device cuda --task expr --bank /shared/bank --labels /shared/data --out /shared/runs/figure2
 #
-# Flags of sbatch win over the lines below. A job that was preempted or ran out of time goes on where it stopped: Slurm queues
-# it again, or give the same command. Logs of Ray and the job's token are in slurm-<job>/ beside slurm-<job>.out.
+# Flags of sbatch win over the lines below. Slurm queues a job again that was preempted or lost a node; after the time limit give the
+# same command. Both go on where it stopped. Logs of Ray and the job's token are in slurm-<job>/ beside slurm-<job>.out.
 #
 # RAFFECT_VENV (.venv), RAFFECT_HEAD_IP (first address of the first node), RAFFECT_WAIT_S (300) and
 # RAFFECT_OBJECT_STORE_BYTES (8e9 a node) may be set before sbatch.
@@ -54,11 +54,14 @@ rm -f "$RAY_AUTH_TOKEN_PATH"
 od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH"
 chmod 600 "$RAY_AUTH_TOKEN_PATH"
 unset RAY_AUTH_TOKEN
+# srun reads these of sbatch's flags: the environment must reach the nodes, and a total of GPUs is not one node's.
+unset SLURM_GPUS
+export SLURM_EXPORT_ENV=ALL
 
 steps=()  # one srun a node
 driver='' # what counts the nodes, then the job
 
-# SIGTERM to the processes given, SIGKILL to those still there 45 s later (Ray takes up to 30 to hand over its work).
+# SIGTERM to the processes given, SIGKILL to those still there 45 s later (the driver takes its time; srun kills its step at once).
 # shellcheck disable=SC2329 # called by clean_up
 end_processes() {
     (($# > 0)) || return 0
@@ -77,7 +80,7 @@ clean_up() {
     trap '' TERM INT
     [[ -z $driver ]] || end_processes "$driver"
     ((${#steps[@]} == 0)) || end_processes "${steps[@]}"
-    srun --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" --ntasks-per-node=1 rm -rf "$temp_dir" || true
+    srun --overlap --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" --ntasks-per-node=1 rm -rf "$temp_dir" || true
     rm -f "$RAY_AUTH_TOKEN_PATH"
     exit "$status"
 }

@@ -43,7 +43,20 @@ def test_a_job_brings_the_package_and_jobs_and_neither_data_nor_environment(tmp_
     shutil.copytree(ROOT / "raffect", folder / "raffect")
     shutil.copytree(ROOT / "jobs", folder / "jobs")
     wanted = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    heavy = [".git/x", ".venv/x", "data/manifest.parquet", "data/labels/a.txt", "bank/shards/0.parquet", "bank2/x", "images/a.jpg", "runs/a/b.json", "tests/a.py", "docs/a.png"]
+    heavy = [
+        ".git/x",
+        ".python/x",
+        "hf/hub/x",
+        ".venv/x",
+        "data/manifest.parquet",
+        "data/labels/a.txt",
+        "bank/shards/0.parquet",
+        "bank2/x",
+        "images/a.jpg",
+        "runs/a/b.json",
+        "tests/a.py",
+        "docs/a.png",
+    ]
     for name in [*heavy, "raffect-demo/x", "slurm-1/auth_token", "frames.zip", "expr_train_clip.h5"]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")

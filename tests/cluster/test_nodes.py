@@ -208,11 +208,29 @@ def driver_of(cluster, script: str) -> int:
     raise AssertionError(f"no driver of {script}")
 
 
-def test_training_on_four_nodes_ends_with_its_scores(cluster, extracted, data, tmp_path):
+def test_training_that_waits_for_four_gpus_ends_with_its_scores(cluster, extracted, data, tmp_path):
     bank, _ = extracted
-    words = ["jobs/train.py", "erm", "--task", "au", "--bank", str(bank), "--labels", str(data), "--out", str(tmp_path / "run"), "--epochs", "2", "--batch-size", "64"]
+    words = [
+        "cluster/with_gpus.py",
+        "4",
+        "jobs/train.py",
+        "erm",
+        "--task",
+        "au",
+        "--bank",
+        str(bank),
+        "--labels",
+        str(data),
+        "--out",
+        str(tmp_path / "run"),
+        "--epochs",
+        "2",
+        "--batch-size",
+        "64",
+    ]
     with submitted(cluster, *words, "--head.width", "16", "--device", "cpu", "--num-workers", "4") as job:
         code, result, text = result_of(job)
+    assert "with_gpus.py: 4 of 4 GPUs" in text
     assert code == 0, text[-3000:]
     assert 0 <= result["scores"]["last"]["mean"] <= 1
 
