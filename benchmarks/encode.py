@@ -8,7 +8,7 @@
 (c) raffect's encoder from uint8 frames of 112x112 in memory: copy, resize, normalise, tower, vectors back.
 (d) raffect's extraction from JPEG files to a bank, steady rate; needs Ray, and is left out where there is none.
 
-Random weights: speed does not depend on them. Every rate is the best of --repeats. MFU is against a large matrix product of the same precision,
+Random weights: speed does not depend on them. Rates of (b) and (c) are the best of --repeats; (a) and (d) run once, (a) with warm workers, (d) on one device. MFU is against a large matrix product of the same precision,
 measured in the same run. "Difference" is the largest |v - v32| / |v32| of a frame, v32 being open_clip's tower in float32.
 """
 
@@ -139,8 +139,10 @@ def run_script(paths: list[Path], config: EncoderConfig, device: torch.device, b
     dtype = getattr(torch, config.precision) if config.precision != "auto" else torch.float16 if device.type == "cuda" else torch.float32
     model = build_model(resolve(config)).to(device, dtype).eval()
     model.encode_image(torch.zeros(batch, 3, 224, 224, device=device, dtype=dtype))
+    loader = DataLoader(Files(paths), batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
+    next(iter(loader))  # starts the workers
     out, start = [], time.perf_counter()
-    for images in DataLoader(Files(paths), batch_size=batch, num_workers=workers):
+    for images in loader:
         out.append(model.encode_image(images.to(device, dtype)).cpu().numpy())
     return len(paths) / (time.perf_counter() - start), np.concatenate(out).astype(np.float32)
 
@@ -150,7 +152,7 @@ def difference(vectors: np.ndarray, exact: np.ndarray) -> float:
     return float((np.linalg.norm(one - other, axis=1) / np.linalg.norm(other, axis=1)).max())
 
 
-def run_extract(folder: Path, frames: int, config: EncoderConfig, batch: int) -> tuple[float, float]:
+def run_extract(folder: Path, frames: int, config: EncoderConfig, device: torch.device, batch: int) -> tuple[float, float]:
     """(d): steady frames/s of a whole extraction, and the bare rate that its own actor measured."""
     from raffect.stages.extract import extract
 
@@ -162,6 +164,8 @@ def run_extract(folder: Path, frames: int, config: EncoderConfig, batch: int) ->
             manifest=folder / "data" / "manifest.parquet",
             bank=folder / "bank",
             encoder=dataclasses.replace(config, batch_size=batch),
+            device=device.type,
+            num_actors=1,
             shard_rows=shard_rows,
             limit=frames,
             allow_embedded=True,
@@ -223,7 +227,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, in
             if importlib.util.find_spec("ray") is None:
                 print("(d) is left out: Ray is not installed here")
                 continue
-            rate, bare = run_extract(folder / f"extract-{batch}", options.frames, config, batch)
+            rate, bare = run_extract(folder / f"extract-{batch}", options.frames, config, device, batch)
             yield f"(d) extraction, files to bank (its actor's bare tower: {bare:,.1f}/s)", batch, rate, None, None, 0.0
 
 

@@ -73,6 +73,7 @@ def read_annotations(root: Path) -> Annotations:
     """
     if not root.is_dir():
         raise RaffectError(f"--annotations {root}: no such folder; give the folder that holds EXPR_*_Challenge, AU_*_Challenge or VA_*_Challenge")
+    root = Path(os.path.abspath(root))  # so that `.` has a name
     reader = _Reader(root)
     folders = list(_find_task_folders(root))
     editions = sorted({folder.parent.parent for _, _, folder in folders})

@@ -157,7 +157,7 @@ def _read_packed(group: dict[str, list], row: str, key: list, root: str) -> byte
     try:
         content, reason, *found = (group[name][int(row)] for name in ("image", "reason", "video", "frame"))
     except (ValueError, IndexError):
-        raise BadFrame(f"packed file has no row {row}") from None
+        found = ["no", row]
     if found != key:  # packed again since the manifest was written; a picture of another frame must never be encoded as this one
         raise RaffectError(f"{root}: holds {found[0]} frame {found[1]} where the manifest has {key[0]} frame {key[1]}; finish `raffect pack`, and use the manifest that it writes")
     if content is None:

@@ -79,6 +79,10 @@ def _list_root(root: str, listing: Listing, depth: int) -> list[tuple[str, str, 
             elif not names:
                 listing.problems.append(f"{_printable(entry.path)}: no frames in it")
             else:
+                if has_folders:
+                    listing.problems.append(
+                        f"{_printable(entry.path)}: taken as a video, its folders left out; if they are videos, move the {len(names)} pictures beside them away"
+                    )
                 folders.append((entry.name, root, frames, names))
     return folders
 
@@ -92,7 +96,7 @@ def _list_video(folder: str, listing: Listing) -> tuple[np.ndarray, list[str], b
             frames.append(frame)
             names.append(name)
         elif entry.is_dir():
-            has_folders = True
+            has_folders |= not name.startswith(".")
         else:
             listing.num_other += 1
     return np.array(frames, np.int32), names, has_folders

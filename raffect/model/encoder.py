@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -197,13 +198,25 @@ def _load_weights(model: Clip, file: Path) -> None:
             state = torch.jit.load(str(file), map_location="cpu").state_dict()
             model.load_state_dict({name: tensor for name, tensor in state.items() if name not in _OPENAI_EXTRAS})
         else:
-            open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
+            with _without_stretching(model.visual):
+                open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
     except RaffectError:
         raise
     except Exception as error:  # torch, safetensors and zipfile each have their own; all mean that the file will not do
         what = " ".join(str(error).split())
         what = "holds Python objects instead of tensors, which raffect never loads" if "weights_only" in what else what[:200]
         raise RaffectError(f"--encoder.weights {file}: cannot be loaded ({what}); expected weights of this very model as .safetensors, state dict or OpenAI's .pt") from error
+
+
+@contextlib.contextmanager
+def _without_stretching(tower: nn.Module) -> Generator[None]:
+    """Keep open_clip from stretching the position embedding of a file for another resolution, which it does without a word where it finds the grid."""
+    grid = tower.__dict__.pop("grid_size", None)
+    try:
+        yield
+    finally:
+        if grid is not None:
+            tower.grid_size = grid
 
 
 def _require_finite(tower: nn.Module, file: Path) -> None:

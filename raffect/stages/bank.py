@@ -122,7 +122,7 @@ def export(config: BankExportConfig) -> list[str]:
     verdict = verify(bank)  # reads every byte, so it comes after what costs nothing
     if not verdict.sound:
         raise RaffectError(f"{bank.path}: damaged, nothing exported; see `raffect bank verify`")
-    rows = verdict.rows
+    rows = sum(commit.rows for commit in commits.values())  # what a running extract commits from now on is not exported
     config.out.mkdir(parents=True, exist_ok=True)
     with Progress("export", rows, "rows") as progress:
         if config.format == "npy":

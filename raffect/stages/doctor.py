@@ -126,9 +126,9 @@ def _check_data(folder: Path | None) -> Iterator[Check]:
     from raffect.data.tables import read_labels
 
     manifest = read_manifest(folder / "manifest.parquet")
-    root = manifest["root"][0].as_py()
-    ok = locate(root).exists()
-    yield Check("data", ok, f"{len(manifest):,} frames" + ("" if ok else f"; image root {root} is not on this machine: mount it, or run `raffect prepare` again"))
+    absent = [root for root in manifest["root"].unique().to_pylist() if not locate(root).exists()]
+    hint = f"; image root {' and '.join(absent[:3])}{' ...' if len(absent) > 3 else ''} is not on this machine: mount it, or run `raffect prepare` again"
+    yield Check("data", not absent, f"{len(manifest):,} frames" + (hint if absent else ""))
     for path in sorted((folder / "labels").glob("*.parquet")):
         yield Check("labels", True, f"{path.stem}: {len(read_labels(path)):,} lines")
 

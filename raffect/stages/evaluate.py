@@ -24,7 +24,7 @@ from raffect.model.pack import Layout, fold
 from raffect.stages.dataset import Dataset, missing_lines, open_dataset, output_names, pick_device, read_rows
 from raffect.stages.provenance import describe_run
 from raffect.stages.runs import write_csv
-from raffect.stages.scores import group_by_settings, short, spread
+from raffect.stages.scores import group_by_settings, settings_text, short, spread, trivial_text, varying
 
 
 def evaluate(config: EvaluateConfig) -> list[str]:
@@ -36,6 +36,8 @@ def evaluate(config: EvaluateConfig) -> list[str]:
     Raises:
         RaffectError: If there is no head, or it does not go with the bank.
     """
+    if config.out is not None and (config.out / "env.json").exists():
+        raise RaffectError(f"--out {config.out}: is a run folder, whose own metrics.json would be overwritten; name another one")
     folders = find_heads(config.run, config.epoch)
     configs = [read_config(folder) for folder in folders]
     left_out = [folder for folder, about in zip(folders, configs, strict=True) if about["status"] != "done"] if len(folders) > 1 else []
@@ -60,7 +62,8 @@ def evaluate(config: EvaluateConfig) -> list[str]:
         raise RaffectError(f"out of GPU memory with {len(index):,} frames; free the device, or use --device cpu") from error
     if config.out is not None:
         _write(config.out, config, dataset, folders, configs, counts)
-    return [*(f"left out: {folder}, which diverged" for folder in left_out), *_lines(config, dataset, configs, counts)]
+    kept_diverged = [f"note: {folder} diverged; its last sound epoch is judged" for folder, about in kept if about["status"] != "done"]
+    return [*(f"left out: {folder}, which diverged" for folder in left_out), *kept_diverged, *_lines(config, dataset, configs, counts)]
 
 
 def find_heads(path: Path, snapshot: str) -> list[Path]:
@@ -92,20 +95,21 @@ def _lines(config: EvaluateConfig, dataset: Dataset, configs: Sequence[dict[str,
     constant = trivial(counts[0].sum(0), task)
     lines = [
         *missing_lines(dataset.facts),
-        f"{task.name.upper()} {config.split}: {len(index):,} frames of {len(index.videos)} videos; snapshot {config.epoch} of {len(configs)} head(s)",
+        f"{task.name.upper()} {config.split}: {len(index):,} frames of {len(index.videos)} videos; snapshot {configs[0]['snapshot']} of {len(configs)} head(s)",
     ]
     records = [
         {"recipe": about["recipe"], "scores": {config.split: {"macro_f1": f1, "epoch": about["epoch"]}}, "videos": {config.split: part}}
         for about, part, f1 in zip(configs, counts, macro_f1(counts.sum(1), task), strict=True)
     ]
     groups = group_by_settings(records)
+    shown = varying(groups) or ["loss.alpha", "sam.rho"]
     for group in groups:
-        recipe, found = group[0]["recipe"], spread(group, config.split)
-        lines += [f"alpha {recipe['loss.alpha']:g} rho {recipe['sam.rho']:g}: macro F1 {found.text()}"] if found else []
-    lines.append(f"trivial: {short(float(constant['macro_f1']))} ({constant['answer']})")
+        found = spread(group, config.split)
+        lines += [f"{settings_text({name: group[0]['recipe'][name] for name in shown})}: macro F1 {found.text()}"] if found else []
+    lines.append(f"trivial: {trivial_text(constant)}")
     if config.split == "train":
         lines.append("these frames were trained on: this is no measure of how well a head does")
-    elif config.epoch == "best":
+    elif configs[0]["snapshot"] == "best":
         lines.append("epoch chosen on the validation split of the training run: optimistic there")
     if len(groups) == 1:
         lines += _class_lines(counts, task)
@@ -130,7 +134,7 @@ def _write(out: Path, config: EvaluateConfig, dataset: Dataset, folders: Sequenc
         {"folder": str(folder), "member": about["member"], "recipe": about["recipe"], **score(part.sum(0), task, names), "interval_95": bootstrap_videos(part, task, seed=0)}
         for folder, about, part in zip(folders, configs, counts, strict=True)
     ]
-    content = {"run": describe_run(), "data": dataset.facts, "split": config.split, "snapshot": config.epoch, "trivial": trivial(counts[0].sum(0), task), "heads": heads}
+    content = {"run": describe_run(), "data": dataset.facts, "split": config.split, "snapshot": configs[0]["snapshot"], "trivial": trivial(counts[0].sum(0), task), "heads": heads}
     write_atomic(out / "metrics.json", (json.dumps(content, indent=1) + "\n").encode())
     rows = [
         {"member": about["member"], "video": name, "macro_f1_over_all_classes": round(float(value), 4)}

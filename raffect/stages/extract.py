@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,8 @@ import pyarrow as pa
 
 from raffect.config import EMBEDDED_MODEL, ExtractConfig
 from raffect.data.atomic import write_atomic
-from raffect.data.bank import Bank, Plan
-from raffect.data.frames import BadFrame, read_frames
+from raffect.data.bank import DEFAULT_SHARD_ROWS, Bank, Plan
+from raffect.data.frames import PACKED_SUFFIX, BadFrame, read_frames
 from raffect.data.keys import Vocabulary, encode_video, positions
 from raffect.data.manifest import is_synthetic_manifest, read_manifest
 from raffect.errors import RaffectError
@@ -112,23 +111,32 @@ def dry_run(config: ExtractConfig) -> list[str]:
         frames = len(bank.unplanned(manifest)) + int(np.diff(bank.plan.offsets)[_choose_shards(bank, bank.plan, None)].sum())
     frames = min(frames, config.limit or frames)
     start = time.perf_counter()
-    picked = manifest.take(np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)))
+    if manifest["root"][0].as_py().endswith(PACKED_SUFFIX):  # read a row group at a time, as the run does
+        picked = manifest.slice(0, DEFAULT_SHARD_ROWS)
+    else:
+        picked = manifest.take(np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)))
     bad = sum(isinstance(frame, BadFrame) for frame in read_frames(picked))
     read_s = (time.perf_counter() - start) / len(picked)
     encoder = load_encoder(config.encoder, "cpu" if config.device == "cpu" or config.gpus_per_actor == 0 else None)
+    notes = ["nothing was written"]
     if bank.exists and (found := bank.read_identity()):
         found.require_equal(encoder.identity if config.encoder.precision != "auto" else replace(encoder.identity, precision=found.precision), bank.path)
+        if found.precision != encoder.identity.precision:
+            notes.insert(
+                0,
+                f"note: the bank is {found.precision}; extract on a device like this one would be {encoder.identity.precision} and refused, unless you add --encoder.precision {found.precision}",
+            )
     rate = encoder.probe() * max(1, config.num_actors if encoder.device.type == "cuda" else 1)
     size = frames * (2 * encoder.identity.dim + 6)
     identity = encoder.identity
     return [
-        f"would encode {frames:,} of {len(manifest):,} frames in shards of {bank.plan.shard_rows if bank.exists else config.shard_rows or 2048} into {bank.path}",
+        f"would encode {frames:,} of {len(manifest):,} frames in shards of {bank.plan.shard_rows if bank.exists else config.shard_rows or DEFAULT_SHARD_ROWS} into {bank.path}",
         f"encoder: {identity.model}, {identity.weights}, {identity.precision}, {identity.dim}-d, on {encoder.device}" + (f" [{identity.stamp}]" if identity.stamp else ""),
         f"size: about {format_bytes(size)}",
         f"probe: one reader {1 / read_s:,.0f} frames/s ({bad} of {len(picked)} sample frames unreadable), encoder {rate:,.0f} frames/s",
         f"time: about {format_seconds(frames / rate)} of encoding on this machine's device"
         + (f", {format_seconds(frames / rate / 2)} on two like it" if frames / rate > 3600 else ""),
-        "nothing was written",
+        *notes,
     ]
 
 
@@ -150,10 +158,10 @@ def _check_model(config: ExtractConfig, bank: Bank) -> None:
 
 
 def _check_finished(config: ExtractConfig, bank: Bank) -> None:
-    """A finished bank is compared by name alone; only weights of another name are loaded and compared by their tensors."""
+    """A finished bank is compared by name alone; weights of another name, or of a path, which says nothing, are loaded and compared by their tensors."""
     _check_model(config, bank)
     identity = bank.read_identity()
-    if identity is not None and identity.weights not in (config.encoder.weights, Path(config.encoder.weights).name):
+    if identity is not None and identity.weights != config.encoder.weights:
         bank.claim(replace(load_clip(config.encoder, "cpu", os.cpu_count() or 1).identity, precision=identity.precision))
 
 

@@ -50,7 +50,10 @@ def plan_packs(folder: RunFolder, members: Sequence[Member], size: int, one_seed
     under_way = []
     for names in sorted(folder.packs_under_way(), key=len, reverse=True):  # two may share a member, if fewer seeds were asked for in between
         if all(name in todo for name in names):
-            under_way.append([todo.pop(name) for name in names])
+            if names == {name: (keep_epochs or {}).get(name, 0) for name in names}:
+                under_way.append([todo.pop(name) for name in names])
+            else:  # folds chose another epoch since, of which that pack may have kept nothing
+                folder.drop_state(names)
         elif all(name in todo or is_finished(folder.read_record(name)) for name in names):  # died between records and clean-up
             folder.drop_state(names)
     return under_way + partition(list(todo.values()), size, one_seed)
@@ -119,7 +122,7 @@ def run_pack(
     ids = [member.id for member in members]
     streams, state_path = config.stream == "always", folder.state_path(ids)
     if workers.rank == 0:
-        folder.write_members(ids)
+        folder.write_members({name: (keep_epochs or {}).get(name, 0) for name in ids})
     try:
         with ray_session(config.address) if streams else contextlib.nullcontext():
             judged = read_rows(validation, task, device)

@@ -98,8 +98,17 @@ def _is_packed(file: Path, rows: pa.Table, shard_rows: int) -> bool:
 
 
 def _digest(rows: pa.Table) -> str:
-    """SHA-256 over which frames come from which files."""
+    """SHA-256 over which frames come from which files, and the size and time of each, so that a file that was mended is packed again."""
     digest = hashlib.sha256()
-    for row in rows.to_pylist():
-        digest.update(f"{row['video']}\0{row['frame']}\0{row['root']}\0{row['path']}\n".encode())
+    with ThreadPoolExecutor(_READERS) as pool:
+        for row, mark in zip(rows.to_pylist(), pool.map(_mark, rows["root"].to_pylist(), rows["path"].to_pylist(), chunksize=256), strict=True):
+            digest.update(f"{row['video']}\0{row['frame']}\0{row['root']}\0{row['path']}\0{mark}\n".encode())
     return digest.hexdigest()
+
+
+def _mark(root: str, path: str) -> str:
+    try:
+        info = Path(root, path).stat()
+    except (OSError, ValueError):
+        return "absent"
+    return f"{info.st_size} {info.st_mtime_ns}"

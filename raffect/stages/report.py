@@ -18,7 +18,7 @@ from raffect.errors import RaffectError
 from raffect.stages.dataset import missing_lines, output_names
 from raffect.stages.progress import format_seconds
 from raffect.stages.runs import RunFolder
-from raffect.stages.scores import CHOICE, NAMES, Record, Spread, finished, group_by_settings, select_on_folds, short, spread
+from raffect.stages.scores import CHOICE, NAMES, STOPPED, Record, Spread, finished, group_by_settings, how_chosen, is_erm, select_on_folds, short, spread, varying
 
 PUBLISHED = {"expr": {"official baseline (VGG16)": 0.25, "Lin et al. 2024": 0.36}, "au": {"official baseline (VGG16)": 0.39, "Lin et al. 2024": 0.43}}
 """Macro F1 on Aff-Wild2's validation split (Lin et al. 2024, Table I); shown beside Aff-Wild2 itself only."""
@@ -71,8 +71,8 @@ def report(paths: Sequence[Path], out: Path | None) -> list[str]:
     runs = [read_run(path) for path in paths]
     out = (out or paths[0]).absolute()
     lines = ["# raffect report", "", *_stamp_lines(runs), "## Table I", "", *table_one(runs), "", *(f"{line}\n" for run in runs for line in missing_lines(run.env["data"]))]
-    for number, run in enumerate(runs):
-        lines += _run_section(run, out / "plots", number if [r.folder.path.name for r in runs].count(run.folder.path.name) > 1 else None)
+    for run, stem in zip(runs, _stems([run.folder.path.name for run in runs]), strict=True):
+        lines += _run_section(run, out / "plots", stem)
     lines += ["## What was run", "", *_provenance(runs)]
     text = "\n".join(lines) + "\n"
     write_atomic(out / "report.md", text.encode())
@@ -103,7 +103,9 @@ def table_one(runs: Sequence[Run]) -> list[str]:
             if found := spread(records, name):
                 interval = f"[{short(found.interval[0])}, {short(found.interval[1])}]" if found.interval else "-"
                 sd = f"± {short(found.sd)} ({found.heads})" if found.sd is not None else "one seed"
-                lines.append(f"| {task} | raffect, {describe(records[0], run)} | {label}: {CHOICE[name].split(':')[0]} | {short(found.mean)} | {sd} | {interval} |")
+                lines.append(
+                    f"| {task} | raffect, {describe(records[0], run)} | {label}: {how_chosen(name, _has_stopped(run)).split(':')[0]} | {short(found.mean)} | {sd} | {interval} |"
+                )
         if (erm := _erm(run)) and erm[0]["id"] != records[0]["id"]:
             found = spread(erm, "last")
             assert found is not None  # every finished head has one
@@ -112,6 +114,8 @@ def table_one(runs: Sequence[Run]) -> list[str]:
             )
         trivial = records[0]["trivial"]
         lines.append(f"| {task} | trivial: {trivial['answer']} | - | {short(trivial['macro_f1'])} | - | - |")
+        if "guess" in trivial:
+            lines.append(f"| {task} | trivial: guesses by the class shares | - | {short(trivial['guess'])} | - | - |")
         if run.env["data"]["aff_wild2"]:
             lines += [f"| {task} | {name} | unstated | {short(value)} | - | - |" for name, value in PUBLISHED[run.task].items()]
     return [
@@ -132,8 +136,7 @@ def headline(run: Run) -> list[Record]:
 def describe(record: Record, run: Run) -> str:
     """Settings in which a run's groups differ, or alpha and rho."""
     recipe = record["recipe"]
-    varied = [name for name in recipe if name != "seed" and len({str(group[0]["recipe"][name]) for group in run.groups}) > 1]
-    return ", ".join(f"{name.rpartition('.')[2]} {_plain(recipe[name])}" for name in (varied or ["loss.alpha", "sam.rho"]))
+    return ", ".join(f"{name.rpartition('.')[2]} {_plain(recipe[name])}" for name in (varying(run.groups) or ["loss.alpha", "sam.rho"]))
 
 
 def to_html(markdown: str, folder: Path) -> str:
@@ -150,12 +153,17 @@ def to_html(markdown: str, folder: Path) -> str:
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>raffect report</title><style>{_STYLE}</style><body>\n{body}</body></html>\n'
 
 
-def _run_section(run: Run, plots: Path, number: int | None) -> list[str]:
-    """Figures and tables of one run; a number tells apart pictures of folders with one name."""
+def _stems(names: Sequence[str]) -> list[str]:
+    """A file name for each run's pictures; a number tells apart those that would be one."""
+    plain = [re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) for name in names]
+    return [stem if plain.count(stem) == 1 else f"{stem}-{number}" for number, stem in enumerate(plain, start=1)]
+
+
+def _run_section(run: Run, plots: Path, stem: str) -> list[str]:
+    """Figures and tables of one run, its pictures named after ``stem``."""
     from raffect.stages import figures
 
     name, task = run.folder.path.name, run.task.upper()
-    stem = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) + ("" if number is None else f"-{number + 1}")
     mark = f"\n[{run.stamp}]" if run.stamp else ""
     lines = [f"## {task}: {name}", ""]
     if len({group[0]["recipe"]["loss.alpha"] for group in run.groups}) > 2:  # an axis, not just ERM beside one alpha
@@ -197,7 +205,9 @@ def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
     lines = {}
     if (erm := _erm(run)) and (found := spread(erm, "last")):
         lines["ERM (no SAM), val-last"] = found.mean
-    return rows, lines | {f"trivial ({alike[0]['trivial']['answer']})": alike[0]["trivial"]["macro_f1"]}
+    trivial = alike[0]["trivial"]
+    lines |= {"trivial (guesses by the class shares)": trivial["guess"]} if "guess" in trivial else {}
+    return rows, lines | {f"trivial ({trivial['answer']})": trivial["macro_f1"]}
 
 
 def _alpha_table(run: Run) -> list[str]:
@@ -212,7 +222,12 @@ def _alpha_table(run: Run) -> list[str]:
         sd = f"± {short(last.sd)} ({last.heads})" if last.sd is not None else "one seed"
         cells = [describe(group[0], run), short(last.mean), sd, _interval(last), short(best.mean), *([short(chosen.mean if chosen else None)] if _has_folds(run) else [])]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", "val-last: " + CHOICE["last"] + ". val-best: " + CHOICE["best"] + ". Comparing settings on the validation split is optimistic as well.", ""]
+    return [
+        *lines,
+        "",
+        "val-last: " + how_chosen("last", _has_stopped(run)) + ". val-best: " + CHOICE["best"] + ". Comparing settings on the validation split is optimistic as well.",
+        "",
+    ]
 
 
 def _class_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -249,7 +264,11 @@ def _score_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _erm(run: Run) -> list[Record] | None:
-    return next((group for group in run.groups if group[0]["recipe"]["loss.alpha"] == 1.0 and group[0]["recipe"]["sam.rho"] == 0.0), None)
+    return next((group for group in run.groups if is_erm(group[0])), None)
+
+
+def _has_stopped(run: Run) -> bool:
+    return any(record["status"] == STOPPED for record in run.records)
 
 
 def _has_folds(run: Run) -> bool:

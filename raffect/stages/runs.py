@@ -19,7 +19,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,16 +107,17 @@ class RunFolder:
         name = hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16]
         return self.path / "state" / f"{name}.safetensors"
 
-    def write_members(self, ids: Sequence[str]) -> None:
-        """Note which members a pack under way has."""
-        write_atomic(self.state_path(ids).with_suffix(".json"), json.dumps(ids).encode())
+    def write_members(self, keep: Mapping[str, int]) -> None:
+        """Note which members a pack under way has, by id, and which epoch of each is kept as chosen (0 for none)."""
+        write_atomic(self.state_path(list(keep)).with_suffix(".json"), json.dumps(keep).encode())
 
-    def packs_under_way(self) -> list[list[str]]:
-        """Ids of the members of each pack that has saved something to go on from."""
+    def packs_under_way(self) -> list[dict[str, int]]:
+        """What `write_members` noted of each pack that has saved something to go on from."""
         return [json.loads(path.read_text()) for path in sorted((self.path / "state").glob("*.json")) if path.with_suffix(".safetensors").exists()]
 
-    def drop_state(self, ids: Sequence[str]) -> None:
-        """Forget a pack under way: it is recorded."""
+    def drop_state(self, ids: Iterable[str]) -> None:
+        """Forget a pack under way: it is recorded, or cannot go on."""
+        ids = list(ids)
         for suffix in (".safetensors", ".json"):
             self.state_path(ids).with_suffix(suffix).unlink(missing_ok=True)
 
@@ -127,6 +128,10 @@ class RunFolder:
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Record a member; from then on it is finished."""
         write_atomic(self.path / "members" / f"{record['id']}.json", (json.dumps(record) + "\n").encode())
+
+    def forget_record(self, member_id: str) -> None:
+        """Make a member unfinished again."""
+        (self.path / "members" / f"{member_id}.json").unlink(missing_ok=True)
 
     def read_record(self, member_id: str) -> dict[str, Any] | None:
         """A finished member's record, or None."""

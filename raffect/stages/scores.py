@@ -10,6 +10,7 @@ import numpy as np
 
 from raffect.data.labels import TASKS
 from raffect.model.metrics import bootstrap_videos
+from raffect.stages.space import PLAIN_ERM
 
 Record = Mapping[str, Any]
 
@@ -72,6 +73,17 @@ def group_by_settings(records: Sequence[Record]) -> list[list[Record]]:
     return [groups[key] for key in sorted(groups, key=lambda key: [(str(type(value)), value) for _, value in key])]
 
 
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """``alpha 0.3 rho 0.05``."""
+    return " ".join(f"{name.rpartition('.')[2]} {value:g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}" for name, value in settings.items())
+
+
+def varying(groups: Sequence[Sequence[Record]]) -> list[str]:
+    """Names of the settings, but for the seed, in which groups of one setting each differ."""
+    recipes = [group[0]["recipe"] for group in groups]
+    return [name for name in recipes[0] if name != "seed" and len({str(recipe[name]) for recipe in recipes}) > 1]
+
+
 def finished(records: Sequence[Record]) -> list[Record]:
     """Heads trained to the end on the whole training split; neither folds, nor what diverged or was stopped early."""
     return [record for record in records if record["fold"] is None and record["status"] == "done"]
@@ -85,8 +97,24 @@ def score_lines(records: Sequence[Record], stamp: str) -> list[str]:
         if found := spread(records, name):
             epochs = sorted(set(found.epochs))
             lines.append(f"{task} {label:9} macro F1 {found.text()}; {CHOICE[name]} (epoch {', '.join(map(str, epochs[:6]))}{' ...' if len(epochs) > 6 else ''})")
-    lines.append(f"{task} trivial   macro F1 {short(trivial['macro_f1'])} ({trivial['answer']})")
+    lines.append(f"{task} trivial   macro F1 {trivial_text(trivial)}")
     return lines + ([f"stamp: {stamp}"] if stamp else [])
+
+
+def trivial_text(trivial: Mapping[str, Any]) -> str:
+    """``.069 (always Other); .125 guessed by the class shares``."""
+    guess = f"; {short(trivial['guess'])} guessed by the class shares" if "guess" in trivial else ""
+    return f"{short(trivial['macro_f1'])} ({trivial['answer']}){guess}"
+
+
+def is_erm(record: Record) -> bool:
+    """Whether a head is plain empirical risk minimisation, without CVaR, SAM, class weights or logit adjustment."""
+    return all(record["recipe"][name] == value for name, value in PLAIN_ERM.items())
+
+
+def how_chosen(name: str, stopped: bool) -> str:
+    """How the epoch, and under a scheduler the head, behind a score was chosen."""
+    return "heads that ASHA kept by their score on the validation split: optimistic" if stopped and name == "last" else CHOICE[name]
 
 
 def short(value: float | None) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 
 from raffect.recipe import NAMES, Recipe, digest, expand, require, unknown_name, with_settings
 
+PLAIN_ERM = {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "none", "loss.logit_adjustment": 0.0}
+"""Empirical risk minimisation: the mean of cross-entropies as they are."""
 _SAMPLES = 3
 _DISTRIBUTION = re.compile(r"(uniform|loguniform)\(([^,]+),([^,]+)\)")
 _MOST_VALUES = 10_000
@@ -72,10 +74,10 @@ def list_recipes(base: Recipe, axes: Sequence[str], samples: int) -> list[Recipe
 
 
 def add_baseline(recipes: list[Recipe]) -> list[Recipe]:
-    """Plain ERM, alpha 1 without SAM, with every seed of a sweep, behind it unless there already."""
+    """`PLAIN_ERM` with every seed of a sweep, behind it unless there already."""
     first = recipes[0]
     seeds = sorted({recipe.seed for recipe in recipes})
-    erm = [with_settings(first, {"loss.alpha": 1.0, "sam.rho": 0.0, "seed": seed}) for seed in seeds]
+    erm = [with_settings(first, {**PLAIN_ERM, "seed": seed}) for seed in seeds]
     return list({digest(recipe): recipe for recipe in [*recipes, *erm]}.values())
 
 

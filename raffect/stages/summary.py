@@ -116,8 +116,8 @@ def summarise(bank: Bank, tally: Tally | None = None, wall_s: float = 0.0, encod
         encoders: Actors that encoded.
         gpus: GPUs they held.
     """
-    plan = bank.plan
     commits = bank.read_commits()
+    plan = Bank(bank.path).plan  # read now: another run may have extended it since ours began
     identity = bank.read_identity()
     summary = Summary(
         planned=len(plan.table), rows=sum(commit.rows for commit in commits.values()), rejects=sum(commit.rejects for commit in commits.values()),

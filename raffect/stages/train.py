@@ -123,6 +123,10 @@ def _train_on_workers(config: TrainConfig, folder: RunFolder, members: list[Memb
         require(
             config.num_workers <= there, f"--num-workers {config.num_workers}: each takes a {what}, and Ray sees {there:g}; use fewer workers{' or --device cpu' if gpus else ''}"
         )
+        require(
+            config.stream != "always" or gpus > 0 or config.num_workers < cpus,
+            f"--num-workers {config.num_workers} --stream always: workers take all {cpus:g} CPUs and leave none to read with; use fewer",
+        )
         settings = for_elsewhere(config, folder, "cuda" if gpus else "cpu")
         trainer = TorchTrainer(
             run_worker,

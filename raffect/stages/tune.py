@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
-import importlib.util
 import io
 import logging
 import os
-import tempfile
 import time
-import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from raffect.config import TuneConfig
@@ -32,8 +28,10 @@ from raffect.stages.runtime import cluster_gpus, last_line, ray_session, ray_sto
 from raffect.stages.scores import RUNNING, STOPPED, choose_epoch
 from raffect.stages.space import add_baseline, list_recipes, read_space
 from raffect.stages.stream import decide_stream
+from raffect.stages.trackers import build_trackers, require_trackers
 from raffect.stages.train import check_before, count_steps, epoch_note, fold_members
 from raffect.stages.verdict import conclude_sweep
+from raffect.stages.watch import ended_packs, watched
 
 _CPU_PACK, _GPU_PACK = 8, 64
 _MAX_FAILURES = 3
@@ -49,7 +47,7 @@ def tune(config: TuneConfig) -> list[str]:
     Raises:
         RaffectError: If the data or settings do not allow it, or a trial failed.
     """
-    _require_trackers(config.track, is_remote(config.out))
+    require_trackers(config.track, is_remote(config.out))
     recipes = list_recipes(plain(config), config.space, config.samples)
     recipes = add_baseline(recipes) if config.baseline else recipes
     dataset = open_dataset(config.bank, config.labels, config.task)
@@ -66,8 +64,31 @@ def tune(config: TuneConfig) -> list[str]:
             found = [record for member in fold_members(group, config.folds) if (record := records[member.id])]
             keep |= {Member(recipe).id: choose_epoch(found)[0] for recipe in group}
     members = [Member(recipe) for recipe in recipes]
+    _suit_folder(config, folder, members)
     _sweep(config, dataset, folder, members, keep, "tune")
     return conclude_sweep(config, dataset, folder, [record for member in members if (record := folder.read_record(member.id))])
+
+
+def _suit_folder(config: TuneConfig, folder: RunFolder, members: Sequence[Member]) -> None:
+    """Make what earlier runs with other flags left fit to this one.
+
+    Raises:
+        RaffectError: If weights are wanted of heads that are finished without them.
+    """
+    records = [record for member in members if (record := folder.read_record(member.id))]
+    bare = [r for r in records if r["status"] == "done" and not (folder.weights_path(r["id"], "last") / "config.json").exists()]
+    require(
+        not (config.save_heads and bare),
+        f"--out {config.out}: {len(bare)} finished heads were trained with --no-save-heads; give it again, or name another --out to train them with weights",
+    )
+    if config.scheduler == "none":
+        for record in records:
+            if record["status"] == STOPPED:
+                folder.forget_record(record["id"])
+    else:  # a scheduler judges heads one by one
+        for names in folder.packs_under_way():
+            if len(names) > 1:
+                folder.drop_state(names)
 
 
 def _alike(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
@@ -105,12 +126,11 @@ def _place_trials(config: TuneConfig) -> tuple[int, dict[str, float]]:
     require(config.device != "cuda" or share > 0, "--device cuda: Ray sees no GPU, or --gpus-per-trial is 0; start Ray where the GPUs are, or use --device cpu")
     require(share <= gpus, f"--gpus-per-trial {share:g}: Ray sees {gpus:g} GPUs; use 0 for the CPU, or start Ray where the GPUs are")
     on_cluster = bool(config.address or os.environ.get("RAY_ADDRESS"))
-    cores = int(ray.cluster_resources().get("CPU", 1)) if on_cluster else os.cpu_count() or 1
-    if share:
-        return int(gpus / share), {"cpu": config.cpus_per_trial, "gpu": share}
-    require(config.cpus_per_trial <= max(cores, 1), f"--cpus-per-trial {config.cpus_per_trial}: there are {cores} cores")
-    readers = 1 if config.stream == "always" and cores > 1 else 0  # what trials leave to Ray Data
-    return max(1, (cores - readers) // config.cpus_per_trial), {"cpu": config.cpus_per_trial}
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]] if on_cluster else [os.cpu_count() or 1]
+    require(config.cpus_per_trial <= max(nodes), f"--cpus-per-trial {config.cpus_per_trial}: no machine has more than {max(nodes)} cores")
+    readers = 1 if config.stream == "always" and sum(nodes) > 1 else 0  # what trials leave to Ray Data
+    slots = max(1, (sum(nodes) - readers) // config.cpus_per_trial)
+    return (min(int(gpus / share), slots), {"cpu": config.cpus_per_trial, "gpu": share}) if share else (slots, {"cpu": config.cpus_per_trial})
 
 
 def _pack_size(config: TuneConfig, num_members: int, slots: int, on_gpu: bool) -> int:
@@ -123,28 +143,30 @@ def _run_trials(
     config: TuneConfig, dataset: Dataset, folder: RunFolder, packs: list[list[Member]], keep: KeepEpochs | None, resources: dict[str, float], slots: int, label: str
 ) -> list[str]:
     """Run packs as trials; returns why some failed."""
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Tune's own handler would end a sweep at Ctrl-C as if it were finished.
+    os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1")
     from ray import tune as ray_tune
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # each death of a trial as a page of traceback; what matters of it is in our own line
     settings = for_elsewhere(config, folder, config.device if resources.get("gpu") else "cpu")
     job = {"config": settings, "packs": packs, "keep": dict(keep or {}), "axes": list(read_space(config.space))}
-    with Progress(label, sum(count_steps(dataset, pack) for pack in packs), "head-steps") as progress, _watched(progress, packs) as watch:
+    with Progress(label, sum(count_steps(dataset, pack) for pack in packs), "head-steps") as progress, watched(progress, packs) as watch:
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), resources),
             param_space={"pack": ray_tune.grid_search(list(range(len(packs))))},
-            tune_config=ray_tune.TuneConfig(metric="val_macro_f1", mode="max", max_concurrent_trials=slots, reuse_actors=True, scheduler=_build_scheduler(config)),
+            tune_config=ray_tune.TuneConfig(metric="val_macro_f1", mode="max", max_concurrent_trials=slots, reuse_actors=True, scheduler=_build_scheduler(config, packs)),
             run_config=ray_tune.RunConfig(
-                name=f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", **ray_storage(folder.path / "ray"), verbose=0, callbacks=[watch, *_build_trackers(config, folder)],
+                name=f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", **ray_storage(folder.path / "ray"), verbose=0, callbacks=[watch, *build_trackers(config, folder)],
                 failure_config=ray_tune.FailureConfig(max_failures=_MAX_FAILURES),
             ),
         )  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):  # Tune's banner
             results = tuner.fit()
+        ended = [packs[number] for number in ended_packs(watch.name)]
     failures = [f"a trial died {1 + _MAX_FAILURES} times ({last_line(error)})" for error in results.errors]
     failures += [result.metrics["failure"] for result in results if result.metrics and result.metrics.get("failure")]
     if config.scheduler == "asha" and not failures:
-        _mark_stopped(folder, packs)
+        _mark_stopped(folder, ended)
     return failures
 
 
@@ -202,7 +224,7 @@ def _unfinished_record(dataset: Dataset, member: Member, history: History) -> di
 
 
 def _mark_stopped(folder: RunFolder, packs: list[list[Member]]) -> None:
-    """All trials have ended: what is still running on record was stopped by the scheduler."""
+    """Their trials came to an end of their own: what is still running on record was stopped by the scheduler."""
     for member in (member for pack in packs for member in pack):
         record = folder.read_record(member.id)
         if record is not None and record["status"] == RUNNING:
@@ -210,77 +232,10 @@ def _mark_stopped(folder: RunFolder, packs: list[list[Member]]) -> None:
             folder.drop_state([member.id])
 
 
-def _build_scheduler(config: TuneConfig) -> Any:
+def _build_scheduler(config: TuneConfig, packs: list[list[Member]]) -> Any:
     if config.scheduler == "none":
         return None
     from ray.tune.schedulers import ASHAScheduler
 
-    return ASHAScheduler(time_attr="epoch", max_t=config.epochs, grace_period=max(1, config.epochs // 8), reduction_factor=3)
-
-
-_WATCHED: dict[str, tuple[Progress, list[list[Member]]]] = {}
-
-
-@contextlib.contextmanager
-def _watched(progress: Progress, packs: list[list[Member]]) -> Generator[Any]:
-    """A callback in the driver that moves the progress line, which it finds by name: Tune pickles callbacks, and a line cannot be."""
-    from ray.tune import Callback
-
-    class Watch(Callback):
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-            move_progress(self.name, sum(t.status == "TERMINATED" for t in trials), trial.config["pack"], result)
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            move_progress(self.name, sum(t.status == "TERMINATED" for t in trials), trial.config["pack"], {})
-
-    name = uuid.uuid4().hex
-    _WATCHED[name] = (progress, packs)
-    try:
-        yield Watch(name)
-    finally:
-        del _WATCHED[name]
-
-
-def move_progress(name: str, finished: int, pack: int, result: Mapping[str, Any]) -> None:
-    """Count an epoch of a pack on the progress line of that name."""
-    if name in _WATCHED:
-        progress, packs = _WATCHED[name]
-        progress.advance(result.get("steps", 0) * len(packs[pack]))
-        progress.note(f"{finished} of {len(packs)} packs done; pack {pack + 1} {result.get('note', 'done')}")
-
-
-def _build_trackers(config: TuneConfig, folder: RunFolder) -> list[Any]:
-    """Ray's own loggers."""
-    from ray.tune.logger import TBXLoggerCallback
-
-    name, trackers = folder.path.name, []
-    if "tensorboard" in config.track:
-        trackers.append(TBXLoggerCallback())
-    if "mlflow" in config.track:
-        from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-        trackers.append(MLflowLoggerCallback(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.path / 'mlflow.db'}"), experiment_name=name))
-    if "wandb" in config.track:
-        from ray.air.integrations.wandb import WandbLoggerCallback
-
-        trackers.append(
-            WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", "raffect"), group=name, dir=tempfile.gettempdir() if is_remote(folder.path) else str(folder.path))
-        )
-    return trackers
-
-
-def _require_trackers(track: Sequence[str], remote: bool) -> None:
-    require(
-        not (remote and "mlflow" in track) or "MLFLOW_TRACKING_URI" in os.environ,
-        "--track mlflow: --out is in an object store, where there is no database file; set MLFLOW_TRACKING_URI",
-    )
-    for name in track:
-        package = {"tensorboard": "tensorboardX"}.get(name, name)
-        require(importlib.util.find_spec(package) is not None, f"--track {name}: not installed; `pip install 'raffect[{name}]'`, or leave it out")
-    if "wandb" in track and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-        with contextlib.redirect_stderr(io.StringIO()):  # W&B's deprecation of what Ray's callback uses as well
-            key = os.environ.get("WANDB_API_KEY") or importlib.import_module("wandb").api.api_key
-        require(bool(key), "--track wandb: no API key; run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline")
+    epochs = max(member.recipe.epochs for pack in packs for member in pack)  # it ends whatever reaches its limit
+    return ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 8), reduction_factor=3)

@@ -14,7 +14,7 @@ from raffect.recipe import require
 from raffect.stages.dataset import Dataset, missing_lines
 from raffect.stages.provenance import describe_run
 from raffect.stages.runs import SCORES, RunFolder
-from raffect.stages.scores import STOPPED, Record, Spread, finished, group_by_settings, score_lines, select_on_folds, short, spread
+from raffect.stages.scores import STOPPED, Record, Spread, finished, group_by_settings, is_erm, score_lines, select_on_folds, settings_text, short, spread, trivial_text
 from raffect.stages.space import read_space
 
 
@@ -25,17 +25,18 @@ class Row:
     Attributes:
         settings: What tells them from others, by dotted name.
         scores: By snapshot; ``last`` is always there.
+        erm: Whether they are plain ERM.
     """
 
     settings: Mapping[str, Any]
     scores: Mapping[str, Spread]
+    erm: bool = False
 
     def text(self) -> str:
         """One line of a sweep's table."""
-        erm = self.settings.get("loss.alpha") == 1.0 and self.settings.get("sam.rho") == 0.0
         best = self.scores["best"]
         val_best = f"val-best {short(best.mean)}" + (f" ± {short(best.sd)}" if best.sd is not None else "")
-        parts = [f"{settings_text(self.settings)}{' (ERM)' if erm else ''}", f"val-last {self.scores['last'].text()}", val_best]
+        parts = [f"{settings_text(self.settings)}{' (ERM)' if self.erm else ''}", f"val-last {self.scores['last'].text()}", val_best]
         return "  ".join([*parts, f"val-folds {short(self.scores['chosen'].mean)}"] if "chosen" in self.scores else parts)
 
 
@@ -66,7 +67,7 @@ def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, reco
     axes = [name for name in read_space(config.space) if name != "seed"] or ["loss.alpha"]
     names = [*axes, *(name for name in ("loss.alpha", "sam.rho") if config.baseline and name not in axes)]
     groups = group_by_settings(sound)
-    rows = [Row(_settings(group, names), _spreads(group)) for group in groups]
+    rows = [Row(_settings(group, names), _spreads(group), is_erm(group[0])) for group in groups]
     best, trivial = max(rows, key=lambda row: row.scores["last"].mean), sound[0]["trivial"]
     facts, others = dataset.facts, {status: sum(record["status"] == status for record in records) for status in ("diverged", STOPPED)}
     lines = [
@@ -74,11 +75,13 @@ def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, reco
         f"{config.task.upper()}: {len(records)} heads on {facts['train']['frames']:,} frames, judged on {facts['validation']['frames']:,} frames of {facts['validation']['videos']} other videos"
         + "".join(f"; {count} {status} and left out, see members.csv" for status, count in others.items() if count),
         *(row.text() for row in rows),
-        f"trivial  {short(trivial['macro_f1'])} ({trivial['answer']})",
+        *(["heads that ASHA stopped had poor scores on the validation split: means over the others are optimistic"] if others[STOPPED] else []),
+        f"trivial  {trivial_text(trivial)}",
         f"highest val-last: {settings_text(best.settings)}, of {len(rows)} settings compared on the validation split itself, so optimistic",
     ]
     metrics = {
         "trivial": trivial,
+        "left_out": others,
         "best": {
             "settings": dict(best.settings),
             "scores": _as_json(best.scores),
@@ -97,11 +100,6 @@ def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, reco
     lines += [f"stamp: {facts['stamp']}"] if facts["stamp"] else []
     wrote = f"wrote {folder.path}: members.csv, members.parquet, results.csv, metrics.json" + (", weights/" if config.save_heads else "")
     return [*lines, wrote, _next(config)]
-
-
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """``alpha 0.3 rho 0.05``."""
-    return " ".join(f"{name.rpartition('.')[2]} {value:g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}" for name, value in settings.items())
 
 
 def _settings(group: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:

@@ -245,3 +245,10 @@ def test_fuzzed_files_never_shift_and_account_for_every_line(tmp_path_factory, l
     wrong = {problem.line for problem in found.problems}
     for frame, (line, value) in enumerate(zip(stripped, table["expression"].to_pylist(), strict=True), start=1):
         assert value == (-1 if frame + 1 in wrong else int(line))
+
+
+def test_the_edition_has_its_name_wherever_one_stands(tmp_path, monkeypatch):
+    write_tree(tmp_path, {"6th ABAW Annotations/EXPR_Recognition_Challenge/Train_Set/v.txt": HEADER + b"\n1\n"})
+    monkeypatch.chdir(tmp_path / "6th ABAW Annotations")
+    for root in (".", "EXPR_Recognition_Challenge", "EXPR_Recognition_Challenge/.."):
+        assert read_annotations(Path(root)).edition == "6th ABAW Annotations"

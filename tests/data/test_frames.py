@@ -130,9 +130,9 @@ def test_packed_files_are_read_and_their_faults_are_reasons(tmp_path):
     file = tmp_path / "frames-00000.parquet"
     images = {"image": pa.array([CONTENTS["jpeg"], None], pa.binary()), "reason": pa.array([None, "empty file"], pa.string())}
     pq.write_table(pa.table({"video": ["v", "v"], "frame": [1, 2], **images}), file)
-    out = read_frames(table(file, "0/0", "0/1", "0/7", "0/x"))
+    out = read_frames(table(file, "0/0", "0/1"))
     assert np.array_equal(out[0], pil(CONTENTS["jpeg"]))
-    assert [type(frame) for frame in out[1:]] == [BadFrame] * 3
+    assert isinstance(out[1], BadFrame)
     assert str(out[1]) == "empty file"
     for root, path in ((tmp_path / "gone.parquet", "0/0"), (file, "9/0"), (file, "x/0")):
         with pytest.raises(RaffectError, match="cannot be read"):
@@ -142,8 +142,9 @@ def test_packed_files_are_read_and_their_faults_are_reasons(tmp_path):
 def test_a_packed_file_that_was_made_again_is_never_read_by_an_older_manifest(tmp_path):
     file, content = tmp_path / "frames-00000.parquet", CONTENTS["jpeg"]
     pq.write_table(pa.table({"video": ["u", "v"], "frame": [1, 1], "image": pa.array([content, content], pa.binary()), "reason": pa.array([None, None], pa.string())}), file)
-    with pytest.raises(RaffectError, match="holds u frame 1 where the manifest has v frame 1; finish `raffect pack`"):
-        read_frames(table(file, "0/0"))
+    for path, held in (("0/0", "u frame 1"), ("0/7", "no frame 7"), ("0/x", "no frame x")):
+        with pytest.raises(RaffectError, match=f"holds {held} where the manifest has v frame 1; finish `raffect pack`"):
+            read_frames(table(file, path))
 
 
 def test_read_bytes_names_the_fault(tmp_path):

@@ -146,3 +146,12 @@ def test_the_key_digest_ignores_paths_and_dictionaries_but_no_row():
     plain = table.set_column(0, "video", table["video"].cast(pa.string()))
     assert digest_keys(table) == digest_keys(moved) == digest_keys(plain)
     assert digest_keys(table) != digest_keys(table.slice(0, 4))
+
+
+def test_folders_beside_frames_are_reported(tmp_path):
+    for name in ("cropped/v/00001.jpg", "cropped/1.jpg", "new/w/00001.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    listing = list_images([tmp_path])
+    assert sorted(set(listing.table["video"].to_pylist())) == ["cropped", "w"]
+    assert ["its folders left out" in problem for problem in listing.problems] == [True]

@@ -281,3 +281,14 @@ def test_half_precision_on_request_is_close_and_another_identity(tiny_vit, preci
 def test_a_device_that_takes_no_encoder_is_one_clear_error(tiny_vit):
     with pytest.raises(RaffectError, match=r"tiny-vit-quickgelu cannot be put on cuda \(.+\); see `nvidia-smi`"):
         load_encoder(tiny_vit, "cuda")
+
+
+def test_weights_of_another_resolution_are_refused_not_stretched(tiny_vit, tmp_path):
+    state = build_model(resolve(tiny_vit)).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "own.safetensors")
+    position = state["visual.positional_embedding"]
+    larger = torch.cat([position, position[1:].repeat(2, 1)])[: 1 + 12 * 12]  # a grid of 12 x 12 instead of 7 x 7, as at 384 pixels
+    save_file({name: tensor.contiguous() for name, tensor in (state | {"visual.positional_embedding": larger}).items()}, tmp_path / "larger.safetensors")
+    assert load_encoder(replace(tiny_vit, weights=str(tmp_path / "own.safetensors")), "cpu").tower.grid_size == (7, 7)
+    with pytest.raises(RaffectError, match="larger.safetensors: cannot be loaded .*positional_embedding"):
+        load_encoder(replace(tiny_vit, weights=str(tmp_path / "larger.safetensors")), "cpu")

@@ -88,6 +88,16 @@ def test_the_trivial_predictor_is_the_best_constant(seed):
     assert found["answer"] == f"always {EXPRESSIONS[int(np.argmax(constants))]}"
 
 
+def test_no_blind_guess_at_expressions_beats_one_by_the_class_shares():
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.full(8, 0.7))
+    truth = rng.choice(8, 400_000, p=shares)
+    counts = count_expr(truth, rng.choice(8, len(truth), p=shares)[None], np.zeros(len(truth), np.int64)).sum(1)[0]
+    assert macro_f1(counts, EXPR) == pytest.approx(trivial(counts, EXPR)["guess"], abs=2e-3)
+    guesses = rng.dirichlet(np.ones(8), 2000)
+    assert (2 * shares * guesses / (shares + guesses)).mean(1).max() <= trivial(counts, EXPR)["guess"]
+
+
 def test_the_trivial_au_predictor_says_that_all_are_active():
     rng = np.random.default_rng(0)
     truth = rng.integers(-1, 2, (100, 12))

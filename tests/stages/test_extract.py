@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import TINY
+from safetensors.torch import save_file
 
 from raffect.config import BankVerifyConfig, EncoderConfig, ExtractConfig, PackConfig, PrepareConfig
 from raffect.data.bank import Bank
@@ -22,7 +23,8 @@ from raffect.data.manifest import read_manifest, write_manifest
 from raffect.data.synthetic import EDITION
 from raffect.data.verify import verify
 from raffect.errors import RaffectError
-from raffect.model.encoder import Encoder, load_encoder
+from raffect.model.encoder import Encoder, build_model, load_encoder
+from raffect.model.weights import resolve
 from raffect.stages.bank import check
 from raffect.stages.extract import dry_run, extract, place_encoders
 from raffect.stages.pack import pack
@@ -102,6 +104,19 @@ def test_another_encoder_on_a_bank_is_refused_finished_or_not(bank, config):
             extract(replace(config, encoder=replace(TINY, weights="random:0")))
     finally:
         commit.write_bytes(content)
+
+
+def test_another_file_of_the_same_name_is_refused_by_a_finished_bank(bank, config, tmp_path):
+    folder, own = tmp_path / "other", replace(config, bank=tmp_path / "own")
+    for number in (0, 1):
+        state = build_model(resolve(replace(TINY, weights=f"random:{number}"))).state_dict()
+        (folder / f"{number}").mkdir(parents=True)
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / f"{number}" / "w.safetensors")
+    weights = [replace(TINY, weights=str(folder / f"{number}" / "w.safetensors")) for number in (0, 1)]
+    extract(replace(own, encoder=weights[0]))
+    assert extract(replace(own, encoder=weights[0])).encoded == 0
+    with pytest.raises(RaffectError, match="weights_sha256"):
+        extract(replace(own, encoder=weights[1]))
 
 
 def test_a_truncated_shard_is_encoded_again_to_the_same_bytes(bank, config):
@@ -224,7 +239,9 @@ def test_a_dry_run_takes_the_device_and_the_precision_that_the_run_would(config,
     bank.claim(load(config.encoder, "cpu").identity)
     assert "would encode" in dry_run(replace(config, bank=bank.path, device="cpu"))[0]
     assert "would encode" in dry_run(replace(config, bank=bank.path, gpus_per_actor=0.0))[0]
-    assert "would encode" in dry_run(replace(config, bank=bank.path))[0]
+    lines = dry_run(replace(config, bank=bank.path))
+    assert "would encode" in lines[0]
+    assert any("refused, unless you add --encoder.precision float32" in line for line in lines)
     assert seen == ["cpu", "cpu", "cpu", None]
     with pytest.raises(RaffectError, match="precision"):
         dry_run(replace(config, bank=bank.path, encoder=replace(config.encoder, precision="bfloat16")))

@@ -220,6 +220,12 @@ def test_evaluate_scores_a_run_a_head_and_the_training_split(data, tmp_path, cap
     head = next((out / "weights").glob("*/best"))
     assert main([*base, "--run", str(head), "--split", "train"]) == 0
     assert "trained on" in capsys.readouterr().out
+    assert main([*base, "--run", str(head)]) == 0
+    text = capsys.readouterr().out
+    assert "snapshot best of 1 head(s)" in text
+    assert "optimistic there" in text
+    assert main([*base, "--run", str(out), "--out", str(out)]) == 2
+    assert "is a run folder" in capsys.readouterr().err
 
 
 def test_evaluate_needs_no_split_but_the_one_it_judges_and_says_when_the_gpu_is_full(data, tmp_path, monkeypatch, capsys):

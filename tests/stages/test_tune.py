@@ -4,21 +4,28 @@ import csv
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from test_train import FAST, data, scores_of  # noqa: F401
 
 from raffect.cli import main
+from raffect.config import TuneConfig
 from raffect.errors import RaffectError
-from raffect.recipe import Recipe, with_settings
+from raffect.recipe import Recipe, flatten, with_settings
 from raffect.stages.members import partition, plan_packs
 from raffect.stages.progress import Progress
+from raffect.stages.report import _stems
 from raffect.stages.runs import Member, RunFolder
-from raffect.stages.scores import group_by_settings, short, spread
+from raffect.stages.scores import group_by_settings, is_erm, short, spread
 from raffect.stages.space import add_baseline, list_recipes, read_space
-from raffect.stages.tune import _watched, move_progress
+from raffect.stages.tune import _build_scheduler
+from raffect.stages.watch import move_progress, watched
 
 BASE = Recipe(task="expr")
 
@@ -184,7 +191,7 @@ def test_tunes_callback_pickles_while_a_live_line_is_shown(monkeypatch):
     with Progress("tune", 10) as progress:
         with pytest.raises(TypeError, match="cannot pickle"):
             cloudpickle.dumps(progress)  # which is why it must not hold one
-        with _watched(progress, [[Member(BASE)] * 2]) as watch:
+        with watched(progress, [[Member(BASE)] * 2]) as watch:
             cloudpickle.dumps(watch)
             move_progress(watch.name, 0, 0, {"steps": 3, "note": "epoch 1"})
         assert progress.done == 6
@@ -202,7 +209,7 @@ def test_a_run_that_goes_on_keeps_packs_as_they_were_cut_and_repeats_nothing(tmp
     for member in packs[0]:
         folder.write_record(record_of(member))
     for pack in packs:
-        folder.write_members([member.id for member in pack])  # the first one: killed between its records and clean-up
+        folder.write_members({member.id: 0 for member in pack})  # the first one: killed between its records and clean-up
     for pack in packs[:2]:  # the last one: killed before its first save
         folder.state_path([member.id for member in pack]).touch()
     larger = [*members, Member(with_settings(BASE, {"seed": 9}))]
@@ -213,10 +220,13 @@ def test_a_run_that_goes_on_keeps_packs_as_they_were_cut_and_repeats_nothing(tmp
     assert all(len(pack) <= 2 for pack in again[1:])
     assert all(len({m.recipe.seed for m in pack}) == 1 for pack in plan_packs(folder, larger, 3, one_seed=True)[1:])
     # Fewer members were asked for in between, and that run was killed too: one of the two packs goes on, nobody is trained twice.
-    folder.write_members([packs[1][0].id])
+    folder.write_members({packs[1][0].id: 0})
     folder.state_path([packs[1][0].id]).touch()
     planned = [m.id for pack in plan_packs(folder, larger, 2, one_seed=False) for m in pack]
     assert len(planned) == len(set(planned)) == len(larger) - len(packs[0])
+    # Folds chose another epoch than a pack under way keeps: it begins again.
+    assert packs[1] not in plan_packs(folder, packs[1], 4, False, {member.id: 7 for member in packs[1]})[1:]
+    assert not folder.state_path([member.id for member in packs[1]]).exists()
     # Another epoch chosen on folds: heads that kept the old one are trained again.
     keep = {member.id: 5 for member in packs[0]}
     folder.write_record(record_of(packs[0][0], keep_epoch=5))
@@ -248,8 +258,51 @@ def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):  
     assert 1 <= len(stopped) <= 5
     assert all(len(record["history"]["lr"]) < 9 for record in stopped)
     assert all(len(record["history"]["lr"]) == 9 for record in records if record["status"] == "done")
-    assert f"{len(stopped)} stopped and left out" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"{len(stopped)} stopped and left out" in text
+    assert "means over the others are optimistic" in text
     assert not (out / "weights").exists()
+    assert main(["report", "--runs", str(out)]) == 0
+    assert "heads that ASHA kept" in (out / "report.md").read_text()
+    assert "nothing was chosen on validation" not in (out / "report.md").read_text()
+
+    # Without a scheduler all are wanted, and heads cannot be saved after the fact.
+    whole = ["--members-per-trial", "3", "--epochs", "9", "--no-baseline"]
+    assert main(sweep(data, out, *whole, space=("optim.lr=1e-6,1e-2", "seed=0:2"))) == 2
+    assert "trained with --no-save-heads" in capsys.readouterr().err
+    assert main(sweep(data, out, *whole, "--no-save-heads", space=("optim.lr=1e-6,1e-2", "seed=0:2"))) == 0
+    assert {json.loads(path.read_text())["status"] for path in (out / "members").glob("*.json")} == {"done"}
+
+
+def test_ctrl_c_interrupts_a_sweep_and_stops_no_head_for_good(data, tmp_path):  # noqa: F811
+    words = sweep(data, tmp_path / "run", "--scheduler", "asha", "--members-per-trial", "1", "--epochs", "400", "--no-baseline", space=("seed=0:2",))
+    process = subprocess.Popen([sys.executable, "-m", "raffect.cli", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not list((tmp_path / "run" / "members").glob("*.json")) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "members").glob("*.json")]
+    assert records
+    assert {record["status"] for record in records} == {"running"}
+
+
+def test_asha_lets_the_longest_heads_of_a_space_end():
+    recipes = list_recipes(BASE, ["epochs=16,64"], 0)
+    config = TuneConfig(task="expr", bank=Path("b"), labels=Path("l"), out=Path("o"), scheduler="asha", members_per_trial=1)
+    assert _build_scheduler(config, [[Member(recipe)] for recipe in recipes])._max_t == 64
+
+
+def test_erm_is_plain_whatever_the_sweep_is_of():
+    weighted = with_settings(BASE, {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "effective", "loss.logit_adjustment": 1.0})
+    assert [is_erm({"recipe": flatten(recipe)}) for recipe in add_baseline([weighted])] == [False, True]
+
+
+def test_pictures_of_runs_have_names_of_their_own():
+    stems = _stems(["\u8868\u60c5", "\u6570\u636e", "a b", "a_b", "x"])
+    assert len(set(stems)) == 5
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", stem) for stem in stems)
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.4123, ".412"), (0.0, ".000"), (1.0, "1.000"), (None, "-")])

@@ -1,0 +1,55 @@
+"""Ray's own loggers, which show a sweep elsewhere: TensorBoard, MLflow, Weights & Biases."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from raffect.config import TuneConfig
+from raffect.data.storage import is_remote
+from raffect.recipe import require
+from raffect.stages.runs import RunFolder
+
+
+def build_trackers(config: TuneConfig, folder: RunFolder) -> list[Any]:
+    """Ray's own loggers."""
+    from ray.tune.logger import TBXLoggerCallback
+
+    name, trackers = folder.path.name, []
+    if "tensorboard" in config.track:
+        trackers.append(TBXLoggerCallback())
+    if "mlflow" in config.track:
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        trackers.append(MLflowLoggerCallback(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.path / 'mlflow.db'}"), experiment_name=name))
+    if "wandb" in config.track:
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        trackers.append(
+            WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", "raffect"), group=name, dir=tempfile.gettempdir() if is_remote(folder.path) else str(folder.path))
+        )
+    return trackers
+
+
+def require_trackers(track: Sequence[str], remote: bool) -> None:
+    """Refuse trackers that are not installed, or have nowhere to write to.
+
+    Raises:
+        RaffectError: Names the first one.
+    """
+    require(
+        not (remote and "mlflow" in track) or "MLFLOW_TRACKING_URI" in os.environ,
+        "--track mlflow: --out is in an object store, where there is no database file; set MLFLOW_TRACKING_URI",
+    )
+    for name in track:
+        package = {"tensorboard": "tensorboardX"}.get(name, name)
+        require(importlib.util.find_spec(package) is not None, f"--track {name}: not installed; `pip install 'raffect[{name}]'`, or leave it out")
+    if "wandb" in track and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
+        with contextlib.redirect_stderr(io.StringIO()):  # W&B's deprecation of what Ray's callback uses as well
+            key = os.environ.get("WANDB_API_KEY") or importlib.import_module("wandb").api.api_key
+        require(bool(key), "--track wandb: no API key; run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline")
