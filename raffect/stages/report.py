@@ -101,17 +101,11 @@ def table_one(runs: Sequence[Run]) -> list[str]:
         task, records = run.task.upper(), headline(run)
         for name, label in NAMES.items():
             if found := spread(records, name):
-                interval = f"[{short(found.interval[0])}, {short(found.interval[1])}]" if found.interval else "-"
-                sd = f"± {short(found.sd)} ({found.heads})" if found.sd is not None else "one seed"
-                lines.append(
-                    f"| {task} | raffect, {describe(records[0], run)} | {label}: {how_chosen(name, _has_stopped(run)).split(':')[0]} | {short(found.mean)} | {sd} | {interval} |"
-                )
+                lines.append(f"| {task} | raffect, {describe(records[0], run)} | {label}: {how_chosen(name, _has_stopped(run)).split(':')[0]} | {_cells(found)} |")
         if (erm := _erm(run)) and erm[0]["id"] != records[0]["id"]:
             found = spread(erm, "last")
             assert found is not None  # every finished head has one
-            lines.append(
-                f"| {task} | raffect, ERM | {NAMES['last']} | {short(found.mean)} | {f'± {short(found.sd)} ({found.heads})' if found.sd is not None else 'one seed'} | {_interval(found)} |"
-            )
+            lines.append(f"| {task} | raffect, ERM | {NAMES['last']} | {_cells(found)} |")
         trivial = records[0]["trivial"]
         lines.append(f"| {task} | trivial: {trivial['answer']} | - | {short(trivial['macro_f1'])} | - | - |")
         if "guess" in trivial:
@@ -219,8 +213,7 @@ def _alpha_table(run: Run) -> list[str]:
         last, best, chosen = (spread(group, name) for name in ("last", "best", "chosen"))
         assert last is not None
         assert best is not None
-        sd = f"± {short(last.sd)} ({last.heads})" if last.sd is not None else "one seed"
-        cells = [describe(group[0], run), short(last.mean), sd, _interval(last), short(best.mean), *([short(chosen.mean if chosen else None)] if _has_folds(run) else [])]
+        cells = [describe(group[0], run), _cells(last), short(best.mean), *([short(chosen.mean if chosen else None)] if _has_folds(run) else [])]
         lines.append(f"| {' | '.join(cells)} |")
     return [
         *lines,
@@ -275,8 +268,11 @@ def _has_folds(run: Run) -> bool:
     return any(record["fold"] is not None for record in run.records)
 
 
-def _interval(found: Spread) -> str:
-    return f"[{short(found.interval[0])}, {short(found.interval[1])}]" if found.interval else "-"
+def _cells(found: Spread) -> str:
+    """Mean, spread over seeds and interval over videos as three cells of a table."""
+    sd = f"± {short(found.sd)} ({found.heads})" if found.sd is not None else "one seed"
+    interval = f"[{short(found.interval[0])}, {short(found.interval[1])}]" if found.interval else "-"
+    return f"{short(found.mean)} | {sd} | {interval}"
 
 
 def _picture(stem: str, what: str, text: str) -> list[str]:
