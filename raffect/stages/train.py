@@ -140,7 +140,7 @@ def _train_on_workers(config: TrainConfig, folder: RunFolder, members: list[Memb
             with _follow(folder, progress, steps // config.epochs):
                 trainer.fit()
         except Exception as error:
-            why = _take(folder, _FAILURE) or f"Ray Train gave up after {_MAX_FAILURES} restarts: {last_line(error)}"
+            why = _take(folder, _FAILURE) or f"Ray Train gave up (it starts workers again {_MAX_FAILURES} times, its controller never): {last_line(error)}"
             raise RaffectError(f"{why}; what is saved is kept, the same command goes on from there") from error
     if failure := _take(folder, _FAILURE):
         raise RaffectError(failure)
