@@ -18,7 +18,7 @@ from raffect.stages.dataset import open_dataset
 from raffect.stages.members import plan_packs, run_pack
 from raffect.stages.progress import Progress
 from raffect.stages.runs import Member, RunFolder
-from raffect.stages.scores import short
+from raffect.stages.scores import short, trivial_text
 from raffect.stages.train import count_steps
 
 RELEASED = read_recipe(find_recipe("released"))
@@ -90,7 +90,7 @@ def report(folder, members, dataset):
     paper = np.array([score["last"]["macro_f1"] for score in scores["paper"]])
     trivial = folder.read_record(members["paper"][0].id)["trivial"]
     facts = dataset.facts
-    print(f"\n{facts['task'].upper()}: train {facts['train']['frames']:,} frames of {facts['train']['videos']} videos, validation {facts['validation']['frames']:,} of {facts['validation']['videos']}; {len(paper)} seeds; trivial ({trivial['answer']}) {short(trivial['macro_f1'])}; stamp: {facts['stamp']}\n")  # fmt: skip
+    print(f"\n{facts['task'].upper()}: train {facts['train']['frames']:,} frames of {facts['train']['videos']} videos, validation {facts['validation']['frames']:,} of {facts['validation']['videos']}; {len(paper)} seeds; trivial {trivial_text(trivial)}; stamp: {facts['stamp']}\n")  # fmt: skip
     print("| change | val-last ± sd | against paper ± se | val-best (optimistic) |\n|---|---|---|---|")
     for name, found in scores.items():
         if any("last" not in score for score in found):

@@ -158,7 +158,7 @@ class BankVerifyConfig:
     manifest: Path | None = None
     """Also check that the bank covers this manifest."""
     repair: bool = False
-    """Withdraw damaged shards, so that the next extract encodes them again, and delete leftovers."""
+    """Withdraw damaged shards, so that the next extract encodes them again, and delete unfinished files older than an hour."""
     retry_rejects: bool = False
     """Withdraw shards that have rejects, so that the next extract reads their frames again (after mending the files)."""
 
@@ -282,7 +282,7 @@ class TuneConfig(LearnConfig):
     samples: int = 0
     """Random draws of the axes that are distributions."""
     baseline: bool = True
-    """Also train plain ERM (alpha 1, rho 0) with every seed, for comparison."""
+    """Also train plain ERM (alpha 1, rho 0, no class weights or logit adjustment) with every seed, for comparison."""
     members_per_trial: int | Literal["auto"] = "auto"
     """Heads that one trial trains side by side; 1 is classic Tune."""
     gpus_per_trial: float | None = None

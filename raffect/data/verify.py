@@ -32,7 +32,7 @@ class Verdict:
         missing: Rows of shards that are not extracted yet.
         damaged: Shard -> what is wrong with it.
         problems: What is wrong beside single shards.
-        leftovers: Unfinished files of killed processes, and notes of attempts that were committed after all; harmless.
+        leftovers: Unfinished files that nobody has written to for an hour, and notes of attempts that were committed after all; harmless.
     """
 
     planned: int = 0

@@ -22,7 +22,7 @@ from raffect.errors import RaffectError
 from raffect.stages.progress import Progress, format_bytes
 
 SCHEMA = pa.schema([("video", pa.string()), ("frame", pa.int32()), ("image", pa.binary()), ("reason", pa.string())])
-_SOURCE = "source"
+_SOURCE, _FILES = "source", "files"
 _READERS = 8
 
 
@@ -64,7 +64,7 @@ def pack(config: PackConfig) -> list[str]:
 
 def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) -> int:
     """Write one file; returns how many of its frames could not be read."""
-    unreadable, schema = 0, SCHEMA.with_metadata({_SOURCE: _digest(rows)})
+    unreadable, schema = 0, SCHEMA.with_metadata({_SOURCE: _digest(rows), _FILES: _digest_files(rows)[0]})
     with (
         atomic_path(file) as temporary,
         pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=["video"], write_statistics=["video", "frame"]) as writer,
@@ -93,22 +93,32 @@ def _is_packed(file: Path, rows: pa.Table, shard_rows: int) -> bool:
             first = packed.metadata.row_group(0).num_rows
     except (pa.ArrowException, OSError):
         return False
+    about = read_metadata(found)
     # Frames that could not be read may have been mended since, so such a file is made again.
-    return first == min(shard_rows, len(rows)) and found["reason"].null_count == len(found) and read_metadata(found).get(_SOURCE) == _digest(rows)
+    if first != min(shard_rows, len(rows)) or found["reason"].null_count < len(found) or about.get(_SOURCE) != _digest(rows):
+        return False
+    now, whole = _digest_files(rows)
+    return not whole or about.get(_FILES) == now  # pictures that are no longer there say nothing against their copies
 
 
 def _digest(rows: pa.Table) -> str:
-    """SHA-256 over which frames come from which files, and the size and time of each, so that a file that was mended is packed again."""
+    """SHA-256 over which frames come from which files."""
     digest = hashlib.sha256()
-    with ThreadPoolExecutor(_READERS) as pool:
-        for row, mark in zip(rows.to_pylist(), pool.map(_mark, rows["root"].to_pylist(), rows["path"].to_pylist(), chunksize=256), strict=True):
-            digest.update(f"{row['video']}\0{row['frame']}\0{row['root']}\0{row['path']}\0{mark}\n".encode())
+    for row in rows.to_pylist():
+        digest.update(f"{row['video']}\0{row['frame']}\0{row['root']}\0{row['path']}\n".encode())
     return digest.hexdigest()
 
 
-def _mark(root: str, path: str) -> str:
+def _digest_files(rows: pa.Table) -> tuple[str, bool]:
+    """SHA-256 over size and time of each file, so that one that was mended is packed again; and whether all are there."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        marks = list(pool.map(_mark, rows["root"].to_pylist(), rows["path"].to_pylist()))
+    return hashlib.sha256("\n".join(map(str, marks)).encode()).hexdigest(), None not in marks
+
+
+def _mark(root: str, path: str) -> tuple[int, int] | None:
     try:
         info = Path(root, path).stat()
     except (OSError, ValueError):
-        return "absent"
-    return f"{info.st_size} {info.st_mtime_ns}"
+        return None
+    return info.st_size, info.st_mtime_ns

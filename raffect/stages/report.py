@@ -148,9 +148,9 @@ def to_html(markdown: str, folder: Path) -> str:
 
 
 def _stems(names: Sequence[str]) -> list[str]:
-    """A file name for each run's pictures; a number tells apart those that would be one."""
+    """A file name for each run's pictures, numbered where two would be one."""
     plain = [re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) for name in names]
-    return [stem if plain.count(stem) == 1 else f"{stem}-{number}" for number, stem in enumerate(plain, start=1)]
+    return plain if len(set(plain)) == len(plain) else [f"{number}-{stem}" for number, stem in enumerate(plain, start=1)]
 
 
 def _run_section(run: Run, plots: Path, stem: str) -> list[str]:

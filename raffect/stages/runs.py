@@ -19,10 +19,11 @@ import dataclasses
 import hashlib
 import io
 import json
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -113,7 +114,8 @@ class RunFolder:
 
     def packs_under_way(self) -> list[dict[str, int]]:
         """What `write_members` noted of each pack that has saved something to go on from."""
-        return [json.loads(path.read_text()) for path in sorted((self.path / "state").glob("*.json")) if path.with_suffix(".safetensors").exists()]
+        noted = [json.loads(path.read_text()) for path in sorted((self.path / "state").glob("*.json")) if path.with_suffix(".safetensors").exists()]
+        return [dict.fromkeys(names, 0) if isinstance(names, list) else names for names in noted]  # a list: of an older raffect
 
     def drop_state(self, ids: Iterable[str]) -> None:
         """Forget a pack under way: it is recorded, or cannot go on."""
@@ -128,6 +130,14 @@ class RunFolder:
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Record a member; from then on it is finished."""
         write_atomic(self.path / "members" / f"{record['id']}.json", (json.dumps(record) + "\n").encode())
+
+    def recorded_stream(self, choice: str) -> Literal["always", "never"] | None:
+        """How a run that goes on reads its rows, where ``auto`` leaves it open; None for a new run."""
+        path = self.path / "config.toml"
+        if choice != "auto" or not path.exists():
+            return None
+        found = tomllib.loads(path.read_text()).get("stream")
+        return found if found in ("always", "never") else None
 
     def forget_record(self, member_id: str) -> None:
         """Make a member unfinished again."""

@@ -18,7 +18,6 @@ from raffect.stages.progress import format_seconds
 
 NO_PROGRESS_S = {"cuda": 1800, "cpu": 6 * 3600}
 """After how long without a finished block a pipeline is given up, encoders' start included; on a CPU one shard may take half an hour."""
-_MAX_DEATHS_WHILE_LOADING = 3
 _TOKEN = Path.home() / ".ray" / "auth_token"
 
 
@@ -144,13 +143,12 @@ def configure_data(device: str = "cpu") -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.wait_for_min_actors_s = -1  # readers fill the queue while encoders load, and the first encoder does not wait for the last one
-    context.max_consecutive_actor_init_deaths = _MAX_DEATHS_WHILE_LOADING  # Ray's default is none: the run would end with the first
     context.execution_no_progress_timeout_s = NO_PROGRESS_S[device]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def explain_stop(error: BaseException, device: str) -> str:
-    """Why Ray Data ended a pipeline, for people."""
+    """Why Ray Data ended an extraction, for people."""
     from ray.data.exceptions import ExecutionTimeoutError
 
     if isinstance(error, ExecutionTimeoutError):

@@ -22,7 +22,7 @@ from raffect.data.features import FeatureIndex, read_rows
 from raffect.data.labels import Task
 from raffect.errors import RaffectError
 from raffect.stages.dataset import check_finite, labels_of
-from raffect.stages.runtime import configure_data, explain_stop
+from raffect.stages.runtime import configure_data
 
 WINDOW_ROWS = 32_768
 """Rows that are shuffled together: 50 MB of 768-d features."""
@@ -32,7 +32,7 @@ _MEMORY_SHARE = 0.5
 def decide_stream(choice: str, index: FeatureIndex, device: str, share: float = 1.0) -> Literal["always", "never"]:
     """Whether features are streamed: ``auto`` does so when they take more than half of the memory of the GPU, or a trial's ``share`` of it, or of the machine.
 
-    Decided once for a run, from sizes that do not change, because it decides the order of frames.
+    Decided once for a run, because it decides the order of frames; one that goes on takes what was recorded.
     """
     if choice == "always" or choice == "never":  # noqa: PLR1714
         return choice
@@ -83,8 +83,6 @@ class RayStream:
 
     def _read(self, windows: list[list[tuple[int, int, int]]]) -> Iterator[tuple[list[tuple[int, int, int]], np.ndarray]]:
         import ray
-        from ray.data.exceptions import ExecutionTimeoutError
-        from ray.exceptions import RayError
 
         configure_data()
         ray.data.DataContext.get_current().execution_options.preserve_order = True
@@ -92,17 +90,14 @@ class RayStream:
         read = partial(_read_window, bank=str(self.index.bank.path), dim=self.index.dim)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-        try:
-            for window, batch in zip(windows, batches, strict=True):
-                if failure := batch["failure"][0].as_py():
-                    raise RaffectError(failure)
-                yield window, read_cell(batch["x"]).view(np.float16).reshape(-1, self.index.dim)
-        except (ExecutionTimeoutError, RayError) as error:
-            raise RaffectError(f"{explain_stop(error, 'cpu')}; the same command goes on from the last saved epoch") from error
+        for window, batch in zip(windows, batches, strict=True):
+            if failure := batch["failure"][0].as_py():
+                raise RaffectError(failure)
+            yield window, read_cell(batch["x"]).view(np.float16).reshape(-1, self.index.dim)
 
 
 def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
-    """One window's rows, in the order of its shards, as one cell; a failure travels as data, since Ray would wrap it in pages of its own."""
+    """One window's rows, in the order of its shards, as one cell. What another attempt would not mend travels as data: Ray would wrap it in pages of its own."""
     item: dict[str, Any] = batch.to_pylist()[0]
     rows = np.frombuffer(item["rows"], np.int64)
     out = np.empty((len(rows), dim), np.float16)
@@ -112,6 +107,6 @@ def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
         for shard, size in zip(item["shards"], item["sizes"], strict=True):
             read_rows(Bank(bank), shard, rows[start : start + size], dim, out[start : start + size])
             start += size
-    except (RaffectError, OSError) as error:
+    except RaffectError as error:
         failure = str(error)
     return pa.table({"x": as_cell(out), "failure": pa.array([failure], pa.string())})

@@ -17,7 +17,7 @@ from raffect.stages.runs import RunFolder
 
 
 def build_trackers(config: TuneConfig, folder: RunFolder) -> list[Any]:
-    """Ray's own loggers."""
+    """Callbacks of Tune for what ``--track`` names."""
     from ray.tune.logger import TBXLoggerCallback
 
     name, trackers = folder.path.name, []

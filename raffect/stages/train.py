@@ -41,7 +41,7 @@ def train(config: TrainConfig) -> list[str]:
         RaffectError: If the data or settings do not allow it.
     """
     dataset = open_dataset(config.bank, config.labels, config.task)
-    config = dataclasses.replace(config, stream=decide_stream(config.stream, dataset.splits["train"], config.device))
+    config = dataclasses.replace(config, stream=RunFolder(config.out).recorded_stream(config.stream) or decide_stream(config.stream, dataset.splits["train"], config.device))
     recipes = [with_settings(plain(config), {"seed": config.seed + k}) for k in range(config.num_seeds)]
     check_before(config, dataset)
     folder = RunFolder.create(config, dataset)
@@ -83,16 +83,29 @@ def _train_members(config: TrainConfig, dataset: Dataset, folder: RunFolder, mem
             if config.num_workers > 1:
                 _train_on_workers(config, folder, pack, keep, label, progress, total)
             else:
-                run_pack(
-                    config,
-                    dataset,
-                    folder,
-                    pack,
-                    keep,
-                    threads=config.threads,
-                    on_step=partial(progress.advance, len(pack)),
-                    on_epoch=lambda history: progress.note(epoch_note(history)),
-                )
+                with _one_line() if config.stream == "always" else contextlib.nullcontext():
+                    run_pack(
+                        config,
+                        dataset,
+                        folder,
+                        pack,
+                        keep,
+                        threads=config.threads,
+                        on_step=partial(progress.advance, len(pack)),
+                        on_epoch=lambda history: progress.note(epoch_note(history)),
+                    )
+
+
+@contextlib.contextmanager
+def _one_line() -> Generator[None]:
+    """Failures of Ray's readers as one line; on workers and in trials Ray starts again first."""
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except (ExecutionTimeoutError, RayError) as error:
+        raise RaffectError(f"reading through Ray Data failed: {last_line(error)}; what is saved is kept, the same command goes on from there") from error
 
 
 def count_steps(dataset: Dataset, pack: Sequence[Member]) -> int:

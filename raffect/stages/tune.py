@@ -31,7 +31,7 @@ from raffect.stages.stream import decide_stream
 from raffect.stages.trackers import build_trackers, require_trackers
 from raffect.stages.train import check_before, count_steps, epoch_note, fold_members
 from raffect.stages.verdict import conclude_sweep
-from raffect.stages.watch import ended_packs, watched
+from raffect.stages.watch import watched
 
 _CPU_PACK, _GPU_PACK = 8, 64
 _MAX_FAILURES = 3
@@ -51,10 +51,13 @@ def tune(config: TuneConfig) -> list[str]:
     recipes = list_recipes(plain(config), config.space, config.samples)
     recipes = add_baseline(recipes) if config.baseline else recipes
     dataset = open_dataset(config.bank, config.labels, config.task)
-    config = dataclasses.replace(config, stream=decide_stream(config.stream, dataset.splits["train"], config.device, config.gpus_per_trial or 1.0))
+    device, share = ("cpu", 1.0) if config.gpus_per_trial == 0 else (config.device, config.gpus_per_trial or 1.0)
+    stream = RunFolder(config.out).recorded_stream(config.stream) or decide_stream(config.stream, dataset.splits["train"], device, share)
+    config = dataclasses.replace(config, stream=stream)
     for batch_size in sorted({recipe.batch_size for recipe in recipes}):
         check_before(dataclasses.replace(config, batch_size=batch_size), dataset)
     folder = RunFolder.create(config, dataset)
+    _require_heads(config, folder, recipes)
     keep: dict[str, int] = {}
     if config.select == "folds":
         members = fold_members(recipes, config.folds)
@@ -64,28 +67,28 @@ def tune(config: TuneConfig) -> list[str]:
             found = [record for member in fold_members(group, config.folds) if (record := records[member.id])]
             keep |= {Member(recipe).id: choose_epoch(found)[0] for recipe in group}
     members = [Member(recipe) for recipe in recipes]
-    _suit_folder(config, folder, members)
+    _change_scheduler(config, folder, members)
     _sweep(config, dataset, folder, members, keep, "tune")
     return conclude_sweep(config, dataset, folder, [record for member in members if (record := folder.read_record(member.id))])
 
 
-def _suit_folder(config: TuneConfig, folder: RunFolder, members: Sequence[Member]) -> None:
-    """Make what earlier runs with other flags left fit to this one.
-
-    Raises:
-        RaffectError: If weights are wanted of heads that are finished without them.
-    """
-    records = [record for member in members if (record := folder.read_record(member.id))]
+def _require_heads(config: TuneConfig, folder: RunFolder, recipes: Sequence[Recipe]) -> None:
+    """Refuse to want weights of heads that are finished without them."""
+    records = [record for recipe in recipes if (record := folder.read_record(Member(recipe).id))]
     bare = [r for r in records if r["status"] == "done" and not (folder.weights_path(r["id"], "last") / "config.json").exists()]
     require(
         not (config.save_heads and bare),
         f"--out {config.out}: {len(bare)} finished heads were trained with --no-save-heads; give it again, or name another --out to train them with weights",
     )
+
+
+def _change_scheduler(config: TuneConfig, folder: RunFolder, members: Sequence[Member]) -> None:
+    """Without a scheduler heads that one has stopped are to be trained; with one, which judges heads singly, packs under way begin again."""
     if config.scheduler == "none":
-        for record in records:
-            if record["status"] == STOPPED:
-                folder.forget_record(record["id"])
-    else:  # a scheduler judges heads one by one
+        for member in members:
+            if (record := folder.read_record(member.id)) and record["status"] == STOPPED:
+                folder.forget_record(member.id)
+    else:
         for names in folder.packs_under_way():
             if len(names) > 1:
                 folder.drop_state(names)
@@ -162,11 +165,10 @@ def _run_trials(
         )  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):  # Tune's banner
             results = tuner.fit()
-        ended = [packs[number] for number in ended_packs(watch.name)]
     failures = [f"a trial died {1 + _MAX_FAILURES} times ({last_line(error)})" for error in results.errors]
     failures += [result.metrics["failure"] for result in results if result.metrics and result.metrics.get("failure")]
     if config.scheduler == "asha" and not failures:
-        _mark_stopped(folder, ended)
+        _mark_stopped(folder, packs)
     return failures
 
 
@@ -224,7 +226,7 @@ def _unfinished_record(dataset: Dataset, member: Member, history: History) -> di
 
 
 def _mark_stopped(folder: RunFolder, packs: list[list[Member]]) -> None:
-    """Their trials came to an end of their own: what is still running on record was stopped by the scheduler."""
+    """All trials have ended, none was interrupted: what is still running on record was stopped by the scheduler."""
     for member in (member for pack in packs for member in pack):
         record = folder.read_record(member.id)
         if record is not None and record["status"] == RUNNING:

@@ -14,8 +14,8 @@ from raffect.recipe import require
 from raffect.stages.dataset import Dataset, missing_lines
 from raffect.stages.provenance import describe_run
 from raffect.stages.runs import SCORES, RunFolder
-from raffect.stages.scores import STOPPED, Record, Spread, finished, group_by_settings, is_erm, score_lines, select_on_folds, settings_text, short, spread, trivial_text
-from raffect.stages.space import read_space
+from raffect.stages.scores import STOPPED, Record, Spread, finished, group_by_settings, is_erm, score_lines, select_on_folds, settings_text, short, spread, trivial_text, varying
+from raffect.stages.space import PLAIN_ERM, read_space
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, reco
     sound = finished(records)
     require(bool(sound), f"no head finished: {records[0]['note']}")
     axes = [name for name in read_space(config.space) if name != "seed"] or ["loss.alpha"]
-    names = [*axes, *(name for name in ("loss.alpha", "sam.rho") if config.baseline and name not in axes)]
     groups = group_by_settings(sound)
+    told = {"loss.alpha", "sam.rho", *varying(groups)}  # what tells plain ERM from the others
+    names = [*axes, *(name for name in PLAIN_ERM if config.baseline and name in told and name not in axes)]
     rows = [Row(_settings(group, names), _spreads(group), is_erm(group[0])) for group in groups]
     best, trivial = max(rows, key=lambda row: row.scores["last"].mean), sound[0]["trivial"]
     facts, others = dataset.facts, {status: sum(record["status"] == status for record in records) for status in ("diverged", STOPPED)}

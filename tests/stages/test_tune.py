@@ -276,15 +276,21 @@ def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):  
 
 def test_ctrl_c_interrupts_a_sweep_and_stops_no_head_for_good(data, tmp_path):  # noqa: F811
     words = sweep(data, tmp_path / "run", "--scheduler", "asha", "--members-per-trial", "1", "--epochs", "400", "--no-baseline", space=("seed=0:2",))
-    process = subprocess.Popen([sys.executable, "-m", "raffect.cli", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    while not list((tmp_path / "run" / "members").glob("*.json")) and time.monotonic() < end:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    listen = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from raffect.cli import main; sys.exit(main(sys.argv[1:]))"  # a background shell ignores it
+    )
+    process = subprocess.Popen([sys.executable, "-c", listen, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 120
+        while not list((tmp_path / "run" / "members").glob("*.json")) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert list((tmp_path / "run" / "members").glob("*.json")), "no epoch ended"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, errors
     records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "members").glob("*.json")]
-    assert records
     assert {record["status"] for record in records} == {"running"}
 
 
@@ -303,6 +309,8 @@ def test_pictures_of_runs_have_names_of_their_own():
     stems = _stems(["\u8868\u60c5", "\u6570\u636e", "a b", "a_b", "x"])
     assert len(set(stems)) == 5
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", stem) for stem in stems)
+    assert len(set(_stems(["figure2", "figure2", "1-figure2"]))) == 3
+    assert _stems(["a", "b"]) == ["a", "b"]
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.4123, ".412"), (0.0, ".000"), (1.0, "1.000"), (None, "-")])
