@@ -274,6 +274,21 @@ def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):  
     assert {json.loads(path.read_text())["status"] for path in (out / "members").glob("*.json")} == {"done"}
 
 
+def test_settings_in_which_plain_erm_differs_are_named(data, tmp_path, capsys, local_ray):  # noqa: F811
+    words = sweep(data, tmp_path / "run", "--no-save-heads", space=("seed=0",))
+    assert main([words[0], "weighted", *words[2:]]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("alpha 1")]
+    assert [("weighting inverse" in row, "weighting none (ERM)" in row) for row in rows] == [(True, False), (False, True)]
+    assert len({json.dumps(row["settings"]) for row in scores_of(tmp_path / "run")["settings"]}) == 2
+
+
+def test_a_run_that_goes_on_streams_as_it_began(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.recorded_stream("auto") is None
+    (tmp_path / "config.toml").write_text('stream = "always"')
+    assert (folder.recorded_stream("auto"), folder.recorded_stream("never")) == ("always", None)
+
+
 def test_ctrl_c_interrupts_a_sweep_and_stops_no_head_for_good(data, tmp_path):  # noqa: F811
     words = sweep(data, tmp_path / "run", "--scheduler", "asha", "--members-per-trial", "1", "--epochs", "400", "--no-baseline", space=("seed=0:2",))
     listen = (

@@ -1,0 +1,62 @@
+"""`raffect pack`: what a second run keeps, and what it packs again."""
+
+import os
+import shutil
+
+import pyarrow as pa
+import pytest
+from conftest import make_manifest
+
+from raffect.config import PackConfig
+from raffect.data.frames import BadFrame, read_frames
+from raffect.data.manifest import read_manifest, write_manifest
+from raffect.stages.pack import pack
+
+
+@pytest.fixture
+def config(tree, tmp_path):
+    """Six real pictures, one of them cut short."""
+    pictures = sorted((tree / "cropped_aligned").rglob("*.jpg"))[:6]
+    (tmp_path / "images" / "v").mkdir(parents=True)
+    for k, path in enumerate(pictures, start=1):
+        shutil.copy(path, tmp_path / "images" / "v" / f"{k:05d}.jpg")
+    cut = tmp_path / "images" / "v" / "00003.jpg"
+    cut.write_bytes(cut.read_bytes()[:200])
+    write_manifest(make_manifest({"v": 6}, str(tmp_path / "images")), tmp_path / "m.parquet", synthetic=True)
+    return PackConfig(manifest=tmp_path / "m.parquet", out=tmp_path / "packed", shard_rows=4)
+
+
+def bad_frames(config) -> list[bool]:
+    return [isinstance(frame, BadFrame) for frame in read_frames(read_manifest(config.out / "manifest.parquet"))]
+
+
+def stamp(config) -> int:
+    return (config.out / "frames-00000.parquet").stat().st_mtime_ns
+
+
+def test_a_picture_that_was_mended_is_packed_again(config, tmp_path):
+    pack(config)
+    assert bad_frames(config) == [False, False, True, False, False, False]
+    before = stamp(config)
+    pack(config)
+    assert stamp(config) == before
+    shutil.copy(tmp_path / "images" / "v" / "00002.jpg", tmp_path / "images" / "v" / "00003.jpg")
+    pack(config)
+    assert bad_frames(config) == [False] * 6
+
+
+def test_pictures_that_are_gone_leave_their_copies(config, tmp_path):
+    pack(config)
+    content = (config.out / "frames-00000.parquet").read_bytes()
+    os.rename(tmp_path / "images" / "v", tmp_path / "elsewhere")
+    pack(config)
+    assert (config.out / "frames-00000.parquet").read_bytes() == content
+
+
+def test_other_frames_are_packed_again(config):
+    pack(config)
+    before = stamp(config)
+    manifest = read_manifest(config.manifest)
+    write_manifest(manifest.slice(0, 5).replace_schema_metadata(None).set_column(1, "frame", pa.array(range(1, 6), pa.int32())), config.manifest, synthetic=True)
+    assert "packed 5 frames" in pack(config)[0]
+    assert stamp(config) != before
