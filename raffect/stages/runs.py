@@ -136,7 +136,10 @@ class RunFolder:
         path = self.path / "config.toml"
         if choice != "auto" or not path.exists():
             return None
-        found = tomllib.loads(path.read_text()).get("stream")
+        try:
+            found = tomllib.loads(path.read_text()).get("stream")
+        except ValueError:  # `create` says what is wrong with it
+            return None
         return found if found in ("always", "never") else None
 
     def forget_record(self, member_id: str) -> None:
