@@ -40,12 +40,14 @@ def pack(config: PackConfig) -> list[str]:
         raise RaffectError(f"{config.manifest}: its frames are packed already")
     out = config.out.absolute()
     per_file = config.shard_rows * config.groups_per_file
-    roots, paths, unreadable, size = [], [], 0, 0
+    roots, paths, unreadable, gone, size = [], [], 0, 0, 0
     with Progress("pack", len(manifest)) as progress:
         for number, start in enumerate(range(0, len(manifest), per_file)):
             rows = manifest.slice(start, per_file)
             file = out / f"frames-{number:05d}{PACKED_SUFFIX}"
-            if _is_packed(file, rows, config.shard_rows):
+            is_packed, missing = _find_packed(file, rows, config.shard_rows)
+            gone += missing
+            if is_packed:
                 progress.advance(len(rows))
             else:
                 unreadable += _pack_file(file, rows, config.shard_rows, progress)
@@ -57,6 +59,7 @@ def pack(config: PackConfig) -> list[str]:
     write_manifest(table, out / "manifest.parquet", is_synthetic_manifest(manifest))
     return [
         f"packed {len(manifest):,} frames into {len(set(roots))} file(s), {format_bytes(size)}; {unreadable:,} could not be read and will be rejects",
+        *([f"kept: the pictures of {gone:,} packed frames are gone; files that hold any of them were left as they are"] if gone else []),
         f"next: raffect extract --manifest {shlex.quote(str(out / 'manifest.parquet'))} --bank BANK"
         + ("" if config.shard_rows == DEFAULT_SHARD_ROWS else f" --shard-rows {config.shard_rows}"),
     ]
@@ -64,7 +67,7 @@ def pack(config: PackConfig) -> list[str]:
 
 def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) -> int:
     """Write one file; returns how many of its frames could not be read."""
-    unreadable, schema = 0, SCHEMA.with_metadata({_SOURCE: _digest(rows), _FILES: _digest_files(rows)[0]})
+    unreadable, schema = 0, SCHEMA.with_metadata({_SOURCE: _digest(rows), _FILES: _digest_marks(_mark_files(rows))})
     with (
         atomic_path(file) as temporary,
         pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=["video"], write_statistics=["video", "frame"]) as writer,
@@ -83,22 +86,24 @@ def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) 
     return unreadable
 
 
-def _is_packed(file: Path, rows: pa.Table, shard_rows: int) -> bool:
-    """Whether an earlier run packed exactly these frames."""
+def _find_packed(file: Path, rows: pa.Table, shard_rows: int) -> tuple[bool, int]:
+    """Whether an earlier run packed exactly these frames, and of how many the pictures are gone since, so that their copies are all there is."""
     if not has_file(file):
-        return False
+        return False, 0
     try:
         with open_parquet(file) as packed:
             found = packed.read(columns=["reason"])
             first = packed.metadata.row_group(0).num_rows
     except (pa.ArrowException, OSError):
-        return False
-    about = read_metadata(found)
+        return False, 0
+    about, unreadable = read_metadata(found), found["reason"].is_valid().to_numpy()
+    if first != min(shard_rows, len(rows)) or about.get(_SOURCE) != _digest(rows):
+        return False, 0
+    marks = _mark_files(rows)
+    if gone := sum(mark is None and not bad for mark, bad in zip(marks, unreadable, strict=True)):
+        return True, gone  # packing again could only lose
     # Frames that could not be read may have been mended since, so such a file is made again.
-    if first != min(shard_rows, len(rows)) or found["reason"].null_count < len(found) or about.get(_SOURCE) != _digest(rows):
-        return False
-    now, whole = _digest_files(rows)
-    return not whole or about.get(_FILES) == now  # pictures that are no longer there say nothing against their copies
+    return not unreadable.any() and about.get(_FILES) == _digest_marks(marks), 0
 
 
 def _digest(rows: pa.Table) -> str:
@@ -109,11 +114,14 @@ def _digest(rows: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _digest_files(rows: pa.Table) -> tuple[str, bool]:
-    """SHA-256 over size and time of each file, so that one that was mended is packed again; and whether all are there."""
+def _mark_files(rows: pa.Table) -> list[tuple[int, int] | None]:
+    """Size and time of each file, by which one that was mended is known; None for one that is not there."""
     with ThreadPoolExecutor(_READERS) as pool:
-        marks = list(pool.map(_mark, rows["root"].to_pylist(), rows["path"].to_pylist()))
-    return hashlib.sha256("\n".join(map(str, marks)).encode()).hexdigest(), None not in marks
+        return list(pool.map(_mark, rows["root"].to_pylist(), rows["path"].to_pylist()))
+
+
+def _digest_marks(marks: list[tuple[int, int] | None]) -> str:
+    return hashlib.sha256("\n".join(map(str, marks)).encode()).hexdigest()
 
 
 def _mark(root: str, path: str) -> tuple[int, int] | None:

@@ -143,6 +143,7 @@ def configure_data(device: str = "cpu") -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.wait_for_min_actors_s = -1  # readers fill the queue while encoders load, and the first encoder does not wait for the last one
+    context.max_consecutive_actor_init_deaths = 3  # that raise, as on one faulty GPU; those whose process or node dies are Ray's to replace
     context.execution_no_progress_timeout_s = NO_PROGRESS_S[device]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 

@@ -83,6 +83,7 @@ class RayStream:
 
     def _read(self, windows: list[list[tuple[int, int, int]]]) -> Iterator[tuple[list[tuple[int, int, int]], np.ndarray]]:
         import ray
+        from ray.data.exceptions import ExecutionTimeoutError
 
         configure_data()
         ray.data.DataContext.get_current().execution_options.preserve_order = True
@@ -90,10 +91,13 @@ class RayStream:
         read = partial(_read_window, bank=str(self.index.bank.path), dim=self.index.dim)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-        for window, batch in zip(windows, batches, strict=True):
-            if failure := batch["failure"][0].as_py():
-                raise RaffectError(failure)
-            yield window, read_cell(batch["x"]).view(np.float16).reshape(-1, self.index.dim)
+        try:
+            for window, batch in zip(windows, batches, strict=True):
+                if failure := batch["failure"][0].as_py():
+                    raise RaffectError(failure)
+                yield window, read_cell(batch["x"]).view(np.float16).reshape(-1, self.index.dim)
+        except ExecutionTimeoutError as error:
+            raise RaffectError("nothing was read for hours: readers find no free CPU, or the bank's storage hangs; the same command goes on from the last saved epoch") from error
 
 
 def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:

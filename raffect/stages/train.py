@@ -99,12 +99,13 @@ def _train_members(config: TrainConfig, dataset: Dataset, folder: RunFolder, mem
 @contextlib.contextmanager
 def _one_line() -> Generator[None]:
     """Failures of Ray's readers as one line; on workers and in trials Ray starts again first."""
-    from ray.data.exceptions import ExecutionTimeoutError
-    from ray.exceptions import RayError
-
     try:
         yield
-    except (ExecutionTimeoutError, RayError) as error:
+    except Exception as error:
+        from ray.exceptions import RayError  # not before `ray_session` has set what Ray reads when it is imported
+
+        if not isinstance(error, RayError):
+            raise
         raise RaffectError(f"reading through Ray Data failed: {last_line(error)}; what is saved is kept, the same command goes on from there") from error
 
 
@@ -124,9 +125,8 @@ def epoch_note(history: History) -> str:
 
 def _train_on_workers(config: TrainConfig, folder: RunFolder, members: list[Member], keep: KeepEpochs | None, label: str, progress: Progress, steps: int) -> None:
     """The same pack on several processes of Ray Train, which share every batch."""
-    import ray
-
     with ray_session(config.address):
+        import ray
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 

@@ -26,12 +26,12 @@ from raffect.stages.progress import Progress
 from raffect.stages.runs import Member, RunFolder
 from raffect.stages.runtime import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.stages.scores import RUNNING, STOPPED, choose_epoch
-from raffect.stages.space import add_baseline, list_recipes, read_space
+from raffect.stages.space import PLAIN_ERM, add_baseline, list_recipes, read_space
 from raffect.stages.stream import decide_stream
 from raffect.stages.trackers import build_trackers, require_trackers
 from raffect.stages.train import check_before, count_steps, epoch_note, fold_members
 from raffect.stages.verdict import conclude_sweep
-from raffect.stages.watch import watched
+from raffect.stages.watch import ended_packs, watched
 
 _CPU_PACK, _GPU_PACK = 8, 64
 _MAX_FAILURES = 3
@@ -165,10 +165,11 @@ def _run_trials(
         )  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):  # Tune's banner
             results = tuner.fit()
+        ended = ended_packs(watch.name)
     failures = [f"a trial died {1 + _MAX_FAILURES} times ({last_line(error)})" for error in results.errors]
     failures += [result.metrics["failure"] for result in results if result.metrics and result.metrics.get("failure")]
     if config.scheduler == "asha" and not failures:
-        _mark_stopped(folder, packs)
+        _mark_stopped(folder, ended)
     return failures
 
 
@@ -208,7 +209,7 @@ def run_trial(trial: dict[str, Any], job: dict[str, Any]) -> None:
 
 def _axis_text(member: Member, axes: Sequence[str]) -> str:
     settings = flatten(member.recipe)
-    names = [*axes, *(name for name in ("loss.alpha", "sam.rho", "seed") if name not in axes)]
+    names = [*axes, *(name for name in (*PLAIN_ERM, "seed") if name not in axes)]
     return "_".join(f"{name.rpartition('.')[2]}-{settings[name]}" for name in names)  # MLflow takes few characters in names
 
 
@@ -226,7 +227,7 @@ def _unfinished_record(dataset: Dataset, member: Member, history: History) -> di
 
 
 def _mark_stopped(folder: RunFolder, packs: list[list[Member]]) -> None:
-    """All trials have ended, none was interrupted: what is still running on record was stopped by the scheduler."""
+    """Trials of these packs have ended: what is still running on record was stopped by the scheduler."""
     for member in (member for pack in packs for member in pack):
         record = folder.read_record(member.id)
         if record is not None and record["status"] == RUNNING:

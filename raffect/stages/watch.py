@@ -10,7 +10,8 @@ from typing import Any
 from raffect.stages.progress import Progress
 from raffect.stages.runs import Member
 
-_WATCHED: dict[str, tuple[Progress, list[list[Member]]]] = {}
+_WATCHED: dict[str, tuple[Progress, list[list[Member]], set[int]]] = {}
+"""By the name of a sweep's callback: its progress line, its packs, and the numbers of those whose trials have ended."""
 
 
 @contextlib.contextmanager
@@ -26,10 +27,11 @@ def watched(progress: Progress, packs: list[list[Member]]) -> Generator[Any]:
             move_progress(self.name, sum(t.status == "TERMINATED" for t in trials), trial.config["pack"], result)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            note_end(self.name, trial.config["pack"])
             move_progress(self.name, sum(t.status == "TERMINATED" for t in trials), trial.config["pack"], {})
 
     name = uuid.uuid4().hex
-    _WATCHED[name] = (progress, packs)
+    _WATCHED[name] = (progress, packs, set())
     try:
         yield Watch(name)
     finally:
@@ -39,6 +41,18 @@ def watched(progress: Progress, packs: list[list[Member]]) -> Generator[Any]:
 def move_progress(name: str, finished: int, pack: int, result: Mapping[str, Any]) -> None:
     """Count an epoch of a pack on the progress line of that name."""
     if name in _WATCHED:
-        progress, packs = _WATCHED[name]
+        progress, packs, _ = _WATCHED[name]
         progress.advance(result.get("steps", 0) * len(packs[pack]))
         progress.note(f"{finished} of {len(packs)} packs done; pack {pack + 1} {result.get('note', 'done')}")
+
+
+def note_end(name: str, pack: int) -> None:
+    """Note that a pack's trial has ended."""
+    if name in _WATCHED:
+        _WATCHED[name][2].add(pack)
+
+
+def ended_packs(name: str) -> list[list[Member]]:
+    """Packs whose trials have ended by themselves or by their scheduler; at SIGUSR1 Tune leaves the others as if they had, too."""
+    _, packs, ended = _WATCHED[name]
+    return [packs[number] for number in sorted(ended)]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -24,8 +25,8 @@ from raffect.stages.report import _stems
 from raffect.stages.runs import Member, RunFolder
 from raffect.stages.scores import group_by_settings, is_erm, short, spread
 from raffect.stages.space import add_baseline, list_recipes, read_space
-from raffect.stages.tune import _build_scheduler
-from raffect.stages.watch import move_progress, watched
+from raffect.stages.tune import _axis_text, _build_scheduler
+from raffect.stages.watch import ended_packs, move_progress, watched
 
 BASE = Recipe(task="expr")
 
@@ -195,6 +196,14 @@ def test_tunes_callback_pickles_while_a_live_line_is_shown(monkeypatch):
             cloudpickle.dumps(watch)
             move_progress(watch.name, 0, 0, {"steps": 3, "note": "epoch 1"})
         assert progress.done == 6
+        with watched(progress, [["a"], ["b"]]) as watch:
+            watch.on_trial_complete(0, [], SimpleNamespace(config={"pack": 1}))
+            assert ended_packs(watch.name) == [["b"]]
+
+
+def test_tracked_curves_of_heads_have_names_of_their_own():
+    heads = add_baseline(list_recipes(with_settings(BASE, {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "inverse"}), ["seed=0,1"], 0))
+    assert len({_axis_text(Member(recipe), ["seed"]) for recipe in heads}) == len(heads) == 4
 
 
 def record_of(member, keep_epoch=None):
