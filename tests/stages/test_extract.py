@@ -247,6 +247,7 @@ def test_a_dry_run_takes_the_device_and_the_precision_that_the_run_would(config,
         dry_run(replace(config, bank=bank.path, encoder=replace(config.encoder, precision="bfloat16")))
 
 
+@pytest.mark.cluster
 def test_killed_drivers_and_workers_lose_and_change_nothing(tree, tmp_path):
     """A few kills; `scripts/kill_extract.py` does the full count."""
     prepare(PrepareConfig(images=(tree / "cropped_aligned",), annotations=tree / EDITION, out=tmp_path / "data"))

@@ -164,12 +164,6 @@ def test_spread_is_over_seeds_and_groups_differ_in_more(data, tmp_path, capsys):
     assert spread(group, "chosen") is None
 
 
-def test_a_report_of_a_folder_with_an_accent_has_its_pictures(data, tmp_path, local_ray):  # noqa: F811
-    assert main(sweep(data, tmp_path / "\u00e9t\u00e9", "--members-per-trial", "8", "--no-save-heads")) == 0
-    assert main(["report", "--runs", str(tmp_path / "\u00e9t\u00e9"), "--out", str(tmp_path / "report")]) == 0
-    assert "data:image/png" in (tmp_path / "report" / "report.html").read_text()
-
-
 def test_reports_and_sweeps_refuse_what_makes_no_sense(data, tmp_path, capsys):  # noqa: F811
     assert main(["report", "--runs", str(tmp_path)]) == 2
     assert "no run folder" in capsys.readouterr().err
