@@ -237,6 +237,7 @@ def test_a_run_that_goes_on_keeps_packs_as_they_were_cut_and_repeats_nothing(tmp
     assert packs[0][0] not in [m for pack in plan_packs(folder, packs[0], 4, False, keep) for m in pack]
 
 
+@pytest.mark.cluster
 def test_a_trial_that_keeps_dying_ends_the_sweep_with_one_line(data, tmp_path, monkeypatch, capfd, local_ray):  # noqa: F811
     def die(trial, job):
         os._exit(1)
@@ -292,6 +293,7 @@ def test_a_run_that_goes_on_streams_as_it_began(tmp_path):
     assert (folder.recorded_stream("auto"), folder.recorded_stream("never")) == ("always", None)
 
 
+@pytest.mark.cluster
 def test_ctrl_c_interrupts_a_sweep_and_stops_no_head_for_good(data, tmp_path):  # noqa: F811
     words = sweep(data, tmp_path / "run", "--scheduler", "asha", "--members-per-trial", "1", "--epochs", "400", "--no-baseline", space=("seed=0:2",))
     listen = (
