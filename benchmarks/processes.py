@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
@@ -36,15 +37,16 @@ def tree_cpu_s(root: int | None = None) -> float:
     return sum(seconds for _, seconds in tree(root).values())
 
 
-class Sampler(threading.Thread):
+class Sampler(threading.Thread, ABC):
     """Looks at this machine's processes while a block runs, and once more at its end; subclasses say at what."""
 
     def __init__(self, every_s: float) -> None:
         super().__init__(daemon=True)
         self.every_s, self._done = every_s, threading.Event()
 
+    @abstractmethod
     def look(self) -> None:
-        raise NotImplementedError
+        """Note what there is to see now."""
 
     def __enter__(self) -> Self:
         self.start()
