@@ -248,6 +248,8 @@ class LearnConfig(Recipe):
     """CPU threads of one process; 0 is all cores for a run, and --cpus-per-trial for a trial. The last bits depend on it."""
     stream: Literal["auto", "always", "never"] = "auto"
     """Read features through Ray Data while training; auto does so when they do not fit the device."""
+    allow_incomplete: bool = False
+    """Train on a bank that lacks planned frames (not extracted yet, or damaged); every score then says so."""
     address: str | None = None
     """Ray cluster: auto (the one this machine belongs to) or an address; none uses this machine alone."""
 
@@ -278,7 +280,7 @@ class TuneConfig(LearnConfig):
     """Train every combination of settings, in packs on Ray Tune: `raffect tune RECIPE --task expr ...`; by default the paper's Figure 2."""
 
     space: tuple[str, ...] = ("loss.alpha=0.1:1:0.1", "seed=0:4")
-    """Axes: NAME=V1,V2,..., NAME=FROM:TO:STEP, or, with --samples, NAME=uniform(A,B) or NAME=loguniform(A,B)."""
+    """Axes: NAME=V1,V2,..., NAME=FROM:TO:STEP (NAME=FROM:TO for whole numbers), or, with --samples, NAME=uniform(A,B) or NAME=loguniform(A,B)."""
     samples: int = 0
     """Random draws of the axes that are distributions."""
     baseline: bool = True
@@ -322,6 +324,8 @@ class EvaluateConfig:
     """Frames to judge on."""
     epoch: Literal["last", "best", "chosen"] = "last"
     """Which snapshot of each head: last epoch, best on validation, or chosen on folds."""
+    allow_incomplete: bool = False
+    """Judge on a bank that lacks planned frames (not extracted yet, or damaged); every score then says so."""
     out: Path | None = None
     """Also write metrics.json and per_video.csv to this folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

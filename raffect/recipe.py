@@ -22,6 +22,8 @@ from raffect.errors import RaffectError
 
 RECIPES = Path(__file__).parent / "recipes"
 R = TypeVar("R", bound="Recipe")
+MOST_WIDTH, MOST_DEPTH, MOST_EPOCHS = 65_536, 32, 100_000
+"""Bounds of a recipe, and of what a head from elsewhere may claim to be."""
 
 
 def require(ok: bool, message: str) -> None:
@@ -44,8 +46,8 @@ class HeadConfig:
     """he: He-uniform weights and zero biases; torch: the defaults of torch.nn.Linear."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.width <= 65536, f"head.width {self.width}: expected 0 (as the feature) to 65536")
-        require(1 <= self.depth <= 32, f"head.depth {self.depth}: expected 1 to 32")
+        require(0 <= self.width <= MOST_WIDTH, f"head.width {self.width}: expected 0 (as the feature) to {MOST_WIDTH}")
+        require(1 <= self.depth <= MOST_DEPTH, f"head.depth {self.depth}: expected 1 to {MOST_DEPTH}")
         require(0 <= self.dropout < 1, f"head.dropout {self.dropout}: expected 0 or more, less than 1")
 
 
@@ -125,7 +127,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, f"seed {self.seed}: expected 0 to 2147483647")
-        require(self.epochs >= 1, f"epochs {self.epochs}: expected 1 or more")
+        require(1 <= self.epochs <= MOST_EPOCHS, f"epochs {self.epochs}: expected 1 to {MOST_EPOCHS}")
         require(self.batch_size >= 2, f"batch-size {self.batch_size}: expected 2 or more, since BatchNorm needs the spread within a batch")
 
 

@@ -13,6 +13,7 @@ SMALL = {
     "encode": ("--model", "ViT-B-32-quickgelu", "--frames", "8", "--batches", "4", "--towers", "open_clip", "raffect", "bfloat16", "float8", "--repeats", "1"),
     "feed": ("--frames", "800", "--times", "2"),
     "bank": ("--rows", "3000", "--samples", "20"),
+    "hashing": ("--frames", "9000", "--repeats", "2"),
     "train": ("--steps", "10", "--packs", "1", "2"),
     "tune": ("--heads", "4", "--frames", "4096", "--epochs", "1", "--width", "32"),
     "memory": ("--extract", "3000", "--train", "12000"),

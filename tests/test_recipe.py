@@ -63,7 +63,7 @@ def test_flags_override_a_recipe_and_a_file_works_like_a_name(tmp_path):
         (["paper", "--task", "expr", *DATA, "--sam.rho", "-1"], "sam.rho -1.0: expected 0 (off) or more"),
         (["paper", "--task", "expr", *DATA, "--sam.rho", "inf"], "sam.rho inf"),
         (["paper", "--task", "expr", *DATA, "--batch-size", "1"], "batch-size 1: expected 2 or more, since BatchNorm"),
-        (["paper", "--task", "expr", *DATA, "--epochs", "0"], "epochs 0: expected 1 or more"),
+        (["paper", "--task", "expr", *DATA, "--epochs", "0"], "epochs 0: expected 1 to 100000"),
         (["paper", "--task", "expr", *DATA, "--head.dropout", "1"], "head.dropout 1.0: expected 0 or more, less than 1"),
         (["paper", "--task", "expr", *DATA, "--optim.lr", "0"], "optim.lr 0.0: expected more than 0"),
         (["paper", "--task", "expr", *DATA, "--optim.min-lr", "1"], "optim.min-lr 1.0: expected 0 to optim.lr"),

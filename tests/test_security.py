@@ -1,9 +1,13 @@
 """What SECURITY.md promises: hostile files run nothing and reach nothing outside their folder; open clusters are refused."""
 
+import base64
 import hashlib
+import html
 import json
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +22,11 @@ from raffect.data.bank import Bank
 from raffect.data.verify import verify, withdraw
 from raffect.errors import RaffectError
 from raffect.model.checkpoint import load_head, load_state
-from raffect.stages.report import to_html
+from raffect.stages.report import report, to_html
 from raffect.stages.runtime import ray_session
 
 ROOT = Path(__file__).parents[1]
+FIRST = ROOT / "tests" / "fixtures" / "first"
 
 
 class Evil:
@@ -70,6 +75,26 @@ def test_a_pickle_in_the_place_of_a_head_or_a_state_does_not_run(tmp_path):
     assert (tmp_path / "ran").exists(), "this pickle does nothing, so the test proves nothing"
 
 
+HUGE = [{"depth": 10**9}, {"width": 10**9}, {"dim": 10**9}, {"outputs": 10**9}, {"depth": 32, "width": 65536}, {"depth": -1}, {"depth": "3"}, {"more": 1}]
+
+
+@pytest.mark.parametrize("change", HUGE)
+def test_a_head_that_claims_to_be_huge_costs_nothing(tmp_path, change):
+    folder = tmp_path / "head"
+    shutil.copytree(next((FIRST / "expr" / "weights").glob("*/last")), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layout": config["layout"] | change}))
+    code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30)); from raffect.cli import main; sys.exit(main({_evaluate_words(folder)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "train again" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def _evaluate_words(head: Path) -> list[str]:
+    return ["evaluate", "--run", str(head), "--bank", str(FIRST / "bank"), "--labels", str(FIRST), "--device", "cpu"]
+
+
 def _torch_file(folder: Path) -> bytes:
     torch.save({"layers.0.weight": Evil(folder / "ran")}, folder / "evil.pt")
     return (folder / "evil.pt").read_bytes()
@@ -91,9 +116,51 @@ def test_a_commit_record_reaches_nothing_outside_its_bank(tmp_path):
 
 
 def test_a_report_shows_markup_in_names_as_text(tmp_path):
-    page = to_html("# <script>alert(1)</script> `<img src=x onerror=alert(1)>`\n", tmp_path)
+    page = to_html("# <script>alert(1)</script> `<img src=x onerror=alert(1)>`\n", {})
     assert "<script>" not in page
     assert "<img" not in page
+
+
+SECRET = b"\x89PNG the secret of whoever opens this report"
+TRAPS = [
+    "![p](plots/../../../secret)",
+    "![p](plots/secret)",
+    "![p](SECRET)",
+    "![p](http://example.invalid/seen.png)",
+    "![p][r]\n\n[r]: plots/../../../secret",
+    "[p](http://example.invalid/)",
+    "<img src=http://example.invalid/seen.png>",
+    "<http://example.invalid/>",
+    "a | ![p](plots/../../../secret) | b",
+    "`` ` ![p](plots/../../../secret)",
+    "costs $\\frac{1}{0}$ \\",
+]
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_comes_from_a_run_folder_is_text_in_its_report(tmp_path, trap):
+    run, out = tmp_path / "a" / "run", tmp_path / "a" / "report"
+    shutil.copytree(FIRST / "expr", run)
+    trap = trap.replace("SECRET", str(tmp_path / "secret"))
+    for secret in (tmp_path / "secret", tmp_path / "a" / "secret", out / "plots" / "secret"):
+        secret.parent.mkdir(parents=True, exist_ok=True)
+        secret.write_bytes(SECRET)
+    env = json.loads((run / "env.json").read_text())
+    env["data"] |= {"stamp": trap, "edition": trap}
+    env["run"] |= {"command": ["raffect", trap], "folder": trap}
+    (run / "env.json").write_text(json.dumps(env))
+    for file in (run / "members").glob("*.json"):
+        record = json.loads(file.read_text())
+        record |= {"device": trap, "git_commit": trap, "trivial": record["trivial"] | {"answer": trap}}
+        file.write_text(json.dumps(record))
+    report([run], out)
+    page = (out / "report.html").read_text()
+    assert base64.b64encode(SECRET)[:20].decode() not in page
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(addresses) == 3  # the pictures that it has drawn
+    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    shown = html.unescape(re.sub("<[^>]*>", "", page))
+    assert " ".join(trap.split()) in " ".join(shown.split())
 
 
 def test_no_module_of_raffect_unpickles():

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from raffect.data.keys import is_utf8
 from raffect.data.labels import AU, EXPR, TASKS, VA, Task
+from raffect.data.storage import Damaged, open_regular, read_regular
 from raffect.errors import RaffectError
 
 MTL_HEADER = "image,valence,arousal,expression,aus"
@@ -242,9 +243,9 @@ class _Reader:
     def _lines(self, file: Path, name: str) -> list[bytes] | None:
         """Lines without line ends, outer blanks or blank lines at the end of the file."""
         try:
-            content = file.read_bytes()
-        except OSError as error:
-            self._report(name, 0, f"cannot be read ({error.strerror}); file left out")
+            content = read_regular(file)
+        except (OSError, Damaged) as error:
+            self._report(name, 0, f"cannot be read ({error.strerror if isinstance(error, OSError) else error}); file left out")
             return None
         self.digest.update(name.encode() + b"\0" + content + b"\0")
         if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -309,9 +310,9 @@ def _find_mtl_files(root: Path) -> Iterator[Path]:
 
 def _has_mtl_header(file: Path) -> bool:
     try:
-        with file.open("rb") as handle:
-            head = handle.readline(200)
-    except OSError:
+        with open_regular(file) as handle:
+            head = handle.read(200)
+    except (OSError, Damaged):
         return False
     return head.removeprefix(b"\xef\xbb\xbf").replace(b" ", b"").strip().rstrip(b",").startswith(MTL_HEADER.encode())
 

@@ -28,13 +28,15 @@ import pyarrow.parquet as pq
 
 from raffect.data.atomic import PREFIX, write_atomic, write_if_absent
 from raffect.data.keys import Vocabulary, absent, digest_keys, encode_video
-from raffect.data.storage import Damaged, list_sizes, locate, read_files, read_parquet
+from raffect.data.storage import Damaged, list_sizes, locate, parse_parquet, read_buffer, read_files, read_parquet
 from raffect.data.tables import read_metadata
 from raffect.errors import RaffectError
 
 FORMAT = 1
 _COMMIT = re.compile(r"[0-9]{6,}\.json")
 DEFAULT_SHARD_ROWS = 2048
+REJECTS = pa.schema([("video", pa.string()), ("frame", pa.int32()), ("reason", pa.string())])
+"""Schema of a rejects file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,11 @@ class Commit:
     rejects: int
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
+    @property
+    def sha256(self) -> str:
+        """Of its features' file."""
+        return self.files[shard_name(self.shard)][1]
+
 
 class Bank:
     """One bank, in a folder or an object store. Opening one reads nothing and makes nothing."""
@@ -174,7 +181,7 @@ class Bank:
     @cached_property
     def plan(self) -> Plan:
         """The plan over all generations."""
-        tables, lengths, shard_rows = [], [], DEFAULT_SHARD_ROWS
+        tables, lengths, shard_rows, metadata = [], [], DEFAULT_SHARD_ROWS, {}
         files = self._plan_files()
         if not files:
             self._require_unless_empty("plan/0000.parquet")
@@ -190,6 +197,8 @@ class Bank:
             full, rest = divmod(len(table), shard_rows)
             lengths += [shard_rows] * full + [rest] * bool(rest)
             tables.append(table.replace_schema_metadata(None))
+        if tables and digest_keys(_in_order(tables)) != metadata.get("manifest_digest"):
+            raise RaffectError(f"{self.path / 'plan'}: damaged, its frames are not those that were planned; restore it from a backup or extract into a new bank")
         table = pa.concat_tables(tables).unify_dictionaries() if tables else _key_table(pa.table({"video": pa.array([], pa.string()), "frame": pa.array([], pa.int32())}))
         return Plan(table.combine_chunks(), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64), shard_rows, len(tables))
 
@@ -240,11 +249,11 @@ class Bank:
 
     def shard_path(self, shard: int) -> Path:
         """Its features."""
-        return self.path / "shards" / f"{shard:06d}.parquet"
+        return self.path / shard_name(shard)
 
     def rejects_path(self, shard: int) -> Path:
         """Its frames that could not be read; absent where there are none."""
-        return self.path / "rejects" / f"{shard:06d}.parquet"
+        return self.path / rejects_name(shard)
 
     def commit_path(self, shard: int) -> Path:
         """Its commit record, written last."""
@@ -271,14 +280,13 @@ class Bank:
         if features.shape != (len(good), identity.dim) or features.dtype != np.float16:
             raise ValueError(f"shard {shard}: features {features.dtype}{features.shape}, expected float16{(len(good), identity.dim)}")
         keys = _key_table(keys)
-        written = {self.shard_path(shard): _write_shard(self.shard_path(shard), keys.take(good), features, identity)}
+        files = {shard_name(shard): _write_shard(self.shard_path(shard), keys.take(good), features, identity)}
         if rejects:
             rows = sorted(rejects)
             table = keys.take(rows).append_column("reason", pa.array([rejects[row] for row in rows], pa.string()))
-            written[self.rejects_path(shard)] = _write_parquet(self.rejects_path(shard), table)
+            files[rejects_name(shard)] = _write_parquet(self.rejects_path(shard), table)
         else:
             self.rejects_path(shard).unlink(missing_ok=True)
-        files = {path.relative_to(self.path).as_posix(): facts for path, facts in written.items()}
         record = Commit(shard=shard, rows=len(good), rejects=len(rejects), files=files)
         write_atomic(self.commit_path(shard), (json.dumps(asdict(record), indent=1) + "\n").encode())
         self.attempt_path(shard).unlink(missing_ok=True)
@@ -293,16 +301,43 @@ class Bank:
         found = {record.shard: record for record in records if record and all(sizes.get(name) == size for name, (size, _) in record.files.items())}
         return dict(sorted(found.items()))
 
-    def read_rejects(self, shards: Iterable[int]) -> pa.Table:
-        """``video, frame, reason`` of every frame that could not be read, over ``shards``, which must all have some."""
-        schema = pa.schema([("video", pa.string()), ("frame", pa.int32()), ("reason", pa.string())])
-        tables = [schema.empty_table()]
-        for path in map(self.rejects_path, shards):
-            try:
-                tables.append(read_parquet(path, schema.names).cast(schema))
-            except (Damaged, pa.ArrowException) as error:
-                raise RaffectError(f"{path}: damaged ({str(error).splitlines()[0][:120]}); run `raffect bank verify --repair` and extract again") from error
+    def read_committed(self, name: str, sha256: str) -> pa.Buffer:
+        """Bytes of a shard's file, proven to be those that were committed.
+
+        Args:
+            name: As the commit record has it.
+            sha256: What the record says of it.
+
+        Raises:
+            Damaged: If it is missing or holds other bytes.
+        """
+        try:
+            content = read_buffer(self.path / name)
+        except FileNotFoundError as error:
+            raise Damaged("missing") from error
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise Damaged("not the file that was committed (SHA-256 differs)")
+        return content
+
+    def read_rejects(self, commits: Iterable[Commit]) -> pa.Table:
+        """``video, frame, reason`` of every frame of some shards that could not be read.
+
+        Raises:
+            RaffectError: If a file is not as committed.
+        """
+        tables = [REJECTS.empty_table()]
+        for commit in commits:
+            if commit.rejects:
+                name = rejects_name(commit.shard)
+                try:
+                    tables.append(parse_rejects(self.read_committed(name, commit.files[name][1]), commit))
+                except Damaged as error:
+                    raise self.damaged(name, error) from error
         return pa.concat_tables(tables)
+
+    def damaged(self, name: str, why: Damaged) -> RaffectError:
+        """The error of a file that is not as committed, with what to do."""
+        return RaffectError(f"{self.path / name}: {why}; run `raffect bank verify --bank {self.path} --repair`, then `raffect extract` again")
 
     def digest(self, commits: Mapping[int, Commit] | None = None) -> str:
         """SHA-256 over the identity and every commit record (read now, unless given): equal banks, and only they, have equal digests."""
@@ -317,14 +352,48 @@ class Bank:
             raise RaffectError(f"{self.path}: {name} is missing although shards are committed; restore it from a backup, or extract into a new --bank")
 
 
+def shard_name(shard: int) -> str:
+    """Name of a shard's features below its bank."""
+    return f"shards/{shard:06d}.parquet"
+
+
+def rejects_name(shard: int) -> str:
+    """Name of a shard's rejects below its bank."""
+    return f"rejects/{shard:06d}.parquet"
+
+
+def parse_rejects(content: pa.Buffer, commit: Commit) -> pa.Table:
+    """The table that a shard's rejects file holds.
+
+    Raises:
+        Damaged: If it is another one, or has another number of rows than was committed.
+    """
+    try:
+        table = parse_parquet(content, REJECTS.names).cast(REJECTS)
+    except pa.ArrowException as error:
+        raise Damaged(str(error).splitlines()[0][:120]) from error
+    if len(table) != commit.rejects:
+        raise Damaged(f"{len(table)} rows, its commit record says {commit.rejects}")
+    return table
+
+
 def _parse_commit(name: str, content: bytes) -> Commit | None:
+    """A commit record, or None for a damaged one: its shard is written again, and verify names it."""
     try:
         fields = json.loads(content)
         fields["files"] = {file: (int(size), str(sha)) for file, (size, sha) in fields["files"].items()}
         record = Commit(**fields)
     except (ValueError, TypeError, KeyError, AttributeError):
-        return None  # a damaged record is no record: the shard is written again, and verify names it
-    return record if record.shard == int(name.partition(".")[0]) else None
+        return None
+    return record if record.shard == int(name.partition(".")[0]) and _is_possible(record) else None
+
+
+def _is_possible(record: Commit) -> bool:
+    """Whether a record counts rows, and names the files that such a shard has and no other."""
+    counts = (record.rows, record.rejects)
+    if any(type(count) is not int or count < 0 for count in counts):
+        return False
+    return set(record.files) == {shard_name(record.shard)} | ({rejects_name(record.shard)} if record.rejects else set())
 
 
 def shard_schema(dim: int) -> pa.Schema:
@@ -336,6 +405,14 @@ def _key_table(table: pa.Table) -> pa.Table:
     """``video`` as a dictionary of the names that occur, and ``frame``: the same bytes whatever table they came from."""
     video = encode_video(table["video"]).cast(pa.string()).dictionary_encode()
     return pa.table({"video": video, "frame": table["frame"].cast(pa.int32()).combine_chunks()})
+
+
+def _in_order(generations: list[pa.Table]) -> pa.Table:
+    """Planned frames in the order of the manifest from which the last generation was made."""
+    if len(generations) == 1:
+        return generations[0]
+    tables = [pa.table({"video": encode_video(table["video"]).cast(pa.string()), "frame": table["frame"]}) for table in generations]
+    return pa.concat_tables(tables).sort_by([("video", "ascending"), ("frame", "ascending")])
 
 
 def _write_shard(path: Path, keys: pa.Table, features: np.ndarray, identity: Identity) -> tuple[int, str]:

@@ -16,12 +16,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raffect.data.bank import Bank, Commit
+from raffect.data.bank import Bank, Commit, shard_name
 from raffect.data.keys import Vocabulary, positions
 from raffect.data.labels import Task, labelled
-from raffect.data.storage import Damaged, read_parquet
+from raffect.data.storage import Damaged, parse_parquet
 from raffect.data.tables import select_split
 from raffect.errors import RaffectError
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Labelled frames without a feature, by why.
+
+    Attributes:
+        no_image: Not in the bank's plan: the manifest lists no image of them.
+        rejected: Their image could not be read.
+        not_extracted: Planned, but their shard is not committed yet, or is damaged or gone: the bank is incomplete.
+    """
+
+    no_image: int = 0
+    rejected: int = 0
+    not_extracted: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.no_image + self.rejected + self.not_extracted
 
 
 @dataclass(frozen=True)
@@ -34,7 +54,7 @@ class Features:
         video: Number of each frame's video in ``videos``, int32, shape (N,).
         frame: 1-based frame numbers, int32, shape (N,).
         videos: Names of videos.
-        missing: Labelled frames without a feature: no image, rejected, or not extracted yet.
+        missing: Labelled frames without a feature, and why.
     """
 
     x: np.ndarray
@@ -42,7 +62,7 @@ class Features:
     video: np.ndarray
     frame: np.ndarray
     videos: list[str]
-    missing: int
+    missing: Missing
 
 
 @dataclass(frozen=True)
@@ -54,22 +74,24 @@ class FeatureIndex:
         dim: Length of a feature.
         shard: Shard of each frame, ascending, shape (N,).
         row: Its row there.
+        sha256: What was committed for each shard that is used.
         y: Labels, shape (N, columns of the task).
         video: Number of each frame's video in ``videos``, int32, shape (N,).
         frame: 1-based frame numbers, int32, shape (N,).
         videos: Names of videos.
-        missing: Labelled frames without a feature: no image, rejected, or not extracted yet.
+        missing: Labelled frames without a feature, and why.
     """
 
     bank: Bank
     dim: int
     shard: np.ndarray
     row: np.ndarray
+    sha256: Mapping[int, str]
     y: np.ndarray
     video: np.ndarray
     frame: np.ndarray
     videos: list[str]
-    missing: int
+    missing: Missing
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -105,7 +127,8 @@ def find_features(
     labels, values = labels.filter(pa.array(known)), values[known]
 
     vocabulary = Vocabulary()
-    location = _locate(bank, vocabulary, bank.read_commits() if commits is None else commits)
+    commits = bank.read_commits() if commits is None else commits
+    location = _locate(bank, vocabulary, commits)
     label_keys = vocabulary.keys(labels)
     order = np.argsort(location.keys, kind="stable")
     found = positions(label_keys, location.keys[order])
@@ -126,7 +149,10 @@ def find_features(
     numbers, video = np.unique(keys >> 32, return_inverse=True)
     names = [vocabulary.names[number] for number in numbers]
     frame = (keys & 0xFFFFFFFF).astype(np.int32)
-    return FeatureIndex(bank, identity.dim, location.shard[rows], location.row[rows], values[picked], video.astype(np.int32), frame, names, int((found < 0).sum()))
+    shard = location.shard[rows]
+    sha256 = {number: commits[number].sha256 for number in np.unique(shard).tolist()}
+    missing = _count_missing(label_keys[found < 0], location)
+    return FeatureIndex(bank, identity.dim, shard, location.row[rows], sha256, values[picked], video.astype(np.int32), frame, names, missing)
 
 
 def read_features(
@@ -161,11 +187,13 @@ def read_features(
 
 @dataclass(frozen=True)
 class _Location:
-    """Where every extracted frame is: its key, its shard and its row there, in the order of the bank."""
+    """Where every extracted frame is: its key, its shard and its row there, in the order of the bank; and which planned frames are not."""
 
     keys: np.ndarray
     shard: np.ndarray
     row: np.ndarray
+    rejected: np.ndarray
+    not_extracted: np.ndarray
 
 
 def _locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -> _Location:
@@ -173,15 +201,20 @@ def _locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -
     keys = vocabulary.keys(plan.table)
     lengths = np.diff(plan.offsets)
     shard = np.repeat(np.arange(plan.num_shards), lengths)
-    keep = np.repeat(np.isin(np.arange(plan.num_shards), list(commits)), lengths)
+    is_committed = np.repeat(np.isin(np.arange(plan.num_shards), list(commits)), lengths)
     for number, record in commits.items():
         if number >= plan.num_shards or record.rows + record.rejects != lengths[number]:
             raise RaffectError(f"{bank.path}: shard {number:06d} does not fit the plan; run `raffect bank verify`")
-    with_rejects = [number for number, record in commits.items() if record.rejects]
-    keep &= ~np.isin(keys, vocabulary.keys(bank.read_rejects(with_rejects)))
+    is_rejected = np.isin(keys, vocabulary.keys(bank.read_rejects(commits.values())))
+    keep = is_committed & ~is_rejected
     kept_before = np.concatenate([[0], np.cumsum(keep)])
     row = kept_before[:-1] - kept_before[plan.offsets[shard]]
-    return _Location(keys[keep], shard[keep], row[keep])
+    return _Location(keys[keep], shard[keep], row[keep], keys[is_committed & is_rejected], keys[~is_committed])
+
+
+def _count_missing(keys: np.ndarray, location: _Location) -> Missing:
+    rejected, not_extracted = int(np.isin(keys, location.rejected).sum()), int(np.isin(keys, location.not_extracted).sum())
+    return Missing(len(keys) - rejected - not_extracted, rejected, not_extracted)
 
 
 def _gather(index: FeatureIndex, memmap: Path | None, threads: int) -> np.ndarray:
@@ -197,44 +230,44 @@ def _gather(index: FeatureIndex, memmap: Path | None, threads: int) -> np.ndarra
 
     def fill(job: tuple[int, int, int]) -> None:
         shard, start, stop = job
-        read_rows(index.bank, shard, index.row[start:stop], index.dim, out[start:stop])
+        read_rows(index.bank, shard, index.sha256[shard], index.row[start:stop], out[start:stop])
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill, zip(shards.tolist(), starts.tolist(), stops.tolist(), strict=True)))
     return out
 
 
-def read_rows(bank: Bank, shard: int, rows: np.ndarray, dim: int, out: np.ndarray) -> None:
+def read_rows(bank: Bank, shard: int, sha256: str, rows: np.ndarray, out: np.ndarray) -> None:
     """Some rows of a shard, which ascend, into ``out`` of shape (rows, dim).
 
     Raises:
-        RaffectError: If the shard is damaged.
+        RaffectError: If the shard is not as committed.
     """
-    stored = read_shard_features(bank, shard, dim)
+    stored = read_shard_features(bank, shard, sha256, out.shape[1])
     if rows[-1] >= len(stored):
-        raise RaffectError(f"{bank.shard_path(shard)}: {len(stored)} rows, fewer than committed; run `raffect bank verify --repair` and extract again")
+        raise bank.damaged(shard_name(shard), Damaged(f"{len(stored)} rows, fewer than committed"))
     if (np.diff(rows) == 1).all():
         out[:] = stored[rows[0] : rows[-1] + 1]
     else:
         np.take(stored, rows, axis=0, out=out)
 
 
-def read_shard_features(bank: Bank, shard: int, dim: int) -> np.ndarray:
-    """Features of one shard: float16, shape (rows, dim), without a copy beyond Parquet's own.
+def read_shard_features(bank: Bank, shard: int, sha256: str, dim: int) -> np.ndarray:
+    """Features of one shard: float16, shape (rows, dim), from the very bytes whose hash was compared with the committed one.
 
     Raises:
-        RaffectError: If the file is damaged.
+        RaffectError: If the file is not as committed.
     """
-    path = bank.shard_path(shard)
+    name = shard_name(shard)
     try:
-        column = read_parquet(path, ["feature"], use_threads=False)["feature"]
+        column = parse_parquet(bank.read_committed(name, sha256), ["feature"])["feature"]
     except Damaged as error:
-        raise RaffectError(f"{path}: damaged ({error}); run `raffect bank verify --repair` and extract again") from error
+        raise bank.damaged(name, error) from error
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
     if array.type != pa.binary(2 * dim):
-        raise RaffectError(f"{path}: features of type {array.type}, expected {2 * dim} bytes; run `raffect bank verify`")
+        raise bank.damaged(name, Damaged(f"features of type {array.type}, expected {2 * dim} bytes"))
     if not len(array):
         return np.empty((0, dim), np.float16)
     return np.frombuffer(array.buffers()[1], "<f2", count=len(array) * dim, offset=2 * dim * array.offset).reshape(len(array), dim)

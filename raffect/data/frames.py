@@ -25,7 +25,7 @@ import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
-from raffect.data.storage import locate, open_parquet
+from raffect.data.storage import Damaged, locate, open_parquet, read_regular
 from raffect.errors import RaffectError
 
 MAX_PIXELS = 64_000_000
@@ -34,7 +34,7 @@ MAX_PIXELS = 64_000_000
 PACKED_SUFFIX = ".parquet"
 """A manifest root that ends so is a packed file; its paths are ``<row group>/<row>``."""
 
-_FRAME_FAULTS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+_FRAME_FAULTS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV, errno.EINVAL}
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 _MANIFEST = ("root", "path", "video", "frame")
 _TRIAL = "import sys; from raffect.data.frames import _trial; _trial(sys.stdin)"
@@ -48,14 +48,15 @@ def read_bytes(root: str, path: str) -> bytes:
     """Bytes of a frame's file.
 
     Raises:
-        BadFrame: If the path leaves its root, or the file is missing, unreadable or empty.
+        BadFrame: If the path leaves its root, or the file is missing, unreadable, empty, not a regular one or larger than `raffect.data.storage.MAX_BYTES`.
         RaffectError: If the root or its disk is at fault: then nothing is wrong with the frame.
     """
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\0" in path:
         raise BadFrame("path points outside its root")
     try:
-        with open(f"{root}/{path}", "rb", buffering=0) as file:
-            content = file.read()
+        content = read_regular(f"{root}/{path}")
+    except Damaged as error:
+        raise BadFrame(str(error)) from None
     except OSError as error:
         if error.errno not in _FRAME_FAULTS or not os.path.isdir(root):
             raise RaffectError(f"{root}: image root cannot be read ({error.strerror}); mount it or mend the disk, then run the same command again") from error

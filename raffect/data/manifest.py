@@ -34,11 +34,13 @@ class Listing:
         table: ``video, frame, path, root``, sorted by (video, frame), each once.
         problems: What was left out, one line each with the folder or file.
         num_other: Files that are no numbered images.
+        links_out: Links that lead out of their root, ``link -> where``; they are followed.
     """
 
     table: pa.Table
     problems: list[str] = field(default_factory=list)
     num_other: int = 0
+    links_out: list[str] = field(default_factory=list)
 
 
 def list_images(roots: Iterable[Path]) -> Listing:
@@ -55,25 +57,27 @@ def list_images(roots: Iterable[Path]) -> Listing:
     for root in roots:
         if not root.is_dir():
             raise RaffectError(f"--images {root}: no such folder; give the folder that holds one folder a video (e.g. cropped_aligned)")
-        folders += _list_root(str(root.resolve()), listing, depth=1)
+        folders += _list_root(os.path.realpath(root), listing, depth=1)
     if not folders:
         raise RaffectError(f"--images {' '.join(map(str, roots))}: no frames; expected <video>/00001.jpg below it")
     listing.table = _build_table(folders, listing)
     return listing
 
 
-def _list_root(root: str, listing: Listing, depth: int) -> list[tuple[str, str, np.ndarray, list[str]]]:
-    """Videos of one root as (video, root, frames, file names); archives are often nested one folder deeper."""
-    folders = []
-    for entry in sorted(_scan(root, listing), key=lambda entry: entry.name):
+def _list_root(folder: str, listing: Listing, depth: int, root: str | None = None) -> list[tuple[str, str, np.ndarray, list[str]]]:
+    """Videos of one root as (video, folder, frames, file names); archives are often nested one folder deeper."""
+    folders, root = [], root or folder
+    for entry in sorted(_scan(folder, listing), key=lambda entry: entry.name):
+        if entry.is_symlink() and not _may_follow(entry, root, listing):
+            continue
         if not entry.is_dir():
             if _FRAME.fullmatch(entry.name):
-                raise RaffectError(f"--images {root}: holds frames itself ({_printable(entry.name)}); give the folder above it")
+                raise RaffectError(f"--images {folder}: holds frames itself ({_printable(entry.name)}); give the folder above it")
             listing.num_other += 1
         elif not entry.name.startswith("."):
-            frames, names, has_folders = _list_video(entry.path, listing)
+            frames, names, has_folders = _list_video(entry.path, listing, root)
             if not names and has_folders and depth:
-                folders += _list_root(entry.path, listing, depth - 1)
+                folders += _list_root(entry.path, listing, depth - 1, root)
             elif not is_utf8(entry.name):
                 listing.problems.append(f"{_printable(entry.path)}: folder name is not UTF-8, {len(names)} frames left out; rename it")
             elif not names:
@@ -83,14 +87,16 @@ def _list_root(root: str, listing: Listing, depth: int) -> list[tuple[str, str, 
                     listing.problems.append(
                         f"{_printable(entry.path)}: taken as a video, its folders left out; if they are videos, move the {len(names)} pictures beside them away"
                     )
-                folders.append((entry.name, root, frames, names))
+                folders.append((entry.name, folder, frames, names))
     return folders
 
 
-def _list_video(folder: str, listing: Listing) -> tuple[np.ndarray, list[str], bool]:
+def _list_video(folder: str, listing: Listing, root: str) -> tuple[np.ndarray, list[str], bool]:
     frames, names, has_folders = [], [], False
     for entry in sorted(_scan(folder, listing), key=lambda entry: entry.name):  # the order of a folder is its file system's own
         name = entry.name
+        if entry.is_symlink() and not _may_follow(entry, root, listing):
+            continue
         match = _FRAME.fullmatch(name)
         if match and (frame := int(match[1])) > 0 and frame < 1 << 31:
             frames.append(frame)
@@ -100,6 +106,27 @@ def _list_video(folder: str, listing: Listing) -> tuple[np.ndarray, list[str], b
         else:
             listing.num_other += 1
     return np.array(frames, np.int32), names, has_folders
+
+
+def _may_follow(link: os.DirEntry, root: str, listing: Listing) -> bool:
+    """Whether a link leads anywhere but to itself or to a folder that it lies in; notes links that leave the root."""
+    try:
+        target = os.path.realpath(link.path, strict=True)
+    except FileNotFoundError:  # reading it will say so
+        target = os.path.realpath(link.path)
+    except OSError as error:
+        listing.problems.append(f"{_printable(link.path)}: link cannot be followed ({error.strerror}), left out")
+        return False
+    if _is_below(os.path.realpath(os.path.dirname(link.path)), target):
+        listing.problems.append(f"{_printable(link.path)}: link to a folder that it lies in, left out")
+        return False
+    if not _is_below(target, root):
+        listing.links_out.append(f"{_printable(os.path.relpath(link.path, root))} -> {_printable(target)}")
+    return True
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))
 
 
 def _scan(folder: str, listing: Listing) -> list[os.DirEntry]:

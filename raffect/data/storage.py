@@ -8,7 +8,9 @@ share is here and in `raffect.data.atomic`. Credentials and endpoint come from t
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import stat
 import tempfile
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -20,7 +22,11 @@ import pyarrow.parquet as pq
 
 from raffect.errors import RaffectError
 
-_READ_AT_ONCE = 1024
+MAX_BYTES = 256_000_000
+"""Largest picture or annotation file that is read."""
+
+_READ_AT_ONCE, _CHUNK = 1024, 1 << 20
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFDIR: "a directory", stat.S_IFSOCK: "a socket"}
 
 
 def locate(text: str | Path) -> Path:
@@ -68,6 +74,67 @@ class Damaged(Exception):
 def has_file(path: Path) -> bool:
     """Whether there is a file; a store that does not answer raises, which its own ``is_file`` takes for no."""
     return path.exists() if is_remote(path) else path.is_file()
+
+
+def open_regular(path: str | Path) -> io.FileIO:
+    """Open a local file that somebody else put there, if it is a regular one.
+
+    A pipe would wait for its writer for ever, and a device such as ``/dev/zero`` has no end.
+
+    Raises:
+        Damaged: If it is anything else.
+        OSError: If it cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = stat.S_IFMT(os.fstat(handle).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(handle)
+        raise Damaged(f"not a regular file but {_KINDS.get(kind, 'something else')}")
+    return io.FileIO(handle)
+
+
+def read_regular(path: str | Path, most_bytes: int = MAX_BYTES) -> bytes:
+    """Bytes of a local file that somebody else put there.
+
+    Raises:
+        Damaged: If it is not a regular file, or has more bytes than ``most_bytes``.
+        OSError: If it cannot be opened or read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1) if size <= most_bytes else b""
+        while len(content) <= most_bytes and (more := file.read(_CHUNK)):  # files of /proc say that they are empty
+            content += more
+        if size > most_bytes or len(content) > most_bytes:
+            raise Damaged(f"larger than {most_bytes // 1_000_000} MB")
+        return content
+
+
+def read_buffer(path: Path) -> pa.Buffer:
+    """Bytes of a file, in memory that Arrow's pool uses again: fresh pages would cost more than the reading."""
+    if is_remote(path):
+        return pa.py_buffer(path.read_bytes())
+    with open(path, "rb", buffering=0) as file:
+        buffer = pa.allocate_buffer(os.fstat(file.fileno()).st_size)
+        view, filled = memoryview(buffer).cast("B"), 0
+        try:
+            while filled < len(view) and (count := file.readinto(view[filled:])):
+                filled += count
+        except OSError as error:  # a failing read does not name its file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    return buffer.slice(0, filled)
+
+
+def parse_parquet(content: pa.Buffer, columns: Iterable[str] | None = None) -> pa.Table:
+    """The table that the bytes of a Parquet file hold, by one thread; columns may be views of them.
+
+    Raises:
+        Damaged: If they are no Parquet file.
+    """
+    try:
+        return pq.read_table(pa.BufferReader(content), columns=list(columns) if columns else None, use_threads=False)
+    except (pa.ArrowException, OSError) as error:  # Arrow's own errors about bytes are OSErrors without a number
+        raise Damaged(str(error).splitlines()[0][:120]) from error
 
 
 def read_parquet(path: Path, columns: Iterable[str] | None = None, *, use_threads: bool = True) -> pa.Table:

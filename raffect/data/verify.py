@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.data.atomic import PREFIX
-from raffect.data.bank import Bank, Commit, Identity, Plan, shard_schema
+from raffect.data.bank import REJECTS, Bank, Commit, Identity, Plan, parse_rejects, rejects_name, shard_name, shard_schema
 from raffect.data.keys import Vocabulary, absent
-from raffect.data.storage import Damaged, list_sizes, read_parquet
-from raffect.errors import RaffectError
+from raffect.data.storage import Damaged, list_sizes, parse_parquet
 
 QUIET_S = 3600.0
 """Age in seconds from which an unfinished file counts as left over."""
@@ -125,25 +123,26 @@ def _is_quiet(path: Path) -> bool:
 
 
 def _check_shard(bank: Bank, record: Commit, keys: pa.Table, identity: Identity) -> str | None:
+    """What is wrong with a committed shard, if anything."""
+    contents = {}
     for name, (_, sha256) in record.files.items():
         try:
-            content = (bank.path / name).read_bytes()
-        except FileNotFoundError:
-            return f"{name} is missing"
-        if hashlib.sha256(content).hexdigest() != sha256:
-            return f"{name} is not the file that was committed (SHA-256 differs)"
+            contents[name] = bank.read_committed(name, sha256)
+        except Damaged as error:
+            return f"{name}: {error}"
     try:
-        shard = read_parquet(bank.shard_path(record.shard))
-        rejects = bank.read_rejects([record.shard]) if record.rejects else None
-    except (Damaged, RaffectError) as error:
-        return f"cannot be read as Parquet ({str(error).splitlines()[0][:100]})"
+        shard = parse_parquet(contents[shard_name(record.shard)])
+        rejects = parse_rejects(contents[rejects_name(record.shard)], record) if record.rejects else REJECTS.empty_table()
+    except Damaged as error:
+        return f"cannot be read as Parquet ({error})"
     if shard.schema.remove_metadata() != shard_schema(identity.dim):
         return f"has the columns {', '.join(map(str, shard.schema.remove_metadata()))}, expected {', '.join(map(str, shard_schema(identity.dim)))}"
     if shard.schema.metadata.get(b"weights_sha256", b"").decode() != identity.weights_sha256:
         return "comes from another encoder than the bank"
+    if len(shard) != record.rows:
+        return f"has {len(shard)} rows, its commit record says {record.rows}"
     vocabulary = Vocabulary()
-    planned, kept = vocabulary.keys(keys), vocabulary.keys(shard)
-    rejected = vocabulary.keys(rejects) if rejects is not None else np.empty(0, np.int64)
+    planned, kept, rejected = vocabulary.keys(keys), vocabulary.keys(shard), vocabulary.keys(rejects)
     if not np.array_equal(planned[~np.isin(planned, rejected)], kept) or len(kept) + len(rejected) != len(planned):
         return f"rows are not those of the plan: {len(kept)} kept + {len(rejected)} rejected of {len(planned)}"
     return None

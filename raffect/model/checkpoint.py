@@ -22,6 +22,7 @@ from raffect.data.storage import local_copy
 from raffect.errors import RaffectError
 from raffect.model.head import Head, build_head
 from raffect.model.pack import Layout
+from raffect.recipe import MOST_DEPTH, MOST_WIDTH
 
 FORMAT = 1
 
@@ -74,10 +75,31 @@ def load_head(folder: Path) -> tuple[Head, dict[str, Any]]:
         raise RaffectError(f"{path}: missing; train again") from error
     if hashlib.sha256(content).hexdigest() != config["sha256"]:
         raise RaffectError(f"{path}: not the file that config.json describes (its SHA-256 differs); copy it again or train again")
+    layout = read_layout(config["layout"], folder / "config.json")
     try:
-        return build_head(Layout(**config["layout"]), safetensors.torch.load(content)), config
+        tensors = safetensors.torch.load(content)
+        # Before anything is built: a layout that the file does not hold must cost nothing.
+        if (found := {name: tuple(tensor.shape) for name, tensor in tensors.items()}) != layout.state_shapes:
+            differing = sorted(name for name in found.keys() | layout.state_shapes.keys() if found.get(name) != layout.state_shapes.get(name))
+            raise RaffectError(f"{path}: does not fit its config.json ({len(differing)} tensors differ, first {differing[0]}); train again")
+        return build_head(layout, tensors), config
     except (SafetensorError, RuntimeError, TypeError) as error:
         raise RaffectError(f"{path}: does not fit its config.json ({str(error).splitlines()[0][:200]}); train again") from error
+
+
+def read_layout(content: Any, path: Path) -> Layout:
+    """The shape of a head, within the bounds of a recipe.
+
+    Raises:
+        RaffectError: If it is none, or out of bounds.
+    """
+    most = {"dim": MOST_WIDTH, "width": MOST_WIDTH, "depth": MOST_DEPTH, "outputs": MOST_WIDTH}
+    if not isinstance(content, dict) or content.keys() != most.keys():
+        raise RaffectError(f"{path}: its layout has to name {', '.join(most)} and nothing else; train again")
+    for name, largest in most.items():
+        if type(content[name]) is not int or not 1 <= content[name] <= largest:
+            raise RaffectError(f"{path}: layout {name} {str(content[name])[:40]}: expected 1 to {largest}; train again")
+    return Layout(**content)
 
 
 def require_encoder(config: Mapping[str, Any], bank: Identity, folder: Path, bank_path: Path) -> None:

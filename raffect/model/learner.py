@@ -204,11 +204,11 @@ def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:
     """Rate of an epoch (0-based).
 
     ``cosine`` falls from ``lr`` to ``min_lr`` at the end; ``released`` has a period of ``epochs / 2``, as its ``T_max = epochs / 4``
-    without restarts makes it. Both are torch's ``CosineAnnealingLR`` in closed form.
+    (a float) without restarts makes it. Both are torch's ``CosineAnnealingLR`` in closed form.
     """
     if config.schedule == "constant":
         return config.lr
-    half_period = max(1, epochs // 4) if config.schedule == "released" else epochs
+    half_period = epochs / 4 if config.schedule == "released" else epochs
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * epoch / half_period)) / 2
 
 

@@ -52,6 +52,12 @@ class Layout:
         return [*out, (f"layers.{last}.weight", (self.outputs, self.width)), (f"layers.{last}.bias", (self.outputs,))]
 
     @property
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of everything that a head is saved as: its weights and BatchNorm's running statistics."""
+        running = {f"layers.{4 * block + 1}.running_{kind}": (self.width,) for block in range(self.depth) for kind in ("mean", "var")}
+        return dict(self.tensors) | running
+
+    @property
     def num_weights(self) -> int:
         """Length of a member's row."""
         return sum(math.prod(shape) for _, shape in self.tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from raffect.config import BankExportConfig, BankInfoConfig, BankVerifyConfig
 from raffect.data.atomic import atomic_path
-from raffect.data.bank import Bank
+from raffect.data.bank import Bank, Commit
 from raffect.data.features import read_shard_features
 from raffect.data.manifest import read_manifest
 from raffect.data.storage import list_sizes, read_parquet
@@ -126,9 +127,9 @@ def export(config: BankExportConfig) -> list[str]:
     config.out.mkdir(parents=True, exist_ok=True)
     with Progress("export", rows, "rows") as progress:
         if config.format == "npy":
-            _export_npy(bank, list(commits), rows, identity.dim, config, progress)
+            _export_npy(bank, commits, rows, identity.dim, config, progress)
         else:
-            _export_lists(bank, list(commits), identity.dim, config, progress)
+            _export_lists(bank, commits, identity.dim, config, progress)
     (config.out / "identity.json").write_text(json.dumps(asdict(identity), indent=1) + "\n")
     what = (
         "features.npy and keys.parquet, row k of one is row k of the other"
@@ -139,13 +140,13 @@ def export(config: BankExportConfig) -> list[str]:
     return [f"exported {rows:,} rows of {verdict.planned:,} planned frames{partial} to {config.out}: {what}"] + ([f"stamp: {identity.stamp}"] if identity.stamp else [])
 
 
-def _export_npy(bank: Bank, shards: list[int], rows: int, dim: int, config: BankExportConfig, progress: Progress) -> None:
+def _export_npy(bank: Bank, commits: Mapping[int, Commit], rows: int, dim: int, config: BankExportConfig, progress: Progress) -> None:
     keys = []
     with atomic_path(config.out / "features.npy") as temporary:
         out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(rows, dim))
         start = 0
-        for shard in shards:
-            features = read_shard_features(bank, shard, dim)
+        for shard, commit in commits.items():
+            features = read_shard_features(bank, shard, commit.sha256, dim)
             out[start : start + len(features)] = features
             keys.append(read_parquet(bank.shard_path(shard), ["video", "frame"]))
             start += len(features)
@@ -155,10 +156,10 @@ def _export_npy(bank: Bank, shards: list[int], rows: int, dim: int, config: Bank
         pq.write_table(pa.concat_tables(keys).replace_schema_metadata(None), temporary)
 
 
-def _export_lists(bank: Bank, shards: list[int], dim: int, config: BankExportConfig, progress: Progress) -> None:
-    for shard in shards:
+def _export_lists(bank: Bank, commits: Mapping[int, Commit], dim: int, config: BankExportConfig, progress: Progress) -> None:
+    for shard, commit in commits.items():
         table = read_parquet(bank.shard_path(shard)).replace_schema_metadata(None)
-        flat = pa.array(read_shard_features(bank, shard, dim).reshape(-1))
+        flat = pa.array(read_shard_features(bank, shard, commit.sha256, dim).reshape(-1))
         table = table.set_column(2, "feature", pa.FixedSizeListArray.from_arrays(flat, dim))
         with atomic_path(config.out / "features" / f"{shard:06d}.parquet") as temporary:
             pq.write_table(table, temporary, compression="none")

@@ -66,11 +66,18 @@ class Dataset:
         return out
 
 
-def open_dataset(bank_path: Path, labels_path: Path, task_name: str, wanted: Sequence[str] = SPLITS) -> Dataset:
+def open_dataset(bank_path: Path, labels_path: Path, task_name: str, wanted: Sequence[str] = SPLITS, *, allow_incomplete: bool = False) -> Dataset:
     """Find the features of both splits of a task, or of some; none is read yet.
 
+    Args:
+        bank_path: The bank.
+        labels_path: A label table, or the folder that `raffect prepare` wrote.
+        task_name: Which task.
+        wanted: Splits.
+        allow_incomplete: Take a bank that lacks planned frames; ``facts["incomplete"]`` then says so.
+
     Raises:
-        RaffectError: If bank or labels are missing, of another task, or a split is empty.
+        RaffectError: If bank or labels are missing, of another task, a split is empty, or planned frames are not in the bank.
     """
     bank, task = Bank(bank_path).require(), TASKS[task_name]
     file = labels_path / "labels" / f"{task_name}.parquet" if (labels_path / "labels").is_dir() else labels_path
@@ -83,12 +90,18 @@ def open_dataset(bank_path: Path, labels_path: Path, task_name: str, wanted: Seq
     splits = {split: find_features(bank, table, task, split, commits=commits) for split in wanted}
     identity, metadata = bank.read_identity(), read_metadata(table)
     assert identity is not None  # find_features has seen it
+    incomplete = _describe_incomplete(splits)
+    require(
+        allow_incomplete or not incomplete,
+        f"{bank_path}: {incomplete} are planned and not there, not extracted yet or damaged; finish `raffect extract` (`raffect bank verify --bank {bank_path} --repair` withdraws what is damaged), or add --allow-incomplete, and every score will say so",
+    )
     synthetic = metadata.get("synthetic") == "true"
     facts = {
         "task": task_name, "bank": str(bank_path.absolute()), "labels": str(file.absolute()), "bank_digest": bank.digest(commits), "labels_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "encoder": asdict(identity), "edition": metadata.get("edition", ""), "synthetic": synthetic,
         "stamp": identity.stamp or ("drawn faces" if synthetic else ""), "aff_wild2": not synthetic and "validation" in splits and _is_complete(task, splits["validation"]),
-        **{split: {"frames": len(index), "videos": len(index.videos), "labelled_without_feature": index.missing} for split, index in splits.items()},
+        **{split: {"frames": len(index), "videos": len(index.videos), "labelled_without_feature": index.missing.total, **asdict(index.missing)} for split, index in splits.items()},
+        "incomplete": incomplete,
     }  # fmt: skip
     key = json.dumps([facts["bank_digest"], facts["labels_sha256"], task_name])
     return Dataset(task, splits, facts, hashlib.sha256(key.encode()).hexdigest()[:16])
@@ -152,15 +165,26 @@ def check_trainable(y: np.ndarray, task: Task, batch_size: int, where: str) -> N
 
 
 def missing_lines(facts: Mapping[str, Any]) -> list[str]:
-    """A line for each split that lacks many features, as while an extract is still running."""
+    """A line for each split of which many labelled frames have no image, or one that cannot be read."""
     lines = []
     for split in (split for split in SPLITS if split in facts):
-        frames, missing = facts[split]["frames"], facts[split]["labelled_without_feature"]
-        if missing > _MISSING_SHARE * (frames + missing):
+        frames, without = facts[split]["frames"], facts[split]["labelled_without_feature"] - facts[split].get("not_extracted", 0)
+        if without > _MISSING_SHARE * (frames + without):
             lines.append(
-                f"{facts['task'].upper()} {split}: {missing:,} of {frames + missing:,} labelled frames have no feature in the bank; scores are of the others (`raffect bank info`)"
+                f"{facts['task'].upper()} {split}: {without:,} of {frames + without:,} labelled frames have no image that can be read; scores are of the others (`raffect bank info`)"
             )
     return lines
+
+
+def incomplete_mark(facts: Mapping[str, Any]) -> str:
+    """What follows every score of an incomplete bank; empty for a complete one."""
+    return f" [INCOMPLETE BANK, it lacks {facts['incomplete']}]" if facts.get("incomplete") else ""
+
+
+def _describe_incomplete(splits: Mapping[str, FeatureIndex]) -> str:
+    """``1,024 of 8,000 train frames``, for each split that lacks planned frames."""
+    lacking = {split: index.missing.not_extracted for split, index in splits.items() if index.missing.not_extracted}
+    return " and ".join(f"{count:,} of {len(splits[split]) + count:,} {split} frames" for split, count in lacking.items())
 
 
 def pick_device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ from raffect.model.head import Head
 from raffect.model.learner import Rows
 from raffect.model.metrics import bootstrap_videos, macro_f1, score, trivial
 from raffect.model.pack import Layout, fold
-from raffect.stages.dataset import Dataset, missing_lines, open_dataset, output_names, pick_device, read_rows
+from raffect.stages.dataset import Dataset, incomplete_mark, missing_lines, open_dataset, output_names, pick_device, read_rows
 from raffect.stages.provenance import describe_run
 from raffect.stages.runs import write_csv
 from raffect.stages.scores import group_by_settings, settings_text, short, spread, trivial_text, varying
@@ -53,7 +53,7 @@ def evaluate(config: EvaluateConfig) -> list[str]:
         raise RaffectError(f"{config.bank}: nothing extracted yet; run `raffect extract` on it")
     for folder, about in zip(folders, configs, strict=True):
         require_encoder(about, identity, folder, config.bank)
-    dataset = open_dataset(config.bank, config.labels, tasks[0], [config.split])
+    dataset = open_dataset(config.bank, config.labels, tasks[0], [config.split], allow_incomplete=config.allow_incomplete)
     index, device = dataset.splits[config.split], pick_device(config.device)
     try:
         rows = read_rows(index, dataset.task, device)
@@ -105,7 +105,7 @@ def _lines(config: EvaluateConfig, dataset: Dataset, configs: Sequence[dict[str,
     shown = varying(groups) or ["loss.alpha", "sam.rho"]
     for group in groups:
         found = spread(group, config.split)
-        lines += [f"{settings_text({name: group[0]['recipe'][name] for name in shown})}: macro F1 {found.text()}"] if found else []
+        lines += [f"{settings_text({name: group[0]['recipe'][name] for name in shown})}: macro F1 {found.text()}{incomplete_mark(dataset.facts)}"] if found else []
     lines.append(f"trivial: {trivial_text(constant)}")
     if config.split == "train":
         lines.append("these frames were trained on: this is no measure of how well a head does")
@@ -113,6 +113,7 @@ def _lines(config: EvaluateConfig, dataset: Dataset, configs: Sequence[dict[str,
         lines.append("epoch chosen on the validation split of the training run: optimistic there")
     if len(groups) == 1:
         lines += _class_lines(counts, task)
+    lines += sorted({f"trained on an incomplete bank, which lacked {what}" for about in configs if (what := about["data"].get("incomplete"))})
     stamps = sorted({about["stamp"] for about in configs if about["stamp"]} | ({dataset.facts["stamp"]} - {""}))
     lines += [f"stamp: {stamp}" for stamp in stamps]
     return [*lines, *([f"wrote {config.out}: metrics.json, per_video.csv"] if config.out else [])]

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from raffect.data.atomic import atomic_path
 from raffect.stages.runs import write_csv
 
+mpl.rcParams["text.parse_math"] = False  # names and caveats come from run folders and are text, dollar signs too
+
 Rows = list[dict[str, Any]]
 
 INK, GRID, ACCENT, SECOND, MUTED = "#1f2933", "#d9dee4", "#1f6feb", "#d1495b", "#8a94a0"

@@ -184,7 +184,7 @@ def _record(
             for name in kept
         }
         record = {
-            "id": member.id, "recipe": flatten(member.recipe), "fold": member.fold, "num_folds": member.num_folds, "fingerprint": dataset.fingerprint,
+            "id": member.id, "recipe": flatten(member.recipe), "fold": member.fold, "num_folds": member.num_folds, "fingerprint": dataset.fingerprint, "incomplete": dataset.facts["incomplete"],
             "status": "diverged" if fitted.diverged[p] else "done", "note": fitted.diverged[p] or "", "keep_epoch": keep_epochs.get(member.id), "pack_size": len(members), **about, "git_commit": git_commit(), "versions": versions(),
             "history": {name: [entry[name][p] for entry in fitted.history] for name in ("lr", "train_loss", "val_macro_f1")},
             "scores": scores, "trivial": trivial(next(iter(counts.values()))[p].sum(0), task), "video_names": video_names, "videos": {name: counts[name][p].tolist() for name in kept},
@@ -201,7 +201,7 @@ def _save_head(dataset: Dataset, folder: RunFolder, member: Member, fitted: Fitt
     facts = dataset.facts
     about = {
         "task": TASKS[facts["task"]].name, "outputs": output_names(dataset.task), "member": member.id, "status": record["status"], "snapshot": name, "epoch": int(kept.epoch[p]), "recipe": record["recipe"],
-        "encoder": facts["encoder"], "stamp": facts["stamp"], "data": {key: facts[key] for key in ("bank_digest", "labels_sha256", "edition", "synthetic", "train", "validation")},
+        "encoder": facts["encoder"], "stamp": facts["stamp"], "data": {key: facts[key] for key in ("bank_digest", "labels_sha256", "edition", "synthetic", "train", "validation", "incomplete")},
         "validation": record["scores"][name], "trivial": record["trivial"], "device": record["device"], "threads": record["threads"], "versions": record["versions"], "git_commit": record["git_commit"],
     }  # fmt: skip
     save_head(folder.weights_path(member.id, name), fitted.layout, state, about)

@@ -128,6 +128,7 @@ def _report(config: PrepareConfig, listing: Listing, annotations: Annotations, c
     out = [
         f"images: {len(listing.table):,} frames in {videos:,} videos, listed in {listed_s:.1f} s ({listing.num_other:,} other files ignored)"
         + (" [drawn by raffect]" if synthetic else ""),
+        *_link_lines(listing),
         f"annotations: edition {annotations.edition!r}, {', '.join(annotations.tables)}",
         "",
         f"{'task':5}{'split':11}{'videos':>7}{'complete':>9}{'lines':>11}{'annotated':>11}{'complete copy':>15}{'with image':>12}{'complete copy':>15}{'lines w/o image':>17}{'images w/o line':>17}",
@@ -154,6 +155,12 @@ def _report(config: PrepareConfig, listing: Listing, annotations: Annotations, c
         + (" --encoder.model raffect-faces --encoder.weights embedded" if synthetic else "")
     ]
     return out
+
+
+def _link_lines(listing: Listing) -> list[str]:
+    """One line if links lead out of their image root: they are followed, and what they show is encoded."""
+    out = listing.links_out
+    return [f"links: {len(out):,} lead out of their image root and are followed: {', '.join(out[:3])}{' ...' if len(out) > 3 else ''}"] if out else []
 
 
 def _share_lines(part: Coverage) -> list[str]:

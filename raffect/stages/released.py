@@ -64,7 +64,7 @@ def import_released(config: BankImportConfig) -> list[str]:
             own = where >= 0
             if shard in done and own.any():
                 kept += int(own.sum())
-                differ += int((read_shard_features(bank, shard, identity.dim)[own] != features[order[where[own]]]).any(1).sum())
+                differ += int((read_shard_features(bank, shard, done[shard].sha256, identity.dim)[own] != features[order[where[own]]]).any(1).sum())
             elif own.all():  # others wait for their own split's import
                 bank.commit(shard, rows, np.ascontiguousarray(features[order[where]]), {}, identity)
                 written += len(rows)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from raffect.data.atomic import write_atomic
 from raffect.data.labels import ACTION_UNITS, TASKS
 from raffect.errors import RaffectError
-from raffect.stages.dataset import missing_lines, output_names
+from raffect.stages.dataset import incomplete_mark, missing_lines, output_names
 from raffect.stages.progress import format_seconds
 from raffect.stages.runs import RunFolder
 from raffect.stages.scores import CHOICE, NAMES, STOPPED, Record, Spread, finished, group_by_settings, how_chosen, is_erm, select_on_folds, short, spread, varying
@@ -51,8 +52,13 @@ class Run:
 
     @property
     def stamp(self) -> str:
-        """What every table and picture of it must say."""
+        """What every table of it must say."""
         return self.env["data"]["stamp"]
+
+    @property
+    def mark(self) -> str:
+        """What every picture of it must say, as lines below a title."""
+        return "".join(f"\n{line}" for line in (f"[{self.stamp}]" if self.stamp else "", incomplete_mark(self.env["data"]).strip()) if line)
 
 
 def report(paths: Sequence[Path], out: Path | None) -> list[str]:
@@ -70,13 +76,15 @@ def report(paths: Sequence[Path], out: Path | None) -> list[str]:
     """
     runs = [read_run(path) for path in paths]
     out = (out or paths[0]).absolute()
-    lines = ["# raffect report", "", *_stamp_lines(runs), "## Table I", "", *table_one(runs), "", *(f"{line}\n" for run in runs for line in missing_lines(run.env["data"]))]
+    lines = ["# raffect report", "", *_stamp_lines(runs), "## Table I", "", *table_one(runs), ""]
+    lines += [f"{as_text(line)}\n" for run in runs for line in missing_lines(run.env["data"])]
+    pictures: dict[str, bytes] = {}
     for run, stem in zip(runs, _stems([run.folder.path.name for run in runs]), strict=True):
-        lines += _run_section(run, out / "plots", stem)
+        lines += _run_section(run, out / "plots", stem, pictures)
     lines += ["## What was run", "", *_provenance(runs)]
     text = "\n".join(lines) + "\n"
     write_atomic(out / "report.md", text.encode())
-    write_atomic(out / "report.html", to_html(text, out).encode())
+    write_atomic(out / "report.html", to_html(text, pictures).encode())
     return [f"wrote {out / 'report.html'} (open it in a browser), report.md, and plots/ with a CSV beside every picture"]
 
 
@@ -98,16 +106,17 @@ def table_one(runs: Sequence[Run]) -> list[str]:
     """Scores of each run's headline settings beside the trivial predictor, and published ones where the data are Aff-Wild2 itself."""
     lines = ["| task | method | epoch chosen | macro F1 | ± sd (seeds) | 95 % over videos |", "|---|---|---|---|---|---|"]
     for run in runs:
-        task, records = run.task.upper(), headline(run)
+        task, records = as_text(run.task.upper()), headline(run)
+        mark = as_text(incomplete_mark(run.env["data"]))
         for name, label in NAMES.items():
             if found := spread(records, name):
-                lines.append(f"| {task} | raffect, {describe(records[0], run)} | {label}: {how_chosen(name, _has_stopped(run)).split(':')[0]} | {_cells(found)} |")
+                lines.append(f"| {task} | raffect, {as_text(describe(records[0], run))}{mark} | {label}: {how_chosen(name, _has_stopped(run)).split(':')[0]} | {_cells(found)} |")
         if (erm := _erm(run)) and erm[0]["id"] != records[0]["id"]:
             found = spread(erm, "last")
             assert found is not None  # every finished head has one
-            lines.append(f"| {task} | raffect, ERM | {NAMES['last']} | {_cells(found)} |")
+            lines.append(f"| {task} | raffect, ERM{mark} | {NAMES['last']} | {_cells(found)} |")
         trivial = records[0]["trivial"]
-        lines.append(f"| {task} | trivial: {trivial['answer']} | - | {short(trivial['macro_f1'])} | - | - |")
+        lines.append(f"| {task} | trivial: {as_text(trivial['answer'])} | - | {short(trivial['macro_f1'])} | - | - |")
         if "guess" in trivial:
             lines.append(f"| {task} | trivial: guesses by the class shares | - | {short(trivial['guess'])} | - | - |")
         if run.env["data"]["aff_wild2"]:
@@ -133,17 +142,37 @@ def describe(record: Record, run: Run) -> str:
     return ", ".join(f"{name.rpartition('.')[2]} {_plain(recipe[name])}" for name in (varying(run.groups) or ["loss.alpha", "sam.rho"]))
 
 
-def to_html(markdown: str, folder: Path) -> str:
-    """One page with every picture inside."""
+def as_text(value: object) -> str:
+    """Any text as Markdown that shows just that text: what comes from a run folder must not become a picture, a link or a cell of its own."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&:])", r"\\\1", " ".join(str(value).split()))
+
+
+def as_code(value: object) -> str:
+    """Any text as a code span, fenced by more backticks than it holds in a row."""
+    text = " ".join(str(value).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if len(fence) > 1 else f"`{text}`"
+
+
+def to_html(markdown: str, pictures: Mapping[str, bytes]) -> str:
+    """One page with pictures inside.
+
+    Args:
+        markdown: The report.
+        pictures: PNG files that were drawn for it, by the address it gives them; no other picture is shown.
+    """
     from markdown_it import MarkdownIt
 
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    renderer = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "autolink", "reference"])
 
-    def embed(match: re.Match[str]) -> str:
-        content = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{content}"'
+    def show(tokens: Sequence[Any], index: int, options: Any, env: Any) -> str:
+        address, text = tokens[index].attrs["src"], html.escape(tokens[index].content)
+        if address not in pictures:
+            return text
+        return f'<img src="data:image/png;base64,{base64.b64encode(pictures[address]).decode()}" alt="{text}">'
 
-    body = re.sub(r'src="(plots/[^"]+)"', embed, body)
+    renderer.add_render_rule("image", lambda _, *token: show(*token))
+    body = renderer.render(markdown)
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>raffect report</title><style>{_STYLE}</style><body>\n{body}</body></html>\n'
 
 
@@ -153,20 +182,22 @@ def _stems(names: Sequence[str]) -> list[str]:
     return plain if len(set(plain)) == len(plain) else [f"{number}-{stem}" for number, stem in enumerate(plain, start=1)]
 
 
-def _run_section(run: Run, plots: Path, stem: str) -> list[str]:
-    """Figures and tables of one run, its pictures named after ``stem``."""
+def _run_section(run: Run, plots: Path, stem: str, pictures: dict[str, bytes]) -> list[str]:
+    """Figures and tables of one run, its pictures named after ``stem`` and added to ``pictures``."""
     from raffect.stages import figures
 
-    name, task = run.folder.path.name, run.task.upper()
-    mark = f"\n[{run.stamp}]" if run.stamp else ""
-    lines = [f"## {task}: {name}", ""]
+    def show(what: str, text: str) -> list[str]:
+        return _picture(plots, f"{stem}-{what}", text, pictures)
+
+    task, mark = run.task.upper(), run.mark
+    lines = [f"## {as_text(task)}: {as_text(run.folder.path.name)}", ""]
     if len({group[0]["recipe"]["loss.alpha"] for group in run.groups}) > 2:  # an axis, not just ERM beside one alpha
         rows, references = _alpha_rows(run)
         figures.draw_alpha(rows, references, f"{task} macro F1 against alpha{mark}", plots / f"{stem}-alpha")
-        lines += ["### Figure 2", "", *_picture(stem, "alpha", "macro F1 against alpha"), *_alpha_table(run)]
+        lines += ["### Figure 2", "", *show("alpha", "macro F1 against alpha"), *_alpha_table(run)]
     elif len(run.groups) > 1:
         figures.draw_scores(_score_rows(run), f"{task} by settings{mark}", plots / f"{stem}-settings")
-        lines += [*_picture(stem, "settings", "macro F1 by settings"), *_alpha_table(run)]
+        lines += [*show("settings", "macro F1 by settings"), *_alpha_table(run)]
     records = headline(run)
     about = f"{describe(records[0], run)}, last epoch, {len(records)} seed(s)"
     class_rows = _class_rows(records)
@@ -174,17 +205,17 @@ def _run_section(run: Run, plots: Path, stem: str) -> list[str]:
     lines += [
         f"### {'Classes' if run.task == 'expr' else 'Action units'}",
         "",
-        f"{about}; mean over seeds, bars ± 1 sd, frames below the names.",
+        f"{as_text(about)}; mean over seeds, bars ± 1 sd, frames below the names.",
         "",
-        *_picture(stem, "classes", "F1 by class"),
+        *show("classes", "F1 by class"),
     ]
     lines += _class_table(class_rows, run.task)
     if run.task == "expr":
         matrix = np.sum([record["scores"]["last"]["confusion"] for record in records], 0)
         figures.draw_confusion(matrix, output_names(TASKS["expr"]), f"EXPR confusion, shares of each truth: {about}{mark}", plots / f"{stem}-confusion")
-        lines += ["### Confusion", "", f"{about}; counts added over seeds, each row in shares of its truth.", "", *_picture(stem, "confusion", "confusion matrix")]
+        lines += ["### Confusion", "", f"{as_text(about)}; counts added over seeds, each row in shares of its truth.", "", *show("confusion", "confusion matrix")]
     figures.draw_curves(_curve_rows(run), f"{task} learning curves{mark}", plots / f"{stem}-curves")
-    return [*lines, "### Learning curves", "", *_picture(stem, "curves", "learning curves")]
+    return [*lines, "### Learning curves", "", *show("curves", "learning curves")]
 
 
 def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -213,7 +244,12 @@ def _alpha_table(run: Run) -> list[str]:
         last, best, chosen = (spread(group, name) for name in ("last", "best", "chosen"))
         assert last is not None
         assert best is not None
-        cells = [describe(group[0], run), _cells(last), short(best.mean), *([short(chosen.mean if chosen else None)] if _has_folds(run) else [])]
+        cells = [
+            as_text(describe(group[0], run)) + as_text(incomplete_mark(run.env["data"])),
+            _cells(last),
+            short(best.mean),
+            *([short(chosen.mean if chosen else None)] if _has_folds(run) else []),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return [
         *lines,
@@ -238,7 +274,7 @@ def _class_table(rows: list[dict[str, Any]], task: str) -> list[str]:
     lines = [f"| {'class' if task == 'expr' else 'unit'} | F1 | ± sd | precision | recall | frames |", "|---|---|---|---|---|---|"]
     for row in rows:
         name = row["name"] if task == "expr" else f"{row['name']} {ACTION_UNITS[row['name']]}"
-        lines.append(f"| {name} | {short(row['f1'])} | {short(row['sd'])} | {short(row['precision'])} | {short(row['recall'])} | {row['support']:,} |")
+        lines.append(f"| {as_text(name)} | {short(row['f1'])} | {short(row['sd'])} | {short(row['precision'])} | {short(row['recall'])} | {row['support']:,} |")
     return [*lines, ""]
 
 
@@ -275,13 +311,18 @@ def _cells(found: Spread) -> str:
     return f"{short(found.mean)} | {sd} | {interval}"
 
 
-def _picture(stem: str, what: str, text: str) -> list[str]:
-    return [f"![{text}](plots/{stem}-{what}.png)", "", f"Numbers: `plots/{stem}-{what}.csv`", ""]
+def _picture(plots: Path, name: str, text: str, pictures: dict[str, bytes]) -> list[str]:
+    """Lines that show a picture that was just drawn."""
+    address = f"plots/{name}.png"
+    pictures[address] = (plots / f"{name}.png").read_bytes()
+    return [f"![{text}]({address})", "", f"Numbers: `plots/{name}.csv`", ""]
 
 
 def _stamp_lines(runs: Sequence[Run]) -> list[str]:
     stamps = sorted({run.stamp for run in runs if run.stamp})
-    return [f"> **{'; '.join(stamps)}**: these scores say nothing about photographs of people.", ""] if stamps else []
+    lines = [f"> **{as_text('; '.join(stamps))}**: these scores say nothing about photographs of people.", ""] if stamps else []
+    marks = sorted({mark for run in runs if (mark := incomplete_mark(run.env["data"]).strip())})
+    return [*lines, *(line for mark in marks for line in (f"> **{as_text(mark)}**", ""))]
 
 
 def _provenance(runs: Sequence[Run]) -> list[str]:
@@ -292,11 +333,16 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
         commits = sorted({str(record.get("git_commit") or "unknown")[:20] for record in run.records})
         counts = {status: sum(record["status"] == status for record in run.records) for status in ("done", "diverged", "stopped", "running")}
         lines += [
-            f"- **{run.folder.path.name}**: `{shlex.join(['raffect', *env['command'][1:]])}` in `{env.get('folder', '?')}`",
-            f"  - {len(run.records)} heads ({', '.join(f'{count} {status}' for status, count in counts.items() if count)}), {format_seconds(wall)} of training, packs added up, on {run.records[0].get('device', '?')}",
-            f"  - train {data['train']['frames']:,} frames of {data['train']['videos']} videos, validation {data['validation']['frames']:,} of {data['validation']['videos']}; edition {data['edition']!r}",
-            f"  - encoder {data['encoder']['model']}, weights {data['encoder']['weights']} ({data['encoder']['weights_sha256'][:12]}), bank {data['bank_digest'][:12]}, labels {data['labels_sha256'][:12]}",
-            f"  - raffect {env['versions']['raffect']}, commit {', '.join(commits)}, torch {env['versions']['torch']}, Python {env['versions']['python']}, {env['time']}",
+            f"- **{as_text(run.folder.path.name)}**: {as_code(shlex.join(['raffect', *env['command'][1:]]))} in {as_code(env.get('folder', '?'))}",
+            *(
+                f"  - {as_text(line)}"
+                for line in (
+                    f"{len(run.records)} heads ({', '.join(f'{count} {status}' for status, count in counts.items() if count)}), {format_seconds(wall)} of training, packs added up, on {run.records[0].get('device', '?')}",
+                    f"train {data['train']['frames']:,} frames of {data['train']['videos']} videos, validation {data['validation']['frames']:,} of {data['validation']['videos']}; edition {data['edition']!r}",
+                    f"encoder {data['encoder']['model']}, weights {data['encoder']['weights']} ({data['encoder']['weights_sha256'][:12]}), bank {data['bank_digest'][:12]}, labels {data['labels_sha256'][:12]}",
+                    f"raffect {env['versions']['raffect']}, commit {', '.join(commits)}, torch {env['versions']['torch']}, Python {env['versions']['python']}, {env['time']}",
+                )
+            ),
         ]
     return lines
 

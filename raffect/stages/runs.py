@@ -42,7 +42,7 @@ from raffect.stages.provenance import describe_run
 SCORES = ("last", "best", "chosen")
 """Snapshots that are judged: last epoch, best epoch on validation, epoch chosen on folds."""
 
-FREE = ("out", "bank", "labels", "threads", "device", "address", "num_workers", "space", "samples", "baseline", "members_per_trial", "gpus_per_trial", "cpus_per_trial", "scheduler", "save_heads", "track", "num_seeds")  # fmt: skip
+FREE = ("allow_incomplete", "out", "bank", "labels", "threads", "device", "address", "num_workers", "space", "samples", "baseline", "members_per_trial", "gpus_per_trial", "cpus_per_trial", "scheduler", "save_heads", "track", "num_seeds")  # fmt: skip
 """Settings that may change when a run goes on: none of them decides what a head becomes."""
 
 

@@ -89,14 +89,14 @@ def finished(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record["fold"] is None and record["status"] == "done"]
 
 
-def score_lines(records: Sequence[Record], stamp: str) -> list[str]:
-    """Scores of heads of one setting, for people."""
+def score_lines(records: Sequence[Record], stamp: str, mark: str = "") -> list[str]:
+    """Scores of heads of one setting, for people; ``mark`` follows each."""
     task, trivial = records[0]["recipe"]["task"].upper(), records[0]["trivial"]
     lines = []
     for name, label in NAMES.items():
         if found := spread(records, name):
             epochs = sorted(set(found.epochs))
-            lines.append(f"{task} {label:9} macro F1 {found.text()}; {CHOICE[name]} (epoch {', '.join(map(str, epochs[:6]))}{' ...' if len(epochs) > 6 else ''})")
+            lines.append(f"{task} {label:9} macro F1 {found.text()}; {CHOICE[name]} (epoch {', '.join(map(str, epochs[:6]))}{' ...' if len(epochs) > 6 else ''}){mark}")
     lines.append(f"{task} trivial   macro F1 {trivial_text(trivial)}")
     return lines + ([f"stamp: {stamp}"] if stamp else [])
 

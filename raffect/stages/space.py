@@ -89,6 +89,8 @@ def _read_values(axis: str, text: str) -> list[Any] | Distribution:
     parts = text.split(":")
     if len(parts) in (2, 3):
         low, high, step = (*(_number(axis, part) for part in parts), 1)[:3]
+        whole = isinstance(low, int) and isinstance(high, int)
+        require(len(parts) == 3 or whole, f"--space {axis}: FROM:TO without STEP is for whole numbers; expected a step, such as {parts[0]}:{parts[1]}:0.1")
         require(step > 0 and low <= high, f"--space {axis}: expected FROM:TO:STEP with FROM <= TO and STEP > 0")
         count = math.floor((high - low) / step + 1e-9) + 1
         require(count <= _MOST_VALUES, f"--space {axis}: {count} values are too many")

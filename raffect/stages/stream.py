@@ -87,7 +87,7 @@ class RayStream:
 
         configure_data()
         ray.data.DataContext.get_current().execution_options.preserve_order = True
-        items = [{"shards": [shard for shard, _, _ in window], "rows": np.concatenate([self.index.row[a:b] for _, a, b in window]).tobytes(), "sizes": [b - a for _, a, b in window]} for window in windows]  # fmt: skip
+        items = [{"shards": [shard for shard, _, _ in window], "sha256": [self.index.sha256[shard] for shard, _, _ in window], "rows": np.concatenate([self.index.row[a:b] for _, a, b in window]).tobytes(), "sizes": [b - a for _, a, b in window]} for window in windows]  # fmt: skip
         read = partial(_read_window, bank=str(self.index.bank.path), dim=self.index.dim)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
@@ -108,8 +108,8 @@ def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
     start = 0
     failure = None
     try:
-        for shard, size in zip(item["shards"], item["sizes"], strict=True):
-            read_rows(Bank(bank), shard, rows[start : start + size], dim, out[start : start + size])
+        for shard, sha256, size in zip(item["shards"], item["sha256"], item["sizes"], strict=True):
+            read_rows(Bank(bank), shard, sha256, rows[start : start + size], out[start : start + size])
             start += size
     except RaffectError as error:
         failure = str(error)

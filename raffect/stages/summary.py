@@ -123,7 +123,7 @@ def summarise(bank: Bank, tally: Tally | None = None, wall_s: float = 0.0, encod
         planned=len(plan.table), rows=sum(commit.rows for commit in commits.values()), rejects=sum(commit.rejects for commit in commits.values()),
         shards_done=len(commits), shards_planned=plan.num_shards, wall_s=wall_s, encoders=encoders, gpus=gpus, stamp=identity.stamp if identity else "",
     )  # fmt: skip
-    reasons = bank.read_rejects([shard for shard, commit in commits.items() if commit.rejects])["reason"].value_counts()
+    reasons = bank.read_rejects(commits.values())["reason"].value_counts()
     summary.reasons = {item["values"].as_py(): item["counts"].as_py() for item in reasons}
     if tally is None:
         summary.notes.append("nothing to do: every planned frame is in the bank, as a feature or a reject")

@@ -40,7 +40,7 @@ def train(config: TrainConfig) -> list[str]:
     Raises:
         RaffectError: If the data or settings do not allow it.
     """
-    dataset = open_dataset(config.bank, config.labels, config.task)
+    dataset = open_dataset(config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete)
     config = dataclasses.replace(config, stream=RunFolder(config.out).recorded_stream(config.stream) or decide_stream(config.stream, dataset.splits["train"], config.device))
     recipes = [with_settings(plain(config), {"seed": config.seed + k}) for k in range(config.num_seeds)]
     check_before(config, dataset)
@@ -173,7 +173,7 @@ def run_worker(job: dict[str, Any]) -> None:
         ray.train.report({"epoch": len(history), "wall_s": history[-1]["wall_s"]})
 
     try:
-        dataset = open_dataset(config.bank, config.labels, config.task)
+        dataset = open_dataset(config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete)
         threads = config.threads or max(1, (os.cpu_count() or 1) // workers.size)
         run_pack(config, dataset, folder, members, job["keep"] or None, workers=workers, threads=threads, save_every_s=0.0, on_epoch=on_epoch)
     except RaffectError as error:

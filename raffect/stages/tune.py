@@ -50,7 +50,7 @@ def tune(config: TuneConfig) -> list[str]:
     require_trackers(config.track, is_remote(config.out))
     recipes = list_recipes(plain(config), config.space, config.samples)
     recipes = add_baseline(recipes) if config.baseline else recipes
-    dataset = open_dataset(config.bank, config.labels, config.task)
+    dataset = open_dataset(config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete)
     device, share = ("cpu", 1.0) if config.gpus_per_trial == 0 else (config.device, config.gpus_per_trial or 1.0)
     stream = RunFolder(config.out).recorded_stream(config.stream) or decide_stream(config.stream, dataset.splits["train"], device, share)
     config = dataclasses.replace(config, stream=stream)
@@ -198,7 +198,7 @@ def run_trial(trial: dict[str, Any], job: dict[str, Any]) -> None:
         report(history)
 
     try:
-        dataset = open_dataset(config.bank, config.labels, config.task)
+        dataset = open_dataset(config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete)
         run_pack(config, dataset, folder, members, job["keep"] or None, threads=config.threads or config.cpus_per_trial, save_heads=config.save_heads, on_epoch=on_epoch)
     except RaffectError as error:  # trying again would not help, so it is no failure in Ray's sense
         ray_tune.report({"failure": str(error), "val_macro_f1": 0.0, "epoch": 0})

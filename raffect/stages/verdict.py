@@ -11,7 +11,7 @@ from typing import Any
 from raffect.config import LearnConfig, TrainConfig, TuneConfig
 from raffect.data.atomic import write_atomic
 from raffect.recipe import require
-from raffect.stages.dataset import Dataset, missing_lines
+from raffect.stages.dataset import Dataset, incomplete_mark, missing_lines
 from raffect.stages.provenance import describe_run
 from raffect.stages.runs import SCORES, RunFolder
 from raffect.stages.scores import STOPPED, Record, Spread, finished, group_by_settings, is_erm, score_lines, select_on_folds, settings_text, short, spread, trivial_text, varying
@@ -56,7 +56,7 @@ def conclude_run(config: TrainConfig, dataset: Dataset, folder: RunFolder, recor
     heads = {record["id"]: {"seed": record["recipe"]["seed"], "status": record["status"], "scores": record["scores"]} for record in records}
     _write_metrics(dataset, folder, {"trivial": sound[0]["trivial"], "scores": _as_json(_spreads(sound)), "heads": heads})
     wrote = f"wrote {folder.path}: weights/, metrics.json, members.csv, results.csv, per_video.csv"
-    return [*lines, *missing_lines(dataset.facts), *score_lines(sound, dataset.facts["stamp"]), wrote, _next(config)]
+    return [*lines, *missing_lines(dataset.facts), *score_lines(sound, dataset.facts["stamp"], incomplete_mark(dataset.facts)), wrote, _next(config)]
 
 
 def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, records: Sequence[Record]) -> list[str]:
@@ -70,15 +70,16 @@ def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, reco
     names = [*axes, *(name for name in PLAIN_ERM if config.baseline and name in told and name not in axes)]
     rows = [Row(_settings(group, names), _spreads(group), is_erm(group[0])) for group in groups]
     best, trivial = max(rows, key=lambda row: row.scores["last"].mean), sound[0]["trivial"]
+    mark = incomplete_mark(dataset.facts)
     facts, others = dataset.facts, {status: sum(record["status"] == status for record in records) for status in ("diverged", STOPPED)}
     lines = [
         *missing_lines(facts),
         f"{config.task.upper()}: {len(records)} heads on {facts['train']['frames']:,} frames, judged on {facts['validation']['frames']:,} frames of {facts['validation']['videos']} other videos"
         + "".join(f"; {count} {status} and left out, see members.csv" for status, count in others.items() if count),
-        *(row.text() for row in rows),
+        *(row.text() + mark for row in rows),
         *(["heads that ASHA stopped had poor scores on the validation split: means over the others are optimistic"] if others[STOPPED] else []),
         f"trivial  {trivial_text(trivial)}",
-        f"highest val-last: {settings_text(best.settings)}, of {len(rows)} settings compared on the validation split itself, so optimistic",
+        f"highest val-last: {settings_text(best.settings)}, of {len(rows)} settings compared on the validation split itself, so optimistic{mark}",
     ]
     metrics = {
         "trivial": trivial,
@@ -95,7 +96,9 @@ def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, reco
         lines.append("chosen on folds:  nothing, no head was trained to the end on any fold")
     elif selected is not None:
         row = Row(_settings(selected, names), _spreads(selected))
-        lines.append(f"chosen on folds:  {settings_text(row.settings)}, val-folds macro F1 {row.scores['chosen'].text()}; neither settings nor epoch saw the validation split")
+        lines.append(
+            f"chosen on folds:  {settings_text(row.settings)}, val-folds macro F1 {row.scores['chosen'].text()}; neither settings nor epoch saw the validation split{mark}"
+        )
         metrics["selected_on_folds"] = {"settings": dict(row.settings), "scores": _as_json(row.scores), "chosen_by": "folds of the training split"}
     _write_metrics(dataset, folder, metrics)
     lines += [f"stamp: {facts['stamp']}"] if facts["stamp"] else []

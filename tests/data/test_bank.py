@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from conftest import IDENTITY, fill_bank, make_manifest
@@ -29,7 +31,46 @@ def test_rows_in_shards_and_rejects_are_the_manifest(tmp_path):
     verdict = verify(bank, manifest)
     assert verdict.complete
     assert (verdict.rows, verdict.rejects, verdict.planned) == (47, 3, 50)
-    assert bank.read_rejects([shard for shard, commit in bank.read_commits().items() if commit.rejects])["reason"].to_pylist() == ["empty file", "not a picture", "empty file"]
+    assert bank.read_rejects(bank.read_commits().values())["reason"].to_pylist() == ["empty file", "not a picture", "empty file"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {}},
+        {"files": "more"},
+        {"rows": -5},
+        {"rows": -5, "rejects": 21},
+        {"rows": 15},
+        {"rows": 15, "rejects": 1},
+        {"rows": 16.0},
+        {"rows": True},
+        {"rejects": 1},
+    ],
+)
+def test_a_commit_record_that_does_not_say_what_its_plan_implies_is_not_sound(tmp_path, change):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}))
+    record = json.loads(bank.commit_path(1).read_text())
+    if change.get("files") == "more":
+        change = {"files": record["files"] | {"shards/000000.parquet": json.loads(bank.commit_path(0).read_text())["files"]["shards/000000.parquet"]}}
+    bank.commit_path(1).write_text(json.dumps(record | change))
+    verdict = verify(Bank(bank.path))
+    assert list(verdict.damaged) == [1]
+    assert not verdict.complete
+    assert (verdict.rows, verdict.rejects) == (24, 0)
+
+
+def test_a_plan_of_other_frames_is_never_joined_with_labels(tmp_path):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 20, "b": 30}))
+    bank.extend_plan(make_manifest({"a": 25, "b": 30, "c": 4}))
+    assert len(Bank(bank.path).plan.table) == 59
+    for file in (bank.path / "plan" / "0000.parquet", bank.path / "plan" / "0001.parquet"):
+        content = file.read_bytes()
+        table = pq.read_table(file)
+        pq.write_table(table.set_column(1, "frame", pc.add(table["frame"], pa.scalar(1, pa.int32()))), file, compression="zstd")
+        with pytest.raises(RaffectError, match="plan: damaged, its frames are not those that were planned"):
+            Bank(bank.path).plan
+        file.write_bytes(content)
 
 
 def test_a_shard_is_what_the_specification_says(tmp_path):
@@ -261,14 +302,11 @@ def test_a_missing_bank_json_condemns_no_shard_and_lets_no_other_encoder_in(tmp_
 
 def test_a_disk_that_fails_condemns_no_shard(tmp_path, monkeypatch):
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}))
-    real = Path.read_bytes
 
-    def fail(self):
-        if self.parent.name == "shards":
-            raise OSError(5, "Input/output error", str(self))
-        return real(self)
+    def fail(path):
+        raise OSError(5, "Input/output error", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr("raffect.data.bank.read_buffer", fail)
     verdict = verify(bank)
     assert verdict.damaged == {}
     assert any("Input/output error" in what for what in verdict.problems)

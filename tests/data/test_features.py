@@ -55,7 +55,7 @@ def test_the_join_is_that_of_a_dictionary(bank, split, videos):
     assert [out.videos[k] for k in out.video] == [row[1] for row in rows]
     assert out.frame.tolist() == [row[2] for row in rows]
     assert out.y[:, 0].tolist() == [row[3] for row in rows]
-    assert out.missing == missing
+    assert out.missing.total == missing
 
 
 def test_limit_takes_the_first_ones_and_memmap_the_same_numbers(bank, tmp_path):
@@ -76,7 +76,7 @@ def test_a_bank_that_is_not_finished_gives_what_it_has(bank):
     whole, _ = expected(labels, "train")
     out = read_features(Bank(bank.path), labels, EXPR, "train")
     assert out.x[:, 0].tolist() == [row[0] for row in whole if not 16 <= row[0] < 32]
-    assert out.missing > 0
+    assert out.missing.not_extracted > 0
 
 
 def test_au_rows_need_one_known_unit(bank):
@@ -93,6 +93,33 @@ def test_a_damaged_shard_is_one_clear_error(bank):
     bank.shard_path(0).write_bytes(content[:-4] + b"xxxx")
     with pytest.raises(RaffectError, match="000000.parquet.*verify"):
         read_features(bank, make_labels(), EXPR, "train")
+
+
+@pytest.mark.parametrize("folder", ["shards", "rejects"])
+def test_one_flipped_bit_of_a_committed_file_is_never_read(bank, folder):
+    bank.digest()
+    for file in sorted((bank.path / folder).glob("*.parquet"))[:1]:
+        content = file.read_bytes()
+        for place in range(0, len(content), 97):
+            flipped = bytearray(content)
+            flipped[place] ^= 2
+            file.write_bytes(flipped)
+            with pytest.raises(RaffectError, match=rf"{file.name}: not the file that was committed.*verify"):
+                read_features(Bank(bank.path), make_labels(), EXPR, "train")
+        file.write_bytes(content)
+    read_features(Bank(bank.path), make_labels(), EXPR, "train")
+
+
+def test_labelled_frames_without_a_feature_are_counted_by_why(bank):
+    labels = make_labels()
+    wanted = {(row["video"], row["frame"]) for row in labels.to_pylist() if row["split"] == "train" and row["expression"] >= 0}
+    planned = [(row["video"], row["frame"]) for row in MANIFEST.to_pylist()]
+    rejected = {planned[16 * shard + row] for shard, bad in REJECTS.items() for row in bad}
+    bank.commit_path(1).unlink()
+    missing = read_features(Bank(bank.path), labels, EXPR, "train").missing
+    assert missing.no_image == len(wanted - set(planned))
+    assert missing.rejected == len(wanted & rejected)
+    assert missing.not_extracted == len(wanted & set(planned[16:32]))
 
 
 def test_a_frame_that_is_labelled_twice_is_refused(bank):

@@ -1,6 +1,8 @@
 """Frames: pixels are PIL's, bad ones have a reason, and a frame that kills its decoder loses only itself."""
 
 import io
+import os
+import socket
 import zlib
 
 import numpy as np
@@ -126,6 +128,26 @@ def test_files_are_read_in_order_with_a_reason_for_each_bad_one(tmp_path):
     assert reasons[3:] == ["path points outside its root"] * 3
 
 
+@pytest.mark.timeout(20)
+def test_only_regular_files_of_a_bearable_size_are_read_as_pictures(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "pages.jpg").symlink_to("/proc/self/pagemap")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    with socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.chdir(tmp_path)  # names of sockets are short
+        listener.bind("socket.jpg")
+        with open(tmp_path / "huge.jpg", "wb") as file:
+            file.truncate(1 << 40)
+        (tmp_path / "linked.jpg").symlink_to(tmp_path / "a.jpg")
+        (tmp_path / "a.jpg").write_bytes(CONTENTS["jpeg"])
+        out = read_frames(table(tmp_path, "pipe.jpg", "zero.jpg", "pages.jpg", "loop.jpg", "socket.jpg", "huge.jpg", "linked.jpg"))
+    assert [str(frame) for frame in out[:2]] == ["not a regular file but a pipe", "not a regular file but a device"]
+    assert all(isinstance(frame, BadFrame) for frame in out[:6])
+    assert str(out[5]) == "larger than 256 MB"
+    assert np.array_equal(out[6], pil(CONTENTS["jpeg"]))
+
+
 def test_packed_files_are_read_and_their_faults_are_reasons(tmp_path):
     file = tmp_path / "frames-00000.parquet"
     images = {"image": pa.array([CONTENTS["jpeg"], None], pa.binary()), "reason": pa.array([None, "empty file"], pa.string())}
@@ -189,7 +211,7 @@ def test_a_root_that_is_gone_is_no_fault_of_its_frames(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("builtins.open", fail)
+    monkeypatch.setattr("os.open", fail)
     with pytest.raises(RaffectError, match="Input/output error"):
         read_frames(table(tmp_path, "a.jpg"))
 

@@ -155,3 +155,31 @@ def test_folders_beside_frames_are_reported(tmp_path):
     listing = list_images([tmp_path])
     assert sorted(set(listing.table["video"].to_pylist())) == ["cropped", "w"]
     assert ["its folders left out" in problem for problem in listing.problems] == [True]
+
+
+def test_links_are_followed_and_those_that_leave_the_root_are_counted(tmp_path):
+    root, elsewhere = touch(tmp_path / "root", "a/00001.jpg", "d/00001.jpg"), touch(tmp_path / "elsewhere", "b/00001.jpg", "00002.jpg")
+    (root / "b").symlink_to(elsewhere / "b")
+    (root / "c").symlink_to(root / "d")
+    (root / "a" / "00002.jpg").symlink_to(elsewhere / "00002.jpg")
+    listing = list_images([root])
+    assert [(video, frame) for video, frame, _ in rows(listing)] == [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("d", 1)]
+    assert listing.links_out == [f"a/00002.jpg -> {elsewhere}/00002.jpg", f"b -> {elsewhere}/b"]
+    assert listing.problems == []
+
+
+def test_a_root_that_is_a_link_itself_does_not_count_as_leaving(tmp_path):
+    touch(tmp_path / "real", "a/00001.jpg")
+    (tmp_path / "root").symlink_to("real")
+    assert list_images([tmp_path / "root"]).links_out == []
+
+
+def test_a_looping_link_is_a_problem_and_not_the_end(tmp_path):
+    touch(tmp_path, "a/00001.jpg")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "above").symlink_to(tmp_path)
+    (tmp_path / "a" / "00002.jpg").symlink_to("00002.jpg")
+    (tmp_path / "a" / "here").symlink_to(".")
+    listing = list_images([tmp_path])
+    assert rows(listing) == [("a", 1, "a/00001.jpg")]
+    assert sorted(problem.partition(": ")[0] for problem in listing.problems) == [str(tmp_path / name) for name in ("a/00002.jpg", "a/here", "above", "loop")]

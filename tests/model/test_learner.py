@@ -268,17 +268,23 @@ def test_he_weights_have_hes_spread_and_zero_biases():
     assert (views["layers.1.weight"] == 1).all()
 
 
-@pytest.mark.parametrize(("schedule", "t_max"), [("cosine", 32), ("released", 8)])
-def test_rates_are_torchs_cosine(schedule, t_max):
+@pytest.mark.parametrize("epochs", range(1, 65))
+@pytest.mark.parametrize(("schedule", "share"), [("cosine", 1), ("released", 4)])
+def test_rates_are_torchs_cosine_whatever_the_number_of_epochs(schedule, share, epochs):
     config = OptimConfig(lr=1e-3, min_lr=1e-5, schedule=schedule)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=t_max, eta_min=1e-5)
-    for epoch in range(32):
-        assert learning_rate(config, epoch, 32) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+    # As the released code has it: a float where 4 does not divide the epochs.
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs / share, eta_min=1e-5)  # ty: ignore[invalid-argument-type]
+    for epoch in range(epochs):
+        assert learning_rate(config, epoch, epochs) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
         optimizer.step()
         scheduler.step()
-    rates = [learning_rate(config, epoch, 32) for epoch in range(32)]
-    assert (rates == sorted(rates, reverse=True)) == (schedule == "cosine")
+
+
+def test_the_cosine_falls_and_the_released_schedule_rises_again():
+    for schedule, falls in (("cosine", True), ("released", False)):
+        rates = [learning_rate(OptimConfig(schedule=schedule), epoch, 32) for epoch in range(32)]
+        assert (rates == sorted(rates, reverse=True)) == falls
 
 
 def test_a_constant_rate_is_constant():

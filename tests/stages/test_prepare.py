@@ -1,6 +1,8 @@
 """Preparation: counts agree with a plain loop over files, and everything missing has a name."""
 
 import csv
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -87,3 +89,21 @@ def test_nothing_is_written_when_an_input_is_missing(tmp_path):
 def test_a_split_without_lines_counts_zero():
     labels = __import__("pyarrow").table({"video": ["a"], "frame": np.array([1], np.int32), "split": ["train"], "expression": np.array([1], np.int8)})
     assert measure(EXPR, "validation", labels, make_manifest({"a": 1})).lines == 0
+
+
+@pytest.mark.timeout(60)
+def test_links_that_leave_the_root_are_one_line_and_pipes_among_annotations_are_problems(tree, tmp_path):
+    images, annotations = tmp_path / "images", tmp_path / "annotations"
+    images.mkdir()
+    for video in (tree / "cropped_aligned").iterdir():
+        (images / video.name).symlink_to(video)
+    (images / "loop").symlink_to("loop")
+    shutil.copytree(tree / EDITION, annotations)
+    os.mkfifo(annotations / TASK_FOLDERS["expr"] / "Train_Set" / "pipe.txt")
+    lines = prepare(PrepareConfig(images=(images,), annotations=annotations, out=tmp_path / "data"))
+    assert len(read_manifest(tmp_path / "data" / "manifest.parquet")) == sum(1 for _ in (tree / "cropped_aligned").glob("*/*.jpg"))
+    (line,) = (line for line in lines if line.startswith("links: "))
+    assert f"{len(list(images.iterdir())) - 1} lead out of their image root and are followed" in line
+    problems = [row["problem"] for row in csv.DictReader((tmp_path / "data" / "problems.csv").open())]
+    assert any("link cannot be followed" in problem for problem in problems)
+    assert any("not a regular file but a pipe" in problem for problem in problems)

@@ -66,7 +66,7 @@ def test_frames_of_mixed_sizes_cross_unmixed_and_large_ones_shrunk(bank, rows):
     assert (stats["rows"], stats["rejects"]) == (5, 0)
     from raffect.data.features import read_shard_features
 
-    stored = read_shard_features(bank, 0, 6)
+    stored = read_shard_features(bank, 0, bank.read_commits()[0].sha256, 6)
     assert stored[:, :3].tolist() == [[112, 112, 40], [40, 30, 80], [112, 112, 120], [224, 224, 160], [1, 1, 200]]
     assert verify(bank).complete
     assert not bank.attempt_path(0).exists()
@@ -87,7 +87,7 @@ def test_a_frame_that_killed_an_earlier_attempt_is_rejected_alone(bank, rows, mo
     bank.commit_path(0).unlink()
     bank.attempt_path(0).touch()
     assert run(bank, rows)["rejects"] == 1
-    assert bank.read_rejects([0]).to_pylist() == [{"video": "v", "frame": 3, "reason": "kills its decoder (SIGABRT)"}]
+    assert bank.read_rejects(bank.read_commits().values()).to_pylist() == [{"video": "v", "frame": 3, "reason": "kills its decoder (SIGABRT)"}]
     assert verify(bank).complete
 
 

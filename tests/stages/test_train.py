@@ -327,4 +327,75 @@ def test_a_damaged_shard_ends_a_stream_with_one_line(data, tmp_path, capfd, loca
     assert main(words("train", tmp_path / "data", tmp_path / "run", "--stream", "always")) == 2
     errors = capfd.readouterr().err
     assert "Traceback" not in errors
-    assert re.search(rf"raffect train: .*{shard.name}: damaged .* extract again$", errors.strip().splitlines()[-1])
+    assert re.search(rf"raffect train: .*{shard.name}: not the file that was committed .* again$", errors.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_a_flipped_byte_in_a_shard_never_trains_into_a_head(data, tmp_path, capfd, local_ray, stream):
+    shutil.copytree(data, tmp_path / "data")
+    shard = Bank(tmp_path / "data" / "bank").shard_path(3)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 2
+    shard.write_bytes(content)
+    assert main(words("train", tmp_path / "data", tmp_path / "run", "--stream", stream)) == 2
+    assert "000003.parquet: not the file that was committed (SHA-256 differs)" in capfd.readouterr().err
+    assert not list((tmp_path / "run").glob("members/*"))
+
+
+def test_a_flipped_byte_in_a_shard_is_never_judged_on(data, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "data")
+    assert main(words("train", tmp_path / "data", tmp_path / "run")) == 0
+    for shard in sorted((tmp_path / "data" / "bank" / "shards").glob("*.parquet")):
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 2
+        shard.write_bytes(content)
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--bank", str(tmp_path / "data" / "bank"), "--labels", str(tmp_path / "data")]) == 2
+    assert "not the file that was committed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("harm", ["not extracted", "truncated", "gone"])
+def test_an_incomplete_bank_is_refused_or_said_with_every_score(data, tmp_path, capsys, harm):
+    shutil.copytree(data, tmp_path / "data")
+    bank, run = Bank(tmp_path / "data" / "bank"), tmp_path / "run"
+    if harm == "not extracted":
+        bank.commit_path(3).unlink()
+    elif harm == "truncated":
+        os.truncate(bank.shard_path(3), 100)
+    else:
+        bank.shard_path(3).unlink()
+    command = words("train", tmp_path / "data", run, "--num-seeds", "2")
+    judge = ["evaluate", "--run", str(run), "--bank", str(bank.path), "--labels", str(tmp_path / "data")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"24 of 320 train frames and 40 of 160 validation frames are planned and not there.*--allow-incomplete", error)
+    assert not run.exists()
+    assert main([*command, "--allow-incomplete"]) == 0
+    mark = "[INCOMPLETE BANK, it lacks 24 of 320 train frames and 40 of 160 validation frames]"
+    scores = [line for line in capsys.readouterr().out.splitlines() if "macro F1" in line and "trivial" not in line]
+    assert len(scores) == 2
+    assert all(line.endswith(mark) for line in scores)
+    assert all(json.loads(file.read_text())["incomplete"] == "24 of 320 train frames and 40 of 160 validation frames" for file in (run / "members").glob("*.json"))
+    assert main(judge) == 2
+    assert "40 of 160 validation frames are planned and not there" in capsys.readouterr().err
+    assert main([*judge, "--allow-incomplete"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"macro F1 .*\[INCOMPLETE BANK, it lacks 40 of 160 validation frames\]", text)
+    assert "trained on an incomplete bank, which lacked 24 of 320 train frames" in text
+    assert main(["report", "--runs", str(run)]) == 0
+    rows = [line for line in (run / "report.md").read_text().splitlines() if line.startswith("|") and "val-" in line]
+    assert len(rows) == 2
+    assert all("INCOMPLETE BANK" in row for row in rows)
+
+
+def test_frames_without_an_image_are_a_count_and_no_incomplete_bank(data, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "data")
+    labels = read_labels(tmp_path / "data" / "labels" / "expr.parquet")
+    more = pa.table({"video": ["nowhere"] * 50, "frame": pa.array(range(1, 51), pa.int32()), "split": ["train"] * 50, "expression": pa.array([1] * 50, pa.int8())})
+    plain = labels.replace_schema_metadata(None).cast(more.schema)
+    write_table(pa.concat_tables([plain, more]), tmp_path / "data" / "labels" / "expr.parquet", {"task": "expr", "synthetic": "true"})
+    assert main(words("train", tmp_path / "data", tmp_path / "run")) == 0
+    text = capsys.readouterr().out
+    assert "EXPR train: 50 of 370 labelled frames have no image that can be read" in text
+    assert "INCOMPLETE" not in text
+    facts = json.loads((tmp_path / "run" / "env.json").read_text())["data"]
+    assert (facts["train"]["no_image"], facts["train"]["not_extracted"], facts["incomplete"]) == (50, 0, "")

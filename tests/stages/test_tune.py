@@ -64,6 +64,8 @@ def test_random_draws_repeat_and_follow_the_seed():
         (["loss.alpha=x"], 0, "expected a number"),
         (["loss.alpha=1:0.1:0.1"], 0, "FROM <= TO"),
         (["loss.alpha=0.1:1:0"], 0, "STEP > 0"),
+        (["loss.alpha=0.1:1"], 0, "FROM:TO without STEP is for whole numbers; expected a step, such as 0.1:1:0.1"),
+        (["loss.alpha=1:2.5"], 0, "FROM:TO without STEP is for whole numbers"),
         (["loss.alpha=a:b"], 0, "'a' is no number"),
         (["seed=0,1", "seed=2"], 0, "seed is there twice"),
         (["task=expr,au"], 0, "a sweep has one task"),
