@@ -181,7 +181,7 @@ class Bank:
     @cached_property
     def plan(self) -> Plan:
         """The plan over all generations."""
-        tables, lengths, shard_rows, metadata = [], [], DEFAULT_SHARD_ROWS, {}
+        tables, lengths, shard_rows = [], [], DEFAULT_SHARD_ROWS
         files = self._plan_files()
         if not files:
             self._require_unless_empty("plan/0000.parquet")
@@ -197,8 +197,6 @@ class Bank:
             full, rest = divmod(len(table), shard_rows)
             lengths += [shard_rows] * full + [rest] * bool(rest)
             tables.append(table.replace_schema_metadata(None))
-        if tables and digest_keys(_in_order(tables)) != metadata.get("manifest_digest"):
-            raise RaffectError(f"{self.path / 'plan'}: damaged, its frames are not those that were planned; restore it from a backup or extract into a new bank")
         table = pa.concat_tables(tables).unify_dictionaries() if tables else _key_table(pa.table({"video": pa.array([], pa.string()), "frame": pa.array([], pa.int32())}))
         return Plan(table.combine_chunks(), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64), shard_rows, len(tables))
 
@@ -405,14 +403,6 @@ def _key_table(table: pa.Table) -> pa.Table:
     """``video`` as a dictionary of the names that occur, and ``frame``: the same bytes whatever table they came from."""
     video = encode_video(table["video"]).cast(pa.string()).dictionary_encode()
     return pa.table({"video": video, "frame": table["frame"].cast(pa.int32()).combine_chunks()})
-
-
-def _in_order(generations: list[pa.Table]) -> pa.Table:
-    """Planned frames in the order of the manifest from which the last generation was made."""
-    if len(generations) == 1:
-        return generations[0]
-    tables = [pa.table({"video": encode_video(table["video"]).cast(pa.string()), "frame": table["frame"]}) for table in generations]
-    return pa.concat_tables(tables).sort_by([("video", "ascending"), ("frame", "ascending")])
 
 
 def _write_shard(path: Path, keys: pa.Table, features: np.ndarray, identity: Identity) -> tuple[int, str]:

@@ -101,13 +101,14 @@ def read_regular(path: str | Path, most_bytes: int = MAX_BYTES) -> bytes:
         OSError: If it cannot be opened or read.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        content = file.read(size + 1) if size <= most_bytes else b""
-        while len(content) <= most_bytes and (more := file.read(_CHUNK)):  # files of /proc say that they are empty
-            content += more
-        if size > most_bytes or len(content) > most_bytes:
-            raise Damaged(f"larger than {most_bytes // 1_000_000} MB")
-        return content
+        left = most_bytes - (size := os.fstat(file.fileno()).st_size)
+        parts = [file.read(size + 1)] if left >= 0 else []
+        while left >= 0 and (more := file.read(_CHUNK)):  # it grew, or is one of /proc, which say that they are empty
+            parts.append(more)
+            left -= len(more)
+    if left < 0:
+        raise Damaged(f"larger than {most_bytes // 1_000_000} MB")
+    return b"".join(parts) if len(parts) > 1 else parts[0]
 
 
 def read_buffer(path: Path) -> pa.Buffer:

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from conftest import IDENTITY, fill_bank, make_manifest
@@ -58,19 +56,6 @@ def test_a_commit_record_that_does_not_say_what_its_plan_implies_is_not_sound(tm
     assert list(verdict.damaged) == [1]
     assert not verdict.complete
     assert (verdict.rows, verdict.rejects) == (24, 0)
-
-
-def test_a_plan_of_other_frames_is_never_joined_with_labels(tmp_path):
-    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 20, "b": 30}))
-    bank.extend_plan(make_manifest({"a": 25, "b": 30, "c": 4}))
-    assert len(Bank(bank.path).plan.table) == 59
-    for file in (bank.path / "plan" / "0000.parquet", bank.path / "plan" / "0001.parquet"):
-        content = file.read_bytes()
-        table = pq.read_table(file)
-        pq.write_table(table.set_column(1, "frame", pc.add(table["frame"], pa.scalar(1, pa.int32()))), file, compression="zstd")
-        with pytest.raises(RaffectError, match="plan: damaged, its frames are not those that were planned"):
-            Bank(bank.path).plan
-        file.write_bytes(content)
 
 
 def test_a_shard_is_what_the_specification_says(tmp_path):
