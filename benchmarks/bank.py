@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from stand_in import DIM, IDENTITY
 
+from raffect.data.affwild2 import EXPR
 from raffect.data.bank import Bank
 from raffect.data.features import read_features
-from raffect.data.labels import EXPR
 from raffect.data.verify import verify
 from raffect.stages.provenance import describe_run
 

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 from stand_in import DIM, IDENTITY
 
+from raffect.data.affwild2 import COMPLETE, COMPLETE_EXPR_COUNTS, EXPR
 from raffect.data.bank import Bank
-from raffect.data.labels import COMPLETE_EXPR_COUNTS, EXPR
 from raffect.data.tables import write_table
 
-AFF_WILD2 = tuple(EXPR.complete_with_image.values())
+AFF_WILD2 = tuple(COMPLETE[EXPR].with_image.values())
 """Frames of both splits with a label and an image."""
 FRAMES_A_VIDEO = 2400
 _NOISE = 6.0

@@ -23,8 +23,9 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity
 from torch.utils.data import DataLoader, Dataset
 
+from raffect.data.affwild2 import EXPR
+from raffect.model.kinds import loss_kind
 from raffect.model.learner import Learner, Rows
-from raffect.model.objective import count_labels
 from raffect.model.pack import Layout
 from raffect.recipe import Recipe, find_recipe, read_recipe, with_settings
 
@@ -122,7 +123,7 @@ def raffect_loop(rows, labels, device, steps, members):
     """The same recipe in a pack; returns wall and CPU seconds of a head and step, and launches of a step."""
     settings = {name: value for name, value in read_recipe(find_recipe("released")).items() if name != "epochs"}
     recipes = [with_settings(Recipe(task="expr"), {**settings, "seed": seed}) for seed in range(members)]
-    learner = Learner(recipes, Layout(DIM, DIM, 3, CLASSES), count_labels(labels, CLASSES), device)
+    learner = Learner(recipes, Layout(DIM, DIM, 3, CLASSES), loss_kind(EXPR).count_prior(labels), device)
     learner.set_epoch(0)
     epoch = learner.run_resident(rows, 0)
     for _ in range(5):

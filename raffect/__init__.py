@@ -12,10 +12,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from raffect.config import EncoderConfig, ExtractConfig, TrainConfig, TuneConfig
+    from raffect.data.affwild2 import AU, EXPR, VA
     from raffect.data.bank import Bank
     from raffect.data.features import read_features
-    from raffect.data.labels import AU, EXPR, VA
     from raffect.data.tables import read_labels
+    from raffect.data.tasks import Task
     from raffect.errors import RaffectError
     from raffect.model.checkpoint import load_head
     from raffect.model.encoder import load_encoder
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
     from raffect.stages.tune import tune
 
 _HOME = {
-    "Bank": "data.bank", "read_features": "data.features", "read_labels": "data.tables", "EXPR": "data.labels", "AU": "data.labels", "VA": "data.labels",
+    "Bank": "data.bank", "read_features": "data.features", "read_labels": "data.tables", "EXPR": "data.affwild2", "AU": "data.affwild2", "VA": "data.affwild2", "Task": "data.tasks",
     "EncoderConfig": "config", "ExtractConfig": "config", "RaffectError": "errors", "load_encoder": "model.encoder", "extract": "stages.extract",
     "TrainConfig": "config", "TuneConfig": "config", "load_head": "model.checkpoint", "train": "stages.train", "tune": "stages.tune",
 }  # fmt: skip
 __all__ = [
-    "AU", "EXPR", "VA", "Bank", "EncoderConfig", "ExtractConfig", "RaffectError", "TrainConfig", "TuneConfig", "__version__", "extract", "load_encoder", "load_head", "read_features",
+    "AU", "EXPR", "VA", "Bank", "EncoderConfig", "ExtractConfig", "RaffectError", "Task", "TrainConfig", "TuneConfig", "__version__", "extract", "load_encoder", "load_head", "read_features",
     "read_labels", "train", "tune",
 ]  # fmt: skip
 

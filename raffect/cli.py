@@ -269,7 +269,7 @@ def _doctor(config: c.DoctorConfig) -> int:
 
 
 def _synth(config: c.SynthConfig) -> int:
-    from raffect.data.labels import EXPRESSIONS
+    from raffect.data.affwild2 import EXPRESSIONS
     from raffect.data.synthetic import EDITION, SIZES, contact_sheet, write_synthetic
     from raffect.stages.progress import Progress
 

@@ -186,8 +186,8 @@ class BankImportConfig:
     """HDF5 file with one dataset: train_features, val_features or test_features, float16 (N, 768)."""
     list: Path
     """Text file in the same order: data/cropped_aligned/<video>/00001.jpg, a tab, the label."""
-    task: Literal["expr", "au"]
-    """Task of the labels."""
+    task: str
+    """Task of the labels: expr or au."""
     bank: Path
     """Bank to make or extend; train and val features may go into one bank."""
     out: Path

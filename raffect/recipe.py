@@ -53,12 +53,14 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Cross-entropy (EXPR) or binary cross-entropy (AU), weighted, and of it the mean of the worst share."""
+    """Cross-entropy of classes, binary cross-entropy of labels, squared error of values, and of it the mean of the worst share."""
 
+    name: Literal["default", "ccc"] = "default"
+    """default: what the kind of task has; ccc, of values alone: 1 - CCC of the batch, the mean over the values, with loss.alpha 1."""
     alpha: float = 0.3
     """CVaR's tail share of each batch, in (0, 1]: 1 is the plain mean, towards 0 the worst frame alone."""
     granularity: Literal["element", "sample"] = "element"
-    """AU: the tail is taken over (frame, unit) elements, as released, or over frames."""
+    """Of labels such as AU: the tail is taken over (frame, label) elements, as released, or over frames."""
     weighting: Literal["none", "inverse", "effective"] = "none"
     """Class weights: none, inverse frequency, or effective number (Cui et al. 2019)."""
     beta: float = 0.9999
@@ -68,6 +70,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.alpha <= 1, f"loss.alpha {self.alpha}: expected more than 0 and at most 1 (1 is the plain mean)")
+        require(self.name != "ccc" or self.alpha == 1, f"loss.name ccc: a batch has one CCC and so no worst share; expected loss.alpha 1, not {self.alpha:g}")
         require(0 <= self.beta < 1, f"loss.beta {self.beta}: expected 0 or more, less than 1")
         require(math.isfinite(self.logit_adjustment), f"loss.logit-adjustment {self.logit_adjustment}: expected a finite number")
 
@@ -112,8 +115,8 @@ class OptimConfig:
 class Recipe:
     """Everything that decides a head, apart from the data."""
 
-    task: Literal["expr", "au"]
-    """expr: 8 expressions, softmax; au: 12 action units, sigmoid."""
+    task: str = ""
+    """Name of the label table, such as expr, au or va; needed where --labels holds several."""
     seed: int = 0
     """Initial weights, order of frames and dropout follow from it."""
     epochs: int = 32
@@ -143,8 +146,12 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
     return flat
 
 
-NAMES = tuple(flatten(Recipe(task="expr")))
+DEFAULTS = flatten(Recipe())
+"""Every setting's default by dotted name."""
+NAMES = tuple(DEFAULTS)
 """All dotted names."""
+_LATER = ("loss.name",)
+"""Settings younger than the first run folders: at their default they leave a recipe's digest, and so a head's name, as it was."""
 
 
 def with_settings(recipe: R, settings: Mapping[str, Any]) -> R:
@@ -174,7 +181,8 @@ def plain(recipe: Recipe) -> Recipe:
 
 def digest(recipe: Recipe) -> str:
     """Twelve hexadecimal digits that name a recipe: equal settings, equal digest."""
-    return hashlib.sha256(json.dumps(flatten(recipe), sort_keys=True).encode()).hexdigest()[:12]
+    settings = {name: value for name, value in flatten(recipe).items() if name not in _LATER or value != DEFAULTS[name]}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def unknown_name(name: str, known: Sequence[str]) -> str:
@@ -218,14 +226,13 @@ def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
         flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-    defaults = flatten(Recipe(task="expr"))
     for name, value in flat.items():
         is_table = any(other.startswith(f"{name}.") for other in known)
         require(not is_table, f"{path}: {name} is a table; write [{name}] and its settings below")
         require(name in known, f"{path}: {unknown_name(name, known)}")
-        if name in defaults:
+        if name in DEFAULTS:
             try:
-                _as_type_of(name, defaults[name], value)
+                _as_type_of(name, DEFAULTS[name], value)
             except RaffectError as error:
                 raise RaffectError(f"{path}: {error}") from error
     return flat
@@ -247,6 +254,6 @@ def _as_type_of(name: str, default: Any, value: Any) -> Any:
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _CHOICES = {
-    "task": ("expr", "au"), "head.init": ("he", "torch"), "loss.granularity": ("element", "sample"), "loss.weighting": ("none", "inverse", "effective"),
+    "head.init": ("he", "torch"), "loss.name": ("default", "ccc"), "loss.granularity": ("element", "sample"), "loss.weighting": ("none", "inverse", "effective"),
     "sam.perturbation": ("l2", "sign"), "optim.name": ("adam", "adamw"), "optim.schedule": ("cosine", "released", "constant"),
 }  # fmt: skip

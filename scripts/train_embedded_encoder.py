@@ -25,8 +25,8 @@ from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from raffect.data.affwild2 import ACTION_UNITS, EXPRESSIONS
 from raffect.data.faces import DRAWN_UNITS, draw_face, draw_look
-from raffect.data.labels import ACTION_UNITS, EXPRESSIONS
 from raffect.data.synthetic import PROTOTYPES, draw_course, iter_frames, plan_videos, sample_pose, sample_prototype
 
 EMBEDDED = Path(__file__).parents[1] / "raffect" / "model" / "embedded"

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from raffect.cli import main
+from raffect.data.affwild2 import AU, EXPR
 from raffect.data.bank import Bank
 from raffect.data.features import read_features
-from raffect.data.labels import AU, EXPR
 from raffect.data.manifest import read_manifest
 from raffect.data.tables import read_labels
 from raffect.data.verify import verify

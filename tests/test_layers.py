@@ -1,4 +1,4 @@
-"""The layers: data <- model <- stages <- cli, jobs; Ray in stages alone; the command line loads neither torch nor Ray."""
+"""The layers: data <- metrics <- model <- stages <- cli, jobs; Ray in stages alone; the command line loads neither torch nor Ray."""
 
 import ast
 import subprocess
@@ -11,10 +11,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "raffect"
 ALLOWED = {
     "data": {"errors", "data"},
-    "model": {"errors", "config", "recipe", "data", "model"},
-    "stages": {"errors", "config", "recipe", "data", "model", "stages", "__init__"},
+    "metrics": {"errors", "data", "metrics"},
+    "model": {"errors", "config", "recipe", "data", "metrics", "model"},
+    "stages": {"errors", "config", "recipe", "data", "metrics", "model", "stages", "__init__"},
 }
-FOREIGN = {"data": {"torch", "ray", "open_clip"}, "model": {"ray"}, "stages": set()}
+FOREIGN = {"data": {"torch", "ray", "open_clip"}, "metrics": {"torch", "ray", "open_clip"}, "model": {"ray"}, "stages": set()}
 MODULES = [(layer, file) for layer in ALLOWED for file in sorted((PACKAGE / layer).glob("*.py"))]
 
 

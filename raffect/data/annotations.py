@@ -16,17 +16,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from raffect.data.affwild2 import AU, DTYPES, EXPR, HEADERS, TASKS, VA
 from raffect.data.keys import is_utf8
-from raffect.data.labels import AU, EXPR, TASKS, VA, Task
 from raffect.data.storage import Damaged, open_regular, read_regular
+from raffect.data.tasks import Task
 from raffect.errors import RaffectError
 
 MTL_HEADER = "image,valence,arousal,expression,aus"
 
 _TASK_FOLDERS = {
-    "expr": re.compile(r"expr_(classification|recognition)_challenge|expr_set", re.I),
-    "au": re.compile(r"au_detection_challenge|au_set", re.I),
-    "va": re.compile(r"va_estimation_challenge|va_set", re.I),
+    EXPR: re.compile(r"expr_(classification|recognition)_challenge|expr_set", re.I),
+    AU: re.compile(r"au_detection_challenge|au_set", re.I),
+    VA: re.compile(r"va_estimation_challenge|va_set", re.I),
 }
 _SPLIT_FOLDERS = {"train": re.compile(r"train(ing)?_set", re.I), "validation": re.compile(r"validation_set", re.I)}
 _MTL_SPLITS = {"train": re.compile(r"train", re.I), "validation": re.compile(r"val", re.I)}
@@ -53,13 +54,13 @@ class Annotations:
     Attributes:
         edition: Name of the tree's folder.
         digest: SHA-256 over the relative names and bytes of every file read.
-        tables: Task name -> table ``video, frame, split, <values>``, one row per annotated line.
+        tables: Task -> table ``video, frame, split, <values>``, one row per annotated line.
         problems: All that was wrong.
     """
 
     edition: str
     digest: str
-    tables: dict[str, pa.Table]
+    tables: dict[Task, pa.Table]
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -83,7 +84,7 @@ def read_annotations(root: Path) -> Annotations:
     for task, split, folder in folders:
         for file in sorted(folder.glob("*.txt")):
             if not file.name.startswith("."):
-                reader.read_video(file, TASKS[task], split)
+                reader.read_video(file, task, split)
     if not folders:
         for file in _find_mtl_files(root):
             reader.read_mtl(file)
@@ -132,7 +133,7 @@ def parse_valence_arousal(line: bytes) -> tuple[float, ...]:
     raise ValueError(f"expected two values from -1 to 1 (or -5), found {_show(line)}")
 
 
-_PARSERS: dict[str, Callable[[bytes], tuple]] = {"expr": parse_expression, "au": parse_units, "va": parse_valence_arousal}
+_PARSERS: dict[Task, Callable[[bytes], tuple]] = {EXPR: parse_expression, AU: parse_units, VA: parse_valence_arousal}
 
 
 def _printable(path: Path, root: Path) -> str:
@@ -151,7 +152,7 @@ class _Reader:
         self.root = root
         self.problems: list[Problem] = []
         self.digest = hashlib.sha256()
-        self._rows: dict[str, list[tuple[str, str, np.ndarray, np.ndarray]]] = {task: [] for task in TASKS}
+        self._rows: dict[Task, list[tuple[str, str, np.ndarray, np.ndarray]]] = {task: [] for task in TASKS}
         self._splits: dict[tuple[str, str], str] = {}
 
     def read_video(self, file: Path, task: Task, split: str) -> None:
@@ -169,7 +170,7 @@ class _Reader:
             return
         self._splits[task.name, video] = split
         values = self._parse(name, lines[1:], task)
-        self._rows[task.name].append((video, split, np.arange(1, len(values) + 1, dtype=np.int32), values))
+        self._rows[task].append((video, split, np.arange(1, len(values) + 1, dtype=np.int32), values))
 
     def read_mtl(self, file: Path) -> None:
         """Read one MTL file of 16 columns; a frame that occurs twice counts once."""
@@ -207,15 +208,15 @@ class _Reader:
             self._splits["mtl", video] = split
             frames = np.array([frame for frame, _ in items], np.int32)
             for k, task in enumerate((VA, EXPR, AU)):
-                values = np.array([parts[k] for _, parts in items], task.dtype)
-                self._rows[task.name].append((video, split, frames, values))
+                values = np.array([parts[k] for _, parts in items], DTYPES[task])
+                self._rows[task].append((video, split, frames, values))
 
-    def tables(self) -> dict[str, pa.Table]:
-        """Task name -> label table, sorted by (video, frame); tasks without a file are missing."""
-        return {task: _build_table(TASKS[task], rows) for task, rows in self._rows.items() if rows}
+    def tables(self) -> dict[Task, pa.Table]:
+        """Label tables, sorted by (video, frame); tasks without a file are missing."""
+        return {task: _build_table(task, rows) for task, rows in self._rows.items() if rows}
 
     def _parse(self, name: str, lines: list[bytes], task: Task) -> np.ndarray:
-        parse, unlabelled = _PARSERS[task.name], (task.unlabelled,) * len(task.columns)
+        parse, unlabelled = _PARSERS[task], (task.unlabelled,) * len(task.columns)
         known: dict[bytes, tuple] = {}  # lines repeat: a video has few distinct ones
         values = []
         for number, line in enumerate(lines, start=2):
@@ -227,17 +228,17 @@ class _Reader:
                     value = unlabelled
                     self._report(name, number, f"{error}; counted as unlabelled")
             values.append(value)
-        return np.array(values, task.dtype).reshape(len(values), len(task.columns))
+        return np.array(values, DTYPES[task]).reshape(len(values), len(task.columns))
 
     def _check_header(self, name: str, lines: list[bytes], task: Task) -> bool:
         names = [cell.strip() for cell in (lines[0] if lines else b"").decode("utf-8", "replace").split(",")]
         header = ",".join(names).rstrip(",")
-        if header == task.header:
+        if header == HEADERS[task]:
             return True
         if header in _EDITION_2020:
             self._report(name, 1, f"2020 edition with {_EDITION_2020[header]}, which this program does not read; take edition 3 or later")
         else:
-            self._report(name, 1, f"expected the header {task.header!r}, found {header[:80]!r}; file left out")
+            self._report(name, 1, f"expected the header {HEADERS[task]!r}, found {header[:80]!r}; file left out")
         return False
 
     def _lines(self, file: Path, name: str) -> list[bytes] | None:
@@ -293,7 +294,7 @@ def _build_table(task: Task, rows: list[tuple[str, str, np.ndarray, np.ndarray]]
     )
 
 
-def _find_task_folders(root: Path) -> Iterator[tuple[str, str, Path]]:
+def _find_task_folders(root: Path) -> Iterator[tuple[Task, str, Path]]:
     for folder in _walk(root, _SEARCH_DEPTH):
         for task, pattern in _TASK_FOLDERS.items():
             if pattern.fullmatch(folder.name):

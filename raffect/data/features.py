@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 
 from raffect.data.bank import Bank, Commit, shard_name
 from raffect.data.keys import Vocabulary, positions
-from raffect.data.labels import Task, labelled
 from raffect.data.storage import Damaged, parse_parquet
 from raffect.data.tables import select_split
+from raffect.data.tasks import Task
 from raffect.errors import RaffectError
 
 
@@ -117,13 +117,11 @@ def find_features(
     identity = bank.require().read_identity()
     if identity is None:
         raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
-    if missing := [column for column in task.columns if column not in labels.column_names]:
-        raise RaffectError(f"these are not {task.name} labels: column {missing[0]!r} is missing; give labels/{task.name}.parquet")
     labels = select_split(labels, split)
     if videos is not None:
         labels = labels.filter(pc.field("video").cast(pa.string()).isin(pa.array(sorted(videos), pa.string())))
-    values = np.stack([labels[column].to_numpy().astype(task.dtype, copy=False) for column in task.columns], 1) if len(labels) else np.empty((0, len(task.columns)), task.dtype)
-    known = labelled(task, values)
+    values = read_values(labels, task)
+    known = task.is_labelled(values).any(axis=1)
     labels, values = labels.filter(pa.array(known)), values[known]
 
     vocabulary = Vocabulary()
@@ -153,6 +151,20 @@ def find_features(
     sha256 = {number: commits[number].sha256 for number in np.unique(shard).tolist()}
     missing = _count_missing(label_keys[found < 0], location)
     return FeatureIndex(bank, identity.dim, shard, location.row[rows], sha256, values[picked], video.astype(np.int32), frame, names, missing)
+
+
+def read_values(labels: pa.Table, task: Task) -> np.ndarray:
+    """Label columns of a table, shape (N, columns), in the smallest type that holds them all; NaN where a cell is empty.
+
+    Raises:
+        RaffectError: If a column is missing or holds no numbers.
+    """
+    for name in task.columns:
+        if name not in labels.column_names:
+            raise RaffectError(f"these are not {task.name} labels: column {name!r} is missing; give labels/{task.name}.parquet")
+        if not (pa.types.is_integer(labels[name].type) or pa.types.is_floating(labels[name].type)):
+            raise RaffectError(f"{task.name} labels: column {name!r} is {labels[name].type}, expected numbers; make the table again with `raffect prepare`")
+    return np.stack([labels[column].to_numpy() for column in task.columns], 1)
 
 
 def read_features(

@@ -25,7 +25,7 @@ from raffect.errors import RaffectError
 MAX_BYTES = 256_000_000
 """Largest picture or annotation file that is read."""
 
-_READ_AT_ONCE, _CHUNK = 1024, 1 << 20
+_READ_AT_ONCE, _CHUNK = 1024, 1 << 16
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFDIR: "a directory", stat.S_IFSOCK: "a socket"}
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from raffect.data.affwild2 import ACTION_UNITS, COMPLETE_EXPR_COUNTS, EXPRESSIONS, HEADERS
 from raffect.data.atomic import write_atomic
 from raffect.data.faces import DRAWN_UNITS, Look, Pose, draw_face, draw_look
-from raffect.data.labels import ACTION_UNITS, AU, COMPLETE_EXPR_COUNTS, EXPR, EXPRESSIONS, VA
 from raffect.errors import RaffectError
 
 MARKER = "raffect-synthetic.json"
@@ -294,7 +294,7 @@ def _annotation_lines(course: Course) -> dict[str, list[str]]:
 
 def _write_annotation(out: Path, video: Video, task: str, split: str, lines: list[str]) -> None:
     """Write one annotation file, with the blemishes that the real ones have."""
-    header = {"expr": EXPR, "au": AU, "va": VA}[task].header
+    header = {found.name: line for found, line in HEADERS.items()}[task]
     ending = "\r\n" if video.index % 4 == 1 else "\n"
     if video.index % 5 == 2:
         lines = lines[:-2]  # more images than lines

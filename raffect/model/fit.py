@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raffect.data.labels import TASKS
+from raffect.data.tasks import Task
 from raffect.errors import RaffectError
+from raffect.metrics.kinds import kind_of
 from raffect.model.checkpoint import load_state, save_state, to_cpu
-from raffect.model.learner import Learner, Prior, Rows
-from raffect.model.metrics import count_confusion, count_units, macro_f1
+from raffect.model.kinds import LossKind, Prior, loss_kind
+from raffect.model.learner import Learner, Rows
 from raffect.model.pack import Layout, fold, predict
 from raffect.model.workers import Workers
 from raffect.recipe import Recipe, digest
@@ -67,8 +68,9 @@ class Fitted:
 
     Attributes:
         layout: Shape of the heads.
-        history: One entry an epoch: ``epoch``, ``wall_s`` and, a value a member, ``lr``, ``train_loss``, ``val_macro_f1``.
-        snapshots: ``last`` (the last sound epoch), ``best`` (highest validation macro F1, the first of equals), and ``chosen`` where asked for.
+        history: One entry an epoch: ``epoch``, ``wall_s`` and, a value a member, ``lr``, ``train_loss``, and the headline score on
+            validation under `score_name`.
+        snapshots: ``last`` (the last sound epoch), ``best`` (highest headline score on validation, the first of equals), and ``chosen`` where asked for.
         diverged: A line for each member that stopped; None for the others.
     """
 
@@ -121,6 +123,7 @@ def fit(
     """
     workers = workers or Workers()
     learner = Learner(recipes, layout, prior, device, dtype, workers)
+    kind, losses, val_score = kind_of(prior.task), loss_kind(prior.task), score_name(prior.task)
     fitted = Fitted(layout, diverged=[None] * len(recipes))
     identity = {"recipes": [digest(recipe) for recipe in recipes], "keep_epochs": list(keep_epochs or ()), "data": fingerprint, "dtype": str(dtype)}
     if state_path is not None and state_path.exists():
@@ -137,11 +140,10 @@ def fit(
         _note_diverged(learner, fitted, epoch, first_step)
         alive = np.array([line is None for line in fitted.diverged])
         current = Snapshot(learner.pack.weights, learner.pack.running_mean, learner.pack.running_var, np.full(len(recipes), epoch + 1))
-        counts = count(recipes[0].task, current.layers(layout), validation, workers).sum(1)
-        f1 = macro_f1(counts, TASKS[recipes[0].task])
-        _keep_all(fitted, current, f1, alive, keep_epochs)
+        score = kind.headline(count(losses, current.layers(layout), validation, workers).sum(1))
+        _keep_all(fitted, current, val_score, score, alive, keep_epochs)
         fitted.history.append(
-            {"epoch": epoch + 1, "wall_s": time.perf_counter() - start, "steps": steps, "lr": rates, "train_loss": train_loss, "val_macro_f1": [float(v) if ok else None for v, ok in zip(f1, alive, strict=True)]}
+            {"epoch": epoch + 1, "wall_s": time.perf_counter() - start, "steps": steps, "lr": rates, "train_loss": train_loss, val_score: [float(v) if ok else None for v, ok in zip(score, alive, strict=True)]}
         )  # fmt: skip
         if state_path is not None and workers.rank == 0 and epoch + 1 < recipes[0].epochs and time.monotonic() - saved >= save_every_s:
             _save(state_path, identity, learner, fitted)
@@ -152,14 +154,17 @@ def fit(
     return fitted
 
 
-@torch.no_grad()
-def count(task: str, layers: list[tuple[Tensor, Tensor]], rows: Rows, workers: Workers | None = None) -> np.ndarray:
-    """Counts of every member and video: (P, videos, C, C) for EXPR, (P, videos, U, 4) for AU; see `raffect.model.metrics`.
+def score_name(task: Task) -> str:
+    """Under which name a history holds the headline score on validation, such as ``val_macro_f1``."""
+    return f"val_{kind_of(task).key}"
 
-    An expression is the class of the largest logit; a unit is active from probability 0.5, a logit of 0.
+
+@torch.no_grad()
+def count(kind: LossKind, layers: list[tuple[Tensor, Tensor]], rows: Rows, workers: Workers | None = None) -> np.ndarray:
+    """Additive statistics of every member and video, shape (P, videos, A, B); see `raffect.metrics.kinds`.
 
     Args:
-        task: ``"expr"`` or ``"au"``.
+        kind: Of the task.
         layers: Of `raffect.model.pack.fold`.
         rows: What to judge.
         workers: Each takes a part.
@@ -170,9 +175,7 @@ def count(task: str, layers: list[tuple[Tensor, Tensor]], rows: Rows, workers: W
     total: Tensor | None = None
     for start in range(workers.rank * chunk, len(rows) + (workers.size - 1) * chunk, workers.size * chunk):
         part = slice(min(start, len(rows)), start + chunk)
-        logits = predict(layers, rows.x[part].to(weight.dtype))
-        truth, video = rows.y[part], rows.video[part]
-        found = count_confusion(truth, logits.argmax(-1), video, rows.num_videos, logits.shape[-1]) if task == "expr" else count_units(truth, logits >= 0, video, rows.num_videos)
+        found = kind.count(predict(layers, rows.x[part].to(weight.dtype)), rows.y[part], rows.video[part], rows.num_videos)
         total = found if total is None else total + found
     assert total is not None  # every split has a row
     return workers.sum_(total).cpu().numpy()
@@ -187,10 +190,10 @@ def _note_diverged(learner: Learner, fitted: Fitted, epoch: int, first_step: int
             fitted.diverged[member] = f"the loss was no longer finite at {where}; {kept}; try a smaller optim.lr or sam.rho"
 
 
-def _keep_all(fitted: Fitted, current: Snapshot, f1: np.ndarray, alive: np.ndarray, keep_epochs: Sequence[int] | None) -> None:
-    best = np.array([max((e["val_macro_f1"][p] for e in fitted.history if e["val_macro_f1"][p] is not None), default=-1.0) for p in range(len(f1))])
+def _keep_all(fitted: Fitted, current: Snapshot, name: str, score: np.ndarray, alive: np.ndarray, keep_epochs: Sequence[int] | None) -> None:
+    best = np.array([max((e[name][p] for e in fitted.history if e[name][p] is not None), default=-math.inf) for p in range(len(score))])
     _keep(fitted, "last", current, alive)
-    _keep(fitted, "best", current, alive & (f1 > best))
+    _keep(fitted, "best", current, alive & (score > best))
     if keep_epochs is not None:
         _keep(fitted, "chosen", current, alive & (current.epoch == np.array(keep_epochs)))
 

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from raffect.model.adam import STATE, Adam
 from raffect.model.checkpoint import to_cpu
-from raffect.model.objective import Objective, Prior
+from raffect.model.kinds import Prior
+from raffect.model.objective import Objective
 from raffect.model.pack import Layout, Lifts, Pack, Views
 from raffect.model.random import Dropout, epoch_order
 from raffect.model.sam import perturb
 from raffect.model.workers import Workers
 from raffect.recipe import OptimConfig, Recipe, flatten
 
-PACK_WIDE = ("task", "epochs", "batch_size", "head.width", "head.depth", "loss.granularity", "sam.perturbation", "optim.name")
+PACK_WIDE = ("task", "epochs", "batch_size", "head.width", "head.depth", "loss.name", "loss.granularity", "sam.perturbation", "optim.name")
 """Settings that all members of a pack share; every other one may differ between them."""
 
 _EAGER_STEPS = 3
@@ -37,7 +38,8 @@ class Rows:
 
     Attributes:
         x: float16, shape (N, D).
-        y: Classes, int64 of shape (N,), or units, int8 of shape (N, U), negative where unlabelled.
+        y: Targets of the task's kind: classes, int64 (N,); labels, int8 (N, L), negative where unlabelled; or values, float32 (N, V), NaN
+            where unlabelled.
         video: Number of each frame's video, int64, shape (N,).
         num_videos: How many videos there are.
     """
@@ -85,7 +87,7 @@ class Learner:
 
         Args:
             x_PBD: Features of this worker's part of the batch, of the learner's type.
-            target: Their labels: (P, B) or (P, B, U).
+            target: Their labels: (P, B) or (P, B, C).
         """
         pack, scale = self.pack, self.dropout.draw(self.counter, second=False)
         loss_P, derivative = self.objective.gradient(pack.forward(pack.at_weights, x_PBD, scale, update_running=True), target)

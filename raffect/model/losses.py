@@ -50,6 +50,56 @@ def sigmoid_losses(logits_PBU: Tensor, target_PBU: Tensor, weight_PU: Tensor | N
     return torch.where(target_PBU >= 0, loss, torch.zeros_like(loss))
 
 
+def squared_errors(outputs_PBV: Tensor, target_PBV: Tensor) -> Tensor:
+    """Squared error of each value of each frame; 0 where it is not labelled (NaN).
+
+    Args:
+        outputs_PBV: Floating point.
+        target_PBV: Of the same unit, NaN where unlabelled.
+
+    Returns:
+        Shape (P, B, V), in the squared unit.
+
+    Example:
+        >>> squared_errors(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.5, torch.nan]]]))
+        tensor([[[0.2500, 0.0000]]])
+    """
+    known = torch.isfinite(target_PBV)
+    return torch.where(known, outputs_PBV - torch.where(known, target_PBV, 0), 0) ** 2
+
+
+def ccc_loss(outputs_PBV: Tensor, target_PBV: Tensor) -> Tensor:
+    """1 - concordance correlation of a batch, the mean over the values that vary or are predicted to vary in it.
+
+    Args:
+        outputs_PBV: Floating point, over the global batch.
+        target_PBV: NaN where unlabelled: such a frame is not among that value's.
+
+    Returns:
+        Shape (P,), in [0, 2]; 1 for a head whose batch has no labels.
+
+    Source:
+        Lin 1989: ccc = 2 cov / (var + var' + (mean - mean')^2), with population variances, as `raffect.metrics.agreement` scores it.
+
+    Example:
+        >>> ccc_loss(torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[1.0], [0.0]]]))
+        tensor([2.])
+    """
+    known = torch.isfinite(target_PBV)
+    count = known.sum(1).clamp(min=1)
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.where(known, values, 0).sum(1) / count
+
+    target = torch.where(known, target_PBV, 0)
+    mean_target, mean_output = mean(target), mean(outputs_PBV)
+    off_target, off_output = target - mean_target[:, None], outputs_PBV - mean_output[:, None]
+    spread = mean(off_target**2) + mean(off_output**2) + (mean_target - mean_output) ** 2
+    has_spread = spread > 0
+    ccc = torch.where(has_spread, 2 * mean(off_target * off_output) / torch.where(has_spread, spread, 1), 0)
+    return 1 - ccc.sum(1) / has_spread.sum(1).clamp(min=1)
+
+
 def frame_means(loss_PBU: Tensor, labelled_PBU: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over the labelled units of each frame.
 

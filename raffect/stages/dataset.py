@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
+from raffect.data import affwild2
 from raffect.data.bank import Bank
-from raffect.data.features import FeatureIndex, find_features
-from raffect.data.labels import ACTION_UNITS, EXPR, EXPRESSIONS, SPLITS, TASKS, Task
+from raffect.data.features import FeatureIndex, find_features, read_values
 from raffect.data.tables import read_labels, read_metadata
+from raffect.data.tasks import SPLITS, Task
 from raffect.errors import RaffectError
+from raffect.metrics.kinds import kind_of
 from raffect.model.learner import Rows
 from raffect.recipe import require
 
@@ -42,11 +45,6 @@ class Dataset:
     fingerprint: str
     _folds: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @property
-    def num_outputs(self) -> int:
-        """Logits of a head."""
-        return len(output_names(self.task))
-
     def fold_of_frames(self, folds: int) -> np.ndarray:
         """Fold of each training frame, shape (N,): whole videos, alike in classes as far as that goes, the same for every run."""
         if folds not in self._folds:  # every pack of a fold asks again
@@ -57,35 +55,34 @@ class Dataset:
         from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
         train = self.splits["train"]
+        classes = kind_of(self.task).strata(targets_of(train, self.task))
         require(len(train.videos) >= folds, f"--folds {folds}: the training split has {len(train.videos)} videos; take at most as many folds")
-        stratified = self.task is EXPR and np.bincount(train.y[:, 0])[np.unique(train.y[:, 0])].min() >= folds
+        stratified = classes is not None and np.unique(classes, return_counts=True)[1].min() >= folds
         splitter = (StratifiedGroupKFold if stratified else GroupKFold)(folds, shuffle=True, random_state=_FOLD_SEED)
         out = np.empty(len(train), np.int64)
-        for number, (_, held_out) in enumerate(splitter.split(out, train.y[:, 0], train.video)):
+        for number, (_, held_out) in enumerate(splitter.split(out, train.y[:, 0] if classes is None else classes, train.video)):
             out[held_out] = number
         return out
 
 
-def open_dataset(bank_path: Path, labels_path: Path, task_name: str, wanted: Sequence[str] = SPLITS, *, allow_incomplete: bool = False) -> Dataset:
+def open_dataset(bank_path: Path, labels_path: Path, task_name: str = "", wanted: Sequence[str] = SPLITS, *, allow_incomplete: bool = False) -> Dataset:
     """Find the features of both splits of a task, or of some; none is read yet.
 
     Args:
         bank_path: The bank.
         labels_path: A label table, or the folder that `raffect prepare` wrote.
-        task_name: Which task.
+        task_name: Which task of a folder; may be left out where there is one.
         wanted: Splits.
         allow_incomplete: Take a bank that lacks planned frames; ``facts["incomplete"]`` then says so.
 
     Raises:
         RaffectError: If bank or labels are missing, of another task, a split is empty, or planned frames are not in the bank.
     """
-    bank, task = Bank(bank_path).require(), TASKS[task_name]
-    file = labels_path / "labels" / f"{task_name}.parquet" if (labels_path / "labels").is_dir() else labels_path
-    if file.is_dir():
-        file = file / f"{task_name}.parquet"
+    bank, file = Bank(bank_path).require(), _find_labels(labels_path, task_name)
     table = read_labels(file)
-    found_task = read_metadata(table).get("task", task_name)
-    require(found_task == task_name, f"{file}: labels of task {found_task}, not {task_name}; give labels/{task_name}.parquet or another --task")
+    task = affwild2.read_task(read_metadata(table).get("task", task_name), str(file))
+    require(task_name in ("", task.name), f"{file}: labels of task {task.name}, not {task_name}; give labels/{task_name}.parquet or another --task")
+    _require_labels(table, task, file)
     commits = bank.read_commits()
     splits = {split: find_features(bank, table, task, split, commits=commits) for split in wanted}
     identity, metadata = bank.read_identity(), read_metadata(table)
@@ -97,24 +94,19 @@ def open_dataset(bank_path: Path, labels_path: Path, task_name: str, wanted: Seq
     )
     synthetic = metadata.get("synthetic") == "true"
     facts = {
-        "task": task_name, "bank": str(bank_path.absolute()), "labels": str(file.absolute()), "bank_digest": bank.digest(commits), "labels_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "task": task.to_json(), "bank": str(bank_path.absolute()), "labels": str(file.absolute()), "bank_digest": bank.digest(commits), "labels_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "encoder": asdict(identity), "edition": metadata.get("edition", ""), "synthetic": synthetic,
-        "stamp": identity.stamp or ("drawn faces" if synthetic else ""), "aff_wild2": not synthetic and "validation" in splits and _is_complete(task, splits["validation"]),
+        "stamp": identity.stamp or ("drawn faces" if synthetic else ""), "published": {} if synthetic or "validation" not in splits else affwild2.published_scores(task, len(splits["validation"]), len(splits["validation"].videos)),
         **{split: {"frames": len(index), "videos": len(index.videos), "labelled_without_feature": index.missing.total, **asdict(index.missing)} for split, index in splits.items()},
         "incomplete": incomplete,
     }  # fmt: skip
-    key = json.dumps([facts["bank_digest"], facts["labels_sha256"], task_name])
+    key = json.dumps([facts["bank_digest"], facts["labels_sha256"], task.name])
     return Dataset(task, splits, facts, hashlib.sha256(key.encode()).hexdigest()[:16])
 
 
-def output_names(task: Task) -> tuple[str, ...]:
-    """Names of a head's outputs, in order."""
-    return EXPRESSIONS if task is EXPR else tuple(ACTION_UNITS)
-
-
-def labels_of(index: FeatureIndex, task: Task) -> np.ndarray:
-    """Classes (N,) as int64, or units (N, U) as int8, as training takes them."""
-    return index.y[:, 0].astype(np.int64) if task is EXPR else index.y
+def targets_of(index: FeatureIndex, task: Task) -> np.ndarray:
+    """Labels as training takes them, one row a frame; see `raffect.metrics.kinds.Kind.targets`."""
+    return kind_of(task).targets(task, index.y)
 
 
 def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Rows:
@@ -125,7 +117,7 @@ def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Rows:
     """
     x = index.read()
     check_finite(x, index)
-    return Rows(torch.from_numpy(x).to(device), torch.from_numpy(labels_of(index, task)).to(device), torch.from_numpy(index.video.astype(np.int64)).to(device), len(index.videos))
+    return Rows(torch.from_numpy(x).to(device), torch.from_numpy(targets_of(index, task)).to(device), torch.from_numpy(index.video.astype(np.int64)).to(device), len(index.videos))
 
 
 def check_finite(x: np.ndarray, index: FeatureIndex, rows: np.ndarray | None = None) -> None:
@@ -156,23 +148,17 @@ def check_trainable(y: np.ndarray, task: Task, batch_size: int, where: str) -> N
         RaffectError: If there are fewer than a batch, or only one class.
     """
     require(len(y) >= batch_size, f"{where} has {len(y)} frames, fewer than --batch-size {batch_size}; take a smaller batch or more frames")
-    if y.ndim == 1:
-        found = np.unique(y)
-        require(len(found) > 1, f"{where} has one class only ({output_names(task)[found[0]]}, {len(y)} frames); a head needs two or more, check --labels")
-    else:
-        both = ((y == 1).any(0) & (y == 0).any(0)).sum()
-        require(both > 0, f"{where} has no unit with both active and inactive frames; check --labels")
+    why = kind_of(task).why_untrainable(task, y)
+    require(not why, f"{where} has {why}; check --labels")
 
 
 def missing_lines(facts: Mapping[str, Any]) -> list[str]:
     """A line for each split of which many labelled frames have no image, or one that cannot be read."""
-    lines = []
+    lines, name = [], affwild2.read_task(facts["task"], "the facts of a run").name.upper()
     for split in (split for split in SPLITS if split in facts):
         frames, without = facts[split]["frames"], facts[split]["labelled_without_feature"] - facts[split].get("not_extracted", 0)
         if without > _MISSING_SHARE * (frames + without):
-            lines.append(
-                f"{facts['task'].upper()} {split}: {without:,} of {frames + without:,} labelled frames have no image that can be read; scores are of the others (`raffect bank info`)"
-            )
+            lines.append(f"{name} {split}: {without:,} of {frames + without:,} labelled frames have no image that can be read; scores are of the others (`raffect bank info`)")
     return lines
 
 
@@ -198,7 +184,30 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and has_cuda) else "cpu")
 
 
-def _is_complete(task: Task, validation: FeatureIndex) -> bool:
-    """Whether a validation split is Aff-Wild2's own, whole, so that published scores may stand beside ours."""
-    annotated = task.complete_annotated["validation"]
-    return len(validation.videos) == task.complete_videos["validation"] and 0.98 * annotated <= len(validation) <= annotated
+def _find_labels(path: Path, task_name: str) -> Path:
+    """The label table: ``path`` itself, or the one of a task in the folder that `raffect prepare` wrote."""
+    folder = path / "labels" if (path / "labels").is_dir() else path
+    if not folder.is_dir():
+        return path
+    if task_name:
+        return folder / f"{task_name}.parquet"
+    found = sorted(file.stem for file in folder.glob("*.parquet"))
+    require(bool(found), f"--labels {path}: no label table in it; make one with `raffect prepare`")
+    require(len(found) == 1, f"--labels {path}: holds labels of {', '.join(found)}; choose one with --task")
+    return folder / f"{found[0]}.parquet"
+
+
+def _require_labels(table: pa.Table, task: Task, file: Path) -> None:
+    """Refuse labels that the task does not have: they would be other classes without a word.
+
+    Raises:
+        RaffectError: Names the first one.
+    """
+    values = read_values(table, task)
+    wrong = kind_of(task).find_wrong(task, values)
+    if wrong.any():
+        row, column = (int(part) for part in np.argwhere(wrong)[0])
+        frame = f"{table['video'][row].as_py()} frame {table['frame'][row].as_py()}"
+        raise RaffectError(
+            f"{file}: {int(wrong.sum())} values are no labels of task {task.name}, first {task.columns[column]} {values[row, column]:g} of {frame}; make it again with `raffect prepare`"
+        )

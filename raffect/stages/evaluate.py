@@ -11,19 +11,23 @@ import numpy as np
 import torch
 
 from raffect.config import EvaluateConfig
+from raffect.data import affwild2
 from raffect.data.atomic import write_atomic
 from raffect.data.bank import Bank
-from raffect.data.labels import Task
+from raffect.data.tasks import Task
 from raffect.errors import RaffectError
+from raffect.metrics.intervals import bootstrap_videos
+from raffect.metrics.kinds import kind_of
 from raffect.model.checkpoint import load_head, read_config, require_encoder
 from raffect.model.fit import count
 from raffect.model.head import Head
+from raffect.model.kinds import loss_kind
 from raffect.model.learner import Rows
-from raffect.model.metrics import bootstrap_videos, macro_f1, score, trivial
 from raffect.model.pack import Layout, fold
-from raffect.stages.dataset import Dataset, incomplete_mark, missing_lines, open_dataset, output_names, pick_device, read_rows
+from raffect.recipe import DEFAULTS
+from raffect.stages.dataset import Dataset, incomplete_mark, missing_lines, open_dataset, pick_device, read_rows
 from raffect.stages.provenance import describe_run
-from raffect.stages.runs import write_csv
+from raffect.stages.runs import video_rows, write_csv
 from raffect.stages.scores import group_by_settings, settings_text, short, spread, trivial_text, varying
 
 
@@ -45,19 +49,23 @@ def evaluate(config: EvaluateConfig) -> list[str]:
     if not kept:
         raise RaffectError(f"{config.run}: every head diverged; train again with a smaller optim.lr or sam.rho")
     folders, configs = [folder for folder, _ in kept], [about for _, about in kept]
-    tasks = sorted({about["task"] for about in configs})
+    tasks = list(dict.fromkeys(affwild2.read_task(about["task"], str(folder)) for folder, about in kept))
     if len(tasks) > 1:
-        raise RaffectError(f"{config.run}: heads of {' and '.join(tasks)}; give the folder of one head, RUN/weights/<member>/{config.epoch}")
+        raise RaffectError(f"{config.run}: heads of {' and '.join(task.name for task in tasks)}; give the folder of one head, RUN/weights/<member>/{config.epoch}")
     identity = Bank(config.bank).require().read_identity()
     if identity is None:
         raise RaffectError(f"{config.bank}: nothing extracted yet; run `raffect extract` on it")
     for folder, about in zip(folders, configs, strict=True):
         require_encoder(about, identity, folder, config.bank)
-    dataset = open_dataset(config.bank, config.labels, tasks[0], [config.split], allow_incomplete=config.allow_incomplete)
+    dataset = open_dataset(config.bank, config.labels, tasks[0].name, [config.split], allow_incomplete=config.allow_incomplete)
+    if (tasks[0].kind, tasks[0].outputs) != (dataset.task.kind, dataset.task.outputs):
+        raise RaffectError(
+            f"{config.labels}: its task {dataset.task.name} has other outputs than the heads of {config.run} ({_outputs(dataset.task)} against {_outputs(tasks[0])})"
+        )
     index, device = dataset.splits[config.split], pick_device(config.device)
     try:
         rows = read_rows(index, dataset.task, device)
-        counts = np.concatenate([count_head(load_head(folder)[0], tasks[0], rows, device) for folder in folders])
+        counts = np.concatenate([count_head(load_head(folder)[0], dataset.task, rows, device) for folder in folders])
     except torch.OutOfMemoryError as error:
         raise RaffectError(f"out of GPU memory with {len(index):,} frames; free the device, or use --device cpu") from error
     if config.out is not None:
@@ -81,32 +89,37 @@ def find_heads(path: Path, snapshot: str) -> list[Path]:
     return found
 
 
-def count_head(head: Head, task: str, rows: Rows, device: torch.device) -> np.ndarray:
-    """Counts of one head, shape (1, videos, ...); see `raffect.model.fit.count`."""
+def _outputs(task: Task) -> str:
+    names = ", ".join(task.outputs[:4]) + (" ..." if len(task.outputs) > 4 else "")
+    return f"{task.kind}: {names}"
+
+
+def count_head(head: Head, task: Task, rows: Rows, device: torch.device) -> np.ndarray:
+    """Statistics of one head, shape (1, videos, ...); see `raffect.model.fit.count`."""
     layout: Layout = head.layout
     state = head.state_dict()
     weights = torch.cat([state[name].flatten() for name, _ in layout.tensors])[None]
     mean, var = (torch.stack([state[f"layers.{4 * block + 1}.running_{kind}"] for block in range(layout.depth)])[None] for kind in ("mean", "var"))
-    return count(task, fold(layout, weights.to(device), mean.to(device), var.to(device)), rows)
+    return count(loss_kind(task), fold(layout, weights.to(device), mean.to(device), var.to(device)), rows)
 
 
 def _lines(config: EvaluateConfig, dataset: Dataset, configs: Sequence[dict[str, Any]], counts: np.ndarray) -> list[str]:
-    task, index = dataset.task, dataset.splits[config.split]
-    constant = trivial(counts[0].sum(0), task)
+    task, kind, index = dataset.task, kind_of(dataset.task), dataset.splits[config.split]
+    constant = kind.chance(counts[0].sum(0), task)
     lines = [
         *missing_lines(dataset.facts),
         f"{task.name.upper()} {config.split}: {len(index):,} frames of {len(index.videos)} videos; snapshot {configs[0]['snapshot']} of {len(configs)} head(s)",
     ]
     records = [
-        {"recipe": about["recipe"], "scores": {config.split: {"macro_f1": f1, "epoch": about["epoch"]}}, "videos": {config.split: part}}
-        for about, part, f1 in zip(configs, counts, macro_f1(counts.sum(1), task), strict=True)
+        {"task": task.to_json(), "recipe": DEFAULTS | about["recipe"], "scores": {config.split: {kind.key: score, "epoch": about["epoch"]}}, "videos": {config.split: part}}
+        for about, part, score in zip(configs, counts, kind.headline(counts.sum(1)), strict=True)
     ]
     groups = group_by_settings(records)
     shown = varying(groups) or ["loss.alpha", "sam.rho"]
     for group in groups:
         found = spread(group, config.split)
-        lines += [f"{settings_text({name: group[0]['recipe'][name] for name in shown})}: macro F1 {found.text()}{incomplete_mark(dataset.facts)}"] if found else []
-    lines.append(f"trivial: {trivial_text(constant)}")
+        lines += [f"{settings_text({name: group[0]['recipe'][name] for name in shown})}: {kind.title} {found.text()}{incomplete_mark(dataset.facts)}"] if found else []
+    lines.append(f"trivial: {trivial_text(constant, kind)}")
     if config.split == "train":
         lines.append("these frames were trained on: this is no measure of how well a head does")
     elif configs[0]["snapshot"] == "best":
@@ -120,26 +133,31 @@ def _lines(config: EvaluateConfig, dataset: Dataset, configs: Sequence[dict[str,
 
 
 def _class_lines(counts: np.ndarray, task: Task) -> list[str]:
-    """A line a class or unit, over all heads together."""
-    names = output_names(task)
-    width = max(len(name) for name in names)
-    lines = [f"{'':{width}} precision  recall      F1  frames"]
-    for name, part in score(counts.sum((0, 1)), task, names)["classes"].items():
-        lines.append(f"{name:{width}} {short(part['precision']):>9} {short(part['recall']):>7} {short(part['f1']):>7} {part['support'] // len(counts):>7,}")
+    """A line a class, label or value, over all heads together."""
+    kind = kind_of(task)
+    width = max(len(name) for name in task.outputs)
+    titles = [title for title, _ in kind.columns]
+    lines = [f"{'':{width}} " + " ".join(f"{title:>9}" for title in titles)]
+    for name, part in kind.score(counts.sum((0, 1)), task)[kind.parts].items():
+        *scores, frames = (part[key] for _, key in kind.columns)
+        lines.append(f"{name:{width}} " + " ".join(f"{short(value):>9}" for value in scores) + f" {frames // len(counts):>9,}")
     return lines
 
 
 def _write(out: Path, config: EvaluateConfig, dataset: Dataset, folders: Sequence[Path], configs: Sequence[dict[str, Any]], counts: np.ndarray) -> None:
-    task, index, names = dataset.task, dataset.splits[config.split], output_names(dataset.task)
+    task, kind, index = dataset.task, kind_of(dataset.task), dataset.splits[config.split]
     heads = [
-        {"folder": str(folder), "member": about["member"], "recipe": about["recipe"], **score(part.sum(0), task, names), "interval_95": bootstrap_videos(part, task, seed=0)}
+        {"folder": str(folder), "member": about["member"], "recipe": about["recipe"], **kind.score(part.sum(0), task), "interval_95": bootstrap_videos(part, kind, seed=0)}
         for folder, about, part in zip(folders, configs, counts, strict=True)
     ]
-    content = {"run": describe_run(), "data": dataset.facts, "split": config.split, "snapshot": configs[0]["snapshot"], "trivial": trivial(counts[0].sum(0), task), "heads": heads}
+    content = {
+        "run": describe_run(),
+        "data": dataset.facts,
+        "split": config.split,
+        "snapshot": configs[0]["snapshot"],
+        "trivial": kind.chance(counts[0].sum(0), task),
+        "heads": heads,
+    }
     write_atomic(out / "metrics.json", (json.dumps(content, indent=1) + "\n").encode())
-    rows = [
-        {"member": about["member"], "video": name, "macro_f1_over_all_classes": round(float(value), 4)}
-        for about, part in zip(configs, counts, strict=True)
-        for name, value in zip(index.videos, macro_f1(part, task), strict=True)
-    ]
+    rows = [{"member": about["member"], **row} for about, part in zip(configs, counts, strict=True) for row in video_rows(kind, part, index.videos)]
     write_csv(out / "per_video.csv", rows)

@@ -13,18 +13,18 @@ import torch
 
 from raffect.config import LearnConfig
 from raffect.data.features import FeatureIndex
-from raffect.data.labels import TASKS
 from raffect.errors import RaffectError
+from raffect.metrics.intervals import bootstrap_videos
+from raffect.metrics.kinds import kind_of
 from raffect.model.checkpoint import save_head
-from raffect.model.fit import Fitted, History, count, fit
+from raffect.model.fit import Fitted, History, count, fit, score_name
 from raffect.model.head import member_state
+from raffect.model.kinds import loss_kind
 from raffect.model.learner import PACK_WIDE, Rows
-from raffect.model.metrics import bootstrap_videos, score, trivial
-from raffect.model.objective import count_labels
 from raffect.model.pack import Layout
 from raffect.model.workers import Workers
 from raffect.recipe import flatten, require
-from raffect.stages.dataset import Dataset, check_trainable, labels_of, output_names, pick_device, read_rows
+from raffect.stages.dataset import Dataset, check_trainable, pick_device, read_rows, targets_of
 from raffect.stages.provenance import git_commit, versions
 from raffect.stages.runs import SCORES, Member, RunFolder
 from raffect.stages.runtime import ray_session
@@ -117,8 +117,9 @@ def run_pack(
         dataset.fingerprint == folder.read_env()["fingerprint"], f"{dataset.facts['bank']} or {dataset.facts['labels']} has changed since {folder.path} began; name a new --out"
     )
     train, validation = split_rows(dataset, members[0])
-    check_trainable(labels_of(train, task), task, recipe.batch_size, f"the training split of {dataset.facts['labels']}")
-    layout = Layout(train.dim, recipe.head.width or train.dim, recipe.head.depth, dataset.num_outputs)
+    targets = targets_of(train, task)
+    check_trainable(targets, task, recipe.batch_size, f"the training split of {dataset.facts['labels']}")
+    layout = Layout(train.dim, recipe.head.width or train.dim, recipe.head.depth, len(task.outputs))
     ids = [member.id for member in members]
     streams, state_path = config.stream == "always", folder.state_path(ids)
     if workers.rank == 0:
@@ -127,7 +128,7 @@ def run_pack(
         with ray_session(config.address) if streams else contextlib.nullcontext():
             judged = read_rows(validation, task, device)
             fitted = fit(
-                [member.recipe for member in members], layout, count_labels(labels_of(train, task), dataset.num_outputs),
+                [member.recipe for member in members], layout, loss_kind(task).count_prior(targets),
                 RayStream(train, task, recipe.batch_size, recipe.seed) if streams else read_rows(train, task, device), judged,
                 device=device, workers=workers, keep_epochs=[keep_epochs.get(member.id, 0) for member in members] if keep_epochs else None,
                 state_path=state_path, fingerprint=dataset.fingerprint, save_every_s=save_every_s, on_step=on_step, on_epoch=on_epoch,
@@ -171,23 +172,23 @@ def _record(
     keep_epochs: KeepEpochs,
 ) -> None:
     """Write heads, and last the record, of every member."""
-    task, names = dataset.task, output_names(dataset.task)
-    counts = {name: count(task.name, kept.layers(fitted.layout), judged) for name, kept in fitted.snapshots.items()}
+    task, kind = dataset.task, kind_of(dataset.task)
+    counts = {name: count(loss_kind(task), kept.layers(fitted.layout), judged) for name, kept in fitted.snapshots.items()}
     for p, member in enumerate(members):
         kept = [name for name in SCORES if name in counts and fitted.snapshots[name].epoch[p]]
         scores = {
             name: {
                 "epoch": int(fitted.snapshots[name].epoch[p]),
-                **score(counts[name][p].sum(0), task, names),
-                "interval_95": bootstrap_videos(counts[name][p], task, seed=0),
+                **kind.score(counts[name][p].sum(0), task),
+                "interval_95": bootstrap_videos(counts[name][p], kind, seed=0),
             }
             for name in kept
         }
         record = {
-            "id": member.id, "recipe": flatten(member.recipe), "fold": member.fold, "num_folds": member.num_folds, "fingerprint": dataset.fingerprint, "incomplete": dataset.facts["incomplete"],
+            "id": member.id, "task": task.to_json(), "recipe": flatten(member.recipe), "fold": member.fold, "num_folds": member.num_folds, "fingerprint": dataset.fingerprint, "incomplete": dataset.facts["incomplete"],
             "status": "diverged" if fitted.diverged[p] else "done", "note": fitted.diverged[p] or "", "keep_epoch": keep_epochs.get(member.id), "pack_size": len(members), **about, "git_commit": git_commit(), "versions": versions(),
-            "history": {name: [entry[name][p] for entry in fitted.history] for name in ("lr", "train_loss", "val_macro_f1")},
-            "scores": scores, "trivial": trivial(next(iter(counts.values()))[p].sum(0), task), "video_names": video_names, "videos": {name: counts[name][p].tolist() for name in kept},
+            "history": {name: [entry[name][p] for entry in fitted.history] for name in ("lr", "train_loss", score_name(task))},
+            "scores": scores, "trivial": kind.chance(next(iter(counts.values()))[p].sum(0), task), "video_names": video_names, "videos": {name: counts[name][p].tolist() for name in kept},
         }  # fmt: skip
         if save_heads:
             for name in kept:
@@ -200,7 +201,7 @@ def _save_head(dataset: Dataset, folder: RunFolder, member: Member, fitted: Fitt
     state = member_state(fitted.layout, kept.weights[p].cpu(), kept.running_mean[p].cpu(), kept.running_var[p].cpu())
     facts = dataset.facts
     about = {
-        "task": TASKS[facts["task"]].name, "outputs": output_names(dataset.task), "member": member.id, "status": record["status"], "snapshot": name, "epoch": int(kept.epoch[p]), "recipe": record["recipe"],
+        "task": facts["task"], "outputs": dataset.task.outputs, "member": member.id, "status": record["status"], "snapshot": name, "epoch": int(kept.epoch[p]), "recipe": record["recipe"],
         "encoder": facts["encoder"], "stamp": facts["stamp"], "data": {key: facts[key] for key in ("bank_digest", "labels_sha256", "edition", "synthetic", "train", "validation", "incomplete")},
         "validation": record["scores"][name], "trivial": record["trivial"], "device": record["device"], "threads": record["threads"], "versions": record["versions"], "git_commit": record["git_commit"],
     }  # fmt: skip

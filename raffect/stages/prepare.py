@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -12,13 +13,16 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.config import PrepareConfig
+from raffect.data.affwild2 import COMPLETE
 from raffect.data.annotations import Annotations, Problem, read_annotations
 from raffect.data.atomic import write_atomic
+from raffect.data.features import read_values
 from raffect.data.keys import Vocabulary, absent, positions
-from raffect.data.labels import ACTION_UNITS, AU, COMPLETE_AU_RATES, COMPLETE_EXPR_COUNTS, EXPR, EXPRESSIONS, SPLITS, TASKS, Task, labelled
 from raffect.data.manifest import Listing, list_images, write_manifest
 from raffect.data.synthetic import is_synthetic
 from raffect.data.tables import select_split, write_table
+from raffect.data.tasks import SPLITS, Task
+from raffect.metrics.kinds import kind_of
 
 _SHOWN = 10
 
@@ -37,7 +41,7 @@ class Coverage:
         shares: Classes or units -> count or rate over annotated frames with an image.
     """
 
-    task: str
+    task: Task
     split: str
     videos: int
     lines: int
@@ -63,14 +67,14 @@ def prepare(config: PrepareConfig) -> list[str]:
     listed_s = time.perf_counter() - start
     annotations = read_annotations(config.annotations)
     synthetic = all(is_synthetic(root) for root in listing.table["root"].unique().to_pylist())
-    coverage = [measure(TASKS[task], split, table, listing.table) for task, table in annotations.tables.items() for split in SPLITS]
+    coverage = [measure(task, split, table, listing.table) for task, table in annotations.tables.items() for split in SPLITS]
     coverage = [part for part in coverage if part.lines]
     write_manifest(listing.table, config.out / "manifest.parquet", synthetic)
-    for stale in {file.stem for file in (config.out / "labels").glob("*.parquet")} - set(annotations.tables):
+    for stale in {file.stem for file in (config.out / "labels").glob("*.parquet")} - {task.name for task in annotations.tables}:
         (config.out / "labels" / f"{stale}.parquet").unlink()  # of another edition, prepared here before
     for task, table in annotations.tables.items():
-        metadata = {"raffect": "labels/1", "task": task, "edition": annotations.edition, "digest": annotations.digest, "synthetic": str(synthetic).lower()}
-        write_table(table, config.out / "labels" / f"{task}.parquet", metadata)
+        metadata = {"raffect": "labels/2", "task": json.dumps(task.to_json()), "edition": annotations.edition, "digest": annotations.digest, "synthetic": str(synthetic).lower()}
+        write_table(table, config.out / "labels" / f"{task.name}.parquet", metadata)
     problems = _all_problems(annotations, listing, coverage)
     _write_problems(problems, config)
     return _report(config, listing, annotations, coverage, problems, listed_s, synthetic)
@@ -84,25 +88,16 @@ def measure(task: Task, split: str, labels: pa.Table, manifest: pa.Table) -> Cov
     images = vocabulary.keys(manifest)
     lines = vocabulary.keys(labels)
     has_image = positions(lines, images) >= 0
-    values = np.stack([labels[column].to_numpy() for column in task.columns], 1) if len(labels) else np.empty((0, len(task.columns)))
-    known = labelled(task, values)
+    values = read_values(labels, task)
+    known = task.is_labelled(values).any(axis=1)
     videos = labels["video"].unique().to_pylist()
     numbers = np.array([vocabulary.number(video) for video in videos], np.int64)
     beyond = np.isin(images >> 32, numbers) & absent(images, lines)
     return Coverage(
-        task=task.name, split=split, videos=len(videos), lines=len(lines), annotated=int(known.sum()),
+        task=task, split=split, videos=len(videos), lines=len(lines), annotated=int(known.sum()),
         with_image=int((known & has_image).sum()), without_image=int((~has_image).sum()), images_without_line=int(beyond.sum()),
-        missing_videos=sorted(vocabulary.names[number] for number in numbers if number >= known_videos), shares=_shares(task, values[known & has_image]),
+        missing_videos=sorted(vocabulary.names[number] for number in numbers if number >= known_videos), shares=kind_of(task).shares(task, values[known & has_image]),
     )  # fmt: skip
-
-
-def _shares(task: Task, values: np.ndarray) -> dict[str, float]:
-    if task is EXPR:
-        return dict(zip(EXPRESSIONS, np.bincount(values[:, 0].astype(int), minlength=len(EXPRESSIONS)).tolist(), strict=True))
-    if task is AU:
-        known = np.maximum((values >= 0).sum(0), 1)
-        return dict(zip(ACTION_UNITS, ((values == 1).sum(0) / known).tolist(), strict=True))
-    return {f"mean {name}": float(column.mean()) if len(column) else 0.0 for name, column in zip(task.columns, values.T, strict=True)}
 
 
 def _all_problems(annotations: Annotations, listing: Listing, coverage: list[Coverage]) -> list[Problem]:
@@ -110,7 +105,7 @@ def _all_problems(annotations: Annotations, listing: Listing, coverage: list[Cov
     problems += [Problem(path, 0, what) for path, _, what in (problem.partition(": ") for problem in listing.problems)]
     for part in coverage:
         problems += [
-            Problem(f"{part.task}/{part.split}/{video}.txt", 0, "no image folder of this name; is a second archive missing from --images?") for video in part.missing_videos
+            Problem(f"{part.task.name}/{part.split}/{video}.txt", 0, "no image folder of this name; is a second archive missing from --images?") for video in part.missing_videos
         ]
     return problems
 
@@ -129,15 +124,15 @@ def _report(config: PrepareConfig, listing: Listing, annotations: Annotations, c
         f"images: {len(listing.table):,} frames in {videos:,} videos, listed in {listed_s:.1f} s ({listing.num_other:,} other files ignored)"
         + (" [drawn by raffect]" if synthetic else ""),
         *_link_lines(listing),
-        f"annotations: edition {annotations.edition!r}, {', '.join(annotations.tables)}",
+        f"annotations: edition {annotations.edition!r}, {', '.join(task.name for task in annotations.tables)}",
         "",
         f"{'task':5}{'split':11}{'videos':>7}{'complete':>9}{'lines':>11}{'annotated':>11}{'complete copy':>15}{'with image':>12}{'complete copy':>15}{'lines w/o image':>17}{'images w/o line':>17}",
     ]
     for part in coverage:
-        task = TASKS[part.task]
+        copy = COMPLETE[part.task]
         out.append(
-            f"{part.task:5}{part.split:11}{part.videos:7,}{task.complete_videos[part.split]:9,}{part.lines:11,}{part.annotated:11,}{task.complete_annotated[part.split]:15,}{part.with_image:12,}"
-            f"{_or_unknown(task.complete_with_image.get(part.split)):>15}{part.without_image:17,}{part.images_without_line:17,}"
+            f"{part.task.name:5}{part.split:11}{part.videos:7,}{copy.videos[part.split]:9,}{part.lines:11,}{part.annotated:11,}{copy.annotated[part.split]:15,}{part.with_image:12,}"
+            f"{_or_unknown(copy.with_image.get(part.split)):>15}{part.without_image:17,}{part.images_without_line:17,}"
         )
     out.append("")
     for part in coverage:
@@ -145,11 +140,11 @@ def _report(config: PrepareConfig, listing: Listing, annotations: Annotations, c
     for part in coverage:
         if part.missing_videos:
             names = ", ".join(part.missing_videos[:_SHOWN]) + (f" and {len(part.missing_videos) - _SHOWN} more" if len(part.missing_videos) > _SHOWN else "")
-            out.append(f"missing: {len(part.missing_videos)} of {part.videos} {part.task} {part.split} videos have no image folder: {names}")
+            out.append(f"missing: {len(part.missing_videos)} of {part.videos} {part.task.name} {part.split} videos have no image folder: {names}")
     if problems:
         out += [f"problems: {len(problems):,}, all in {config.out / 'problems.csv'}; the first ones:"]
         out += [f"  {problem.file}{f':{problem.line}' if problem.line else ''}: {problem.what}" for problem in problems[:_SHOWN]]
-    out += [f"wrote {config.out}/manifest.parquet and {config.out}/labels/ ({', '.join(sorted(annotations.tables))})"]
+    out += [f"wrote {config.out}/manifest.parquet and {config.out}/labels/ ({', '.join(sorted(task.name for task in annotations.tables))})"]
     out += [
         f"next: raffect extract --manifest {shlex.quote(str(config.out / 'manifest.parquet'))} --bank BANK"
         + (" --encoder.model raffect-faces --encoder.weights embedded" if synthetic else "")
@@ -164,16 +159,15 @@ def _link_lines(listing: Listing) -> list[str]:
 
 
 def _share_lines(part: Coverage) -> list[str]:
-    """Class counts or unit rates, with those of a complete copy below where they are known."""
-    if part.task == "expr":
-        rows = [list(part.shares), [f"{count:,}" for count in part.shares.values()], [f"{count:,}" for count in COMPLETE_EXPR_COUNTS[part.split]]]
-    elif part.task == "au":
-        rows = [list(part.shares), [f"{rate:.3f}" for rate in part.shares.values()]]
-        rows += [[f"{rate:.3f}" for rate in COMPLETE_AU_RATES]] if part.split == "train" else []
-    else:
-        return [f"{part.task} {part.split}: " + ", ".join(f"{name} {value:+.3f}" for name, value in part.shares.items()), ""]
-    names = [f"{part.task} {part.split}", "  here", "  complete copy"]
-    return [f"{name:17}" + "".join(f"{cell:>11}" for cell in row) for name, row in zip(names, rows, strict=False)] + [""]
+    """Class counts, label rates or means of values, with those of a complete copy below where they are known."""
+    title = f"{part.task.name} {part.split}"
+    if any(name not in part.task.outputs for name in part.shares):  # means say so in their names
+        return [f"{title}: " + ", ".join(f"{name} {value:+.3f}" for name, value in part.shares.items()), ""]
+    here = [f"{value:,}" if isinstance(value, int) else f"{value:.3f}" for value in part.shares.values()]
+    rows = [(title, list(part.shares)), ("  here", here)]
+    if part.split in (complete := COMPLETE[part.task].shares):
+        rows.append(("  complete copy", list(complete[part.split])))
+    return [f"{name:17}" + "".join(f"{cell:>11}" for cell in row) for name, row in rows] + [""]
 
 
 def _or_unknown(count: int | None) -> str:

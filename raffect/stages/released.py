@@ -5,19 +5,22 @@ Those two files agree by position alone, so their lengths must be equal; from he
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from raffect.config import BankImportConfig
+from raffect.data.affwild2 import AU, DTYPES, EXPR
 from raffect.data.annotations import parse_expression, parse_units
 from raffect.data.bank import Bank, Identity
 from raffect.data.features import read_shard_features
 from raffect.data.keys import Vocabulary, positions
-from raffect.data.labels import TASKS
 from raffect.data.storage import has_file
 from raffect.data.tables import read_labels, read_metadata, write_table
+from raffect.data.tasks import Task
 from raffect.errors import RaffectError
 from raffect.stages.progress import Progress
 
@@ -29,6 +32,9 @@ IDENTITY = dict(
 )  # fmt: skip
 
 
+_PARSERS: dict[Task, Callable[[bytes], tuple[int, ...]]] = {EXPR: parse_expression, AU: parse_units}
+
+
 def import_released(config: BankImportConfig) -> list[str]:
     """Bring one split into a bank and its labels into ``out/labels/<task>.parquet``; run once a split.
 
@@ -38,8 +44,11 @@ def import_released(config: BankImportConfig) -> list[str]:
     Raises:
         RaffectError: If h5py is missing, the files do not fit together, or a line is wrong.
     """
+    task = next((task for task in _PARSERS if task.name == config.task), None)
+    if task is None:
+        raise RaffectError(f"--task {config.task}: the released code has features of {' and '.join(task.name for task in _PARSERS)}")
     split, features = _read_features(config.features)
-    videos, frames, labels = _read_list(config.list, config.task)
+    videos, frames, labels = _read_list(config.list, task)
     if len(videos) != len(features):
         raise RaffectError(
             f"{config.list} has {len(videos):,} lines but {config.features} has {len(features):,} vectors; they belong together by position, so both must come from the same run"
@@ -69,7 +78,7 @@ def import_released(config: BankImportConfig) -> list[str]:
                 bank.commit(shard, rows, np.ascontiguousarray(features[order[where]]), {}, identity)
                 written += len(rows)
             progress.advance(int(own.sum()))
-    path = _write_labels(config, keys, labels[order], split)
+    path = _write_labels(config, task, keys, labels[order], split)
     lines = [f"imported {written:,} of {len(keys):,} {config.task} {split} frames into {bank.path}; labels in {path}"]
     if kept:
         lines.append(f"kept: {kept:,} were there already" + (f", {differ:,} of them with other features: if those are wrong, import into a new --bank" if differ else ""))
@@ -96,8 +105,8 @@ def _read_features(file: Path) -> tuple[str, np.ndarray]:
     return SPLITS[name], features
 
 
-def _read_list(file: Path, task: str) -> tuple[list[str], list[int], np.ndarray]:
-    parse = parse_expression if task == "expr" else parse_units
+def _read_list(file: Path, task: Task) -> tuple[list[str], list[int], np.ndarray]:
+    parse = _PARSERS[task]
     videos, frames, labels = [], [], []
     try:
         lines = file.read_bytes().splitlines()
@@ -115,7 +124,7 @@ def _read_list(file: Path, task: str) -> tuple[list[str], list[int], np.ndarray]
             raise RaffectError(f"{file}:{number}: expected <folder>/<video>/00001.jpg, a tab and a label ({error})") from None
         videos.append(folder)
         frames.append(int(stem))
-    return videos, frames, np.array(labels, TASKS[task].dtype)
+    return videos, frames, np.array(labels, DTYPES[task])
 
 
 def _require_unique(keys: pa.Table, file: Path) -> None:
@@ -133,9 +142,9 @@ def _with_planned(bank: Bank, keys: pa.Table) -> pa.Table:
     return pa.concat_tables([planned, keys.select(["video", "frame"])]).group_by(["video", "frame"]).aggregate([]).sort_by([("video", "ascending"), ("frame", "ascending")])
 
 
-def _write_labels(config: BankImportConfig, keys: pa.Table, labels: np.ndarray, split: str) -> Path:
+def _write_labels(config: BankImportConfig, task: Task, keys: pa.Table, labels: np.ndarray, split: str) -> Path:
     path = config.out / "labels" / f"{config.task}.parquet"
-    columns = {name: labels[:, k] for k, name in enumerate(TASKS[config.task].columns)}
+    columns = {name: labels[:, k] for k, name in enumerate(task.columns)}
     table = pa.table({"video": keys["video"], "frame": keys["frame"], "split": pa.array([split] * len(keys), pa.string()), **columns})
     if has_file(path):
         old = read_labels(path)
@@ -143,5 +152,5 @@ def _write_labels(config: BankImportConfig, keys: pa.Table, labels: np.ndarray, 
             raise RaffectError(f"{path} was not imported; choose another --out")
         old = old.replace_schema_metadata(None)
         table = pa.concat_tables([old.filter(pa.array([value != split for value in old["split"].to_pylist()])).cast(table.schema), table])
-    write_table(table, path, {"raffect": "labels/1", "task": config.task, "edition": "imported", "digest": "", "synthetic": "false"})
+    write_table(table, path, {"raffect": "labels/2", "task": json.dumps(task.to_json()), "edition": "imported", "digest": "", "synthetic": "false"})
     return path

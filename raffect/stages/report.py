@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from raffect.data import affwild2
 from raffect.data.atomic import write_atomic
-from raffect.data.labels import ACTION_UNITS, TASKS
+from raffect.data.tasks import Task
 from raffect.errors import RaffectError
-from raffect.stages.dataset import incomplete_mark, missing_lines, output_names
+from raffect.metrics.kinds import Kind, kind_of
+from raffect.stages.dataset import incomplete_mark, missing_lines
 from raffect.stages.progress import format_seconds
 from raffect.stages.runs import RunFolder
 from raffect.stages.scores import CHOICE, NAMES, STOPPED, Record, Spread, finished, group_by_settings, how_chosen, is_erm, select_on_folds, short, spread, varying
-
-PUBLISHED = {"expr": {"official baseline (VGG16)": 0.25, "Lin et al. 2024": 0.36}, "au": {"official baseline (VGG16)": 0.39, "Lin et al. 2024": 0.43}}
-"""Macro F1 on Aff-Wild2's validation split (Lin et al. 2024, Table I); shown beside Aff-Wild2 itself only."""
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:60rem;margin:2rem auto;padding:0 1rem}h1,h2{line-height:1.2}h2{margin-top:2.4rem;border-bottom:1px solid #d9dee4}
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}th,td{padding:.3rem .7rem;border-bottom:1px solid #e4e8ed;text-align:left}th{background:#f4f6f8}
@@ -46,9 +45,19 @@ class Run:
     groups: list[list[Record]] = field(default_factory=list)
 
     @property
-    def task(self) -> str:
-        """``expr`` or ``au``."""
-        return self.env["data"]["task"]
+    def task(self) -> Task:
+        """What its heads predict."""
+        return affwild2.read_task(self.env["data"]["task"], f"{self.folder.path}/env.json")
+
+    @property
+    def kind(self) -> Kind:
+        """How they are scored."""
+        return kind_of(self.task)
+
+    @property
+    def title(self) -> str:
+        """How tables and pictures call the task."""
+        return self.task.name.upper()
 
     @property
     def stamp(self) -> str:
@@ -104,9 +113,10 @@ def read_run(path: Path) -> Run:
 
 def table_one(runs: Sequence[Run]) -> list[str]:
     """Scores of each run's headline settings beside the trivial predictor, and published ones where the data are Aff-Wild2 itself."""
-    lines = ["| task | method | epoch chosen | macro F1 | ± sd (seeds) | 95 % over videos |", "|---|---|---|---|---|---|"]
+    title = " / ".join(dict.fromkeys(run.kind.title for run in runs))
+    lines = [f"| task | method | epoch chosen | {title} | ± sd (seeds) | 95 % over videos |", "|---|---|---|---|---|---|"]
     for run in runs:
-        task, records = as_text(run.task.upper()), headline(run)
+        task, records = as_text(run.title), headline(run)
         mark = as_text(incomplete_mark(run.env["data"]))
         for name, label in NAMES.items():
             if found := spread(records, name):
@@ -116,11 +126,10 @@ def table_one(runs: Sequence[Run]) -> list[str]:
             assert found is not None  # every finished head has one
             lines.append(f"| {task} | raffect, ERM{mark} | {NAMES['last']} | {_cells(found)} |")
         trivial = records[0]["trivial"]
-        lines.append(f"| {task} | trivial: {as_text(trivial['answer'])} | - | {short(trivial['macro_f1'])} | - | - |")
+        lines.append(f"| {task} | trivial: {as_text(trivial['answer'])} | - | {short(trivial[run.kind.key])} | - | - |")
         if "guess" in trivial:
             lines.append(f"| {task} | trivial: guesses by the class shares | - | {short(trivial['guess'])} | - | - |")
-        if run.env["data"]["aff_wild2"]:
-            lines += [f"| {task} | {name} | unstated | {short(value)} | - | - |" for name, value in PUBLISHED[run.task].items()]
+        lines += [f"| {task} | {as_text(name)} | unstated | {short(value)} | - | - |" for name, value in run.env["data"].get("published", {}).items()]
     return [
         *lines,
         "",
@@ -189,41 +198,41 @@ def _run_section(run: Run, plots: Path, stem: str, pictures: dict[str, bytes]) -
     def show(what: str, text: str) -> list[str]:
         return _picture(plots, f"{stem}-{what}", text, pictures)
 
-    task, mark = run.task.upper(), run.mark
+    task, kind, mark = run.title, run.kind, run.mark
     lines = [f"## {as_text(task)}: {as_text(run.folder.path.name)}", ""]
     if len({group[0]["recipe"]["loss.alpha"] for group in run.groups}) > 2:  # an axis, not just ERM beside one alpha
         rows, references = _alpha_rows(run)
-        figures.draw_alpha(rows, references, f"{task} macro F1 against alpha{mark}", plots / f"{stem}-alpha")
-        lines += ["### Figure 2", "", *show("alpha", "macro F1 against alpha"), *_alpha_table(run)]
+        figures.draw_alpha(rows, references, f"{task} {kind.title} against alpha{mark}", kind, plots / f"{stem}-alpha")
+        lines += ["### Figure 2", "", *show("alpha", f"{kind.title} against alpha"), *_alpha_table(run)]
     elif len(run.groups) > 1:
-        figures.draw_scores(_score_rows(run), f"{task} by settings{mark}", plots / f"{stem}-settings")
-        lines += [*show("settings", "macro F1 by settings"), *_alpha_table(run)]
+        figures.draw_scores(_score_rows(run), f"{task} by settings{mark}", kind, plots / f"{stem}-settings")
+        lines += [*show("settings", f"{kind.title} by settings"), *_alpha_table(run)]
     records = headline(run)
     about = f"{describe(records[0], run)}, last epoch, {len(records)} seed(s)"
-    class_rows = _class_rows(records)
-    figures.draw_classes(class_rows, f"{task} F1 by {'class' if run.task == 'expr' else 'unit'}: {about}{mark}", plots / f"{stem}-classes")
+    main, rows = kind.columns[0][0], _part_rows(run, records)
+    figures.draw_parts(rows, f"{task} {main} by {kind.part}: {about}{mark}", kind, plots / f"{stem}-{kind.parts}")
     lines += [
-        f"### {'Classes' if run.task == 'expr' else 'Action units'}",
+        f"### {kind.parts.capitalize()}",
         "",
         f"{as_text(about)}; mean over seeds, bars ± 1 sd, frames below the names.",
         "",
-        *show("classes", "F1 by class"),
+        *show(kind.parts, f"{main} by {kind.part}"),
     ]
-    lines += _class_table(class_rows, run.task)
-    if run.task == "expr":
+    lines += _part_table(rows, run)
+    if "confusion" in records[0]["scores"]["last"]:
         matrix = np.sum([record["scores"]["last"]["confusion"] for record in records], 0)
-        figures.draw_confusion(matrix, output_names(TASKS["expr"]), f"EXPR confusion, shares of each truth: {about}{mark}", plots / f"{stem}-confusion")
+        figures.draw_confusion(matrix, run.task.outputs, f"{task} confusion, shares of each truth: {about}{mark}", plots / f"{stem}-confusion")
         lines += ["### Confusion", "", f"{as_text(about)}; counts added over seeds, each row in shares of its truth.", "", *show("confusion", "confusion matrix")]
-    figures.draw_curves(_curve_rows(run), f"{task} learning curves{mark}", plots / f"{stem}-curves")
+    figures.draw_curves(_curve_rows(run), f"{task} learning curves{mark}", kind, plots / f"{stem}-curves")
     return [*lines, "### Learning curves", "", *show("curves", "learning curves")]
 
 
 def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """A row a head and score of those with the headline's other settings; and the lines to draw across."""
-    reference = headline(run)[0]["recipe"]
+    reference, key = headline(run)[0]["recipe"], run.kind.key
     alike = [r for group in run.groups for r in group if all(r["recipe"][name] == reference[name] for name in reference if name not in ("seed", "loss.alpha"))]
     rows = [
-        {"alpha": r["recipe"]["loss.alpha"], "seed": r["recipe"]["seed"], "score": label, "macro_f1": r["scores"][name]["macro_f1"], "epoch": r["scores"][name]["epoch"]}
+        {"alpha": r["recipe"]["loss.alpha"], "seed": r["recipe"]["seed"], "score": label, key: r["scores"][name][key], "epoch": r["scores"][name]["epoch"]}
         for name, label in (("last", NAMES["last"]), ("best", NAMES["best"]))
         for r in alike
     ]
@@ -231,7 +240,7 @@ def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
     if (erm := _erm(run)) and (found := spread(erm, "last")):
         lines["ERM (no SAM), val-last"] = found.mean
     trivial = alike[0]["trivial"]  # of EXPR the guesses, which no constant answer reaches
-    name, value = ("guesses by the class shares", trivial["guess"]) if "guess" in trivial else (trivial["answer"], trivial["macro_f1"])
+    name, value = ("guesses by the class shares", trivial["guess"]) if "guess" in trivial else (trivial["answer"], trivial[key])
     return rows, lines | {f"trivial ({name})": value}
 
 
@@ -259,22 +268,24 @@ def _alpha_table(run: Run) -> list[str]:
     ]
 
 
-def _class_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    parts = [record["scores"]["last"]["classes"] for record in records]
-    return [
-        {
-            "name": name, "f1": float(np.mean([p[name]["f1"] for p in parts])), "sd": float(np.std([p[name]["f1"] for p in parts], ddof=1)) if len(parts) > 1 else None,
-            "precision": float(np.mean([p[name]["precision"] for p in parts])), "recall": float(np.mean([p[name]["recall"] for p in parts])), "support": parts[0][name]["support"],
-        }
-        for name in parts[0]
-    ]  # fmt: skip
+def _part_rows(run: Run, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row a class, label or value: mean of each score over seeds, spread of the first one, and frames."""
+    parts = [record["scores"]["last"][run.kind.parts] for record in records]
+    *scores, (_, frames) = run.kind.columns
+    rows = []
+    for name in parts[0]:
+        values = {key: [part[name][key] for part in parts] for _, key in scores}
+        spread_of_first = float(np.std(values[scores[0][1]], ddof=1)) if len(parts) > 1 else None
+        rows.append({"name": name, **{key: float(np.mean(found)) for key, found in values.items()}, "sd": spread_of_first, "frames": parts[0][name][frames]})
+    return rows
 
 
-def _class_table(rows: list[dict[str, Any]], task: str) -> list[str]:
-    lines = [f"| {'class' if task == 'expr' else 'unit'} | F1 | ± sd | precision | recall | frames |", "|---|---|---|---|---|---|"]
+def _part_table(rows: list[dict[str, Any]], run: Run) -> list[str]:
+    (first, key), *others, _ = run.kind.columns
+    lines = [f"| {run.kind.part} | {first} | ± sd |" + "".join(f" {title} |" for title, _ in others) + " frames |", "|---" * (len(others) + 4) + "|"]
     for row in rows:
-        name = row["name"] if task == "expr" else f"{row['name']} {ACTION_UNITS[row['name']]}"
-        lines.append(f"| {as_text(name)} | {short(row['f1'])} | {short(row['sd'])} | {short(row['precision'])} | {short(row['recall'])} | {row['support']:,} |")
+        cells = [as_text(run.task.describe(row["name"])), short(row[key]), short(row["sd"]), *(short(row[name]) for _, name in others), f"{row['frames']:,}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
@@ -283,13 +294,13 @@ def _curve_rows(run: Run) -> list[dict[str, Any]]:
     for group in run.groups:
         for k in range(len(group[0]["history"]["lr"])):
             row = {"label": describe(group[0], run), "epoch": k + 1}
-            rows.append(row | {name: float(np.mean([record["history"][name][k] for record in group])) for name in ("train_loss", "val_macro_f1")})
+            rows.append(row | {name: float(np.mean([record["history"][name][k] for record in group])) for name in ("train_loss", f"val_{run.kind.key}")})
     return rows
 
 
 def _score_rows(run: Run) -> list[dict[str, Any]]:
     found = [(group, spread(group, "last")) for group in run.groups]
-    return [{"label": describe(group[0], run), "macro_f1": value.mean, "sd": value.sd} for group, value in found if value]
+    return [{"label": describe(group[0], run), run.kind.key: value.mean, "sd": value.sd} for group, value in found if value]
 
 
 def _erm(run: Run) -> list[Record] | None:

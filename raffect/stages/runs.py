@@ -30,12 +30,12 @@ import pyarrow as pa
 import tomli_w
 
 from raffect.config import LearnConfig
+from raffect.data import affwild2
 from raffect.data.atomic import PREFIX, write_atomic
-from raffect.data.labels import TASKS
 from raffect.data.tables import write_table
 from raffect.errors import RaffectError
-from raffect.model.metrics import macro_f1
-from raffect.recipe import NAMES, Recipe, digest, flatten, plain, read_recipe
+from raffect.metrics.kinds import Kind, kind_of
+from raffect.recipe import DEFAULTS, NAMES, Recipe, digest, flatten, plain, read_recipe
 from raffect.stages.dataset import Dataset
 from raffect.stages.provenance import describe_run
 
@@ -191,13 +191,14 @@ def to_toml(config: LearnConfig) -> str:
 
 def member_row(record: Mapping[str, Any]) -> dict[str, Any]:
     """One row of members.csv: settings, scores by name, curve."""
+    kind = _kind(record)
     row = {"id": record["id"], "status": record["status"], "fold": record["fold"], "num_folds": record["num_folds"], **record["recipe"]}
     for name in SCORES:
         score = record["scores"].get(name, {})
-        row |= {f"{name}.epoch": score.get("epoch"), f"{name}.macro_f1": score.get("macro_f1")}
+        row |= {f"{name}.epoch": score.get("epoch"), f"{name}.{kind.key}": score.get(kind.key)}
         row |= {f"{name}.low": score.get("interval_95", [None])[0], f"{name}.high": score.get("interval_95", [None, None])[1]}
-    row |= {"trivial.macro_f1": record["trivial"]["macro_f1"], "wall_s": record["wall_s"], "pack_size": record["pack_size"], "note": record["note"]}
-    return row | {f"curve.{name}": record["history"][name] for name in ("train_loss", "val_macro_f1")}
+    row |= {f"trivial.{kind.key}": record["trivial"][kind.key], "wall_s": record["wall_s"], "pack_size": record["pack_size"], "note": record["note"]}
+    return row | {f"curve.{name}": record["history"][name] for name in ("train_loss", f"val_{kind.key}")}
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -225,23 +226,32 @@ def _settings(config: LearnConfig) -> dict[str, Any]:
 
 def _epoch_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     history = record["history"]
-    names = ("lr", "train_loss", "val_macro_f1")
+    names = ("lr", "train_loss", f"val_{_kind(record).key}")
     return [{"id": record["id"], "epoch": k + 1, **{name: history[name][k] for name in names}} for k in range(len(history["lr"]))]
 
 
 def _video_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     if "last" not in record["videos"]:
         return []
-    task, counts = TASKS[record["recipe"]["task"]], np.array(record["videos"]["last"])
-    frames = counts.sum((1, 2)) if task.name == "expr" else counts.sum(-1).max(-1)
-    scores = macro_f1(counts, task)
-    return [{"id": record["id"], "video": name, "frames": int(frames[k]), "macro_f1_over_all_classes": round(float(scores[k]), 4)} for k, name in enumerate(record["video_names"])]
+    kind, statistics = _kind(record), np.array(record["videos"]["last"])
+    return [{"id": record["id"], **row} for row in video_rows(kind, statistics, record["video_names"])]
+
+
+def video_rows(kind: Kind, statistics: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a video, from one head's statistics (videos, A, B): its frames and headline score, over all classes or values."""
+    frames, scores = kind.count_frames(statistics), kind.headline(statistics)
+    return [{"video": name, "frames": int(frames[k]), f"{kind.key}_over_all_{kind.parts}": round(float(scores[k]), 4)} for k, name in enumerate(names)]
+
+
+def _kind(record: Mapping[str, Any]) -> Kind:
+    return kind_of(affwild2.read_task(record.get("task", record["recipe"]["task"]), f"record of head {record['id']}"))
 
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        record = json.loads(path.read_text())
+        return record | {"recipe": DEFAULTS | record["recipe"]}  # settings that are younger than the record
+    except (ValueError, KeyError, TypeError) as error:
         raise RaffectError(f"{path}: damaged ({error}); delete it and run the same command again") from error
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from raffect.data.labels import TASKS
-from raffect.model.metrics import bootstrap_videos
+from raffect.data import affwild2
+from raffect.data.tasks import Task
+from raffect.metrics.intervals import bootstrap_videos
+from raffect.metrics.kinds import Kind, kind_of
 from raffect.stages.space import PLAIN_ERM
 
 Record = Mapping[str, Any]
@@ -30,7 +33,7 @@ CHOICE = {
 
 @dataclass(frozen=True)
 class Spread:
-    """Macro F1 of heads that differ in their seed alone.
+    """Headline score of heads that differ in their seed alone.
 
     Attributes:
         mean: Over heads.
@@ -57,11 +60,21 @@ def spread(records: Sequence[Record], name: str) -> Spread | None:
     having = [record for record in records if name in record["scores"]]
     if not having:
         return None
-    values = [record["scores"][name]["macro_f1"] for record in having]
+    kind = kind_of_record(having[0])
+    values = [record["scores"][name][kind.key] for record in having]
     counts = [record["videos"][name] for record in having if name in record["videos"]]
-    task = TASKS[having[0]["recipe"]["task"]]
-    interval = bootstrap_videos(np.array(counts), task, seed=0) if len(counts) == len(having) else None
+    interval = bootstrap_videos(np.array(counts), kind, seed=0) if len(counts) == len(having) else None
     return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, interval, len(values), tuple(r["scores"][name]["epoch"] for r in having))
+
+
+def task_of(record: Record) -> Task:
+    """The task of a head's record; one of before November 2026 has its name alone."""
+    return affwild2.read_task(record.get("task", record["recipe"]["task"]), f"record of head {record.get('id', '?')}")
+
+
+def kind_of_record(record: Record) -> Kind:
+    """The kind of a head's task."""
+    return kind_of(task_of(record))
 
 
 def group_by_settings(records: Sequence[Record]) -> list[list[Record]]:
@@ -91,20 +104,20 @@ def finished(records: Sequence[Record]) -> list[Record]:
 
 def score_lines(records: Sequence[Record], stamp: str, mark: str = "") -> list[str]:
     """Scores of heads of one setting, for people; ``mark`` follows each."""
-    task, trivial = records[0]["recipe"]["task"].upper(), records[0]["trivial"]
+    task, title, trivial = task_of(records[0]).name.upper(), kind_of_record(records[0]).title, records[0]["trivial"]
     lines = []
     for name, label in NAMES.items():
         if found := spread(records, name):
             epochs = sorted(set(found.epochs))
-            lines.append(f"{task} {label:9} macro F1 {found.text()}; {CHOICE[name]} (epoch {', '.join(map(str, epochs[:6]))}{' ...' if len(epochs) > 6 else ''}){mark}")
-    lines.append(f"{task} trivial   macro F1 {trivial_text(trivial)}")
+            lines.append(f"{task} {label:9} {title} {found.text()}; {CHOICE[name]} (epoch {', '.join(map(str, epochs[:6]))}{' ...' if len(epochs) > 6 else ''}){mark}")
+    lines.append(f"{task} trivial   {title} {trivial_text(trivial, kind_of_record(records[0]))}")
     return lines + ([f"stamp: {stamp}"] if stamp else [])
 
 
-def trivial_text(trivial: Mapping[str, Any]) -> str:
+def trivial_text(trivial: Mapping[str, Any], kind: Kind) -> str:
     """``.069 (always Other); .125 guessed by the class shares``."""
     guess = f"; {short(trivial['guess'])} guessed by the class shares" if "guess" in trivial else ""
-    return f"{short(trivial['macro_f1'])} ({trivial['answer']}){guess}"
+    return f"{short(trivial[kind.key])} ({trivial['answer']}){guess}"
 
 
 def is_erm(record: Record) -> bool:
@@ -123,21 +136,22 @@ def short(value: float | None) -> str:
 
 
 def choose_epoch(records: Sequence[Record]) -> tuple[int, float]:
-    """Epoch with the highest macro F1 on held-out folds, mean over folds and seeds; the first of equals.
+    """Epoch with the highest headline score on held-out folds, mean over folds and seeds; the first of equals.
 
     Args:
-        records: All folds of heads of one setting; one that diverged counts as 0 in every epoch.
+        records: All folds of heads of one setting; one that diverged counts as the worst there is in every epoch.
 
     Returns:
-        The 1-based epoch and its mean macro F1; 0 and 0 where no fold was trained to the end.
+        The 1-based epoch and its mean score; 0 and 0 where no fold was trained to the end.
     """
-    epochs = max((len(record["history"]["lr"]) for record in records), default=0)
-    curves = np.zeros((len(records), max(epochs, 1)))
+    done = [record for record in records if record["status"] == "done"]
+    if not done:
+        return 0, 0.0
+    kind = kind_of_record(done[0])
+    curves = np.full((len(records), max(len(record["history"]["lr"]) for record in records)), kind.lowest)
     for row, record in zip(curves, records, strict=True):
         if record["status"] == "done":
-            row[:epochs] = record["history"]["val_macro_f1"]
-    if not curves.any():
-        return 0, 0.0
+            row[:] = record["history"][f"val_{kind.key}"]
     mean = curves.mean(0)
     return int(mean.argmax()) + 1, float(mean.max())
 
@@ -153,6 +167,7 @@ def select_on_folds(groups: Sequence[Sequence[Record]], records: Sequence[Record
 
     def held_out(group: Sequence[Record]) -> float:
         recipes = [record["recipe"] for record in group]
-        return choose_epoch([record for record in folds if record["recipe"] in recipes])[1]
+        epoch, score = choose_epoch([record for record in folds if record["recipe"] in recipes])
+        return score if epoch else -math.inf
 
     return max(groups, key=held_out) if folds else None

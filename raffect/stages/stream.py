@@ -19,9 +19,9 @@ from torch import Tensor
 from raffect.data.bank import Bank
 from raffect.data.cells import as_cell, read_cell
 from raffect.data.features import FeatureIndex, read_rows
-from raffect.data.labels import Task
+from raffect.data.tasks import Task
 from raffect.errors import RaffectError
-from raffect.stages.dataset import check_finite, labels_of
+from raffect.stages.dataset import check_finite, targets_of
 from raffect.stages.runtime import configure_data
 
 WINDOW_ROWS = 32_768
@@ -53,7 +53,7 @@ class RayStream:
     """
 
     def __init__(self, index: FeatureIndex, task: Task, batch_size: int, seed: int, window_rows: int = WINDOW_ROWS) -> None:
-        self.index, self.y = index, labels_of(index, task)
+        self.index, self.y = index, targets_of(index, task)
         self.batch_size, self.seed, self.window_rows = batch_size, seed, window_rows
         shards, starts = np.unique(index.shard, return_index=True)
         self._shards = list(zip(shards.tolist(), starts.tolist(), [*starts[1:].tolist(), len(index)], strict=True))

@@ -14,11 +14,14 @@ from typing import Any
 
 from raffect.config import LearnConfig, TrainConfig
 from raffect.data.atomic import write_atomic
+from raffect.data.tasks import Task
 from raffect.errors import RaffectError
-from raffect.model.fit import History
+from raffect.metrics.kinds import kind_of
+from raffect.model.fit import History, score_name
+from raffect.model.kinds import loss_kind
 from raffect.model.workers import Workers
 from raffect.recipe import Recipe, plain, require, with_settings
-from raffect.stages.dataset import Dataset, check_trainable, labels_of, open_dataset
+from raffect.stages.dataset import Dataset, check_trainable, open_dataset, targets_of
 from raffect.stages.members import KeepEpochs, for_elsewhere, plan_packs, run_pack, split_rows
 from raffect.stages.progress import Progress
 from raffect.stages.runs import Member, RunFolder
@@ -41,7 +44,9 @@ def train(config: TrainConfig) -> list[str]:
         RaffectError: If the data or settings do not allow it.
     """
     dataset = open_dataset(config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete)
-    config = dataclasses.replace(config, stream=RunFolder(config.out).recorded_stream(config.stream) or decide_stream(config.stream, dataset.splits["train"], config.device))
+    config = dataclasses.replace(
+        config, task=dataset.task.name, stream=RunFolder(config.out).recorded_stream(config.stream) or decide_stream(config.stream, dataset.splits["train"], config.device)
+    )
     recipes = [with_settings(plain(config), {"seed": config.seed + k}) for k in range(config.num_seeds)]
     check_before(config, dataset)
     folder = RunFolder.create(config, dataset)
@@ -61,11 +66,12 @@ def check_before(config: LearnConfig, dataset: Dataset) -> None:
     """Refuse what cannot be trained before anything is written or started.
 
     Raises:
-        RaffectError: If there are too few rows, classes or videos.
+        RaffectError: If there are too few rows, classes or videos, or the task does not have the loss.
     """
     if config.select == "folds":
         dataset.fold_of_frames(config.folds)
-    check_trainable(labels_of(dataset.splits["train"], dataset.task), dataset.task, config.batch_size, f"the training split of {dataset.facts['labels']}")
+    loss_kind(dataset.task).require_loss(config.loss)
+    check_trainable(targets_of(dataset.splits["train"], dataset.task), dataset.task, config.batch_size, f"the training split of {dataset.facts['labels']}")
 
 
 def fold_members(recipes: Sequence[Recipe], folds: int) -> list[Member]:
@@ -92,7 +98,7 @@ def _train_members(config: TrainConfig, dataset: Dataset, folder: RunFolder, mem
                         keep,
                         threads=config.threads,
                         on_step=partial(progress.advance, len(pack)),
-                        on_epoch=lambda history: progress.note(epoch_note(history)),
+                        on_epoch=lambda history: progress.note(epoch_note(history, dataset.task)),
                     )
 
 
@@ -115,12 +121,12 @@ def count_steps(dataset: Dataset, pack: Sequence[Member]) -> int:
     return len(train) // pack[0].recipe.batch_size * pack[0].recipe.epochs * len(pack)
 
 
-def epoch_note(history: History) -> str:
-    """``epoch 3 loss 1.234 F1 .412`` for the progress line: means over members."""
-    losses, scores = ([v for v in history[-1][name] if v is not None] for name in ("train_loss", "val_macro_f1"))
+def epoch_note(history: History, task: Task) -> str:
+    """``epoch 3 loss 1.234 val macro F1 .412`` for the progress line: means over members."""
+    losses, scores = ([v for v in history[-1][name] if v is not None] for name in ("train_loss", score_name(task)))
     if not scores:
         return f"epoch {len(history)}: no head is left"
-    return f"epoch {len(history)} loss {sum(losses) / max(len(losses), 1):.3f} val F1 {sum(scores) / len(scores):.3f}"
+    return f"epoch {len(history)} loss {sum(losses) / max(len(losses), 1):.3f} val {kind_of(task).title} {sum(scores) / len(scores):.3f}"
 
 
 def _train_on_workers(config: TrainConfig, folder: RunFolder, members: list[Member], keep: KeepEpochs | None, label: str, progress: Progress, steps: int) -> None:
@@ -169,7 +175,7 @@ def run_worker(job: dict[str, Any]) -> None:
 
     def on_epoch(history: History) -> None:
         if workers.rank == 0:
-            write_atomic(folder.path / "state" / _PROGRESS, json.dumps([len(history), epoch_note(history)]).encode())
+            write_atomic(folder.path / "state" / _PROGRESS, json.dumps([len(history), epoch_note(history, dataset.task)]).encode())
         ray.train.report({"epoch": len(history), "wall_s": history[-1]["wall_s"]})
 
     try:

@@ -18,7 +18,8 @@ from typing import Any
 from raffect.config import TuneConfig
 from raffect.data.storage import is_remote
 from raffect.errors import RaffectError
-from raffect.model.fit import History
+from raffect.metrics.kinds import kind_of
+from raffect.model.fit import History, score_name
 from raffect.recipe import Recipe, flatten, plain, require
 from raffect.stages.dataset import Dataset, open_dataset
 from raffect.stages.members import KeepEpochs, for_elsewhere, is_finished, plan_packs, run_pack
@@ -48,14 +49,15 @@ def tune(config: TuneConfig) -> list[str]:
         RaffectError: If the data or settings do not allow it, or a trial failed.
     """
     require_trackers(config.track, is_remote(config.out))
-    recipes = list_recipes(plain(config), config.space, config.samples)
-    recipes = add_baseline(recipes) if config.baseline else recipes
+    list_recipes(plain(config), config.space, config.samples)  # a space that makes no sense is said before anything is read
     dataset = open_dataset(config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete)
     device, share = ("cpu", 1.0) if config.gpus_per_trial == 0 else (config.device, config.gpus_per_trial or 1.0)
     stream = RunFolder(config.out).recorded_stream(config.stream) or decide_stream(config.stream, dataset.splits["train"], device, share)
-    config = dataclasses.replace(config, stream=stream)
-    for batch_size in sorted({recipe.batch_size for recipe in recipes}):
-        check_before(dataclasses.replace(config, batch_size=batch_size), dataset)
+    config = dataclasses.replace(config, task=dataset.task.name, stream=stream)
+    recipes = list_recipes(plain(config), config.space, config.samples)
+    recipes = add_baseline(recipes) if config.baseline else recipes
+    for batch_size, loss in dict.fromkeys((recipe.batch_size, recipe.loss) for recipe in recipes):
+        check_before(dataclasses.replace(config, batch_size=batch_size, loss=loss), dataset)
     folder = RunFolder.create(config, dataset)
     _require_heads(config, folder, recipes)
     keep: dict[str, int] = {}
@@ -152,12 +154,12 @@ def _run_trials(
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # each death of a trial as a page of traceback; what matters of it is in our own line
     settings = for_elsewhere(config, folder, config.device if resources.get("gpu") else "cpu")
-    job = {"config": settings, "packs": packs, "keep": dict(keep or {}), "axes": list(read_space(config.space))}
+    job = {"config": settings, "packs": packs, "keep": dict(keep or {}), "axes": list(read_space(config.space)), "task": dataset.task}
     with Progress(label, sum(count_steps(dataset, pack) for pack in packs), "head-steps") as progress, watched(progress, packs) as watch:
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), resources),
             param_space={"pack": ray_tune.grid_search(list(range(len(packs))))},
-            tune_config=ray_tune.TuneConfig(metric="val_macro_f1", mode="max", max_concurrent_trials=slots, reuse_actors=True, scheduler=_build_scheduler(config, packs)),
+            tune_config=ray_tune.TuneConfig(metric=score_name(dataset.task), mode="max", max_concurrent_trials=slots, reuse_actors=True, scheduler=_build_scheduler(config, packs)),
             run_config=ray_tune.RunConfig(
                 name=f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", **ray_storage(folder.path / "ray"), verbose=0, callbacks=[watch, *build_trackers(config, folder)],
                 failure_config=ray_tune.FailureConfig(max_failures=_MAX_FAILURES),
@@ -178,13 +180,13 @@ def run_trial(trial: dict[str, Any], job: dict[str, Any]) -> None:
     from ray import tune as ray_tune
 
     config, members = job["config"], job["packs"][trial["pack"]]
-    folder = RunFolder(config.out)
+    folder, score = RunFolder(config.out), score_name(job["task"])
 
     def report(history: History) -> None:
         entry = history[-1]
-        scores, losses = ([value for value in entry[name] if value is not None] for name in ("val_macro_f1", "train_loss"))
-        heads = {_axis_text(member, job["axes"]): value for member, value in zip(members, entry["val_macro_f1"], strict=True) if value is not None}
-        found = {name: entry[name] for name in ("epoch", "steps", "wall_s")} | {"val_macro_f1": sum(scores) / max(len(scores), 1), "note": epoch_note(history), "head": heads}
+        scores, losses = ([value for value in entry[name] if value is not None] for name in (score, "train_loss"))
+        heads = {_axis_text(member, job["axes"]): value for member, value in zip(members, entry[score], strict=True) if value is not None}
+        found = {name: entry[name] for name in ("epoch", "steps", "wall_s")} | {score: sum(scores) / max(len(scores), 1), "note": epoch_note(history, job["task"]), "head": heads}
         ray_tune.report(found | ({"train_loss": sum(losses) / len(losses)} if losses else {}))
 
     seen: History = []
@@ -201,7 +203,7 @@ def run_trial(trial: dict[str, Any], job: dict[str, Any]) -> None:
         dataset = open_dataset(config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete)
         run_pack(config, dataset, folder, members, job["keep"] or None, threads=config.threads or config.cpus_per_trial, save_heads=config.save_heads, on_epoch=on_epoch)
     except RaffectError as error:  # trying again would not help, so it is no failure in Ray's sense
-        ray_tune.report({"failure": str(error), "val_macro_f1": 0.0, "epoch": 0})
+        ray_tune.report({"failure": str(error), score: 0.0, "epoch": 0})
     else:
         if len(seen) == members[0].recipe.epochs:
             report(seen)
@@ -215,14 +217,15 @@ def _axis_text(member: Member, axes: Sequence[str]) -> str:
 
 def _unfinished_record(dataset: Dataset, member: Member, history: History) -> dict[str, Any]:
     """What is known of a head that a scheduler may stop at any epoch."""
-    curve = [entry["val_macro_f1"][0] for entry in history]
+    key, name = kind_of(dataset.task).key, score_name(dataset.task)
+    curve = [entry[name][0] for entry in history]
     sound = [(value, k + 1) for k, value in enumerate(curve) if value is not None]
-    scores = {"last": {"epoch": sound[-1][1], "macro_f1": sound[-1][0]}, "best": {"epoch": max(sound)[1], "macro_f1": max(sound)[0]}} if sound else {}
+    scores = {"last": {"epoch": sound[-1][1], key: sound[-1][0]}, "best": {"epoch": max(sound)[1], key: max(sound)[0]}} if sound else {}
     return {
-        "id": member.id, "recipe": flatten(member.recipe), "fold": None, "num_folds": 0, "fingerprint": dataset.fingerprint, "status": RUNNING,
+        "id": member.id, "task": dataset.task.to_json(), "recipe": flatten(member.recipe), "fold": None, "num_folds": 0, "fingerprint": dataset.fingerprint, "status": RUNNING,
         "note": f"after epoch {len(history)}", "keep_epoch": None, "pack_size": 1, "wall_s": sum(entry["wall_s"] for entry in history),
-        "history": {name: [entry[name][0] for entry in history] for name in ("lr", "train_loss", "val_macro_f1")},
-        "scores": scores, "trivial": {"answer": "not judged", "macro_f1": None}, "video_names": [], "videos": {},
+        "history": {name: [entry[name][0] for entry in history] for name in ("lr", "train_loss", name)},
+        "scores": scores, "trivial": {"answer": "not judged", key: None}, "video_names": [], "videos": {},
     }  # fmt: skip
 
 

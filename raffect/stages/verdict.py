@@ -10,6 +10,7 @@ from typing import Any
 
 from raffect.config import LearnConfig, TrainConfig, TuneConfig
 from raffect.data.atomic import write_atomic
+from raffect.metrics.kinds import kind_of
 from raffect.recipe import require
 from raffect.stages.dataset import Dataset, incomplete_mark, missing_lines
 from raffect.stages.provenance import describe_run
@@ -70,7 +71,7 @@ def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, reco
     names = [*axes, *(name for name in PLAIN_ERM if config.baseline and name in told and name not in axes)]
     rows = [Row(_settings(group, names), _spreads(group), is_erm(group[0])) for group in groups]
     best, trivial = max(rows, key=lambda row: row.scores["last"].mean), sound[0]["trivial"]
-    mark = incomplete_mark(dataset.facts)
+    kind, mark = kind_of(dataset.task), incomplete_mark(dataset.facts)
     facts, others = dataset.facts, {status: sum(record["status"] == status for record in records) for status in ("diverged", STOPPED)}
     lines = [
         *missing_lines(facts),
@@ -78,7 +79,7 @@ def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, reco
         + "".join(f"; {count} {status} and left out, see members.csv" for status, count in others.items() if count),
         *(row.text() + mark for row in rows),
         *(["heads that ASHA stopped had poor scores on the validation split: means over the others are optimistic"] if others[STOPPED] else []),
-        f"trivial  {trivial_text(trivial)}",
+        f"trivial  {trivial_text(trivial, kind)}",
         f"highest val-last: {settings_text(best.settings)}, of {len(rows)} settings compared on the validation split itself, so optimistic{mark}",
     ]
     metrics = {
@@ -97,7 +98,7 @@ def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, reco
     elif selected is not None:
         row = Row(_settings(selected, names), _spreads(selected))
         lines.append(
-            f"chosen on folds:  {settings_text(row.settings)}, val-folds macro F1 {row.scores['chosen'].text()}; neither settings nor epoch saw the validation split{mark}"
+            f"chosen on folds:  {settings_text(row.settings)}, val-folds {kind.title} {row.scores['chosen'].text()}; neither settings nor epoch saw the validation split{mark}"
         )
         metrics["selected_on_folds"] = {"settings": dict(row.settings), "scores": _as_json(row.scores), "chosen_by": "folds of the training split"}
     _write_metrics(dataset, folder, metrics)

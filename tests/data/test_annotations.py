@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raffect.data.affwild2 import ACTION_UNITS, AU, EXPR, HEADERS, VA
 from raffect.data.annotations import parse_expression, parse_units, parse_valence_arousal, read_annotations
-from raffect.data.labels import ACTION_UNITS, AU, EXPR, VA, labelled
 from raffect.data.synthetic import EDITION, draw_course, plan_videos
 from raffect.errors import RaffectError
 
@@ -26,11 +26,11 @@ def expr_file(tmp_path, content: bytes, name="EXPR_Recognition_Challenge/Train_S
     return read_annotations(write_tree(tmp_path, {name: content}))
 
 
-HEADER = EXPR.header.encode()
+HEADER = HEADERS[EXPR].encode()
 
 
 def test_line_k_is_frame_k(tmp_path):
-    table = expr_file(tmp_path, HEADER + b"\n4\n-1\n7\n0\n").tables["expr"]
+    table = expr_file(tmp_path, HEADER + b"\n4\n-1\n7\n0\n").tables[EXPR]
     assert table["frame"].to_pylist() == [1, 2, 3, 4]
     assert table["expression"].to_pylist() == [4, -1, 7, 0]
     assert set(table["split"].to_pylist()) == {"train"}
@@ -51,14 +51,14 @@ def test_line_k_is_frame_k(tmp_path):
 )
 def test_blemishes_of_the_wild_change_nothing(tmp_path, content):
     found = expr_file(tmp_path, content)
-    assert found.tables["expr"]["expression"].to_pylist() == [4, -1, 7]
+    assert found.tables[EXPR]["expression"].to_pylist() == [4, -1, 7]
     assert found.problems == []
 
 
 @pytest.mark.parametrize("bad", [b"8", b"-2", b"1.0", b"", b"x", b"1_0", "٣".encode(), b"\xff\xfe", b"1,2", b"+1", b"99999999999999"])
 def test_a_wrong_line_keeps_its_place_and_is_reported(tmp_path, bad):
     found = expr_file(tmp_path, HEADER + b"\n1\n" + bad + b"\n3\n")
-    assert found.tables["expr"]["expression"].to_pylist() == [1, -1, 3]
+    assert found.tables[EXPR]["expression"].to_pylist() == [1, -1, 3]
     (problem,) = found.problems
     assert problem.file.endswith("Train_Set/v.txt")
     assert problem.line == 3
@@ -77,7 +77,7 @@ def test_a_wrong_line_keeps_its_place_and_is_reported(tmp_path, bad):
 )
 def test_every_edition_is_found(tmp_path, folder):
     found = expr_file(tmp_path, HEADER + b"\n4\n", f"{folder}/v.txt")
-    assert len(found.tables["expr"]) == 1
+    assert len(found.tables[EXPR]) == 1
     assert found.edition == ("6th ABAW Annotations" if "6th" in folder else tmp_path.name)
 
 
@@ -88,7 +88,7 @@ def test_the_2020_edition_is_named_not_misread(tmp_path):
         "AU_Set/Train_Set/v.txt": b"AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25\n" + b"0," * 7 + b"1\n",
     }
     found = read_annotations(write_tree(tmp_path, files))
-    assert list(found.tables) == ["expr"]
+    assert list(found.tables) == [EXPR]
     assert [problem.line for problem in found.problems] == [1, 1]
     assert all("2020 edition" in problem.what for problem in found.problems)
 
@@ -96,23 +96,23 @@ def test_the_2020_edition_is_named_not_misread(tmp_path):
 def test_a_file_without_header_is_left_out_not_shifted(tmp_path):
     files = {"EXPR_Set/Train_Set/v.txt": b"1\n2\n", "EXPR_Set/Train_Set/w.txt": HEADER + b"\n3\n"}
     found = read_annotations(write_tree(tmp_path, files))
-    assert found.tables["expr"]["video"].to_pylist() == ["w"]
+    assert found.tables[EXPR]["video"].to_pylist() == ["w"]
     assert "expected the header" in found.problems[0].what
 
 
 def test_au_and_va_values_and_marks(tmp_path):
     files = {
-        "AU_Detection_Challenge/Validation_Set/v_left.txt": AU.header.encode() + b"\n" + b"0,1," * 5 + b"-1,1\n" + b"2" + b",0" * 11 + b"\n",
+        "AU_Detection_Challenge/Validation_Set/v_left.txt": HEADERS[AU].encode() + b"\n" + b"0,1," * 5 + b"-1,1\n" + b"2" + b",0" * 11 + b"\n",
         "VA_Estimation_Challenge/Train_Set/v.txt": b"valence,arousal\n0.25,-1\n-5,-5\n1.01,0\n.5,1e-1\nnan,0\n-5,0.1\n",
     }
     found = read_annotations(write_tree(tmp_path, files))
-    au, va = found.tables["au"], found.tables["va"]
+    au, va = found.tables[AU], found.tables[VA]
     assert [au[unit][0].as_py() for unit in ACTION_UNITS] == [0, 1] * 5 + [-1, 1]
     assert [au[unit][1].as_py() for unit in ACTION_UNITS] == [-1] * 12
     assert au["video"].to_pylist() == ["v_left"] * 2
     assert va["valence"].to_pylist() == [0.25, -5, -5, 0.5, -5, -5]
     values = np.stack([va["valence"].to_numpy(), va["arousal"].to_numpy()], 1)
-    assert labelled(VA, values).tolist() == [True, False, False, True, False, False]
+    assert VA.is_labelled(values).tolist() == [[True] * 2, [False] * 2, [False] * 2, [True] * 2, [False] * 2, [False, True]]
     assert sorted(problem.line for problem in found.problems) == [3, 4, 6]
 
 
@@ -129,12 +129,12 @@ def test_mtl_file_gives_all_three_tasks_and_counts_repeats(tmp_path):
             },
         )
     )
-    assert found.tables["expr"].select(["video", "frame", "expression"]).to_pylist() == [
+    assert found.tables[EXPR].select(["video", "frame", "expression"]).to_pylist() == [
         {"video": "a", "frame": 3, "expression": 4}, {"video": "b_right", "frame": 1, "expression": -1}, {"video": "c", "frame": 3, "expression": 4},
     ]  # fmt: skip
-    assert found.tables["au"]["AU26"].to_pylist() == [1, -1, 1]
-    assert found.tables["va"]["valence"].to_pylist() == pytest.approx([0.1, -5, 0.1])
-    assert found.tables["expr"]["split"].to_pylist() == ["train", "train", "validation"]
+    assert found.tables[AU]["AU26"].to_pylist() == [1, -1, 1]
+    assert found.tables[VA]["valence"].to_pylist() == pytest.approx([0.1, -5, 0.1])
+    assert found.tables[EXPR]["split"].to_pylist() == ["train", "train", "validation"]
     what = [problem.what for problem in found.problems]
     assert any("other values" in text for text in what)
     assert any("2 lines repeat" in text for text in what)
@@ -151,21 +151,21 @@ def test_two_editions_below_one_folder_are_refused(tmp_path):
 def test_an_mtl_file_has_one_split_and_a_video_too(tmp_path):
     row = b"image,valence,arousal,expression,aus\na/00003.jpg,0.1,-0.2,4," + b",".join([b"0"] * 12) + b"\n"
     found = read_annotations(write_tree(tmp_path, {f"MTL/{name}.txt": row for name in ("train_val", "training", "validation")}))
-    assert found.tables["expr"]["split"].to_pylist() == ["train"]
+    assert found.tables[EXPR]["split"].to_pylist() == ["train"]
     assert ["rename it" in problem.what or "train split too" in problem.what for problem in found.problems] == [True, True]
 
 
 def test_a_copy_of_an_mtl_file_doubles_no_frame(tmp_path):
     content = b"image,valence,arousal,expression,aus\n" + b"".join(b"a/%05d.jpg,0.1,-0.2,4," % k + b",".join([b"0"] * 12) + b"\n" for k in (1, 2))
     found = read_annotations(write_tree(tmp_path, {f"MTL/{name}.txt": content for name in ("training_set_annotations", "training_set_annotations (1)")}))
-    assert found.tables["expr"]["frame"].to_pylist() == [1, 2]
+    assert found.tables[EXPR]["frame"].to_pylist() == [1, 2]
     assert "another file of the train split" in found.problems[0].what
 
 
 def test_a_video_in_two_splits_is_reported(tmp_path):
     files = {f"EXPR_Set/{split}/v.txt": HEADER + b"\n1\n" for split in ("Train_Set", "Validation_Set")}
     found = read_annotations(write_tree(tmp_path, files))
-    assert len(found.tables["expr"]) == 1
+    assert len(found.tables[EXPR]) == 1
     assert "train split" in found.problems[0].what
 
 
@@ -194,11 +194,12 @@ def test_a_folder_without_annotations_is_one_clear_error(tmp_path, make):
 def test_drawn_annotations_come_back_as_drawn(tree):
     found = read_annotations(tree / EDITION)
     assert found.problems == []
+    tables = {task.name: table for task, table in found.tables.items()}
     for video in plan_videos(600, 3):
         course = draw_course(video, 3)
         for task, columns, truth in (("expr", ["expression"], course.expr[:, None]), ("au", list(ACTION_UNITS), course.au)):
             if video.splits[task] is not None:
-                table = found.tables[task]
+                table = tables[task]
                 rows = table.filter(np.array([name == video.name for name in table["video"].to_pylist()]))
                 values = np.stack([rows[column].to_numpy() for column in columns], 1)
                 length = min(len(values), len(truth))
@@ -240,7 +241,7 @@ def test_fuzzed_files_never_shift_and_account_for_every_line(tmp_path_factory, l
     stripped = [line.strip() for line in lines]
     while stripped and not stripped[-1]:
         stripped.pop()
-    table = found.tables["expr"]
+    table = found.tables[EXPR]
     assert table["frame"].to_pylist() == list(range(1, len(stripped) + 1))
     wrong = {problem.line for problem in found.problems}
     for frame, (line, value) in enumerate(zip(stripped, table["expression"].to_pylist(), strict=True), start=1):

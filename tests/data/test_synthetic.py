@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raffect.data.affwild2 import ACTION_UNITS, EXPRESSIONS
 from raffect.data.annotations import read_annotations
 from raffect.data.faces import DRAWN_UNITS, Pose, draw_face, draw_look
-from raffect.data.labels import ACTION_UNITS, EXPRESSIONS
 from raffect.data.manifest import list_images
 from raffect.data.synthetic import EDITION, contact_sheet, draw_course, is_synthetic, plan_videos, write_synthetic
 from raffect.errors import RaffectError
@@ -51,7 +51,7 @@ def test_the_layout_is_the_real_one_with_its_blemishes(tree):
     with Image.open(next((tree / "cropped_aligned").rglob("*.jpg"))) as image:
         assert (image.size, image.mode, image.format) == ((112, 112), "RGB", "JPEG")
     found, listing = read_annotations(tree / EDITION), list_images([tree / "cropped_aligned"])
-    assert set(found.tables) == {"expr", "au", "va"}
+    assert {task.name for task in found.tables} == {"expr", "au", "va"}
     images = set(zip(listing.table["video"].to_pylist(), listing.table["frame"].to_pylist(), strict=True))
     lines = {(video, frame) for table in found.tables.values() for video, frame in zip(table["video"].to_pylist(), table["frame"].to_pylist(), strict=True)}
     assert lines - images, "lines without an image"

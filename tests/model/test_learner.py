@@ -9,17 +9,19 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
+from raffect.data.affwild2 import AU, EXPR, VA
 from raffect.errors import RaffectError
 from raffect.model.head import Head, build_head, member_state
+from raffect.model.kinds import loss_kind
 from raffect.model.learner import Learner, Rows, learning_rate, require_one_pack
 from raffect.model.losses import cvar, sigmoid_losses, softmax_losses
-from raffect.model.objective import count_labels
 from raffect.model.pack import Layout, Pack, fold, predict
 from raffect.model.workers import Workers
 from raffect.recipe import OptimConfig, Recipe, with_settings
 
 CPU = torch.device("cpu")
 DIM, ROWS = 12, 256
+TASKS = {task.name: task for task in (EXPR, AU, VA)}
 
 
 def make_rows(task="expr", seed=0, rows=ROWS):
@@ -28,6 +30,9 @@ def make_rows(task="expr", seed=0, rows=ROWS):
     if task == "expr":
         y = rng.integers(0, 8, rows)
         x[np.arange(rows), y] += 2
+    elif task == "va":
+        y = (x[:, :2] / 3 + rng.normal(size=(rows, 2)) / 9).astype(np.float32)
+        y[rng.random(y.shape) < 0.2] = np.nan
     else:
         y = (x > 0).astype(np.int8)
         y[rng.random(y.shape) < 0.2] = -1
@@ -40,11 +45,11 @@ def make_recipe(task="expr", **settings):
 
 
 def layout_of(recipe):
-    return Layout(DIM, recipe.head.width, recipe.head.depth, 8 if recipe.task == "expr" else 12)
+    return Layout(DIM, recipe.head.width, recipe.head.depth, len(TASKS[recipe.task].outputs))
 
 
 def make_learner(recipes, rows, dtype=torch.float64, workers=None):
-    return Learner(recipes, layout_of(recipes[0]), count_labels(rows.y.numpy(), layout_of(recipes[0]).outputs), CPU, dtype, workers)
+    return Learner(recipes, layout_of(recipes[0]), loss_kind(TASKS[recipes[0].task]).count_prior(rows.y.numpy()), CPU, dtype, workers)
 
 
 def run(learner, rows, epochs=2):
@@ -60,6 +65,11 @@ class Mask(nn.Module):
 
     def forward(self, x):
         return x if self.scale is None else x * self.scale
+
+
+def textbook_ccc(one, other):
+    covariance = ((one - one.mean()) * (other - other.mean())).mean()
+    return 2 * covariance / (one.var(correction=0) + other.var(correction=0) + (one.mean() - other.mean()) ** 2)
 
 
 class TextbookSam:
@@ -79,6 +89,12 @@ class TextbookSam:
         logits, alpha = self.net(x)[None], torch.tensor([self.recipe.loss.alpha], dtype=torch.float64)
         if self.recipe.task == "expr":
             return cvar(softmax_losses(logits, y[None]), alpha).sum()
+        if self.recipe.loss.name == "ccc":
+            return 1 - torch.stack([textbook_ccc(logits[0, y[:, k].isfinite(), k], y[y[:, k].isfinite(), k].double()) for k in range(2)]).mean()
+        if self.recipe.task == "va":
+            known = y.isfinite()
+            frames = torch.stack([((logits[0, i] - y[i].double())[known[i]] ** 2).mean() for i in range(len(y)) if known[i].any()])
+            return cvar(frames[None], alpha).sum()
         return cvar(sigmoid_losses(logits, y[None]).flatten(1), alpha, (y >= 0).flatten()[None]).sum()
 
     def step(self, x, y, scale, second_scale):
@@ -132,6 +148,8 @@ def weights_of(net, layout):
         {"optim__name": "adamw", "optim__weight_decay": 0.1, "head__init": "torch"},
         {"optim__weight_decay": 0.1, "task": "au"},
         {"task": "au", "loss__alpha": 0.1, "head__depth": 1},
+        {"task": "va", "loss__alpha": 0.4},
+        {"task": "va", "loss__alpha": 1.0, "loss__name": "ccc", "sam__rho": 0.2},
     ],
     ids=str,
 )
@@ -296,7 +314,7 @@ def test_members_that_cannot_share_a_pack_are_refused():
         require_one_pack([make_recipe(), make_recipe(head__width=8)])
 
 
-@pytest.mark.parametrize("task", ["expr", "au"])
+@pytest.mark.parametrize("task", ["expr", "au", "va"])
 def test_resume_is_bit_identical(task):
     recipes = [make_recipe(task, seed=s, loss__alpha=a) for s, a in ((0, 0.3), (1, 1.0))]
     rows = make_rows(task)
@@ -323,7 +341,14 @@ def test_resuming_without_adams_moments_would_be_noticed():
     assert not torch.equal(straight.pack.weights, naive.pack.weights)
 
 
-CASES = [("expr", torch.float64, "element", 1e-9), ("au", torch.float64, "element", 1e-9), ("au", torch.float64, "sample", 1e-9), ("expr", torch.float32, "element", 1e-4)]
+CASES = [
+    ("expr", torch.float64, "element", 1e-9),
+    ("au", torch.float64, "element", 1e-9),
+    ("au", torch.float64, "sample", 1e-9),
+    ("expr", torch.float32, "element", 1e-4),
+    ("va", torch.float64, "element", 1e-9),
+    ("va", torch.float64, "ccc", 1e-9),
+]
 
 
 def _worker(rank, size, port, folder):
@@ -343,6 +368,8 @@ def _worker(rank, size, port, folder):
 
 
 def worker_setup(task, granularity):
+    if granularity == "ccc":
+        return [make_recipe(task, seed=s, loss__alpha=1.0, sam__rho=r, loss__name="ccc") for s, r in ((0, 0.05), (1, 0.0))], make_rows(task)
     recipes = [make_recipe(task, seed=s, loss__alpha=a, sam__rho=r, loss__granularity=granularity) for s, a, r in ((0, 0.3, 0.05), (1, 0.55, 0.5), (1, 1.0, 0.0))]
     return recipes, make_rows(task)
 

@@ -9,7 +9,7 @@ from scipy.optimize import fminbound, linprog
 from torch.nn import functional as F
 
 from raffect.model import losses, sam
-from raffect.model.losses import class_shift, class_weights, cvar, frame_means, sigmoid_losses, softmax_losses, unit_shift, unit_weights
+from raffect.model.losses import ccc_loss, class_shift, class_weights, cvar, frame_means, sigmoid_losses, softmax_losses, squared_errors, unit_shift, unit_weights
 
 ALPHAS = (1e-6, 0.01, 0.1, 0.3, 0.5, 0.7, 0.95, 1.0)
 
@@ -156,3 +156,50 @@ def test_shifts_are_log_priors_and_log_odds():
 @pytest.mark.parametrize("module", [losses, sam])
 def test_examples_in_docstrings_run(module):
     assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0
+
+
+def values_case(seed=0, heads=3, frames=20, values=2):
+    generator = torch.Generator().manual_seed(seed)
+    outputs, target = (torch.randn(heads, frames, values, generator=generator, dtype=torch.float64) for _ in range(2))
+    target[torch.rand(target.shape, generator=generator) < 0.3] = torch.nan
+    return outputs, target
+
+
+def test_squared_errors_are_torchs_where_labelled_and_nothing_elsewhere():
+    outputs, target = values_case()
+    known = target.isfinite()
+    found = squared_errors(outputs, target)
+    assert torch.allclose(found[known], F.mse_loss(outputs[known], target[known], reduction="none"))
+    assert (found[~known] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ccc_loss_is_numpys_over_the_labelled_frames_of_each_value(seed):
+    outputs, target = values_case(seed)
+    for p in range(3):
+        parts = []
+        for k in range(2):
+            known = target[p, :, k].isfinite()
+            t, o = target[p, known, k].numpy(), outputs[p, known, k].numpy()
+            parts.append(2 * np.cov(t, o, ddof=0)[0, 1] / (t.var() + o.var() + (t.mean() - o.mean()) ** 2))
+        assert ccc_loss(outputs, target)[p].item() == pytest.approx(1 - np.mean(parts))
+
+
+def test_gradients_of_losses_of_values_are_those_of_differences_and_never_nan():
+    outputs, target = values_case(heads=2, frames=6)
+    outputs.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: ccc_loss(x, target), outputs)
+    assert torch.autograd.gradcheck(lambda x: squared_errors(x, target), outputs)
+    for constant in (torch.full_like(target, torch.nan), torch.zeros_like(target)):  # nothing labelled; nothing varies
+        flat = torch.zeros_like(outputs, requires_grad=True)
+        loss = ccc_loss(flat, constant)
+        (gradient,) = torch.autograd.grad(loss.sum(), flat)
+        assert (loss == 1).all()
+        assert gradient.isfinite().all()
+
+
+def test_perfect_agreement_costs_nothing_and_its_opposite_two():
+    target = torch.linspace(-1, 1, 9, dtype=torch.float64)[None, :, None]
+    assert ccc_loss(target, target).item() == pytest.approx(0)
+    assert ccc_loss(-target, target).item() == pytest.approx(2)
+    assert 0 < ccc_loss(target + 0.5, target).item() < 1  # shifted, which Pearson's correlation would not see

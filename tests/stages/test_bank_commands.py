@@ -13,9 +13,9 @@ from conftest import fill_bank, make_manifest
 
 from raffect.cli import main
 from raffect.config import BankExportConfig, BankImportConfig, BankInfoConfig
+from raffect.data.affwild2 import AU, EXPR
 from raffect.data.bank import Bank
 from raffect.data.features import read_features
-from raffect.data.labels import AU, EXPR
 from raffect.data.tables import read_labels
 from raffect.data.verify import verify
 from raffect.errors import RaffectError

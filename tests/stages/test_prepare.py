@@ -9,7 +9,7 @@ import pytest
 from conftest import make_manifest
 
 from raffect.config import PrepareConfig
-from raffect.data.labels import ACTION_UNITS, EXPR, TASKS
+from raffect.data.affwild2 import ACTION_UNITS, EXPR, HEADERS, TASKS
 from raffect.data.manifest import is_synthetic_manifest, read_manifest
 from raffect.data.synthetic import EDITION, TASK_FOLDERS
 from raffect.data.tables import read_labels, read_metadata
@@ -33,11 +33,11 @@ def count_by_hand(tree, task, split):
     return lines, annotated, with_image
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 @pytest.mark.parametrize("split", SPLIT_FOLDERS)
 def test_counts_are_those_of_a_plain_loop(tree, prepared, task, split):
-    part = measure(TASKS[task], split, read_labels(prepared / "labels" / f"{task}.parquet"), read_manifest(prepared / "manifest.parquet"))
-    assert (part.lines, part.annotated, part.with_image) == count_by_hand(tree, task, split)
+    part = measure(task, split, read_labels(prepared / "labels" / f"{task.name}.parquet"), read_manifest(prepared / "manifest.parquet"))
+    assert (part.lines, part.annotated, part.with_image) == count_by_hand(tree, task.name, split)
     assert part.missing_videos == []
 
 
@@ -57,8 +57,8 @@ def test_missing_videos_wrong_lines_and_images_beyond_the_last_line_are_named(tm
         path.write_bytes(b"x")
     folder = tmp_path / "6th ABAW Annotations" / "EXPR_Recognition_Challenge" / "Train_Set"
     folder.mkdir(parents=True)
-    (folder / "a_left.txt").write_text(f"{EXPR.header}\n1\n9\n-1\n")
-    (folder / "b.txt").write_text(f"{EXPR.header}\n1\n")
+    (folder / "a_left.txt").write_text(f"{HEADERS[EXPR]}\n1\n9\n-1\n")
+    (folder / "b.txt").write_text(f"{HEADERS[EXPR]}\n1\n")
     lines = prepare(PrepareConfig(images=(tmp_path / "images",), annotations=tmp_path, out=tmp_path / "out"))
     text = "\n".join(lines)
     assert "1 of 2 expr train videos have no image folder: b" in text

@@ -20,9 +20,9 @@ import torch
 from sklearn.metrics import f1_score
 
 from raffect.cli import main
+from raffect.data.affwild2 import AU, EXPR
 from raffect.data.bank import Bank, Identity
 from raffect.data.features import read_features
-from raffect.data.labels import AU, EXPR
 from raffect.data.tables import read_labels, write_table
 from raffect.model.checkpoint import load_head
 from raffect.stages.dataset import open_dataset

@@ -1,0 +1,246 @@
+"""Kinds of tasks: how labels are read, and what predictions are worth. The torch half, losses and counting, is in `raffect.model.kinds`.
+
+Each kind keeps additive statistics of a head on each video, shape (..., videos, A, B): those of videos add up to those of a split.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from raffect.data.tasks import Task
+from raffect.errors import RaffectError
+from raffect.metrics import agreement
+from raffect.metrics.f1 import describe_classes, divide, f1_scores, one_against_rest, resampled_macro_f1
+
+
+class Kind(ABC):
+    """What everything that is not a loss asks of a task.
+
+    Attributes:
+        key: Name of the headline score in files, such as ``macro_f1``.
+        title: The same for people.
+        lowest: Lowest headline score there is.
+        parts: Name under which a score holds those of single outputs.
+        part: What one output is called.
+        columns: Scores of one output, as (title, key); the first is the one that is drawn, the last a number of frames.
+    """
+
+    key: ClassVar[str]
+    title: ClassVar[str]
+    lowest: ClassVar[float]
+    parts: ClassVar[str]
+    part: ClassVar[str]
+    columns: ClassVar[tuple[tuple[str, str], ...]]
+
+    @abstractmethod
+    def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
+        """Label columns (N, columns) as training takes them, one row a frame."""
+
+    @abstractmethod
+    def find_wrong(self, task: Task, values: np.ndarray) -> np.ndarray:
+        """Which values are neither a label of the task nor unlabelled: bool, (N, columns)."""
+
+    @abstractmethod
+    def why_untrainable(self, task: Task, targets: np.ndarray) -> str:
+        """Why nothing can be learnt from these targets; empty if something can."""
+
+    @abstractmethod
+    def headline(self, statistics: np.ndarray) -> np.ndarray:
+        """Headline score of statistics (..., A, B): shape (...)."""
+
+    @abstractmethod
+    def resampled(self, statistics: np.ndarray) -> np.ndarray:
+        """Headline score of draws of videos, mean over heads, of statistics (heads, draws, A, B): shape (draws,)."""
+
+    @abstractmethod
+    def score(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
+        """All scores of one head from statistics (A, B), as plain JSON values: ``key``, and those of each output below ``parts``."""
+
+    @abstractmethod
+    def chance(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
+        """The best predictors that never look, from any head's statistics (A, B): ``answer``, ``key`` and perhaps ``guess``."""
+
+    @abstractmethod
+    def count_frames(self, statistics: np.ndarray) -> np.ndarray:
+        """Labelled frames of statistics (..., A, B): shape (...)."""
+
+    @abstractmethod
+    def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
+        """What labels look like, for people: counts, rates or means by output, of label columns (N, columns)."""
+
+    def strata(self, targets: np.ndarray) -> np.ndarray | None:
+        """Classes that folds should be alike in, shape (N,); None where there are none."""
+        return None
+
+
+class Multiclass(Kind):
+    """One class of several a frame. Statistics: confusion matrix (C, C), rows true, columns predicted. Headline: macro F1."""
+
+    key, title, lowest = "macro_f1", "macro F1", 0.0
+    parts, part = "classes", "class"
+    columns = (("F1", "f1"), ("precision", "precision"), ("recall", "recall"), ("frames", "support"))
+
+    def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
+        """Classes, int64, shape (N,)."""
+        return values[:, 0].astype(np.int64)
+
+    def find_wrong(self, task: Task, values: np.ndarray) -> np.ndarray:
+        """Those that do not number a class."""
+        return task.is_labelled(values) & ~((values >= 0) & (values < len(task.outputs)) & (values == np.floor(values)))
+
+    def why_untrainable(self, task: Task, targets: np.ndarray) -> str:
+        """One class alone teaches nothing."""
+        found = np.unique(targets)
+        return "" if len(found) > 1 else f"one class only ({task.outputs[found[0]]}, {len(targets)} frames); a head needs two or more"
+
+    def headline(self, statistics: np.ndarray) -> np.ndarray:
+        """Mean F1 over all classes."""
+        return f1_scores(one_against_rest(statistics)).mean(-1)
+
+    def resampled(self, statistics: np.ndarray) -> np.ndarray:
+        """See `raffect.metrics.f1.resampled_macro_f1`."""
+        return resampled_macro_f1(one_against_rest(statistics))
+
+    def score(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
+        """``macro_f1``, ``classes``, ``accuracy`` and ``confusion``."""
+        counts = one_against_rest(statistics)
+        accuracy = float(np.trace(statistics) / max(statistics.sum(), 1))
+        return {"macro_f1": float(f1_scores(counts).mean()), "classes": describe_classes(counts, task.outputs), "accuracy": accuracy, "confusion": statistics.tolist()}
+
+    def chance(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
+        """The best constant class; and ``guess``, what guesses drawn with the split's own class shares p_k score on average: F1 of class
+        k is p_k, so it is 1/C whatever the shares, and no other blind guess reaches more."""
+        there = statistics.sum(1)
+        best = int(there.argmax())
+        constant = float(divide(2 * there[best], there[best] + there.sum())) / len(there)
+        return {"answer": f"always {task.outputs[best]}", "macro_f1": constant, "guess": 1 / len(there)}
+
+    def count_frames(self, statistics: np.ndarray) -> np.ndarray:
+        """All cells."""
+        return statistics.sum((-2, -1))
+
+    def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
+        """Frames of each class."""
+        return dict(zip(task.outputs, np.bincount(values[:, 0].astype(int), minlength=len(task.outputs)).tolist(), strict=True))
+
+    def strata(self, targets: np.ndarray) -> np.ndarray | None:
+        """The classes."""
+        return targets
+
+
+class Multilabel(Kind):
+    """Any number of labels a frame, each there, not there or unlabelled. Statistics: counts (L, 4). Headline: macro F1."""
+
+    key, title, lowest = "macro_f1", "macro F1", 0.0
+    parts, part = "classes", "label"
+    columns = (("F1", "f1"), ("precision", "precision"), ("recall", "recall"), ("frames", "support"))
+
+    def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
+        """1 there, 0 not, -1 unlabelled: int8, shape (N, L)."""
+        return np.where(task.is_labelled(values), values, -1).astype(np.int8)
+
+    def find_wrong(self, task: Task, values: np.ndarray) -> np.ndarray:
+        """Those that are neither 0 nor 1."""
+        return task.is_labelled(values) & (values != 0) & (values != 1)
+
+    def why_untrainable(self, task: Task, targets: np.ndarray) -> str:
+        """Some label has to be both there and not."""
+        both = ((targets == 1).any(0) & (targets == 0).any(0)).any()
+        return "" if both else "no label with both active and inactive frames"
+
+    def headline(self, statistics: np.ndarray) -> np.ndarray:
+        """Mean F1 over all labels."""
+        return f1_scores(statistics).mean(-1)
+
+    def resampled(self, statistics: np.ndarray) -> np.ndarray:
+        """See `raffect.metrics.f1.resampled_macro_f1`."""
+        return resampled_macro_f1(statistics)
+
+    def score(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
+        """``macro_f1`` and ``classes``, one a label."""
+        return {"macro_f1": float(f1_scores(statistics).mean()), "classes": describe_classes(statistics, task.outputs)}
+
+    def chance(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
+        """Always active is the best constant, and no blind guess reaches more."""
+        positive, labelled = statistics[:, [0, 2]].sum(1), statistics.sum(1)
+        return {"answer": "all labels active", "macro_f1": float(divide(2 * positive, positive + labelled).mean())}
+
+    def count_frames(self, statistics: np.ndarray) -> np.ndarray:
+        """Of the label that most frames have."""
+        return statistics.sum(-1).max(-1)
+
+    def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
+        """Rate of each label among frames where it is labelled."""
+        targets = self.targets(task, values)
+        return dict(zip(task.outputs, ((targets == 1).sum(0) / np.maximum((targets >= 0).sum(0), 1)).tolist(), strict=True))
+
+
+class Regression(Kind):
+    """Numbers, each of which may be unlabelled. Statistics: moments (V, 6). Headline: CCC, the mean over the values; chance is 0."""
+
+    key, title, lowest = "ccc", "CCC", -1.0
+    parts, part = "values", "value"
+    columns = (("CCC", "ccc"), ("PCC", "pcc"), ("RMSE", "rmse"), ("frames", "frames"))
+
+    def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
+        """Float32 of shape (N, V), NaN where unlabelled."""
+        return np.where(task.is_labelled(values), values, np.nan).astype(np.float32)
+
+    def find_wrong(self, task: Task, values: np.ndarray) -> np.ndarray:
+        """Those beyond the task's limits, and infinite ones."""
+        low, high = task.limits or (-np.inf, np.inf)
+        return np.isinf(values) | (task.is_labelled(values) & ((values < low) | (values > high)))
+
+    def why_untrainable(self, task: Task, targets: np.ndarray) -> str:
+        """Some value has to vary."""
+        varies = [np.ptp(column[np.isfinite(column)]) > 0 if np.isfinite(column).any() else False for column in targets.T]
+        return "" if any(varies) else "no value that varies"
+
+    def headline(self, statistics: np.ndarray) -> np.ndarray:
+        """Mean CCC over all values."""
+        return agreement.ccc(statistics).mean(-1)
+
+    def resampled(self, statistics: np.ndarray) -> np.ndarray:
+        """As the score."""
+        return self.headline(statistics).mean(0)
+
+    def score(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
+        """``ccc``, ``pcc`` and ``rmse``, means over the values, and ``values``, the same of each."""
+        found = {"ccc": agreement.ccc(statistics), "pcc": agreement.pcc(statistics), "rmse": agreement.rmse(statistics)}
+        values = {name: {key: float(part[k]) for key, part in found.items()} | {"frames": int(statistics[k, 0])} for k, name in enumerate(task.outputs)}
+        return {key: float(part.mean()) for key, part in found.items()} | {"values": values}
+
+    def chance(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
+        """A constant has no covariance with anything."""
+        return {"answer": "any constant", "ccc": 0.0}
+
+    def count_frames(self, statistics: np.ndarray) -> np.ndarray:
+        """Of the value that most frames have."""
+        return statistics[..., 0].max(-1).astype(np.int64)
+
+    def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
+        """Mean of each value where it is labelled."""
+        targets = self.targets(task, values)
+        return {f"mean {name}": float(np.nanmean(column)) if np.isfinite(column).any() else 0.0 for name, column in zip(task.outputs, targets.T, strict=True)}
+
+
+KINDS: dict[str, Kind] = {"multiclass": Multiclass(), "multilabel": Multilabel(), "regression": Regression()}
+"""scikit-learn's words."""
+
+
+def kind_of(task: Task) -> Kind:
+    """The kind of a task.
+
+    Raises:
+        RaffectError: If this version of raffect does not know it, or columns do not go with it.
+    """
+    kind = KINDS.get(task.kind)
+    if kind is None:
+        raise RaffectError(f"task {task.name}: kind {task.kind!r}: expected one of {', '.join(KINDS)}; make the label table again, or use the raffect that wrote it")
+    wanted = 1 if isinstance(kind, Multiclass) else len(task.outputs)
+    if len(task.columns) != wanted:
+        raise RaffectError(f"task {task.name}: {len(task.columns)} label columns for {len(task.outputs)} outputs of kind {task.kind}; expected {wanted}")
+    return kind

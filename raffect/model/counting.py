@@ -1,0 +1,66 @@
+"""Additive statistics of heads on videos: confusion matrices, counts of labels, moments of values; `raffect.metrics` makes scores of them.
+
+Shape letters: P heads, N frames, V values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raffect.metrics.agreement import MOMENTS
+
+
+def count_confusion(true_N: Tensor, predicted_PN: Tensor, video_N: Tensor, num_videos: int, num_classes: int) -> Tensor:
+    """Confusion matrix of each video and head.
+
+    Args:
+        true_N: Classes, int64.
+        predicted_PN: Classes that each head predicts, int64.
+        video_N: Number of each frame's video, int64.
+        num_videos: How many there are.
+        num_classes: C.
+
+    Returns:
+        int64, shape (P, videos, C, C): rows are true, columns predicted.
+    """
+    heads = torch.arange(len(predicted_PN), device=predicted_PN.device)[:, None]
+    cell = ((heads * num_videos + video_N) * num_classes + true_N) * num_classes + predicted_PN
+    counts = torch.bincount(cell.flatten(), minlength=len(predicted_PN) * num_videos * num_classes**2)
+    return counts.view(len(predicted_PN), num_videos, num_classes, num_classes)
+
+
+def count_labels(true_NL: Tensor, predicted_PNL: Tensor, video_N: Tensor, num_videos: int) -> Tensor:
+    """True and false positives and negatives of each label, video and head; what is unlabelled (negative) is left out.
+
+    Args:
+        true_NL: 1 there, 0 not, negative unlabelled.
+        predicted_PNL: Whether each head predicts the label, bool.
+        video_N: Number of each frame's video, int64.
+        num_videos: How many there are.
+
+    Returns:
+        int64, shape (P, videos, L, 4).
+    """
+    labels = true_NL.shape[1]
+    is_true = true_NL > 0
+    outcome = torch.where(predicted_PNL, torch.where(is_true, 0, 1), torch.where(is_true, 2, 3))
+    heads = torch.arange(len(predicted_PNL), device=predicted_PNL.device)[:, None, None]
+    cell = ((heads * num_videos + video_N[:, None]) * labels + torch.arange(labels, device=true_NL.device)) * 4 + outcome
+    counts = torch.bincount(cell[:, true_NL >= 0].flatten(), minlength=len(predicted_PNL) * num_videos * labels * 4)
+    return counts.view(len(predicted_PNL), num_videos, labels, 4)
+
+
+def sum_moments(true_NV: Tensor, predicted_PNV: Tensor, video_N: Tensor, num_videos: int) -> Tensor:
+    """Moments of each value, video and head over the frames where it is labelled (not NaN).
+
+    Returns:
+        float64, shape (P, videos, V, 6); see `raffect.metrics.agreement`.
+    """
+    known = torch.isfinite(true_NV)
+    true = torch.where(known, true_NV, 0).double().expand(predicted_PNV.shape)
+    predicted = torch.where(known, predicted_PNV.double(), 0)
+    count = known.double().expand(predicted_PNV.shape)
+    terms = torch.stack([count, true, predicted, true**2, predicted**2, true * predicted], -1)
+    out = torch.zeros(len(predicted_PNV), num_videos, true_NV.shape[1], MOMENTS, dtype=torch.float64, device=true_NV.device)
+    return out.index_add_(1, video_N, terms)
