@@ -5,6 +5,7 @@ All are frozen and checked on construction, so that a wrong value is one line at
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -66,17 +67,36 @@ class SynthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Turn image folders and ABAW annotations into a manifest and label tables, and say what is missing."""
+    """Turn image folders and labels into a manifest and label tables, and say what is missing."""
 
     images: tuple[Path, ...]
     """Image roots, e.g. cropped_aligned cropped_aligned_new_50_vids; the first one wins where both have a frame."""
-    annotations: Path
-    """Folder of one ABAW edition."""
     out: Path
     """Folder, or s3://bucket/folder, for manifest.parquet, labels/*.parquet and problems.csv."""
+    dataset: Literal["affwild2", "table", "folder"] = "affwild2"
+    """affwild2: one folder a video, ABAW annotations. table: a CSV or Parquet file with path, or video and frame, and label columns. folder: pictures of any name; a folder a class, or no labels."""
+    annotations: Path | None = None
+    """affwild2: folder of one ABAW edition. table: the file."""
+    task: str = "labels"
+    """table and folder: name of the task, and so of its label table."""
+    kind: Literal["auto", "multiclass", "multilabel", "regression"] = "auto"
+    """table: what the labels are; auto is multiclass for one column of names or whole numbers, multilabel for columns of 0 and 1, regression for columns of decimals."""
+    columns: tuple[str, ...] = ()
+    """table: label columns; all but path, video, frame, split and subject by default."""
+    classes: tuple[str, ...] = ()
+    """table and folder: names of the classes in the order of their numbers; by name, or as numbered, by default."""
+    with_labels: bool = True
+    """table and folder: read labels; --no-with-labels lists the pictures alone."""
+    validation_share: float = 0.2
+    """table and folder: share of subjects, videos or pictures that is held out for validation where the data have no split."""
 
     def __post_init__(self) -> None:
         require(bool(self.images), "--images: expected one folder or more")
+        require(self.dataset != "affwild2" or self.annotations is not None, "--annotations: expected the folder of one ABAW edition, such as '6th ABAW Annotations'")
+        require(self.dataset != "table" or self.annotations is not None, "--annotations: expected the CSV or Parquet file with the labels")
+        require(bool(re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", self.task)), f"--task {self.task}: expected a short name of lower-case letters, digits, - and _; it names a file")
+        require(len(set(self.classes)) == len(self.classes) != 1, f"--classes {' '.join(self.classes)}: expected two different names or more")
+        require(0 < self.validation_share < 1, f"--validation-share {self.validation_share}: expected more than 0, less than 1")
         _require_local(self, "images", "annotations")
 
 
@@ -320,7 +340,7 @@ class EvaluateConfig:
     """Bank made by the encoder that the heads were trained on."""
     labels: Path
     """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
-    split: Literal["train", "validation"] = "validation"
+    split: Literal["train", "validation", "test"] = "validation"
     """Frames to judge on."""
     epoch: Literal["last", "best", "chosen"] = "last"
     """Which snapshot of each head: last epoch, best on validation, or chosen on folds."""

@@ -34,7 +34,7 @@ FLAGS = {
         "--dry-run",
         "--allow-embedded",
     },
-    "prepare": {"--images", "--annotations", "--out"},
+    "prepare": {"--images", "--annotations", "--out", "--dataset", "--task", "--kind", "--columns", "--classes", "--with-labels", "--validation-share"},
     "synth": {"--out", "--size", "--frames", "--seed", "--sheet"},
     "pack": {"--manifest", "--out", "--shard-rows", "--groups-per-file"},
     "demo": {"--out", "--frames", "--seed"},

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "raffect"
 ALLOWED = {
-    "data": {"errors", "data"},
+    "data": {"errors", "config", "recipe", "data"},
     "metrics": {"errors", "data", "metrics"},
     "model": {"errors", "config", "recipe", "data", "metrics", "model"},
     "stages": {"errors", "config", "recipe", "data", "metrics", "model", "stages", "__init__"},

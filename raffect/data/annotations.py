@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.data.affwild2 import AU, DTYPES, EXPR, HEADERS, TASKS, VA
+from raffect.data.importing import Problem
 from raffect.data.keys import is_utf8
 from raffect.data.storage import Damaged, open_regular, read_regular
 from raffect.data.tasks import Task
@@ -36,15 +37,6 @@ _INT = re.compile(rb"-?[0-9]{1,3}")
 _FLOAT = re.compile(rb"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 _MTL_IMAGE = re.compile(rb"(.+)/0*([0-9]{1,9})\.[A-Za-z]{3,4}", re.S)
 _SEARCH_DEPTH = 3
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong in a file. ``line`` is 1-based, 0 when the whole file is meant."""
-
-    file: str
-    line: int
-    what: str
 
 
 @dataclass

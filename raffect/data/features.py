@@ -6,8 +6,9 @@ read, each once, straight into place, by threads.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raffect.data.bank import Bank, Commit, shard_name
-from raffect.data.keys import Vocabulary, positions
+from raffect.data.keys import Vocabulary, encode_video, positions
 from raffect.data.storage import Damaged, parse_parquet
 from raffect.data.tables import select_split
 from raffect.data.tasks import Task
 from raffect.errors import RaffectError
+
+MOST_GROUPS = 1000
+"""Groups that statistics are kept of; what a data set has more of (pictures, clips) is dealt into blocks."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class FeatureIndex:
         video: Number of each frame's video in ``videos``, int32, shape (N,).
         frame: 1-based frame numbers, int32, shape (N,).
         videos: Names of videos.
+        group: Number of each frame's group in ``groups``, int32, shape (N,): what intervals and folds keep together.
+        groups: Names of groups: videos, or what the label table's column ``group`` says; at most `MOST_GROUPS`.
         missing: Labelled frames without a feature, and why.
     """
 
@@ -91,16 +97,18 @@ class FeatureIndex:
     video: np.ndarray
     frame: np.ndarray
     videos: list[str]
+    group: np.ndarray
+    groups: list[str]
     missing: Missing
 
     def __len__(self) -> int:
         return len(self.shard)
 
     def select(self, keep: np.ndarray) -> FeatureIndex:
-        """Only some frames, and the videos they belong to; ``keep`` is a mask of shape (N,)."""
-        numbers, video = np.unique(self.video[keep], return_inverse=True)
-        names = [self.videos[number] for number in numbers]
-        return replace(self, shard=self.shard[keep], row=self.row[keep], y=self.y[keep], video=video.astype(np.int32), frame=self.frame[keep], videos=names)
+        """Only some frames, and the videos and groups they belong to; ``keep`` is a mask of shape (N,)."""
+        video, videos = _renumber(self.video[keep], self.videos)
+        group, groups = _renumber(self.group[keep], self.groups)
+        return replace(self, shard=self.shard[keep], row=self.row[keep], y=self.y[keep], video=video, videos=videos, group=group, groups=groups, frame=self.frame[keep])
 
     def read(self, memmap: Path | None = None, threads: int | None = None) -> np.ndarray:
         """All features, each shard read once, straight into place: float16, shape (N, dim)."""
@@ -150,7 +158,28 @@ def find_features(
     shard = location.shard[rows]
     sha256 = {number: commits[number].sha256 for number in np.unique(shard).tolist()}
     missing = _count_missing(label_keys[found < 0], location)
-    return FeatureIndex(bank, identity.dim, shard, location.row[rows], sha256, values[picked], video.astype(np.int32), frame, names, missing)
+    video = video.astype(np.int32)
+    group, groups = _read_groups(labels.take(pa.array(picked)), video, names)
+    return FeatureIndex(bank, identity.dim, shard, location.row[rows], sha256, values[picked], video, frame, names, group, groups, missing)
+
+
+def _read_groups(labels: pa.Table, video: np.ndarray, videos: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Group of each row, and their names; more than `MOST_GROUPS` are dealt into so many blocks by hash."""
+    if "group" in labels.column_names:
+        column = encode_video(labels["group"])
+        group, groups = _renumber(column.indices.to_numpy(zero_copy_only=False), column.dictionary.to_pylist())
+    else:
+        group, groups = video, videos
+    if len(groups) <= MOST_GROUPS:
+        return group, groups
+    block = np.array([int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % MOST_GROUPS for name in groups])
+    return _renumber(block[group], [f"block {number:03d}" for number in range(MOST_GROUPS)])
+
+
+def _renumber(number: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Numbers and names without those that do not occur."""
+    kept, new = np.unique(number, return_inverse=True)
+    return new.astype(np.int32), [names[k] for k in kept]
 
 
 def read_values(labels: pa.Table, task: Task) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ SYNTHETIC = "synthetic"
 """Metadata key that says that every image of the manifest was drawn."""
 
 _FRAME = re.compile(r"0*([0-9]{1,9})\.(?:jpe?g|png|bmp|webp|tiff?)", re.I | re.A)
+_PICTURE = re.compile(r"\.(?:jpe?g|png|bmp|webp|tiff?)$", re.I)
 
 
 @dataclass
@@ -41,6 +42,11 @@ class Listing:
     problems: list[str] = field(default_factory=list)
     num_other: int = 0
     links_out: list[str] = field(default_factory=list)
+
+    def link_lines(self) -> list[str]:
+        """One line if links lead out of their image root: they are followed, and what they show is encoded."""
+        out = self.links_out
+        return [f"links: {len(out):,} lead out of their image root and are followed: {', '.join(out[:3])}{' ...' if len(out) > 3 else ''}"] if out else []
 
 
 def list_images(roots: Iterable[Path]) -> Listing:
@@ -62,6 +68,52 @@ def list_images(roots: Iterable[Path]) -> Listing:
         raise RaffectError(f"--images {' '.join(map(str, roots))}: no frames; expected <video>/00001.jpg below it")
     listing.table = _build_table(folders, listing)
     return listing
+
+
+def list_pictures(roots: Iterable[Path]) -> Listing:
+    """List pictures of any name at any depth below image roots; where two roots hold the same path the first one counts.
+
+    A picture's key is its path below its root, frame 1: it belongs to no video.
+
+    Args:
+        roots: Folders.
+
+    Raises:
+        RaffectError: If a root is missing, or no root holds a picture.
+    """
+    listing, found = Listing(pa.table({})), dict[str, str]()
+    for root in roots:
+        if not root.is_dir():
+            raise RaffectError(f"--images {root}: no such folder")
+        top = os.path.realpath(root)
+        if not is_utf8(top):
+            raise RaffectError(f"--images {_printable(top)}: path is not UTF-8; rename the folder")
+        for path in _walk_pictures(top, "", listing):
+            if found.setdefault(path, top) != top:
+                listing.problems.append(f"{path}: another root has the same path, this one left out")
+    if not found:
+        raise RaffectError(f"--images {' '.join(map(str, roots))}: no pictures (.jpg, .png, .bmp, .webp, .tiff) at any depth")
+    paths = sorted(found)
+    names = pa.array(paths, pa.string())
+    root = pa.array([found[path] for path in paths], pa.string()).dictionary_encode()
+    listing.table = pa.table({"video": names.dictionary_encode(), "frame": np.ones(len(paths), np.int32), "path": names, "root": root})
+    return listing
+
+
+def _walk_pictures(top: str, below: str, listing: Listing) -> Iterator[str]:
+    """Paths below ``top`` of all pictures in one of its folders and below."""
+    for entry in sorted(_scan(os.path.join(top, below), listing), key=lambda entry: entry.name):
+        path = f"{below}/{entry.name}" if below else entry.name
+        if entry.name.startswith(".") or (entry.is_symlink() and not _may_follow(entry, top, listing)):
+            continue
+        if not is_utf8(entry.name):
+            listing.problems.append(f"{_printable(path)}: name is not UTF-8, left out; rename it")
+        elif entry.is_dir():
+            yield from _walk_pictures(top, path, listing)
+        elif _PICTURE.search(entry.name):
+            yield path
+        else:
+            listing.num_other += 1
 
 
 def _list_root(folder: str, listing: Listing, depth: int, root: str | None = None) -> list[tuple[str, str, np.ndarray, list[str]]]:

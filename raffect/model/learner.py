@@ -40,8 +40,8 @@ class Rows:
         x: float16, shape (N, D).
         y: Targets of the task's kind: classes, int64 (N,); labels, int8 (N, L), negative where unlabelled; or values, float32 (N, V), NaN
             where unlabelled.
-        video: Number of each frame's video, int64, shape (N,).
-        num_videos: How many videos there are.
+        video: Number of each frame's video, or other group that intervals keep together, int64, shape (N,).
+        num_videos: How many there are.
     """
 
     x: Tensor

@@ -46,7 +46,7 @@ class Dataset:
     _folds: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def fold_of_frames(self, folds: int) -> np.ndarray:
-        """Fold of each training frame, shape (N,): whole videos, alike in classes as far as that goes, the same for every run."""
+        """Fold of each training frame, shape (N,): whole videos, or other groups, alike in classes as far as that goes, the same for every run."""
         if folds not in self._folds:  # every pack of a fold asks again
             self._folds[folds] = self._share_videos(folds)
         return self._folds[folds]
@@ -56,11 +56,11 @@ class Dataset:
 
         train = self.splits["train"]
         classes = kind_of(self.task).strata(targets_of(train, self.task))
-        require(len(train.videos) >= folds, f"--folds {folds}: the training split has {len(train.videos)} videos; take at most as many folds")
+        require(len(train.groups) >= folds, f"--folds {folds}: the training split has {len(train.groups)} {self.facts['groups']}; take at most as many folds")
         stratified = classes is not None and np.unique(classes, return_counts=True)[1].min() >= folds
         splitter = (StratifiedGroupKFold if stratified else GroupKFold)(folds, shuffle=True, random_state=_FOLD_SEED)
         out = np.empty(len(train), np.int64)
-        for number, (_, held_out) in enumerate(splitter.split(out, train.y[:, 0] if classes is None else classes, train.video)):
+        for number, (_, held_out) in enumerate(splitter.split(out, train.y[:, 0] if classes is None else classes, train.group)):
             out[held_out] = number
         return out
 
@@ -97,8 +97,8 @@ def open_dataset(bank_path: Path, labels_path: Path, task_name: str = "", wanted
         "task": task.to_json(), "bank": str(bank_path.absolute()), "labels": str(file.absolute()), "bank_digest": bank.digest(commits), "labels_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "encoder": asdict(identity), "edition": metadata.get("edition", ""), "synthetic": synthetic,
         "stamp": identity.stamp or ("drawn faces" if synthetic else ""), "published": {} if synthetic or "validation" not in splits else affwild2.published_scores(task, len(splits["validation"]), len(splits["validation"].videos)),
-        **{split: {"frames": len(index), "videos": len(index.videos), "labelled_without_feature": index.missing.total, **asdict(index.missing)} for split, index in splits.items()},
-        "incomplete": incomplete,
+        **{split: {"frames": len(index), "videos": len(index.groups), "labelled_without_feature": index.missing.total, **asdict(index.missing)} for split, index in splits.items()},
+        "incomplete": incomplete, "groups": metadata.get("groups", "videos"),
     }  # fmt: skip
     key = json.dumps([facts["bank_digest"], facts["labels_sha256"], task.name])
     return Dataset(task, splits, facts, hashlib.sha256(key.encode()).hexdigest()[:16])
@@ -117,7 +117,7 @@ def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Rows:
     """
     x = index.read()
     check_finite(x, index)
-    return Rows(torch.from_numpy(x).to(device), torch.from_numpy(targets_of(index, task)).to(device), torch.from_numpy(index.video.astype(np.int64)).to(device), len(index.videos))
+    return Rows(torch.from_numpy(x).to(device), torch.from_numpy(targets_of(index, task)).to(device), torch.from_numpy(index.group.astype(np.int64)).to(device), len(index.groups))
 
 
 def check_finite(x: np.ndarray, index: FeatureIndex, rows: np.ndarray | None = None) -> None:

@@ -108,10 +108,16 @@ def _lines(config: EvaluateConfig, dataset: Dataset, configs: Sequence[dict[str,
     constant = kind.chance(counts[0].sum(0), task)
     lines = [
         *missing_lines(dataset.facts),
-        f"{task.name.upper()} {config.split}: {len(index):,} frames of {len(index.videos)} videos; snapshot {configs[0]['snapshot']} of {len(configs)} head(s)",
+        f"{task.name.upper()} {config.split}: {len(index):,} frames of {len(index.groups)} {dataset.facts['groups']}; snapshot {configs[0]['snapshot']} of {len(configs)} head(s)",
     ]
     records = [
-        {"task": task.to_json(), "recipe": DEFAULTS | about["recipe"], "scores": {config.split: {kind.key: score, "epoch": about["epoch"]}}, "videos": {config.split: part}}
+        {
+            "task": task.to_json(),
+            "recipe": DEFAULTS | about["recipe"],
+            "scores": {config.split: {kind.key: score, "epoch": about["epoch"]}},
+            "videos": {config.split: part},
+            "groups": dataset.facts["groups"],
+        }
         for about, part, score in zip(configs, counts, kind.headline(counts.sum(1)), strict=True)
     ]
     groups = group_by_settings(records)
@@ -159,5 +165,5 @@ def _write(out: Path, config: EvaluateConfig, dataset: Dataset, folders: Sequenc
         "heads": heads,
     }
     write_atomic(out / "metrics.json", (json.dumps(content, indent=1) + "\n").encode())
-    rows = [{"member": about["member"], **row} for about, part in zip(configs, counts, strict=True) for row in video_rows(kind, part, index.videos)]
+    rows = [{"member": about["member"], **row} for about, part in zip(configs, counts, strict=True) for row in video_rows(kind, part, index.groups)]
     write_csv(out / "per_video.csv", rows)

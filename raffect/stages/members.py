@@ -135,7 +135,7 @@ def run_pack(
             )  # fmt: skip
         if workers.rank == 0:
             about = {"device": describe_device(device), "threads": torch.get_num_threads(), "num_workers": workers.size, "streamed": streams, "wall_s": sum(entry["wall_s"] for entry in fitted.history)}  # fmt: skip
-            _record(dataset, folder, members, fitted, judged, validation.videos, about, save_heads and members[0].fold is None, keep_epochs or {})
+            _record(dataset, folder, members, fitted, judged, validation.groups, about, save_heads and members[0].fold is None, keep_epochs or {})
             folder.drop_state(ids)
     except torch.OutOfMemoryError as error:
         raise RaffectError(f"out of GPU memory with {len(members)} heads {layout.width} wide; take fewer at a time (--num-seeds, --members-per-trial), a smaller --head.width, or --stream always") from error  # fmt: skip
@@ -185,7 +185,7 @@ def _record(
             for name in kept
         }
         record = {
-            "id": member.id, "task": task.to_json(), "recipe": flatten(member.recipe), "fold": member.fold, "num_folds": member.num_folds, "fingerprint": dataset.fingerprint, "incomplete": dataset.facts["incomplete"],
+            "id": member.id, "task": task.to_json(), "recipe": flatten(member.recipe), "fold": member.fold, "num_folds": member.num_folds, "fingerprint": dataset.fingerprint, "incomplete": dataset.facts["incomplete"], "groups": dataset.facts["groups"],
             "status": "diverged" if fitted.diverged[p] else "done", "note": fitted.diverged[p] or "", "keep_epoch": keep_epochs.get(member.id), "pack_size": len(members), **about, "git_commit": git_commit(), "versions": versions(),
             "history": {name: [entry[name][p] for entry in fitted.history] for name in ("lr", "train_loss", score_name(task))},
             "scores": scores, "trivial": kind.chance(next(iter(counts.values()))[p].sum(0), task), "video_names": video_names, "videos": {name: counts[name][p].tolist() for name in kept},

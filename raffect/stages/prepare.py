@@ -1,4 +1,4 @@
-"""Preparation: image folders and annotations become a manifest and label tables, and what is missing gets a name."""
+"""`raffect prepare`: images and labels of a data set become a manifest and label tables, and what is missing gets a name."""
 
 from __future__ import annotations
 
@@ -6,51 +6,21 @@ import csv
 import io
 import json
 import shlex
-import time
-from dataclasses import dataclass, field
-
-import numpy as np
-import pyarrow as pa
+from collections.abc import Callable
 
 from raffect.config import PrepareConfig
-from raffect.data.affwild2 import COMPLETE
-from raffect.data.annotations import Annotations, Problem, read_annotations
 from raffect.data.atomic import write_atomic
-from raffect.data.features import read_values
-from raffect.data.keys import Vocabulary, absent, positions
-from raffect.data.manifest import Listing, list_images, write_manifest
-from raffect.data.synthetic import is_synthetic
-from raffect.data.tables import select_split, write_table
-from raffect.data.tasks import SPLITS, Task
-from raffect.metrics.kinds import kind_of
+from raffect.data.folder import import_folder
+from raffect.data.importing import Imported, Problem
+from raffect.data.manifest import write_manifest
+from raffect.data.table import import_table
+from raffect.data.tables import write_table
+from raffect.stages.affwild2 import import_affwild2
+
+IMPORTERS: dict[str, Callable[[PrepareConfig], Imported]] = {"affwild2": import_affwild2, "table": import_table, "folder": import_folder}
+"""By the name that ``--dataset`` has for them."""
 
 _SHOWN = 10
-
-
-@dataclass
-class Coverage:
-    """One split of one task: how many lines have a label and an image.
-
-    Attributes:
-        lines: Annotation lines.
-        annotated: Lines that carry a label.
-        with_image: Those of them that have an image.
-        without_image: Lines, labelled or not, whose frame has no image.
-        images_without_line: Images of the split's videos beyond the last line.
-        missing_videos: Videos without an image folder.
-        shares: Classes or units -> count or rate over annotated frames with an image.
-    """
-
-    task: Task
-    split: str
-    videos: int
-    lines: int
-    annotated: int
-    with_image: int
-    without_image: int
-    images_without_line: int
-    missing_videos: list[str]
-    shares: dict[str, float] = field(default_factory=dict)
 
 
 def prepare(config: PrepareConfig) -> list[str]:
@@ -60,54 +30,18 @@ def prepare(config: PrepareConfig) -> list[str]:
         The report, line by line.
 
     Raises:
-        RaffectError: If no image or no annotation is found.
+        RaffectError: If no image is found, or what should be labels is not.
     """
-    start = time.perf_counter()
-    listing = list_images(config.images)
-    listed_s = time.perf_counter() - start
-    annotations = read_annotations(config.annotations)
-    synthetic = all(is_synthetic(root) for root in listing.table["root"].unique().to_pylist())
-    coverage = [measure(task, split, table, listing.table) for task, table in annotations.tables.items() for split in SPLITS]
-    coverage = [part for part in coverage if part.lines]
-    write_manifest(listing.table, config.out / "manifest.parquet", synthetic)
-    for stale in {file.stem for file in (config.out / "labels").glob("*.parquet")} - {task.name for task in annotations.tables}:
-        (config.out / "labels" / f"{stale}.parquet").unlink()  # of another edition, prepared here before
-    for task, table in annotations.tables.items():
-        metadata = {"raffect": "labels/2", "task": json.dumps(task.to_json()), "edition": annotations.edition, "digest": annotations.digest, "synthetic": str(synthetic).lower()}
+    found = IMPORTERS[config.dataset](config)
+    write_manifest(found.manifest, config.out / "manifest.parquet", found.synthetic)
+    for stale in {file.stem for file in (config.out / "labels").glob("*.parquet")} - {task.name for task in found.labels}:
+        (config.out / "labels" / f"{stale}.parquet").unlink()  # of other labels, prepared here before
+    for task, table in found.labels.items():
+        metadata = {"raffect": "labels/2", "task": json.dumps(task.to_json()), "groups": found.groups}
+        metadata |= {"edition": found.edition, "digest": found.digest, "synthetic": str(found.synthetic).lower()}
         write_table(table, config.out / "labels" / f"{task.name}.parquet", metadata)
-    problems = _all_problems(annotations, listing, coverage)
-    _write_problems(problems, config)
-    return _report(config, listing, annotations, coverage, problems, listed_s, synthetic)
-
-
-def measure(task: Task, split: str, labels: pa.Table, manifest: pa.Table) -> Coverage:
-    """Compare one split's lines with the images there are."""
-    labels = select_split(labels, split)
-    vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
-    known_videos = len(vocabulary.names)
-    images = vocabulary.keys(manifest)
-    lines = vocabulary.keys(labels)
-    has_image = positions(lines, images) >= 0
-    values = read_values(labels, task)
-    known = task.is_labelled(values).any(axis=1)
-    videos = labels["video"].unique().to_pylist()
-    numbers = np.array([vocabulary.number(video) for video in videos], np.int64)
-    beyond = np.isin(images >> 32, numbers) & absent(images, lines)
-    return Coverage(
-        task=task, split=split, videos=len(videos), lines=len(lines), annotated=int(known.sum()),
-        with_image=int((known & has_image).sum()), without_image=int((~has_image).sum()), images_without_line=int(beyond.sum()),
-        missing_videos=sorted(vocabulary.names[number] for number in numbers if number >= known_videos), shares=kind_of(task).shares(task, values[known & has_image]),
-    )  # fmt: skip
-
-
-def _all_problems(annotations: Annotations, listing: Listing, coverage: list[Coverage]) -> list[Problem]:
-    problems = list(annotations.problems)
-    problems += [Problem(path, 0, what) for path, _, what in (problem.partition(": ") for problem in listing.problems)]
-    for part in coverage:
-        problems += [
-            Problem(f"{part.task.name}/{part.split}/{video}.txt", 0, "no image folder of this name; is a second archive missing from --images?") for video in part.missing_videos
-        ]
-    return problems
+    _write_problems(found.problems, config)
+    return [*found.lines, *_closing_lines(config, found)]
 
 
 def _write_problems(problems: list[Problem], config: PrepareConfig) -> None:
@@ -118,57 +52,13 @@ def _write_problems(problems: list[Problem], config: PrepareConfig) -> None:
     write_atomic(config.out / "problems.csv", sink.getvalue().encode())
 
 
-def _report(config: PrepareConfig, listing: Listing, annotations: Annotations, coverage: list[Coverage], problems: list[Problem], listed_s: float, synthetic: bool) -> list[str]:
-    videos = len(listing.table["video"].unique())
-    out = [
-        f"images: {len(listing.table):,} frames in {videos:,} videos, listed in {listed_s:.1f} s ({listing.num_other:,} other files ignored)"
-        + (" [drawn by raffect]" if synthetic else ""),
-        *_link_lines(listing),
-        f"annotations: edition {annotations.edition!r}, {', '.join(task.name for task in annotations.tables)}",
-        "",
-        f"{'task':5}{'split':11}{'videos':>7}{'complete':>9}{'lines':>11}{'annotated':>11}{'complete copy':>15}{'with image':>12}{'complete copy':>15}{'lines w/o image':>17}{'images w/o line':>17}",
-    ]
-    for part in coverage:
-        copy = COMPLETE[part.task]
-        out.append(
-            f"{part.task.name:5}{part.split:11}{part.videos:7,}{copy.videos[part.split]:9,}{part.lines:11,}{part.annotated:11,}{copy.annotated[part.split]:15,}{part.with_image:12,}"
-            f"{_or_unknown(copy.with_image.get(part.split)):>15}{part.without_image:17,}{part.images_without_line:17,}"
-        )
-    out.append("")
-    for part in coverage:
-        out += _share_lines(part)
-    for part in coverage:
-        if part.missing_videos:
-            names = ", ".join(part.missing_videos[:_SHOWN]) + (f" and {len(part.missing_videos) - _SHOWN} more" if len(part.missing_videos) > _SHOWN else "")
-            out.append(f"missing: {len(part.missing_videos)} of {part.videos} {part.task.name} {part.split} videos have no image folder: {names}")
-    if problems:
-        out += [f"problems: {len(problems):,}, all in {config.out / 'problems.csv'}; the first ones:"]
-        out += [f"  {problem.file}{f':{problem.line}' if problem.line else ''}: {problem.what}" for problem in problems[:_SHOWN]]
-    out += [f"wrote {config.out}/manifest.parquet and {config.out}/labels/ ({', '.join(sorted(task.name for task in annotations.tables))})"]
-    out += [
-        f"next: raffect extract --manifest {shlex.quote(str(config.out / 'manifest.parquet'))} --bank BANK"
-        + (" --encoder.model raffect-faces --encoder.weights embedded" if synthetic else "")
-    ]
-    return out
-
-
-def _link_lines(listing: Listing) -> list[str]:
-    """One line if links lead out of their image root: they are followed, and what they show is encoded."""
-    out = listing.links_out
-    return [f"links: {len(out):,} lead out of their image root and are followed: {', '.join(out[:3])}{' ...' if len(out) > 3 else ''}"] if out else []
-
-
-def _share_lines(part: Coverage) -> list[str]:
-    """Class counts, label rates or means of values, with those of a complete copy below where they are known."""
-    title = f"{part.task.name} {part.split}"
-    if any(name not in part.task.outputs for name in part.shares):  # means say so in their names
-        return [f"{title}: " + ", ".join(f"{name} {value:+.3f}" for name, value in part.shares.items()), ""]
-    here = [f"{value:,}" if isinstance(value, int) else f"{value:.3f}" for value in part.shares.values()]
-    rows = [(title, list(part.shares)), ("  here", here)]
-    if part.split in (complete := COMPLETE[part.task].shares):
-        rows.append(("  complete copy", list(complete[part.split])))
-    return [f"{name:17}" + "".join(f"{cell:>11}" for cell in row) for name, row in rows] + [""]
-
-
-def _or_unknown(count: int | None) -> str:
-    return "?" if count is None else f"{count:,}"
+def _closing_lines(config: PrepareConfig, found: Imported) -> list[str]:
+    """The first problems, what was written, and the command that comes next."""
+    lines = []
+    if found.problems:
+        lines += [f"problems: {len(found.problems):,}, all in {config.out / 'problems.csv'}; the first ones:"]
+        lines += [f"  {problem.file}{f':{problem.line}' if problem.line else ''}: {problem.what}" for problem in found.problems[:_SHOWN]]
+    labels = f" and {config.out}/labels/ ({', '.join(sorted(task.name for task in found.labels))})" if found.labels else ", and no labels"
+    lines.append(f"wrote {config.out}/manifest.parquet{labels}")
+    encoder = " --encoder.model raffect-faces --encoder.weights embedded" if found.synthetic else ""
+    return [*lines, f"next: raffect extract --manifest {shlex.quote(str(config.out / 'manifest.parquet'))} --bank BANK{encoder}"]

@@ -55,6 +55,11 @@ class Run:
         return kind_of(self.task)
 
     @property
+    def interval_over(self) -> str:
+        """What its intervals draw: videos, subjects or pictures."""
+        return as_text(self.env["data"].get("groups", "videos"))
+
+    @property
     def title(self) -> str:
         """How tables and pictures call the task."""
         return self.task.name.upper()
@@ -113,8 +118,8 @@ def read_run(path: Path) -> Run:
 
 def table_one(runs: Sequence[Run]) -> list[str]:
     """Scores of each run's headline settings beside the trivial predictor, and published ones where the data are Aff-Wild2 itself."""
-    title = " / ".join(dict.fromkeys(run.kind.title for run in runs))
-    lines = [f"| task | method | epoch chosen | {title} | ± sd (seeds) | 95 % over videos |", "|---|---|---|---|---|---|"]
+    title, groups = (" / ".join(dict.fromkeys(names)) for names in ([run.kind.title for run in runs], [run.interval_over for run in runs]))
+    lines = [f"| task | method | epoch chosen | {title} | ± sd (seeds) | 95 % over {groups} |", "|---|---|---|---|---|---|"]
     for run in runs:
         task, records = as_text(run.title), headline(run)
         mark = as_text(incomplete_mark(run.env["data"]))
@@ -133,7 +138,7 @@ def table_one(runs: Sequence[Run]) -> list[str]:
     return [
         *lines,
         "",
-        "95 % over videos: of the mean over seeds, when the validation videos are drawn again with replacement (1,000 draws); it says how far other videos might have scored.",
+        f"95 % over {groups}: of the mean over seeds, when the {groups} of the validation split are drawn again with replacement (1,000 draws); it says how far others might have scored.",
     ]
 
 
@@ -153,7 +158,7 @@ def describe(record: Record, run: Run) -> str:
 
 def as_text(value: object) -> str:
     """Any text as Markdown that shows just that text: what comes from a run folder must not become a picture, a link or a cell of its own."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&:])", r"\\\1", " ".join(str(value).split()))
+    return re.sub(r"([\\`*_{}\[\]<>|~&])", r"\\\1", " ".join(str(value).split()))
 
 
 def as_code(value: object) -> str:
@@ -246,7 +251,7 @@ def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
 
 def _alpha_table(run: Run) -> list[str]:
     lines = [
-        "| settings | val-last | ± sd (seeds) | 95 % over videos | val-best |" + (" val-folds |" if _has_folds(run) else ""),
+        f"| settings | val-last | ± sd (seeds) | 95 % over {run.interval_over} | val-best |" + (" val-folds |" if _has_folds(run) else ""),
         "|---|---|---|---|---|" + ("---|" if _has_folds(run) else ""),
     ]
     for group in run.groups:
@@ -349,7 +354,7 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
                 f"  - {as_text(line)}"
                 for line in (
                     f"{len(run.records)} heads ({', '.join(f'{count} {status}' for status, count in counts.items() if count)}), {format_seconds(wall)} of training, packs added up, on {run.records[0].get('device', '?')}",
-                    f"train {data['train']['frames']:,} frames of {data['train']['videos']} videos, validation {data['validation']['frames']:,} of {data['validation']['videos']}; edition {data['edition']!r}",
+                    f"train {data['train']['frames']:,} frames of {data['train']['videos']} {run.interval_over}, validation {data['validation']['frames']:,} of {data['validation']['videos']}; edition {data['edition']!r}",
                     f"encoder {data['encoder']['model']}, weights {data['encoder']['weights']} ({data['encoder']['weights_sha256'][:12]}), bank {data['bank_digest'][:12]}, labels {data['labels_sha256'][:12]}",
                     f"raffect {env['versions']['raffect']}, commit {', '.join(commits)}, torch {env['versions']['torch']}, Python {env['versions']['python']}, {env['time']}",
                 )

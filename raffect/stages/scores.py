@@ -38,9 +38,10 @@ class Spread:
     Attributes:
         mean: Over heads.
         sd: Standard deviation over heads (n - 1); None for one head.
-        interval: 95 % interval of the mean when validation videos are drawn again.
+        interval: 95 % interval of the mean when validation videos (or other groups) are drawn again.
         heads: How many.
         epochs: Epoch of each.
+        groups: What the interval draws: videos, subjects or pictures.
     """
 
     mean: float
@@ -48,11 +49,12 @@ class Spread:
     interval: tuple[float, float] | None
     heads: int
     epochs: tuple[int, ...]
+    groups: str = "videos"
 
     def text(self) -> str:
         """``.412 ± .005 over 5 seeds, [.380, .440] over videos``."""
         over_seeds = f" ± {short(self.sd)} over {self.heads} seeds" if self.sd is not None else " (one seed)"
-        return f"{short(self.mean)}{over_seeds}" + (f", [{short(self.interval[0])}, {short(self.interval[1])}] over videos" if self.interval else "")
+        return f"{short(self.mean)}{over_seeds}" + (f", [{short(self.interval[0])}, {short(self.interval[1])}] over {self.groups}" if self.interval else "")
 
 
 def spread(records: Sequence[Record], name: str) -> Spread | None:
@@ -64,7 +66,14 @@ def spread(records: Sequence[Record], name: str) -> Spread | None:
     values = [record["scores"][name][kind.key] for record in having]
     counts = [record["videos"][name] for record in having if name in record["videos"]]
     interval = bootstrap_videos(np.array(counts), kind, seed=0) if len(counts) == len(having) else None
-    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, interval, len(values), tuple(r["scores"][name]["epoch"] for r in having))
+    return Spread(
+        float(np.mean(values)),
+        float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        interval,
+        len(values),
+        tuple(r["scores"][name]["epoch"] for r in having),
+        having[0].get("groups", "videos"),
+    )
 
 
 def task_of(record: Record) -> Task:

@@ -75,7 +75,7 @@ def conclude_sweep(config: TuneConfig, dataset: Dataset, folder: RunFolder, reco
     facts, others = dataset.facts, {status: sum(record["status"] == status for record in records) for status in ("diverged", STOPPED)}
     lines = [
         *missing_lines(facts),
-        f"{config.task.upper()}: {len(records)} heads on {facts['train']['frames']:,} frames, judged on {facts['validation']['frames']:,} frames of {facts['validation']['videos']} other videos"
+        f"{config.task.upper()}: {len(records)} heads on {facts['train']['frames']:,} frames, judged on {facts['validation']['frames']:,} frames of {facts['validation']['videos']} other {facts['groups']}"
         + "".join(f"; {count} {status} and left out, see members.csv" for status, count in others.items() if count),
         *(row.text() + mark for row in rows),
         *(["heads that ASHA stopped had poor scores on the validation split: means over the others are optimistic"] if others[STOPPED] else []),

@@ -14,7 +14,8 @@ from raffect.data.manifest import is_synthetic_manifest, read_manifest
 from raffect.data.synthetic import EDITION, TASK_FOLDERS
 from raffect.data.tables import read_labels, read_metadata
 from raffect.errors import RaffectError
-from raffect.stages.prepare import measure, prepare
+from raffect.stages.affwild2 import measure
+from raffect.stages.prepare import prepare
 
 SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 

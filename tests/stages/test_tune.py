@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from test_train import FAST, data, scores_of  # noqa: F401
 
 from raffect.cli import main
 from raffect.config import TuneConfig
+from raffect.data.affwild2 import EXPR, published_scores
 from raffect.errors import RaffectError
 from raffect.recipe import Recipe, flatten, with_settings
 from raffect.stages.members import partition, plan_packs
@@ -143,12 +145,18 @@ def test_published_scores_stand_beside_aff_wild2_alone(data, tmp_path, capsys): 
     out = tmp_path / "run"
     assert main(words("train", data, out)) == 0
     env = json.loads((out / "env.json").read_text())
-    env["data"] |= {"aff_wild2": True, "stamp": "", "synthetic": False}
+    env["data"] |= {"published": published_scores(EXPR, 279_749, 70), "stamp": "", "synthetic": False}
     (out / "env.json").write_text(json.dumps(env))
     assert main(["report", "--runs", str(out), "--out", str(tmp_path / "report")]) == 0
     report = (tmp_path / "report" / "report.md").read_text()
     assert "| EXPR | Lin et al. 2024 | unstated | .360 |" in report
     assert "| EXPR | official baseline (VGG16) | unstated | .250 |" in report
+
+
+@pytest.mark.parametrize(("frames", "videos"), [(270_000, 70), (279_749, 69), (284_231, 70), (0, 0)])
+def test_published_scores_are_of_the_whole_validation_split_alone(frames, videos):
+    assert published_scores(EXPR, frames, videos) == {}
+    assert published_scores(replace(EXPR, name="mine"), 279_749, 70) == {}
 
 
 def test_spread_is_over_seeds_and_groups_differ_in_more(data, tmp_path, capsys):  # noqa: F811
@@ -203,7 +211,7 @@ def test_tracked_curves_of_heads_have_names_of_their_own():
 
 
 def record_of(member, keep_epoch=None):
-    return {"id": member.id, "status": "done", "keep_epoch": keep_epoch}
+    return {"id": member.id, "recipe": flatten(member.recipe), "status": "done", "keep_epoch": keep_epoch}
 
 
 def test_a_run_that_goes_on_keeps_packs_as_they_were_cut_and_repeats_nothing(tmp_path):
