@@ -145,3 +145,31 @@ def test_an_empty_bank_is_one_clear_error(tmp_path):
     bank.extend_plan(MANIFEST)
     with pytest.raises(RaffectError, match="nothing extracted"):
         read_features(bank, make_labels(), EXPR, "train")
+
+
+def test_groups_are_what_the_table_says_and_videos_otherwise(bank):
+    labels = make_labels()
+    plain = find_features(bank, labels, EXPR, "train")
+    assert (plain.group.tolist(), plain.groups) == (plain.video.tolist(), plain.videos)
+    subject = dict(zip("abcz", ("kim", "lee", "kim", "lee"), strict=True))
+    names = [f"{subject[row['video']]}-{row['frame'] % 3}" for row in labels.to_pylist()]
+    index = find_features(bank, labels.append_column("group", pa.array(names)), EXPR, "train")
+    expected = [f"{subject[index.videos[video]]}-{frame % 3}" for video, frame in zip(index.video, index.frame, strict=True)]
+    assert [index.groups[number] for number in index.group] == expected
+    part = index.select(index.frame % 3 == 1)
+    assert sorted(part.groups) == ["kim-1", "lee-1"]
+    assert [part.groups[number] for number in part.group] == [name for name in expected if name.endswith("-1")]
+
+
+def test_more_groups_than_statistics_are_kept_of_are_dealt_into_blocks(tmp_path):
+    count = 1300
+    manifest = make_manifest({f"p{k:04d}.jpg": 1 for k in range(count)})
+    bank = fill_bank(tmp_path / "bank", manifest, shard_rows=500)
+    labels = pa.table({"video": manifest["video"], "frame": manifest["frame"], "split": ["train"] * count, "expression": pa.array([k % 8 for k in range(count)], pa.int8())})
+    index = find_features(bank, labels, EXPR, "train")
+    assert len(index.videos) == count
+    assert 500 < len(index.groups) <= 1000
+    assert index.group.max() == len(index.groups) - 1
+    again = find_features(bank, labels.take(pa.array(range(100, count))), EXPR, "train")
+    block = dict(zip((index.videos[k] for k in index.video), (index.groups[k] for k in index.group), strict=True))
+    assert all(block[again.videos[v]] == again.groups[g] for v, g in zip(again.video, again.group, strict=True)), "a picture's block does not depend on the others"
