@@ -1,0 +1,88 @@
+"""Records: frozen dataclasses that are stored as JSON, and the one reader of such files.
+
+A record declares its fields with their types, and ranges as ``Annotated[int, Ge(0)]``; whatever a file holds beside or instead of
+that is one line that names the file, the field, what stands there and how to fix it. pydantic does the checking and is imported with
+the first file that is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from raffect.errors import RaffectError
+
+_SHOWN = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What all records share. Unknown fields are refused, and types are those that are declared: no number is read from a text."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, of which `from_json` makes an equal record."""
+        return dataclasses.asdict(self)
+
+    def to_bytes(self) -> bytes:
+        """The file that holds this record."""
+        return (json.dumps(self.to_json(), indent=1) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, content: bytes | str | dict[str, Any], where: Path | str, remedy: str) -> Self:
+        """The record that JSON describes.
+
+        Args:
+            content: Bytes of a file, or what was parsed of it already.
+            where: The file, for errors.
+            remedy: What a user can do about a damaged one, such as ``train again``.
+
+        Raises:
+            RaffectError: If it is not JSON, nested too deeply, lacks a field or has another, or a value is of another type or
+                out of range. The line names the first fault.
+        """
+        from pydantic import ValidationError
+
+        text = content if isinstance(content, bytes | str) else json.dumps(content)
+        try:
+            return _adapter(cls).validate_json(text)
+        except ValidationError as error:
+            raise RaffectError(f"{where}: damaged, {_describe(error)}; {remedy}") from error
+
+
+def parse_object(content: bytes, where: Path | str, remedy: str) -> dict[str, Any]:
+    """A JSON object of which some other code knows the fields, such as a record of an older format.
+
+    Raises:
+        RaffectError: If it is not JSON, or not an object.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RaffectError(f"{where}: damaged, not JSON ({str(error)[:_SHOWN]}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise RaffectError(f"{where}: damaged, expected a JSON object; {remedy}")
+    return found
+
+
+@cache
+def _adapter(kind: type[Record]) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _describe(error: Any) -> str:
+    """``scores.last.epoch -1: input should be greater than or equal to 0``: the first fault of a validation error."""
+    fault = error.errors(include_url=False, include_context=False)[0]
+    name = ".".join(str(part) for part in fault["loc"])
+    message = fault["msg"][:1].lower() + fault["msg"][1:]
+    if fault["type"] in ("missing", "json_invalid", "unexpected_keyword_argument"):
+        return f"{name}: {message}" if name else message
+    shown = repr(fault["input"])
+    return f"{name} {shown if len(shown) <= _SHOWN else shown[: _SHOWN - 4] + ' ...'}: {message}"
