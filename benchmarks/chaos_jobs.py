@@ -79,9 +79,9 @@ class Tune:
     """A sweep of small packs over a bank made first."""
 
     titles: ClassVar = {"actor": r"ImplicitFunc|run_trial"}
-    signs, step = ("members/*.json", "state/*", "ray/**/events*"), 0.1
-    columns = ("members without a record", "members repeated", "heads that differ", "rows of members.csv too few or too many")
-    settings = tuple("tune paper --space loss.alpha=0.1:1:0.1 seed=0:3 --members-per-trial 2 --epochs 6 --head.width 128 --device cpu --threads 1".split())  # noqa: SIM905
+    signs, step = ("heads/*.json", "state/*", "ray/**/events*"), 0.1
+    columns = ("members without a record", "members repeated", "heads that differ", "rows of heads.csv too few or too many")
+    settings = tuple("tune paper --space loss.alpha=0.1:1:0.1 seed=0:3 --heads-per-trial 2 --epochs 6 --head.width 128 --device cpu --threads 1".split())  # noqa: SIM905
     expected = 44
 
     def __init__(self, folder: Path, bank: Extract, address: str) -> None:
@@ -94,7 +94,7 @@ class Tune:
 
     def done(self, out: Path) -> dict[str, int]:
         """Finished members and when their record was written."""
-        return stamps(out / "members")
+        return stamps(out / "heads")
 
     def reached(self, out: Path) -> float:
         """Share of the work that is done."""
@@ -108,13 +108,13 @@ class Tune:
 
     def check(self, out: Path) -> Counter:
         """What is wrong with a finished sweep."""
-        here, names = self._heads(out), sorted(path.stem for path in (out / "members").glob("*.json"))
-        with (out / "members.csv").open() as file:
+        here, names = self._heads(out), sorted(path.stem for path in (out / "heads").glob("*.json"))
+        with (out / "heads.csv").open() as file:
             rows = Counter(row["id"] for row in csv.DictReader(file))
         return Counter({
             "members without a record": self.expected - len(names),
             "heads that differ": sum(self.heads.get(name) != here.get(name) for name in self.heads.keys() | here.keys()),
-            "rows of members.csv too few or too many": (rows - Counter(names)).total() + (Counter(names) - rows).total(),
+            "rows of heads.csv too few or too many": (rows - Counter(names)).total() + (Counter(names) - rows).total(),
         })  # fmt: skip
 
     @staticmethod

@@ -14,12 +14,12 @@ import numpy as np
 
 from raffect.config import TrainConfig
 from raffect.recipe import find_recipe, plain, read_recipe, with_settings
-from raffect.stages.dataset import open_dataset
-from raffect.stages.members import plan_packs, run_pack
+from raffect.runs.data import open_dataset
+from raffect.training.job import plan_batches, run_batch
 from raffect.stages.progress import Progress
-from raffect.stages.runs import Member, RunFolder
-from raffect.stages.scores import short, trivial_text
-from raffect.stages.train import count_steps
+from raffect.runs.folder import Member, RunFolder
+from raffect.runs.scores import short, trivial_text
+from raffect.training.train import count_steps
 
 RELEASED = read_recipe(find_recipe("released"))
 VARIANTS = {
@@ -27,14 +27,14 @@ VARIANTS = {
     "alpha 0.5 (released)": {"loss.alpha": 0.5},
     "alpha 1, SAM kept": {"loss.alpha": 1.0},
     "rho 0.5 (released)": {"sam.rho": 0.5},
-    "rho 0.5 and a new dropout mask": {"sam.rho": 0.5, "sam.redraw_dropout": True},
+    "rho 0.5 and a new dropout mask": {"sam.rho": 0.5, "sam.independent_dropout": True},
     "rho 0.5 and alpha 0.5": {"sam.rho": 0.5, "loss.alpha": 0.5},
     "rho 0, no SAM": {"sam.rho": 0.0},
     "sign perturbation, rho 0.05 (eq. 2 as printed)": {"sam.perturbation": "sign"},
     "sign perturbation, rho 0.0005": {"sam.perturbation": "sign", "sam.rho": 0.0005},
     "AdamW, weight decay 1e-4 (released)": {"optim.name": "adamw", "optim.weight_decay": 1e-4},
     "cyclic cosine to 1e-5 (released)": {"optim.schedule": "released", "optim.min_lr": 1e-5},
-    "new dropout mask in the second pass (released)": {"sam.redraw_dropout": True},
+    "new dropout mask in the second pass (released)": {"sam.independent_dropout": True},
     "dropout 0": {"head.dropout": 0.0},
     "dropout 0.3": {"head.dropout": 0.3},
     "torch's initial weights": {"head.init": "torch"},
@@ -44,11 +44,11 @@ VARIANTS = {
     "recipe erm: alpha 1, no SAM": {"loss.alpha": 1.0, "sam.rho": 0.0},
     "recipe weighted: erm + inverse weights": {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "inverse"},
     "erm + logit adjustment 1": {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.logit_adjustment": 1.0},
-    "recipe released": {name: value for name, value in RELEASED.items() if name in ("loss.alpha", "sam.rho", "sam.redraw_dropout") or name.startswith("optim.")},
+    "recipe released": {name: value for name, value in RELEASED.items() if name in ("loss.alpha", "sam.rho", "sam.independent_dropout") or name.startswith("optim.")},
 }
 AU_VARIANTS = {
     "paper": {},
-    "tail over frames, not elements": {"loss.granularity": "sample"},
+    "tail over frames, not units": {"loss.tail_over": "frames"},
     "alpha 0.5 (released)": {"loss.alpha": 0.5},
     "rho 0, no SAM": {"sam.rho": 0.0},
     "inverse unit weights": {"loss.weighting": "inverse"},
@@ -78,10 +78,10 @@ def study(options, task, variants):
     folder = RunFolder.create(config, dataset)
     members = {name: [Member(with_settings(base, {**settings, "seed": seed})) for seed in range(options.seeds)] for name, settings in variants.items()}
     every = [member for group in members.values() for member in group]
-    packs = plan_packs(folder, every, 10, one_seed=False)
+    packs = plan_batches(folder, every, 10, one_seed=False)
     with Progress(task, sum(count_steps(dataset, pack) for pack in packs), "head-steps") as progress:
         for pack in packs:
-            run_pack(config, dataset, folder, pack, on_step=partial(progress.advance, len(pack)), save_heads=False)
+            run_batch(config, dataset, folder, pack, on_step=partial(progress.advance, len(pack)), save_heads=False)
     report(folder, members, dataset)
 
 

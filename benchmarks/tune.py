@@ -26,16 +26,16 @@ from safetensors.numpy import load_file
 from raffect.config import TuneConfig
 from raffect.recipe import HeadConfig
 from raffect.stages.provenance import describe_run
-from raffect.stages.runs import RunFolder
+from raffect.runs.folder import RunFolder
 from raffect.stages.runtime import ray_session
-from raffect.stages.tune import tune
+from raffect.training.tune import tune
 
 
 def sweep(bank: Path, labels: Path, out: Path, heads: int, epochs: int, width: int, members: int | Literal["auto"]) -> tuple[float, float]:
     """Wall and CPU seconds of one `raffect tune`."""
     alphas = ",".join(f"{alpha:.3f}" for alpha in np.linspace(0.1, 1.0, heads))
     config = TuneConfig(
-        task="expr", bank=bank, labels=labels, out=out, epochs=epochs, head=HeadConfig(width=width), baseline=False, space=(f"loss.alpha={alphas}",), members_per_trial=members
+        task="expr", bank=bank, labels=labels, out=out, epochs=epochs, head=HeadConfig(width=width), baseline=False, space=(f"loss.alpha={alphas}",), heads_per_trial=members
     )
     cpu, start = machine_cpu_s(), time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):
@@ -72,7 +72,7 @@ def main() -> None:
             four = sweep(few, few_labels, folder / "four", 4, 1, args.width, 1)
             sixteen = sweep(few, few_labels, folder / "sixteen", 16, 1, args.width, 1)
         print(f"{args.heads} heads {args.width} wide, {args.epochs} epochs of {args.frames:,} frames\n\n| sweep | wall s | CPU s |\n|---|---|---|")
-        print(f"| packs (--members-per-trial auto) | {packs[0]:.1f} | {packs[1]:.1f} |")
+        print(f"| packs (--heads-per-trial auto) | {packs[0]:.1f} | {packs[1]:.1f} |")
         print(f"| one trial a head | {trials[0]:.1f} | {trials[1]:.1f} |")
         print(f"| ratio | {trials[0] / packs[0]:.2f} | {trials[1] / packs[1]:.2f} |")
         heads, equal, worst = compare(folder / "packs", folder / "trials")

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from raffect.model.checkpoint import load_head
     from raffect.model.encoder import load_encoder
     from raffect.stages.extract import extract
-    from raffect.stages.train import train
-    from raffect.stages.tune import tune
+    from raffect.training.train import train
+    from raffect.training.tune import tune
 
 _HOME = {
     "Bank": "data.bank", "read_features": "data.features", "read_labels": "data.tables", "EXPR": "data.affwild2", "AU": "data.affwild2", "VA": "data.affwild2", "Task": "data.tasks",
     "EncoderConfig": "config", "ExtractConfig": "config", "RaffectError": "errors", "load_encoder": "model.encoder", "extract": "stages.extract",
-    "TrainConfig": "config", "TuneConfig": "config", "load_head": "model.checkpoint", "train": "stages.train", "tune": "stages.tune",
+    "TrainConfig": "config", "TuneConfig": "config", "load_head": "model.checkpoint", "train": "training.train", "tune": "training.tune",
 }  # fmt: skip
 __all__ = [
     "AU", "EXPR", "VA", "Bank", "EncoderConfig", "ExtractConfig", "RaffectError", "Task", "TrainConfig", "TuneConfig", "__version__", "extract", "load_encoder", "load_head", "read_features",

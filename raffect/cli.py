@@ -195,21 +195,21 @@ def _dispatch(command: str, words: list[str]) -> int:
         case c.ExtractConfig():
             return _extract(config)
         case c.TrainConfig():
-            from raffect.stages.train import train
+            from raffect.training.train import train
 
-            return _print(train(config))
+            return _print(train(config).lines())
         case c.TuneConfig():
-            from raffect.stages.tune import tune
+            from raffect.training.tune import tune
 
-            return _print(tune(config))
+            return _print(tune(config).lines())
         case c.EvaluateConfig():
-            from raffect.stages.evaluate import evaluate
+            from raffect.evaluation.evaluate import evaluate
 
-            return _print(evaluate(config))
+            return _print(evaluate(config).lines())
         case c.ReportConfig():
-            from raffect.stages.report import report
+            from raffect.reporting.report import report
 
-            return _print(report(config.runs, config.out))
+            return _print(report(config.runs, config.out).lines())
         case c.BankInfoConfig() | c.BankVerifyConfig() | c.BankExportConfig() | c.BankImportConfig():
             return _bank(config)
         case _:

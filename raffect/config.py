@@ -6,13 +6,25 @@ All are frozen and checked on construction, so that a wrong value is one line at
 from __future__ import annotations
 
 import re
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 from raffect.recipe import Recipe, require
 
 EMBEDDED_MODEL = "raffect-faces"
+
+T = TypeVar("T")
+_MAY_CHANGE = "may change"
+MayChange = Annotated[T, _MAY_CHANGE]
+"""A setting of a run that may change when the run goes on, because it does not decide what a head becomes."""
+
+
+def may_change(kind: type) -> set[str]:
+    """Names of the settings of a configuration that are marked as `MayChange`."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {name for name, hint in hints.items() if _MAY_CHANGE in getattr(hint, "__metadata__", ())}
 
 
 def _require_local(config: object, *names: str) -> None:
@@ -252,25 +264,25 @@ class ModelsVerifyConfig:
 class LearnConfig(Recipe):
     """What training and sweeps have in common: a recipe, the data, and where and how to run."""
 
-    bank: Path
+    bank: MayChange[Path]
     """Bank of `raffect extract`."""
-    labels: Path
+    labels: MayChange[Path]
     """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
-    out: Path
+    out: MayChange[Path]
     """Run folder, or s3://bucket/folder; the same command goes on in it after a stop."""
-    select: Literal["last", "folds"] = "last"
-    """last: the last epoch is the headline. folds: epoch (and, in a sweep, the settings) are chosen on folds of the training split."""
+    select: Literal["last", "cv"] = "last"
+    """last: the last epoch is the headline. cv: epoch (and, in a sweep, the settings) are cross-validated on folds of the training split."""
     folds: int = 5
-    """Folds of whole videos for --select folds."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Folds of whole videos for --select cv."""
+    device: MayChange[Literal["auto", "cpu", "cuda"]] = "auto"
     """Where to train; auto is CUDA where there is one."""
-    threads: int = 0
+    threads: MayChange[int] = 0
     """CPU threads of one process; 0 is all cores for a run, and --cpus-per-trial for a trial. The last bits depend on it."""
     stream: Literal["auto", "always", "never"] = "auto"
     """Read features through Ray Data while training; auto does so when they do not fit the device."""
-    allow_incomplete: bool = False
+    allow_incomplete: MayChange[bool] = False
     """Train on a bank that lacks planned frames (not extracted yet, or damaged); every score then says so."""
-    address: str | None = None
+    address: MayChange[str | None] = None
     """Ray cluster: auto (the one this machine belongs to) or an address; none uses this machine alone."""
 
     def __post_init__(self) -> None:
@@ -283,9 +295,9 @@ class LearnConfig(Recipe):
 class TrainConfig(LearnConfig):
     """Train heads on a bank: `raffect train RECIPE --task expr ...`; a recipe is paper, released, erm, weighted or a TOML file, and flags override it."""
 
-    num_seeds: int = 1
+    num_seeds: MayChange[int] = 1
     """Heads to train side by side, with seeds from --seed on; their spread is printed."""
-    num_workers: int = 1
+    num_workers: MayChange[int] = 1
     """Processes of Ray Train that share each batch, with the result of one; 1 needs no Ray."""
 
     def __post_init__(self) -> None:
@@ -297,37 +309,37 @@ class TrainConfig(LearnConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(LearnConfig):
-    """Train every combination of settings, in packs on Ray Tune: `raffect tune RECIPE --task expr ...`; by default the paper's Figure 2."""
+    """Train every combination of settings, in batches of heads on Ray Tune: `raffect tune RECIPE --task expr ...`; by default the paper's Figure 2."""
 
-    space: tuple[str, ...] = ("loss.alpha=0.1:1:0.1", "seed=0:4")
+    space: MayChange[tuple[str, ...]] = ("loss.alpha=0.1:1:0.1", "seed=0:4")
     """Axes: NAME=V1,V2,..., NAME=FROM:TO:STEP (NAME=FROM:TO for whole numbers), or, with --samples, NAME=uniform(A,B) or NAME=loguniform(A,B)."""
-    samples: int = 0
+    samples: MayChange[int] = 0
     """Random draws of the axes that are distributions."""
-    baseline: bool = True
+    baseline: MayChange[bool] = True
     """Also train plain ERM (alpha 1, rho 0, no class weights or logit adjustment) with every seed, for comparison."""
-    members_per_trial: int | Literal["auto"] = "auto"
+    heads_per_trial: MayChange[int | Literal["auto"]] = "auto"
     """Heads that one trial trains side by side; 1 is classic Tune."""
-    gpus_per_trial: float | None = None
+    gpus_per_trial: MayChange[float | None] = None
     """GPUs a trial takes: 1 or a fraction; default 1 where there are GPUs, else 0."""
-    cpus_per_trial: int = 1
+    cpus_per_trial: MayChange[int] = 1
     """CPUs a trial takes."""
-    scheduler: Literal["none", "asha"] = "none"
-    """asha stops poor heads early (Li et al. 2020); needs --members-per-trial 1."""
-    save_heads: bool = True
+    scheduler: MayChange[Literal["none", "asha"]] = "none"
+    """asha stops poor heads early (Li et al. 2020); needs --heads-per-trial 1."""
+    save_heads: MayChange[bool] = True
     """Keep the weights of every head."""
-    track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    track: MayChange[tuple[Literal["tensorboard", "mlflow", "wandb"], ...]] = ("tensorboard",)
     """Where curves go besides the run folder; mlflow and wandb need `pip install raffect[mlflow]` or raffect[wandb]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        members = self.members_per_trial
-        require(members == "auto" or 1 <= members <= 10_000, f"--members-per-trial {members}: expected auto, or 1 or more")
+        heads = self.heads_per_trial
+        require(heads == "auto" or 1 <= heads <= 10_000, f"--heads-per-trial {heads}: expected auto, or 1 or more")
         gpus = self.gpus_per_trial
         require(gpus is None or 0 <= gpus <= 1, f"--gpus-per-trial {gpus}: expected 0 to 1")
         require(self.cpus_per_trial >= 1, f"--cpus-per-trial {self.cpus_per_trial}: expected 1 or more")
         require(self.samples >= 0, f"--samples {self.samples}: expected 0 or more")
-        require(self.scheduler == "none" or members == 1, "--scheduler asha: a pack's heads cannot be stopped one by one; add --members-per-trial 1")
-        require(self.scheduler == "none" or self.select == "last", "--scheduler asha: does not go with --select folds, which needs every epoch of every head")
+        require(self.scheduler == "none" or heads == 1, "--scheduler asha: a batch's heads cannot be stopped one by one; add --heads-per-trial 1")
+        require(self.scheduler == "none" or self.select == "last", "--scheduler asha: does not go with --select cv, which needs every epoch of every head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,12 +354,12 @@ class EvaluateConfig:
     """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
     split: Literal["train", "validation", "test"] = "validation"
     """Frames to judge on."""
-    epoch: Literal["last", "best", "chosen"] = "last"
-    """Which snapshot of each head: last epoch, best on validation, or chosen on folds."""
+    epoch: Literal["last", "best", "cv"] = "last"
+    """Which snapshot of each head: last epoch, best on validation, or the cross-validated epoch."""
     allow_incomplete: bool = False
     """Judge on a bank that lacks planned frames (not extracted yet, or damaged); every score then says so."""
     out: Path | None = None
-    """Also write metrics.json and per_video.csv to this folder."""
+    """Also write metrics.json and per_group.csv to this folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 

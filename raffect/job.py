@@ -74,17 +74,18 @@ def _describe_extract(path: Path) -> dict[str, Any]:
 
 
 def _describe_run(folder: Path) -> dict[str, Any]:
-    from raffect.stages.report import report
+    from raffect.reporting.report import report
+    from raffect.runs.metrics import Metrics
 
     result: dict[str, Any] = {"run": str(folder.absolute())}
     try:
-        report((folder,), None)
-        result["report"] = str(folder.absolute() / "report.html")
+        result["report"] = str(report((folder,), None).html)
     except Exception as error:  # the heads are there all the same
         result["report_failed"] = str(error)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    names = [name for name in ("selected_on_folds", "best", "scores") if name in metrics]
-    return result | {name: metrics[name] for name in ("trivial", *names[:1])} | {"stamp": metrics["data"]["stamp"]}
+    file = folder / "metrics.json"
+    metrics = Metrics.from_json(file.read_bytes(), file, "give the same command again")
+    found = {"chance": metrics.chance.to_json(), "headline": metrics.headline.to_json()}
+    return result | found | {"caveat": metrics.data.caveat}
 
 
 class _Tee(io.TextIOBase):

@@ -13,11 +13,13 @@ import itertools
 import json
 import math
 import tomllib
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from raffect.data.records import Record
 from raffect.errors import RaffectError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -33,34 +35,39 @@ def require(ok: bool, message: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadConfig:
+class HeadConfig(Record):
     """Hidden blocks Linear -> BatchNorm -> ReLU -> Dropout, then one Linear."""
 
     width: int = 0
     """Units a hidden block; 0 is as many as the feature has (768 for ViT-L/14)."""
     depth: int = 3
-    """Hidden blocks."""
+    """Hidden blocks; 0 is a linear probe, which has neither BatchNorm nor dropout."""
     dropout: float = 0.6
     """Share of hidden units dropped; unstated in the paper, 0.6 in its code."""
     init: Literal["he", "torch"] = "he"
     """he: He-uniform weights and zero biases; torch: the defaults of torch.nn.Linear."""
+    normalise: Literal["none", "l2"] = "none"
+    """l2: divide each feature by its norm first, as CLIP compares them; none: take it as it is."""
 
     def __post_init__(self) -> None:
         require(0 <= self.width <= MOST_WIDTH, f"head.width {self.width}: expected 0 (as the feature) to {MOST_WIDTH}")
-        require(1 <= self.depth <= MOST_DEPTH, f"head.depth {self.depth}: expected 1 to {MOST_DEPTH}")
+        require(
+            0 <= self.depth <= MOST_DEPTH,
+            f"head.depth {self.depth}: expected 0 (a linear probe) to {MOST_DEPTH}",
+        )
         require(0 <= self.dropout < 1, f"head.dropout {self.dropout}: expected 0 or more, less than 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(Record):
     """Cross-entropy of classes, binary cross-entropy of labels, squared error of values, and of it the mean of the worst share."""
 
     name: Literal["default", "ccc"] = "default"
     """default: what the kind of task has; ccc, of values alone: 1 - CCC of the batch, the mean over the values, with loss.alpha 1."""
     alpha: float = 0.3
     """CVaR's tail share of each batch, in (0, 1]: 1 is the plain mean, towards 0 the worst frame alone."""
-    granularity: Literal["element", "sample"] = "element"
-    """Of labels such as AU: the tail is taken over (frame, label) elements, as released, or over frames."""
+    tail_over: Literal["units", "frames"] = "units"
+    """Of labels such as AU: the tail is taken over the (frame, unit) pairs of a batch, as released, or over its frames."""
     weighting: Literal["none", "inverse", "effective"] = "none"
     """Class weights: none, inverse frequency, or effective number (Cui et al. 2019)."""
     beta: float = 0.9999
@@ -76,14 +83,14 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamConfig:
+class SamConfig(Record):
     """Sharpness-aware minimisation: the gradient is taken where the loss nearby is highest."""
 
     rho: float = 0.05
     """Radius (the paper's gamma); 0 is the base optimiser."""
     perturbation: Literal["l2", "sign"] = "l2"
     """l2: rho * g / |g| (Foret et al. 2021, and the released code); sign: rho * sign(g), as eq. (2) prints."""
-    redraw_dropout: bool = False
+    independent_dropout: bool = False
     """Draw another dropout mask for the second pass, as the released code does without saying so."""
 
     def __post_init__(self) -> None:
@@ -91,7 +98,7 @@ class SamConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Record):
     """Adam and its rate."""
 
     name: Literal["adam", "adamw"] = "adam"
@@ -112,7 +119,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Record):
     """Everything that decides a head, apart from the data."""
 
     task: str = ""
@@ -127,6 +134,11 @@ class Recipe:
     loss: LossConfig = field(default_factory=LossConfig)
     sam: SamConfig = field(default_factory=SamConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings by dotted name."""
+        return flatten(self)
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, f"seed {self.seed}: expected 0 to 2147483647")
@@ -150,7 +162,21 @@ DEFAULTS = flatten(Recipe())
 """Every setting's default by dotted name."""
 NAMES = tuple(DEFAULTS)
 """All dotted names."""
-_LATER = ("loss.name",)
+PLAIN_ERM: dict[str, Any] = {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "none", "loss.logit_adjustment": 0.0}
+"""Empirical risk minimisation: the mean of cross-entropies as they are, without CVaR, SAM, class weights or logit adjustment."""
+_FIRST_NAMES = {
+    "loss.tail_over": "loss.granularity",
+    "sam.independent_dropout": "sam.redraw_dropout",
+    "heads_per_trial": "members_per_trial",
+}
+"""What settings were called in the first run folders; a recipe's digest, and so a head's name, is made of these."""
+_FIRST_VALUES: dict[tuple[str, Any], str] = {
+    ("loss.tail_over", "units"): "element",
+    ("loss.tail_over", "frames"): "sample",
+    ("select", "cv"): "folds",
+}
+"""What values of settings were called then."""
+_LATER = ("loss.name", "head.normalise")
 """Settings younger than the first run folders: at their default they leave a recipe's digest, and so a head's name, as it was."""
 
 
@@ -180,9 +206,20 @@ def plain(recipe: Recipe) -> Recipe:
 
 
 def digest(recipe: Recipe) -> str:
-    """Twelve hexadecimal digits that name a recipe: equal settings, equal digest."""
+    """Twelve hexadecimal digits that name a recipe: equal settings, equal digest, in the words of the first run folders."""
     settings = {name: value for name, value in flatten(recipe).items() if name not in _LATER or value != DEFAULTS[name]}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    first = {_FIRST_NAMES.get(name, name): _FIRST_VALUES.get((name, value), value) for name, value in settings.items()}
+    return hashlib.sha256(json.dumps(first, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def in_todays_words(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name as raffect of November 2026 wrote them, by today's names and values."""
+    names = {old: new for new, old in _FIRST_NAMES.items()}
+    values = {(name, old): new for (name, new), old in _FIRST_VALUES.items()}
+    renamed = {names.get(name, name): value for name, value in settings.items()}
+    return {
+        name: values.get((name, value), value) if isinstance(value, str) else value for name, value in renamed.items()
+    }
 
 
 def unknown_name(name: str, known: Sequence[str]) -> str:
@@ -226,6 +263,7 @@ def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
         flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    flat = in_todays_words(flat)
     for name, value in flat.items():
         is_table = any(other.startswith(f"{name}.") for other in known)
         require(not is_table, f"{path}: {name} is a table; write [{name}] and its settings below")
@@ -252,8 +290,16 @@ def _as_type_of(name: str, default: Any, value: Any) -> Any:
     return value
 
 
+def _choices(kind: type, prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """Values that settings may take, by dotted name, read from their ``Literal`` types."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            found |= _choices(typing.cast(type, hint), f"{name}.")
+        elif typing.get_origin(hint) is Literal:
+            found[f"{prefix}{name}"] = typing.get_args(hint)
+    return found
+
+
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-_CHOICES = {
-    "head.init": ("he", "torch"), "loss.name": ("default", "ccc"), "loss.granularity": ("element", "sample"), "loss.weighting": ("none", "inverse", "effective"),
-    "sam.perturbation": ("l2", "sign"), "optim.name": ("adam", "adamw"), "optim.schedule": ("cosine", "released", "constant"),
-}  # fmt: skip
+_CHOICES = _choices(Recipe)

@@ -16,7 +16,7 @@ from raffect.config import BankVerifyConfig, ExtractConfig, SynthConfig
 
 ROOT = Path(__file__).parents[1]
 ENCODER = {"--encoder.model", "--encoder.weights", "--encoder.precision", "--encoder.batch-size", "--encoder.compile"}
-RECIPE = {"--task", "--seed", "--epochs", "--batch-size", "--head.width", "--head.depth", "--head.dropout", "--head.init", "--loss.alpha", "--loss.name", "--loss.granularity", "--loss.weighting", "--loss.beta", "--loss.logit-adjustment", "--sam.rho", "--sam.perturbation", "--sam.redraw-dropout", "--optim.name", "--optim.lr", "--optim.weight-decay", "--optim.schedule", "--optim.min-lr"}  # fmt: skip
+RECIPE = {"--task", "--seed", "--epochs", "--batch-size", "--head.width", "--head.depth", "--head.dropout", "--head.init", "--loss.alpha", "--loss.name", "--loss.tail-over", "--loss.weighting", "--loss.beta", "--loss.logit-adjustment", "--sam.rho", "--sam.perturbation", "--sam.independent-dropout", "--optim.name", "--optim.lr", "--optim.weight-decay", "--optim.schedule", "--optim.min-lr"}  # fmt: skip
 LEARN = RECIPE | {"--allow-incomplete", "--bank", "--labels", "--out", "--select", "--folds", "--device", "--threads", "--stream", "--address"}
 FLAGS = {
     "extract": ENCODER
@@ -42,7 +42,7 @@ FLAGS = {
     "bank": {"--bank", "--json", "--manifest", "--repair", "--retry-rejects", "--out", "--format", "--features", "--list", "--task"},
     "models": ENCODER | {"--pattern", "--present"},
     "train": LEARN | {"--num-seeds", "--num-workers"},
-    "tune": LEARN | {"--space", "--samples", "--baseline", "--members-per-trial", "--gpus-per-trial", "--cpus-per-trial", "--scheduler", "--save-heads", "--track"},
+    "tune": LEARN | {"--space", "--samples", "--baseline", "--heads-per-trial", "--gpus-per-trial", "--cpus-per-trial", "--scheduler", "--save-heads", "--track"},
     "evaluate": {"--allow-incomplete", "--run", "--bank", "--labels", "--split", "--epoch", "--out", "--device"},
     "report": {"--runs", "--out"},
 }

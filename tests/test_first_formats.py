@@ -1,7 +1,7 @@
 """A bank, runs and heads that raffect of November 2026 wrote (tests/fixtures/first): every later version reads them.
 
 They were made by: synth --frames 240 --seed 11, one frame overwritten with text, prepare, extract --shard-rows 64, then
-train paper --task expr|au --epochs 4 --head.width 12 --head.depth 2 --batch-size 16 --num-seeds 2 --select folds --folds 2,
+train paper --task expr|au --epochs 4 --head.width 12 --head.depth 2 --batch-size 16 --num-seeds 2 --select cv --folds 2,
 and tune with --space loss.alpha=0.3,0.6,1 seed=0,1.
 """
 
@@ -51,8 +51,9 @@ def test_a_first_run_given_again_trains_nothing_and_prints_the_scores_it_had(run
     assert main(words) == 0
     after = json.loads((first / run / "metrics.json").read_text())
     assert {path.name: path.read_bytes() for path in (first / run / "members").glob("*.json")} == records
-    assert {name: part["mean"] for name, part in after["scores"].items()} == {name: part["mean"] for name, part in before["scores"].items()}
-    assert "val-folds" in capsys.readouterr().out
+    names = {"last": "last", "best": "best", "chosen": "cv"}
+    assert {name: part["mean"] for name, part in after["settings"][0]["scores"].items()} == {names[name]: part["mean"] for name, part in before["scores"].items()}
+    assert "val-cv" in capsys.readouterr().out
 
 
 def test_a_first_sweep_given_again_trains_nothing(first, capsys):
@@ -74,7 +75,7 @@ def test_first_heads_score_what_they_scored(run, first, capsys):
     assert main(["evaluate", "--run", str(first / run), "--bank", str(first / "bank"), "--labels", str(first), "--out", str(out), "--device", "cpu"]) == 0
     capsys.readouterr()
     recorded = {record["id"]: record["scores"]["last"]["macro_f1"] for record in _records(first / run) if record["fold"] is None}
-    found = {head["member"]: head["macro_f1"] for head in json.loads((out / "metrics.json").read_text())["heads"]}
+    found = {head["id"]: head["score"]["headline"] for head in json.loads((out / "metrics.json").read_text())["heads"]}
     assert found == pytest.approx(recorded, abs=0.02)  # another processor's last bits may move a frame
 
 

@@ -7,12 +7,12 @@ from raffect.errors import RaffectError
 from raffect.recipe import NAMES, RECIPES, Recipe, digest, expand, find_recipe, flatten, read_recipe, with_settings
 
 PAPER = {
-    "epochs": 32, "batch_size": 32, "head.width": 0, "head.depth": 3, "head.dropout": 0.6, "head.init": "he", "loss.alpha": 0.3, "loss.granularity": "element", "loss.weighting": "none",
-    "loss.logit_adjustment": 0.0, "sam.rho": 0.05, "sam.perturbation": "l2", "sam.redraw_dropout": False,
+    "epochs": 32, "batch_size": 32, "head.width": 0, "head.depth": 3, "head.dropout": 0.6, "head.init": "he", "loss.alpha": 0.3, "loss.tail_over": "units", "loss.weighting": "none",
+    "loss.logit_adjustment": 0.0, "sam.rho": 0.05, "sam.perturbation": "l2", "sam.independent_dropout": False,
     "optim.name": "adam", "optim.lr": 1e-3, "optim.weight_decay": 0.0, "optim.schedule": "cosine", "optim.min_lr": 0.0,
 }  # fmt: skip
 RELEASED = PAPER | {
-    "loss.alpha": 0.5, "sam.rho": 0.5, "sam.redraw_dropout": True, "optim.name": "adamw", "optim.weight_decay": 1e-4, "optim.schedule": "released", "optim.min_lr": 1e-5,
+    "loss.alpha": 0.5, "sam.rho": 0.5, "sam.independent_dropout": True, "optim.name": "adamw", "optim.weight_decay": 1e-4, "optim.schedule": "released", "optim.min_lr": 1e-5,
 }  # fmt: skip
 DATA = ["--bank", "b", "--labels", "l", "--out", "o"]
 
@@ -42,12 +42,12 @@ def test_all_recipes_are_shipped_and_no_other():
 
 
 def test_the_set_of_settings_is_frozen():
-    assert set(NAMES) == set(PAPER) | {"task", "seed", "loss.beta", "loss.name"}
+    assert set(NAMES) == set(PAPER) | {"task", "seed", "loss.beta", "loss.name", "head.normalise"}
 
 
 def test_flags_override_a_recipe_and_a_file_works_like_a_name(tmp_path):
-    config = parse("train", ["released", "--task", "au", *DATA, "--loss.alpha", "0.2", "--sam.no-redraw-dropout"])
-    assert (config.loss.alpha, config.sam.rho, config.sam.redraw_dropout) == (0.2, 0.5, False)
+    config = parse("train", ["released", "--task", "au", *DATA, "--loss.alpha", "0.2", "--sam.no-independent-dropout"])
+    assert (config.loss.alpha, config.sam.rho, config.sam.independent_dropout) == (0.2, 0.5, False)
     file = tmp_path / "mine.toml"
     file.write_text('task = "au"\n[loss]\nalpha = 0.7\n')
     assert parse("train", [str(file), *DATA]).loss.alpha == 0.7
@@ -106,7 +106,7 @@ def test_a_wrong_recipe_file_is_named(tmp_path, text, match):
     [
         ({"loss.alpha": "x"}, "expected a number"),
         ({"epochs": 1.5}, "expected a whole number"),
-        ({"sam.redraw_dropout": 1}, "expected true or false"),
+        ({"sam.independent_dropout": 1}, "expected true or false"),
         ({"optim.name": "sgd"}, "expected one of adam, adamw"),
         ({"x": 1}, "unknown setting"),
     ],

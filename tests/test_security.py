@@ -22,7 +22,7 @@ from raffect.data.bank import Bank
 from raffect.data.verify import verify, withdraw
 from raffect.errors import RaffectError
 from raffect.model.checkpoint import load_head, load_state
-from raffect.stages.report import report, to_html
+from raffect.reporting.report import report, to_html
 from raffect.stages.runtime import ray_session
 
 ROOT = Path(__file__).parents[1]
@@ -149,7 +149,7 @@ def test_what_comes_from_a_run_folder_is_text_in_its_report(tmp_path, trap):
     env["data"] |= {"stamp": trap, "edition": trap}
     env["run"] |= {"command": ["raffect", trap], "folder": trap}
     (run / "env.json").write_text(json.dumps(env))
-    for file in (run / "members").glob("*.json"):
+    for file in (run / "heads").glob("*.json"):
         record = json.loads(file.read_text())
         record |= {"device": trap, "git_commit": trap, "trivial": record["trivial"] | {"answer": trap}}
         file.write_text(json.dumps(record))

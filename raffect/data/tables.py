@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raffect.data.atomic import atomic_path
+from raffect.data.atomic import atomic_path, write_atomic
 from raffect.data.storage import Damaged, has_file, read_parquet
 from raffect.errors import RaffectError
 
@@ -59,3 +62,13 @@ def select_split(labels: pa.Table, split: str) -> pa.Table:
 def read_metadata(table: pa.Table) -> dict[str, str]:
     """The text metadata that `write_table` put there."""
     return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the columns of the first one; an empty file where there is none."""
+    sink = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(sink, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_atomic(path, sink.getvalue().encode())

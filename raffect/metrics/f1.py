@@ -7,9 +7,10 @@ always count all K of them: one that never occurs scores 0 and is not dropped, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from raffect.metrics.scores import Number
 
 
 def one_against_rest(confusion: np.ndarray) -> np.ndarray:
@@ -46,12 +47,19 @@ def resampled_macro_f1(counts: np.ndarray) -> np.ndarray:
     return ((f1_scores(counts) * shown).sum(-1) / np.maximum((shown | never).sum(-1), 1)).mean(0)
 
 
-def describe_classes(counts: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Precision, recall, F1, support and number of predictions of each class, from counts (K, 4), as plain JSON values."""
-    precision, recall = divide(counts[:, 0], counts[:, 0] + counts[:, 1]), divide(counts[:, 0], counts[:, 0] + counts[:, 2])
-    f1, support, said = f1_scores(counts), counts[:, 0] + counts[:, 2], counts[:, 0] + counts[:, 1]
+def describe_classes(counts: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Number]]:
+    """Precision, recall, F1, support and number of predictions of each class, from counts (K, 4)."""
+    true, predicted = counts[:, 0] + counts[:, 2], counts[:, 0] + counts[:, 1]
+    precision, recall, f1 = divide(counts[:, 0], predicted), divide(counts[:, 0], true), f1_scores(counts)
     return {
-        name: {"precision": float(precision[k]), "recall": float(recall[k]), "f1": float(f1[k]), "support": int(support[k]), "said": int(said[k])} for k, name in enumerate(names)
+        name: {
+            "precision": float(precision[k]),
+            "recall": float(recall[k]),
+            "f1": float(f1[k]),
+            "support": int(true[k]),
+            "predicted": int(predicted[k]),
+        }
+        for k, name in enumerate(names)
     }
 
 

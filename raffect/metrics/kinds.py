@@ -6,7 +6,7 @@ Each kind keeps additive statistics of a head on each video, shape (..., videos,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from raffect.data.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics import agreement
 from raffect.metrics.f1 import describe_classes, divide, f1_scores, one_against_rest, resampled_macro_f1
+from raffect.metrics.scores import Chance, Number, Score
 
 
 class Kind(ABC):
@@ -23,8 +24,8 @@ class Kind(ABC):
         key: Name of the headline score in files, such as ``macro_f1``.
         title: The same for people.
         lowest: Lowest headline score there is.
-        parts: Name under which a score holds those of single outputs.
-        part: What one output is called.
+        parts: What its outputs are called: classes, labels or values.
+        part: What one of them is called.
         columns: Scores of one output, as (title, key); the first is the one that is drawn, the last a number of frames.
     """
 
@@ -56,12 +57,12 @@ class Kind(ABC):
         """Headline score of draws of videos, mean over heads, of statistics (heads, draws, A, B): shape (draws,)."""
 
     @abstractmethod
-    def score(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
-        """All scores of one head from statistics (A, B), as plain JSON values: ``key``, and those of each output below ``parts``."""
+    def score(self, statistics: np.ndarray, task: Task) -> Score:
+        """All scores of one head from statistics (A, B)."""
 
     @abstractmethod
-    def chance(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
-        """The best predictors that never look, from any head's statistics (A, B): ``answer``, ``key`` and perhaps ``guess``."""
+    def chance(self, statistics: np.ndarray, task: Task) -> Chance:
+        """The best predictors that never look, from any head's statistics (A, B)."""
 
     @abstractmethod
     def count_frames(self, statistics: np.ndarray) -> np.ndarray:
@@ -104,19 +105,25 @@ class Multiclass(Kind):
         """See `raffect.metrics.f1.resampled_macro_f1`."""
         return resampled_macro_f1(one_against_rest(statistics))
 
-    def score(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
-        """``macro_f1``, ``classes``, ``accuracy`` and ``confusion``."""
+    def score(self, statistics: np.ndarray, task: Task) -> Score:
+        """``macro_f1`` and ``accuracy``, F1, precision and recall of each class, and the confusion matrix."""
         counts = one_against_rest(statistics)
+        macro_f1 = float(f1_scores(counts).mean())
         accuracy = float(np.trace(statistics) / max(statistics.sum(), 1))
-        return {"macro_f1": float(f1_scores(counts).mean()), "classes": describe_classes(counts, task.outputs), "accuracy": accuracy, "confusion": statistics.tolist()}
+        return Score(
+            headline=macro_f1,
+            metrics={"macro_f1": macro_f1, "accuracy": accuracy},
+            outputs=describe_classes(counts, task.outputs),
+            confusion=tuple(tuple(map(int, row)) for row in statistics),
+        )
 
-    def chance(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
-        """The best constant class; and ``guess``, what guesses drawn with the split's own class shares p_k score on average: F1 of class
-        k is p_k, so it is 1/C whatever the shares, and no other blind guess reaches more."""
-        there = statistics.sum(1)
-        best = int(there.argmax())
-        constant = float(divide(2 * there[best], there[best] + there.sum())) / len(there)
-        return {"answer": f"always {task.outputs[best]}", "macro_f1": constant, "guess": 1 / len(there)}
+    def chance(self, statistics: np.ndarray, task: Task) -> Chance:
+        """The most frequent class; and guesses drawn with the split's own class shares p_k: on average F1 of class k is p_k,
+        so they score 1/C whatever the shares, and no other blind guess reaches more."""
+        true = statistics.sum(1)
+        best = int(true.argmax())
+        majority = float(divide(2 * true[best], true[best] + true.sum())) / len(true)
+        return Chance(answer=f"always {task.outputs[best]}", majority=majority, prior=1 / len(true))
 
     def count_frames(self, statistics: np.ndarray) -> np.ndarray:
         """All cells."""
@@ -135,7 +142,7 @@ class Multilabel(Kind):
     """Any number of labels a frame, each there, not there or unlabelled. Statistics: counts (L, 4). Headline: macro F1."""
 
     key, title, lowest = "macro_f1", "macro F1", 0.0
-    parts, part = "classes", "label"
+    parts, part = "labels", "label"
     columns = (("F1", "f1"), ("precision", "precision"), ("recall", "recall"), ("frames", "support"))
 
     def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
@@ -159,14 +166,17 @@ class Multilabel(Kind):
         """See `raffect.metrics.f1.resampled_macro_f1`."""
         return resampled_macro_f1(statistics)
 
-    def score(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
-        """``macro_f1`` and ``classes``, one a label."""
-        return {"macro_f1": float(f1_scores(statistics).mean()), "classes": describe_classes(statistics, task.outputs)}
+    def score(self, statistics: np.ndarray, task: Task) -> Score:
+        """``macro_f1``, and F1, precision and recall of each label."""
+        macro_f1 = float(f1_scores(statistics).mean())
+        outputs = describe_classes(statistics, task.outputs)
+        return Score(headline=macro_f1, metrics={"macro_f1": macro_f1}, outputs=outputs)
 
-    def chance(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
+    def chance(self, statistics: np.ndarray, task: Task) -> Chance:
         """Always active is the best constant, and no blind guess reaches more."""
         positive, labelled = statistics[:, [0, 2]].sum(1), statistics.sum(1)
-        return {"answer": "all labels active", "macro_f1": float(divide(2 * positive, positive + labelled).mean())}
+        majority = float(divide(2 * positive, positive + labelled).mean())
+        return Chance(answer="all labels active", majority=majority)
 
     def count_frames(self, statistics: np.ndarray) -> np.ndarray:
         """Of the label that most frames have."""
@@ -207,15 +217,23 @@ class Regression(Kind):
         """As the score."""
         return self.headline(statistics).mean(0)
 
-    def score(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
-        """``ccc``, ``pcc`` and ``rmse``, means over the values, and ``values``, the same of each."""
-        found = {"ccc": agreement.ccc(statistics), "pcc": agreement.pcc(statistics), "rmse": agreement.rmse(statistics)}
-        values = {name: {key: float(part[k]) for key, part in found.items()} | {"frames": int(statistics[k, 0])} for k, name in enumerate(task.outputs)}
-        return {key: float(part.mean()) for key, part in found.items()} | {"values": values}
+    def score(self, statistics: np.ndarray, task: Task) -> Score:
+        """``ccc``, ``pcc`` and ``rmse``, means over the values, and the same of each value."""
+        found = {
+            "ccc": agreement.ccc(statistics),
+            "pcc": agreement.pcc(statistics),
+            "rmse": agreement.rmse(statistics),
+        }
+        outputs: dict[str, dict[str, Number]] = {
+            name: {key: float(part[k]) for key, part in found.items()} | {"frames": int(statistics[k, 0])}
+            for k, name in enumerate(task.outputs)
+        }
+        metrics = {key: float(part.mean()) for key, part in found.items()}
+        return Score(headline=metrics["ccc"], metrics=metrics, outputs=outputs)
 
-    def chance(self, statistics: np.ndarray, task: Task) -> dict[str, Any]:
+    def chance(self, statistics: np.ndarray, task: Task) -> Chance:
         """A constant has no covariance with anything."""
-        return {"answer": "any constant", "ccc": 0.0}
+        return Chance(answer="any constant", majority=0.0)
 
     def count_frames(self, statistics: np.ndarray) -> np.ndarray:
         """Of the value that most frames have."""

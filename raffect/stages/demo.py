@@ -9,14 +9,14 @@ from raffect.config import EMBEDDED_MODEL, BankVerifyConfig, DemoConfig, Encoder
 from raffect.data.synthetic import EDITION, write_synthetic
 from raffect.errors import RaffectError
 from raffect.recipe import Recipe, find_recipe, plain, read_recipe, with_settings
+from raffect.reporting.report import report
 from raffect.stages.bank import check
 from raffect.stages.extract import extract
 from raffect.stages.prepare import prepare
 from raffect.stages.progress import Progress, format_seconds
-from raffect.stages.report import report
 from raffect.stages.runtime import ray_session
-from raffect.stages.train import train
-from raffect.stages.tune import tune
+from raffect.training.train import train
+from raffect.training.tune import tune
 
 _SHARD_ROWS = 512
 _EPOCHS = 10
@@ -66,12 +66,12 @@ def _run_stages(config: DemoConfig, say: Callable[[str], None]) -> None:
     say(f"5/7 tune: the paper's recipe for EXPR over alpha, {_SEEDS} seeds each, and plain ERM beside it; {_EPOCHS} epochs, not 32")
     common = {"bank": bank, "labels": data}
     sweep = TuneConfig(**_paper("expr", config.seed), **common, out=config.out / "expr-alpha", space=(_ALPHAS, f"seed={config.seed}:{config.seed + _SEEDS - 1}"))
-    _indent(tune(sweep)[:-2], say)
+    _indent(tune(sweep).lines()[:-2], say)
     say("6/7 train: the paper's recipe for AU")
     run = TrainConfig(**_paper("au", config.seed), **common, out=config.out / "au", num_seeds=_SEEDS)
-    _indent(train(run)[:-2], say)
+    _indent(train(run).lines()[:-2], say)
     say("7/7 report: tables and figures")
-    _indent(report((sweep.out, run.out), config.out), say)
+    _indent(report((sweep.out, run.out), config.out).lines(), say)
 
 
 def _paper(task: str, seed: int) -> dict:

@@ -283,5 +283,5 @@ def iter_items(plan: Plan, todo: list[int], manifest: pa.Table, where: np.ndarra
 
 def _record(config: ExtractConfig, bank: Bank, summary: Summary) -> None:
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}.json"
-    content = {"run": describe_run(), "config": asdict(config), "summary": asdict(summary)}
+    content = {"run": describe_run().to_json(), "config": asdict(config), "summary": asdict(summary)}
     write_atomic(bank.path / "runs" / name, (json.dumps(content, indent=1, default=str) + "\n").encode())

@@ -6,25 +6,56 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from raffect.data.records import Record
 
 PACKAGES = ("raffect", "torch", "open_clip_torch", "ray", "pyarrow", "numpy", "scikit-learn", "pillow", "simplejpeg")
 
 
-def describe_run() -> dict[str, Any]:
-    """Time, versions, commit, command and machine, as plain JSON values."""
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "folder": _working_folder(),
-        "versions": versions() | {"python": platform.python_version()},
-        "git_commit": git_commit(),
-        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
-    }
+@dataclass(frozen=True, kw_only=True)
+class Machine(Record):
+    """Where it ran: operating system and number of cores."""
+
+    system: str
+    cores: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(Record):
+    """What made a result.
+
+    Attributes:
+        time: When it began, ISO 8601 in UTC.
+        command: Words of the command line.
+        folder: Where it was given.
+        versions: Of packages and Python.
+        git_commit: Of raffect, see `git_commit`.
+        machine: Where it ran.
+    """
+
+    time: str
+    command: tuple[str, ...]
+    folder: str = "?"
+    versions: dict[str, str]
+    git_commit: str | None
+    machine: Machine
+
+
+def describe_run() -> Provenance:
+    """Time, versions, commit, command and machine of this process."""
+    return Provenance(
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=tuple(sys.argv),
+        folder=_working_folder(),
+        versions=versions() | {"python": platform.python_version()},
+        git_commit=git_commit(),
+        machine=Machine(system=platform.platform(), cores=os.cpu_count()),
+    )
 
 
 def _working_folder() -> str:

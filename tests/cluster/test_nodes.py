@@ -167,8 +167,8 @@ def test_an_extract_over_four_gpus_loses_and_doubles_nothing_when_a_node_dies_an
 def test_a_sweep_over_four_gpus_outlives_its_driver_and_a_trial_and_ends_with_its_best_member(cluster, extracted, data, tmp_path):
     bank, _ = extracted
     words = ["jobs/tune.py", "paper", "--task", "expr", "--bank", str(bank), "--labels", str(data), "--out", str(tmp_path / "run"), "--device", "cpu", "--gpus-per-trial", "1"]
-    words += ["--members-per-trial", "1", "--epochs", "4", "--batch-size", "64", "--head.width", "32", "--space", "loss.alpha=0.2,0.5,1", "seed=0:1", "--track", "tensorboard"]
-    members = tmp_path / "run" / "members"
+    words += ["--heads-per-trial", "1", "--epochs", "4", "--batch-size", "64", "--head.width", "32", "--space", "loss.alpha=0.2,0.5,1", "seed=0:1", "--track", "tensorboard"]
+    members = tmp_path / "run" / "heads"
     with submitted(cluster, *words) as job:
         wait_for(lambda: len(list(members.glob("*.json"))) >= 2 or job.poll() is not None, "the first members")
         os.kill(driver_of(cluster, "jobs/tune.py"), signal.SIGKILL)

@@ -25,7 +25,7 @@ from raffect.data.verify import verify
 from raffect.errors import RaffectError
 from raffect.recipe import HeadConfig, LossConfig, SamConfig
 from raffect.stages import train as training
-from raffect.stages.members import run_pack
+from raffect.training.job import run_batch
 from raffect.stages.shards import EncodeShard, Geometry, commit_shard, read_shard, to_item
 
 FRAMES, SHARD_ROWS = 10, 4
@@ -186,7 +186,7 @@ def learn(data: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("full", [False, True], ids=["death", "full"])
 def test_training_broken_at_any_write_goes_on_to_the_same_heads(data, tmp_path, monkeypatch, full):
-    monkeypatch.setattr(training, "run_pack", partial(run_pack, save_every_s=0.0))
+    monkeypatch.setattr(training, "run_batch", partial(run_batch, save_every_s=0.0))
     learn(data, tmp_path / "whole")
     whole = heads(tmp_path / "whole")
     total = operations(monkeypatch, lambda: learn(data, tmp_path / "counted"))
@@ -196,10 +196,10 @@ def test_training_broken_at_any_write_goes_on_to_the_same_heads(data, tmp_path, 
         break_at(monkeypatch, k, full, lambda out=out: learn(data, out))
         learn(data, out)
         assert heads(out) == whole, f"operation {k}"
-        assert len(list((out / "members").glob("[!.]*.json"))) == 2
+        assert len(list((out / "heads").glob("[!.]*.json"))) == 2
         assert not list((out / "state").glob("*.safetensors")), f"operation {k}: state of a finished run"
 
 
 def heads(out: Path) -> dict[str, str]:
     """Bytes of every head and table that does not tell the time."""
-    return {name: digest for name, digest in contents(out).items() if name.endswith(".safetensors") or name == "per_video.csv"}
+    return {name: digest for name, digest in contents(out).items() if name.endswith(".safetensors") or name == "per_group.csv"}

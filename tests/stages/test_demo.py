@@ -19,7 +19,7 @@ def test_the_demo_shows_that_features_carry_the_signal(tmp_path, local_ray, caps
     for name in ("report.html", "report.md", "plots/expr-alpha-alpha.png", "plots/expr-alpha-alpha.csv", "plots/au-classes.png"):
         assert (out / name).stat().st_size > 0
     assert "embedded encoder, drawn faces" in (out / "report.md").read_text()
-    stamps = {path: path.stat().st_mtime_ns for path in (out / "expr-alpha" / "members").glob("*.json")}
+    stamps = {path: path.stat().st_mtime_ns for path in (out / "expr-alpha" / "heads").glob("*.json")}
     assert main(words) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in (out / "expr-alpha" / "members").glob("*.json")} == stamps
+    assert {path: path.stat().st_mtime_ns for path in (out / "expr-alpha" / "heads").glob("*.json")} == stamps

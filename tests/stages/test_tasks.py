@@ -22,7 +22,7 @@ from raffect.data.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics.kinds import kind_of
 from raffect.model.checkpoint import load_head
-from raffect.stages.dataset import open_dataset
+from raffect.runs.data import open_dataset
 
 MOODS = Task(name="moods", kind="multiclass", outputs=("calm", "glad", "cross", "low", "odd"), columns=("mood",), unlabelled=99)
 SIGNS = Task(name="signs", kind="multilabel", outputs=("smile", "frown", "blink"), columns=("s", "f", "b"), unlabelled=9, descriptions=("a", "b", "c"))
@@ -84,30 +84,30 @@ def oracle(task: Task, true: np.ndarray, outputs: np.ndarray) -> float:
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_a_task_that_is_data_alone_is_trained_judged_and_reported(data, tmp_path, capsys, task):
     run, kind = tmp_path / "run", kind_of(task)
-    assert main(words("train", data, run, "--task", task.name, "--num-seeds", "2", "--select", "folds", "--folds", "2")) == 0
+    assert main(words("train", data, run, "--task", task.name, "--num-seeds", "2", "--select", "cv", "--folds", "2")) == 0
     text = capsys.readouterr().out
     assert f"{task.name.upper()} val-last  {kind.title} " in text
     assert "over 2 seeds" in text
-    assert f"{task.name.upper()} trivial" in text
+    assert f"{task.name.upper()} chance" in text
     heads = json.loads((run / "metrics.json").read_text())["heads"]
     features = read_features(Bank(data / "bank"), read_labels(data / "labels" / f"{task.name}.parquet"), task, "validation")
     for name, about in heads.items():
-        head, config = load_head(run / "weights" / name / "last")
-        assert Task.from_json(config["task"], "head") == task
+        head, card = load_head(run / "weights" / name / "last")
+        assert card.task == task
         with torch.no_grad():
             outputs = head(torch.from_numpy(features.x).float()).numpy()
-        assert about["scores"]["last"][kind.key] == pytest.approx(oracle(task, features.y.astype(float), outputs), abs=1e-6)
-        assert about["scores"]["last"][kind.key] > 0.5
+        assert about["scores"]["last"]["headline"] == pytest.approx(oracle(task, features.y.astype(float), outputs), abs=1e-6)
+        assert about["scores"]["last"]["headline"] > 0.5
         low, high = about["scores"]["last"]["interval_95"]
-        assert low < about["scores"]["last"][kind.key] < high
-        assert set(about["scores"]["last"][kind.parts]) == set(task.outputs)
+        assert low < about["scores"]["last"]["headline"] < high
+        assert set(about["scores"]["last"]["outputs"]) == set(task.outputs)
     out = tmp_path / "judged"
     assert main(["evaluate", "--run", str(run), "--bank", str(data / "bank"), "--labels", str(data), "--out", str(out)]) == 0
     judged = capsys.readouterr().out
     assert all(name in judged for name in task.outputs)
-    again = {head["member"]: head[kind.key] for head in json.loads((out / "metrics.json").read_text())["heads"]}
-    assert again == pytest.approx({name: about["scores"]["last"][kind.key] for name, about in heads.items()})
-    videos = {row["video"] for row in csv.DictReader((out / "per_video.csv").open())}
+    again = {head["id"]: head["score"]["headline"] for head in json.loads((out / "metrics.json").read_text())["heads"]}
+    assert again == pytest.approx({name: about["scores"]["last"]["headline"] for name, about in heads.items()})
+    videos = {row["group"] for row in csv.DictReader((out / "per_group.csv").open())}
     assert videos == set(features.videos)
     assert main(["report", "--runs", str(run)]) == 0
     page = (run / "report.md").read_text()
@@ -121,7 +121,7 @@ def test_a_task_that_is_data_alone_is_swept(data, tmp_path, capsys, local_ray, t
     run, kind = tmp_path / "sweep", kind_of(task)
     assert main(words("tune", data, run, "--task", task.name, "--epochs", "2", "--space", "loss.alpha=0.3,0.6,1", "seed=0,1")) == 0
     assert "8 heads" in capsys.readouterr().out
-    rows = list(csv.DictReader((run / "members.csv").open()))
+    rows = list(csv.DictReader((run / "heads.csv").open()))
     assert all(float(row[f"last.{kind.key}"]) >= kind.lowest for row in rows)
     assert main(["report", "--runs", str(run)]) == 0
     assert f"{kind.title} against alpha" in (run / "report.md").read_text()
@@ -167,7 +167,7 @@ def test_a_folder_of_several_tasks_asks_which_and_one_of_one_does_not(data, tmp_
         open_dataset(data / "bank", data)
     assert main(["train", "erm", "--bank", str(data / "bank"), "--labels", str(data / "labels" / "signs.parquet"), "--out", str(tmp_path / "run"), *FAST, "--epochs", "1"]) == 0
     assert "SIGNS val-last" in capsys.readouterr().out
-    assert {record["recipe"]["task"] for record in map(json.loads, (path.read_text() for path in (tmp_path / "run" / "members").iterdir()))} == {"signs"}
+    assert {record["recipe"]["task"] for record in map(json.loads, (path.read_text() for path in (tmp_path / "run" / "heads").iterdir()))} == {"signs"}
 
 
 def test_labels_that_a_task_does_not_have_are_refused_with_their_frame(data, tmp_path):
@@ -210,12 +210,12 @@ def test_ccc_is_a_loss_that_learns(data, tmp_path, capsys):
     assert main(words("train", data, tmp_path / "run", "--task", "pains", "--loss.name", "ccc")) == 0
     score = float(re.search(r"PAINS val-last  CCC (\.\d+)", capsys.readouterr().out)[1])
     assert score > 0.5
-    history = json.loads(next((tmp_path / "run" / "members").iterdir()).read_text())["history"]
+    history = json.loads(next((tmp_path / "run" / "heads").iterdir()).read_text())["curve"]
     assert history["train_loss"][-1] < history["train_loss"][0] < 2
 
 
 def test_cvar_of_squared_errors_looks_at_the_worst_frames(data, tmp_path, capsys):
     for alpha in ("0.2", "1"):
         assert main(words("train", data, tmp_path / alpha, "--task", "pains", "--loss.alpha", alpha, "--epochs", "1")) == 0
-    losses = [json.loads(next((tmp_path / alpha / "members").iterdir()).read_text())["history"]["train_loss"][0] for alpha in ("0.2", "1")]
+    losses = [json.loads(next((tmp_path / alpha / "heads").iterdir()).read_text())["curve"]["train_loss"][0] for alpha in ("0.2", "1")]
     assert losses[0] > 1.5 * losses[1]

@@ -24,9 +24,11 @@ from raffect.data.affwild2 import AU, EXPR
 from raffect.data.bank import Bank, Identity
 from raffect.data.features import read_features
 from raffect.data.tables import read_labels, write_table
+from raffect.metrics.scores import JudgedScore
 from raffect.model.checkpoint import load_head
-from raffect.stages.dataset import open_dataset
-from raffect.stages.stream import RayStream
+from raffect.runs.data import open_dataset
+from raffect.runs.folder import RunFolder
+from raffect.training.stream import RayStream
 
 DIM = 24
 IDENTITY = Identity(model="m", weights_sha256="a" * 64, weights="random:0", preprocess={"size": 4}, precision="float32", dim=DIM, stamp="made by a test")
@@ -81,25 +83,25 @@ def test_a_run_folder_holds_everything_and_its_heads_score_what_it_says(data, tm
     text = capsys.readouterr().out
     assert "EXPR val-last" in text
     assert "over 2 seeds" in text
-    assert "EXPR trivial" in text
-    assert "stamp: made by a test" in text
-    assert {"config.toml", "env.json", "members", "weights", "members.csv", "members.parquet", "results.csv", "per_video.csv", "metrics.json"} <= {p.name for p in out.iterdir()}
+    assert "EXPR chance" in text
+    assert "caveat: made by a test" in text
+    assert {"config.toml", "env.json", "heads", "weights", "heads.csv", "heads.parquet", "results.csv", "per_group.csv", "metrics.json"} <= {p.name for p in out.iterdir()}
     assert not list((out / "state").glob("*")) if (out / "state").exists() else True
     validation = read_features(Bank(data / "bank"), read_labels(data / "labels" / "expr.parquet"), EXPR, "validation")
-    for member, about in scores_of(out)["heads"].items():
-        head, config = load_head(out / "weights" / member / "last")
+    for name, about in scores_of(out)["heads"].items():
+        head, card = load_head(out / "weights" / name / "last")
         guess = head(torch.from_numpy(validation.x).float()).argmax(1).numpy()
         expected = f1_score(validation.y[:, 0], guess, labels=range(8), average="macro", zero_division=0)
-        assert about["scores"]["last"]["macro_f1"] == pytest.approx(expected, abs=1e-9)
-        assert config["validation"]["macro_f1"] == about["scores"]["last"]["macro_f1"]
-        assert config["encoder"]["weights_sha256"] == IDENTITY.weights_sha256
-        assert config["outputs"][0] == "Neutral"
-        assert {"recipe", "versions", "git_commit", "data", "stamp"} <= config.keys()
+        assert about["scores"]["last"]["headline"] == pytest.approx(expected, abs=1e-9)
+        assert card.validation.to_json() == JudgedScore.from_json(about["scores"]["last"], "metrics.json", "").to_json()
+        assert card.data.encoders == (IDENTITY,)
+        assert card.task == EXPR
+        assert (card.data.caveat, card.versions["raffect"]) == ("made by a test", "0.1.0")
     assert expected > 0.4
     rows = list(csv.DictReader((out / "results.csv").open()))
     assert len(rows) == 20
-    assert len(pq.read_table(out / "members.parquet")) == 2
-    assert {row["video"] for row in csv.DictReader((out / "per_video.csv").open())} == set(validation.videos)
+    assert len(pq.read_table(out / "heads.parquet")) == 2
+    assert {row["group"] for row in csv.DictReader((out / "per_group.csv").open())} == set(validation.videos)
 
 
 def test_training_twice_trains_once_and_config_toml_repeats_it(data, tmp_path, capsys):
@@ -125,24 +127,27 @@ def test_a_run_folder_of_other_settings_or_data_is_refused(data, tmp_path, capsy
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
     assert main(words("train", data, tmp_path / "mine")) == 2
-    assert "exists and is no run folder" in capsys.readouterr().err
+    assert "exists and is not a run folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["expr", "au"])
 def test_folds_choose_the_epoch_without_the_validation_split(data, tmp_path, capsys, task):
     out = tmp_path / "run"
-    assert main(words("train", data, out, "--select", "folds", "--folds", "3", task=task)) == 0
+    assert main(words("train", data, out, "--select", "cv", "--folds", "3", task=task)) == 0
     text = capsys.readouterr().out
-    assert f"{task.upper()} val-folds" in text
-    records = [json.loads(path.read_text()) for path in (out / "members").glob("*.json")]
+    assert f"{task.upper()} val-cv" in text
+    records = [json.loads(path.read_text()) for path in (out / "heads").glob("*.json")]
     folds = [record for record in records if record["fold"] is not None]
-    held_out = [set(record["video_names"]) for record in folds]
+    folder = RunFolder(out)
+    found = [folder.read_statistics(folder.read_record(record["id"])) for record in folds]
+    assert all(set(statistics.heads[record["id"]]) == {1, 2, 3} for statistics, record in zip(found, folds, strict=True))  # every epoch
+    held_out = [set(statistics.groups) for statistics in found]
     assert len(folds) == 3
     assert set.union(*held_out) == {f"v{k:02d}" for k in range(12) if k % 3 != 2}
     assert sum(map(len, held_out)) == 8  # no video in two folds
-    chosen = next(record for record in records if record["fold"] is None)["scores"]["chosen"]["epoch"]
-    assert chosen == int(np.mean([record["history"]["val_macro_f1"] for record in folds], 0).argmax()) + 1
-    assert load_head(next((out / "weights").glob("*/chosen")))[1]["epoch"] == chosen
+    chosen = next(record for record in records if record["fold"] is None)["scores"]["cv"]["epoch"]
+    assert chosen == int(np.mean([record["curve"]["validation"] for record in folds], 0).argmax()) + 1
+    assert load_head(next((out / "weights").glob("*/cv")))[1].epoch == chosen
 
 
 def nan_feature(x, expr, au):
@@ -159,7 +164,7 @@ def one_class(x, expr, au):
         (nan_feature, [], "the feature of v02 frame 21 is not finite"),
         (one_class, [], "one class only (Happiness"),
         (None, ["--batch-size", "512"], "fewer than --batch-size 512"),
-        (None, ["--select", "folds", "--folds", "50"], "--folds 50: the training split has 8 videos"),
+        (None, ["--select", "cv", "--folds", "50"], "--folds 50: the training split has 8 videos"),
         (None, ["--optim.lr", "1e30"], "the loss was no longer finite at step"),
         (None, ["--device", "cuda"], "--device cuda: torch sees no CUDA device"),
     ],
@@ -216,7 +221,7 @@ def test_evaluate_scores_a_run_a_head_and_the_training_split(data, tmp_path, cap
     assert "Happiness" in text
     judged = json.loads((tmp_path / "judged" / "metrics.json").read_text())
     recorded = scores_of(out)["heads"]
-    assert {head["member"]: head["macro_f1"] for head in judged["heads"]} == {member: about["scores"]["last"]["macro_f1"] for member, about in recorded.items()}
+    assert {head["id"]: head["score"]["headline"] for head in judged["heads"]} == {name: about["scores"]["last"]["headline"] for name, about in recorded.items()}
     head = next((out / "weights").glob("*/best"))
     assert main([*base, "--run", str(head), "--split", "train"]) == 0
     assert "trained on" in capsys.readouterr().out
@@ -238,7 +243,7 @@ def test_evaluate_needs_no_split_but_the_one_it_judges_and_says_when_the_gpu_is_
     assert "EXPR validation" in capsys.readouterr().out
     assert main([*command, "--split", "train"]) == 2
     assert "no frame of expr train" in capsys.readouterr().err
-    monkeypatch.setattr("raffect.stages.evaluate.read_rows", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr("raffect.evaluation.evaluate.read_rows", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
     assert main(command) == 2
     assert "out of GPU memory" in capsys.readouterr().err
 
@@ -272,7 +277,7 @@ SLOW = ["--epochs", "200", "--head.width", "64", "--head.depth", "2", "--device"
 def test_a_killed_run_goes_on_to_the_same_bytes(data, tmp_path):
     """SIGKILL at a moment that depends on the machine, wherever in an epoch that is."""
     command = ["train", "paper", "--task", "expr", "--bank", str(data / "bank"), "--labels", str(data), *SLOW]
-    script = "import raffect.model.fit as f, sys; f.fit.__kwdefaults__['save_every_s'] = 0.0; import raffect.stages.members as m; m.run_pack.__kwdefaults__['save_every_s'] = 0.0; from raffect.cli import main; sys.exit(main(sys.argv[1:]))"
+    script = "import sys, raffect.training.train as t; from functools import partial; t.BatchJob = partial(t.BatchJob, save_every_s=0.0); from raffect.cli import main; sys.exit(main(sys.argv[1:]))"
     killed = subprocess.Popen([sys.executable, "-c", script, *command, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = tmp_path / "killed" / "state"
     deadline = time.monotonic() + 120
@@ -293,15 +298,15 @@ def test_workers_of_ray_train_give_the_result_of_one_process(data, tmp_path, loc
     more = ["--batch-size", "16", "--epochs", "2"]
     assert main(words("train", data, tmp_path / "two", *more, "--num-workers", "2")) == 0
     assert main(words("train", data, tmp_path / "one", *more)) == 0
-    (one, two) = (json.loads(next((tmp_path / name / "members").glob("*.json")).read_text()) for name in ("one", "two"))
-    assert (one["num_workers"], two["num_workers"]) == (1, 2)
-    assert one["history"]["train_loss"] == pytest.approx(two["history"]["train_loss"], rel=1e-4)
-    assert one["scores"]["last"]["macro_f1"] == pytest.approx(two["scores"]["last"]["macro_f1"], abs=0.02)
+    (one, two) = (json.loads(next((tmp_path / name / "heads").glob("*.json")).read_text()) for name in ("one", "two"))
+    assert (one["trained_by"]["num_workers"], two["trained_by"]["num_workers"]) == (1, 2)
+    assert one["curve"]["train_loss"] == pytest.approx(two["curve"]["train_loss"], rel=1e-4)
+    assert one["scores"]["last"]["headline"] == pytest.approx(two["scores"]["last"]["headline"], abs=0.02)
 
 
 def test_a_stream_learns_from_every_row_once_an_epoch_in_an_order_of_its_own(data, tmp_path, local_ray):
     assert main(words("train", data, tmp_path / "run", "--stream", "always", *LEARN)) == 0
-    assert scores_of(tmp_path / "run")["scores"]["last"]["mean"] > 0.4
+    assert scores_of(tmp_path / "run")["settings"][0]["scores"]["last"]["mean"] > 0.4
     index = open_dataset(data / "bank", data, "expr").splits["train"]
     stream = RayStream(index, EXPR, batch_size=10, seed=3, window_rows=100)
     epochs = [[(x.numpy().copy(), y.numpy().copy()) for x, y in stream.batches(epoch)] for epoch in (0, 1, 0)]
@@ -339,7 +344,7 @@ def test_a_flipped_byte_in_a_shard_never_trains_into_a_head(data, tmp_path, capf
     shard.write_bytes(content)
     assert main(words("train", tmp_path / "data", tmp_path / "run", "--stream", stream)) == 2
     assert "000003.parquet: not the file that was committed (SHA-256 differs)" in capfd.readouterr().err
-    assert not list((tmp_path / "run").glob("members/*"))
+    assert not list((tmp_path / "run").glob("heads/*"))
 
 
 def test_a_flipped_byte_in_a_shard_is_never_judged_on(data, tmp_path, capsys):
@@ -371,10 +376,10 @@ def test_an_incomplete_bank_is_refused_or_said_with_every_score(data, tmp_path, 
     assert not run.exists()
     assert main([*command, "--allow-incomplete"]) == 0
     mark = "[INCOMPLETE BANK, it lacks 24 of 320 train frames and 40 of 160 validation frames]"
-    scores = [line for line in capsys.readouterr().out.splitlines() if "macro F1" in line and "trivial" not in line]
+    scores = [line for line in capsys.readouterr().out.splitlines() if "macro F1" in line and "chance" not in line]
     assert len(scores) == 2
     assert all(line.endswith(mark) for line in scores)
-    assert all(json.loads(file.read_text())["incomplete"] == "24 of 320 train frames and 40 of 160 validation frames" for file in (run / "members").glob("*.json"))
+    assert all(json.loads(file.read_text())["incomplete"] == "24 of 320 train frames and 40 of 160 validation frames" for file in (run / "heads").glob("*.json"))
     assert main(judge) == 2
     assert "40 of 160 validation frames are planned and not there" in capsys.readouterr().err
     assert main([*judge, "--allow-incomplete"]) == 0
@@ -397,5 +402,5 @@ def test_frames_without_an_image_are_a_count_and_no_incomplete_bank(data, tmp_pa
     text = capsys.readouterr().out
     assert "EXPR train: 50 of 370 labelled frames have no image that can be read" in text
     assert "INCOMPLETE" not in text
-    facts = json.loads((tmp_path / "run" / "env.json").read_text())["data"]
-    assert (facts["train"]["no_image"], facts["train"]["not_extracted"], facts["incomplete"]) == (50, 0, "")
+    facts = RunFolder(tmp_path / "run").read_run().data
+    assert (facts.splits["train"].no_image, facts.splits["train"].not_extracted, facts.incomplete) == (50, 0, "")

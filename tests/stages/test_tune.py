@@ -20,23 +20,25 @@ from raffect.cli import main
 from raffect.config import TuneConfig
 from raffect.data.affwild2 import EXPR, published_scores
 from raffect.errors import RaffectError
-from raffect.recipe import Recipe, flatten, with_settings
-from raffect.stages.members import partition, plan_packs
+from raffect.metrics.scores import Chance
+from raffect.recipe import Recipe, with_settings
+from raffect.training.job import partition, plan_batches
 from raffect.stages.progress import Progress
-from raffect.stages.report import _stems
-from raffect.stages.runs import Member, RunFolder
-from raffect.stages.scores import group_by_settings, is_erm, short, spread
-from raffect.stages.space import add_baseline, list_recipes, read_space
-from raffect.stages.tune import _axis_text, _build_scheduler
-from raffect.stages.watch import ended_packs, move_progress, watched
+from raffect.reporting.report import name_pictures
+from raffect.runs.folder import RunFolder
+from raffect.runs.records import Curve, HeadRecord, PlannedHead
+from raffect.runs.scores import group_by_settings, is_erm, short, spread
+from raffect.training.space import add_baseline, list_recipes, read_space
+from raffect.training.tune import _axis_text, _build_scheduler
+from raffect.training.watch import ended_batches, move_progress, watched
 
 BASE = Recipe(task="expr")
 
 
 def test_axes_are_lists_and_ranges_with_both_ends():
     assert read_space(["loss.alpha=0.1:1:0.1"])["loss.alpha"] == pytest.approx([k / 10 for k in range(1, 11)])
-    assert read_space(["seed=0:4", "optim.name=adam,adamw", "sam.redraw_dropout=true,false"]) == {
-        "seed": [0, 1, 2, 3, 4], "optim.name": ["adam", "adamw"], "sam.redraw_dropout": [True, False],
+    assert read_space(["seed=0:4", "optim.name=adam,adamw", "sam.independent_dropout=true,false"]) == {
+        "seed": [0, 1, 2, 3, 4], "optim.name": ["adam", "adamw"], "sam.independent_dropout": [True, False],
     }  # fmt: skip
 
 
@@ -82,8 +84,8 @@ def test_a_wrong_space_is_one_line(axes, samples, match):
 
 
 def test_packs_hold_members_that_can_train_together_and_nobody_is_lost():
-    members = [Member(r) for r in list_recipes(BASE, ["loss.alpha=0.1:1:0.1", "seed=0:2", "batch_size=16,32"], 0)]
-    members += [Member(BASE, fold, 3) for fold in range(3)]
+    members = [PlannedHead(r) for r in list_recipes(BASE, ["loss.alpha=0.1:1:0.1", "seed=0:2", "batch_size=16,32"], 0)]
+    members += [PlannedHead(BASE, fold, 3) for fold in range(3)]
     packs = partition(members, 8)
     assert sorted(m.id for pack in packs for m in pack) == sorted(m.id for m in members)
     assert max(map(len, packs)) <= 8
@@ -98,32 +100,32 @@ def sweep(data, out, *more, space=("loss.alpha=0.3,1", "seed=0,1")):  # noqa: F8
 
 def test_a_sweep_trains_each_member_once_goes_on_and_is_reported(data, tmp_path, capsys, local_ray):  # noqa: F811
     out = tmp_path / "sweep"
-    assert main(sweep(data, out, "--members-per-trial", "3")) == 0
+    assert main(sweep(data, out, "--heads-per-trial", "3")) == 0
     text = capsys.readouterr().out
     assert "alpha 0.3 rho 0.05  val-last" in text
     assert "alpha 1 rho 0 (ERM)" in text
     assert "optimistic" in text
-    rows = list(csv.DictReader((out / "members.csv").open()))
+    rows = list(csv.DictReader((out / "heads.csv").open()))
     assert len(rows) == len({row["id"] for row in rows}) == 6
     assert all(len(row["curve.val_macro_f1"].split()) == 3 for row in rows)
-    assert len(pq.read_table(out / "members.parquet")) == 6
+    assert len(pq.read_table(out / "heads.parquet")) == 6
     assert list(out.rglob("events.out.tfevents*")), "no TensorBoard files"
 
     # What was finished stays; a member without a record is trained again, to the same result.
-    lost = json.loads((out / "members" / f"{rows[0]['id']}.json").read_text())
-    (out / "members" / f"{rows[0]['id']}.json").unlink()
-    kept = {p.name: p.stat().st_mtime_ns for p in (out / "members").glob("*.json")}
-    assert main(sweep(data, out, "--members-per-trial", "3")) == 0
-    again = json.loads((out / "members" / f"{rows[0]['id']}.json").read_text())
-    assert again["history"]["train_loss"] == lost["history"]["train_loss"]
+    lost = json.loads((out / "heads" / f"{rows[0]['id']}.json").read_text())
+    (out / "heads" / f"{rows[0]['id']}.json").unlink()
+    kept = {p.name: p.stat().st_mtime_ns for p in (out / "heads").glob("*.json")}
+    assert main(sweep(data, out, "--heads-per-trial", "3")) == 0
+    again = json.loads((out / "heads" / f"{rows[0]['id']}.json").read_text())
+    assert again["curve"] == lost["curve"]
     assert again["scores"] == lost["scores"]
-    assert sum(p.stat().st_mtime_ns == kept.get(p.name) for p in (out / "members").glob("*.json")) >= 3  # packs without the lost one
+    assert sum(p.stat().st_mtime_ns == kept.get(p.name) for p in (out / "heads").glob("*.json")) >= 3  # packs without the lost one
 
     # A larger space trains only what is new.
     capsys.readouterr()
-    kept = {p.name: p.stat().st_mtime_ns for p in (out / "members").glob("*.json")}
-    assert main(sweep(data, out, "--members-per-trial", "1", space=("loss.alpha=0.3,0.6,1", "seed=0,1"))) == 0
-    stamps = {p.name: p.stat().st_mtime_ns for p in (out / "members").glob("*.json")}
+    kept = {p.name: p.stat().st_mtime_ns for p in (out / "heads").glob("*.json")}
+    assert main(sweep(data, out, "--heads-per-trial", "1", space=("loss.alpha=0.3,0.6,1", "seed=0,1"))) == 0
+    stamps = {p.name: p.stat().st_mtime_ns for p in (out / "heads").glob("*.json")}
     assert len(stamps) == 8
     assert {name: stamps[name] for name in kept} == kept
 
@@ -145,7 +147,7 @@ def test_published_scores_stand_beside_aff_wild2_alone(data, tmp_path, capsys): 
     out = tmp_path / "run"
     assert main(words("train", data, out)) == 0
     env = json.loads((out / "env.json").read_text())
-    env["data"] |= {"published": published_scores(EXPR, 279_749, 70), "stamp": "", "synthetic": False}
+    env["data"] |= {"published": published_scores(EXPR, 279_749, 70), "caveat": "", "synthetic": False}
     (out / "env.json").write_text(json.dumps(env))
     assert main(["report", "--runs", str(out), "--out", str(tmp_path / "report")]) == 0
     report = (tmp_path / "report" / "report.md").read_text()
@@ -164,25 +166,26 @@ def test_spread_is_over_seeds_and_groups_differ_in_more(data, tmp_path, capsys):
 
     out = tmp_path / "run"
     assert main(words("train", data, out, "--num-seeds", "3")) == 0
-    records = [json.loads(path.read_text()) for path in (out / "members").glob("*.json")]
+    folder = RunFolder(out)
+    records = folder.read_records()
     (group,) = group_by_settings(records)
-    found = spread(group, "last")
-    values = [record["scores"]["last"]["macro_f1"] for record in records]
+    found = spread(folder, group, "last")
+    values = [record.scores["last"].headline for record in records]
     assert found.mean == pytest.approx(sum(values) / 3)
     assert found.sd == pytest.approx((sum((v - found.mean) ** 2 for v in values) / 2) ** 0.5)
-    assert found.interval[0] <= found.interval[1]
-    assert spread(group, "chosen") is None
+    assert found.interval_95[0] <= found.interval_95[1]
+    assert spread(folder, group, "cv") is None
 
 
 def test_reports_and_sweeps_refuse_what_makes_no_sense(data, tmp_path, capsys):  # noqa: F811
     assert main(["report", "--runs", str(tmp_path)]) == 2
-    assert "no run folder" in capsys.readouterr().err
+    assert "not a run folder" in capsys.readouterr().err
     for more, match in (
-        (["--scheduler", "asha"], "add --members-per-trial 1"),
-        (["--scheduler", "asha", "--members-per-trial", "1", "--select", "folds"], "does not go with --select folds"),
+        (["--scheduler", "asha"], "add --heads-per-trial 1"),
+        (["--scheduler", "asha", "--heads-per-trial", "1", "--select", "cv"], "does not go with --select cv"),
         (["--gpus-per-trial", "2"], "--gpus-per-trial 2.0: expected 0 to 1"),
         (["--track", "mlflow"], "--track mlflow: not installed"),
-        (["--members-per-trial", "0"], "--members-per-trial 0"),
+        (["--heads-per-trial", "0"], "--heads-per-trial 0"),
     ):
         assert main(sweep(data, tmp_path / "out", *more)) == 2
         assert match in capsys.readouterr().err
@@ -196,82 +199,83 @@ def test_tunes_callback_pickles_while_a_live_line_is_shown(monkeypatch):
     with Progress("tune", 10) as progress:
         with pytest.raises(TypeError, match="cannot pickle"):
             cloudpickle.dumps(progress)  # which is why it must not hold one
-        with watched(progress, [[Member(BASE)] * 2]) as watch:
+        with watched(progress, [[PlannedHead(BASE)] * 2]) as watch:
             cloudpickle.dumps(watch)
             move_progress(watch.name, 0, 0, {"steps": 3, "note": "epoch 1"})
         assert progress.done == 6
         with watched(progress, [["a"], ["b"]]) as watch:
-            watch.on_trial_complete(0, [], SimpleNamespace(config={"pack": 1}))
-            assert ended_packs(watch.name) == [["b"]]
+            watch.on_trial_complete(0, [], SimpleNamespace(config={"batch": 1}))
+            assert ended_batches(watch.name) == [["b"]]
 
 
 def test_tracked_curves_of_heads_have_names_of_their_own():
     heads = add_baseline(list_recipes(with_settings(BASE, {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "inverse"}), ["seed=0,1"], 0))
-    assert len({_axis_text(Member(recipe), ["seed"]) for recipe in heads}) == len(heads) == 4
+    assert len({_axis_text(PlannedHead(recipe), ["seed"]) for recipe in heads}) == len(heads) == 4
 
 
 def record_of(member, keep_epoch=None):
-    return {"id": member.id, "recipe": flatten(member.recipe), "status": "done", "keep_epoch": keep_epoch}
+    chance = Chance(answer="always Other", majority=0.07)
+    return HeadRecord(id=member.id, task=EXPR, recipe=member.recipe, fingerprint="f", status="done", cv_epoch=keep_epoch, curve=Curve(), chance=chance)
 
 
 def test_a_run_that_goes_on_keeps_packs_as_they_were_cut_and_repeats_nothing(tmp_path):
     folder = RunFolder(tmp_path)
-    members = [Member(recipe) for recipe in list_recipes(BASE, ["loss.alpha=0.1:0.6:0.1", "seed=0,1"], 0)]
-    packs = plan_packs(folder, members, 4, one_seed=False)
+    members = [PlannedHead(recipe) for recipe in list_recipes(BASE, ["loss.alpha=0.1:0.6:0.1", "seed=0,1"], 0)]
+    packs = plan_batches(folder, members, 4, one_seed=False)
     assert [len(pack) for pack in packs] == [4, 4, 4]
     for member in packs[0]:
         folder.write_record(record_of(member))
     for pack in packs:
-        folder.write_members({member.id: 0 for member in pack})  # the first one: killed between its records and clean-up
+        folder.note_batch({member.id: 0 for member in pack})  # the first one: killed between its records and clean-up
     for pack in packs[:2]:  # the last one: killed before its first save
         folder.state_path([member.id for member in pack]).touch()
-    larger = [*members, Member(with_settings(BASE, {"seed": 9}))]
-    again = plan_packs(folder, larger, 2, one_seed=False)
+    larger = [*members, PlannedHead(with_settings(BASE, {"seed": 9}))]
+    again = plan_batches(folder, larger, 2, one_seed=False)
     assert again[0] == packs[1]
     assert not folder.state_path([member.id for member in packs[0]]).exists()
     assert sorted(m.id for pack in again[1:] for m in pack) == sorted(m.id for m in [*packs[2], larger[-1]])
     assert all(len(pack) <= 2 for pack in again[1:])
-    assert all(len({m.recipe.seed for m in pack}) == 1 for pack in plan_packs(folder, larger, 3, one_seed=True)[1:])
+    assert all(len({m.recipe.seed for m in pack}) == 1 for pack in plan_batches(folder, larger, 3, one_seed=True)[1:])
     # Fewer members were asked for in between, and that run was killed too: one of the two packs goes on, nobody is trained twice.
-    folder.write_members({packs[1][0].id: 0})
+    folder.note_batch({packs[1][0].id: 0})
     folder.state_path([packs[1][0].id]).touch()
-    planned = [m.id for pack in plan_packs(folder, larger, 2, one_seed=False) for m in pack]
+    planned = [m.id for pack in plan_batches(folder, larger, 2, one_seed=False) for m in pack]
     assert len(planned) == len(set(planned)) == len(larger) - len(packs[0])
     # Folds chose another epoch than a pack under way keeps: it begins again.
-    assert packs[1] not in plan_packs(folder, packs[1], 4, False, {member.id: 7 for member in packs[1]})[1:]
+    assert packs[1] not in plan_batches(folder, packs[1], 4, False, {member.id: 7 for member in packs[1]})[1:]
     assert not folder.state_path([member.id for member in packs[1]]).exists()
     # Another epoch chosen on folds: heads that kept the old one are trained again.
     keep = {member.id: 5 for member in packs[0]}
     folder.write_record(record_of(packs[0][0], keep_epoch=5))
-    assert packs[0][1] in [m for pack in plan_packs(folder, packs[0], 4, False, keep) for m in pack]
-    assert packs[0][0] not in [m for pack in plan_packs(folder, packs[0], 4, False, keep) for m in pack]
+    assert packs[0][1] in [m for pack in plan_batches(folder, packs[0], 4, False, keep) for m in pack]
+    assert packs[0][0] not in [m for pack in plan_batches(folder, packs[0], 4, False, keep) for m in pack]
 
 
 @pytest.mark.cluster
 def test_a_trial_that_keeps_dying_ends_the_sweep_with_one_line(data, tmp_path, monkeypatch, capfd, local_ray):  # noqa: F811
-    def die(trial, job):
+    def die(trial, sweep):
         os._exit(1)
 
-    monkeypatch.setattr("raffect.stages.tune.run_trial", die)
-    monkeypatch.setattr("raffect.stages.tune._MAX_FAILURES", 1)
-    assert main(sweep(data, tmp_path / "run", "--members-per-trial", "2")) == 2
+    monkeypatch.setattr("raffect.training.tune.run_trial", die)
+    monkeypatch.setattr("raffect.training.tune._MAX_FAILURES", 1)
+    assert main(sweep(data, tmp_path / "run", "--heads-per-trial", "2")) == 2
     errors = capfd.readouterr().err
     assert "Traceback" not in errors
-    assert re.match(r"raffect tune: 6 of 6 members are not finished: a trial died 2 times \(.*died\.\); finished ones are kept", errors.splitlines()[-1])
+    assert re.match(r"raffect tune: 6 of 6 heads are not finished: a trial died 2 times \(.*died\.\); finished ones are kept", errors.splitlines()[-1])
 
 
 def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):  # noqa: F811
     out = tmp_path / "sweep"
     assert (
-        main(sweep(data, out, "--members-per-trial", "1", "--scheduler", "asha", "--epochs", "9", "--no-baseline", "--no-save-heads", space=("optim.lr=1e-6,1e-2", "seed=0:2")))
+        main(sweep(data, out, "--heads-per-trial", "1", "--scheduler", "asha", "--epochs", "9", "--no-baseline", "--no-save-heads", space=("optim.lr=1e-6,1e-2", "seed=0:2")))
         == 0
     )
-    records = [json.loads(path.read_text()) for path in (out / "members").glob("*.json")]
+    records = [json.loads(path.read_text()) for path in (out / "heads").glob("*.json")]
     assert len(records) == 6
     stopped = [record for record in records if record["status"] == "stopped"]
     assert 1 <= len(stopped) <= 5
-    assert all(len(record["history"]["lr"]) < 9 for record in stopped)
-    assert all(len(record["history"]["lr"]) == 9 for record in records if record["status"] == "done")
+    assert all(len(record["curve"]["lr"]) < 9 for record in stopped)
+    assert all(len(record["curve"]["lr"]) == 9 for record in records if record["status"] == "done")
     text = capsys.readouterr().out
     assert f"{len(stopped)} stopped and left out" in text
     assert "means over the others are optimistic" in text
@@ -281,11 +285,11 @@ def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):  
     assert "nothing was chosen on validation" not in (out / "report.md").read_text()
 
     # Without a scheduler all are wanted, and heads cannot be saved after the fact.
-    whole = ["--members-per-trial", "3", "--epochs", "9", "--no-baseline"]
+    whole = ["--heads-per-trial", "3", "--epochs", "9", "--no-baseline"]
     assert main(sweep(data, out, *whole, space=("optim.lr=1e-6,1e-2", "seed=0:2"))) == 2
     assert "trained with --no-save-heads" in capsys.readouterr().err
     assert main(sweep(data, out, *whole, "--no-save-heads", space=("optim.lr=1e-6,1e-2", "seed=0:2"))) == 0
-    assert {json.loads(path.read_text())["status"] for path in (out / "members").glob("*.json")} == {"done"}
+    assert {json.loads(path.read_text())["status"] for path in (out / "heads").glob("*.json")} == {"done"}
 
 
 def test_settings_in_which_plain_erm_differs_are_named(data, tmp_path, capsys, local_ray):  # noqa: F811
@@ -305,42 +309,42 @@ def test_a_run_that_goes_on_streams_as_it_began(tmp_path):
 
 @pytest.mark.cluster
 def test_ctrl_c_interrupts_a_sweep_and_stops_no_head_for_good(data, tmp_path):  # noqa: F811
-    words = sweep(data, tmp_path / "run", "--scheduler", "asha", "--members-per-trial", "1", "--epochs", "400", "--no-baseline", space=("seed=0:2",))
+    words = sweep(data, tmp_path / "run", "--scheduler", "asha", "--heads-per-trial", "1", "--epochs", "400", "--no-baseline", space=("seed=0:2",))
     listen = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from raffect.cli import main; sys.exit(main(sys.argv[1:]))"  # a background shell ignores it
     )
     process = subprocess.Popen([sys.executable, "-c", listen, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         end = time.monotonic() + 120
-        while not list((tmp_path / "run" / "members").glob("*.json")) and time.monotonic() < end:
+        while not list((tmp_path / "run" / "heads").glob("*.json")) and time.monotonic() < end:
             time.sleep(0.05)
-        assert list((tmp_path / "run" / "members").glob("*.json")), "no epoch ended"
+        assert list((tmp_path / "run" / "heads").glob("*.json")), "no epoch ended"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, errors
-    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "members").glob("*.json")]
+    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "heads").glob("*.json")]
     assert {record["status"] for record in records} == {"running"}
 
 
 def test_asha_lets_the_longest_heads_of_a_space_end():
     recipes = list_recipes(BASE, ["epochs=16,64"], 0)
-    config = TuneConfig(task="expr", bank=Path("b"), labels=Path("l"), out=Path("o"), scheduler="asha", members_per_trial=1)
-    assert _build_scheduler(config, [[Member(recipe)] for recipe in recipes])._max_t == 64
+    config = TuneConfig(task="expr", bank=Path("b"), labels=Path("l"), out=Path("o"), scheduler="asha", heads_per_trial=1)
+    assert _build_scheduler(config, [[PlannedHead(recipe)] for recipe in recipes])._max_t == 64
 
 
 def test_erm_is_plain_whatever_the_sweep_is_of():
     weighted = with_settings(BASE, {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "effective", "loss.logit_adjustment": 1.0})
-    assert [is_erm({"recipe": flatten(recipe)}) for recipe in add_baseline([weighted])] == [False, True]
+    assert [is_erm(recipe) for recipe in add_baseline([weighted])] == [False, True]
 
 
 def test_pictures_of_runs_have_names_of_their_own():
-    stems = _stems(["\u8868\u60c5", "\u6570\u636e", "a b", "a_b", "x"])
+    stems = name_pictures(["\u8868\u60c5", "\u6570\u636e", "a b", "a_b", "x"])
     assert len(set(stems)) == 5
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", stem) for stem in stems)
-    assert len(set(_stems(["figure2", "figure2", "1-figure2"]))) == 3
-    assert _stems(["a", "b"]) == ["a", "b"]
+    assert len(set(name_pictures(["figure2", "figure2", "1-figure2"]))) == 3
+    assert name_pictures(["a", "b"]) == ["a", "b"]
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.4123, ".412"), (0.0, ".000"), (1.0, "1.000"), (None, "-")])

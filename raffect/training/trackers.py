@@ -13,7 +13,7 @@ from typing import Any
 from raffect.config import TuneConfig
 from raffect.data.storage import is_remote
 from raffect.recipe import require
-from raffect.stages.runs import RunFolder
+from raffect.runs.folder import RunFolder
 
 
 def build_trackers(config: TuneConfig, folder: RunFolder) -> list[Any]:
@@ -26,12 +26,23 @@ def build_trackers(config: TuneConfig, folder: RunFolder) -> list[Any]:
     if "mlflow" in config.track:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-        trackers.append(MLflowLoggerCallback(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.path / 'mlflow.db'}"), experiment_name=name))
+        trackers.append(
+            MLflowLoggerCallback(
+                tracking_uri=os.environ.get(
+                    "MLFLOW_TRACKING_URI", f"sqlite:///{folder.path / 'mlflow.db'}"
+                ),
+                experiment_name=name,
+            )
+        )
     if "wandb" in config.track:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
         trackers.append(
-            WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", "raffect"), group=name, dir=tempfile.gettempdir() if is_remote(folder.path) else str(folder.path))
+            WandbLoggerCallback(
+                project=os.environ.get("WANDB_PROJECT", "raffect"),
+                group=name,
+                dir=tempfile.gettempdir() if is_remote(folder.path) else str(folder.path),
+            )
         )
     return trackers
 
@@ -48,8 +59,16 @@ def require_trackers(track: Sequence[str], remote: bool) -> None:
     )
     for name in track:
         package = {"tensorboard": "tensorboardX"}.get(name, name)
-        require(importlib.util.find_spec(package) is not None, f"--track {name}: not installed; `pip install 'raffect[{name}]'`, or leave it out")
+        require(
+            importlib.util.find_spec(package) is not None,
+            f"--track {name}: not installed; `pip install 'raffect[{name}]'`, or leave it out",
+        )
     if "wandb" in track and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-        with contextlib.redirect_stderr(io.StringIO()):  # W&B's deprecation of what Ray's callback uses as well
+        with contextlib.redirect_stderr(
+            io.StringIO()
+        ):  # W&B's deprecation of what Ray's callback uses as well
             key = os.environ.get("WANDB_API_KEY") or importlib.import_module("wandb").api.api_key
-        require(bool(key), "--track wandb: no API key; run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline")
+        require(
+            bool(key),
+            "--track wandb: no API key; run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline",
+        )

@@ -21,7 +21,7 @@ from raffect.data.cells import as_cell, read_cell
 from raffect.data.features import FeatureIndex, read_rows
 from raffect.data.tasks import Task
 from raffect.errors import RaffectError
-from raffect.stages.dataset import check_finite, targets_of
+from raffect.runs.data import check_finite, targets_of
 from raffect.stages.runtime import configure_data
 
 WINDOW_ROWS = 32_768
@@ -29,7 +29,9 @@ WINDOW_ROWS = 32_768
 _MEMORY_SHARE = 0.5
 
 
-def decide_stream(choice: str, index: FeatureIndex, device: str, share: float = 1.0) -> Literal["always", "never"]:
+def decide_stream(
+    choice: str, index: FeatureIndex, device: str, share: float = 1.0
+) -> Literal["always", "never"]:
     """Whether features are streamed: ``auto`` does so when they take more than half of the memory of the GPU, or a trial's ``share`` of it, or of the machine.
 
     Decided once for a run, because it decides the order of frames; one that goes on takes what was recorded.
@@ -37,7 +39,11 @@ def decide_stream(choice: str, index: FeatureIndex, device: str, share: float = 
     if choice == "always" or choice == "never":  # noqa: PLR1714
         return choice
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    total = min(share, 1.0) * torch.cuda.get_device_properties(0).total_memory if on_gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = (
+        min(share, 1.0) * torch.cuda.get_device_properties(0).total_memory
+        if on_gpu
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
     return "always" if 2 * len(index) * index.dim > _MEMORY_SHARE * total else "never"
 
 
@@ -52,11 +58,20 @@ class RayStream:
         window_rows: Rows that are shuffled together, about.
     """
 
-    def __init__(self, index: FeatureIndex, task: Task, batch_size: int, seed: int, window_rows: int = WINDOW_ROWS) -> None:
+    def __init__(
+        self,
+        index: FeatureIndex,
+        task: Task,
+        batch_size: int,
+        seed: int,
+        window_rows: int = WINDOW_ROWS,
+    ) -> None:
         self.index, self.y = index, targets_of(index, task)
         self.batch_size, self.seed, self.window_rows = batch_size, seed, window_rows
         shards, starts = np.unique(index.shard, return_index=True)
-        self._shards = list(zip(shards.tolist(), starts.tolist(), [*starts[1:].tolist(), len(index)], strict=True))
+        self._shards = list(
+            zip(shards.tolist(), starts.tolist(), [*starts[1:].tolist(), len(index)], strict=True)
+        )
 
     def windows(self, epoch: int) -> list[list[tuple[int, int, int]]]:
         """Shards of each window as (shard, first row, last row + 1 of the index)."""
@@ -78,10 +93,15 @@ class RayStream:
             x, y = np.concatenate([x_left, x[order]]), np.concatenate([y_left, self.y[rows[order]]])
             whole = len(x) // self.batch_size * self.batch_size
             for start in range(0, whole, self.batch_size):
-                yield torch.from_numpy(x[start : start + self.batch_size]), torch.from_numpy(y[start : start + self.batch_size])
+                yield (
+                    torch.from_numpy(x[start : start + self.batch_size]),
+                    torch.from_numpy(y[start : start + self.batch_size]),
+                )
             x_left, y_left = x[whole:], y[whole:]
 
-    def _read(self, windows: list[list[tuple[int, int, int]]]) -> Iterator[tuple[list[tuple[int, int, int]], np.ndarray]]:
+    def _read(
+        self, windows: list[list[tuple[int, int, int]]]
+    ) -> Iterator[tuple[list[tuple[int, int, int]], np.ndarray]]:
         import ray
         from ray.data.exceptions import ExecutionTimeoutError
 
@@ -89,7 +109,9 @@ class RayStream:
         ray.data.DataContext.get_current().execution_options.preserve_order = True
         items = [{"shards": [shard for shard, _, _ in window], "sha256": [self.index.sha256[shard] for shard, _, _ in window], "rows": np.concatenate([self.index.row[a:b] for _, a, b in window]).tobytes(), "sizes": [b - a for _, a, b in window]} for window in windows]  # fmt: skip
         read = partial(_read_window, bank=str(self.index.bank.path), dim=self.index.dim)
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            read, batch_size=1, batch_format="pyarrow", num_cpus=0.5
+        )
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
         try:
             for window, batch in zip(windows, batches, strict=True):
@@ -97,7 +119,9 @@ class RayStream:
                     raise RaffectError(failure)
                 yield window, read_cell(batch["x"]).view(np.float16).reshape(-1, self.index.dim)
         except ExecutionTimeoutError as error:
-            raise RaffectError("nothing was read for hours: readers find no free CPU, or the bank's storage hangs; the same command goes on from the last saved epoch") from error
+            raise RaffectError(
+                "nothing was read for hours: readers find no free CPU, or the bank's storage hangs; the same command goes on from the last saved epoch"
+            ) from error
 
 
 def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
@@ -109,7 +133,9 @@ def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
     failure = None
     try:
         for shard, sha256, size in zip(item["shards"], item["sha256"], item["sizes"], strict=True):
-            read_rows(Bank(bank), shard, sha256, rows[start : start + size], out[start : start + size])
+            read_rows(
+                Bank(bank), shard, sha256, rows[start : start + size], out[start : start + size]
+            )
             start += size
     except RaffectError as error:
         failure = str(error)

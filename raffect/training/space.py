@@ -10,10 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from raffect.recipe import NAMES, Recipe, digest, expand, require, unknown_name, with_settings
+from raffect.recipe import (
+    NAMES,
+    PLAIN_ERM,
+    Recipe,
+    digest,
+    expand,
+    require,
+    unknown_name,
+    with_settings,
+)
 
-PLAIN_ERM = {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "none", "loss.logit_adjustment": 0.0}
-"""Empirical risk minimisation: the mean of cross-entropies as they are."""
 _SAMPLES = 3
 _DISTRIBUTION = re.compile(r"(uniform|loguniform)\(([^,]+),([^,]+)\)")
 _MOST_VALUES = 10_000
@@ -29,7 +36,11 @@ class Distribution:
 
     def draw(self, rng: np.random.Generator) -> float:
         """One value."""
-        return float(rng.uniform(self.low, self.high) if self.kind == "uniform" else math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+        return float(
+            rng.uniform(self.low, self.high)
+            if self.kind == "uniform"
+            else math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+        )
 
 
 def read_space(axes: Sequence[str]) -> dict[str, list[Any] | Distribution]:
@@ -44,7 +55,10 @@ def read_space(axes: Sequence[str]) -> dict[str, list[Any] | Distribution]:
     space: dict[str, list[Any] | Distribution] = {}
     for axis in axes:
         name, equals, text = (part.strip() for part in axis.partition("="))
-        require(bool(equals and text), f"--space {axis}: expected NAME=V1,V2 or NAME=FROM:TO:STEP, such as loss.alpha=0.1:1:0.1")
+        require(
+            bool(equals and text),
+            f"--space {axis}: expected NAME=V1,V2 or NAME=FROM:TO:STEP, such as loss.alpha=0.1:1:0.1",
+        )
         require(name in NAMES, f"--space {axis}: {unknown_name(name, NAMES)}")
         require(name != "task", f"--space {axis}: a sweep has one task; run two sweeps")
         require(name not in space, f"--space {axis}: {name} is there twice")
@@ -66,9 +80,14 @@ def list_recipes(base: Recipe, axes: Sequence[str], samples: int) -> list[Recipe
     space = read_space(axes)
     random = {name: values for name, values in space.items() if isinstance(values, Distribution)}
     grid = {name: values for name, values in space.items() if not isinstance(values, Distribution)}
-    require(bool(random) == bool(samples), f"--samples {samples}: {'how many draws of ' + ', '.join(random) + '?' if random else 'no axis of --space is a distribution'}")
+    require(
+        bool(random) == bool(samples),
+        f"--samples {samples}: {'how many draws of ' + ', '.join(random) + '?' if random else 'no axis of --space is a distribution'}",
+    )
     rng = np.random.default_rng([base.seed, _SAMPLES])
-    draws = [{name: values.draw(rng) for name, values in random.items()} for _ in range(samples)] or [{}]
+    draws = [
+        {name: values.draw(rng) for name, values in random.items()} for _ in range(samples)
+    ] or [{}]
     recipes = [recipe for draw in draws for recipe in expand(with_settings(base, draw), grid)]
     return list({digest(recipe): recipe for recipe in recipes}.values())
 
@@ -84,23 +103,38 @@ def add_baseline(recipes: list[Recipe]) -> list[Recipe]:
 def _read_values(axis: str, text: str) -> list[Any] | Distribution:
     if match := _DISTRIBUTION.fullmatch(text):
         low, high = (_number(axis, part) for part in match.groups()[1:])
-        require(low < high and (match[1] == "uniform" or low > 0), f"--space {axis}: expected a range from low to high{', above 0' if match[1] == 'loguniform' else ''}")
+        require(
+            low < high and (match[1] == "uniform" or low > 0),
+            f"--space {axis}: expected a range from low to high{', above 0' if match[1] == 'loguniform' else ''}",
+        )
         return Distribution(match[1], low, high)
     parts = text.split(":")
     if len(parts) in (2, 3):
         low, high, step = (*(_number(axis, part) for part in parts), 1)[:3]
         whole = isinstance(low, int) and isinstance(high, int)
-        require(len(parts) == 3 or whole, f"--space {axis}: FROM:TO without STEP is for whole numbers; expected a step, such as {parts[0]}:{parts[1]}:0.1")
-        require(step > 0 and low <= high, f"--space {axis}: expected FROM:TO:STEP with FROM <= TO and STEP > 0")
+        require(
+            len(parts) == 3 or whole,
+            f"--space {axis}: FROM:TO without STEP is for whole numbers; expected a step, such as {parts[0]}:{parts[1]}:0.1",
+        )
+        require(
+            step > 0 and low <= high,
+            f"--space {axis}: expected FROM:TO:STEP with FROM <= TO and STEP > 0",
+        )
         count = math.floor((high - low) / step + 1e-9) + 1
         require(count <= _MOST_VALUES, f"--space {axis}: {count} values are too many")
-        return [round(low + k * step, 12) if isinstance(low + k * step, float) else low + k * step for k in range(count)]
+        return [
+            round(low + k * step, 12) if isinstance(low + k * step, float) else low + k * step
+            for k in range(count)
+        ]
     return [_value(part.strip()) for part in text.split(",")]
 
 
 def _number(axis: str, text: str) -> int | float:
     value = _value(text.strip())
-    require(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value), f"--space {axis}: {text.strip()!r} is no number")
+    require(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+        f"--space {axis}: {text.strip()!r} is no number",
+    )
     return value
 
 

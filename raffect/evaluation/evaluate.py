@@ -1,0 +1,358 @@
+"""`raffect evaluate`: judge trained heads on a bank, any split, with spread and interval, beside the chance level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from raffect.config import EvaluateConfig
+from raffect.data.atomic import write_atomic
+from raffect.data.bank import Bank
+from raffect.data.facts import DataFacts
+from raffect.data.records import Record
+from raffect.data.tables import write_csv
+from raffect.data.tasks import Task
+from raffect.errors import RaffectError
+from raffect.metrics.intervals import bootstrap_videos
+from raffect.metrics.kinds import kind_of
+from raffect.metrics.scores import Chance, JudgedScore, Snapshot
+from raffect.model.checkpoint import HeadCard, load_batch, read_card, require_encoder
+from raffect.model.fit import count
+from raffect.model.kinds import loss_kind
+from raffect.recipe import Recipe
+from raffect.runs import first_format
+from raffect.runs.data import Dataset, missing_lines, open_dataset, pick_device, read_rows
+from raffect.runs.metrics import SettingScores, table
+from raffect.runs.scores import (
+    chance_text,
+    group_by_settings,
+    is_erm,
+    settings_text,
+    short,
+    spread_of,
+    varying,
+)
+from raffect.runs.tables import group_rows
+from raffect.stages.provenance import Provenance, describe_run
+
+_SHOWN_OUTPUTS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedHead(Record):
+    """One head with its score.
+
+    Attributes:
+        folder: Where it lies.
+        id: Names it in its run.
+        recipe: Its settings.
+        incomplete: What the bank lacked that it was trained on; empty if nothing.
+        score: On the frames that were judged.
+    """
+
+    folder: str
+    id: str
+    recipe: Recipe
+    incomplete: str = ""
+    score: JudgedScore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Record):
+    """What `raffect evaluate` found; its ``metrics.json``.
+
+    Attributes:
+        format: Of this file.
+        run: Versions, commit, command and machine.
+        data: What the heads were judged on.
+        split: Its split.
+        snapshot: Which one of each head.
+        chance: What answering without looking would score.
+        heads: One by one.
+        settings: Together by settings, with spread over seeds.
+        caveats: What every score has to say, of heads and data.
+    """
+
+    format: Literal[2] = 2
+    run: Provenance
+    data: DataFacts
+    split: str
+    snapshot: Snapshot
+    chance: Chance
+    heads: tuple[EvaluatedHead, ...]
+    settings: tuple[SettingScores, ...]
+    caveats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """An evaluation, and the statistics it rests on.
+
+    Attributes:
+        evaluation: All scores.
+        statistics: Of each head and group, shape (heads, groups, A, B).
+        notes: What happened to heads that diverged.
+        out: Where it was written; None if nowhere.
+    """
+
+    evaluation: Evaluation
+    statistics: np.ndarray
+    notes: tuple[str, ...] = ()
+    out: Path | None = None
+
+    @property
+    def heads(self) -> tuple[EvaluatedHead, ...]:
+        """The heads, one by one."""
+        return self.evaluation.heads
+
+    @property
+    def settings(self) -> tuple[SettingScores, ...]:
+        """The heads together by settings."""
+        return self.evaluation.settings
+
+    def to_pandas(self) -> Any:
+        """One row a head: its settings and scores; a pandas DataFrame."""
+        return table(
+            [
+                {"id": head.id, "folder": head.folder, "epoch": head.score.epoch}
+                | head.score.metrics
+                | dict(zip(("low", "high"), head.score.interval_95 or (None, None), strict=True))
+                for head in self.heads
+            ]
+        )
+
+    def lines(self) -> list[str]:
+        """For people."""
+        found, facts = self.evaluation, self.evaluation.data
+        split, kind = facts.splits[found.split], kind_of(facts.task)
+        lines = [
+            *self.notes,
+            *missing_lines(facts),
+            f"{facts.task.name.upper()} {found.split}: {split.frames:,} frames of {split.groups} {facts.group_name}; "
+            f"snapshot {found.snapshot} of {len(found.heads)} head(s)",
+        ]
+        for setting in found.settings:
+            score = setting.scores[found.snapshot].text()
+            lines.append(
+                f"{settings_text(setting.settings)}: {kind.title} {score}{facts.incomplete_mark}"
+            )
+        lines.append(f"chance: {chance_text(found.chance)}")
+        if found.split == "train":
+            lines.append("these frames were trained on: this is no measure of how well a head does")
+        elif found.snapshot == "best":
+            lines.append(
+                "epoch chosen on the validation split of the training run: optimistic there"
+            )
+        if len(found.settings) == 1:
+            lines += _output_lines(self.statistics, facts.task)
+        lacking = sorted({head.incomplete for head in found.heads if head.incomplete})
+        lines += [f"trained on an incomplete bank, which lacked {what}" for what in lacking]
+        lines += [f"caveat: {caveat}" for caveat in found.caveats]
+        return [*lines, *([f"wrote {self.out}: metrics.json, per_group.csv"] if self.out else [])]
+
+
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
+    """Judge every head of a run, or one head.
+
+    Raises:
+        RaffectError: If there is no head, or it does not go with the bank.
+    """
+    if config.out is not None and (config.out / "env.json").exists():
+        raise RaffectError(
+            f"--out {config.out}: is a run folder, whose own metrics.json would be overwritten; name another one"
+        )
+    # Heads, without those that diverged
+    folders = find_heads(config.run, config.epoch)
+    cards = [read_card(folder) for folder in folders]
+    kept = [k for k, card in enumerate(cards) if card.status == "done" or len(cards) == 1]
+    if not kept:
+        raise RaffectError(
+            f"{config.run}: every head diverged; train again with a smaller optim.lr or sam.rho"
+        )
+    left_out = [
+        f"left out: {folder}, which diverged" for k, folder in enumerate(folders) if k not in kept
+    ]
+    folders, cards = [folders[k] for k in kept], [cards[k] for k in kept]
+    judged = [
+        f"note: {folder} diverged; its last sound epoch is judged"
+        for folder, card in zip(folders, cards, strict=True)
+        if card.status != "done"
+    ]
+
+    # Frames, of the encoder and the task that the heads were trained on
+    dataset = _open(config, folders, cards)
+    statistics = _count(config, dataset, folders)
+    evaluation = _describe(config, dataset, folders, cards, statistics)
+    result = EvaluateResult(
+        evaluation=evaluation, statistics=statistics, notes=(*left_out, *judged), out=config.out
+    )
+    if config.out is not None:
+        _write(config.out, result, dataset.splits[config.split].groups)
+    return result
+
+
+def find_heads(path: Path, snapshot: Snapshot) -> list[Path]:
+    """Folders of the heads of a run, or the one head that ``path`` is.
+
+    Raises:
+        RaffectError: If there is none.
+    """
+    if (path / "head.safetensors").exists() or (path / "config.json").exists():
+        return [path]
+    names = [
+        snapshot,
+        *(old for old, new in first_format.SNAPSHOTS.items() if new == snapshot and old != new),
+    ]
+    found = sorted(folder for name in names for folder in path.glob(f"weights/*/{name}"))
+    if not found:
+        hint = "; `cv` is there after --select cv only" if snapshot == "cv" else ""
+        raise RaffectError(
+            f"{path}: no head in weights/*/{snapshot}; expected the --out of `raffect train` or `raffect tune` "
+            f"(with --save-heads){hint}"
+        )
+    return found
+
+
+def _open(config: EvaluateConfig, folders: Sequence[Path], cards: Sequence[HeadCard]) -> Dataset:
+    """The frames to judge on.
+
+    Raises:
+        RaffectError: If the heads are of several tasks, of another one than the labels, or of another encoder than the bank.
+    """
+    tasks = list(dict.fromkeys(card.data.task for card in cards))
+    if len(tasks) > 1:
+        names = " and ".join(task.name for task in tasks)
+        raise RaffectError(
+            f"{config.run}: heads of {names}; give the folder of one head, RUN/weights/<head>/{config.epoch}"
+        )
+    identity = Bank(config.bank).require().read_identity()
+    if identity is None:
+        raise RaffectError(f"{config.bank}: nothing extracted yet; run `raffect extract` on it")
+    for folder, card in zip(folders, cards, strict=True):
+        require_encoder(card, identity, folder, config.bank)
+    dataset = open_dataset(
+        config.bank,
+        config.labels,
+        tasks[0].name,
+        [config.split],
+        allow_incomplete=config.allow_incomplete,
+    )
+    ours, theirs = dataset.task, tasks[0]
+    if (ours.kind, ours.outputs) != (theirs.kind, theirs.outputs):
+        raise RaffectError(
+            f"{config.labels}: its task {ours.name} has other outputs than the heads of {config.run} "
+            f"({_outputs(ours)} against {_outputs(theirs)})"
+        )
+    return dataset
+
+
+def _outputs(task: Task) -> str:
+    names = ", ".join(task.outputs[:_SHOWN_OUTPUTS])
+    return f"{task.kind}: {names}{' ...' if len(task.outputs) > _SHOWN_OUTPUTS else ''}"
+
+
+def _count(config: EvaluateConfig, dataset: Dataset, folders: Sequence[Path]) -> np.ndarray:
+    """Statistics of each head and group, shape (heads, groups, A, B)."""
+    index, device = dataset.splits[config.split], pick_device(config.device)
+    loss = loss_kind(dataset.task)
+    try:
+        rows = read_rows(index, dataset.task, device)
+        return np.concatenate(
+            [count(loss, load_batch(folder, device)[0], rows) for folder in folders]
+        )
+    except torch.OutOfMemoryError as error:
+        raise RaffectError(
+            f"out of GPU memory with {len(index):,} frames; free the device, or use --device cpu"
+        ) from error
+
+
+def _describe(
+    config: EvaluateConfig,
+    dataset: Dataset,
+    folders: Sequence[Path],
+    cards: Sequence[HeadCard],
+    statistics: np.ndarray,
+) -> Evaluation:
+    """Scores of each head and of each setting."""
+    task, kind = dataset.task, kind_of(dataset.task)
+    heads = tuple(
+        EvaluatedHead(
+            folder=str(folder),
+            id=card.id,
+            recipe=card.recipe,
+            incomplete=card.data.incomplete,
+            score=JudgedScore(
+                **vars(kind.score(found.sum(0), task)),
+                epoch=card.epoch,
+                interval_95=bootstrap_videos(found, kind, seed=0),
+            ),
+        )
+        for folder, card, found in zip(folders, cards, statistics, strict=True)
+    )
+    caveats = {card.data.caveat for card in cards} | {dataset.facts.caveat}
+    return Evaluation(
+        run=describe_run(),
+        data=dataset.facts,
+        split=config.split,
+        snapshot=cards[0].snapshot,
+        chance=kind.chance(statistics[0].sum(0), task),
+        heads=heads,
+        settings=_by_settings(heads, statistics, cards[0].snapshot, dataset),
+        caveats=tuple(sorted(caveats - {""})),
+    )
+
+
+def _by_settings(
+    heads: Sequence[EvaluatedHead], statistics: np.ndarray, snapshot: Snapshot, dataset: Dataset
+) -> tuple[SettingScores, ...]:
+    """Heads that differ in their seed alone, together."""
+    kind, row_of = kind_of(dataset.task), {head.folder: row for row, head in enumerate(heads)}
+    groups = group_by_settings(heads)
+    names = varying(groups) or ["loss.alpha", "sam.rho"]
+    settings = []
+    for group in groups:
+        found = spread_of(
+            [head.score.headline for head in group],
+            [head.score.epoch for head in group],
+            [statistics[row_of[head.folder]] for head in group],
+            kind,
+            dataset.facts.group_name,
+        )
+        flat = group[0].recipe.settings
+        settings.append(
+            SettingScores(
+                settings={name: flat[name] for name in names},
+                scores={snapshot: found},
+                erm=is_erm(group[0].recipe),
+            )
+        )
+    return tuple(settings)
+
+
+def _output_lines(statistics: np.ndarray, task: Task) -> list[str]:
+    """A line a class, label or value, over all heads together."""
+    kind = kind_of(task)
+    width = max(len(name) for name in task.outputs)
+    lines = [f"{'':{width}} " + " ".join(f"{title:>9}" for title, _ in kind.columns)]
+    for name, part in kind.score(statistics.sum((0, 1)), task).outputs.items():
+        *scores, frames = (part[key] for _, key in kind.columns)
+        cells = " ".join(f"{short(value):>9}" for value in scores)
+        lines.append(f"{name:{width}} {cells} {int(frames) // len(statistics):>9,}")
+    return lines
+
+
+def _write(out: Path, result: EvaluateResult, groups: Sequence[str]) -> None:
+    """metrics.json and per_group.csv."""
+    write_atomic(out / "metrics.json", result.evaluation.to_bytes())
+    kind = kind_of(result.evaluation.data.task)
+    rows = [
+        {"id": head.id, **row}
+        for head, found in zip(result.heads, result.statistics, strict=True)
+        for row in group_rows(kind, found, groups)
+    ]
+    write_csv(out / "per_group.csv", rows)

@@ -1,0 +1,51 @@
+"""Markdown as one self-contained page: text from run folders stays text, and only pictures that were just drawn are shown."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:60rem;margin:2rem auto;padding:0 1rem}h1,h2{line-height:1.2}h2{margin-top:2.4rem;border-bottom:1px solid #d9dee4}
+table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}th,td{padding:.3rem .7rem;border-bottom:1px solid #e4e8ed;text-align:left}th{background:#f4f6f8}
+img{max-width:100%}blockquote{margin:1rem 0;padding:.6rem 1rem;background:#fff4d6;border-left:4px solid #e0a800}code{background:#f4f6f8;padding:0 .2rem}"""
+
+
+def as_text(value: object) -> str:
+    """Any text as Markdown that shows just that text: what comes from a run folder must not become a picture, a link or a cell of its own."""
+    return re.sub(r"([\\`*_{}\[\]<>|~&])", r"\\\1", " ".join(str(value).split()))
+
+
+def as_code(value: object) -> str:
+    """Any text as a code span, fenced by more backticks than it holds in a row."""
+    text = " ".join(str(value).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if len(fence) > 1 else f"`{text}`"
+
+
+def to_html(markdown: str, pictures: Mapping[str, bytes]) -> str:
+    """One page with pictures inside.
+
+    Args:
+        markdown: The report.
+        pictures: PNG files that were drawn for it, by the address it gives them; no other picture is shown.
+    """
+    from markdown_it import MarkdownIt
+
+    renderer = (
+        MarkdownIt("commonmark", {"html": False})
+        .enable("table")
+        .disable(["link", "autolink", "reference"])
+    )
+
+    def show(tokens: Sequence[Any], index: int, options: Any, env: Any) -> str:
+        address, text = tokens[index].attrs["src"], html.escape(tokens[index].content)
+        if address not in pictures:
+            return text
+        return f'<img src="data:image/png;base64,{base64.b64encode(pictures[address]).decode()}" alt="{text}">'
+
+    renderer.add_render_rule("image", lambda _, *token: show(*token))
+    body = renderer.render(markdown)
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>raffect report</title><style>{_STYLE}</style><body>\n{body}</body></html>\n'

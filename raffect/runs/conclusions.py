@@ -1,0 +1,281 @@
+"""What a run or a sweep found: tables and metrics.json in its folder, and an object that says it to people and programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raffect.data.atomic import write_atomic
+from raffect.data.facts import DataFacts
+from raffect.metrics.kinds import kind_of
+from raffect.metrics.scores import SNAPSHOTS, Chance, Snapshot
+from raffect.recipe import PLAIN_ERM, require
+from raffect.runs.data import missing_lines
+from raffect.runs.folder import RunFolder
+from raffect.runs.metrics import HeadScores, Metrics, SettingScores, table
+from raffect.runs.records import STOPPED, HeadRecord
+from raffect.runs.scores import (
+    CHOICE,
+    NAMES,
+    Spread,
+    chance_text,
+    finished,
+    group_by_settings,
+    is_erm,
+    select_by_cv,
+    settings_text,
+    spread,
+    varying,
+)
+from raffect.runs.tables import head_row, write_tables
+from raffect.stages.provenance import describe_run
+
+_SHOWN_EPOCHS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What `raffect train` or `raffect tune` found; everything in it is in the run folder too.
+
+    Attributes:
+        folder: The run folder.
+        metrics: Scores, as in its metrics.json.
+        records: All heads of the command, by settings and seed; heads of folds are in the folder alone.
+    """
+
+    folder: Path
+    metrics: Metrics
+    records: tuple[HeadRecord, ...]
+    saved_heads: bool = True
+
+    @property
+    def data(self) -> DataFacts:
+        """What it was trained and judged on."""
+        return self.metrics.data
+
+    @property
+    def chance(self) -> Chance:
+        """What answering without looking would score."""
+        return self.metrics.chance
+
+    def _missing(self) -> list[str]:
+        return missing_lines(self.data)
+
+    def _closing(self) -> list[str]:
+        """The caveat, what was written, and the command that comes next."""
+        caveat = [f"caveat: {self.data.caveat}"] if self.data.caveat else []
+        weights = "weights/, " if self.saved_heads else ""
+        wrote = f"wrote {self.folder}: {weights}metrics.json, heads.csv, results.csv, per_group.csv"
+        return [*caveat, wrote, f"next: raffect report --runs {self.folder}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult(RunResult):
+    """Heads of one setting and several seeds."""
+
+    @property
+    def scores(self) -> dict[Snapshot, Spread]:
+        """Headline score by snapshot: mean, spread over seeds, interval over videos."""
+        return self.metrics.headline.scores
+
+    def to_pandas(self) -> Any:
+        """One row a head: settings, scores, curve; a pandas DataFrame."""
+        return table([head_row(record) for record in self.records])
+
+    def lines(self) -> list[str]:
+        """For people."""
+        facts, kind = self.data, kind_of(self.data.task)
+        name = facts.task.name.upper()
+        lines = [*_diverged_lines(self.records), *self._missing()]
+        for snapshot, found in self.scores.items():
+            epochs = sorted(set(found.epochs))
+            shown = ", ".join(map(str, epochs[:_SHOWN_EPOCHS])) + (
+                " ..." if len(epochs) > _SHOWN_EPOCHS else ""
+            )
+            score = f"{name} {NAMES[snapshot]:9} {kind.title} {found.text()}"
+            lines.append(f"{score}; {CHOICE[snapshot]} (epoch {shown}){facts.incomplete_mark}")
+        lines.append(f"{name} chance    {kind.title} {chance_text(self.chance)}")
+        return [*lines, *self._closing()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult(RunResult):
+    """Heads of many settings."""
+
+    @property
+    def settings(self) -> tuple[SettingScores, ...]:
+        """Scores of each setting."""
+        return self.metrics.settings
+
+    @property
+    def best(self) -> SettingScores:
+        """The setting with the highest val-last: chosen on the validation split itself, so optimistic."""
+        assert self.metrics.best is not None  # every sweep has one
+        return self.metrics.best
+
+    @property
+    def cross_validated(self) -> SettingScores | None:
+        """The setting that folds of the training split chose; None without ``--select cv``."""
+        return self.metrics.cross_validated
+
+    def to_pandas(self) -> Any:
+        """One row a setting: its scores with their spread; a pandas DataFrame."""
+        return table([setting.row() for setting in self.settings])
+
+    def lines(self) -> list[str]:
+        """For people."""
+        facts, mark = self.data, self.data.incomplete_mark
+        lines = [
+            *self._missing(),
+            self._opening(),
+            *(setting.text() + mark for setting in self.settings),
+        ]
+        if self.metrics.left_out.get(STOPPED):
+            lines.append(
+                "heads that ASHA stopped had poor scores on the validation split: means over the others are optimistic"
+            )
+        compared = f"of {len(self.settings)} settings compared on the validation split itself, so optimistic"
+        lines += [
+            f"chance  {chance_text(self.chance)}",
+            f"highest val-last: {settings_text(self.best.settings)}, {compared}{mark}",
+        ]
+        if (found := self.cross_validated) is not None:
+            score = f"val-cv {kind_of(facts.task).title} {found.scores['cv'].text()}"
+            lines.append(
+                f"cross-validated:  {settings_text(found.settings)}, {score}; "
+                f"neither settings nor epoch saw the validation split{mark}"
+            )
+        elif any(record.cv_epoch == 0 for record in self.records):
+            lines.append("cross-validated:  nothing, no head was trained to the end on any fold")
+        return [*lines, *self._closing()]
+
+    def _opening(self) -> str:
+        train, validation = self.data.splits["train"], self.data.splits["validation"]
+        left_out = self.metrics.left_out.items()
+        others = "".join(
+            f"; {count} {status} and left out, see heads.csv" for status, count in left_out if count
+        )
+        return (
+            f"{self.data.task.name.upper()}: {len(self.records)} heads on {train.frames:,} frames, judged on "
+            f"{validation.frames:,} frames of {validation.groups} other {self.data.group_name}{others}"
+        )
+
+
+def conclude_run(folder: RunFolder, facts: DataFacts, records: Sequence[HeadRecord]) -> TrainResult:
+    """Write a run's tables and scores.
+
+    Args:
+        folder: The run.
+        facts: Its data.
+        records: Heads of the whole training split.
+
+    Raises:
+        RaffectError: If no head was trained to the end.
+    """
+    write_tables(folder, folder.read_records())
+    sound = finished(records)
+    require(bool(sound), f"no head finished; {'; '.join(_diverged_lines(records))}")
+    settings = SettingScores(
+        settings=_settings(sound[0], ["loss.alpha", "sam.rho"]), scores=_spreads(folder, sound)
+    )
+    metrics = _describe(facts, records, (settings,))
+    write_atomic(folder.path / "metrics.json", metrics.to_bytes())
+    return TrainResult(folder=folder.path, metrics=metrics, records=tuple(records))
+
+
+def conclude_sweep(
+    folder: RunFolder,
+    facts: DataFacts,
+    records: Sequence[HeadRecord],
+    axes: Sequence[str],
+    saved_heads: bool,
+) -> SweepResult:
+    """Write a sweep's tables and scores; see `conclude_run`.
+
+    Args:
+        folder: The sweep.
+        facts: Its data.
+        records: Heads of the whole training split.
+        axes: Settings that the sweep varies, by dotted name.
+        saved_heads: Whether weights were kept.
+    """
+    every = folder.read_records()
+    write_tables(folder, every)
+    sound = finished(records)
+    require(
+        bool(sound), f"no head finished: {records[0].note if records else 'nothing was trained'}"
+    )
+
+    # One row a setting, named by the axes and by what tells plain ERM from the others
+    groups = group_by_settings(sound)
+    axes = [name for name in axes if name != "seed"] or ["loss.alpha"]
+    differing = {"loss.alpha", "sam.rho", *varying(groups)}
+    has_erm = any(is_erm(group[0].recipe) for group in groups)
+    names = [
+        *axes,
+        *(name for name in PLAIN_ERM if has_erm and name in differing and name not in axes),
+    ]
+    rows = [_row(folder, group, names) for group in groups]
+
+    # What stands out
+    best = max(rows, key=lambda row: row.scores["last"].mean)
+    by_best = f"highest val-last of {len(rows)} settings, compared on the validation split itself: optimistic"
+    metrics = _describe(facts, records, tuple(rows), best=replace(best, chosen_by=by_best))
+    selected = select_by_cv(groups, every)
+    if selected is not None and any("cv" in record.scores for record in selected):
+        row = replace(_row(folder, selected, names), chosen_by="folds of the training split")
+        metrics = replace(metrics, cross_validated=row)
+    write_atomic(folder.path / "metrics.json", metrics.to_bytes())
+    return SweepResult(
+        folder=folder.path, metrics=metrics, records=tuple(records), saved_heads=saved_heads
+    )
+
+
+def _describe(
+    facts: DataFacts,
+    records: Sequence[HeadRecord],
+    settings: tuple[SettingScores, ...],
+    best: SettingScores | None = None,
+) -> Metrics:
+    statuses = Counter(record.status for record in records)
+    return Metrics(
+        run=describe_run(),
+        data=facts,
+        chance=finished(records)[0].chance,
+        settings=settings,
+        best=best,
+        left_out={status: statuses[status] for status in ("diverged", STOPPED)},
+        heads={
+            record.id: HeadScores(
+                seed=record.recipe.seed, status=record.status, scores=record.scores
+            )
+            for record in records
+        },
+    )
+
+
+def _row(folder: RunFolder, group: Sequence[HeadRecord], names: Sequence[str]) -> SettingScores:
+    return SettingScores(
+        settings=_settings(group[0], names),
+        scores=_spreads(folder, group),
+        erm=is_erm(group[0].recipe),
+    )
+
+
+def _settings(record: HeadRecord, names: Sequence[str]) -> dict[str, Any]:
+    return {name: record.settings[name] for name in names}
+
+
+def _spreads(folder: RunFolder, group: Sequence[HeadRecord]) -> dict[Snapshot, Spread]:
+    return {name: found for name in SNAPSHOTS if (found := spread(folder, group, name))}
+
+
+def _diverged_lines(records: Sequence[HeadRecord]) -> list[str]:
+    return [
+        f"diverged: head {record.id} (seed {record.recipe.seed}): {record.note}"
+        for record in records
+        if record.status == "diverged"
+    ]

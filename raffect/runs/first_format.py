@@ -1,0 +1,138 @@
+"""Run folders of November 2026 (format 1): their JSON in today's words, so that everything else knows one format.
+
+Such a folder has ``members/<id>.json``, in which the counts of every video stand, snapshots named ``chosen``, and flat recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raffect.data import affwild2
+from raffect.errors import RaffectError
+from raffect.metrics.kinds import kind_of
+from raffect.model.first_format import SNAPSHOTS, nest_recipe, read_chance, read_score, read_split
+from raffect.runs.records import HeadRecord, RunRecord
+from raffect.runs.statistics import Statistics
+
+HEADS = "members"
+"""Folder of the records of heads."""
+_REMEDY = "restore the folder from a backup, or train into a new --out"
+
+
+def is_first(content: Mapping[str, Any]) -> bool:
+    """Whether a JSON object of a run folder is of format 1, which did not say so."""
+    return "format" not in content
+
+
+def read_run(content: dict[str, Any], where: Path) -> RunRecord:
+    """The record of a run from its env.json.
+
+    Raises:
+        RaffectError: If it is damaged.
+    """
+    try:
+        data = content["data"]
+        facts = {
+            "task": affwild2.read_task(data["task"], str(where)).to_json(),
+            **{
+                name: data[name]
+                for name in (
+                    "bank",
+                    "labels",
+                    "bank_digest",
+                    "labels_sha256",
+                    "edition",
+                    "synthetic",
+                )
+            },
+            "encoders": [data["encoder"]],
+            "caveat": data["stamp"],
+            "published": data.get("published", {}),
+            "splits": {
+                split: read_split(data[split])
+                for split in ("train", "validation", "test")
+                if split in data
+            },
+            "incomplete": data.get("incomplete", ""),
+            "group_name": data.get("groups", "videos"),
+        }
+        new = {name: content[name] for name in ("command", "fingerprint", "run")} | {"data": facts}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RaffectError(
+            f"{where}: damaged ({error} is missing or not as expected); {_REMEDY}"
+        ) from error
+    return RunRecord.from_json(new, where, _REMEDY)
+
+
+def read_head(content: dict[str, Any], where: Path) -> HeadRecord:
+    """The record of a head from its members/<id>.json.
+
+    Raises:
+        RaffectError: If it is damaged.
+    """
+    try:
+        task = affwild2.read_task(content.get("task", content["recipe"]["task"]), str(where))
+        kind = kind_of(task)
+        history = content["history"]
+        trained = (
+            "device",
+            "threads",
+            "num_workers",
+            "streamed",
+            "wall_s",
+            "git_commit",
+            "versions",
+        )
+        new = {
+            name: content[name]
+            for name in ("id", "fold", "num_folds", "fingerprint", "status", "note")
+        } | {
+            "format": 1,
+            "task": task.to_json(),
+            "recipe": nest_recipe(content["recipe"]),
+            "incomplete": content.get("incomplete", ""),
+            "group_name": content.get("groups", "videos"),
+            "cv_epoch": content["keep_epoch"],
+            "trained_by": {name: content[name] for name in trained if name in content}
+            | {"batch_of_heads": content["pack_size"]},
+            "curve": {
+                "lr": history["lr"],
+                "train_loss": history["train_loss"],
+                "validation": history[f"val_{kind.key}"],
+            },
+            "scores": {
+                SNAPSHOTS[name]: read_score(score, kind)
+                for name, score in content["scores"].items()
+            },
+            "chance": read_chance(content["trivial"], kind),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RaffectError(
+            f"{where}: damaged ({error} is missing or not as expected); {_REMEDY}"
+        ) from error
+    return HeadRecord.from_json(new, where, _REMEDY)
+
+
+def read_statistics(content: dict[str, Any], record: HeadRecord, where: Path) -> Statistics:
+    """The statistics that stand in a head's members/<id>.json, by the epochs of its snapshots.
+
+    Raises:
+        RaffectError: If they are damaged.
+    """
+    try:
+        by_epoch = {
+            content["scores"][name]["epoch"]: np.array(
+                values, np.float64 if record.task.kind == "regression" else np.int64
+            )
+            for name, values in content["videos"].items()
+        }
+        groups = [str(name) for name in content["video_names"]]
+        if any(values.ndim != 3 or len(values) != len(groups) for values in by_epoch.values()):
+            raise ValueError("counts do not fit the videos")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RaffectError(f"{where}: damaged ({str(error)[:80]}); {_REMEDY}") from error
+    return Statistics(groups, {record.id: by_epoch})

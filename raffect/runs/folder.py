@@ -1,0 +1,288 @@
+"""The run folder: what training and sweeps leave, under fixed names.
+
+config.toml        the command's settings; `raffect train RUN/config.toml --out NEW` repeats it
+env.json           versions, commit, machine, and the facts of the data
+heads/<id>.json    one head's record: settings, curve and scores; written last
+statistics/        counts by head, epoch and video behind the scores, one Parquet file a batch of heads
+weights/<id>/{last,best,cv}/   head.safetensors and config.json
+state/             what unfinished batches of heads go on from
+heads.csv, heads.parquet       one row a head, with its curve
+results.csv        one row a head and epoch
+per_group.csv      one row a head and video (or subject, or picture)
+metrics.json       scores for programs
+report.md, report.html, plots/ for people
+
+Folders of November 2026 have other names; they are read, continued and reported alike (`raffect.runs.first_format`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tomli_w
+
+from raffect.config import LearnConfig, may_change
+from raffect.data.atomic import PREFIX, write_atomic
+from raffect.data.records import Record, parse_object
+from raffect.errors import RaffectError
+from raffect.recipe import NAMES, flatten, plain, read_recipe
+from raffect.runs import first_format
+from raffect.runs.data import Dataset
+from raffect.runs.records import HeadRecord, RunRecord
+from raffect.runs.statistics import Statistics, read_statistics, write_statistics
+from raffect.stages.provenance import describe_run
+
+_RERUN = "delete it and run the same command again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNote(Record):
+    """Which heads a batch under way has, by id, with the epoch that the ``cv`` snapshot of each keeps (0 for none)."""
+
+    heads: dict[str, int] = field(default_factory=dict)
+
+
+class RunFolder:
+    """A folder in the layout above.
+
+    Args:
+        path: Where; need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._statistics: dict[str, Statistics] = {}
+
+    @classmethod
+    def create(cls, config: LearnConfig, dataset: Dataset) -> RunFolder:
+        """Make a run folder, or go on in one of the same data and settings.
+
+        Raises:
+            RaffectError: If the folder holds something else.
+        """
+        folder = cls(config.out.absolute())
+        known = (folder.path / "env.json").exists()
+        if folder.path.exists() and not known and not _is_free(folder.path):
+            raise RaffectError(
+                f"--out {config.out}: exists and is not a run folder; name a new or an empty one"
+            )
+        command: Any = type(config).__name__.removesuffix("Config").lower()
+        if known:
+            folder._require_same(config, dataset, command)
+        else:
+            run = RunRecord(
+                command=command,
+                fingerprint=dataset.fingerprint,
+                run=describe_run(),
+                data=dataset.facts,
+            )
+            write_atomic(folder.path / "env.json", run.to_bytes())
+        write_atomic(folder.path / "config.toml", to_toml(config).encode())
+        return folder
+
+    def read_run(self) -> RunRecord:
+        """Versions, machine and facts of the data.
+
+        Raises:
+            RaffectError: If this is not a run folder.
+        """
+        file = self.path / "env.json"
+        try:
+            content = parse_object(
+                file.read_bytes(), file, "restore it from a backup, or train into a new --out"
+            )
+        except FileNotFoundError as error:
+            raise RaffectError(
+                f"{self.path}: not a run folder, env.json is missing; expected the --out of `raffect train` or `raffect tune`"
+            ) from error
+        if first_format.is_first(content):
+            return first_format.read_run(content, file)
+        return RunRecord.from_json(
+            content, file, "restore it from a backup, or train into a new --out"
+        )
+
+    def recorded_stream(self, choice: str) -> Literal["always", "never"] | None:
+        """How a run that goes on reads its rows, where ``auto`` leaves it open; None for a new run."""
+        path = self.path / "config.toml"
+        if choice != "auto" or not path.exists():
+            return None
+        try:
+            found = tomllib.loads(path.read_text()).get("stream")
+        except ValueError:  # `create` says what is wrong with it
+            return None
+        return found if found in ("always", "never") else None
+
+    # Batches of heads under way
+
+    def state_path(self, ids: Iterable[str]) -> Path:
+        """Where a batch of these heads saves what it goes on from."""
+        name = hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16]
+        return self.path / "state" / f"{name}.safetensors"
+
+    def note_batch(self, cv_epochs: Mapping[str, int]) -> None:
+        """Note which heads a batch under way has, by id, and which epoch of each its ``cv`` snapshot keeps (0 for none)."""
+        note = BatchNote(heads=dict(cv_epochs))
+        write_atomic(self.state_path(cv_epochs).with_suffix(".json"), note.to_bytes())
+
+    def batches_under_way(self) -> list[dict[str, int]]:
+        """What `note_batch` noted of each batch that has saved something to go on from; a damaged note is a batch that begins again."""
+        noted = []
+        for path in sorted((self.path / "state").glob("*.json")):
+            if path.with_suffix(".safetensors").exists():
+                try:
+                    noted.append(BatchNote.from_json(path.read_bytes(), path, _RERUN).heads)
+                except RaffectError:
+                    path.with_suffix(".safetensors").unlink(missing_ok=True)
+        return noted
+
+    def drop_state(self, ids: Iterable[str]) -> None:
+        """Forget a batch under way: it is recorded, or cannot go on."""
+        path = self.state_path(ids)
+        for suffix in (".safetensors", ".json"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
+
+    # Heads
+
+    def weights_path(self, head_id: str, snapshot: str) -> Path:
+        """Folder of one head's weights."""
+        return self.path / "weights" / head_id / snapshot
+
+    def write_record(self, record: HeadRecord) -> None:
+        """Record a head; from then on it is finished."""
+        write_atomic(self._record_paths(record.id)[0], record.to_bytes())
+
+    def forget_record(self, head_id: str) -> None:
+        """Make a head unfinished again."""
+        for path in self._record_paths(head_id):
+            path.unlink(missing_ok=True)
+
+    def read_record(self, head_id: str) -> HeadRecord | None:
+        """A head's record, or None."""
+        return next(
+            (self._read_record(path) for path in self._record_paths(head_id) if path.exists()), None
+        )
+
+    def read_records(self) -> list[HeadRecord]:
+        """All records, by id."""
+        files = {
+            path.name: path
+            for name in (first_format.HEADS, "heads")
+            for path in (self.path / name).glob("*.json")
+        }
+        return [self._read_record(path) for _, path in sorted(files.items())]
+
+    # Statistics
+
+    def write_statistics(self, statistics: Statistics) -> Any:
+        """Keep the statistics of a batch of heads; see `raffect.runs.statistics.write_statistics`."""
+        return write_statistics(self.path / "statistics", statistics)
+
+    def read_statistics(self, record: HeadRecord) -> Statistics | None:
+        """Statistics behind a head's scores, perhaps with those of others; None for a head that was stopped before it had any.
+
+        Raises:
+            RaffectError: If the file that the record names is missing or another one.
+        """
+        if record.format == 1:
+            path = self.path / first_format.HEADS / f"{record.id}.json"
+            return first_format.read_statistics(
+                parse_object(path.read_bytes(), path, _RERUN), record, path
+            )
+        if record.statistics is None:
+            return None
+        if record.statistics.sha256 not in self._statistics:
+            self._statistics[record.statistics.sha256] = read_statistics(
+                self.path / "statistics", record.statistics
+            )
+        return self._statistics[record.statistics.sha256]
+
+    def statistics_of(self, record: HeadRecord, snapshot: str) -> np.ndarray | None:
+        """Statistics of one snapshot of a head by group, shape (groups, A, B); None where there are none."""
+        statistics = self.read_statistics(record) if snapshot in record.scores else None
+        if statistics is None:
+            return None
+        epoch = record.scores[snapshot].epoch  # ty: ignore[invalid-argument-type]
+        try:
+            return statistics.heads[record.id][epoch]
+        except KeyError as error:
+            raise RaffectError(
+                f"{self.path}: no statistics of head {record.id} at epoch {epoch}; {_RERUN}"
+            ) from error
+
+    def _record_paths(self, head_id: str) -> tuple[Path, Path]:
+        """Where a head's record is, and where the first format had it."""
+        file = f"{head_id}.json"
+        return self.path / "heads" / file, self.path / first_format.HEADS / file
+
+    def _read_record(self, path: Path) -> HeadRecord:
+        content = parse_object(path.read_bytes(), path, _RERUN)
+        if first_format.is_first(content):
+            return first_format.read_head(content, path)
+        return HeadRecord.from_json(content, path, _RERUN)
+
+    def _require_same(self, config: LearnConfig, dataset: Dataset, command: str) -> None:
+        """Refuse to go on in a folder of another command, other data or other settings."""
+        run, wrong = self.read_run(), f"--out {config.out}"
+        if run.command != command:
+            raise RaffectError(
+                f"{wrong}: made by `raffect {run.command}`, not by `raffect {command}`; name a new folder"
+            )
+        if run.fingerprint != dataset.fingerprint:
+            what = f"{run.data.bank}, {run.data.labels}, or their content has changed"
+            raise RaffectError(f"{wrong}: a run on other data ({what}); name a new folder")
+        if not (self.path / "config.toml").exists():  # killed before it was written
+            return
+        # A setting of the other command may stand there as well.
+        free = may_change(type(config))
+        known = [*NAMES, *(item.name for item in dataclasses.fields(type(config))), *free]
+        before = read_recipe(self.path / "config.toml", known)
+        axes = (*before.get("space", ()), *getattr(config, "space", ()))
+        swept = {axis.partition("=")[0].strip() for axis in axes}
+        for name, value in _settings(config).items():
+            if name not in free and name not in swept and before.get(name, value) != value:
+                raise RaffectError(
+                    f"{wrong}: a run with {name} {before[name]}, this one has {value}; name a new folder"
+                )
+
+
+def to_toml(config: LearnConfig) -> str:
+    """All settings of a command, as a recipe that repeats it."""
+    nested: dict[str, Any] = {}
+    for name, value in _settings(config).items():
+        group, _, key = name.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[key] = value
+    tables = {name: value for name, value in nested.items() if isinstance(value, dict)}
+    return tomli_w.dumps(
+        {name: value for name, value in nested.items() if name not in tables} | tables
+    )
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nothing but our own unfinished beginnings is in a folder."""
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else ["a file"]
+    return all(name == "config.toml" or name.startswith(PREFIX) for name in names)
+
+
+def _settings(config: LearnConfig) -> dict[str, Any]:
+    """Settings by dotted name as TOML values; those that are None are left out."""
+    flat = flatten(plain(config))
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if item.name in flat or dataclasses.is_dataclass(value) or value is None:
+            continue
+        if hasattr(value, "absolute"):
+            value = str(value.absolute())
+        flat[item.name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def find_records(folder: RunFolder, ids: Sequence[str]) -> list[HeadRecord]:
+    """Records of some heads that have one, in order."""
+    return [record for head_id in ids if (record := folder.read_record(head_id))]

@@ -1,0 +1,108 @@
+"""What a run or a sweep found, for programs: ``metrics.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raffect.data.facts import DataFacts
+from raffect.data.records import Record
+from raffect.metrics.scores import Chance, JudgedScore, Snapshot, Status
+from raffect.runs.scores import Spread, settings_text, short
+from raffect.stages.provenance import Provenance
+
+Setting = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingScores(Record):
+    """Scores of heads of one setting.
+
+    Attributes:
+        settings: What tells them from others, by dotted name.
+        scores: By snapshot; ``last`` is always there.
+        erm: Whether they are plain empirical risk minimisation.
+        chosen_by: How this setting was chosen from others; empty where it was not.
+    """
+
+    settings: dict[str, Setting]
+    scores: dict[Snapshot, Spread]
+    erm: bool = False
+    chosen_by: str = ""
+
+    def text(self) -> str:
+        """One line of a sweep's table."""
+        last, best = self.scores["last"], self.scores["best"]
+        val_best = f"val-best {short(best.mean)}" + (
+            f" ± {short(best.sd)}" if best.sd is not None else ""
+        )
+        parts = [
+            f"{settings_text(self.settings)}{' (ERM)' if self.erm else ''}",
+            f"val-last {last.text()}",
+            val_best,
+        ]
+        if "cv" in self.scores:
+            parts.append(f"val-cv {short(self.scores['cv'].mean)}")
+        return "  ".join(parts)
+
+    def row(self) -> dict[str, Any]:
+        """One row of a table: settings, and of each snapshot mean, sd, interval and number of heads."""
+        row: dict[str, Any] = {**self.settings, "erm": self.erm}
+        for name, found in self.scores.items():
+            low, high = found.interval_95 or (None, None)
+            row |= {
+                name: found.mean,
+                f"{name}.sd": found.sd,
+                f"{name}.low": low,
+                f"{name}.high": high,
+            }
+        return row | {"heads": self.scores["last"].heads}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadScores(Record):
+    """Scores of one head, with its seed and status."""
+
+    seed: int
+    status: Status
+    scores: dict[Snapshot, JudgedScore] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics(Record):
+    """All that a run found.
+
+    Attributes:
+        format: Of the run folder.
+        run: Versions, commit, command and machine.
+        data: What it was trained and judged on.
+        chance: What answering without looking would score.
+        settings: Scores of each setting; one for a run.
+        best: The setting with the highest val-last of a sweep: optimistic.
+        cross_validated: The setting that cross-validation chose, without the validation split.
+        left_out: Heads that are in no mean, by status.
+        heads: Scores of each head, by id.
+    """
+
+    format: Literal[2] = 2
+    run: Provenance
+    data: DataFacts
+    chance: Chance
+    settings: tuple[SettingScores, ...]
+    best: SettingScores | None = None
+    cross_validated: SettingScores | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    heads: dict[str, HeadScores] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> SettingScores:
+        """What stands for the run: the setting that was cross-validated, else the best, else the only one."""
+        return self.cross_validated or self.best or self.settings[0]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Any:
+    """Rows as a pandas DataFrame, through pyarrow."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(list(rows)).to_pandas()

@@ -1,0 +1,173 @@
+"""What a run folder says of its data and of each head, as records.
+
+``env.json`` holds a `RunRecord`, ``heads/<id>.json`` a `HeadRecord`; those of November 2026 are read by `raffect.runs.first_format`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+
+from raffect.data.facts import DataFacts
+from raffect.data.records import Record
+from raffect.data.tasks import Task
+from raffect.metrics.kinds import Kind, kind_of
+from raffect.metrics.scores import Chance, JudgedScore, Snapshot, Status
+from raffect.recipe import Recipe, digest
+from raffect.stages.provenance import Provenance
+
+Count = Annotated[int, Ge(0)]
+RUNNING, STOPPED = "running", "stopped"
+"""Status of a head that a scheduler may still stop, and of one that it has stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Record):
+    """What a run folder is of.
+
+    Attributes:
+        format: Of the folder.
+        command: ``train`` or ``tune``.
+        fingerprint: Names bank, labels and task: equal data, equal fingerprint.
+        run: Versions, commit, command and machine.
+        data: The data.
+    """
+
+    format: Literal[2] = 2
+    command: Literal["train", "tune"]
+    fingerprint: str
+    run: Provenance
+    data: DataFacts
+
+
+@dataclass(frozen=True)
+class PlannedHead:
+    """One head to train: a recipe, and for cross-validation the fold of the training split that judges it."""
+
+    recipe: Recipe
+    fold: int | None = None
+    num_folds: int = 0
+
+    @cached_property
+    def id(self) -> str:
+        """Names it on disk; equal for equal settings."""
+        fold = "" if self.fold is None else f"-fold{self.fold + 1}of{self.num_folds}"
+        return digest(self.recipe) + fold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve(Record):
+    """A value an epoch; None where the head had diverged.
+
+    Attributes:
+        lr: Learning rate.
+        train_loss: Mean training loss.
+        validation: Headline score on validation, or on the held-out fold.
+    """
+
+    lr: tuple[float, ...] = ()
+    train_loss: tuple[float | None, ...] = ()
+    validation: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedBy(Record):
+    """What trained a head.
+
+    Attributes:
+        device: Name of the card, or ``cpu``.
+        threads: CPU threads of a process.
+        num_workers: Processes that shared each batch of frames.
+        streamed: Whether features came through Ray Data.
+        batch_of_heads: Heads that were trained side by side with it, itself included.
+        wall_s: Seconds of training of all of them together.
+        git_commit: Of raffect.
+        versions: Of packages.
+    """
+
+    device: str = "?"
+    threads: Count = 0
+    num_workers: Annotated[int, Ge(1)] = 1
+    streamed: bool = False
+    batch_of_heads: Annotated[int, Ge(1)] = 1
+    wall_s: Annotated[float, Ge(0)] = 0.0
+    git_commit: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsFile(Record):
+    """Where the counts of a head's scores lie: a file of ``statistics/``, and its SHA-256."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRecord(Record):
+    """All that is known of one head. Once it says ``done`` the head is not trained again.
+
+    Attributes:
+        format: Of the run folder.
+        id: Names the head: a digest of its recipe, and its fold.
+        task: What it predicts.
+        recipe: Its settings.
+        fold: 0-based fold that judges it; None for a head of the whole training split.
+        num_folds: How many folds there are; 0 without.
+        fingerprint: Of the data.
+        incomplete: What the bank lacked; empty if nothing.
+        group_name: What its interval is over.
+        status: ``done``; ``diverged``; ``running`` or ``stopped`` under a scheduler.
+        note: Why it diverged or was stopped.
+        cv_epoch: Epoch that the ``cv`` snapshot keeps; None without cross-validation.
+        trained_by: Device, versions and time.
+        curve: A value an epoch.
+        scores: By snapshot.
+        chance: What answering without looking would score on the same frames.
+        statistics: Where the counts behind the scores lie; None in records of format 1, which hold them.
+    """
+
+    format: Literal[1, 2] = 2
+    id: str
+    task: Task
+    recipe: Recipe
+    fold: Annotated[int, Ge(0)] | None = None
+    num_folds: Annotated[int, Ge(0), Le(1000)] = 0
+    fingerprint: str
+    incomplete: str = ""
+    group_name: str = "videos"
+    status: Status
+    note: str = ""
+    cv_epoch: int | None = None
+    trained_by: TrainedBy = field(default_factory=TrainedBy)
+    curve: Curve = field(default_factory=Curve)
+    scores: dict[Snapshot, JudgedScore] = field(default_factory=dict)
+    chance: Chance
+    statistics: StatisticsFile | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """How the head is scored."""
+        return kind_of(self.task)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The recipe by dotted name."""
+        return self.recipe.settings
+
+    def is_finished(self, cv_epoch: int | None = None) -> bool:
+        """Whether the head needs no more training, and keeps the epoch that cross-validation chose."""
+        return self.status != RUNNING and (cv_epoch is None or self.cv_epoch == cv_epoch)
+
+    def replace(self, **changes: Any) -> HeadRecord:
+        """A copy with other values."""
+        return dataclasses.replace(self, **changes)
+
+
+def is_finished(record: HeadRecord | None, cv_epoch: int | None = None) -> bool:
+    """Whether there is a record, and its head needs no more training."""
+    return record is not None and record.is_finished(cv_epoch)

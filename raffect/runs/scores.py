@@ -1,0 +1,229 @@
+"""Scores of several heads together: mean, spread over seeds, interval over videos, each named for how its epoch was chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from raffect.data.records import Record
+from raffect.metrics.intervals import bootstrap_videos
+from raffect.metrics.kinds import Kind
+from raffect.metrics.scores import Chance, Snapshot
+from raffect.recipe import PLAIN_ERM, Recipe
+from raffect.runs.folder import RunFolder
+from raffect.runs.records import HeadRecord
+
+NAMES: dict[Snapshot, str] = {"last": "val-last", "best": "val-best", "cv": "val-cv"}
+"""What a snapshot's score on the validation split is called."""
+
+CHOICE: dict[Snapshot, str] = {
+    "last": "last epoch, nothing was chosen on validation: the headline",
+    "best": "epoch chosen on the validation split itself: optimistic, as the paper probably did",
+    "cv": "epoch cross-validated on folds of the training split",
+}
+"""How the epoch behind a score was chosen."""
+
+
+class HasRecipe(Protocol):
+    """Anything that is of one recipe."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Its settings."""
+        ...
+
+
+T = TypeVar("T", bound=HasRecipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread(Record):
+    """Headline score of heads that differ in their seed alone.
+
+    Attributes:
+        mean: Over heads.
+        sd: Standard deviation over heads (n - 1); None for one head.
+        interval_95: Of the mean when validation videos (or other groups) are drawn again; None without their statistics.
+        heads: How many.
+        epochs: Epoch of each.
+        group_name: What the interval draws: videos, subjects or pictures.
+    """
+
+    mean: float
+    sd: float | None
+    interval_95: tuple[float, float] | None
+    heads: int
+    epochs: tuple[int, ...]
+    group_name: str = "videos"
+
+    def text(self) -> str:
+        """``.412 ± .005 over 5 seeds, [.380, .440] over videos``."""
+        over_seeds = (
+            " (one seed)" if self.sd is None else f" ± {short(self.sd)} over {self.heads} seeds"
+        )
+        if self.interval_95 is None:
+            return short(self.mean) + over_seeds
+        low, high = self.interval_95
+        return (
+            f"{short(self.mean)}{over_seeds}, [{short(low)}, {short(high)}] over {self.group_name}"
+        )
+
+
+def spread_of(
+    scores: Sequence[float],
+    epochs: Sequence[int],
+    statistics: Sequence[np.ndarray | None],
+    kind: Kind,
+    group_name: str,
+) -> Spread:
+    """Mean and spread of the headline scores of heads that differ in their seed alone.
+
+    Args:
+        scores: One a head.
+        epochs: Likewise.
+        statistics: By group behind each score, shape (groups, A, B); without all of them there is no interval.
+        kind: Of the task.
+        group_name: What the groups are called.
+    """
+    counts = [found for found in statistics if found is not None]
+    whole = len(counts) == len(scores)
+    return Spread(
+        mean=float(np.mean(scores)),
+        sd=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+        interval_95=bootstrap_videos(np.array(counts), kind, seed=0) if whole else None,
+        heads=len(scores),
+        epochs=tuple(epochs),
+        group_name=group_name,
+    )
+
+
+def spread(folder: RunFolder, records: Sequence[HeadRecord], snapshot: Snapshot) -> Spread | None:
+    """Mean and spread of a snapshot's score over heads of a run; None where none has it."""
+    having = [record for record in records if snapshot in record.scores]
+    if not having:
+        return None
+    scores = [record.scores[snapshot] for record in having]
+    statistics = [folder.statistics_of(record, snapshot) for record in having]
+    first = having[0]
+    return spread_of(
+        [score.headline for score in scores],
+        [score.epoch for score in scores],
+        statistics,
+        first.kind,
+        first.group_name,
+    )
+
+
+def group_by_settings(items: Sequence[T]) -> list[list[T]]:
+    """Those that differ in their seed alone, together, in the order of their settings."""
+    groups: dict[tuple, list[T]] = {}
+    for item in items:
+        key = tuple((name, value) for name, value in item.recipe.settings.items() if name != "seed")
+        groups.setdefault(key, []).append(item)
+    return [groups[key] for key in sorted(groups, key=_order)]
+
+
+def _order(key: tuple) -> list[tuple[str, Any]]:
+    """Settings of one name may be of two types, which do not compare."""
+    return [(str(type(value)), value) for _, value in key]
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """``alpha 0.3 rho 0.05``."""
+    return " ".join(
+        f"{name.rpartition('.')[2]} {value_text(value)}" for name, value in settings.items()
+    )
+
+
+def value_text(value: Any) -> str:
+    """A setting's value without needless digits."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def varying(groups: Sequence[Sequence[HasRecipe]]) -> list[str]:
+    """Names of the settings, but for the seed, in which groups of one setting each differ."""
+    settings = [group[0].recipe.settings for group in groups]
+    return [
+        name
+        for name in settings[0]
+        if name != "seed" and len({str(found[name]) for found in settings}) > 1
+    ]
+
+
+def finished(records: Sequence[HeadRecord]) -> list[HeadRecord]:
+    """Heads trained to the end on the whole training split; neither folds, nor what diverged or was stopped early."""
+    return [record for record in records if record.fold is None and record.status == "done"]
+
+
+def chance_text(chance: Chance) -> str:
+    """``.125 (guesses by the class shares), .069 (always Other)``: the chance level first."""
+    majority = f"{short(chance.majority)} ({chance.answer})"
+    return (
+        majority
+        if chance.prior is None
+        else f"{short(chance.prior)} (guesses by the class shares), {majority}"
+    )
+
+
+def is_erm(recipe: Recipe) -> bool:
+    """Whether a recipe is plain empirical risk minimisation: no CVaR, SAM, class weights or logit adjustment."""
+    settings = recipe.settings
+    return all(settings[name] == value for name, value in PLAIN_ERM.items())
+
+
+def how_chosen(snapshot: Snapshot, stopped: bool) -> str:
+    """How the epoch, and under a scheduler the head, behind a score was chosen."""
+    if stopped and snapshot == "last":
+        return "heads that ASHA kept by their score on the validation split: optimistic"
+    return CHOICE[snapshot]
+
+
+def short(value: float | None) -> str:
+    """``0.4123`` -> ``.412``, as the field writes scores."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}".replace("0.", ".", 1) if value < 1 else f"{value:.3f}"
+
+
+def choose_epoch(records: Sequence[HeadRecord]) -> tuple[int, float]:
+    """Epoch with the highest headline score on held-out folds, mean over folds and seeds; the first of equals.
+
+    Args:
+        records: All folds of heads of one setting; one that diverged counts as the worst there is in every epoch.
+
+    Returns:
+        The 1-based epoch and its mean score; 0 and 0 where no fold was trained to the end.
+    """
+    done = [record for record in records if record.status == "done"]
+    if not done:
+        return 0, 0.0
+    epochs = max(len(record.curve.lr) for record in records)
+    curves = np.full((len(records), epochs), done[0].kind.lowest)
+    for row, record in zip(curves, records, strict=True):
+        if record.status == "done":
+            row[:] = record.curve.validation
+    mean = curves.mean(0)
+    return int(mean.argmax()) + 1, float(mean.max())
+
+
+def select_by_cv(
+    groups: Sequence[Sequence[HeadRecord]], records: Sequence[HeadRecord]
+) -> Sequence[HeadRecord] | None:
+    """The group whose settings score highest on held-out folds, at their own best epoch; None without folds.
+
+    Args:
+        groups: Of `group_by_settings`.
+        records: All records, those of folds among them.
+    """
+    folds = [record for record in records if record.fold is not None]
+
+    def held_out(group: Sequence[HeadRecord]) -> float:
+        recipes = {record.recipe for record in group}
+        epoch, score = choose_epoch([record for record in folds if record.recipe in recipes])
+        return score if epoch else -math.inf
+
+    return max(groups, key=held_out) if folds else None

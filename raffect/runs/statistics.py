@@ -1,0 +1,112 @@
+"""Additive statistics of a batch of heads by group and epoch, as one Parquet file: what every score and interval is made of.
+
+A row is a head, an epoch and a group: ``head, epoch, group, statistics``; the last is an (A, B) matrix, row by row (its shape is in
+the metadata): a confusion matrix of classes, counts of labels, or moments of numbers (see `raffect.metrics.kinds`). Heads of the whole
+training split keep the epochs of their snapshots, heads of folds every epoch, so that epochs can be chosen from pooled counts later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raffect.data.atomic import write_atomic
+from raffect.data.storage import Damaged, parse_parquet, read_buffer
+from raffect.data.tables import read_metadata
+from raffect.errors import RaffectError
+from raffect.runs.records import StatisticsFile
+
+_COLUMNS = ("head", "epoch", "group", "statistics")
+_NAME = re.compile(r"[0-9a-f]{16}\.parquet")
+_REMEDY = "delete the records of its heads in heads/ and run the same command again"
+
+ByEpoch = Mapping[int, np.ndarray]
+"""Statistics of one head by 1-based epoch, each of shape (groups, A, B)."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of some heads.
+
+    Attributes:
+        groups: Names of the videos, subjects or pictures.
+        heads: By head and epoch, shape (groups, A, B).
+    """
+
+    groups: Sequence[str]
+    heads: Mapping[str, ByEpoch]
+
+
+def write_statistics(folder: Path, statistics: Statistics) -> StatisticsFile:
+    """Write the statistics of a batch of heads.
+
+    Args:
+        folder: ``statistics/`` of the run folder.
+        statistics: Of at least one head and epoch.
+
+    Returns:
+        What their records name. Equal statistics have equal names and bytes.
+    """
+    keys = [(head, epoch) for head, by_epoch in statistics.heads.items() for epoch in by_epoch]
+    values = np.concatenate([statistics.heads[head][epoch] for head, epoch in keys])
+    shape, groups = values.shape[1:], statistics.groups
+    table = pa.table(
+        {
+            "head": pa.array([head for head, _ in keys for _ in groups]).dictionary_encode(),
+            "epoch": pa.array([epoch for _, epoch in keys for _ in groups], pa.int32()),
+            "group": pa.array([*groups] * len(keys), pa.string()).dictionary_encode(),
+            "statistics": pa.FixedSizeListArray.from_arrays(
+                pa.array(values.ravel()), shape[0] * shape[1]
+            ),
+        }
+    ).replace_schema_metadata({"raffect": "statistics/1", "shape": f"{shape[0]},{shape[1]}"})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content = sink.getvalue().to_pybytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    write_atomic(folder / f"{sha256[:16]}.parquet", content)
+    return StatisticsFile(name=f"{sha256[:16]}.parquet", sha256=sha256)
+
+
+def read_statistics(folder: Path, file: StatisticsFile) -> Statistics:
+    """Read what `write_statistics` wrote.
+
+    Raises:
+        RaffectError: If it is missing, or not the file that the records name.
+    """
+    path = folder / file.name
+    try:
+        if not _NAME.fullmatch(file.name):
+            raise Damaged("not a name that raffect gives")
+        content = read_buffer(path)
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise Damaged("not the file that the records name (SHA-256 differs)")
+        return _parse(content)
+    except FileNotFoundError as error:
+        raise RaffectError(f"{path}: missing; {_REMEDY}") from error
+    except (Damaged, pa.ArrowException, KeyError, ValueError) as error:
+        raise RaffectError(f"{path}: {str(error).splitlines()[0][:120]}; {_REMEDY}") from error
+
+
+def _parse(content: pa.Buffer) -> Statistics:
+    table = parse_parquet(content, _COLUMNS)
+    rows, columns = (int(size) for size in read_metadata(table)["shape"].split(","))
+    values = table["statistics"].combine_chunks().flatten().to_numpy().reshape(-1, rows, columns)
+    groups = table["group"].unique().to_pylist()
+    blocks = values.reshape(-1, len(groups), rows, columns)
+    heads: dict[str, dict[int, np.ndarray]] = {}
+    firsts = table.take(
+        np.arange(0, len(table), len(groups))
+    )  # a block of rows is a head and epoch
+    for block, head, epoch in zip(
+        blocks, firsts["head"].to_pylist(), firsts["epoch"].to_pylist(), strict=True
+    ):
+        heads.setdefault(head, {})[epoch] = block
+    return Statistics(groups, heads)

@@ -1,0 +1,1 @@
+"""Training: one batch of heads, runs, sweeps and streams; imports Ray."""

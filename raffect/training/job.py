@@ -1,0 +1,335 @@
+"""One batch of heads: train it, judge it, record it. What a run, a worker of Ray Train and a trial of Ray Tune do."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from raffect.config import LearnConfig
+from raffect.data.facts import DataFacts
+from raffect.data.features import FeatureIndex
+from raffect.errors import RaffectError
+from raffect.metrics.intervals import bootstrap_videos
+from raffect.metrics.kinds import kind_of
+from raffect.metrics.scores import SNAPSHOTS, JudgedScore, Snapshot
+from raffect.model.checkpoint import HeadCard, save_head
+from raffect.model.fit import FitJob, count, fit
+from raffect.model.head_kinds import head_spec
+from raffect.model.kinds import loss_kind
+from raffect.model.learner import SHARED_SETTINGS
+from raffect.model.samples import Samples
+from raffect.model.snapshots import Fitted, History
+from raffect.model.workers import Workers
+from raffect.recipe import require
+from raffect.runs.data import Dataset, check_trainable, pick_device, read_rows, targets_of
+from raffect.runs.folder import RunFolder
+from raffect.runs.records import Curve, HeadRecord, PlannedHead, TrainedBy, is_finished
+from raffect.runs.statistics import Statistics
+from raffect.stages.provenance import git_commit, versions
+from raffect.stages.runtime import ray_session
+from raffect.training.stream import RayStream
+
+C = TypeVar("C", bound=LearnConfig)
+CvEpochs = Mapping[str, int]
+"""Epoch that a head's ``cv`` snapshot keeps, by id; 0 where no fold was trained to the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchJob:
+    """A batch of heads to train, with everything that decides how; what it trains on is found by ``config``.
+
+    Attributes:
+        config: Data, run folder, device and threads; the recipe in it is not used.
+        heads: Those of the batch; they agree in `raffect.model.learner.SHARED_SETTINGS` and in their fold.
+        cv_epochs: Epochs that cross-validation chose.
+        threads: Of this process; 0 is all cores.
+        save_heads: Whether weights are kept.
+        save_every_s: Seconds between saves of the state.
+    """
+
+    config: LearnConfig
+    heads: tuple[PlannedHead, ...]
+    cv_epochs: CvEpochs = field(default_factory=dict)
+    threads: int = 0
+    save_heads: bool = True
+    save_every_s: float = 30.0
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of the heads."""
+        return [head.id for head in self.heads]
+
+
+def plan_batches(
+    folder: RunFolder,
+    heads: Sequence[PlannedHead],
+    size: int,
+    one_seed: bool,
+    cv_epochs: CvEpochs | None = None,
+) -> list[list[PlannedHead]]:
+    """Batches that are still to be trained: those under way as they were cut, then new ones of the other heads without a record.
+
+    Args:
+        folder: The run.
+        heads: All of it.
+        size: Most heads of a new batch.
+        one_seed: Whether a batch's heads must share their seed, as a stream wants it.
+        cv_epochs: Epochs that cross-validation chose; a head that kept another one is trained again.
+    """
+    cv = cv_epochs or {}
+    todo = {
+        head.id: head
+        for head in heads
+        if not is_finished(folder.read_record(head.id), cv.get(head.id))
+    }
+    under_way = []
+    # Two may share a head, if fewer seeds were asked for in between
+    for noted in sorted(folder.batches_under_way(), key=len, reverse=True):
+        if all(name in todo for name in noted):
+            if noted == {name: cv.get(name, 0) for name in noted}:
+                under_way.append([todo.pop(name) for name in noted])
+            else:  # cross-validation chose another epoch since, of which that batch may have kept nothing
+                folder.drop_state(noted)
+        elif all(name in todo or is_finished(folder.read_record(name)) for name in noted):
+            folder.drop_state(noted)  # it died between records and clean-up
+    return under_way + partition(list(todo.values()), size, one_seed)
+
+
+def partition(
+    heads: Sequence[PlannedHead], size: int, one_seed: bool = False
+) -> list[list[PlannedHead]]:
+    """Share heads out over batches of at most ``size``, whose heads can be trained side by side on the same frames."""
+    alike: dict[tuple, list[PlannedHead]] = {}
+    for head in heads:
+        settings = head.recipe.settings
+        seed = settings["seed"] if one_seed else None
+        key = (*(settings[name] for name in SHARED_SETTINGS), head.fold, head.num_folds, seed)
+        alike.setdefault(key, []).append(head)
+    batches = []
+    for group in alike.values():
+        count = -(-len(group) // size)
+        batches += [
+            [group[k] for k in part] for part in np.array_split(np.arange(len(group)), count)
+        ]
+    return batches
+
+
+def run_batch(
+    job: BatchJob,
+    dataset: Dataset,
+    *,
+    workers: Workers | None = None,
+    on_step: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[History], None] = lambda history: None,
+) -> None:
+    """Train heads side by side, judge them, and record them in the run folder; safe to run again at any time.
+
+    Args:
+        job: The batch.
+        dataset: Of its configuration.
+        workers: Who trains together; only the first one writes.
+        on_step: Called after each step.
+        on_epoch: Called after each epoch with the history so far.
+
+    Raises:
+        RaffectError: If the rows cannot be trained on, are not those the run began with, or the GPU is too small.
+    """
+    workers, device, config = workers or Workers(), pick_device(job.config.device), job.config
+    torch.set_num_threads(job.threads or os.cpu_count() or 1)
+    folder, facts = RunFolder(config.out.absolute()), dataset.facts
+    require(
+        dataset.fingerprint == folder.read_run().fingerprint,
+        f"{facts.bank} or {facts.labels} has changed since {folder.path} began; name a new --out",
+    )
+    if workers.rank == 0:
+        folder.note_batch({name: job.cv_epochs.get(name, 0) for name in job.ids})
+    streams = config.stream == "always"
+    try:
+        with ray_session(config.address) if streams else contextlib.nullcontext():
+            fit_job, groups = _plan_fit(job, dataset, folder, device, workers, streams)
+            fitted = fit(fit_job, on_step=on_step, on_epoch=on_epoch)
+    except torch.OutOfMemoryError as error:
+        raise RaffectError(
+            f"out of GPU memory with {len(job.heads)} heads; take fewer at a time (--num-seeds, --heads-per-trial), "
+            "a smaller --head.width, or --stream always"
+        ) from error
+    if workers.rank == 0:
+        trained_by = TrainedBy(
+            device=describe_device(device),
+            threads=torch.get_num_threads(),
+            num_workers=workers.size,
+            streamed=streams,
+            batch_of_heads=len(job.heads),
+            wall_s=sum(entry["wall_s"] for entry in fitted.history),
+            git_commit=git_commit(),
+            versions=versions(),
+        )
+        _record(job, dataset, folder, fitted, fit_job.validation, groups, trained_by)
+        folder.drop_state(job.ids)
+
+
+def _plan_fit(
+    job: BatchJob,
+    dataset: Dataset,
+    folder: RunFolder,
+    device: torch.device,
+    workers: Workers,
+    streams: bool,
+) -> tuple[FitJob, list[str]]:
+    """What the loop is to do, with its data on the device; and the names of the groups that are judged on."""
+    task, recipe = dataset.task, job.heads[0].recipe
+    train, validation = split_rows(dataset, job.heads[0])
+    targets = targets_of(train, task)
+    check_trainable(
+        targets, task, recipe.batch_size, f"the training split of {dataset.facts.labels}"
+    )
+    rows = (
+        RayStream(train, task, recipe.batch_size, recipe.seed)
+        if streams
+        else read_rows(train, task, device)
+    )
+    fit_job = FitJob(
+        recipes=[head.recipe for head in job.heads],
+        spec=head_spec(recipe.head, train.dim, len(task.outputs)),
+        prior=loss_kind(task).count_prior(targets),
+        train=rows,
+        validation=read_rows(validation, task, device),
+        device=device,
+        workers=workers,
+        cv_epochs=[job.cv_epochs.get(name, 0) for name in job.ids] if job.cv_epochs else None,
+        state_path=folder.state_path(job.ids),
+        fingerprint=dataset.fingerprint,
+        save_every_s=job.save_every_s,
+        keep_statistics=job.heads[0].fold is not None,
+    )
+    return fit_job, validation.groups
+
+
+def for_elsewhere(config: C, folder: RunFolder, device: str) -> C:
+    """The configuration for processes with another working folder, on the device that Ray gives them."""
+    paths = {"bank": config.bank.absolute(), "labels": config.labels.absolute(), "out": folder.path}
+    return dataclasses.replace(config, **paths, device=device)
+
+
+def split_rows(dataset: Dataset, head: PlannedHead) -> tuple[FeatureIndex, FeatureIndex]:
+    """Frames to train on and to judge on."""
+    train = dataset.splits["train"]
+    if head.fold is None:
+        return train, dataset.splits["validation"]
+    fold = dataset.fold_of_frames(head.num_folds)
+    return train.select(fold != head.fold), train.select(fold == head.fold)
+
+
+def describe_device(device: torch.device) -> str:
+    """Name of the card, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _record(
+    job: BatchJob,
+    dataset: Dataset,
+    folder: RunFolder,
+    fitted: Fitted,
+    judged: Samples,
+    groups: list[str],
+    trained_by: TrainedBy,
+) -> None:
+    """Write statistics and heads, and last the record, of every head of a batch."""
+    # Statistics of every snapshot; of folds, of every epoch
+    loss = loss_kind(dataset.task)
+    counts: dict[Snapshot, np.ndarray] = {
+        name: count(loss, fitted.heads(name), judged)
+        for name in SNAPSHOTS
+        if name in fitted.snapshots
+    }
+    by_head = {head.id: _by_epoch(fitted, counts, p) for p, head in enumerate(job.heads)}
+    kept = {name: by_epoch for name, by_epoch in by_head.items() if by_epoch}
+    file = folder.write_statistics(Statistics(groups, kept)) if kept else None
+
+    # One record a head, behind its weights
+    for p, head in enumerate(job.heads):
+        scores = {
+            name: _judge(dataset, counts[name][p], int(fitted.snapshots[name].epoch[p]))
+            for name in counts
+            if fitted.snapshots[name].epoch[p]
+        }
+        record = HeadRecord(
+            id=head.id,
+            task=dataset.task,
+            recipe=head.recipe,
+            fold=head.fold,
+            num_folds=head.num_folds,
+            fingerprint=dataset.fingerprint,
+            incomplete=dataset.facts.incomplete,
+            group_name=dataset.facts.group_name,
+            status="diverged" if fitted.diverged[p] else "done",
+            note=fitted.diverged[p] or "",
+            cv_epoch=job.cv_epochs.get(head.id),
+            trained_by=trained_by,
+            curve=curve_of(fitted.history, p, dataset.task),
+            scores=scores,
+            chance=kind_of(dataset.task).chance(
+                next(iter(counts.values()))[p].sum(0), dataset.task
+            ),
+            statistics=file if head.id in kept else None,
+        )
+        if job.save_heads and head.fold is None:
+            for name in scores:
+                _save_head(folder, fitted, name, p, record, dataset.facts)
+        folder.write_record(record)
+
+
+def _by_epoch(
+    fitted: Fitted, counts: Mapping[Snapshot, np.ndarray], p: int
+) -> dict[int, np.ndarray]:
+    """Statistics of one head by epoch: of its snapshots, and of every epoch where the loop kept them."""
+    found = {epoch + 1: statistics[p] for epoch, statistics in enumerate(fitted.statistics)}
+    found |= {int(fitted.snapshots[name].epoch[p]): counts[name][p] for name in counts}
+    return {epoch: found[epoch] for epoch in sorted(found) if epoch}
+
+
+def _judge(dataset: Dataset, statistics: np.ndarray, epoch: int) -> JudgedScore:
+    """The score of statistics by group, shape (groups, A, B)."""
+    kind = kind_of(dataset.task)
+    score = kind.score(statistics.sum(0), dataset.task)
+    interval = bootstrap_videos(statistics, kind, seed=0)
+    return JudgedScore(**vars(score), epoch=epoch, interval_95=interval)
+
+
+def curve_of(history: History, p: int, task: Any) -> Curve:
+    """Curves of head number ``p`` of a batch."""
+    score = f"val_{kind_of(task).key}"
+    return Curve(
+        lr=tuple(entry["lr"][p] for entry in history),
+        train_loss=tuple(entry["train_loss"][p] for entry in history),
+        validation=tuple(entry[score][p] for entry in history),
+    )
+
+
+def _save_head(
+    folder: RunFolder, fitted: Fitted, name: Snapshot, p: int, record: HeadRecord, facts: DataFacts
+) -> None:
+    """Write the weights of one snapshot of a head, with all that is known of it."""
+    trained = record.trained_by
+    card = HeadCard(
+        head=fitted.spec.to_json(),
+        id=record.id,
+        status=record.status,
+        snapshot=name,
+        recipe=record.recipe,
+        data=facts,
+        validation=record.scores[name],
+        chance=record.chance,
+        device=trained.device,
+        threads=trained.threads,
+        versions=trained.versions,
+        git_commit=trained.git_commit,
+    )
+    save_head(folder.weights_path(record.id, name), card, fitted.heads(name).state(p))

@@ -1,0 +1,301 @@
+"""`raffect train`: one recipe, one seed or several side by side, in this process or on workers of Ray Train."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+import uuid
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from raffect.config import LearnConfig, TrainConfig
+from raffect.data.atomic import write_atomic
+from raffect.data.records import Record
+from raffect.data.tasks import Task
+from raffect.errors import RaffectError
+from raffect.metrics.kinds import kind_of
+from raffect.model.fit import score_name
+from raffect.model.kinds import loss_kind
+from raffect.model.snapshots import History
+from raffect.model.workers import Workers
+from raffect.recipe import Recipe, plain, require, with_settings
+from raffect.runs.conclusions import TrainResult, conclude_run
+from raffect.runs.data import Dataset, check_trainable, open_dataset, targets_of
+from raffect.runs.folder import RunFolder, find_records
+from raffect.runs.records import PlannedHead
+from raffect.runs.scores import choose_epoch
+from raffect.stages.progress import Progress
+from raffect.stages.runtime import cluster_gpus, last_line, ray_session, ray_storage
+from raffect.training.job import (
+    BatchJob,
+    CvEpochs,
+    for_elsewhere,
+    plan_batches,
+    run_batch,
+    split_rows,
+)
+from raffect.training.stream import decide_stream
+
+_FAILURE, _PROGRESS = "failure.txt", "progress.json"
+_MAX_FAILURES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochNote(Record):
+    """What the first worker tells the driver: how many epochs are done, and a line about the last one."""
+
+    epoch: int
+    text: str
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train, judge and record; heads that are finished already are not trained again.
+
+    Raises:
+        RaffectError: If the data or settings do not allow it.
+    """
+    # Data, and whether they are streamed, which is decided once for a run
+    dataset = open_dataset(
+        config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
+    )
+    stream = RunFolder(config.out).recorded_stream(config.stream)
+    stream = stream or decide_stream(config.stream, dataset.splits["train"], config.device)
+    config = dataclasses.replace(config, task=dataset.task.name, stream=stream)
+    recipes = [
+        with_settings(plain(config), {"seed": config.seed + k}) for k in range(config.num_seeds)
+    ]
+    check_before(config, dataset)
+    folder = RunFolder.create(config, dataset)
+
+    # The epoch, cross-validated on folds
+    cv_epochs: dict[str, int] = {}
+    if config.select == "cv":
+        folds = heads_of_folds(recipes, config.folds)
+        _train_heads(config, dataset, folder, folds, None, "folds")
+        epoch, _ = choose_epoch(find_records(folder, [head.id for head in folds]))
+        require(
+            epoch > 0,
+            "--select cv: no head was trained to the end on any fold; try a smaller optim.lr or sam.rho",
+        )
+        cv_epochs = {PlannedHead(recipe).id: epoch for recipe in recipes}
+
+    # The heads themselves
+    heads = [PlannedHead(recipe) for recipe in recipes]
+    _train_heads(config, dataset, folder, heads, cv_epochs, "train")
+    return conclude_run(folder, dataset.facts, find_records(folder, [head.id for head in heads]))
+
+
+def check_before(config: LearnConfig, dataset: Dataset) -> None:
+    """Refuse what cannot be trained before anything is written or started.
+
+    Raises:
+        RaffectError: If there are too few rows, classes or videos, or the task does not have the loss.
+    """
+    if config.select == "cv":
+        dataset.fold_of_frames(config.folds)
+    loss_kind(dataset.task).require_loss(config.loss)
+    targets = targets_of(dataset.splits["train"], dataset.task)
+    check_trainable(
+        targets, dataset.task, config.batch_size, f"the training split of {dataset.facts.labels}"
+    )
+
+
+def heads_of_folds(recipes: Sequence[Recipe], folds: int) -> list[PlannedHead]:
+    """Every recipe on every fold."""
+    return [PlannedHead(recipe, fold, folds) for fold in range(folds) for recipe in recipes]
+
+
+def _train_heads(
+    config: TrainConfig,
+    dataset: Dataset,
+    folder: RunFolder,
+    heads: list[PlannedHead],
+    cv_epochs: CvEpochs | None,
+    label: str,
+) -> None:
+    batches = plan_batches(folder, heads, len(heads), config.stream == "always", cv_epochs)
+    steps = [count_steps(dataset, batch) for batch in batches]
+    if not batches:
+        return
+    with Progress(label, sum(steps), "head-steps") as progress:
+        for batch, total in zip(batches, steps, strict=True):
+            job = BatchJob(
+                config=config, heads=tuple(batch), cv_epochs=cv_epochs or {}, threads=config.threads
+            )
+            if config.num_workers > 1:
+                _train_on_workers(job, folder, label, progress, total)
+                continue
+            with _one_line() if config.stream == "always" else contextlib.nullcontext():
+                run_batch(
+                    job,
+                    dataset,
+                    on_step=partial(progress.advance, len(batch)),
+                    on_epoch=lambda history: progress.note(epoch_note(history, dataset.task)),
+                )
+
+
+@contextlib.contextmanager
+def _one_line() -> Generator[None]:
+    """Failures of Ray's readers as one line; on workers and in trials Ray starts again first."""
+    try:
+        yield
+    except Exception as error:
+        from ray.exceptions import (
+            RayError,
+        )  # not before `ray_session` has set what Ray reads when it is imported
+
+        if not isinstance(error, RayError):
+            raise
+        raise RaffectError(
+            f"reading through Ray Data failed: {last_line(error)}; what is saved is kept, the same command goes on from there"
+        ) from error
+
+
+def count_steps(dataset: Dataset, batch: Sequence[PlannedHead]) -> int:
+    """Head-steps of a batch of heads from the start."""
+    train, _ = split_rows(dataset, batch[0])
+    recipe = batch[0].recipe
+    return len(train) // recipe.batch_size * recipe.epochs * len(batch)
+
+
+def epoch_note(history: History, task: Task) -> str:
+    """``epoch 3 loss 1.234 val macro F1 .412`` for the progress line: means over heads."""
+    losses, scores = (
+        [v for v in history[-1][name] if v is not None] for name in ("train_loss", score_name(task))
+    )
+    if not scores:
+        return f"epoch {len(history)}: no head is left"
+    return f"epoch {len(history)} loss {sum(losses) / max(len(losses), 1):.3f} val {kind_of(task).title} {sum(scores) / len(scores):.3f}"
+
+
+def _train_on_workers(
+    job: BatchJob, folder: RunFolder, label: str, progress: Progress, steps: int
+) -> None:
+    """The same batch of heads on several processes of Ray Train, which share every batch of frames."""
+    config = job.config
+    assert isinstance(config, TrainConfig)
+    with ray_session(config.address):
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+
+        on_gpus = _place_workers(config)
+        settings = for_elsewhere(config, folder, "cuda" if on_gpus else "cpu")
+        trainer = TorchTrainer(
+            run_worker,
+            train_loop_config={"job": dataclasses.replace(job, config=settings, save_every_s=0.0)},
+            torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo"),
+            scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=on_gpus),
+            run_config=RunConfig(
+                name=f"{label}-{uuid.uuid4().hex[:8]}",
+                **ray_storage(folder.path / "ray"),
+                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            ),
+        )
+        _take(folder, _FAILURE)  # of a driver that was killed before it could read it
+        try:
+            with _follow(folder, progress, steps // config.epochs):
+                trainer.fit()
+        except Exception as error:
+            starts = f"it starts workers again {_MAX_FAILURES} times, its controller never"
+            why = _take(folder, _FAILURE) or f"Ray Train gave up ({starts}): {last_line(error)}"
+            raise RaffectError(
+                f"{why}; what is saved is kept, the same command goes on from there"
+            ) from error
+    if failure := _take(folder, _FAILURE):
+        raise RaffectError(failure)
+
+
+def _place_workers(config: TrainConfig) -> bool:
+    """Whether workers have a GPU each.
+
+    Raises:
+        RaffectError: If there are fewer GPUs, or CPUs, than workers.
+    """
+    import ray
+
+    gpus = cluster_gpus() if config.device != "cpu" else 0
+    cpus = ray.cluster_resources().get("CPU", 0)
+    require(
+        config.device != "cuda" or gpus > 0,
+        "--device cuda: Ray sees no GPU; start Ray where the GPUs are, or use --device cpu",
+    )
+    what, there = ("GPU", gpus) if gpus else ("CPU", cpus)
+    remedy = "use fewer workers or --device cpu" if gpus else "use fewer workers"
+    require(
+        config.num_workers <= there,
+        f"--num-workers {config.num_workers}: each takes a {what}, and Ray sees {there:g}; {remedy}",
+    )
+    require(
+        config.stream != "always" or gpus > 0 or config.num_workers < cpus,
+        f"--num-workers {config.num_workers} --stream always: workers take all {cpus:g} CPUs and leave none "
+        "to read with; use fewer",
+    )
+    return bool(gpus)
+
+
+def run_worker(settings: dict[str, BatchJob]) -> None:
+    """One process of Ray Train: trains its part of every batch of frames; the first one saves, and all go on from that after a failure."""
+    import ray.train
+
+    job, workers = settings["job"], Workers.current()
+    config, folder = job.config, RunFolder(job.config.out)
+    if (folder.path / "state" / _FAILURE).exists():  # a worker has said why not; do not try again
+        return
+
+    def on_epoch(history: History) -> None:
+        if workers.rank == 0:
+            note = EpochNote(epoch=len(history), text=epoch_note(history, dataset.task))
+            write_atomic(folder.path / "state" / _PROGRESS, note.to_bytes())
+        ray.train.report({"epoch": len(history), "wall_s": history[-1]["wall_s"]})
+
+    try:
+        dataset = open_dataset(
+            config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
+        )
+        threads = config.threads or max(1, (os.cpu_count() or 1) // workers.size)
+        run_batch(
+            dataclasses.replace(job, threads=threads), dataset, workers=workers, on_epoch=on_epoch
+        )
+    except RaffectError as error:
+        write_atomic(folder.path / "state" / _FAILURE, str(error).encode())
+        raise  # or the others would wait for this one
+
+
+@contextlib.contextmanager
+def _follow(folder: RunFolder, progress: Progress, steps_an_epoch: int) -> Generator[None]:
+    """Move the progress line by what the first worker writes, since workers print nothing here."""
+    _take(folder, _PROGRESS)
+    done = threading.Event()
+
+    def watch() -> None:
+        epoch = 0
+        while not done.wait(0.5):
+            with contextlib.suppress(Exception):  # it only draws progress
+                file = folder.path / "state" / _PROGRESS
+                note = EpochNote.from_json(file.read_bytes(), file, "")
+                if note.epoch > epoch:
+                    progress.advance((note.epoch - epoch) * steps_an_epoch)
+                    progress.note(note.text)
+                    epoch = note.epoch
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        _take(folder, _PROGRESS)
+
+
+def _take(folder: RunFolder, name: str) -> str | None:
+    """Read and delete a file of the state folder."""
+    path = folder.path / "state" / name
+    if not path.exists():
+        return None
+    text = path.read_text()
+    path.unlink()
+    return text

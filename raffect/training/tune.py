@@ -1,0 +1,405 @@
+"""`raffect tune`: a space of settings becomes heads, heads become batches, and Ray Tune spreads batches over the machine or cluster.
+
+What is finished is found by our own records, one a head, not by Tune's snapshot: the same command after a killed driver
+trains only heads without a record, and batches that were under way go on from their saved state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raffect.config import TuneConfig
+from raffect.data.storage import is_remote
+from raffect.data.tasks import Task
+from raffect.errors import RaffectError
+from raffect.metrics.kinds import kind_of
+from raffect.metrics.scores import Chance, JudgedScore, Snapshot
+from raffect.model.fit import score_name
+from raffect.model.snapshots import History
+from raffect.recipe import PLAIN_ERM, Recipe, plain, require
+from raffect.runs.conclusions import SweepResult, conclude_sweep
+from raffect.runs.data import Dataset, open_dataset
+from raffect.runs.folder import RunFolder, find_records
+from raffect.runs.records import RUNNING, STOPPED, HeadRecord, PlannedHead, TrainedBy, is_finished
+from raffect.runs.scores import choose_epoch
+from raffect.stages.progress import Progress
+from raffect.stages.runtime import cluster_gpus, last_line, ray_session, ray_storage
+from raffect.training.job import (
+    BatchJob,
+    CvEpochs,
+    curve_of,
+    for_elsewhere,
+    plan_batches,
+    run_batch,
+)
+from raffect.training.space import add_baseline, list_recipes, read_space
+from raffect.training.stream import decide_stream
+from raffect.training.trackers import build_trackers, require_trackers
+from raffect.training.train import check_before, count_steps, epoch_note, heads_of_folds
+from raffect.training.watch import ended_batches, watched
+
+_HEADS_ON_CPU, _HEADS_ON_GPU = 8, 64
+"""Most heads of a batch, unless told otherwise."""
+_MAX_FAILURES = 3
+"""How often a trial begins again, from the batch's saved state, when its process or node dies. What raffect refuses is no failure to Ray."""
+
+
+def tune(config: TuneConfig) -> SweepResult:
+    """Train, judge and record every head of a space.
+
+    Raises:
+        RaffectError: If the data or settings do not allow it, or a trial failed.
+    """
+    require_trackers(config.track, is_remote(config.out))
+    list_recipes(
+        plain(config), config.space, config.samples
+    )  # a space that makes no sense is said before anything is read
+
+    # Data, and whether they are streamed, which is decided once for a sweep
+    dataset = open_dataset(
+        config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
+    )
+    device, share = (
+        ("cpu", 1.0)
+        if config.gpus_per_trial == 0
+        else (config.device, config.gpus_per_trial or 1.0)
+    )
+    stream = RunFolder(config.out).recorded_stream(config.stream)
+    stream = stream or decide_stream(config.stream, dataset.splits["train"], device, share)
+    config = dataclasses.replace(config, task=dataset.task.name, stream=stream)
+
+    # Recipes, each checked before anything is written
+    recipes = list_recipes(plain(config), config.space, config.samples)
+    recipes = add_baseline(recipes) if config.baseline else recipes
+    for batch_size, loss in dict.fromkeys((recipe.batch_size, recipe.loss) for recipe in recipes):
+        check_before(dataclasses.replace(config, batch_size=batch_size, loss=loss), dataset)
+    folder = RunFolder.create(config, dataset)
+    _require_weights(config, folder, recipes)
+
+    # Epochs, cross-validated on folds, then the heads themselves
+    cv_epochs = _cross_validate(config, dataset, folder, recipes) if config.select == "cv" else {}
+    heads = [PlannedHead(recipe) for recipe in recipes]
+    _change_scheduler(config, folder, heads)
+    _sweep(config, dataset, folder, heads, cv_epochs, "tune")
+    records = find_records(folder, [head.id for head in heads])
+    return conclude_sweep(
+        folder, dataset.facts, records, list(read_space(config.space)), config.save_heads
+    )
+
+
+def _cross_validate(
+    config: TuneConfig, dataset: Dataset, folder: RunFolder, recipes: Sequence[Recipe]
+) -> dict[str, int]:
+    """The epoch that folds choose for each setting, by head."""
+    _sweep(config, dataset, folder, heads_of_folds(recipes, config.folds), None, "folds")
+    cv_epochs = {}
+    for group in _alike(recipes):
+        epoch, _ = choose_epoch(
+            find_records(folder, [head.id for head in heads_of_folds(group, config.folds)])
+        )
+        cv_epochs |= {PlannedHead(recipe).id: epoch for recipe in group}
+    return cv_epochs
+
+
+def _require_weights(config: TuneConfig, folder: RunFolder, recipes: Sequence[Recipe]) -> None:
+    """Refuse to want weights of heads that are finished without them."""
+    records = find_records(folder, [PlannedHead(recipe).id for recipe in recipes])
+    bare = [
+        record
+        for record in records
+        if record.status == "done"
+        and not (folder.weights_path(record.id, "last") / "config.json").exists()
+    ]
+    require(
+        not (config.save_heads and bare),
+        f"--out {config.out}: {len(bare)} finished heads were trained with --no-save-heads; give it again, "
+        "or name another --out to train them with weights",
+    )
+
+
+def _change_scheduler(config: TuneConfig, folder: RunFolder, heads: Sequence[PlannedHead]) -> None:
+    """Without a scheduler heads that one has stopped are to be trained; with one, which judges heads singly, batches under way begin again."""
+    if config.scheduler == "none":
+        for record in find_records(folder, [head.id for head in heads]):
+            if record.status == STOPPED:
+                folder.forget_record(record.id)
+    else:
+        for names in folder.batches_under_way():
+            if len(names) > 1:
+                folder.drop_state(names)
+
+
+def _alike(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
+    """Recipes that differ in their seed alone."""
+    groups: dict[Recipe, list[Recipe]] = {}
+    for recipe in recipes:
+        groups.setdefault(dataclasses.replace(recipe, seed=0), []).append(recipe)
+    return list(groups.values())
+
+
+def _sweep(
+    config: TuneConfig,
+    dataset: Dataset,
+    folder: RunFolder,
+    heads: list[PlannedHead],
+    cv_epochs: CvEpochs | None,
+    label: str,
+) -> None:
+    """Train the heads that have no record, as batches on Ray Tune."""
+    cv = cv_epochs or {}
+
+    def unfinished() -> list[PlannedHead]:
+        return [
+            head for head in heads if not is_finished(folder.read_record(head.id), cv.get(head.id))
+        ]
+
+    if not unfinished():
+        return
+    with ray_session(config.address):
+        slots, resources = _place_trials(config)
+        size = _batch_size(config, len(heads), slots, on_gpu=bool(resources.get("gpu")))
+        batches = plan_batches(folder, heads, size, config.stream == "always", cv)
+        settings = for_elsewhere(config, folder, config.device if resources.get("gpu") else "cpu")
+        sweep = SweepJob(settings, batches, dict(cv), list(read_space(config.space)), dataset.task)
+        failures = _run_trials(sweep, dataset, folder, resources, slots, label)
+    if left := unfinished():
+        why = next(iter(failures), "see the trials' logs in " + str(folder.path / "ray"))
+        raise RaffectError(
+            f"{len(left)} of {len(heads)} heads are not finished: {why}; finished ones are kept, "
+            "the same command trains the others"
+        )
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """What every trial of a sweep knows; it trains the batch of its number.
+
+    Attributes:
+        config: With paths that hold on every machine.
+        batches: Heads of each trial.
+        cv_epochs: Epochs that cross-validation chose.
+        axes: Settings that the sweep varies, which name its curves.
+        task: What the heads predict.
+    """
+
+    config: TuneConfig
+    batches: list[list[PlannedHead]]
+    cv_epochs: CvEpochs
+    axes: list[str]
+    task: Task
+
+
+def _place_trials(config: TuneConfig) -> tuple[int, dict[str, float]]:
+    """Trials at a time, and what each takes."""
+    import ray
+
+    gpus = cluster_gpus() if config.device != "cpu" or config.gpus_per_trial else 0.0
+    share = config.gpus_per_trial if config.gpus_per_trial is not None else (1.0 if gpus else 0.0)
+    require(
+        config.device != "cuda" or share > 0,
+        "--device cuda: Ray sees no GPU, or --gpus-per-trial is 0; start Ray where the GPUs are, or use --device cpu",
+    )
+    require(
+        share <= gpus,
+        f"--gpus-per-trial {share:g}: Ray sees {gpus:g} GPUs; use 0 for the CPU, or start Ray where the GPUs are",
+    )
+    on_cluster = bool(config.address or os.environ.get("RAY_ADDRESS"))
+    nodes = (
+        [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        if on_cluster
+        else [os.cpu_count() or 1]
+    )
+    require(
+        config.cpus_per_trial <= max(nodes),
+        f"--cpus-per-trial {config.cpus_per_trial}: no machine has more than {max(nodes)} cores",
+    )
+    readers = (
+        1 if config.stream == "always" and sum(nodes) > 1 else 0
+    )  # what trials leave to Ray Data
+    slots = max(1, (sum(nodes) - readers) // config.cpus_per_trial)
+    return (
+        (min(int(gpus / share), slots), {"cpu": config.cpus_per_trial, "gpu": share})
+        if share
+        else (slots, {"cpu": config.cpus_per_trial})
+    )
+
+
+def _batch_size(config: TuneConfig, num_heads: int, slots: int, on_gpu: bool) -> int:
+    """Heads of a trial: as many as keep every slot busy, within bounds."""
+    if config.heads_per_trial != "auto":
+        return config.heads_per_trial
+    return max(1, min(-(-num_heads // slots), _HEADS_ON_GPU if on_gpu else _HEADS_ON_CPU))
+
+
+def _run_trials(
+    sweep: SweepJob,
+    dataset: Dataset,
+    folder: RunFolder,
+    resources: dict[str, float],
+    slots: int,
+    label: str,
+) -> list[str]:
+    """Run batches as trials; returns why some failed."""
+    # Tune's own handler would end a sweep at Ctrl-C as if it were finished.
+    os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1")
+    from ray import tune as ray_tune
+
+    # Each death of a trial is a page of traceback; what matters of it is in our own line.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    config, batches = sweep.config, sweep.batches
+    total = sum(count_steps(dataset, batch) for batch in batches)
+    with Progress(label, total, "head-steps") as progress, watched(progress, batches) as watch:
+        tuner = ray_tune.Tuner(
+            ray_tune.with_resources(ray_tune.with_parameters(run_trial, sweep=sweep), resources),
+            param_space={"batch": ray_tune.grid_search(list(range(len(batches))))},
+            tune_config=ray_tune.TuneConfig(
+                metric=score_name(dataset.task),
+                mode="max",
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+                scheduler=_build_scheduler(config, batches),
+            ),
+            run_config=ray_tune.RunConfig(
+                name=f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+                **ray_storage(folder.path / "ray"),
+                verbose=0,
+                callbacks=[watch, *build_trackers(config, folder)],
+                failure_config=ray_tune.FailureConfig(max_failures=_MAX_FAILURES),
+            ),
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # Tune's banner
+            results = tuner.fit()
+        ended = ended_batches(watch.name)
+    failures = [
+        f"a trial died {1 + _MAX_FAILURES} times ({last_line(error)})" for error in results.errors
+    ]
+    failures += [
+        result.metrics["failure"]
+        for result in results
+        if result.metrics and result.metrics.get("failure")
+    ]
+    if config.scheduler == "asha" and not failures:
+        _mark_stopped(folder, ended)
+    return failures
+
+
+def run_trial(trial: dict[str, Any], sweep: SweepJob) -> None:
+    """One trial: train a batch of heads and report each epoch; safe to run again at any time."""
+    from ray import tune as ray_tune
+
+    config, heads = sweep.config, sweep.batches[trial["batch"]]
+    folder, score = RunFolder(config.out), score_name(sweep.task)
+    seen: History = []
+
+    def report(history: History) -> None:
+        ray_tune.report(_report_of(history, heads, sweep))
+
+    def on_epoch(history: History) -> None:
+        seen[:] = history
+        if len(history) == heads[0].recipe.epochs:
+            return  # a scheduler may end a trial at any report, and this one is all but on record
+        if config.scheduler != "none":
+            folder.write_record(_unfinished_record(dataset, heads[0], history))
+        report(history)
+
+    try:
+        dataset = open_dataset(
+            config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
+        )
+        job = BatchJob(
+            config=config,
+            heads=tuple(heads),
+            cv_epochs=sweep.cv_epochs,
+            threads=config.threads or config.cpus_per_trial,
+            save_heads=config.save_heads,
+        )
+        run_batch(job, dataset, on_epoch=on_epoch)
+    except RaffectError as error:  # trying again would not help, so it is no failure in Ray's sense
+        ray_tune.report({"failure": str(error), score: 0.0, "epoch": 0})
+    else:
+        if len(seen) == heads[0].recipe.epochs:
+            report(seen)
+
+
+def _report_of(history: History, heads: Sequence[PlannedHead], sweep: SweepJob) -> dict[str, Any]:
+    """What a trial reports of its last epoch: means over its heads, and the score of each by its name."""
+    entry, score = history[-1], score_name(sweep.task)
+    scores = [value for value in entry[score] if value is not None]
+    losses = [value for value in entry["train_loss"] if value is not None]
+    by_head = {
+        _axis_text(head, sweep.axes): value
+        for head, value in zip(heads, entry[score], strict=True)
+        if value is not None
+    }
+    found = {name: entry[name] for name in ("epoch", "steps", "wall_s")}
+    found |= {
+        score: sum(scores) / max(len(scores), 1),
+        "note": epoch_note(history, sweep.task),
+        "head": by_head,
+    }
+    return found | ({"train_loss": sum(losses) / len(losses)} if losses else {})
+
+
+def _axis_text(head: PlannedHead, axes: Sequence[str]) -> str:
+    """A head's name among the curves of a sweep; MLflow takes few characters in names."""
+    settings = head.recipe.settings
+    names = [*axes, *(name for name in (*PLAIN_ERM, "seed") if name not in axes)]
+    return "_".join(f"{name.rpartition('.')[2]}-{settings[name]}" for name in names)
+
+
+def _unfinished_record(dataset: Dataset, head: PlannedHead, history: History) -> HeadRecord:
+    """What is known of a head that a scheduler may stop at any epoch."""
+    key, curve = kind_of(dataset.task).key, curve_of(history, 0, dataset.task)
+    sound = [(value, k + 1) for k, value in enumerate(curve.validation) if value is not None]
+    chosen: dict[Snapshot, tuple[float, int]] = (
+        {"last": sound[-1], "best": max(sound)} if sound else {}
+    )
+    return HeadRecord(
+        id=head.id,
+        task=dataset.task,
+        recipe=head.recipe,
+        fingerprint=dataset.fingerprint,
+        incomplete=dataset.facts.incomplete,
+        group_name=dataset.facts.group_name,
+        status=RUNNING,
+        note=f"after epoch {len(history)}",
+        trained_by=TrainedBy(wall_s=sum(entry["wall_s"] for entry in history)),
+        curve=curve,
+        scores={
+            name: JudgedScore(headline=value, metrics={key: value}, outputs={}, epoch=epoch)
+            for name, (value, epoch) in chosen.items()
+        },
+        chance=Chance(answer="not judged", majority=None),
+    )
+
+
+def _mark_stopped(folder: RunFolder, batches: list[list[PlannedHead]]) -> None:
+    """Trials of these batches have ended: what is still running on record was stopped by the scheduler."""
+    for head in (head for batch in batches for head in batch):
+        record = folder.read_record(head.id)
+        if record is not None and record.status == RUNNING:
+            folder.write_record(
+                record.replace(status=STOPPED, note=f"stopped by ASHA {record.note}")
+            )
+            folder.drop_state([head.id])
+
+
+def _build_scheduler(config: TuneConfig, batches: list[list[PlannedHead]]) -> Any:
+    if config.scheduler == "none":
+        return None
+    from ray.tune.schedulers import ASHAScheduler
+
+    epochs = max(
+        head.recipe.epochs for batch in batches for head in batch
+    )  # it ends whatever reaches its limit
+    return ASHAScheduler(
+        time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 8), reduction_factor=3
+    )
