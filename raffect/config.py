@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from raffect.recipe import Recipe, require
+from raffect.recipe import Recipe, find_recipe, read_recipe, require, with_settings
 
 EMBEDDED_MODEL = "raffect-faces"
 
@@ -284,6 +285,21 @@ class LearnConfig(Recipe):
     """Train on a bank that lacks planned frames (not extracted yet, or damaged); every score then says so."""
     address: MayChange[str | None] = None
     """Ray cluster: auto (the one this machine belongs to) or an address; none uses this machine alone."""
+
+    @classmethod
+    def from_recipe(cls, recipe: str, settings: Mapping[str, Any] | None = None, **fields: Any) -> Self:
+        """A configuration whose head is decided by a recipe.
+
+        Args:
+            recipe: A shipped one, such as ``paper``, or a TOML file.
+            settings: By dotted name, such as ``{"loss.alpha": 0.5}``; they win over the recipe.
+            fields: All others: ``bank``, ``labels``, ``out`` ...
+
+        Raises:
+            RaffectError: If there is no such recipe or setting, or a value is out of range.
+        """
+        chosen = with_settings(Recipe(), {**read_recipe(find_recipe(recipe)), **(settings or {})})
+        return cls(**vars(chosen) | fields)
 
     def __post_init__(self) -> None:
         super().__post_init__()

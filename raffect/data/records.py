@@ -53,6 +53,8 @@ class Record:
             return _adapter(cls).validate_json(text)
         except ValidationError as error:
             raise RaffectError(f"{where}: damaged, {_describe(error)}; {remedy}") from error
+        except RaffectError as error:  # a record's own check of a value
+            raise RaffectError(f"{where}: damaged, {error}; {remedy}") from error
 
 
 def parse_object(content: bytes, where: Path | str, remedy: str) -> dict[str, Any]:

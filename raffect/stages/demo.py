@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from raffect.config import EMBEDDED_MODEL, BankVerifyConfig, DemoConfig, EncoderConfig, ExtractConfig, PrepareConfig, TrainConfig, TuneConfig
 from raffect.data.synthetic import EDITION, write_synthetic
 from raffect.errors import RaffectError
-from raffect.recipe import Recipe, find_recipe, plain, read_recipe, with_settings
 from raffect.reporting.report import report
 from raffect.stages.bank import check
 from raffect.stages.extract import extract
@@ -64,20 +64,17 @@ def _run_stages(config: DemoConfig, say: Callable[[str], None]) -> None:
     if not complete:
         raise RaffectError(f"{bank} is not complete; delete {config.out} and run the demo again")
     say(f"5/7 tune: the paper's recipe for EXPR over alpha, {_SEEDS} seeds each, and plain ERM beside it; {_EPOCHS} epochs, not 32")
-    common = {"bank": bank, "labels": data}
-    sweep = TuneConfig(**_paper("expr", config.seed), **common, out=config.out / "expr-alpha", space=(_ALPHAS, f"seed={config.seed}:{config.seed + _SEEDS - 1}"))
+    common: dict[str, Any] = {"bank": bank, "labels": data, "seed": config.seed, "epochs": _EPOCHS}
+    seeds = f"seed={config.seed}:{config.seed + _SEEDS - 1}"
+    sweep = TuneConfig.from_recipe(
+        "paper", **common, task="expr", out=config.out / "expr-alpha", space=(_ALPHAS, seeds)
+    )
     _indent(tune(sweep).lines()[:-2], say)
     say("6/7 train: the paper's recipe for AU")
-    run = TrainConfig(**_paper("au", config.seed), **common, out=config.out / "au", num_seeds=_SEEDS)
+    run = TrainConfig.from_recipe("paper", **common, task="au", out=config.out / "au", num_seeds=_SEEDS)
     _indent(train(run).lines()[:-2], say)
     say("7/7 report: tables and figures")
     _indent(report((sweep.out, run.out), config.out).lines(), say)
-
-
-def _paper(task: str, seed: int) -> dict:
-    """The shipped recipe with fewer epochs, as fields of a configuration."""
-    recipe = with_settings(Recipe(task="expr"), {**read_recipe(find_recipe("paper")), "task": task, "seed": seed, "epochs": _EPOCHS})
-    return {name: getattr(plain(recipe), name) for name in Recipe.__dataclass_fields__}
 
 
 def _indent(lines: list[str], say: Callable[[str], None]) -> None:

@@ -24,8 +24,8 @@ from raffect.data.bank import Bank, Identity
 from raffect.data.verify import verify
 from raffect.errors import RaffectError
 from raffect.recipe import HeadConfig, LossConfig, SamConfig
-from raffect.stages import train as training
-from raffect.training.job import run_batch
+from raffect.training import train as training
+from raffect.training.job import BatchJob
 from raffect.stages.shards import EncodeShard, Geometry, commit_shard, read_shard, to_item
 
 FRAMES, SHARD_ROWS = 10, 4
@@ -186,7 +186,7 @@ def learn(data: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("full", [False, True], ids=["death", "full"])
 def test_training_broken_at_any_write_goes_on_to_the_same_heads(data, tmp_path, monkeypatch, full):
-    monkeypatch.setattr(training, "run_batch", partial(run_batch, save_every_s=0.0))
+    monkeypatch.setattr(training, "BatchJob", partial(BatchJob, save_every_s=0.0))
     learn(data, tmp_path / "whole")
     whole = heads(tmp_path / "whole")
     total = operations(monkeypatch, lambda: learn(data, tmp_path / "counted"))

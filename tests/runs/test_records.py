@@ -1,0 +1,164 @@
+"""Records of runs and heads, and the statistics behind them: what is written is read again, what is damaged is one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raffect.data.affwild2 import AU, EXPR, VA
+from raffect.errors import RaffectError
+from raffect.metrics.kinds import kind_of
+from raffect.metrics.scores import Chance, JudgedScore
+from raffect.model.checkpoint import read_card
+from raffect.recipe import NAMES, Recipe, digest, with_settings
+from raffect.runs.folder import RunFolder
+from raffect.runs.metrics import Metrics
+from raffect.runs.records import Curve, HeadRecord
+from raffect.runs.statistics import Statistics, read_statistics, write_statistics
+
+FIRST = Path(__file__).parents[1] / "fixtures" / "first"
+CONFUSION = np.arange(64).reshape(8, 8)
+SCORE = JudgedScore(**vars(kind_of(EXPR).score(CONFUSION, EXPR)), epoch=3, interval_95=(0.1, 0.2))
+RECORD = HeadRecord(
+    id="a" * 12,
+    task=EXPR,
+    recipe=Recipe(task="expr", epochs=3),
+    fingerprint="f",
+    status="done",
+    curve=Curve(lr=(0.1, 0.1, 0.1), train_loss=(2.0, None, 1.0), validation=(0.1, 0.2, 0.3)),
+    scores={"last": SCORE},
+    chance=Chance(answer="always Other", majority=0.07, prior=0.125),
+)
+
+
+@pytest.mark.parametrize("task", [EXPR, AU, VA], ids=lambda task: task.name)
+def test_a_record_comes_back_from_json_as_it_was(task):
+    shape = {"multiclass": (8, 8), "multilabel": (12, 4), "regression": (2, 6)}[task.kind]
+    statistics = np.random.default_rng(0).integers(1, 50, shape)
+    score = JudgedScore(**vars(kind_of(task).score(statistics, task)), epoch=1)
+    record = replace(RECORD, task=task, scores={"last": score, "cv": score}, chance=kind_of(task).chance(statistics, task))
+    assert HeadRecord.from_json(record.to_bytes(), "heads/a.json", "do") == record
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"status": "fine"}, "status 'fine': input should be 'done', 'diverged', 'running' or 'stopped'"),
+        ({"fold": -1}, "fold -1: input should be greater than or equal to 0"),
+        ({"more": 1}, "more: unexpected keyword argument"),
+        ({"curve": {"lr": ["x"]}}, "curve.lr.0 'x': input should be a valid number"),
+        ({"recipe": {"loss": {"alpha": 7}}}, "loss.alpha 7.0: expected more than 0 and at most 1"),
+        ({"recipe": {"loss": {"alfa": 1}}}, "recipe.loss.alfa: unexpected keyword argument"),
+        ({"recipe": {"head": {"depth": 10**9}}}, "head.depth 1000000000: expected 0"),
+        ({"scores": {"first": SCORE.to_json()}}, "scores.first"),
+        ({"task": {"name": "x"}}, "task"),
+        ({"format": 3}, "format 3: input should be"),
+    ],
+)
+def test_a_damaged_head_record_is_one_line_with_its_file(tmp_path, change, fault):
+    folder = RunFolder(tmp_path)
+    folder.write_record(RECORD)
+    path = tmp_path / "heads" / f"{RECORD.id}.json"
+    path.write_text(json.dumps(RECORD.to_json() | change))
+    with pytest.raises(RaffectError) as caught:
+        folder.read_record(RECORD.id)
+    assert str(caught.value).startswith(f"{path}: damaged, ")
+    assert fault in str(caught.value)
+    assert str(caught.value).endswith("; delete it and run the same command again")
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_statistics_come_back_as_they_were_and_equal_ones_have_equal_names(tmp_path, dtype):
+    rng = np.random.default_rng(0)
+    heads = {name: {epoch: rng.integers(0, 9, (3, 2, 4)).astype(dtype) for epoch in epochs} for name, epochs in (("a", [1, 2]), ("b", [2]))}
+    statistics = Statistics(["x", "y", "z"], heads)
+    file = write_statistics(tmp_path, statistics)
+    found = read_statistics(tmp_path, file)
+    assert list(found.groups) == ["x", "y", "z"]
+    assert {name: list(by_epoch) for name, by_epoch in found.heads.items()} == {"a": [1, 2], "b": [2]}
+    assert all(np.array_equal(found.heads[name][epoch], values) for name, by_epoch in heads.items() for epoch, values in by_epoch.items())
+    assert write_statistics(tmp_path, statistics) == file
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_statistics_that_are_not_those_the_records_name_are_refused(tmp_path):
+    file = write_statistics(tmp_path, Statistics(["x"], {"a": {1: np.ones((1, 2, 2), np.int64)}}))
+    path = tmp_path / file.name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+    with pytest.raises(RaffectError, match=r"not the file that the records name \(SHA-256 differs\); delete the records"):
+        read_statistics(tmp_path, file)
+    path.unlink()
+    with pytest.raises(RaffectError, match=re.escape(f"{path}: missing; delete the records")):
+        read_statistics(tmp_path, file)
+    with pytest.raises(RaffectError, match="not a name that raffect gives"):
+        read_statistics(tmp_path, replace(file, name="../../secret"))
+
+
+def test_heads_of_the_first_format_say_what_they_said():
+    folder = RunFolder(FIRST / "expr")
+    records = folder.read_records()
+    old = {path.stem: json.loads(path.read_text()) for path in (FIRST / "expr" / "members").glob("*.json")}
+    assert {record.id for record in records} == old.keys()
+    for record in records:
+        was = old[record.id]
+        assert record.settings == {name: was["recipe"].get(name, record.settings[name]) for name in NAMES} | {
+            "loss.tail_over": "units", "sam.independent_dropout": was["recipe"]["sam.redraw_dropout"],
+        }  # fmt: skip
+        assert record.id == digest(record.recipe) + (f"-fold{record.fold + 1}of2" if record.fold is not None else "")
+        assert record.curve.validation == tuple(was["history"]["val_macro_f1"])
+        assert record.scores["last"].headline == was["scores"]["last"]["macro_f1"]
+        assert record.scores["last"].outputs["Happiness"]["predicted"] == was["scores"]["last"]["classes"]["Happiness"]["said"]
+        assert np.array_equal(folder.statistics_of(record, "last"), was["videos"]["last"])
+        assert (record.chance.answer, record.chance.majority) == (was["trivial"]["answer"], was["trivial"]["macro_f1"])
+    run = folder.read_run()
+    assert (run.command, run.data.splits["train"].frames, run.data.encoders[0].model) == ("train", 144, "raffect-faces")
+    assert run.data.caveat == "embedded encoder, drawn faces"
+
+
+def test_cards_of_the_first_format_say_what_they_said():
+    for path in (FIRST / "au" / "weights").glob("*/*"):
+        card, was = read_card(path), json.loads((path / "config.json").read_text())
+        assert (card.id, card.epoch, card.sha256) == (was["member"], was["epoch"], was["sha256"])
+        assert card.snapshot == {"last": "last", "best": "best", "chosen": "cv"}[was["snapshot"]]
+        assert card.data.encoders[0].weights_sha256 == was["encoder"]["weights_sha256"]
+        assert card.task == AU
+
+
+@pytest.mark.parametrize("harm", ["cut", "list", "no task", "text"])
+def test_a_damaged_record_of_the_first_format_is_one_line(tmp_path, harm):
+    shutil.copytree(FIRST / "au", tmp_path / "au")
+    path = sorted((tmp_path / "au" / "members").glob("*.json"))[0]
+    content = json.loads(path.read_text())
+    text = {
+        "cut": json.dumps(content)[:100],
+        "list": "[]",
+        "no task": json.dumps({"recipe": {}}),
+        "text": json.dumps(content | {"history": "x"}),
+    }[harm]
+    path.write_text(text)
+    with pytest.raises(RaffectError, match=re.escape(f"{path}: damaged")):
+        RunFolder(tmp_path / "au").read_records()
+
+
+def test_renamed_settings_of_the_first_format_are_understood_in_a_recipe():
+    from raffect.recipe import in_todays_words
+
+    first = {"loss.granularity": "sample", "sam.redraw_dropout": True, "select": "folds", "members_per_trial": 3, "optim.name": "adam"}
+    assert in_todays_words(first) == {
+        "loss.tail_over": "frames", "sam.independent_dropout": True, "select": "cv", "heads_per_trial": 3, "optim.name": "adam",
+    }  # fmt: skip
+    assert with_settings(Recipe(), {"loss.tail_over": "frames"}).loss.tail_over == "frames"
+
+
+def test_metrics_come_back_as_they_were(tmp_path):
+    content = json.loads(json.dumps({"data": {}, "run": {}}))
+    with pytest.raises(RaffectError, match="metrics.json: damaged, run.time: field required"):
+        Metrics.from_json(content, "metrics.json", "do")

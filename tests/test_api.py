@@ -1,0 +1,45 @@
+"""docs/api.md does what it says: its snippets run one after another, as in a notebook."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import raffect
+
+PAGE = Path(__file__).parents[1] / "docs" / "api.md"
+
+
+def test_every_public_name_is_there():
+    for name in raffect.__all__:
+        assert getattr(raffect, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = raffect.trian
+
+
+def test_the_snippets_of_the_api_page_run(tmp_path, monkeypatch, local_ray):
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
+    assert len(snippets) >= 6
+    names: dict = {}
+    for number, snippet in enumerate(snippets):
+        exec(compile(snippet, f"docs/api.md snippet {number + 1}", "exec"), names)
+    assert isinstance(names["heads"], pd.DataFrame)
+    assert isinstance(names["alphas"], pd.DataFrame)
+    assert names["page"].html.exists()
+
+
+def test_a_configuration_from_a_recipe_is_that_of_the_command_line(tmp_path):
+    from raffect.cli import parse
+
+    words = ["released", "--task", "au", "--bank", "b", "--labels", "l", "--out", "o", "--loss.alpha", "0.2", "--num-seeds", "3"]
+    fields = {"task": "au", "bank": Path("b"), "labels": Path("l"), "out": Path("o"), "num_seeds": 3}
+    assert raffect.TrainConfig.from_recipe("released", {"loss.alpha": 0.2}, **fields) == parse("train", words)
+    with pytest.raises(raffect.RaffectError, match="did you mean paper"):
+        raffect.TrainConfig.from_recipe("papr", **fields)
