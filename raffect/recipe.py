@@ -39,15 +39,20 @@ class HeadConfig:
     width: int = 0
     """Units a hidden block; 0 is as many as the feature has (768 for ViT-L/14)."""
     depth: int = 3
-    """Hidden blocks."""
+    """Hidden blocks; 0 is a linear probe, which has neither BatchNorm nor dropout."""
     dropout: float = 0.6
     """Share of hidden units dropped; unstated in the paper, 0.6 in its code."""
     init: Literal["he", "torch"] = "he"
     """he: He-uniform weights and zero biases; torch: the defaults of torch.nn.Linear."""
+    normalise: Literal["none", "l2"] = "none"
+    """l2: divide each feature by its norm first, as CLIP compares them; none: take it as it is."""
 
     def __post_init__(self) -> None:
         require(0 <= self.width <= MOST_WIDTH, f"head.width {self.width}: expected 0 (as the feature) to {MOST_WIDTH}")
-        require(1 <= self.depth <= MOST_DEPTH, f"head.depth {self.depth}: expected 1 to {MOST_DEPTH}")
+        require(
+            0 <= self.depth <= MOST_DEPTH,
+            f"head.depth {self.depth}: expected 0 (a linear probe) to {MOST_DEPTH}",
+        )
         require(0 <= self.dropout < 1, f"head.dropout {self.dropout}: expected 0 or more, less than 1")
 
 
@@ -150,7 +155,7 @@ DEFAULTS = flatten(Recipe())
 """Every setting's default by dotted name."""
 NAMES = tuple(DEFAULTS)
 """All dotted names."""
-_LATER = ("loss.name",)
+_LATER = ("loss.name", "head.normalise")
 """Settings younger than the first run folders: at their default they leave a recipe's digest, and so a head's name, as it was."""
 
 
@@ -254,6 +259,6 @@ def _as_type_of(name: str, default: Any, value: Any) -> Any:
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _CHOICES = {
-    "head.init": ("he", "torch"), "loss.name": ("default", "ccc"), "loss.granularity": ("element", "sample"), "loss.weighting": ("none", "inverse", "effective"),
+    "head.init": ("he", "torch"), "head.normalise": ("none", "l2"), "loss.name": ("default", "ccc"), "loss.granularity": ("element", "sample"), "loss.weighting": ("none", "inverse", "effective"),
     "sam.perturbation": ("l2", "sign"), "optim.name": ("adam", "adamw"), "optim.schedule": ("cosine", "released", "constant"),
 }  # fmt: skip
