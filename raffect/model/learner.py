@@ -1,142 +1,170 @@
-"""One training step of a pack, and everything it needs on the device: objective, SAM, Adam, dropout, order of frames.
+"""One training step of a batch of heads, with all it needs on the device.
 
-A step never waits for the host: which frames it takes, its dropout and its rate are all tensors, so that on CUDA the whole step
-is one graph that is launched again and again.
+That is the objective, SAM, Adam, dropout and the order of samples. A step never waits for the host:
+which samples it takes, its dropout and its rate are all tensors, so that on CUDA the whole step is
+one graph that is launched again and again.
 
-Shape letters: P members, B frames of this worker's part of the batch, D feature, C outputs, K hidden units of all blocks.
+Shape letters: P heads, B samples of this worker's part of the batch, C outputs, S distinct seeds;
+"..." is the shape of a sample.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from raffect.model.adam import STATE, Adam
-from raffect.model.checkpoint import to_cpu
+from raffect.model.batch import HeadSpec, Moved, to_cpu
 from raffect.model.kinds import Prior
 from raffect.model.objective import Objective
-from raffect.model.pack import Layout, Lifts, Pack, Views
 from raffect.model.random import Dropout, epoch_order
 from raffect.model.sam import perturb
+from raffect.model.samples import Samples, SampleStream
 from raffect.model.workers import Workers
 from raffect.recipe import OptimConfig, Recipe, flatten
 
-PACK_WIDE = ("task", "epochs", "batch_size", "head.width", "head.depth", "loss.name", "loss.granularity", "sam.perturbation", "optim.name")
-"""Settings that all members of a pack share; every other one may differ between them."""
+SHARED_SETTINGS = (
+    "task",
+    "epochs",
+    "batch_size",
+    "head.width",
+    "head.depth",
+    "head.normalise",
+    "loss.name",
+    "loss.granularity",
+    "sam.perturbation",
+    "optim.name",
+)
+"""Settings that all heads of a batch share; every other one may differ between them."""
 
 _EAGER_STEPS = 3
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Features and labels of one split on a device.
-
-    Attributes:
-        x: float16, shape (N, D).
-        y: Targets of the task's kind: classes, int64 (N,); labels, int8 (N, L), negative where unlabelled; or values, float32 (N, V), NaN
-            where unlabelled.
-        video: Number of each frame's video, or other group that intervals keep together, int64, shape (N,).
-        num_videos: How many there are.
-    """
-
-    x: Tensor
-    y: Tensor
-    video: Tensor
-    num_videos: int
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 class Learner:
     """P heads in training.
 
     Args:
-        recipes: One a member; they agree in `PACK_WIDE`.
-        layout: Shape of the heads.
+        recipes: One a head; they agree in `SHARED_SETTINGS`.
+        spec: What the heads are.
         prior: Counts of the training labels.
         device: Where to train.
         dtype: float32; float64 for tests.
         workers: Who trains them together.
+
+    Attributes:
+        heads: The batch of heads; its rows and buffers move with each step.
+        counter: Steps so far, int32.
+        loss_sum: Sum of each head's losses since `set_epoch`, shape (P,).
+        first_bad: First step of each head whose loss was not finite, int32, shape (P,); -1 if none.
     """
 
-    def __init__(self, recipes: Sequence[Recipe], layout: Layout, prior: Prior, device: torch.device, dtype: torch.dtype = torch.float32, workers: Workers | None = None) -> None:
-        require_one_pack(recipes)
-        self.recipes, self.device, self.dtype, self.workers = list(recipes), device, dtype, workers or Workers()
-        self.pack = Pack(layout, [r.seed for r in recipes], [r.head.init for r in recipes], device, dtype, self.workers)
-        self.objective = Objective(recipes, prior, device, dtype, self.workers)
-        self.optimizer = Adam([r.optim for r in recipes], self.pack.weights, self.pack.gradient)
+    def __init__(
+        self,
+        recipes: Sequence[Recipe],
+        spec: HeadSpec,
+        prior: Prior,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        workers: Workers | None = None,
+    ) -> None:
+        require_shared_settings(recipes)
+        self.recipes, self.device, self.dtype = list(recipes), device, dtype
+        self.workers = workers or Workers()
         self.batch = recipes[0].batch_size // self.workers.size
+        rows = torch.stack([spec.initial_row(recipe.seed, recipe.head) for recipe in recipes])
+        self.heads = spec.build(rows.to(device, dtype), workers=self.workers)
+        self.objective = Objective(recipes, prior, device, dtype, self.workers)
+        configs = [recipe.optim for recipe in recipes]
+        self.optimizer = Adam(configs, self.heads.rows, self.heads.gradient)
+        self.dropout = Dropout(
+            [recipe.seed for recipe in recipes],
+            [recipe.head.dropout for recipe in recipes],
+            [recipe.sam.redraw_dropout and recipe.sam.rho > 0 for recipe in recipes],
+            (self.batch, spec.num_noise),
+            self.workers.rank,
+            device,
+            dtype,
+        )
         self.counter = torch.zeros((), dtype=torch.int32, device=device)
         self.loss_sum = torch.zeros(len(recipes), dtype=dtype, device=device)
         self.first_bad = torch.full((len(recipes),), -1, dtype=torch.int32, device=device)
         self._rho = torch.tensor([r.sam.rho for r in recipes], dtype=dtype, device=device)
-        self._sharp = any(r.sam.rho for r in recipes)
-        redraws = [r.sam.redraw_dropout and r.sam.rho > 0 for r in recipes]
-        self.dropout = Dropout([r.seed for r in recipes], [r.head.dropout for r in recipes], redraws, (self.batch, layout.depth * layout.width), self.workers.rank, device, dtype)
+        self._sharp = any(recipe.sam.rho for recipe in recipes)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_steps = 0
 
-    def step(self, x_PBD: Tensor, target: Tensor) -> None:
-        """One update of every member.
+    def step(self, batch: Tensor, target: Tensor) -> None:
+        """One update of every head.
 
         Args:
-            x_PBD: Features of this worker's part of the batch, of the learner's type.
-            target: Their labels: (P, B) or (P, B, C).
+            batch: This worker's samples of each head, shape (P, B, ...), of the learner's type.
+            target: Their targets, shape (P, B, *target).
         """
-        pack, scale = self.pack, self.dropout.draw(self.counter, second=False)
-        loss_P, derivative = self.objective.gradient(pack.forward(pack.at_weights, x_PBD, scale, update_running=True), target)
-        views, lifts = pack.at_weights, None
+        heads, noise = self.heads, self.dropout.draw(self.counter, second=False)
+        outputs = heads.forward(heads.rows, batch, noise, update_buffers=True)
+        loss_P, derivative = self.objective.gradient(outputs, target)
         if self._sharp:
-            views, lifts = self._climb(derivative)
+            there = self._climb(derivative)
             if self.dropout.redraws:
-                scale = self.dropout.draw(self.counter, second=True)
-            _, derivative = self.objective.gradient(pack.forward(views, x_PBD, scale, update_running=False, lifts=lifts), target)
-        pack.backward(views, derivative, lifts)
+                noise = self.dropout.draw(self.counter, second=True)
+            outputs = heads.forward(there, batch, noise, update_buffers=False)
+            _, derivative = self.objective.gradient(outputs, target)
+        heads.backward(derivative)
         self.optimizer.update()
+        # What the host reads at the end of an epoch.
         self.loss_sum += loss_P
         is_first = (self.first_bad < 0) & ~torch.isfinite(loss_P)
         self.first_bad.copy_(torch.where(is_first, self.counter, self.first_bad))
         self.counter += 1
 
-    def _climb(self, derivative: Tensor) -> tuple[Views, Lifts | None]:
+    def _climb(self, derivative: Tensor) -> Tensor | Moved:
         """Where SAM's second pass is taken."""
-        pack, recipe = self.pack, self.recipes[0]
-        if recipe.sam.perturbation == "l2" and recipe.batch_size <= pack.layout.width:
-            return pack.climb(derivative, self._rho)
-        pack.backward(pack.at_weights, derivative)  # a batch so large that the matrix is cheaper than its factors; or its signs are needed
-        perturb(pack.weights, pack.gradient, self._rho, recipe.sam.perturbation, out=pack.perturbed)
-        return pack.at_perturbed, None
+        heads, perturbation = self.heads, self.recipes[0].sam.perturbation
+        if perturbation == "l2" and (moved := heads.climb(derivative, self._rho)) is not None:
+            return moved
+        heads.backward(derivative)
+        return perturb(heads.rows, heads.gradient, self._rho, perturbation, out=self._perturbed)
+
+    @cached_property
+    def _perturbed(self) -> Tensor:
+        """Where rows that SAM moved as a whole are written, (P, N); most runs never need it."""
+        return torch.empty_like(self.heads.rows)
+
+    def run(self, samples: Samples | SampleStream, epoch: int) -> Iterator[None]:
+        """Train for an epoch (0-based); yields after each step."""
+        if isinstance(samples, Samples):
+            return self.run_resident(samples, epoch)
+        return self.run_stream(samples.batches(epoch))
 
     @torch.no_grad()
-    def run_resident(self, rows: Rows, epoch: int) -> Iterator[None]:
-        """Train for an epoch on rows that are on the device; yields after each step."""
-        order = self._order(len(rows), epoch)
+    def run_resident(self, samples: Samples, epoch: int) -> Iterator[None]:
+        """Train for an epoch on samples that are on the device; yields after each step."""
+        order = self._order(len(samples), epoch)
         steps = order.shape[1] // self.recipes[0].batch_size
         self._fill_order(order, int(self.counter))
         for _ in range(steps):
             if self.device.type == "cuda" and self.workers.size == 1:
-                self._launch(rows)
+                self._launch(samples)
             else:
-                self._gather_and_step(rows)
+                self._gather_and_step(samples)
             yield
 
     @torch.no_grad()
     def run_stream(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[None]:
-        """Train for an epoch on global batches from elsewhere, the same for all members; yields after each step."""
-        part, members = self.workers.share(self.recipes[0].batch_size), len(self.recipes)
+        """Train for an epoch on global batches, the same for all heads; yields after each step."""
+        part, count = self.workers.share(self.recipes[0].batch_size), len(self.recipes)
         for x, y in batches:
-            x_BD, target = x[part].to(self.device, self.dtype), y[part].to(self.device)
-            self.step(x_BD.expand(members, *x_BD.shape), target.expand(members, *target.shape))
+            own, target = x[part].to(self.device, self.dtype), y[part].to(self.device)
+            self.step(own.expand(count, *own.shape), target.expand(count, *target.shape))
             yield
 
     def set_epoch(self, epoch: int) -> list[float]:
-        """Set each member's rate for an epoch (0-based) and start its mean loss; returns the rates."""
+        """Set each head's rate for an epoch (0-based), start its mean loss; returns the rates."""
         rates = [learning_rate(recipe.optim, epoch, recipe.epochs) for recipe in self.recipes]
         for recipe, rate in zip(self.recipes, rates, strict=True):
             self.optimizer.set_rate(recipe.optim, rate)
@@ -145,46 +173,52 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a later step depends on, by name: copies on the CPU."""
-        pack = self.pack
-        tensors = {"weights": pack.weights, "running_mean": pack.running_mean, "running_var": pack.running_var, "counter": self.counter, "first_bad": self.first_bad}
-        tensors |= {name: getattr(self.optimizer, name) for name in STATE}
-        return {name: to_cpu(tensor) for name, tensor in tensors.items()}
+        return {name: to_cpu(tensor) for name, tensor in self._tensors().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from a `state`."""
-        for name in ("weights", "running_mean", "running_var"):
-            getattr(self.pack, name).copy_(state[name])
-        self.counter.copy_(state["counter"])
-        self.first_bad.copy_(state["first_bad"])
-        for name in STATE:
-            getattr(self.optimizer, name).copy_(state[name])
+        for name, tensor in self._tensors().items():
+            tensor.copy_(state[name])
 
-    def _order(self, num_rows: int, epoch: int) -> np.ndarray:
-        """Rows of every step, a line a distinct seed: shape (S, steps * global batch)."""
-        used = num_rows // self.recipes[0].batch_size * self.recipes[0].batch_size
-        return np.stack([epoch_order(seed, epoch, num_rows)[:used] for seed in self._seeds])
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {name: getattr(self.optimizer, name) for name in STATE}
+        tensors |= {f"buffers.{name}": buffer for name, buffer in self.heads.buffers.items()}
+        return tensors | {
+            "rows": self.heads.rows,
+            "counter": self.counter,
+            "first_bad": self.first_bad,
+        }
+
+    def _order(self, num_samples: int, epoch: int) -> np.ndarray:
+        """Samples of every step, a line a distinct seed: shape (S, steps * global batch)."""
+        used = num_samples // self.recipes[0].batch_size * self.recipes[0].batch_size
+        return np.stack([epoch_order(seed, epoch, num_samples)[:used] for seed in self._seeds])
 
     @property
     def _seeds(self) -> list[int]:
         return sorted({recipe.seed for recipe in self.recipes})
 
     def _fill_order(self, order: np.ndarray, first_step: int) -> None:
-        if not hasattr(self, "_order_SN"):  # a graph keeps reading the same memory, so later epochs are copied into it
+        # A graph keeps reading the same memory, so later epochs are copied into it.
+        if not hasattr(self, "_order_SN"):
+            batch_size, seeds = self.recipes[0].batch_size, self._seeds
+            seed_of_P = [seeds.index(recipe.seed) for recipe in self.recipes]
+            columns = torch.arange(batch_size, device=self.device)
             self._order_SN = torch.empty(order.shape, dtype=torch.int64, device=self.device)
             self._first_step = torch.zeros((), dtype=torch.int32, device=self.device)
-            self._seed_of_P = torch.tensor([self._seeds.index(recipe.seed) for recipe in self.recipes], device=self.device)
-            self._columns = torch.arange(self.recipes[0].batch_size, device=self.device)[self.workers.share(self.recipes[0].batch_size)]
+            self._seed_of_P = torch.tensor(seed_of_P, device=self.device)
+            self._columns = columns[self.workers.share(batch_size)]
         self._order_SN.copy_(torch.from_numpy(order))
         self._first_step.fill_(first_step)
 
-    def _gather_and_step(self, rows: Rows) -> None:
-        columns = (self.counter - self._first_step).long() * self.recipes[0].batch_size + self._columns
-        index = self._order_SN.index_select(1, columns)[self._seed_of_P].flatten()
-        x = rows.x.index_select(0, index).to(self.dtype).view(len(self.recipes), self.batch, -1)
-        y = rows.y.index_select(0, index)
-        self.step(x, y.view(len(self.recipes), self.batch, *y.shape[1:]))
+    def _gather_and_step(self, samples: Samples) -> None:
+        step = (self.counter - self._first_step).long()
+        columns = step * self.recipes[0].batch_size + self._columns
+        index_PB = self._order_SN.index_select(1, columns)[self._seed_of_P]
+        x, target = samples.take(index_PB)
+        self.step(x.to(self.dtype), target)
 
-    def _launch(self, rows: Rows) -> None:
+    def _launch(self, samples: Samples) -> None:
         """A step on CUDA: the first ones as they are, which also warms up, then as a graph."""
         if self._graph is not None:
             self._graph.replay()
@@ -192,34 +226,36 @@ class Learner:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                self._gather_and_step(rows)
+                self._gather_and_step(samples)
             torch.cuda.current_stream().wait_stream(side)
             self._eager_steps += 1
         else:
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
-                self._gather_and_step(rows)
+                self._gather_and_step(samples)
             self._graph.replay()
 
 
 def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:
     """Rate of an epoch (0-based).
 
-    ``cosine`` falls from ``lr`` to ``min_lr`` at the end; ``released`` has a period of ``epochs / 2``, as its ``T_max = epochs / 4``
-    (a float) without restarts makes it. Both are torch's ``CosineAnnealingLR`` in closed form.
+    ``cosine`` falls from ``lr`` to ``min_lr`` at the end; ``released`` has a period of
+    ``epochs / 2``, as its ``T_max = epochs / 4`` (a float) without restarts makes it. Both are
+    torch's ``CosineAnnealingLR`` in closed form.
     """
     if config.schedule == "constant":
         return config.lr
     half_period = epochs / 4 if config.schedule == "released" else epochs
-    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * epoch / half_period)) / 2
+    cosine = math.cos(math.pi * epoch / half_period)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + cosine) / 2
 
 
-def require_one_pack(recipes: Sequence[Recipe]) -> None:
+def require_shared_settings(recipes: Sequence[Recipe]) -> None:
     """Raise unless recipes can train side by side.
 
     Raises:
-        ValueError: If they differ in one of `PACK_WIDE`.
+        ValueError: If they differ in one of `SHARED_SETTINGS`.
     """
-    for name in PACK_WIDE:
+    for name in SHARED_SETTINGS:
         if len(found := {flatten(recipe)[name] for recipe in recipes}) > 1:
-            raise ValueError(f"members of one pack differ in {name}: {sorted(found, key=str)}")
+            raise ValueError(f"heads of one batch differ in {name}: {sorted(found, key=str)}")

@@ -1,6 +1,7 @@
-"""Losses of a pack: per frame or unit, weighted and masked; then their mean or the mean of the worst share.
+"""Losses of a batch of heads: per frame or unit, weighted and masked; then the worst share's mean.
 
-Shape letters: P members, B frames of a batch, C classes, U units, N elements a member's tail is taken over.
+Shape letters: P heads, B frames of a batch, C classes, U units, N elements that a head's tail is
+taken over.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ def softmax_losses(logits_PBC: Tensor, target_PB: Tensor, weight_PC: Tensor | No
     Args:
         logits_PBC: Floating point.
         target_PB: Class of each frame, int64.
-        weight_PC: Class weights of each member.
+        weight_PC: Class weights of each head.
 
     Returns:
         Shape (P, B), in nats.
@@ -35,7 +36,7 @@ def sigmoid_losses(logits_PBU: Tensor, target_PBU: Tensor, weight_PU: Tensor | N
     Args:
         logits_PBU: Floating point.
         target_PBU: 1 active, 0 not, negative unlabelled.
-        weight_PU: Weight of a unit's positives, of each member.
+        weight_PU: Weight of a unit's positives, of each head.
 
     Returns:
         Shape (P, B, U), in nats.
@@ -111,18 +112,18 @@ def frame_means(loss_PBU: Tensor, labelled_PBU: Tensor) -> tuple[Tensor, Tensor]
 
 
 def cvar(loss_PN: Tensor, alpha_P: Tensor, mask_PN: Tensor | None = None) -> Tensor:
-    """Mean of the worst ``alpha`` share of each member's losses: conditional value at risk.
+    """Mean of the worst ``alpha`` share of each head's losses: conditional value at risk.
 
     ``alpha = 1`` is the plain mean; ``alpha <= 1/n`` is the maximum. Larger alpha is closer to the mean: the paper's text has it
     the other way round in section III-B.
 
     Args:
         loss_PN: Losses, shape (P, N), floating point.
-        alpha_P: Tail share of each member, shape (P,), in (0, 1].
+        alpha_P: Tail share of each head, shape (P,), in (0, 1].
         mask_PN: Which losses count; all by default. ``n`` is their number.
 
     Returns:
-        Shape (P,), differentiable in ``loss_PN``; 0 for a member without any loss that counts.
+        Shape (P,), differentiable in ``loss_PN``; 0 for a head without any loss that counts.
 
     Source:
         Lin et al. 2024, eq. (1). The minimum over lambda is reached at an order statistic, so one sort is exact: with k = alpha * n,

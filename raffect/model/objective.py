@@ -30,7 +30,14 @@ class Objective:
         RaffectError: If the kind of task does not have the loss.
     """
 
-    def __init__(self, recipes: Sequence[Recipe], prior: Prior, device: torch.device, dtype: torch.dtype, workers: Workers) -> None:
+    def __init__(
+        self,
+        recipes: Sequence[Recipe],
+        prior: Prior,
+        device: torch.device,
+        dtype: torch.dtype,
+        workers: Workers,
+    ) -> None:
         self.workers, self.kind = workers, loss_kind(prior.task)
         self.name, self.granularity = recipes[0].loss.name, recipes[0].loss.granularity
         for recipe in recipes:

@@ -1,6 +1,7 @@
-"""Everything random in training on resident rows, as a pure function of (seed, epoch, step): nothing to save, nothing to share out.
+"""Everything random in training on resident samples, as a pure function of (seed, epoch, step).
 
-Members of one seed see the same frames and the same dropout masks, in any pack, on any number of workers, after any stop.
+There is nothing to save and nothing to share out: heads of one seed see the same samples and the
+same dropout masks, in any batch of heads, on any number of workers, after any stop.
 """
 
 from __future__ import annotations
@@ -16,35 +17,43 @@ _GOLDEN = -1640531527  # 2^32 / golden ratio, as int32
 
 
 def weights_generator(seed: int) -> torch.Generator:
-    """Generator of a member's initial weights, on the CPU so that they are the same for every device."""
+    """Generator of a head's initial weights, on the CPU so that every device has the same."""
     return torch.Generator().manual_seed(_key(seed, _WEIGHTS))
 
 
-def epoch_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
-    """Order of the rows in an epoch: a permutation of ``range(num_rows)``, int64."""
-    return np.random.default_rng([seed, _ORDER, epoch]).permutation(num_rows)
+def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    """Order of the samples in an epoch: a permutation of ``range(num_samples)``, int64."""
+    return np.random.default_rng([seed, _ORDER, epoch]).permutation(num_samples)
 
 
 def dropout_key(seed: int) -> int:
-    """A member's key for `dropout_bits`, an int32."""
+    """A head's key for `dropout_bits`, an int32."""
     return int(np.int32(np.uint32(_key(seed, _DROPOUT) & 0xFFFFFFFF)))
 
 
-def dropout_bits(key_P: Tensor, step: Tensor, position_N: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
-    """Uniform bits from counters: one hash of (member, step, position), without a state.
+def dropout_bits(
+    key_P: Tensor,
+    step: Tensor,
+    position_N: Tensor,
+    out: Tensor,
+    scratch: Tensor,
+) -> Tensor:
+    """Uniform bits from counters: one hash of (head, step, position), without a state.
 
     Args:
-        key_P: `dropout_key` of each member, int32, shape (P,).
+        key_P: `dropout_key` of each head, int32, shape (P,).
         step: Number of the pass, int32, a scalar or shape (P,).
         position_N: Position within the global batch, int32, shape (N,).
-        out: Where to write, int32, shape (P, N); fresh memory for every step would cost more than the hash.
+        out: Where to write, int32, shape (P, N); fresh memory for every step would cost more than
+            the hash.
         scratch: As ``out``.
 
     Returns:
         ``out``, uniform over all values of an int32.
 
     Source:
-        The mixing function is lowbias32 (Wellons 2018), which changes each output bit with half a chance for each input bit.
+        The mixing function is lowbias32 (Wellons 2018), which changes each output bit with half a
+        chance for each input bit.
     """
     key = torch.empty_like(key_P).copy_(key_P)
     spare = torch.empty_like(key)
@@ -60,41 +69,69 @@ def keep_threshold(dropout: float) -> int:
 
 
 class Dropout:
-    """Factors of every hidden unit in every step, the same for members of one seed up to their rate.
+    """Factors of every hidden unit in every step, the same for heads of one seed up to their rate.
 
     Args:
-        seeds: One a member.
-        rates: Share that each member drops.
-        redraws: Whether a member takes another mask in SAM's second pass.
-        shape: Frames of this worker's part of a batch, and hidden units of all blocks.
-        rank: Of this worker: its frames come after those of lower ranks.
+        seeds: One a head.
+        rates: Share that each head drops.
+        redraws: Whether a head takes another mask in SAM's second pass.
+        shape: (B, K): samples of this worker's part of a batch, and factors of a sample.
+        rank: Of this worker: its samples come after those of lower ranks.
         device: Where the factors are.
         dtype: Their type.
     """
 
-    def __init__(self, seeds: Sequence[int], rates: Sequence[float], redraws: Sequence[bool], shape: tuple[int, int], rank: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.active, self.redraws = any(rates), any(redraw and rate for redraw, rate in zip(redraws, rates, strict=True))
-        size, self._shape = shape[0] * shape[1], (len(seeds), *shape)
-        self._position = torch.arange(rank * size, (rank + 1) * size, dtype=torch.int32, device=device)
-        self._key = torch.tensor([dropout_key(seed) for seed in seeds], dtype=torch.int32, device=device)
-        self._threshold = torch.tensor([[keep_threshold(rate)] for rate in rates], dtype=torch.int32, device=device)
-        self._factor = torch.tensor([[1 / (1 - rate)] for rate in rates], dtype=dtype, device=device)
-        self._redraw = torch.tensor([int(redraw) for redraw in redraws], dtype=torch.int32, device=device)
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        rates: Sequence[float],
+        redraws: Sequence[bool],
+        shape: tuple[int, int],
+        rank: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._shape = (len(seeds), *shape)
+        size = shape[0] * shape[1]
+        self.active = size > 0 and any(rates)
+        redrawn = [bool(redraw and rate) for redraw, rate in zip(redraws, rates, strict=True)]
+        self.redraws = self.active and any(redrawn)
+
+        def integers(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        positions = (rank * size, (rank + 1) * size)
+        self._position = torch.arange(*positions, dtype=torch.int32, device=device)
+        self._key = integers([dropout_key(seed) for seed in seeds])
+        self._threshold = integers([keep_threshold(rate) for rate in rates])[:, None]
+        factors = [[1 / (1 - rate)] for rate in rates]
+        self._factor = torch.tensor(factors, dtype=dtype, device=device)
+        self._redraw = integers([int(redraw) for redraw in redraws])
+        # Written anew in every step.
         rows = (len(seeds), size if self.active else 0)
-        self._bits, self._scratch = (torch.empty(rows, dtype=torch.int32, device=device) for _ in range(2))
-        self._kept, self._scale = torch.empty(rows, dtype=torch.bool, device=device), torch.empty(rows, dtype=dtype, device=device)
+        self._bits = torch.empty(rows, dtype=torch.int32, device=device)
+        self._scratch = torch.empty_like(self._bits)
+        self._kept = torch.empty(rows, dtype=torch.bool, device=device)
+        self._scale = torch.empty(rows, dtype=dtype, device=device)
 
     def draw(self, step: Tensor, second: bool) -> Tensor | None:
-        """Factors 0 or 1 / (1 - rate), shape (P, B, K); None where nobody drops anything. The next draw overwrites them."""
+        """Factors 0 or 1 / (1 - rate), shape (P, B, K); None where nobody drops anything.
+
+        The next draw overwrites them.
+        """
         if not self.active:
             return None
-        bits = dropout_bits(self._key, 2 * step + (self._redraw if second else 0), self._position, self._bits, self._scratch)
+        number = 2 * step + (self._redraw if second else 0)
+        bits = dropout_bits(self._key, number, self._position, self._bits, self._scratch)
         torch.ge(bits, self._threshold, out=self._kept)
         return torch.mul(self._kept, self._factor, out=self._scale).view(self._shape)
 
 
 def _mix_(x: Tensor, scratch: Tensor) -> Tensor:
-    """In place. Shifts of int32 bring in copies of the sign, so they are masked; products wrap around."""
+    """In place.
+
+    Shifts of int32 bring in copies of the sign, so they are masked; products wrap around.
+    """
     for shift, factor in ((16, 0x7FEB352D), (15, -2073254261), (16, None)):
         torch.bitwise_right_shift(x, shift, out=scratch)
         x ^= scratch.bitwise_and_((1 << (32 - shift)) - 1)

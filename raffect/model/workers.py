@@ -1,4 +1,7 @@
-"""What workers of one run tell each other, so that many give the result of one; alone it costs nothing."""
+"""What workers of one run tell each other, so that many give the result of one.
+
+A worker alone has nothing to tell, which costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from raffect.errors import RaffectError
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that train one pack together, through torch.distributed's default group.
+    """The processes that train heads together, through torch.distributed's default group.
 
     Attributes:
         rank: Number of this one.
@@ -26,7 +29,9 @@ class Workers:
     @classmethod
     def current(cls) -> Workers:
         """Those of the group that torch.distributed was started with."""
-        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else cls()
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
 
     def share(self, count: int) -> slice:
         """This worker's part of ``count`` rows, which must divide evenly."""
@@ -47,10 +52,16 @@ class Workers:
         """
         found = self.gather(torch.tensor([[number]], device=device))[0].tolist()
         if len(set(found)) > 1:
-            raise RaffectError(f"workers see different {what}: {', '.join(map(str, found))}; put --out on storage that every node sees alike, and give the same command again")
+            numbers = ", ".join(map(str, found))
+            storage = "put --out on storage that every node sees alike"
+            remedy = f"{storage}, and give the same command again"
+            raise RaffectError(f"workers see different {what}: {numbers}; {remedy}")
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Join along dimension 1 in the order of ranks; a gradient flows to this worker's own part."""
+        """Join along dimension 1 in the order of ranks.
+
+        A gradient flows to this worker's own part.
+        """
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]

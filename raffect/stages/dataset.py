@@ -20,7 +20,7 @@ from raffect.data.tables import read_labels, read_metadata
 from raffect.data.tasks import SPLITS, Task
 from raffect.errors import RaffectError
 from raffect.metrics.kinds import kind_of
-from raffect.model.learner import Rows
+from raffect.model.samples import Samples
 from raffect.recipe import require
 
 _FOLD_SEED = 0
@@ -109,7 +109,7 @@ def targets_of(index: FeatureIndex, task: Task) -> np.ndarray:
     return kind_of(task).targets(task, index.y)
 
 
-def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Rows:
+def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Samples:
     """Read features onto a device.
 
     Raises:
@@ -117,7 +117,8 @@ def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Rows:
     """
     x = index.read()
     check_finite(x, index)
-    return Rows(torch.from_numpy(x).to(device), torch.from_numpy(targets_of(index, task)).to(device), torch.from_numpy(index.group.astype(np.int64)).to(device), len(index.groups))
+    y, video = torch.from_numpy(targets_of(index, task)), torch.from_numpy(index.group.astype(np.int64))
+    return Samples(torch.from_numpy(x).to(device), y.to(device), video.to(device), len(index.groups))
 
 
 def check_finite(x: np.ndarray, index: FeatureIndex, rows: np.ndarray | None = None) -> None:

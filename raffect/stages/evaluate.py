@@ -18,12 +18,9 @@ from raffect.data.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics.intervals import bootstrap_videos
 from raffect.metrics.kinds import kind_of
-from raffect.model.checkpoint import load_head, read_config, require_encoder
+from raffect.model.checkpoint import load_batch, read_config, require_encoder
 from raffect.model.fit import count
-from raffect.model.head import Head
 from raffect.model.kinds import loss_kind
-from raffect.model.learner import Rows
-from raffect.model.pack import Layout, fold
 from raffect.recipe import DEFAULTS
 from raffect.stages.dataset import Dataset, incomplete_mark, missing_lines, open_dataset, pick_device, read_rows
 from raffect.stages.provenance import describe_run
@@ -65,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> list[str]:
     index, device = dataset.splits[config.split], pick_device(config.device)
     try:
         rows = read_rows(index, dataset.task, device)
-        counts = np.concatenate([count_head(load_head(folder)[0], dataset.task, rows, device) for folder in folders])
+        counts = np.concatenate([count(loss_kind(dataset.task), load_batch(folder, device)[0], rows) for folder in folders])
     except torch.OutOfMemoryError as error:
         raise RaffectError(f"out of GPU memory with {len(index):,} frames; free the device, or use --device cpu") from error
     if config.out is not None:
@@ -92,15 +89,6 @@ def find_heads(path: Path, snapshot: str) -> list[Path]:
 def _outputs(task: Task) -> str:
     names = ", ".join(task.outputs[:4]) + (" ..." if len(task.outputs) > 4 else "")
     return f"{task.kind}: {names}"
-
-
-def count_head(head: Head, task: Task, rows: Rows, device: torch.device) -> np.ndarray:
-    """Statistics of one head, shape (1, videos, ...); see `raffect.model.fit.count`."""
-    layout: Layout = head.layout
-    state = head.state_dict()
-    weights = torch.cat([state[name].flatten() for name, _ in layout.tensors])[None]
-    mean, var = (torch.stack([state[f"layers.{4 * block + 1}.running_{kind}"] for block in range(layout.depth)])[None] for kind in ("mean", "var"))
-    return count(loss_kind(task), fold(layout, weights.to(device), mean.to(device), var.to(device)), rows)
 
 
 def _lines(config: EvaluateConfig, dataset: Dataset, configs: Sequence[dict[str, Any]], counts: np.ndarray) -> list[str]:

@@ -17,11 +17,12 @@ from raffect.errors import RaffectError
 from raffect.metrics.intervals import bootstrap_videos
 from raffect.metrics.kinds import kind_of
 from raffect.model.checkpoint import save_head
-from raffect.model.fit import Fitted, History, count, fit, score_name
-from raffect.model.head import member_state
+from raffect.model.fit import FitJob, count, fit, score_name
+from raffect.model.head_kinds import head_spec
 from raffect.model.kinds import loss_kind
-from raffect.model.learner import PACK_WIDE, Rows
-from raffect.model.pack import Layout
+from raffect.model.learner import SHARED_SETTINGS
+from raffect.model.samples import Samples
+from raffect.model.snapshots import Fitted, History
 from raffect.model.workers import Workers
 from raffect.recipe import flatten, require
 from raffect.stages.dataset import Dataset, check_trainable, pick_device, read_rows, targets_of
@@ -65,11 +66,11 @@ def is_finished(record: Mapping[str, Any] | None, keep_epoch: int | None = None)
 
 
 def partition(members: Sequence[Member], size: int, one_seed: bool = False) -> list[list[Member]]:
-    """Share members out over packs of at most ``size``; members of one pack agree in `PACK_WIDE` and train on the same frames."""
+    """Share members out over packs of at most ``size``; members of one pack agree in `SHARED_SETTINGS` and train on the same frames."""
     alike: dict[tuple, list[Member]] = {}
     for member in members:
         settings = flatten(member.recipe)
-        key = (*(settings[name] for name in PACK_WIDE), member.fold, member.num_folds, settings["seed"] if one_seed else None)
+        key = (*(settings[name] for name in SHARED_SETTINGS), member.fold, member.num_folds, settings["seed"] if one_seed else None)
         alike.setdefault(key, []).append(member)
     packs = []
     for group in alike.values():
@@ -119,7 +120,7 @@ def run_pack(
     train, validation = split_rows(dataset, members[0])
     targets = targets_of(train, task)
     check_trainable(targets, task, recipe.batch_size, f"the training split of {dataset.facts['labels']}")
-    layout = Layout(train.dim, recipe.head.width or train.dim, recipe.head.depth, len(task.outputs))
+    spec = head_spec(recipe.head, train.dim, len(task.outputs))
     ids = [member.id for member in members]
     streams, state_path = config.stream == "always", folder.state_path(ids)
     if workers.rank == 0:
@@ -127,18 +128,26 @@ def run_pack(
     try:
         with ray_session(config.address) if streams else contextlib.nullcontext():
             judged = read_rows(validation, task, device)
-            fitted = fit(
-                [member.recipe for member in members], layout, loss_kind(task).count_prior(targets),
-                RayStream(train, task, recipe.batch_size, recipe.seed) if streams else read_rows(train, task, device), judged,
-                device=device, workers=workers, keep_epochs=[keep_epochs.get(member.id, 0) for member in members] if keep_epochs else None,
-                state_path=state_path, fingerprint=dataset.fingerprint, save_every_s=save_every_s, on_step=on_step, on_epoch=on_epoch,
-            )  # fmt: skip
+            job = FitJob(
+                recipes=[member.recipe for member in members],
+                spec=spec,
+                prior=loss_kind(task).count_prior(targets),
+                train=RayStream(train, task, recipe.batch_size, recipe.seed) if streams else read_rows(train, task, device),
+                validation=judged,
+                device=device,
+                workers=workers,
+                keep_epochs=[keep_epochs.get(member.id, 0) for member in members] if keep_epochs else None,
+                state_path=state_path,
+                fingerprint=dataset.fingerprint,
+                save_every_s=save_every_s,
+            )
+            fitted = fit(job, on_step=on_step, on_epoch=on_epoch)
         if workers.rank == 0:
             about = {"device": describe_device(device), "threads": torch.get_num_threads(), "num_workers": workers.size, "streamed": streams, "wall_s": sum(entry["wall_s"] for entry in fitted.history)}  # fmt: skip
             _record(dataset, folder, members, fitted, judged, validation.groups, about, save_heads and members[0].fold is None, keep_epochs or {})
             folder.drop_state(ids)
     except torch.OutOfMemoryError as error:
-        raise RaffectError(f"out of GPU memory with {len(members)} heads {layout.width} wide; take fewer at a time (--num-seeds, --members-per-trial), a smaller --head.width, or --stream always") from error  # fmt: skip
+        raise RaffectError(f"out of GPU memory with {len(members)} heads of {spec.num_weights:,} weights; take fewer at a time (--num-seeds, --members-per-trial), a smaller --head.width, or --stream always") from error  # fmt: skip
 
 
 def for_elsewhere(config: C, folder: RunFolder, device: str) -> C:
@@ -165,7 +174,7 @@ def _record(
     folder: RunFolder,
     members: Sequence[Member],
     fitted: Fitted,
-    judged: Rows,
+    judged: Samples,
     video_names: list[str],
     about: dict[str, Any],
     save_heads: bool,
@@ -173,7 +182,7 @@ def _record(
 ) -> None:
     """Write heads, and last the record, of every member."""
     task, kind = dataset.task, kind_of(dataset.task)
-    counts = {name: count(loss_kind(task), kept.layers(fitted.layout), judged) for name, kept in fitted.snapshots.items()}
+    counts = {name: count(loss_kind(task), fitted.heads(name), judged) for name in fitted.snapshots}
     for p, member in enumerate(members):
         kept = [name for name in SCORES if name in counts and fitted.snapshots[name].epoch[p]]
         scores = {
@@ -198,11 +207,10 @@ def _record(
 
 def _save_head(dataset: Dataset, folder: RunFolder, member: Member, fitted: Fitted, name: str, p: int, record: dict[str, Any]) -> None:
     kept = fitted.snapshots[name]
-    state = member_state(fitted.layout, kept.weights[p].cpu(), kept.running_mean[p].cpu(), kept.running_var[p].cpu())
     facts = dataset.facts
     about = {
         "task": facts["task"], "outputs": dataset.task.outputs, "member": member.id, "status": record["status"], "snapshot": name, "epoch": int(kept.epoch[p]), "recipe": record["recipe"],
         "encoder": facts["encoder"], "stamp": facts["stamp"], "data": {key: facts[key] for key in ("bank_digest", "labels_sha256", "edition", "synthetic", "train", "validation", "incomplete")},
         "validation": record["scores"][name], "trivial": record["trivial"], "device": record["device"], "threads": record["threads"], "versions": record["versions"], "git_commit": record["git_commit"],
     }  # fmt: skip
-    save_head(folder.weights_path(member.id, name), fitted.layout, state, about)
+    save_head(folder.weights_path(member.id, name), fitted.spec, fitted.heads(name).state(p), about)

@@ -17,8 +17,9 @@ from raffect.data.atomic import write_atomic
 from raffect.data.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics.kinds import kind_of
-from raffect.model.fit import History, score_name
+from raffect.model.fit import score_name
 from raffect.model.kinds import loss_kind
+from raffect.model.snapshots import History
 from raffect.model.workers import Workers
 from raffect.recipe import Recipe, plain, require, with_settings
 from raffect.stages.dataset import Dataset, check_trainable, open_dataset, targets_of

@@ -19,7 +19,8 @@ from raffect.config import TuneConfig
 from raffect.data.storage import is_remote
 from raffect.errors import RaffectError
 from raffect.metrics.kinds import kind_of
-from raffect.model.fit import History, score_name
+from raffect.model.fit import score_name
+from raffect.model.snapshots import History
 from raffect.recipe import Recipe, flatten, plain, require
 from raffect.stages.dataset import Dataset, open_dataset
 from raffect.stages.members import KeepEpochs, for_elsewhere, is_finished, plan_packs, run_pack

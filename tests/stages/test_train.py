@@ -272,7 +272,7 @@ SLOW = ["--epochs", "200", "--head.width", "64", "--head.depth", "2", "--device"
 def test_a_killed_run_goes_on_to_the_same_bytes(data, tmp_path):
     """SIGKILL at a moment that depends on the machine, wherever in an epoch that is."""
     command = ["train", "paper", "--task", "expr", "--bank", str(data / "bank"), "--labels", str(data), *SLOW]
-    script = "import raffect.model.fit as f, sys; f.fit.__kwdefaults__['save_every_s'] = 0.0; import raffect.stages.members as m; m.run_pack.__kwdefaults__['save_every_s'] = 0.0; from raffect.cli import main; sys.exit(main(sys.argv[1:]))"
+    script = "import sys; import raffect.stages.members as m; m.run_pack.__kwdefaults__['save_every_s'] = 0.0; from raffect.cli import main; sys.exit(main(sys.argv[1:]))"
     killed = subprocess.Popen([sys.executable, "-c", script, *command, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = tmp_path / "killed" / "state"
     deadline = time.monotonic() + 120
