@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from raffect.data.affwild2 import EXPR
 from raffect.model.kinds import loss_kind
-from raffect.model.learner import Learner, Rows
-from raffect.model.pack import Layout
+from raffect.model.learner import Learner
+from raffect.model.mlp import MlpSpec
+from raffect.model.samples import Samples
 from raffect.recipe import Recipe, find_recipe, read_recipe, with_settings
 
 DIM, CLASSES, BATCH, ROWS = 768, 8, 32, 20_000
@@ -123,7 +124,7 @@ def raffect_loop(rows, labels, device, steps, members):
     """The same recipe in a pack; returns wall and CPU seconds of a head and step, and launches of a step."""
     settings = {name: value for name, value in read_recipe(find_recipe("released")).items() if name != "epochs"}
     recipes = [with_settings(Recipe(task="expr"), {**settings, "seed": seed}) for seed in range(members)]
-    learner = Learner(recipes, Layout(DIM, DIM, 3, CLASSES), loss_kind(EXPR).count_prior(labels), device)
+    learner = Learner(recipes, MlpSpec(DIM, DIM, 3, CLASSES), loss_kind(EXPR).count_prior(labels), device)
     learner.set_epoch(0)
     epoch = learner.run_resident(rows, 0)
     for _ in range(5):
@@ -181,7 +182,7 @@ def main():
     device, rng = torch.device(options.device), np.random.default_rng(0)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or platform.machine()}, {options.threads} threads"
     x, labels = rng.standard_normal((ROWS, DIM)).astype(np.float16), rng.integers(0, CLASSES, ROWS)
-    rows = Rows(torch.from_numpy(x).to(device), torch.from_numpy(labels).to(device), torch.zeros(ROWS, dtype=torch.int64, device=device), 1)
+    rows = Samples(torch.from_numpy(x).to(device), torch.from_numpy(labels).to(device), torch.zeros(ROWS, dtype=torch.int64, device=device), 1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.h5"
         with h5py.File(path, "w") as file:
@@ -192,7 +193,7 @@ def main():
         "| loop | wall ms a head-step | CPU ms a head-step | head-steps/s | wall ratio | CPU ratio | share of memory bound | launches a step |\n|---|---|---|---|---|---|---|---|"
     )
     print(f"| as released | {wall * 1e3:.2f} | {cpu * 1e3:.2f} | {1 / wall:,.0f} | 1 | 1 | - | {launches:,} |")
-    bound, fastest = PASSES * 4 * Layout(DIM, DIM, 3, CLASSES).num_weights / bandwidth(device), wall
+    bound, fastest = PASSES * 4 * MlpSpec(DIM, DIM, 3, CLASSES).num_weights / bandwidth(device), wall
     for members in options.packs:
         count = max(10, options.steps // members if device.type == "cpu" else options.steps)
         own_wall, own_cpu, launches = raffect_loop(rows, labels, device, count, members)

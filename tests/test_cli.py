@@ -16,7 +16,7 @@ from raffect.config import BankVerifyConfig, ExtractConfig, SynthConfig
 
 ROOT = Path(__file__).parents[1]
 ENCODER = {"--encoder.model", "--encoder.weights", "--encoder.precision", "--encoder.batch-size", "--encoder.compile"}
-RECIPE = {"--task", "--seed", "--epochs", "--batch-size", "--head.width", "--head.depth", "--head.dropout", "--head.init", "--loss.alpha", "--loss.name", "--loss.tail-over", "--loss.weighting", "--loss.beta", "--loss.logit-adjustment", "--sam.rho", "--sam.perturbation", "--sam.independent-dropout", "--optim.name", "--optim.lr", "--optim.weight-decay", "--optim.schedule", "--optim.min-lr"}  # fmt: skip
+RECIPE = {"--task", "--seed", "--epochs", "--batch-size", "--head.width", "--head.depth", "--head.dropout", "--head.init", "--head.normalise", "--loss.alpha", "--loss.name", "--loss.tail-over", "--loss.weighting", "--loss.beta", "--loss.logit-adjustment", "--sam.rho", "--sam.perturbation", "--sam.independent-dropout", "--optim.name", "--optim.lr", "--optim.weight-decay", "--optim.schedule", "--optim.min-lr"}  # fmt: skip
 LEARN = RECIPE | {"--allow-incomplete", "--bank", "--labels", "--out", "--select", "--folds", "--device", "--threads", "--stream", "--address"}
 FLAGS = {
     "extract": ENCODER

@@ -42,14 +42,7 @@ class Encoder:
         batch_size: Pictures a step; halved, and said so, if CUDA runs out of memory.
     """
 
-    def __init__(
-        self,
-        tower: nn.Module,
-        identity: Identity,
-        preprocess: Preprocess,
-        device: torch.device,
-        batch_size: int,
-    ) -> None:
+    def __init__(self, tower: nn.Module, identity: Identity, preprocess: Preprocess, device: torch.device, batch_size: int) -> None:
         self.tower = tower
         self.identity = identity
         self.preprocess = preprocess
@@ -71,15 +64,9 @@ class Encoder:
                 return self._encode(frames)
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
-                    raise RaffectError(
-                        f"{self.device}: out of memory with one picture a step; use a smaller --encoder.model or free the device"
-                    ) from None
+                    raise RaffectError(f"{self.device}: out of memory with one picture a step; use a smaller --encoder.model or free the device") from None
                 self.batch_size //= 2
-                logging.getLogger("raffect").warning(
-                    "%s is out of memory, going on with %d pictures a step",
-                    self.device,
-                    self.batch_size,
-                )
+                logging.getLogger("raffect").warning("%s is out of memory, going on with %d pictures a step", self.device, self.batch_size)
                 torch.cuda.empty_cache()
 
     @torch.inference_mode()
@@ -102,13 +89,9 @@ class Encoder:
         shapes = [frame.shape for frame in frames]
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
-            pixels = torch.empty(
-                len(rows), *shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda"
-            )
+            pixels = torch.empty(len(rows), *shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
             np.stack([frames[row] for row in rows], out=pixels.numpy())
-            where = (
-                slice(len(rows)) if len(rows) == len(frames) else rows
-            )  # a list would be copied to the device, which waits for it
+            where = slice(len(rows)) if len(rows) == len(frames) else rows  # a list would be copied to the device, which waits for it
             batch[where] = self.preprocess.resize(pixels.to(self.device, non_blocking=True))
         return self.preprocess.normalise(batch).to(self._dtype)
 
@@ -152,13 +135,7 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
     """
     source = resolve(config)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = (
-        config.precision
-        if config.precision != "auto"
-        else "float16"
-        if device.type == "cuda"
-        else "float32"
-    )
+    precision = config.precision if config.precision != "auto" else "float16" if device.type == "cuda" else "float32"
     model = build_model(source)
     preprocess = _read_preprocess(model)
     identity = Identity(
@@ -166,32 +143,16 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
         precision=precision, dim=_output_dim(model, preprocess.size), stamp=source.stamp,
     )  # fmt: skip
     try:
-        tower = (
-            fuse_attention(model.visual)
-            .to(device, getattr(torch, precision))
-            .eval()
-            .requires_grad_(False)
-        )
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # no memory left, a driver that is too old, a torch without CUDA
+        tower = fuse_attention(model.visual).to(device, getattr(torch, precision)).eval().requires_grad_(False)
+    except (RuntimeError, AssertionError) as error:  # no memory left, a driver that is too old, a torch without CUDA
         raise RaffectError(
             f"{source.model} cannot be put on {device} ({(str(error).strip() or type(error).__name__).splitlines()[0][:160]}); see `nvidia-smi` and `raffect doctor`, or use --device cpu"
         ) from error
     if config.compile:
         tower.compile(dynamic=False)  # every batch has one shape
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
-            False  # the resize must be exact, and float32 what it says
-        )
-    return Encoder(
-        tower,
-        identity,
-        preprocess,
-        device,
-        config.batch_size or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH),
-    )
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the resize must be exact, and float32 what it says
+    return Encoder(tower, identity, preprocess, device, config.batch_size or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH))
 
 
 def build_model(source: Source) -> Clip:
@@ -208,12 +169,7 @@ def build_model(source: Source) -> Clip:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(source.seed or 0)
-            model: Clip = open_clip.create_model(
-                source.model,
-                pretrained=None,
-                pretrained_text=False,
-                force_preprocess_cfg=dict(source.preprocess),
-            )
+            model: Clip = open_clip.create_model(source.model, pretrained=None, pretrained_text=False, force_preprocess_cfg=dict(source.preprocess))
     except (RuntimeError, ImportError, OSError, ValueError) as error:
         raise RaffectError(
             f"--encoder.model {source.model}: open_clip cannot build it ({' '.join(str(error).split())[:160]}); install what it asks for or use another model"
@@ -231,12 +187,7 @@ def fingerprint(tower: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(
-            (tensor.float() if tensor.is_floating_point() else tensor)
-            .contiguous()
-            .numpy()
-            .tobytes()
-        )
+        digest.update((tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -245,9 +196,7 @@ def _load_weights(model: Clip, file: Path) -> None:
         if is_torchscript(file):
             require_openais(file)
             state = torch.jit.load(str(file), map_location="cpu").state_dict()
-            model.load_state_dict(
-                {name: tensor for name, tensor in state.items() if name not in _OPENAI_EXTRAS}
-            )
+            model.load_state_dict({name: tensor for name, tensor in state.items() if name not in _OPENAI_EXTRAS})
         else:
             with _without_stretching(model.visual):
                 open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
@@ -255,14 +204,8 @@ def _load_weights(model: Clip, file: Path) -> None:
         raise
     except Exception as error:  # torch, safetensors and zipfile each have their own; all mean that the file will not do
         what = " ".join(str(error).split())
-        what = (
-            "holds Python objects instead of tensors, which raffect never loads"
-            if "weights_only" in what
-            else what[:200]
-        )
-        raise RaffectError(
-            f"--encoder.weights {file}: cannot be loaded ({what}); expected weights of this very model as .safetensors, state dict or OpenAI's .pt"
-        ) from error
+        what = "holds Python objects instead of tensors, which raffect never loads" if "weights_only" in what else what[:200]
+        raise RaffectError(f"--encoder.weights {file}: cannot be loaded ({what}); expected weights of this very model as .safetensors, state dict or OpenAI's .pt") from error
 
 
 @contextlib.contextmanager
@@ -279,9 +222,7 @@ def _without_stretching(tower: nn.Module) -> Generator[None]:
 def _require_finite(tower: nn.Module, file: Path) -> None:
     for name, tensor in tower.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise RaffectError(
-                f"--encoder.weights {file}: tensor visual.{name} holds NaN or infinity; download the file again"
-            )
+            raise RaffectError(f"--encoder.weights {file}: tensor visual.{name} holds NaN or infinity; download the file again")
 
 
 def _read_preprocess(model: Clip) -> Preprocess:
@@ -289,16 +230,8 @@ def _read_preprocess(model: Clip) -> Preprocess:
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
-        raise RaffectError(
-            f"this encoder takes {height}x{width} pictures; raffect has square ones only: use another --encoder.model"
-        )
-    return Preprocess(
-        size=height,
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=config["interpolation"],
-        resize_mode=config["resize_mode"],
-    )
+        raise RaffectError(f"this encoder takes {height}x{width} pictures; raffect has square ones only: use another --encoder.model")
+    return Preprocess(size=height, mean=tuple(config["mean"]), std=tuple(config["std"]), interpolation=config["interpolation"], resize_mode=config["resize_mode"])
 
 
 def _output_dim(model: Clip, size: int) -> int:

@@ -43,20 +43,14 @@ class Preprocess:
     resize_mode: str = "shortest"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in ("bicubic", "bilinear") or self.resize_mode not in (
-            "shortest",
-            "squash",
-        ):
+        if self.interpolation not in ("bicubic", "bilinear") or self.resize_mode not in ("shortest", "squash"):
             raise RaffectError(
                 f"this encoder resizes by {self.resize_mode}/{self.interpolation}; raffect has shortest or squash with bicubic or bilinear: use another --encoder.model"
             )
 
     def as_dict(self) -> dict:
         """Plain JSON values, for a bank's identity."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def resize(self, pixels_BHWC: Tensor) -> Tensor:
         """Enlarge pictures of one size to the encoder's input.
@@ -71,20 +65,13 @@ class Preprocess:
         x = pixels_BHWC.permute(0, 3, 1, 2).float()
         if (height, width) == (self.size, self.size):
             return x
-        rows, columns = _matrices(
-            height, width, self.size, self.interpolation, self.resize_mode, x.device
-        )
+        rows, columns = _matrices(height, width, self.size, self.interpolation, self.resize_mode, x.device)
         x = _round(*(x @ half for half in columns))
         return _round(*(half @ x for half in rows))
 
     def shrink(self, pixels: np.ndarray) -> np.ndarray:
         """Bring one picture (H, W, 3) down to the encoder's input if a side is longer; see `raffect.data.frames.shrink`."""
-        return shrink(
-            pixels,
-            self.size,
-            Image.Resampling[self.interpolation.upper()],
-            self.resize_mode == "shortest",
-        )
+        return shrink(pixels, self.size, Image.Resampling[self.interpolation.upper()], self.resize_mode == "shortest")
 
     def normalise(self, pixels_BCSS: Tensor) -> Tensor:
         """Scale 0-255 to the encoder's range; float32, same shape."""
@@ -105,13 +92,9 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _matrices(
-    height: int, width: int, size: int, interpolation: str, resize_mode: str, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _matrices(height: int, width: int, size: int, interpolation: str, resize_mode: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Matrices that resize and crop, as coarse and fine halves: rows (2, S, H) from the left, columns (2, W, S) from the right."""
-    new_width, new_height = (
-        resized_shape(width, height, size) if resize_mode == "shortest" else (size, size)
-    )
+    new_width, new_height = resized_shape(width, height, size) if resize_mode == "shortest" else (size, size)
     top, left = round((new_height - size) / 2.0), round((new_width - size) / 2.0)
     rows = resize_matrix(height, new_height, interpolation)[top : top + size]
     columns = resize_matrix(width, new_width, interpolation)[left : left + size].T
@@ -155,11 +138,7 @@ def resize_matrix(old: int, new: int, interpolation: str) -> np.ndarray:
 
 def _bicubic(x: np.ndarray) -> np.ndarray:
     a, x = -0.5, np.abs(x)
-    return np.where(
-        x < 1,
-        ((a + 2) * x - (a + 3)) * x * x + 1,
-        np.where(x < 2, (((x - 5) * x + 8) * x - 4) * a, 0.0),
-    )
+    return np.where(x < 1, ((a + 2) * x - (a + 3)) * x * x + 1, np.where(x < 2, (((x - 5) * x + 8) * x - 4) * a, 0.0))
 
 
 def _bilinear(x: np.ndarray) -> np.ndarray:

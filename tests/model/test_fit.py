@@ -1,75 +1,70 @@
-"""The training loop: what is kept, what stops, what goes on after a stop, and where rows may come from."""
+"""The training loop: what is kept, what stops, what goes on, and where samples may come from."""
 
 import numpy as np
 import pytest
 import torch
-from test_learner import CPU, DIM, make_recipe, make_rows
+from small_heads import CPU, TASKS, make_job, make_recipe, make_samples, spec_of
 
-from raffect.data.affwild2 import AU, EXPR
 from raffect.errors import RaffectError
 from raffect.metrics.kinds import kind_of
+from raffect.model.checkpoint import save_state
 from raffect.model.fit import count, fit
-from raffect.model.head import build_head, member_state
 from raffect.model.kinds import loss_kind
-from raffect.model.pack import Layout
+from raffect.model.random import epoch_order
 from raffect.recipe import with_settings
 
-LAYOUT = Layout(DIM, 16, 2, 8)
-
-
-def run(recipes, train=None, validation=None, **options):
-    train = make_rows() if train is None else train
-    prior = loss_kind(EXPR).count_prior(make_rows().y.numpy())
-    return fit(recipes, LAYOUT, prior, train, validation or make_rows(seed=9), device=CPU, **options)
+EXPR = TASKS["expr"]
 
 
 def test_training_learns_and_best_is_the_first_highest_epoch():
-    recipes = [make_recipe(seed=s, epochs=6, optim__lr=0.01, head__dropout=0.1, loss__alpha=1.0) for s in (0, 1)]
-    fitted = run(recipes)
+    settings = {"epochs": 6, "optim__lr": 0.01, "head__dropout": 0.1, "loss__alpha": 1.0}
+    fitted = fit(make_job([make_recipe(seed=seed, **settings) for seed in (0, 1)]))
     for p in range(2):
         curve = [entry["val_macro_f1"][p] for entry in fitted.history]
         assert max(curve) > curve[0]
         assert fitted.snapshots["best"].epoch[p] == int(np.argmax(curve)) + 1
         assert fitted.snapshots["last"].epoch[p] == 6
-    assert (
-        min(fitted.history[-1]["val_macro_f1"])
-        > 0.4
-        > 4 * kind_of(EXPR).chance(count(loss_kind(EXPR), fitted.snapshots["last"].layers(LAYOUT), make_rows(seed=9)).sum(1)[0], EXPR)["macro_f1"]
-    )
+    counts = count(loss_kind(EXPR), fitted.heads("last"), make_samples(seed=9)).sum(1)
+    chance = kind_of(EXPR).chance(counts[0], EXPR).majority
+    assert min(fitted.history[-1]["val_macro_f1"]) > 0.4 > 4 * chance
 
 
-def test_snapshots_score_what_the_history_says_and_what_the_head_on_its_own_scores():
-    fitted, judged = run([make_recipe(seed=s, epochs=4, optim__lr=0.01) for s in (0, 1)]), make_rows(seed=9)
+@pytest.mark.parametrize("shape", [{}, {"head__depth": 0}, {"head__normalise": "l2"}], ids=str)
+def test_snapshots_score_what_the_history_says_and_what_the_head_on_its_own_scores(shape):
+    recipes = [make_recipe(seed=seed, epochs=4, optim__lr=0.01, **shape) for seed in (0, 1)]
+    fitted, judged = fit(make_job(recipes)), make_samples(seed=9)
     for name, kept in fitted.snapshots.items():
-        counts = count(loss_kind(EXPR), kept.layers(LAYOUT), judged).sum(1)
+        counts = count(loss_kind(EXPR), fitted.heads(name), judged).sum(1)
+        scores = kind_of(EXPR).headline(counts)
         for p in range(2):
-            head = build_head(LAYOUT, member_state(LAYOUT, kept.weights[p], kept.running_mean[p], kept.running_var[p]))
-            guess = head(judged.x.float()).argmax(1)
+            head = fitted.spec.build_module(fitted.heads(name).state(p))
+            predicted = head(judged.x.float()).argmax(1)
             expected = np.zeros((8, 8), int)
-            np.add.at(expected, (judged.y.numpy(), guess.numpy()), 1)
+            np.add.at(expected, (judged.y.numpy(), predicted.numpy()), 1)
             assert np.array_equal(counts[p], expected), name
+            assert fitted.history[kept.epoch[p] - 1]["val_macro_f1"][p] == scores[p]
 
 
 def test_a_chosen_epoch_is_kept():
-    fitted = run([make_recipe(seed=s, epochs=4) for s in (0, 1)], keep_epochs=[2, 3])
-    assert fitted.snapshots["chosen"].epoch.tolist() == [2, 3]
-    straight = run([make_recipe(seed=0, epochs=4, optim__schedule="constant")], keep_epochs=[2])
-    short = run([make_recipe(seed=0, epochs=2, optim__schedule="constant")])
-    assert torch.equal(straight.snapshots["chosen"].weights, short.snapshots["last"].weights)
+    two = [make_recipe(seed=seed, epochs=4) for seed in (0, 1)]
+    assert fit(make_job(two, cv_epochs=[2, 3])).snapshots["cv"].epoch.tolist() == [2, 3]
+    long, short = (make_recipe(epochs=n, optim__schedule="constant") for n in (4, 2))
+    chosen = fit(make_job([long], cv_epochs=[2])).snapshots["cv"]
+    assert torch.equal(chosen.rows, fit(make_job([short])).snapshots["last"].rows)
 
 
-def test_a_member_that_diverges_stops_alone_and_says_where():
+def test_a_head_that_diverges_stops_alone_and_says_where():
     good, bad = make_recipe(seed=1, epochs=3), make_recipe(seed=1, epochs=3, optim__lr=1e30)
-    together, alone = run([good, bad]), run([good])
+    together, alone = fit(make_job([good, bad])), fit(make_job([good]))
     assert together.diverged[0] is None
     assert "no longer finite at step 2 of epoch 1; nothing is kept" in together.diverged[1]
     assert together.snapshots["last"].epoch.tolist() == [3, 0]
     assert [entry["val_macro_f1"][1] for entry in together.history] == [None] * 3
-    assert torch.equal(together.snapshots["last"].weights[0], alone.snapshots["last"].weights[0])
+    assert torch.equal(together.snapshots["last"].rows[0], alone.snapshots["last"].rows[0])
 
 
 def test_when_all_have_diverged_training_ends():
-    fitted = run([make_recipe(epochs=5, optim__lr=1e30)])
+    fitted = fit(make_job([make_recipe(epochs=5, optim__lr=1e30)]))
     assert len(fitted.history) == 1
 
 
@@ -85,21 +80,41 @@ def kill_after(epochs):
     return on_epoch
 
 
+@pytest.mark.parametrize("depth", [0, 2])
 @pytest.mark.parametrize("stop", [1, 2, 4])
-def test_going_on_after_a_kill_is_bit_identical_to_never_having_stopped(tmp_path, stop):
-    recipes = [make_recipe(seed=s, epochs=5, loss__alpha=a) for s, a in ((0, 0.3), (1, 1.0), (1, 0.1))]
-    state = tmp_path / "state.safetensors"
+def test_going_on_after_a_kill_is_bit_identical_to_never_having_stopped(tmp_path, stop, depth):
+    values = ((0, 0.3), (1, 1.0), (1, 0.1))
+    settings = {"epochs": 5, "head__depth": depth}
+    recipes = [make_recipe(seed=seed, loss__alpha=alpha, **settings) for seed, alpha in values]
+    options = {"cv_epochs": [2, 3, 5]}
+    saved = {**options, "state_path": tmp_path / "state.safetensors", "save_every_s": 0}
     with pytest.raises(Killed):
-        run(recipes, state_path=state, save_every_s=0, keep_epochs=[2, 3, 5], on_epoch=kill_after(stop))
+        fit(make_job(recipes, **saved), on_epoch=kill_after(stop))
     seen = []
-    resumed = run(recipes, state_path=state, save_every_s=0, keep_epochs=[2, 3, 5], on_epoch=lambda history: seen.append(history[-1]["epoch"]))
-    straight = run(recipes, keep_epochs=[2, 3, 5])
+    resumed = fit(make_job(recipes, **saved), on_epoch=lambda h: seen.append(h[-1]["epoch"]))
+    straight = fit(make_job(recipes, **options))
     assert seen == list(range(stop + 1, 6))
+    assert straight.snapshots.keys() == resumed.snapshots.keys() == {"last", "best", "cv"}
     for name, kept in straight.snapshots.items():
-        for field in ("weights", "running_mean", "running_var"):
-            assert torch.equal(getattr(kept, field), getattr(resumed.snapshots[name], field)), name
-        assert kept.epoch.tolist() == resumed.snapshots[name].epoch.tolist()
-    assert [e["train_loss"] for e in straight.history] == [e["train_loss"] for e in resumed.history]
+        found = resumed.snapshots[name]
+        for key, tensor in kept.tensors("").items():
+            assert torch.equal(tensor, found.tensors("")[key]), (name, key)
+        assert kept.epoch.tolist() == found.epoch.tolist()
+    losses = [[entry["train_loss"] for entry in one.history] for one in (straight, resumed)]
+    assert losses[0] == losses[1]
+
+
+def test_snapshots_and_states_hold_the_buffers_of_their_own_epoch(tmp_path):
+    recipe = make_recipe(epochs=3, optim__schedule="constant")
+    path = tmp_path / "state.safetensors"
+    job = make_job([recipe], cv_epochs=[1], state_path=path, save_every_s=0)
+    fitted = fit(job)
+    chosen, last = fitted.snapshots["cv"], fitted.snapshots["last"]
+    first = fit(make_job([make_recipe(epochs=1, optim__schedule="constant")])).snapshots["last"]
+    assert chosen.buffers.keys() == set(spec_of(recipe).buffers)
+    for name, buffer in chosen.buffers.items():
+        assert torch.equal(buffer, first.buffers[name])
+        assert not torch.equal(buffer, last.buffers[name])
 
 
 @pytest.mark.parametrize(
@@ -108,48 +123,63 @@ def test_going_on_after_a_kill_is_bit_identical_to_never_having_stopped(tmp_path
         (lambda r, o: (with_settings(r, {"loss.alpha": 0.4}), o), "other recipes"),
         (lambda r, o: (r, o | {"fingerprint": "other"}), "other data"),
         (lambda r, o: (r, o | {"dtype": torch.float64}), "other dtype"),
+        (lambda r, o: (with_settings(r, {"head.depth": 1}), o), "other recipes and heads"),
     ],
 )
 def test_a_state_of_something_else_is_refused(tmp_path, change, match):
-    recipe, options = make_recipe(epochs=3), {"state_path": tmp_path / "s", "save_every_s": 0, "fingerprint": "this"}
+    recipe = make_recipe(epochs=3)
+    options = {"state_path": tmp_path / "s", "save_every_s": 0, "fingerprint": "this"}
     with pytest.raises(Killed):
-        run([recipe], on_epoch=kill_after(1), **options)
+        fit(make_job([recipe], **options), on_epoch=kill_after(1))
     recipe, options = change(recipe, options)
     with pytest.raises(RaffectError, match=match):
-        run([recipe], **options)
+        fit(make_job([recipe], **options))
+
+
+def test_a_state_of_another_version_is_refused_in_one_line(tmp_path):
+    path, recipe = tmp_path / "s.safetensors", make_recipe()
+    job = make_job([recipe], state_path=path)
+    # As it was before heads other than MLPs: no format, tensors by their part of an MLP.
+    names = ("weights", "running_mean", "running_var", "counter", "exp_avg", "exp_avg_sq", "step")
+    about = {"identity": job.identity, "history": [], "diverged": [None], "epochs": {}}
+    save_state(path, {name: torch.zeros(1) for name in names}, about)
+    line = r"^[^\n]*s.safetensors: an unfinished run of another version of raffect; delete [^\n]*$"
+    with pytest.raises(RaffectError, match=line):
+        fit(job)
 
 
 def test_a_damaged_state_is_named(tmp_path):
-    state = tmp_path / "s.safetensors"
-    state.write_bytes(b"no tensors")
-    with pytest.raises(RaffectError, match=r"s.safetensors: damaged .*delete it to train from the start"):
-        run([make_recipe()], state_path=state)
+    path = tmp_path / "s.safetensors"
+    path.write_bytes(b"no tensors")
+    line = r"s.safetensors: damaged .*delete it to train from the start"
+    with pytest.raises(RaffectError, match=line):
+        fit(make_job([make_recipe()], state_path=path))
 
 
 class Batches:
-    """Rows in a source's order; the same order as a resident epoch, so that both can be compared."""
+    """Samples in the order of a resident epoch, so that both can be compared."""
 
-    def __init__(self, rows, seed):
-        self.rows, self.seed = rows, seed
+    def __init__(self, samples, seed):
+        self.samples, self.seed = samples, seed
 
     def batches(self, epoch):
-        from raffect.model.random import epoch_order
-
-        order = torch.from_numpy(epoch_order(self.seed, epoch, len(self.rows)))
+        order = torch.from_numpy(epoch_order(self.seed, epoch, len(self.samples)))
         for start in range(0, len(order) - 15, 16):
-            yield self.rows.x[order[start : start + 16]], self.rows.y[order[start : start + 16]]
+            index = order[start : start + 16]
+            yield self.samples.x[index], self.samples.y[index]
 
 
-def test_a_stream_takes_the_same_step():
-    recipes = [make_recipe(seed=3, loss__alpha=a) for a in (0.3, 1.0)]
-    streamed, resident = run(recipes, train=Batches(make_rows(), 3)), run(recipes)
-    assert torch.equal(streamed.snapshots["last"].weights, resident.snapshots["last"].weights)
+@pytest.mark.parametrize("shape", [{}, {"head__depth": 0}, {"head__normalise": "l2"}], ids=str)
+def test_a_stream_takes_the_same_step(shape):
+    recipes = [make_recipe(seed=3, loss__alpha=alpha, **shape) for alpha in (0.3, 1.0)]
+    streamed = fit(make_job(recipes, train=Batches(make_samples(), 3))).snapshots["last"]
+    assert torch.equal(streamed.rows, fit(make_job(recipes)).snapshots["last"].rows)
 
 
 def test_unlabelled_units_do_not_matter():
-    recipe, rows = make_recipe("au"), make_rows("au")
-    layout, prior = Layout(DIM, 16, 2, 12), loss_kind(AU).count_prior(rows.y.numpy())
-    one = fit([recipe], layout, prior, rows, rows, device=CPU)
-    rows.y[rows.y < 0] = -7  # another negative mark
-    two = fit([recipe], layout, prior, rows, rows, device=CPU)
-    assert torch.equal(one.snapshots["last"].weights, two.snapshots["last"].weights)
+    recipe, samples = make_recipe("au"), make_samples("au")
+    one = fit(make_job([recipe], train=samples, validation=samples))
+    samples.y[samples.y < 0] = -7  # another negative mark
+    two = fit(make_job([recipe], train=samples, validation=samples))
+    assert torch.equal(one.snapshots["last"].rows, two.snapshots["last"].rows)
+    assert one.snapshots["last"].rows.device == CPU

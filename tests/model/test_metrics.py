@@ -39,13 +39,13 @@ def test_expr_scores_are_scikit_learns(seed, classes):
     for p in range(2):
         found = CLASSES.score(counts[p], EXPR)
         precision, recall, f1_each, support = precision_recall_fscore_support(truth, guess[p], labels=range(8), zero_division=0)
-        assert [part["precision"] for part in found["classes"].values()] == pytest.approx(precision)
-        assert [part["recall"] for part in found["classes"].values()] == pytest.approx(recall)
-        assert [part["f1"] for part in found["classes"].values()] == pytest.approx(f1_each)
-        assert [part["support"] for part in found["classes"].values()] == support.tolist()
-        assert found["macro_f1"] == pytest.approx(f1_score(truth, guess[p], labels=range(8), average="macro", zero_division=0))
-        assert found["accuracy"] == pytest.approx(accuracy_score(truth, guess[p]))
-        assert found["confusion"] == confusion_matrix(truth, guess[p], labels=range(8)).tolist()
+        assert [part["precision"] for part in found.outputs.values()] == pytest.approx(precision)
+        assert [part["recall"] for part in found.outputs.values()] == pytest.approx(recall)
+        assert [part["f1"] for part in found.outputs.values()] == pytest.approx(f1_each)
+        assert [part["support"] for part in found.outputs.values()] == support.tolist()
+        assert found.metrics["macro_f1"] == pytest.approx(f1_score(truth, guess[p], labels=range(8), average="macro", zero_division=0))
+        assert found.metrics["accuracy"] == pytest.approx(accuracy_score(truth, guess[p]))
+        assert np.array_equal(found.confusion, confusion_matrix(truth, guess[p], labels=range(8)))
 
 
 def test_an_absent_class_scores_zero_and_is_not_dropped():
@@ -65,8 +65,8 @@ def test_au_scores_are_scikit_learns_on_labelled_units(seed):
     for p in range(2):
         found = LABELS.score(counts[p], AU)
         expected = [f1_score(truth[truth[:, u] >= 0, u], guess[p][truth[:, u] >= 0, u], zero_division=0) if (truth[:, u] >= 0).any() else 0 for u in range(12)]
-        assert [part["f1"] for part in found["classes"].values()] == pytest.approx(expected)
-        assert found["macro_f1"] == pytest.approx(np.mean(expected))
+        assert [part["f1"] for part in found.outputs.values()] == pytest.approx(expected)
+        assert found.metrics["macro_f1"] == pytest.approx(np.mean(expected))
         assert counts[p].sum(1).tolist() == (truth >= 0).sum(0).tolist()
 
 
@@ -90,8 +90,8 @@ def test_the_trivial_predictor_is_the_best_constant(seed):
     truth, guess, video = expr_case(seed)
     found = CLASSES.chance(count_expr(truth, guess, video).sum(1)[0], EXPR)
     constants = [f1_score(truth, np.full(len(truth), k), labels=range(8), average="macro", zero_division=0) for k in range(8)]
-    assert found["macro_f1"] == pytest.approx(max(constants))
-    assert found["answer"] == f"always {EXPRESSIONS[int(np.argmax(constants))]}"
+    assert found.majority == pytest.approx(max(constants))
+    assert found.answer == f"always {EXPRESSIONS[int(np.argmax(constants))]}"
 
 
 def test_no_blind_guess_at_expressions_beats_one_by_the_class_shares():
@@ -99,9 +99,9 @@ def test_no_blind_guess_at_expressions_beats_one_by_the_class_shares():
     shares = rng.dirichlet(np.full(8, 0.7))
     truth = rng.choice(8, 400_000, p=shares)
     counts = count_expr(truth, rng.choice(8, len(truth), p=shares)[None], np.zeros(len(truth), np.int64)).sum(1)[0]
-    assert CLASSES.headline(counts) == pytest.approx(CLASSES.chance(counts, EXPR)["guess"], abs=2e-3)
+    assert CLASSES.headline(counts) == pytest.approx(CLASSES.chance(counts, EXPR).prior, abs=2e-3)
     guesses = rng.dirichlet(np.ones(8), 2000)
-    assert (2 * shares * guesses / (shares + guesses)).mean(1).max() <= CLASSES.chance(counts, EXPR)["guess"]
+    assert (2 * shares * guesses / (shares + guesses)).mean(1).max() <= CLASSES.chance(counts, EXPR).prior
 
 
 def test_the_trivial_au_predictor_says_that_all_are_active():
@@ -109,7 +109,7 @@ def test_the_trivial_au_predictor_says_that_all_are_active():
     truth = rng.integers(-1, 2, (100, 12))
     counts = count_labels(torch.from_numpy(truth), torch.zeros(1, 100, 12, dtype=torch.bool), torch.zeros(100, dtype=torch.int64), 1).numpy()[0, 0]
     expected = np.mean([f1_score(truth[truth[:, u] >= 0, u], np.ones((truth[:, u] >= 0).sum()), zero_division=0) for u in range(12)])
-    assert LABELS.chance(counts, AU)["macro_f1"] == pytest.approx(expected)
+    assert LABELS.chance(counts, AU).majority == pytest.approx(expected)
 
 
 def test_the_bootstrap_draws_videos_not_frames():
@@ -170,11 +170,11 @@ def test_agreement_is_numpys_and_scipys_over_labelled_frames(seed):
         for k, name in enumerate(VA.outputs):
             t, g = (values[np.isfinite(true[:, k])] for values in (true[:, k], predicted[p][:, k]))
             expected = 2 * np.cov(t, g, ddof=0)[0, 1] / (t.var() + g.var() + (t.mean() - g.mean()) ** 2)
-            assert found["values"][name]["ccc"] == pytest.approx(expected, rel=1e-8)
-            assert found["values"][name]["pcc"] == pytest.approx(stats.pearsonr(t, g).statistic, rel=1e-8)
-            assert found["values"][name]["rmse"] == pytest.approx(np.sqrt(((t - g) ** 2).mean()), rel=1e-8)
-            assert found["values"][name]["frames"] == len(t)
-        assert found["ccc"] == pytest.approx(np.mean([part["ccc"] for part in found["values"].values()]))
+            assert found.outputs[name]["ccc"] == pytest.approx(expected, rel=1e-8)
+            assert found.outputs[name]["pcc"] == pytest.approx(stats.pearsonr(t, g).statistic, rel=1e-8)
+            assert found.outputs[name]["rmse"] == pytest.approx(np.sqrt(((t - g) ** 2).mean()), rel=1e-8)
+            assert found.outputs[name]["frames"] == len(t)
+        assert found.metrics["ccc"] == pytest.approx(np.mean([part["ccc"] for part in found.outputs.values()]))
 
 
 def test_moments_of_parts_add_up_to_those_of_the_whole():
@@ -190,7 +190,7 @@ def test_a_constant_prediction_agrees_by_chance_which_is_nothing():
     constant = np.full((1, *true.shape), 0.3)
     moments = sum_moments(torch.from_numpy(true), torch.from_numpy(constant), torch.from_numpy(video), 5).numpy()
     assert KINDS["regression"].headline(moments.sum(1)) == pytest.approx(0, abs=1e-9)
-    assert KINDS["regression"].chance(moments.sum((0, 1)), VA)["ccc"] == 0
+    assert KINDS["regression"].chance(moments.sum((0, 1)), VA).majority == 0
     assert np.isfinite(KINDS["regression"].headline(np.zeros((2, 6))))  # nothing labelled at all
 
 

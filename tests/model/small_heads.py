@@ -1,0 +1,201 @@
+"""Small problems and heads that tests of training share."""
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+from raffect.data.affwild2 import AU, EXPR, VA
+from raffect.data.facts import DataFacts
+from raffect.metrics.scores import Chance, JudgedScore
+from raffect.model.checkpoint import HeadCard
+from raffect.model.fit import FitJob
+from raffect.model.head_kinds import head_spec
+from raffect.model.kinds import loss_kind
+from raffect.model.learner import Learner
+from raffect.model.losses import cvar, sigmoid_losses, softmax_losses
+from raffect.model.samples import Samples
+from raffect.recipe import Recipe, with_settings
+
+CPU = torch.device("cpu")
+DIM, ROWS = 12, 256
+TASKS = {task.name: task for task in (EXPR, AU, VA)}
+
+
+def make_samples(task="expr", seed=0, rows=ROWS):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, DIM)).astype(np.float16)
+    if task == "expr":
+        y = rng.integers(0, 8, rows)
+        x[np.arange(rows), y] += 2
+    elif task == "va":
+        y = (x[:, :2] / 3 + rng.normal(size=(rows, 2)) / 9).astype(np.float32)
+        y[rng.random(y.shape) < 0.2] = np.nan
+    else:
+        y = (x > 0).astype(np.int8)
+        y[rng.random(y.shape) < 0.2] = -1
+    video = torch.zeros(rows, dtype=torch.int64)
+    return Samples(torch.from_numpy(x), torch.from_numpy(y), video, 1)
+
+
+def make_recipe(task="expr", **settings):
+    base = {"head.width": 16, "head.depth": 2, "batch_size": 16, "epochs": 2}
+    own = {name.replace("__", "."): value for name, value in settings.items()}
+    return with_settings(Recipe(task=task), base | own)
+
+
+def spec_of(recipe):
+    return head_spec(recipe.head, DIM, len(TASKS[recipe.task].outputs))
+
+
+def prior_of(task, samples):
+    return loss_kind(TASKS[task]).count_prior(samples.y.numpy())
+
+
+def make_learner(recipes, samples, dtype=torch.float64, workers=None, spec=None):
+    prior = prior_of(recipes[0].task, samples)
+    return Learner(recipes, spec or spec_of(recipes[0]), prior, CPU, dtype, workers)
+
+
+def make_job(recipes, train=None, validation=None, **options):
+    task = recipes[0].task
+    return FitJob(
+        **{
+            "recipes": recipes,
+            "spec": spec_of(recipes[0]),
+            "prior": prior_of(task, make_samples(task)),
+            "train": make_samples(task) if train is None else train,
+            "validation": make_samples(task, seed=9) if validation is None else validation,
+            "device": CPU,
+            **options,
+        },
+    )
+
+
+def make_card(spec, status="done"):
+    """All that a head's config.json says, of a head that was never judged."""
+    chance = Chance(answer="always Other", majority=0.07)
+    score = JudgedScore(headline=0.1, metrics={"macro_f1": 0.1}, outputs={}, epoch=1)
+    facts = DataFacts(
+        task=EXPR, bank="b", labels="l", bank_digest="d", labels_sha256="s", encoders=(), splits={}
+    )
+    return HeadCard(
+        head=spec.to_json(),
+        id="a",
+        status=status,
+        snapshot="last",
+        recipe=make_recipe(),
+        data=facts,
+        validation=score,
+        chance=chance,
+    )
+
+
+def run(learner, samples, epochs=2):
+    for epoch in range(epochs):
+        learner.set_epoch(epoch)
+        for _ in learner.run(samples, epoch):
+            pass
+    return learner
+
+
+def buffer_rows(heads, head=0):
+    """All buffers of one head as one vector."""
+    return torch.cat([buffer[head].flatten() for buffer in heads.buffers.values()])
+
+
+class Mask(nn.Module):
+    """Dropout with factors from outside."""
+
+    def forward(self, x):
+        return x if self.scale is None else x * self.scale
+
+
+def textbook_ccc(one, other):
+    covariance = ((one - one.mean()) * (other - other.mean())).mean()
+    spread = one.var(correction=0) + other.var(correction=0)
+    return 2 * covariance / (spread + (one.mean() - other.mean()) ** 2)
+
+
+class TextbookSam:
+    """The loop that the paper describes, with torch's own parts, one head at a time."""
+
+    def __init__(self, recipe, start):
+        self.recipe = recipe
+        layers = copy.deepcopy(start.layers)
+        layers = [layer if not isinstance(layer, nn.Dropout) else Mask() for layer in layers]
+        self.net = nn.Sequential(*layers).double().train()
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optim.name]
+        optim = recipe.optim
+        self.optimizer = kind(self.net.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+
+    def loss(self, x, y, scale):
+        width = self.recipe.head.width
+        masks = [layer for layer in self.net if isinstance(layer, Mask)]
+        for k, layer in enumerate(masks):
+            layer.scale = None if scale is None else scale[:, k * width : (k + 1) * width]
+        outputs = self.net(x)[None]
+        alpha = torch.tensor([self.recipe.loss.alpha], dtype=torch.float64)
+        if self.recipe.task == "expr":
+            return cvar(softmax_losses(outputs, y[None]), alpha).sum()
+        if self.recipe.loss.name == "ccc":
+            return 1 - torch.stack([self.ccc(outputs[0, :, k], y[:, k]) for k in range(2)]).mean()
+        if self.recipe.task == "va":
+            known = y.isfinite()
+            errors = outputs[0] - y.double()
+            frames = [(errors[i, known[i]] ** 2).mean() for i in range(len(y)) if known[i].any()]
+            return cvar(torch.stack(frames)[None], alpha).sum()
+        losses, mask = sigmoid_losses(outputs, y[None]).flatten(1), (y >= 0).flatten()[None]
+        return cvar(losses, alpha, mask).sum()
+
+    @staticmethod
+    def ccc(predicted, true):
+        known = true.isfinite()
+        return textbook_ccc(predicted[known], true[known].double())
+
+    def step(self, x, y, scale, second_scale):
+        self.optimizer.zero_grad()
+        self.loss(x, y, scale).backward()
+        if self.recipe.sam.rho:
+            self.second_pass(x, y, second_scale)
+        self.optimizer.step()
+
+    def second_pass(self, x, y, scale):
+        rho, params = self.recipe.sam.rho, list(self.net.parameters())
+        norm = torch.stack([p.grad.norm() for p in params]).norm()
+        moves = [rho * p.grad / (norm + 1e-12) for p in params]
+        if self.recipe.sam.perturbation == "sign":
+            moves = [rho * p.grad.sign() for p in params]
+        norms = [layer for layer in self.net if isinstance(layer, nn.BatchNorm1d)]
+        with torch.no_grad():
+            for p, move in zip(params, moves, strict=True):
+                p += move
+        for layer in norms:
+            layer.momentum = 0.0
+        self.optimizer.zero_grad()
+        self.loss(x, y, scale).backward()
+        for layer in norms:
+            layer.momentum = 0.1
+        with torch.no_grad():
+            for p, move in zip(params, moves, strict=True):
+                p -= move
+
+
+def start_head(recipe):
+    """The module that a head of this recipe starts as, float64."""
+    spec = spec_of(recipe)
+    row = spec.initial_row(recipe.seed, recipe.head)
+    return spec.build_module(spec.build(row[None].double()).state(0))
+
+
+def weights_of(net, spec):
+    """Weights of the layers of a module as a row."""
+    state = {f"layers.{name}": value for name, value in net.state_dict().items()}
+    return torch.cat([state[name].flatten() for name in spec.weights])
+
+
+def is_bias_before_norm(spec):
+    names = {f"layers.{4 * block}.bias" for block in range(spec.depth)}
+    parts = [(torch.Size(shape).numel(), name in names) for name, shape in spec.weights.items()]
+    return torch.cat([torch.full((size,), is_one) for size, is_one in parts])
