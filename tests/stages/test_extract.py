@@ -26,7 +26,8 @@ from raffect.errors import RaffectError
 from raffect.model.encoder import Encoder, build_model, load_encoder
 from raffect.model.weights import resolve
 from raffect.stages.bank import check
-from raffect.stages.extract import dry_run, extract, place_encoders
+from raffect.stages.estimate import estimate
+from raffect.stages.extract import extract, place_encoders
 from raffect.stages.pack import pack
 from raffect.stages.prepare import prepare
 from raffect.stages.runtime import NO_PROGRESS_S
@@ -156,7 +157,7 @@ def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reason
 
 def test_a_folder_that_is_no_bank_is_left_alone(config, tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
-    with pytest.raises(RaffectError, match="is no bank"):
+    with pytest.raises(RaffectError, match="is not a bank"):
         extract(replace(config, bank=tmp_path))
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -169,7 +170,7 @@ def test_images_that_were_not_drawn_need_allow_embedded(config, tmp_path):
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(config, tmp_path):
-    lines = dry_run(replace(config, bank=tmp_path / "bank"))
+    lines = estimate(replace(config, bank=tmp_path / "bank")).lines()
     assert "would encode" in lines[0]
     assert any("frames/s" in line for line in lines)
     assert not (tmp_path / "bank").exists()
@@ -237,14 +238,14 @@ def test_a_dry_run_takes_the_device_and_the_precision_that_the_run_would(config,
     bank = Bank(tmp_path / "bank")
     bank.extend_plan(read_manifest(config.manifest), 32)
     bank.claim(load(config.encoder, "cpu").identity)
-    assert "would encode" in dry_run(replace(config, bank=bank.path, device="cpu"))[0]
-    assert "would encode" in dry_run(replace(config, bank=bank.path, gpus_per_actor=0.0))[0]
-    lines = dry_run(replace(config, bank=bank.path))
+    assert "would encode" in estimate(replace(config, bank=bank.path, device="cpu")).lines()[0]
+    assert "would encode" in estimate(replace(config, bank=bank.path, gpus_per_actor=0.0)).lines()[0]
+    lines = estimate(replace(config, bank=bank.path)).lines()
     assert "would encode" in lines[0]
     assert any("refused, unless you add --encoder.precision float32" in line for line in lines)
     assert seen == ["cpu", "cpu", "cpu", None]
     with pytest.raises(RaffectError, match="precision"):
-        dry_run(replace(config, bank=bank.path, encoder=replace(config.encoder, precision="bfloat16")))
+        estimate(replace(config, bank=bank.path, encoder=replace(config.encoder, precision="bfloat16")))
 
 
 @pytest.mark.cluster
