@@ -80,9 +80,7 @@ def measure_steps(manifest: pa.Table, packed: pa.Table, folder: Path) -> dict[st
     clock("read_shard, packed (read + decode + cell)", lambda: read_fresh(tables[1], folder))
     read = clock("read_shard, loose (read + decode + cell)", lambda: read_fresh(tables[0], folder))
     clock("hand-off: copy into fresh memory, as into the object store", lambda: bytes(memoryview(read["pixels"].chunk(0).buffers()[2])))
-    notes = EncodeNotes(
-        encode_start=0.0, encode_end=0.0, encoder="stand-in", batch_size=1, asked_batch_size=1, bare_frames_per_s=1.0, identity=IDENTITY
-    )
+    notes = EncodeNotes(encode_start=0.0, encode_end=0.0, encoder="stand-in", batch_size=1, asked_batch_size=1, bare_frames_per_s=1.0, identity=IDENTITY)
     features = np.random.default_rng(0).normal(size=(len(rows), DIM)).astype(np.float16)
     kept = {name: read[name] for name in ("shard", "rows", "rejects", "read", "failure")}
     encoded = pa.table({**kept, "features": pa.array([features.tobytes()], pa.large_binary()), "encode": as_notes(notes)})

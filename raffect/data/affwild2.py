@@ -53,10 +53,7 @@ def read_task(content: Any, where: str) -> Task:
         if (task := next((task for task in TASKS if task.name == content), None)) is not None:
             return task
         names = ", ".join(task.name for task in TASKS)
-        raise RaffectError(
-            f"{where}: task {content[:40]!r} is not one that raffect knows ({names}); "
-            "make the label table again with `raffect prepare`"
-        )
+        raise RaffectError(f"{where}: task {content[:40]!r} is not one that raffect knows ({names}); make the label table again with `raffect prepare`")
     return Task.from_json(content, where)
 
 

@@ -65,10 +65,7 @@ class Identity(Record):
             RaffectError: Names every difference.
         """
         if differences := self.differences(other):
-            raise RaffectError(
-                f"{bank} was made by another encoder; bank against this run: "
-                f"{'; '.join(differences)}; use the bank's encoder or a new --bank"
-            )
+            raise RaffectError(f"{bank} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank")
 
 
 @dataclass(frozen=True, kw_only=True)

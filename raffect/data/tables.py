@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -59,3 +61,15 @@ def select_split(labels: pa.Table, split: str) -> pa.Table:
 def read_metadata(table: pa.Table) -> dict[str, str]:
     """The text metadata that `write_table` put there."""
     return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def table_of(rows: Iterable[Any], kind: Any) -> pa.Table:
+    """Dataclass objects as a table, a column a field; paths as text.
+
+    Args:
+        rows: The objects.
+        kind: Their class, which names the columns where there is no row.
+    """
+    rows = list(rows)
+    columns = {part.name: [getattr(row, part.name) for row in rows] for part in dataclasses.fields(kind)}
+    return pa.table({name: [str(cell) if isinstance(cell, Path) else cell for cell in cells] for name, cells in columns.items()})

@@ -68,8 +68,6 @@ class Task(Record):
             raise ValueError(f"limits {self.limits}: expected a lowest and a higher number")
 
     @classmethod
-    def from_json(
-        cls, content: bytes | str | dict[str, Any], where: Path | str, remedy: str = _REMEDY
-    ) -> Self:
+    def from_json(cls, content: bytes | str | dict[str, Any], where: Path | str, remedy: str = _REMEDY) -> Self:
         """The task that JSON describes; as of `Record`, with a remedy of its own."""
         return super().from_json(content, f"{where}, its task", remedy)

@@ -157,7 +157,4 @@ def _compare(config: ExtractConfig, bank: Bank, ours: Identity) -> tuple[str, ..
     found.require_equal(wanted, bank.path)
     if found.precision == ours.precision:
         return ()
-    return (
-        f"note: the bank is {found.precision}; extract on a device like this one would be {ours.precision} "
-        f"and refused, unless you add --encoder.precision {found.precision}",
-    )
+    return (f"note: the bank is {found.precision}; extract on a device like this one would be {ours.precision} and refused, unless you add --encoder.precision {found.precision}",)

@@ -186,10 +186,7 @@ class EncodeShard:
             return np.empty((0, 0), np.float16), str(error)
         if np.isfinite(features).all():
             return features, None
-        return features, (
-            f"the encoder gave NaN or infinity in {self.encoder.identity.precision}; "
-            "use --encoder.precision float32 and a new --bank, or other weights"
-        )
+        return features, (f"the encoder gave NaN or infinity in {self.encoder.identity.precision}; use --encoder.precision float32 and a new --bank, or other weights")
 
 
 def commit_shard(table: pa.Table, bank: str) -> pa.Table:

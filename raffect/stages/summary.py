@@ -74,10 +74,7 @@ class ExtractSummary(Record):
         reasons = sorted(self.reasons.items(), key=lambda item: -item[1])[:_SHOWN_REASONS]
         out += [f"rejected: {count:,} x {reason}" for reason, count in reasons]
         if self.rejects:
-            out.append(
-                "note: rejects are not read again; after fixing the files run "
-                "`raffect bank verify --retry-rejects`, then extract"
-            )
+            out.append("note: rejects are not read again; after fixing the files run `raffect bank verify --retry-rejects`, then extract")
         out += [f"note: {note}" for note in self.notes]
         return out + ([f"stamp: {self.stamp}"] if self.stamp else [])
 
@@ -88,8 +85,7 @@ class ExtractSummary(Record):
             share = f"ratio {self.steady_frames_per_s / max(self.bare_frames_per_s, 1e-9):.2f}"
         hours = f", {self.gpus * self.wall_s / 3600:.3f} GPU-hours" if self.gpus else ""
         return [
-            f"this run: {self.encoded:,} frames in {format_seconds(self.wall_s)}, "
-            f"{format_bytes(self.bytes_written)} written, {self.encoders} encoder(s){hours}",
+            f"this run: {self.encoded:,} frames in {format_seconds(self.wall_s)}, {format_bytes(self.bytes_written)} written, {self.encoders} encoder(s){hours}",
             f"rate: {self.steady_frames_per_s:,.0f} frames/s steady, "
             f"{self.encoded / self.wall_s:,.0f} with start-up; "
             f"bare encoder {self.bare_frames_per_s:,.0f} ({share}), busy {self.busy_share:.0%}",
@@ -135,9 +131,7 @@ class Tally:
         self.was_cut |= encode.batch_size < encode.asked_batch_size
 
 
-def summarise(
-    bank: Bank, tally: Tally | None = None, wall_s: float = 0.0, encoders: int = 0, gpus: float = 0.0
-) -> ExtractSummary:
+def summarise(bank: Bank, tally: Tally | None = None, wall_s: float = 0.0, encoders: int = 0, gpus: float = 0.0) -> ExtractSummary:
     """Sum up a run.
 
     Args:

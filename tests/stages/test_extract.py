@@ -71,8 +71,8 @@ def test_features_are_the_encoders_own_in_the_order_of_the_manifest(bank, config
 
 
 def test_the_bank_proves_itself_and_says_what_it_rests_on(bank, config):
-    lines, complete = check(BankVerifyConfig(bank=config.bank, manifest=config.manifest))
-    assert complete, lines
+    report = check(BankVerifyConfig(bank=config.bank, manifest=config.manifest))
+    assert report.ok, report.lines()
     assert bank.read_identity().stamp == "embedded encoder, drawn faces"
     runs = [json.loads(file.read_text()) for file in sorted((config.bank / "runs").glob("*.json"))]
     assert len(runs) == 2
@@ -143,8 +143,9 @@ def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reason
     write_manifest(manifest, tmp_path / "m.parquet", synthetic=True)
     loose = extract(ExtractConfig(manifest=tmp_path / "m.parquet", bank=tmp_path / "loose", encoder=TINY, shard_rows=40))
     report = pack(PackConfig(manifest=tmp_path / "m.parquet", out=tmp_path / "packed", shard_rows=40, groups_per_file=2))
-    assert "2 could not be read" in report[0]
-    assert "2 file(s)" in report[0]
+    assert (report.unreadable, len(report.files), report.frames) == (2, 2, 90)
+    assert report.size_bytes == sum(file.stat().st_size for file in report.files)
+    assert "into 2 file(s)" in report.lines()[0]
     (root / paths[3]).unlink()  # the packed copy alone is read now
     packed = extract(ExtractConfig(manifest=tmp_path / "packed" / "manifest.parquet", bank=tmp_path / "packed-bank", encoder=TINY, shard_rows=40))
     for summary in (loose, packed):
