@@ -1,6 +1,6 @@
-"""The JSON files of a bank: who made its vectors (``bank.json``), and what a finished shard is (``commits/*.json``).
+"""The JSON files of a bank: ``bank.json``, who made its vectors, and ``commits/*.json``, its shards.
 
-Their bytes are part of the bank's promise: its digest covers them, so what is written here stays as it is.
+Their bytes are part of the bank's promise, since its digest covers them: they stay as they are.
 """
 
 from __future__ import annotations

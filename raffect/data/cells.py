@@ -1,4 +1,4 @@
-"""Arrays and tables as the one cell of an Arrow column: how processes hand over a shard's worth of bytes."""
+"""Arrays and tables as one cell of an Arrow column: how processes hand over a whole shard."""
 
 from __future__ import annotations
 

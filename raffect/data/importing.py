@@ -120,5 +120,5 @@ def count_splits(task: Task, table: pa.Table, known: np.ndarray, manifest: pa.Ta
 
 
 def describe_counts(counts: Iterable[SplitCounts], groups: str) -> list[str]:
-    """A line a split; ``groups`` is what its groups are called."""
+    """A line a split; ``groups`` is the word for its groups."""
     return [f"{part.task} {part.split}: {part.rows:,} rows, {part.labelled:,} labelled, of {part.groups:,} {groups}" for part in counts]

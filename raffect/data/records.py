@@ -43,8 +43,9 @@ class Record:
             remedy: What a user can do about a damaged one, such as ``train again``.
 
         Raises:
-            RaffectError: If it is not JSON, nested too deeply, lacks a field or has another, or a value is of another type or
-                out of range. The line names the first fault; of a file of another ``format``, which ones this program reads.
+            RaffectError: If it is not JSON, nested too deeply, lacks a field or has another, or a
+                value is of another type or out of range. The line names the first fault; of a file
+                of another ``format`` it says which one this program reads.
         """
         from pydantic import ValidationError
 
@@ -83,7 +84,7 @@ def _adapter(kind: type[Record]) -> Any:
 
 
 def _describe(fault: Any) -> str:
-    """``scores.last.epoch -1: input should be greater than or equal to 0``: a fault of pydantic's."""
+    """``scores.last.epoch -1: input should be greater than or equal to 0``, from pydantic."""
     if fault["type"] == "value_error":  # of a record's own __post_init__
         return str(fault["ctx"]["error"])
     name = ".".join(str(part) for part in fault["loc"])

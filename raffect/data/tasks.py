@@ -36,7 +36,8 @@ class Task(Record):
         limits: Lowest and highest value there is (regression); None for any.
 
     Raises:
-        ValueError: If a name occurs twice, descriptions are not as many as outputs, or limits are out of order.
+        ValueError: If a name occurs twice, descriptions are not as many as outputs, or limits are
+            out of order.
     """
 
     name: Name

@@ -56,7 +56,7 @@ class Verdict:
 
 
 def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int], None] = lambda n: None) -> Verdict:
-    """Read every byte of a bank and check it against its plan, its commit records and, if given, its manifest.
+    """Read every byte of a bank and check it against its plan, its commits and maybe a manifest.
 
     Args:
         bank: A bank.
@@ -67,7 +67,7 @@ def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int
         What was found; nothing is changed.
     """
     plan, identity = bank.plan, bank.read_identity()
-    # Names come before contents, so that a record that is written meanwhile is not taken for damaged.
+    # Names before contents: a record that is written meanwhile is not taken for damaged.
     names = list_sizes(bank.path / "commits")
     commits = bank.read_commits()
     shards = _check_shards(bank, plan, commits, names, identity, progress)

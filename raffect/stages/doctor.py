@@ -1,4 +1,7 @@
-"""`raffect doctor`: did I install it right? Every failing line ends with the fix; the whole can be pasted into an issue."""
+"""`raffect doctor`: did I install it right? Every failing line ends with the fix.
+
+The whole can be pasted into an issue.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _MIN_FREE_BYTES = 10_000_000_000
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, whether it is right (None: for information), and what was found or how to fix it."""
+    """What was looked at, whether it is right (None: for information), and what to know or fix."""
 
     name: str
     ok: bool | None

@@ -91,7 +91,8 @@ def estimate(config: ExtractConfig) -> Estimate:
         config: That of the run.
 
     Raises:
-        RaffectError: If there is no manifest, the bank is another encoder's, or weights are missing.
+        RaffectError: If there is no manifest, the bank is another encoder's, or weights are
+            missing.
     """
     from raffect.model.encoder import load_encoder
 

@@ -26,8 +26,8 @@ class ExportReport:
 
     Attributes:
         out: The folder.
-        format: ``"npy"``: ``features.npy`` (float16) and ``keys.parquet``, row k of one is row k of the other;
-            ``"list"``: ``features/*.parquet`` with a float16 list column. ``identity.json`` beside both.
+        format: ``"npy"``: ``features.npy`` (float16) and ``keys.parquet``, row k of one is row k
+            of the other; ``"list"``: ``features/*.parquet`` with a float16 list column.
         rows: Frames with a feature, all of which were exported.
         rejects: Frames of the bank that could not be read; not among them.
         missing: Planned frames that are not extracted yet; not among them.

@@ -1,4 +1,4 @@
-"""`raffect models`: which encoders there are, where their weights lie, and getting and checking them."""
+"""`raffect models`: which encoders there are, and how to find, get and check their weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raffect.stages.progress import format_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Weights of a model: their tag (``-`` where open_clip knows none) and, if they are on this machine, their file."""
+    """A model, a tag of its weights (``-`` without any), and their file if it is on this machine."""
 
     model: str
     tag: str
@@ -49,7 +49,7 @@ class ModelList:
         ]
 
     def to_pandas(self) -> Any:
-        """A data frame with the columns model, tag and file, which is None for what is not on this machine."""
+        """A data frame with columns model, tag and file (None for what is not on this machine)."""
         return table_of(self.weights, Weights).to_pandas()
 
 
@@ -104,7 +104,7 @@ class PullReport:
 
 
 def pull(config: ModelsPullConfig) -> PullReport:
-    """Download a tag's weights through open_clip; they stay in its cache, where every command finds them.
+    """Download a tag's weights through open_clip, into its cache, where every command finds them.
 
     Raises:
         RaffectError: If the weights are not a tag, or the network is out of reach.
@@ -129,7 +129,7 @@ def _download(encoder: EncoderConfig) -> Path:
 
     try:
         return Path(download_pretrained(get_tag_config(model, tag)))
-    except Exception as error:  # the hub's, urllib's and open_clip's errors share no type; all mean that nothing came
+    except Exception as error:  # they share no type; all mean that nothing came
         reason = " ".join(str(error).split())[:160]
         raise RaffectError(
             f"weights {tag} of {model} could not be downloaded ({reason}); check the network, or bring the file by hand: `raffect models path` says where"
@@ -190,7 +190,8 @@ def verify(config: ModelsVerifyConfig) -> WeightsReport:
     """Load weights as `raffect extract` would and say what they are.
 
     Raises:
-        RaffectError: If they are missing, damaged, of another model, not finite, or not the file that was published.
+        RaffectError: If they are missing, damaged, of another model, not finite, or not the file
+            that was published.
     """
     source = resolve(config.encoder)
     sha256 = _sha256(source.file) if source.file else ""

@@ -1,4 +1,4 @@
-"""What the three steps of a shard report beside its pixels and features; it travels as JSON in an Arrow cell."""
+"""What the three steps of a shard report, as JSON in an Arrow cell beside pixels and features."""
 
 from __future__ import annotations
 

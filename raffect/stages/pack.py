@@ -1,4 +1,4 @@
-"""Packing: loose frames become Parquet files with one row group a shard, still encoded, so that a shard is one read."""
+"""Packing: loose frames become Parquet files, still encoded, whose row groups are shards."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class PackReport:
         files: Packed files, in order.
         frames: Frames in them.
         size_bytes: Their size together.
-        unreadable: Frames that this run could not read; they keep a row with the reason and become rejects.
-        gone: Frames that were packed before and whose pictures are gone; their files were left as they are.
+        unreadable: Frames that this run could not read; they keep a row and become rejects.
+        gone: Frames packed before whose pictures are gone; their files were left as they are.
         shard_rows: Frames a row group.
     """
 

@@ -1,4 +1,4 @@
-"""`raffect prepare`: images and labels of a data set become a manifest and label tables; what is missing is listed."""
+"""`raffect prepare`: images and labels become a manifest and label tables; it lists what is missing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class PrepareReport:
     found: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """A report for people: what was found, the first problems, what was written, and the next command."""
+        """A report for people: what was found and written, first problems, and the next command."""
         lines = list(self.found)
         if self.problems:
             lines.append(f"problems: {len(self.problems):,}, all in {self.problems_file}; the first ones:")

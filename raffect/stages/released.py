@@ -80,7 +80,7 @@ class ImportReport:
 
 
 def import_released(config: BankImportConfig) -> ImportReport:
-    """Bring one split into a bank and its labels into ``out/labels/<task>.parquet``; run once a split.
+    """Bring one split into a bank, and its labels into ``out/labels/<task>.parquet``.
 
     Raises:
         RaffectError: If h5py is missing, the files do not fit together, or a line is wrong.
@@ -128,7 +128,8 @@ def _write_shards(bank: Bank, identity: Identity, keys: pa.Table, features: np.n
         features: float16, shape (N, dim), in the order of the released file.
 
     Returns:
-        How many rows were written, how many were there already, and how many of those with other features.
+        How many rows were written, how many were there already, and how many of those with other
+        features.
     """
     plan = bank.extend_plan(_with_planned(bank, keys))
     done = bank.read_commits()

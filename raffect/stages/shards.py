@@ -62,8 +62,9 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
         geometry: The encoder's input.
 
     Returns:
-        One row: ``shard``, ``rows``, ``shapes`` (int32 pairs), ``pixels`` (uint8, frame after frame),
-        ``rejects`` (row -> reason), ``read`` (`ReadNotes`), and ``failure``, which stops the run.
+        One row: ``shard``, ``rows``, ``shapes`` (int32 pairs), ``pixels`` (uint8, frame after
+        frame), ``rejects`` (row -> reason), ``read`` (`ReadNotes`), and ``failure``, which stops
+        the run.
     """
     start, start_cpu = time.perf_counter(), time.process_time()
     failure = None
@@ -157,8 +158,8 @@ class EncodeShard:
         """Encode what `read_shard` made.
 
         Returns:
-            One row: ``shard, rows, rejects, read`` as they were, ``features`` (float16, frame after
-            frame), ``encode`` (`EncodeNotes`) and ``failure``.
+            One row: ``shard, rows, rejects, read`` as they were, ``features`` (float16, frame
+            after frame), ``encode`` (`EncodeNotes`) and ``failure``.
         """
         start, notes, features = time.time(), None, np.empty((0, 0), np.float16)
         failure = self.failure or table["failure"][0].as_py()
@@ -193,7 +194,8 @@ def commit_shard(table: pa.Table, bank: str) -> pa.Table:
     """Write a shard into the bank.
 
     Returns:
-        One row, which is all that reaches the driver: ``stats`` (`ShardStats`), or ``failure``, which stops the run.
+        One row, which is all that reaches the driver: ``stats`` (`ShardStats`), or ``failure``,
+        which stops the run.
     """
     start, start_cpu = time.perf_counter(), time.process_time()
     failure, stats = table["failure"][0].as_py(), None

@@ -34,8 +34,8 @@ class ExtractSummary(Record):
         encoders: Actors that encoded.
         gpus: GPUs that they held together.
         bytes_written: Of features and rejects.
-        seconds_per_frame: Wall seconds a frame and worker by step: read, decode, wait (of an encoder for frames),
-            encode, commit; and feed_cpu, the CPU seconds of all but encoding.
+        seconds_per_frame: Wall seconds a frame and worker by step: read, decode, wait (of an
+            encoder for frames), encode, commit; and feed_cpu, CPU seconds of all but encoding.
         reasons: Why frames of the bank were rejected -> how many.
         stamp: What every result that rests on this bank must say; empty for pretrained weights.
         notes: What else is worth knowing.
@@ -169,7 +169,7 @@ def _rates(tally: Tally, encoders: int) -> dict:
     seconds = tally.seconds | {"wait": max(0.0, encoder_s - tally.seconds["encode"])}
     steps = ("read", "decode", "wait", "encode", "commit", "feed_cpu")
     sizes = tuple(sorted(tally.batch_sizes))
-    cut = f"the device ran out of memory; batches were cut to {sizes[0]}, which changes the last bits of a vector"
+    cut = f"batches were cut to {sizes[0]}, which changes the last bits of a vector"
     return {
         "encoded": tally.rows,
         "bytes_written": tally.size_bytes,
@@ -179,5 +179,5 @@ def _rates(tally: Tally, encoders: int) -> dict:
         "busy_share": tally.seconds["encode"] / encoder_s,
         "batch_sizes": sizes,
         "seconds_per_frame": {step: seconds[step] / frames for step in steps},
-        "notes": (cut,) if tally.was_cut else (),
+        "notes": (f"the device ran out of memory; {cut}",) if tally.was_cut else (),
     }
