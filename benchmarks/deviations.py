@@ -15,10 +15,10 @@ import numpy as np
 from raffect.config import TrainConfig
 from raffect.recipe import find_recipe, plain, read_recipe, with_settings
 from raffect.runs.data import open_dataset
-from raffect.training.job import plan_batches, run_batch
-from raffect.stages.progress import Progress
 from raffect.runs.folder import Member, RunFolder
 from raffect.runs.scores import short, trivial_text
+from raffect.stages.progress import Progress
+from raffect.training.job import plan_batches, run_batch
 from raffect.training.train import count_steps
 
 RELEASED = read_recipe(find_recipe("released"))

@@ -34,6 +34,7 @@ from raffect.data.keys import encode_video
 from raffect.data.manifest import read_manifest, write_manifest
 from raffect.data.synthetic import EDITION, write_synthetic
 from raffect.stages.extract import extract
+from raffect.stages.notes import EncodeNotes, as_notes
 from raffect.stages.pack import pack
 from raffect.stages.prepare import prepare
 from raffect.stages.provenance import describe_run
@@ -79,9 +80,10 @@ def measure_steps(manifest: pa.Table, packed: pa.Table, folder: Path) -> dict[st
     clock("read_shard, packed (read + decode + cell)", lambda: read_fresh(tables[1], folder))
     read = clock("read_shard, loose (read + decode + cell)", lambda: read_fresh(tables[0], folder))
     clock("hand-off: copy into fresh memory, as into the object store", lambda: bytes(memoryview(read["pixels"].chunk(0).buffers()[2])))
-    notes = json.loads(read["notes"][0].as_py()) | {"identity": IDENTITY.__dict__}
+    notes = EncodeNotes(encode_start=0.0, encode_end=0.0, encoder="stand-in", batch_size=1, asked_batch_size=1, bare_frames_per_s=1.0, identity=IDENTITY)
     features = np.random.default_rng(0).normal(size=(len(rows), DIM)).astype(np.float16)
-    encoded = pa.table({"shard": [0], "rows": read["rows"], "features": pa.array([features.tobytes()], pa.large_binary()), "notes": [json.dumps(notes)]})
+    kept = {name: read[name] for name in ("shard", "rows", "rejects", "read", "failure")}
+    encoded = pa.table({**kept, "features": pa.array([features.tobytes()], pa.large_binary()), "encode": as_notes(notes)})
     clock("commit_shard", lambda: commit_shard(encoded, str(folder / "bank")))
     transform = image_transform_v2(PreprocessCfg(size=224), is_train=False)
     paths = [Path(root, path) for root, path in zip(rows["root"].to_pylist(), rows["path"].to_pylist(), strict=True)][:512]

@@ -25,8 +25,8 @@ from safetensors.numpy import load_file
 
 from raffect.config import TuneConfig
 from raffect.recipe import HeadConfig
-from raffect.stages.provenance import describe_run
 from raffect.runs.folder import RunFolder
+from raffect.stages.provenance import describe_run
 from raffect.stages.runtime import ray_session
 from raffect.training.tune import tune
 

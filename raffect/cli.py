@@ -7,6 +7,7 @@ frames were rejected; 130 interrupted.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shlex
 import sys
@@ -187,11 +188,11 @@ def _dispatch(command: str, words: list[str]) -> int:
         case c.PrepareConfig():
             from raffect.stages.prepare import prepare
 
-            return _print(prepare(config))
+            return _print(prepare(config).lines())
         case c.PackConfig():
             from raffect.stages.pack import pack
 
-            return _print(pack(config))
+            return _print(pack(config).lines())
         case c.ExtractConfig():
             return _extract(config)
         case c.TrainConfig():
@@ -217,17 +218,17 @@ def _dispatch(command: str, words: list[str]) -> int:
 
 
 def _extract(config: c.ExtractConfig) -> int:
-    from raffect.stages import extract as stage
-
     if config.dry_run:
-        return _print(stage.dry_run(config))
-    summary = stage.extract(config)
+        from raffect.stages.estimate import estimate
+
+        return _print(estimate(config).lines())
+    from raffect.stages.extract import extract
+
+    summary = extract(config)
     _print(summary.lines())
     if summary.reject_share > config.max_reject_share:
-        print(
-            f"raffect extract: {summary.reject_share:.2%} of the frames could not be read, more than --max-reject-share {config.max_reject_share:.2%}; reasons in {config.bank}/rejects",
-            file=sys.stderr,
-        )
+        most = f"more than --max-reject-share {config.max_reject_share:.2%}; reasons in {config.bank}/rejects"
+        print(f"raffect extract: {summary.reject_share:.2%} of the frames could not be read, {most}", file=sys.stderr)
         return 3
     if summary.shards_done < summary.shards_planned:
         print(f"next: the same command encodes the other {summary.shards_planned - summary.shards_done} shards")
@@ -237,35 +238,46 @@ def _extract(config: c.ExtractConfig) -> int:
 
 
 def _bank(config: Any) -> int:
-    if isinstance(config, c.BankImportConfig):
-        from raffect.stages.released import import_released
+    match config:
+        case c.BankInfoConfig():
+            from raffect.stages.bank import info
 
-        return _print(import_released(config))
-    from raffect.stages import bank as stage
+            facts = info(config)
+            return _print([json.dumps(facts.to_json(), indent=1)] if config.json else facts.lines())
+        case c.BankVerifyConfig():
+            from raffect.stages.bank import check
 
-    if isinstance(config, c.BankVerifyConfig):
-        lines, complete = stage.check(config)
-        _print(lines)
-        return 0 if complete else 1
-    return _print(stage.info(config) if isinstance(config, c.BankInfoConfig) else stage.export(config))
+            report = check(config)
+            _print(report.lines())
+            return 0 if report.ok else 1
+        case c.BankExportConfig():
+            from raffect.stages.export import export
+
+            return _print(export(config).lines())
+        case _:
+            from raffect.stages.released import import_released
+
+            return _print(import_released(config).lines())
 
 
 def _models(config: Any) -> int:
     from raffect.stages import models as stage
 
-    actions = {c.ModelsListConfig: stage.list_models, c.ModelsPathConfig: stage.path, c.ModelsPullConfig: stage.pull, c.ModelsVerifyConfig: stage.verify}
-    return _print(actions[type(config)](config))
+    actions = {
+        c.ModelsListConfig: stage.list_models,
+        c.ModelsPathConfig: stage.path,
+        c.ModelsPullConfig: stage.pull,
+        c.ModelsVerifyConfig: stage.verify,
+    }
+    return _print(actions[type(config)](config).lines())
 
 
 def _doctor(config: c.DoctorConfig) -> int:
     from raffect.stages.doctor import diagnose
 
-    failed = 0
-    for check in diagnose(config):
-        print(check.line(), flush=True)
-        failed += check.ok is False
-    print(f"{failed} check(s) failed" if failed else "all is well")
-    return 1 if failed else 0
+    diagnosis = diagnose(config, lambda check: print(check.line(), flush=True))
+    print(diagnosis.conclusion)
+    return 0 if diagnosis.ok else 1
 
 
 def _synth(config: c.SynthConfig) -> int:

@@ -67,10 +67,11 @@ def describe(config: Any) -> dict[str, Any]:
 
 def _describe_extract(path: Path) -> dict[str, Any]:
     from raffect.data.bank import Bank
-    from raffect.stages.bank import describe_bank
+    from raffect.stages.bank_facts import describe_bank
 
     facts = describe_bank(Bank(path))
-    return {name: facts[name] for name in ("bank", "planned", "rows", "rejects", "shards", "bytes", "digest")} | {"stamp": (facts["identity"] or {}).get("stamp", "")}
+    names = ("bank", "planned", "rows", "rejects", "shards", "bytes", "digest")
+    return {name: value for name, value in facts.to_json().items() if name in names} | {"stamp": facts.stamp}
 
 
 def _describe_run(folder: Path) -> dict[str, Any]:

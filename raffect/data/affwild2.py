@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from raffect.data.tasks import Task
+from raffect.errors import RaffectError
 
 EXPRESSIONS = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Other")
 """EXPR classes; the position is the label."""
@@ -40,22 +40,20 @@ DTYPES = {EXPR: np.dtype(np.int8), AU: np.dtype(np.int8), VA: np.dtype(np.float3
 
 
 def read_task(content: Any, where: str) -> Task:
-    """The task that a label table, a run or a head names: a JSON object, as it is or as text, or of before November 2026 a name alone.
+    """The task that a label table, a run or a head names.
 
     Args:
-        content: What is written there.
+        content: A JSON object, as it is or as text; in files of before November 2026 one of Aff-Wild2's names.
         where: The file, for errors.
 
     Raises:
         RaffectError: If it is not a task.
     """
-    if isinstance(content, str):
+    if isinstance(content, str) and not content.lstrip().startswith("{"):
         if (task := next((task for task in TASKS if task.name == content), None)) is not None:
             return task
-        try:
-            content = json.loads(content)
-        except ValueError:
-            content = None
+        names = ", ".join(task.name for task in TASKS)
+        raise RaffectError(f"{where}: task {content[:40]!r} is not one that raffect knows ({names}); make the label table again with `raffect prepare`")
     return Task.from_json(content, where)
 
 

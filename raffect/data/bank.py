@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -27,61 +27,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raffect.data.atomic import PREFIX, write_atomic, write_if_absent
+from raffect.data.bank_records import FORMAT, BankFile, Commit, Identity, parse_commit, parse_identity, rejects_name, shard_name
 from raffect.data.keys import Vocabulary, absent, digest_keys, encode_video
 from raffect.data.storage import Damaged, list_sizes, locate, parse_parquet, read_buffer, read_files, read_parquet
 from raffect.data.tables import read_metadata
 from raffect.errors import RaffectError
 
-FORMAT = 1
 _COMMIT = re.compile(r"[0-9]{6,}\.json")
 DEFAULT_SHARD_ROWS = 2048
 REJECTS = pa.schema([("video", pa.string()), ("frame", pa.int32()), ("reason", pa.string())])
 """Schema of a rejects file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """Which encoder made the vectors. Two banks with equal `compared` fields hold comparable vectors.
-
-    Attributes:
-        model: open_clip model name.
-        weights_sha256: Fingerprint of the loaded image-tower tensors.
-        weights: How they were asked for (tag, file name, ``random:0``); informative, not compared.
-        preprocess: Image size, mean, std, interpolation and resize mode.
-        precision: Arithmetic of the encoder, ``float16``, ``bfloat16`` or ``float32``; vectors are stored as float16 either way.
-        dim: Length of a vector.
-        normalised: Always false: vectors are stored raw and normalised at use.
-        stamp: What every table that rests on the bank must say; empty for pretrained weights.
-    """
-
-    model: str
-    weights_sha256: str
-    weights: str
-    preprocess: Mapping
-    precision: str
-    dim: int
-    normalised: bool = False
-    stamp: str = ""
-
-    def differences(self, other: Identity) -> list[str]:
-        """One line per compared field that differs from ``other``."""
-        out = []
-        for name in ("model", "weights_sha256", "preprocess", "precision", "dim"):
-            ours, theirs = getattr(self, name), getattr(other, name)
-            if ours != theirs:
-                if name == "weights_sha256":
-                    ours, theirs = f"{ours[:12]} ({self.weights})", f"{theirs[:12]} ({other.weights})"
-                out.append(f"{name}: {ours} against {theirs}")
-        return out
-
-    def require_equal(self, other: Identity, bank: Path) -> None:
-        """Raise unless ``other`` makes comparable vectors.
-
-        Raises:
-            RaffectError: Names every difference.
-        """
-        if differences := self.differences(other):
-            raise RaffectError(f"{bank} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank")
 
 
 @dataclass(frozen=True)
@@ -110,21 +65,6 @@ class Plan:
         return self.table.slice(self.offsets[shard], self.offsets[shard + 1] - self.offsets[shard])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Commit:
-    """What a finished shard is. ``files`` maps a name below the bank to (size in bytes, SHA-256)."""
-
-    shard: int
-    rows: int
-    rejects: int
-    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-
-    @property
-    def sha256(self) -> str:
-        """Of its features' file."""
-        return self.files[shard_name(self.shard)][1]
-
-
 class Bank:
     """One bank, in a folder or an object store. Opening one reads nothing and makes nothing."""
 
@@ -149,17 +89,17 @@ class Bank:
     # Identity
 
     def read_identity(self) -> Identity | None:
-        """The identity, or None while no encoder has claimed the bank."""
+        """The identity, or None while no encoder has claimed the bank.
+
+        Raises:
+            RaffectError: If ``bank.json`` is damaged or of another format.
+        """
         file = self.path / "bank.json"
         try:
-            content = json.loads(file.read_text())
-            if content["format"] != FORMAT:
-                raise RaffectError(f"{file}: bank format {content['format']}, this program reads {FORMAT}; use the version of raffect that wrote it")
-            return Identity(**content["identity"])
+            content = file.read_bytes()
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise RaffectError(f"{file}: damaged ({error}); restore it from a backup or extract into a new bank") from error
+        return parse_identity(content, file)
 
     def claim(self, identity: Identity) -> None:
         """Make ``identity`` the bank's, or check that it already is.
@@ -168,8 +108,7 @@ class Bank:
             RaffectError: If another encoder made this bank; names every difference.
         """
         self._require_unless_empty("bank.json")
-        content = json.dumps({"format": FORMAT, "identity": asdict(identity)}, indent=1) + "\n"
-        if write_if_absent(self.path / "bank.json", content.encode()):
+        if write_if_absent(self.path / "bank.json", BankFile(identity=identity).to_bytes()):
             return
         found = self.read_identity()
         if found is None:
@@ -286,7 +225,7 @@ class Bank:
         else:
             self.rejects_path(shard).unlink(missing_ok=True)
         record = Commit(shard=shard, rows=len(good), rejects=len(rejects), files=files)
-        write_atomic(self.commit_path(shard), (json.dumps(asdict(record), indent=1) + "\n").encode())
+        write_atomic(self.commit_path(shard), record.to_bytes())
         self.attempt_path(shard).unlink(missing_ok=True)
         return record
 
@@ -295,7 +234,7 @@ class Bank:
         # Records first: a shard that is committed meanwhile must not look like a record without its files.
         names = [name for name in list_sizes(self.path / "commits") if _COMMIT.fullmatch(name)]
         sizes = {f"{folder}/{name}": size for folder in ("shards", "rejects") for name, size in list_sizes(self.path / folder).items()}
-        records = (_parse_commit(name, content) for name, content in read_files(self.path / "commits", names))
+        records = (parse_commit(name, content) for name, content in read_files(self.path / "commits", names))
         found = {record.shard: record for record in records if record and all(sizes.get(name) == size for name, (size, _) in record.files.items())}
         return dict(sorted(found.items()))
 
@@ -341,23 +280,13 @@ class Bank:
         """SHA-256 over the identity and every commit record (read now, unless given): equal banks, and only they, have equal digests."""
         digest = hashlib.sha256((self.path / "bank.json").read_bytes())
         for record in (self.read_commits() if commits is None else commits).values():
-            digest.update(json.dumps(asdict(record), sort_keys=True).encode())
+            digest.update(json.dumps(record.to_json(), sort_keys=True).encode())
         return digest.hexdigest()
 
     def _require_unless_empty(self, name: str) -> None:
         """A bank with committed shards cannot be without this file; a new one must not be made up beside them."""
         if not (self.path / name).exists() and any((self.path / "commits").glob("*.json")):
             raise RaffectError(f"{self.path}: {name} is missing although shards are committed; restore it from a backup, or extract into a new --bank")
-
-
-def shard_name(shard: int) -> str:
-    """Name of a shard's features below its bank."""
-    return f"shards/{shard:06d}.parquet"
-
-
-def rejects_name(shard: int) -> str:
-    """Name of a shard's rejects below its bank."""
-    return f"rejects/{shard:06d}.parquet"
 
 
 def parse_rejects(content: pa.Buffer, commit: Commit) -> pa.Table:
@@ -373,25 +302,6 @@ def parse_rejects(content: pa.Buffer, commit: Commit) -> pa.Table:
     if len(table) != commit.rejects:
         raise Damaged(f"{len(table)} rows, its commit record says {commit.rejects}")
     return table
-
-
-def _parse_commit(name: str, content: bytes) -> Commit | None:
-    """A commit record, or None for a damaged one: its shard is written again, and verify names it."""
-    try:
-        fields = json.loads(content)
-        fields["files"] = {file: (int(size), str(sha)) for file, (size, sha) in fields["files"].items()}
-        record = Commit(**fields)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-    return record if record.shard == int(name.partition(".")[0]) and _is_possible(record) else None
-
-
-def _is_possible(record: Commit) -> bool:
-    """Whether a record counts rows, and names the files that such a shard has and no other."""
-    counts = (record.rows, record.rejects)
-    if any(type(count) is not int or count < 0 for count in counts):
-        return False
-    return set(record.files) == {shard_name(record.shard)} | ({rejects_name(record.shard)} if record.rejects else set())
 
 
 def shard_schema(dim: int) -> pa.Schema:

@@ -1,4 +1,4 @@
-"""An array as the one cell of an Arrow column, there and back without a copy: how steps of a pipeline hand over a shard's worth of bytes."""
+"""Arrays and tables as one cell of an Arrow column: how processes hand over a whole shard."""
 
 from __future__ import annotations
 
@@ -18,3 +18,16 @@ def read_cell(column: pa.ChunkedArray) -> np.ndarray:
     _, offsets, values = chunk.buffers()
     start, stop = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + 2]
     return np.frombuffer(values, np.uint8)[start:stop] if stop > start else np.empty(0, np.uint8)
+
+
+def table_to_bytes(table: pa.Table) -> bytes:
+    """A table as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def table_from_bytes(content: bytes) -> pa.Table:
+    """The table that `table_to_bytes` wrote; its columns are views of ``content``."""
+    return pa.ipc.open_stream(content).read_all()

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.config import PrepareConfig
-from raffect.data.importing import SPLIT_NAMES, Imported, Problem, deal_split, describe_split
+from raffect.data.importing import SPLIT_NAMES, Imported, Problem, count_splits, deal_split, describe_counts
 from raffect.data.keys import digest_keys
 from raffect.data.manifest import list_pictures
 from raffect.data.tasks import Task
@@ -49,7 +49,8 @@ def import_folder(config: PrepareConfig) -> Imported:
     found.labels[task] = table
     found.lines += [f"labels: {task.name}, a class a folder: {', '.join(f'{k} {name}' for k, name in enumerate(classes))}"]
     found.lines += [f"split: {'as the folders say' if has_split else f'dealt by picture, {config.validation_share:g} held out'}"]
-    found.lines += describe_split(task, table, values >= 0, found.groups)
+    found.counts = count_splits(task, table, values >= 0, found.manifest)
+    found.lines += describe_counts(found.counts, found.groups)
     return found
 
 

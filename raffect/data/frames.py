@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import signal
 import subprocess
@@ -25,6 +24,7 @@ import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
+from raffect.data.cells import table_from_bytes, table_to_bytes
 from raffect.data.storage import Damaged, locate, open_parquet, read_regular
 from raffect.errors import RaffectError
 
@@ -37,7 +37,7 @@ PACKED_SUFFIX = ".parquet"
 _FRAME_FAULTS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV, errno.EINVAL}
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 _MANIFEST = ("root", "path", "video", "frame")
-_TRIAL = "import sys; from raffect.data.frames import _trial; _trial(sys.stdin)"
+_TRIAL = "import sys; from raffect.data.frames import _trial; _trial(sys.stdin.buffer)"
 
 
 class BadFrame(Exception):
@@ -240,19 +240,19 @@ def find_killers(rows: pa.Table) -> dict[int, str]:
 
 def _run_trial(rows: pa.Table) -> tuple[int, int]:
     """Decode rows in a child; returns how many passed and the child's exit status, negative for a crash."""
-    jobs = json.dumps({name: rows[name].to_pylist() for name in _MANIFEST})
-    done = subprocess.run([sys.executable, "-c", _TRIAL], input=jobs, capture_output=True, text=True, check=False)
-    passed = done.stdout.count(".")
+    jobs = table_to_bytes(rows.select(_MANIFEST))
+    done = subprocess.run([sys.executable, "-c", _TRIAL], input=jobs, capture_output=True, check=False)
+    passed = done.stdout.count(b".")
     if passed < len(rows) and -done.returncode not in _CRASHES:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         raise RaffectError(
-            f"frames could not be tried in a child process (status {done.returncode}: {last[:200]}); free memory or mend the installation, then run the same command again"
+            f"frames could not be tried in a child process (status {done.returncode}: {last[:200]}); free memory or fix the installation, then run the same command again"
         )
     return passed, done.returncode
 
 
-def _trial(jobs: IO[str]) -> None:
-    for content in read_contents(pa.table(json.load(jobs))):
+def _trial(jobs: IO[bytes]) -> None:
+    for content in read_contents(table_from_bytes(jobs.read())):
         if isinstance(content, bytes):
             _attempt(decode, content)
         sys.stdout.write(".")

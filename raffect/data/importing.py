@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
+from raffect.data.keys import Vocabulary, absent
 from raffect.data.tasks import Task
 
 SPLIT_NAMES = {
@@ -26,6 +28,30 @@ class Problem:
     line: int
     what: str
 
+    def __str__(self) -> str:
+        return f"{self.file}{f':{self.line}' if self.line else ''}: {self.what}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitCounts:
+    """How much of one split of a task there is.
+
+    Attributes:
+        task: Name of the task.
+        split: ``train``, ``validation`` or ``test``.
+        rows: Rows of the label table.
+        labelled: Those that carry a label.
+        with_image: Those of them whose image is in the manifest.
+        groups: Groups that intervals and folds keep together: videos, subjects or pictures.
+    """
+
+    task: str
+    split: str
+    rows: int
+    labelled: int
+    with_image: int
+    groups: int
+
 
 @dataclass(kw_only=True)
 class Imported:
@@ -38,6 +64,7 @@ class Imported:
         digest: SHA-256 of what the labels were read from.
         groups: What intervals and folds keep together: videos, subjects or pictures.
         synthetic: Whether raffect drew every image.
+        counts: How much of each split of each task there is.
         lines: What the importer has to say, for people.
         problems: All that was wrong.
     """
@@ -48,6 +75,7 @@ class Imported:
     digest: str = ""
     groups: str = "videos"
     synthetic: bool = False
+    counts: list[SplitCounts] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -64,18 +92,33 @@ def deal_split(groups: list[str], share: float, seed: int) -> np.ndarray:
     return np.array(["validation" if name in held_out else "train" for name in groups])
 
 
-def describe_split(task: Task, table: pa.Table, known: np.ndarray, groups: str) -> list[str]:
-    """A line a split: rows, labelled ones and groups.
+def count_splits(task: Task, table: pa.Table, known: np.ndarray, manifest: pa.Table) -> list[SplitCounts]:
+    """Count a label table by split.
 
     Args:
         task: The task.
         table: Its label table.
-        known: Which rows have a label.
-        groups: What its groups are called.
+        known: Which rows have a label, shape (rows,).
+        manifest: The images there are.
     """
+    vocabulary = Vocabulary()
+    has_image = ~absent(vocabulary.keys(table), vocabulary.keys(manifest))
     names = np.array((table["group"] if "group" in table.column_names else table["video"]).to_pylist(), object)
     splits = np.array(table["split"].to_pylist(), object)
     return [
-        f"{task.name} {split}: {int((splits == split).sum()):,} rows, {int((known & (splits == split)).sum()):,} labelled, of {len(set(names[splits == split])):,} {groups}"
+        SplitCounts(
+            task=task.name,
+            split=split,
+            rows=int(own.sum()),
+            labelled=int((known & own).sum()),
+            with_image=int((known & own & has_image).sum()),
+            groups=len(set(names[own])),
+        )
         for split in sorted(set(splits.tolist()))
+        for own in [splits == split]
     ]
+
+
+def describe_counts(counts: Iterable[SplitCounts], groups: str) -> list[str]:
+    """A line a split; ``groups`` is the word for its groups."""
+    return [f"{part.task} {part.split}: {part.rows:,} rows, {part.labelled:,} labelled, of {part.groups:,} {groups}" for part in counts]

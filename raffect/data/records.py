@@ -43,8 +43,9 @@ class Record:
             remedy: What a user can do about a damaged one, such as ``train again``.
 
         Raises:
-            RaffectError: If it is not JSON, nested too deeply, lacks a field or has another, or a value is of another type or
-                out of range. The line names the first fault.
+            RaffectError: If it is not JSON, nested too deeply, lacks a field or has another, or a
+                value is of another type or out of range. The line names the first fault; of a file
+                of another ``format`` it says which one this program reads.
         """
         from pydantic import ValidationError
 
@@ -52,12 +53,17 @@ class Record:
         try:
             return _adapter(cls).validate_json(text)
         except ValidationError as error:
-            raise RaffectError(f"{where}: damaged, {_describe(error)}; {remedy}") from error
+            fault = error.errors(include_url=False)[0]
+            if fault["type"] == "literal_error" and fault["loc"] == ("format",):
+                found, known = _shorten(fault["input"]), fault["ctx"]["expected"]
+                line = f"format {found}, this program reads {known}; use the raffect that wrote it"
+                raise RaffectError(f"{where}: {line}, or {remedy}") from error
+            raise RaffectError(f"{where}: damaged, {_describe(fault)}; {remedy}") from error
         except RaffectError as error:  # a record's own check of a value
             raise RaffectError(f"{where}: damaged, {error}; {remedy}") from error
 
 
-def parse_object(content: bytes, where: Path | str, remedy: str) -> dict[str, Any]:
+def parse_object(content: bytes | str, where: Path | str, remedy: str) -> dict[str, Any]:
     """A JSON object of which some other code knows the fields, such as a record of an older format.
 
     Raises:
@@ -79,12 +85,17 @@ def _adapter(kind: type[Record]) -> Any:
     return TypeAdapter(kind)
 
 
-def _describe(error: Any) -> str:
-    """``scores.last.epoch -1: input should be greater than or equal to 0``: the first fault of a validation error."""
-    fault = error.errors(include_url=False, include_context=False)[0]
+def _describe(fault: Any) -> str:
+    """``scores.last.epoch -1: input should be greater than or equal to 0``, from pydantic."""
+    if fault["type"] == "value_error":  # of a record's own __post_init__
+        return str(fault["ctx"]["error"])
     name = ".".join(str(part) for part in fault["loc"])
     message = fault["msg"][:1].lower() + fault["msg"][1:]
     if fault["type"] in ("missing", "json_invalid", "unexpected_keyword_argument"):
         return f"{name}: {message}" if name else message
-    shown = repr(fault["input"])
-    return f"{name} {shown if len(shown) <= _SHOWN else shown[: _SHOWN - 4] + ' ...'}: {message}"
+    return f"{name} {_shorten(fault['input'])}: {message}"
+
+
+def _shorten(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 4] + " ..."

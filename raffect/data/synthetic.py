@@ -7,24 +7,29 @@ each other, classes are as unequal as in Aff-Wild2, and units occur without the 
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 from PIL import Image
 
 from raffect.data.affwild2 import ACTION_UNITS, COMPLETE_EXPR_COUNTS, EXPRESSIONS, HEADERS
 from raffect.data.atomic import write_atomic
 from raffect.data.faces import DRAWN_UNITS, Look, Pose, draw_face, draw_look
+from raffect.data.records import Record
 from raffect.errors import RaffectError
 
 MARKER = "raffect-synthetic.json"
 """File that tells a drawn data set from a photographed one."""
+
+GENERATOR = 2
+"""Grows by one with every change of what is drawn from the same seed."""
 
 SIZES = {"tiny": 400, "small": 4_000, "medium": 40_000}
 EDITION = "8th_ABAW_Annotations"
@@ -52,6 +57,26 @@ _DOUBT = 0.15
 _AU_THRESHOLD = 0.3
 _EXPR_THRESHOLD = 0.35
 _LOOK_STREAM, _COURSE_STREAM, _LAYOUT_STREAM = 1, 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnSpec(Record):
+    """What a drawn data set follows from."""
+
+    generator: int
+    num_frames: Annotated[int, Ge(0)]
+    seed: Annotated[int, Ge(0)]
+
+    def __str__(self) -> str:
+        return f"generator {self.generator}, {self.num_frames:,} frames, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Record):
+    """The content of `MARKER`: what is drawn there, and how much, once it is finished."""
+
+    spec: DrawnSpec
+    counts: Mapping[str, Annotated[int, Ge(0)]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,20 +143,20 @@ def write_synthetic(out: Path, num_frames: int, seed: int, workers: int | None =
         Counts: videos, lines, images.
 
     Raises:
-        RaffectError: If ``out`` holds something else, or ``num_frames`` is too small to have every split.
+        RaffectError: If ``out`` holds something else or a damaged marker, or ``num_frames`` is too small to have every split.
     """
-    spec = {"generator": 2, "num_frames": num_frames, "seed": seed}
+    spec = DrawnSpec(generator=GENERATOR, num_frames=num_frames, seed=seed)
     marker = out / MARKER
     if marker.exists():
-        found = json.loads(marker.read_text())
-        if found.get("spec") != spec:
-            raise RaffectError(f"{out} holds another drawn data set ({found.get('spec')}); choose another --out or delete the folder")
-        if "counts" in found:
-            return found["counts"]
+        found = Drawn.from_json(marker.read_bytes(), marker, "delete its folder and draw it again")
+        if found.spec != spec:
+            raise RaffectError(f"{out} holds another drawn data set ({found.spec}); choose another --out or delete the folder")
+        if found.counts:
+            return dict(found.counts)
     elif out.exists() and any(out.iterdir()):
         raise RaffectError(f"{out} is not empty and was not drawn by raffect; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(marker, json.dumps({"spec": spec}).encode())
+    write_atomic(marker, Drawn(spec=spec).to_bytes())
     videos = plan_videos(num_frames, seed)
     images = 0
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -140,7 +165,7 @@ def write_synthetic(out: Path, num_frames: int, seed: int, workers: int | None =
             images += job.result()
             progress(video.num_frames)
     counts = {"videos": len(videos), "lines": sum(v.num_frames for v in videos), "images": images}
-    write_atomic(marker, json.dumps({"spec": spec, "counts": counts}).encode())
+    write_atomic(marker, Drawn(spec=spec, counts=counts).to_bytes())
     return counts
 
 

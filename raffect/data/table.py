@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from raffect.config import PrepareConfig
-from raffect.data.importing import SPLIT_NAMES, Imported, Problem, deal_split, describe_split
+from raffect.data.importing import SPLIT_NAMES, Imported, Problem, count_splits, deal_split, describe_counts
 from raffect.data.manifest import Listing, list_images, list_pictures
 from raffect.data.storage import Damaged, open_regular, read_parquet
 from raffect.data.tasks import Task
@@ -58,7 +58,9 @@ def import_table(config: PrepareConfig) -> Imported:
         found.labels[task] = labels
         known = np.asarray(task.is_labelled(np.stack([labels[name].to_numpy() for name in task.columns], 1)).any(axis=1))
         names = ", ".join(f"{k} {name}" for k, name in enumerate(task.outputs)) if task.kind == "multiclass" else ", ".join(task.outputs)
-        found.lines += [f"labels: {task.name}, {task.kind}: {names}", f"split: {rows.how_split}", *describe_split(task, labels, known, rows.groups)]
+        found.counts = count_splits(task, labels, known, found.manifest)
+        found.lines += [f"labels: {task.name}, {task.kind}: {names}", f"split: {rows.how_split}"]
+        found.lines += describe_counts(found.counts, rows.groups)
     found.problems = rows.problems
     return found
 

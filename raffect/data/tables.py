@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,15 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_atomic(path, sink.getvalue().encode())
+
+
+def table_of(rows: Iterable[Any], kind: Any) -> pa.Table:
+    """Dataclass objects as a table, a column a field; paths as text.
+
+    Args:
+        rows: The objects.
+        kind: Their class, which names the columns where there is no row.
+    """
+    rows = list(rows)
+    columns = {part.name: [getattr(row, part.name) for row in rows] for part in dataclasses.fields(kind)}
+    return pa.table({name: [str(cell) if isinstance(cell, Path) else cell for cell in cells] for name, cells in columns.items()})

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 import numpy as np
+from annotated_types import Gt, Len, Lt, MinLen
 
-from raffect.errors import RaffectError
+from raffect.data.records import Record
 
 SPLITS = ("train", "validation")
 MOST_OUTPUTS = 65_536
 
+_REMEDY = "make the label table again with `raffect prepare`"
+
+Name = Annotated[str, MinLen(1)]
+Number = Annotated[int | float, Gt(-math.inf), Lt(math.inf)]
+"""Neither NaN nor infinity."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(Record):
     """One task.
 
     Attributes:
@@ -27,15 +34,19 @@ class Task:
         unlabelled: Value that marks a missing label; None where an empty cell or NaN does.
         descriptions: What each output means, in the order of ``outputs``; may be empty.
         limits: Lowest and highest value there is (regression); None for any.
+
+    Raises:
+        ValueError: If a name occurs twice, descriptions are not as many as outputs, or limits are
+            out of order.
     """
 
-    name: str
-    kind: str
-    outputs: tuple[str, ...]
-    columns: tuple[str, ...]
-    unlabelled: float | None = -1
-    descriptions: tuple[str, ...] = ()
-    limits: tuple[float, float] | None = None
+    name: Name
+    kind: Name
+    outputs: Annotated[tuple[Name, ...], Len(1, MOST_OUTPUTS)]
+    columns: Annotated[tuple[Name, ...], Len(1, MOST_OUTPUTS)]
+    unlabelled: Number | None = -1
+    descriptions: tuple[Name, ...] = ()
+    limits: tuple[Number, Number] | None = None
 
     def is_labelled(self, values: np.ndarray) -> np.ndarray:
         """Which values are labels: bool, of the shape of ``values``."""
@@ -47,48 +58,17 @@ class Task:
         meanings = dict(zip(self.outputs, self.descriptions, strict=False))
         return f"{output} {meanings[output]}" if meanings.get(output) else output
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, of which `from_json` makes an equal task."""
-        return asdict(self)
+    def __post_init__(self) -> None:
+        for field in ("outputs", "columns"):
+            names = getattr(self, field)
+            if len(set(names)) != len(names):
+                raise ValueError(f"{field} has a name twice: {', '.join(names)[:60]}")
+        if len(self.descriptions) not in (0, len(self.outputs)):
+            raise ValueError(f"{len(self.descriptions)} descriptions of {len(self.outputs)} outputs")
+        if self.limits is not None and not self.limits[0] < self.limits[1]:
+            raise ValueError(f"limits {self.limits}: expected a lowest and a higher number")
 
     @classmethod
-    def from_json(cls, content: Any, where: str) -> Task:
-        """The task that a JSON value describes.
-
-        Args:
-            content: Of `to_json`.
-            where: The file it was read from, for errors.
-
-        Raises:
-            RaffectError: If it is not a task.
-        """
-        try:
-            return cls._read(content)
-        except (ValueError, TypeError, KeyError) as error:
-            raise RaffectError(f"{where}: its task is not one that raffect knows ({str(error)[:120]}); make the label table again with `raffect prepare`") from error
-
-    @classmethod
-    def _read(cls, content: Mapping[str, Any]) -> Task:
-        expected = {"name", "kind", "outputs", "columns", "unlabelled", "descriptions", "limits"}
-        if not isinstance(content, dict) or content.keys() != expected:
-            raise ValueError(f"expected {', '.join(sorted(expected))}")
-        for name in ("outputs", "columns", "descriptions"):
-            if not isinstance(content[name], list | tuple) or not all(isinstance(item, str) and item for item in content[name]):
-                raise ValueError(f"{name} has to be a list of names")
-            if name != "descriptions" and len(set(content[name])) != len(content[name]):
-                raise ValueError(f"{name} has a name twice")
-        if not 1 <= len(content["outputs"]) <= MOST_OUTPUTS or not content["columns"] or len(content["descriptions"]) not in (0, len(content["outputs"])):
-            raise ValueError("outputs, columns or descriptions are empty, or not as many")
-        unlabelled, limits = content["unlabelled"], content["limits"]
-        if unlabelled is not None and not _is_number(unlabelled):
-            raise ValueError(f"unlabelled {unlabelled!r} is not a number")
-        if limits is not None and not (isinstance(limits, list | tuple) and len(limits) == 2 and all(map(_is_number, limits)) and limits[0] < limits[1]):
-            raise ValueError(f"limits {limits!r} are not a lowest and a highest number")
-        if not all(isinstance(content[name], str) and content[name] for name in ("name", "kind")):
-            raise ValueError("name and kind have to be texts")
-        texts = {name: tuple(content[name]) for name in ("outputs", "columns", "descriptions")}
-        return cls(name=content["name"], kind=content["kind"], unlabelled=unlabelled, limits=None if limits is None else (limits[0], limits[1]), **texts)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    def from_json(cls, content: bytes | str | dict[str, Any], where: Path | str, remedy: str = _REMEDY) -> Self:
+        """The task that JSON describes; as of `Record`, with a remedy of its own."""
+        return super().from_json(content, f"{where}, its task", remedy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ QUIET_S = 3600.0
 """Age in seconds from which an unfinished file counts as left over."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What `verify` found.
 
@@ -29,17 +29,20 @@ class Verdict:
         rejects: Rows in sound rejects.
         missing: Rows of shards that are not extracted yet.
         damaged: Shard -> what is wrong with it.
+        damaged_rows: Planned rows of damaged shards.
         problems: What is wrong beside single shards.
-        leftovers: Unfinished files that nobody has written to for an hour, and notes of attempts that were committed after all; harmless.
+        leftovers: Unfinished files that nobody has written to for an hour, and notes of attempts that
+            were committed after all; harmless.
     """
 
-    planned: int = 0
-    rows: int = 0
-    rejects: int = 0
-    missing: int = 0
-    damaged: dict[int, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    leftovers: list[Path] = field(default_factory=list)
+    planned: int
+    rows: int
+    rejects: int
+    missing: int
+    damaged: Mapping[int, str]
+    damaged_rows: int
+    problems: tuple[str, ...]
+    leftovers: tuple[Path, ...]
 
     @property
     def sound(self) -> bool:
@@ -53,7 +56,7 @@ class Verdict:
 
 
 def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int], None] = lambda n: None) -> Verdict:
-    """Read every byte of a bank and check it against its plan, its commit records and, if given, its manifest.
+    """Read every byte of a bank and check it against its plan, its commits and maybe a manifest.
 
     Args:
         bank: A bank.
@@ -63,15 +66,48 @@ def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int
     Returns:
         What was found; nothing is changed.
     """
-    verdict = Verdict()
     plan, identity = bank.plan, bank.read_identity()
-    verdict.planned = len(plan.table)
-    if manifest is not None:
-        verdict.problems += _compare_manifest(plan, manifest)
-    records = list_sizes(bank.path / "commits")  # before they are read, so that one that is written meanwhile is not taken for damaged
+    # Names before contents: a record that is written meanwhile is not taken for damaged.
+    names = list_sizes(bank.path / "commits")
     commits = bank.read_commits()
+    shards = _check_shards(bank, plan, commits, names, identity, progress)
+    problems = _compare_manifest(plan, manifest) if manifest is not None else []
     if commits and identity is None:
-        verdict.problems.append("bank.json is missing although shards are committed")
+        problems.append("bank.json is missing although shards are committed")
+    problems += shards.problems
+    problems += [f"{shard:06d}: committed but not planned" for shard in commits if shard >= plan.num_shards]
+    return Verdict(
+        planned=len(plan.table),
+        rows=sum(commits[shard].rows for shard in shards.sound),
+        rejects=sum(commits[shard].rejects for shard in shards.sound),
+        missing=shards.missing,
+        damaged=shards.damaged,
+        damaged_rows=int(np.diff(plan.offsets)[list(shards.damaged)].sum()),
+        problems=tuple(problems),
+        leftovers=tuple(_find_leftovers(bank, commits)),
+    )
+
+
+@dataclass
+class _Shards:
+    """What is known of single shards so far."""
+
+    sound: list[int] = field(default_factory=list)
+    missing: int = 0
+    damaged: dict[int, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def _check_shards(
+    bank: Bank,
+    plan: Plan,
+    commits: Mapping[int, Commit],
+    names: Collection[str],
+    identity: Identity | None,
+    progress: Callable[[int], None],
+) -> _Shards:
+    """Look at every planned shard; ``names`` are those of the files in ``commits/``."""
+    out = _Shards()
     for shard in range(plan.num_shards):
         keys = plan.rows(shard)
         record = commits.get(shard)
@@ -79,26 +115,30 @@ def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int
             try:
                 what = _check_shard(bank, record, keys, identity)
             except OSError as error:  # a disk or network that fails says nothing about the bytes
-                verdict.problems.append(f"shard {shard:06d}: {error.filename or bank.path} cannot be read ({error.strerror}); look after the disk, nothing is withdrawn")
+                where, why = error.filename or bank.path, error.strerror
+                out.problems.append(f"shard {shard:06d}: {where} cannot be read ({why}); look after the disk, nothing is withdrawn")
                 continue
             if what:
-                verdict.damaged[shard] = what
+                out.damaged[shard] = what
             else:
-                verdict.rows += record.rows
-                verdict.rejects += record.rejects
+                out.sound.append(shard)
         elif record:
-            continue  # without an identity nothing can be told of it
-        elif bank.commit_path(shard).name in records:
-            verdict.damaged[shard] = "a file is missing, has another size than committed, or the commit record is unreadable"
+            continue  # without an identity nothing can be known of it
+        elif bank.commit_path(shard).name in names:
+            out.damaged[shard] = "a file is missing, has another size than committed, or the commit record is unreadable"
         else:
-            verdict.missing += len(keys)
+            out.missing += len(keys)
         progress(len(keys))
-    verdict.problems += [f"{shard:06d}: committed but not planned" for shard in commits if shard >= plan.num_shards]
-    unfinished = (path for folder in ("shards", "rejects", "commits", "plan", "attempts", "runs", ".") for path in (bank.path / folder).glob(f"{PREFIX}*"))
-    verdict.leftovers = sorted(path for path in unfinished if _is_quiet(path))
+    return out
+
+
+def _find_leftovers(bank: Bank, commits: Iterable[int]) -> list[Path]:
+    """Unfinished files of killed runs, and notes of attempts that were committed after all."""
+    folders = ("shards", "rejects", "commits", "plan", "attempts", "runs", ".")
+    unfinished = (path for folder in folders for path in (bank.path / folder).glob(f"{PREFIX}*"))
     notes = list_sizes(bank.path / "attempts")
-    verdict.leftovers += [bank.attempt_path(shard) for shard in commits if bank.attempt_path(shard).name in notes]
-    return verdict
+    attempts = (bank.attempt_path(shard) for shard in commits)
+    return [*sorted(path for path in unfinished if _is_quiet(path)), *(path for path in attempts if path.name in notes)]
 
 
 def withdraw(bank: Bank, shards: Iterable[int]) -> list[int]:

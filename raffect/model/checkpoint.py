@@ -32,6 +32,7 @@ from raffect.model.head_kinds import read_spec
 from raffect.recipe import Recipe
 
 _REMEDY = "train again"
+_RESTART = "delete it to train from the start"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +219,8 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             local_copy(path) as local,
             safetensors.safe_open(local, framework="pt") as file,
         ):
-            about = json.loads(file.metadata()["raffect"])
+            about = parse_object(file.metadata()["raffect"], path, _RESTART)
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         what = f"{path}: damaged ({str(error).splitlines()[0][:200]})"
-        raise RaffectError(f"{what}; delete it to train from the start") from error
+        raise RaffectError(f"{what}; {_RESTART}") from error

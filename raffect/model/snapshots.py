@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from raffect.data.records import Record
 from raffect.errors import RaffectError
 from raffect.model.batch import Buffers, HeadBatch, HeadSpec, to_cpu
 from raffect.model.checkpoint import load_state, save_state
@@ -24,6 +25,25 @@ STATE_FORMAT = 2
 
 History = list[dict[str, Any]]
 """One entry an epoch; see `Fitted.history`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedState(Record):
+    """What a state file says beside its tensors.
+
+    Attributes:
+        format: Of the file.
+        identity: What must be the same to go on.
+        history: See `Fitted`.
+        diverged: Likewise.
+        epochs: Epoch of every head in each snapshot.
+    """
+
+    format: Literal[2] = 2
+    identity: dict[str, Any]
+    history: list[dict[str, Any]]
+    diverged: list[str | None]
+    epochs: dict[str, list[int]]
 
 
 @dataclass
@@ -107,14 +127,13 @@ def save(path: Path, identity: Mapping[str, Any], learner: Learner, fitted: Fitt
         tensors |= {key: to_cpu(tensor) for key, tensor in kept.tensors(name).items()}
     if fitted.statistics:
         tensors["statistics"] = torch.from_numpy(np.stack(fitted.statistics))
-    about = {
-        "format": STATE_FORMAT,
-        "identity": identity,
-        "history": fitted.history,
-        "diverged": fitted.diverged,
-        "epochs": {name: kept.epoch.tolist() for name, kept in fitted.snapshots.items()},
-    }
-    save_state(path, tensors, about)
+    about = SavedState(
+        identity=dict(identity),
+        history=fitted.history,
+        diverged=fitted.diverged,
+        epochs={name: kept.epoch.tolist() for name, kept in fitted.snapshots.items()},
+    )
+    save_state(path, tensors, about.to_json())
 
 
 def resume(path: Path, identity: Mapping[str, Any], learner: Learner, fitted: Fitted) -> None:
@@ -123,20 +142,20 @@ def resume(path: Path, identity: Mapping[str, Any], learner: Learner, fitted: Fi
     Raises:
         RaffectError: If it is damaged, or belongs to another version, other settings or other data.
     """
-    tensors, about = load_state(path)
-    if about.get("format") != STATE_FORMAT:
+    tensors, content = load_state(path)
+    if content.get("format") != STATE_FORMAT:
         what = f"{path}: an unfinished run of another version of raffect"
         raise RaffectError(f"{what}; delete the file to train from the start")
-    if about["identity"] != identity:
-        saved = about["identity"]
-        changed = [name for name in identity if saved.get(name) != identity[name]]
+    about = SavedState.from_json(content, path, "delete it to train from the start")
+    if about.identity != identity:
+        changed = [name for name in identity if about.identity.get(name) != identity[name]]
         what = f"{path}: an unfinished run of other {' and '.join(changed)}"
         remedy = "name another --out, or delete the file to train from the start"
         raise RaffectError(f"{what}; {remedy}")
     learner.load_state(tensors)
-    fitted.history, fitted.diverged = about["history"], about["diverged"]
+    fitted.history, fitted.diverged = about.history, about.diverged
     fitted.statistics = list(tensors["statistics"].numpy()) if "statistics" in tensors else []
-    for name, epoch in about["epochs"].items():
+    for name, epoch in about.epochs.items():
         kept = Snapshot.of(learner.heads)
         for key, tensor in kept.tensors(name).items():
             tensor.copy_(tensors[key])

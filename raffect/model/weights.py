@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-import json
 import os
 import sys
 import types
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raffect.config import EMBEDDED_MODEL, EncoderConfig
+from raffect.data.records import parse_object
 from raffect.errors import RaffectError
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
@@ -91,7 +91,7 @@ def read_model_config(model: str) -> dict[str, Any]:
     if file is None:
         near = difflib.get_close_matches(model, model_configs(), n=3, cutoff=0.5)
         raise RaffectError(f"--encoder.model {model}: no such model" + (f"; did you mean {', '.join(near)}?" if near else "") + "; `raffect models list` shows all")
-    return json.loads(file.read_text())
+    return parse_object(file.read_bytes(), file, "install raffect and open_clip_torch again")
 
 
 @cache

@@ -12,7 +12,7 @@ from raffect.config import PrepareConfig
 from raffect.data.affwild2 import COMPLETE
 from raffect.data.annotations import Annotations, read_annotations
 from raffect.data.features import read_values
-from raffect.data.importing import Imported, Problem
+from raffect.data.importing import Imported, Problem, SplitCounts
 from raffect.data.keys import Vocabulary, absent, positions
 from raffect.data.manifest import Listing, list_images
 from raffect.data.synthetic import is_synthetic
@@ -48,6 +48,18 @@ class Coverage:
     missing_videos: list[str]
     shares: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def counts(self) -> SplitCounts:
+        """The counts that every data set has."""
+        return SplitCounts(
+            task=self.task.name,
+            split=self.split,
+            rows=self.lines,
+            labelled=self.annotated,
+            with_image=self.with_image,
+            groups=self.videos,
+        )
+
 
 def import_affwild2(config: PrepareConfig) -> Imported:
     """Read an ABAW edition and list its images.
@@ -69,6 +81,7 @@ def import_affwild2(config: PrepareConfig) -> Imported:
         edition=annotations.edition,
         digest=annotations.digest,
         synthetic=synthetic,
+        counts=[part.counts for part in coverage],
         lines=_report(listing, annotations, coverage, listed_s, synthetic),
         problems=_all_problems(annotations, listing, coverage),
     )

@@ -54,14 +54,14 @@ def _run_stages(config: DemoConfig, say: Callable[[str], None]) -> None:
         counts = write_synthetic(tree, config.frames, config.seed, progress=progress.advance)
     say(f"    {counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images in {tree}")
     say("2/7 prepare: find the images, read the annotations, say what is missing")
-    _indent(prepare(PrepareConfig(images=(tree / "cropped_aligned",), annotations=tree / EDITION, out=data))[:-2], say)
+    _indent(prepare(PrepareConfig(images=(tree / "cropped_aligned",), annotations=tree / EDITION, out=data)).lines()[:-2], say)
     say(f"3/7 extract: encode every frame with {EMBEDDED_MODEL}, the small CLIP that ships with raffect")
     encoder = EncoderConfig(model=EMBEDDED_MODEL, weights="embedded")
     _indent(extract(ExtractConfig(manifest=data / "manifest.parquet", bank=bank, encoder=encoder, shard_rows=_SHARD_ROWS)).lines(), say)
     say("4/7 verify: every byte as committed, every frame once")
-    lines, complete = check(BankVerifyConfig(bank=bank, manifest=data / "manifest.parquet"))
-    _indent(lines, say)
-    if not complete:
+    found = check(BankVerifyConfig(bank=bank, manifest=data / "manifest.parquet"))
+    _indent(found.lines(), say)
+    if not found.ok:
         raise RaffectError(f"{bank} is not complete; delete {config.out} and run the demo again")
     say(f"5/7 tune: the paper's recipe for EXPR over alpha, {_SEEDS} seeds each, and plain ERM beside it; {_EPOCHS} epochs, not 32")
     common: dict[str, Any] = {"bank": bank, "labels": data, "seed": config.seed, "epochs": _EPOCHS}

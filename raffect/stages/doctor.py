@@ -1,4 +1,7 @@
-"""`raffect doctor`: did I install it right? Every failing line ends with the mend; the whole can be pasted into an issue."""
+"""`raffect doctor`: did I install it right? Every failing line ends with the fix.
+
+The whole can be pasted into an issue.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _MIN_FREE_BYTES = 10_000_000_000
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, whether it is right (None: for information), and what was found or how to mend it."""
+    """What was looked at, whether it is right (None: for information), and what to know or fix."""
 
     name: str
     ok: bool | None
@@ -37,12 +40,56 @@ class Check:
         return f"{mark} {self.name:10} {self.text}"
 
 
-def diagnose(config: DoctorConfig) -> Iterator[Check]:
-    """Run every check; a check that breaks is a failing line, never a traceback."""
+@dataclass(frozen=True)
+class Diagnosis:
+    """All checks, in order."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """Those that failed."""
+        return tuple(check for check in self.checks if check.ok is False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether none failed."""
+        return not self.failed
+
+    @property
+    def conclusion(self) -> str:
+        """The last line."""
+        return f"{len(self.failed)} check(s) failed" if self.failed else "all is well"
+
+    def lines(self) -> list[str]:
+        """A line a check, and the conclusion."""
+        return [*(check.line() for check in self.checks), self.conclusion]
+
+
+def diagnose(config: DoctorConfig, on_check: Callable[[Check], None] = lambda check: None) -> Diagnosis:
+    """Run every check; a check that breaks is a failing line, never a traceback.
+
+    Args:
+        config: What to look at.
+        on_check: Called with each check as soon as it is done.
+    """
+    checks = []
+    for check in _run_checks(config):
+        on_check(check)
+        checks.append(check)
+    return Diagnosis(tuple(checks))
+
+
+def _run_checks(config: DoctorConfig) -> Iterator[Check]:
     checks: list[tuple[str, Callable[[], Iterator[Check]]]] = [
-        ("python", _check_python), ("packages", _check_packages), ("gpu", _check_gpu), ("disk", _check_disk), ("weights", _check_weights),
-        ("data", lambda: _check_data(config.data)), ("bank", lambda: _check_bank(config.bank)),
-    ]  # fmt: skip
+        ("python", _check_python),
+        ("packages", _check_packages),
+        ("gpu", _check_gpu),
+        ("disk", _check_disk),
+        ("weights", _check_weights),
+        ("data", lambda: _check_data(config.data)),
+        ("bank", lambda: _check_bank(config.bank)),
+    ]
     if config.start_ray:
         checks.append(("ray", _check_ray))
     for name, check in checks:
@@ -51,7 +98,8 @@ def diagnose(config: DoctorConfig) -> Iterator[Check]:
         except RaffectError as error:
             yield Check(name, False, str(error))
         except Exception as error:  # a doctor reports whatever it meets
-            yield Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; please report it with this output")
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            yield Check(name, False, f"{reason}; please report it with this output")
 
 
 def _check_python() -> Iterator[Check]:
@@ -138,15 +186,12 @@ def _check_bank(folder: Path | None) -> Iterator[Check]:
         yield Check("bank", None, "not looked at; name one with --bank")
         return
     from raffect.data.bank import Bank
-    from raffect.stages.bank import describe_bank
+    from raffect.stages.bank_facts import describe_bank
 
-    facts = describe_bank(Bank(folder).require())
-    missing = facts["planned"] - facts["rows"] - facts["rejects"]
-    yield Check(
-        "bank",
-        missing == 0,
-        f"{facts['rows']:,} features, {facts['rejects']:,} rejects of {facts['planned']:,}" + (f"; {missing:,} are missing: run `raffect extract` again" if missing else ""),
-    )
+    facts = describe_bank(Bank(folder))
+    missing = f"; {facts.missing:,} are missing: run `raffect extract` again" if facts.missing else ""
+    counts = f"{facts.rows:,} features, {facts.rejects:,} rejects of {facts.planned:,}"
+    yield Check("bank", facts.missing == 0, counts + missing)
 
 
 def _check_ray() -> Iterator[Check]:

@@ -22,19 +22,17 @@ import pyarrow as pa
 
 from raffect.config import EMBEDDED_MODEL, ExtractConfig
 from raffect.data.atomic import write_atomic
-from raffect.data.bank import DEFAULT_SHARD_ROWS, Bank, Plan
-from raffect.data.frames import PACKED_SUFFIX, BadFrame, read_frames
+from raffect.data.bank import Bank, Plan
 from raffect.data.keys import Vocabulary, encode_video, positions
 from raffect.data.manifest import is_synthetic_manifest, read_manifest
 from raffect.errors import RaffectError
 from raffect.model.weights import EMBEDDED_STAMP, Source, read_model_config, resolve
-from raffect.stages.progress import Progress, format_bytes, format_seconds
+from raffect.stages.notes import ShardStats, read_notes
+from raffect.stages.progress import Progress
 from raffect.stages.provenance import describe_run
 from raffect.stages.runtime import cluster_gpus, configure_data, explain_stop, ray_session
 from raffect.stages.shards import EncodeShard, Geometry, LoadEncoder, commit_shard, read_shard, to_item
-from raffect.stages.summary import Summary, Tally, summarise
-
-_SAMPLE = 64
+from raffect.stages.summary import ExtractSummary, Tally, summarise
 
 WAVE = 16_384
 """Shards of one dataset, 33 million frames. Each costs the driver 1 ms and 5 kB before the first one moves and some more until
@@ -52,7 +50,7 @@ def load_clip(config, device, threads):
     return load_encoder(config, device)
 
 
-def extract(config: ExtractConfig, load: LoadEncoder = load_clip, geometry: Geometry | None = None) -> Summary:
+def extract(config: ExtractConfig, load: LoadEncoder = load_clip, geometry: Geometry | None = None) -> ExtractSummary:
     """Encode what the bank lacks of a manifest.
 
     Args:
@@ -64,13 +62,13 @@ def extract(config: ExtractConfig, load: LoadEncoder = load_clip, geometry: Geom
         What was done. A finished bank is left alone without loading an encoder.
 
     Raises:
-        RaffectError: If the manifest is none, the bank is another encoder's, or weights are missing.
+        RaffectError: If there is no manifest, the bank is another encoder's, or weights are missing.
     """
     manifest = read_manifest(config.manifest)
     bank = Bank(config.bank.absolute())
-    _check_embedded(config, manifest)
+    check_embedded(config, manifest)
     if not bank.exists and bank.path.exists() and (not bank.path.is_dir() or any(bank.path.iterdir())):
-        raise RaffectError(f"--bank {config.bank}: exists and is no bank; name a new or an empty folder")
+        raise RaffectError(f"--bank {config.bank}: exists and is not a bank; name a new or an empty folder")
     # Nothing is written before everything that can be checked without an encoder was checked.
     if _is_finished(bank, manifest):
         if load is load_clip:
@@ -80,7 +78,7 @@ def extract(config: ExtractConfig, load: LoadEncoder = load_clip, geometry: Geom
         geometry = _read_geometry(resolve(config.encoder))
         _check_model(config, bank)
     plan = bank.extend_plan(manifest, config.shard_rows)
-    todo = _choose_shards(bank, plan, config.limit)
+    todo = choose_shards(bank, plan, config.limit)
     with ray_session(config.address):
         tally, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)
     _check_shared(bank, tally)
@@ -90,7 +88,7 @@ def extract(config: ExtractConfig, load: LoadEncoder = load_clip, geometry: Geom
 
 
 def _is_finished(bank: Bank, manifest: pa.Table) -> bool:
-    return bank.exists and not len(bank.unplanned(manifest)) and not _choose_shards(bank, bank.plan, None)
+    return bank.exists and not len(bank.unplanned(manifest)) and not choose_shards(bank, bank.plan, None)
 
 
 def _check_shared(bank: Bank, tally: Tally) -> None:
@@ -99,48 +97,12 @@ def _check_shared(bank: Bank, tally: Tally) -> None:
         raise RaffectError(f"{bank.path}: {len(unseen)} shards that workers committed are not there; put --bank on storage that every machine sees under the same path")
 
 
-def dry_run(config: ExtractConfig) -> list[str]:
-    """What `extract` would do and how long it would take here, from a probe of readers and encoder; writes nothing."""
-    from raffect.model.encoder import load_encoder
+def check_embedded(config: ExtractConfig, manifest: pa.Table) -> None:
+    """Refuse photographs for the embedded encoder, unless a user insists.
 
-    manifest = read_manifest(config.manifest)
-    _check_embedded(config, manifest)
-    bank = Bank(config.bank.absolute())
-    frames = len(manifest)
-    if bank.exists:
-        frames = len(bank.unplanned(manifest)) + int(np.diff(bank.plan.offsets)[_choose_shards(bank, bank.plan, None)].sum())
-    frames = min(frames, config.limit or frames)
-    start = time.perf_counter()
-    if manifest["root"][0].as_py().endswith(PACKED_SUFFIX):  # read a row group at a time, as the run does
-        picked = manifest.slice(0, DEFAULT_SHARD_ROWS)
-    else:
-        picked = manifest.take(np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)))
-    bad = sum(isinstance(frame, BadFrame) for frame in read_frames(picked))
-    read_s = (time.perf_counter() - start) / len(picked)
-    encoder = load_encoder(config.encoder, "cpu" if config.device == "cpu" or config.gpus_per_actor == 0 else None)
-    notes = ["nothing was written"]
-    if bank.exists and (found := bank.read_identity()):
-        found.require_equal(encoder.identity if config.encoder.precision != "auto" else replace(encoder.identity, precision=found.precision), bank.path)
-        if found.precision != encoder.identity.precision:
-            notes.insert(
-                0,
-                f"note: the bank is {found.precision}; extract on a device like this one would be {encoder.identity.precision} and refused, unless you add --encoder.precision {found.precision}",
-            )
-    rate = encoder.probe() * max(1, config.num_actors if encoder.device.type == "cuda" else 1)
-    size = frames * (2 * encoder.identity.dim + 6)
-    identity = encoder.identity
-    return [
-        f"would encode {frames:,} of {len(manifest):,} frames in shards of {bank.plan.shard_rows if bank.exists else config.shard_rows or DEFAULT_SHARD_ROWS} into {bank.path}",
-        f"encoder: {identity.model}, {identity.weights}, {identity.precision}, {identity.dim}-d, on {encoder.device}" + (f" [{identity.stamp}]" if identity.stamp else ""),
-        f"size: about {format_bytes(size)}",
-        f"probe: one reader {1 / read_s:,.0f} frames/s ({bad} of {len(picked)} sample frames unreadable), encoder {rate:,.0f} frames/s",
-        f"time: about {format_seconds(frames / rate)} of encoding on this machine's device"
-        + (f", {format_seconds(frames / rate / 2)} on two like it" if frames / rate > 3600 else ""),
-        *notes,
-    ]
-
-
-def _check_embedded(config: ExtractConfig, manifest: pa.Table) -> None:
+    Raises:
+        RaffectError: If the manifest lists images that raffect did not draw.
+    """
     if config.encoder.model == EMBEDDED_MODEL and not config.encoder.weights.startswith("random") and not is_synthetic_manifest(manifest) and not config.allow_embedded:
         raise RaffectError(
             f"{config.manifest} lists images that raffect did not draw, and the embedded encoder has never seen a photograph; "
@@ -171,7 +133,8 @@ def _read_geometry(source: Source) -> Geometry:
     return Geometry(size=side, interpolation=source.preprocess.get("interpolation", "bicubic"), resize_mode=source.preprocess.get("resize_mode", "shortest"))
 
 
-def _choose_shards(bank: Bank, plan: Plan, limit: int | None) -> list[int]:
+def choose_shards(bank: Bank, plan: Plan, limit: int | None) -> list[int]:
+    """Shards that are not committed, in order; with a limit the first ones that hold so many frames."""
     done = bank.read_commits()
     todo = [shard for shard in range(plan.num_shards) if shard not in done]
     if limit is not None:
@@ -231,11 +194,11 @@ def _run_pipeline(config: ExtractConfig, bank: Bank, todo: list[int], manifest: 
     with Progress("extract", int(np.diff(bank.plan.offsets)[todo].sum())) as progress:
         try:
             for row in _iter_stats(config, bank, todo, manifest, load, geometry, placement):
-                notes = json.loads(row["stats"])
-                if "failure" in notes:
-                    raise RaffectError(notes["failure"])
-                tally.add(notes)
-                progress.advance(notes["rows"] + notes["rejects"])
+                if row["failure"] is not None:
+                    raise RaffectError(row["failure"])
+                stats = read_notes(ShardStats, row["stats"], str(bank.path))
+                tally.add(stats)
+                progress.advance(stats.rows + stats.rejects)
         except (ExecutionTimeoutError, RayError, OSError) as error:  # an OSError is Ray's too: it lost this machine's node
             raise RaffectError(f"{explain_stop(error, placement.device)}; what is committed is kept, the same command goes on from there") from error
     return tally, time.perf_counter() - start, placement
@@ -281,7 +244,7 @@ def iter_items(plan: Plan, todo: list[int], manifest: pa.Table, where: np.ndarra
         yield to_item(shard, pa.table({"video": columns["video"], "frame": rows["frame"].combine_chunks(), "root": columns["root"], "path": rows["path"].combine_chunks()}))
 
 
-def _record(config: ExtractConfig, bank: Bank, summary: Summary) -> None:
+def _record(config: ExtractConfig, bank: Bank, summary: ExtractSummary) -> None:
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}.json"
-    content = {"run": describe_run().to_json(), "config": asdict(config), "summary": asdict(summary)}
+    content = {"run": describe_run().to_json(), "config": asdict(config), "summary": summary.to_json()}
     write_atomic(bank.path / "runs" / name, (json.dumps(content, indent=1, default=str) + "\n").encode())

@@ -1,4 +1,4 @@
-"""`raffect models`: which encoders there are, where their weights lie, and getting and checking them."""
+"""`raffect models`: which encoders there are, and how to find, get and check their weights."""
 
 from __future__ import annotations
 
@@ -8,61 +8,132 @@ import re
 import socket
 import time
 import urllib.parse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from raffect.config import ModelsListConfig, ModelsPathConfig, ModelsPullConfig, ModelsVerifyConfig
+from raffect.config import EncoderConfig, ModelsListConfig, ModelsPathConfig, ModelsPullConfig, ModelsVerifyConfig
+from raffect.data.tables import table_of
 from raffect.errors import RaffectError
 from raffect.model.weights import find_tag_file, get_tag_config, list_tags, model_configs, read_model_config, resolve, weights_folder
 from raffect.stages.progress import format_bytes
 
 
-def list_models(config: ModelsListConfig) -> list[str]:
-    """One line a model and tag, present ones marked."""
-    out = []
-    for model in model_configs():
-        if config.pattern.lower() in model.lower():
-            for tag in list_tags(model) or ["-"]:
-                file = find_tag_file(model, tag) if tag != "-" else None
-                if file or not config.present:
-                    out.append(f"{'*' if file else ' '} {model:40} {tag:32} {file or ''}".rstrip())
-    return [*out, "", f"* is on this machine; random:SEED works for every model; weights are looked for in {weights_folder()} first"]
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A model, a tag of its weights (``-`` without any), and their file if it is on this machine."""
+
+    model: str
+    tag: str
+    file: Path | None
+
+    def line(self) -> str:
+        """As `raffect models list` shows it; a star marks what is on this machine."""
+        return f"{'*' if self.file else ' '} {self.model:40} {self.tag:32} {self.file or ''}".rstrip()
 
 
-def path(config: ModelsPathConfig) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class ModelList:
+    """Models and their weights, by name; ``folder`` is where weights are looked for first."""
+
+    weights: tuple[Weights, ...]
+    folder: Path
+
+    def lines(self) -> list[str]:
+        """A table for people."""
+        hint = "* is on this machine; random:SEED works for every model"
+        return [
+            *(each.line() for each in self.weights),
+            "",
+            f"{hint}; weights are looked for in {self.folder} first",
+        ]
+
+    def to_pandas(self) -> Any:
+        """A data frame with columns model, tag and file (None for what is not on this machine)."""
+        return table_of(self.weights, Weights).to_pandas()
+
+
+def list_models(config: ModelsListConfig) -> ModelList:
+    """Encoders that open_clip has, and the one that ships with raffect."""
+    names = [model for model in model_configs() if config.pattern.lower() in model.lower()]
+    found = [Weights(model=model, tag=tag, file=find_tag_file(model, tag) if tag != "-" else None) for model in names for tag in list_tags(model) or ["-"]]
+    kept = tuple(each for each in found if each.file or not config.present)
+    return ModelList(weights=kept, folder=weights_folder())
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """The file that `raffect extract` would load."""
+
+    file: Path
+
+    def lines(self) -> list[str]:
+        """The path alone, for scripts."""
+        return [str(self.file)]
+
+
+def path(config: ModelsPathConfig) -> WeightsFile:
     """The file that `raffect extract` would load.
 
     Raises:
-        RaffectError: If there is none; says where to put it.
+        RaffectError: If there is no such file; the line says where to put it.
     """
     source = resolve(config.encoder)
     if source.file is None:
         raise RaffectError(f"{config.encoder.weights} are made on the spot and have no file")
-    return [str(source.file)]
+    return WeightsFile(file=source.file)
 
 
-def pull(config: ModelsPullConfig) -> list[str]:
-    """Download a tag's weights through open_clip; they stay in its cache, where every command finds them.
+@dataclass(frozen=True, kw_only=True)
+class PullReport:
+    """What was downloaded: the file, its size in bytes, and whether it was here already."""
+
+    model: str
+    tag: str
+    file: Path
+    size_bytes: int
+    was_here: bool
+
+    def lines(self) -> list[str]:
+        """A report for people."""
+        file = f"{self.file} ({format_bytes(self.size_bytes)})"
+        if self.was_here:
+            return [f"already here: {file}"]
+        words = f"--encoder.model {self.model} --encoder.weights {self.tag}"
+        return [f"pulled: {file}", f"next: raffect models verify {words}"]
+
+
+def pull(config: ModelsPullConfig) -> PullReport:
+    """Download a tag's weights through open_clip, into its cache, where every command finds them.
 
     Raises:
-        RaffectError: If the weights are no tag, or the network is out of reach.
+        RaffectError: If the weights are not a tag, or the network is out of reach.
     """
     model, tag = config.encoder.model, config.encoder.weights
     read_model_config(model)
-    if file := find_tag_file(model, tag):
-        return [f"already here: {file} ({format_bytes(file.stat().st_size)})"]
+    file = find_tag_file(model, tag)
+    was_here = file is not None
+    if file is None:
+        file = _download(config.encoder)
+    return PullReport(model=model, tag=tag, file=file, size_bytes=file.stat().st_size, was_here=was_here)
+
+
+def _download(encoder: EncoderConfig) -> Path:
+    model, tag = encoder.model, encoder.weights
     if tag not in list_tags(model):
-        resolve(config.encoder)
-        raise RaffectError(f"--encoder.weights {tag}: only a tag can be pulled; {model} has {', '.join(list_tags(model)) or 'none'}")
+        resolve(encoder)
+        tags = ", ".join(list_tags(model)) or "none"
+        raise RaffectError(f"--encoder.weights {tag}: only a tag can be pulled; {model} has {tags}")
     _require_network(get_tag_config(model, tag))
     from open_clip.pretrained import download_pretrained
 
     try:
-        file = Path(download_pretrained(get_tag_config(model, tag)))
-    except Exception as error:  # the hub's, urllib's and open_clip's errors share no type; all mean that nothing came
+        return Path(download_pretrained(get_tag_config(model, tag)))
+    except Exception as error:  # they share no type; all mean that nothing came
+        reason = " ".join(str(error).split())[:160]
         raise RaffectError(
-            f"weights {tag} of {model} could not be downloaded ({' '.join(str(error).split())[:160]}); check the network, or bring the file by hand: `raffect models path` says where"
+            f"weights {tag} of {model} could not be downloaded ({reason}); check the network, or bring the file by hand: `raffect models path` says where"
         ) from error
-    return [f"pulled: {file} ({format_bytes(file.stat().st_size)})", f"next: raffect models verify --encoder.model {model} --encoder.weights {tag}"]
 
 
 def _require_network(entry: dict) -> None:
@@ -76,30 +147,73 @@ def _require_network(entry: dict) -> None:
         raise RaffectError(f"{host} is out of reach ({error.strerror or error}); check the network, or bring the file by hand: `raffect models path` says where") from error
 
 
-def verify(config: ModelsVerifyConfig) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class WeightsReport:
+    """What weights are.
+
+    Attributes:
+        file: Their file; None for random weights.
+        size_bytes: Its size; 0 without a file.
+        sha256: Of the file; empty without one.
+        is_published: Whether that is the hash that its authors published; False also where they did not.
+        num_values: Values of the image tower; all are finite.
+        dim: Length of a vector.
+        load_s: Seconds to load them.
+        fingerprint: SHA-256 of the loaded image tower, as a bank's identity has it.
+        stamp: What every result that rests on them must say; empty for pretrained weights.
+    """
+
+    file: Path | None
+    size_bytes: int
+    sha256: str
+    is_published: bool
+    num_values: int
+    dim: int
+    load_s: float
+    fingerprint: str
+    stamp: str
+
+    def lines(self) -> list[str]:
+        """A report for people."""
+        out = []
+        if self.file is not None:
+            out.append(f"file: {self.file} ({format_bytes(self.size_bytes)}), SHA-256 {self.sha256}")
+        if self.is_published:
+            out.append("published SHA-256: matches")
+        tower = f"{self.num_values:,} values, all finite, {self.dim}-d"
+        out.append(f"image tower: {tower}, loaded in {self.load_s:.1f} s")
+        out.append(f"fingerprint: {self.fingerprint}")
+        return out + ([f"stamp: {self.stamp}"] if self.stamp else [])
+
+
+def verify(config: ModelsVerifyConfig) -> WeightsReport:
     """Load weights as `raffect extract` would and say what they are.
 
     Raises:
-        RaffectError: If they are missing, damaged, of another model, not finite, or not the file their authors published.
+        RaffectError: If they are missing, damaged, of another model, not finite, or not the file
+            that was published.
     """
     source = resolve(config.encoder)
-    out = []
-    if source.file is not None:
-        sha256 = _sha256(source.file)
-        out.append(f"file: {source.file} ({format_bytes(source.file.stat().st_size)}), SHA-256 {sha256}")
-        if published := _published_sha256(source.model, source.name, source.file):
-            if not sha256.startswith(published):
-                raise RaffectError(f"{source.file}: SHA-256 begins with {sha256[:8]}, its authors published {published[:8]}; delete the file and pull it again")
-            out.append("published SHA-256: matches")
+    sha256 = _sha256(source.file) if source.file else ""
+    published = _published_sha256(source.model, source.name, source.file) if source.file else None
+    if published and not sha256.startswith(published):
+        raise RaffectError(f"{source.file}: SHA-256 begins with {sha256[:8]}, its authors published {published[:8]}; delete the file and pull it again")
     from raffect.model.encoder import load_encoder
 
     start = time.perf_counter()
     encoder = load_encoder(config.encoder, "cpu")
-    identity = encoder.identity
-    parameters = sum(tensor.numel() for tensor in encoder.tower.state_dict().values())
-    out.append(f"image tower: {parameters:,} values, all finite, {identity.dim}-d, loaded in {time.perf_counter() - start:.1f} s")
-    out.append(f"fingerprint: {identity.weights_sha256}")
-    return out + ([f"stamp: {identity.stamp}"] if identity.stamp else [])
+    load_s = time.perf_counter() - start
+    return WeightsReport(
+        file=source.file,
+        size_bytes=source.file.stat().st_size if source.file else 0,
+        sha256=sha256,
+        is_published=published is not None,
+        num_values=sum(tensor.numel() for tensor in encoder.tower.state_dict().values()),
+        dim=encoder.identity.dim,
+        load_s=load_s,
+        fingerprint=encoder.identity.weights_sha256,
+        stamp=encoder.identity.stamp,
+    )
 
 
 def _published_sha256(model: str, tag: str, file: Path) -> str | None:

@@ -1,10 +1,11 @@
-"""Packing: loose frames become Parquet files with one row group a shard, still encoded, so that a shard is one read."""
+"""Packing: loose frames become Parquet files, still encoded, whose row groups are shards."""
 
 from __future__ import annotations
 
 import hashlib
 import shlex
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,43 +27,85 @@ _SOURCE, _FILES = "source", "files"
 _READERS = 8
 
 
-def pack(config: PackConfig) -> list[str]:
-    """Pack a manifest's frames. Frames that cannot be read keep a row with the reason; files that are there already are kept.
+@dataclass(frozen=True, kw_only=True)
+class PackReport:
+    """What was packed.
 
-    Returns:
-        The report, line by line.
+    Attributes:
+        manifest: The manifest of the packed frames.
+        files: Packed files, in order.
+        frames: Frames in them.
+        size_bytes: Their size together.
+        unreadable: Frames that this run could not read; they keep a row and become rejects.
+        gone: Frames packed before whose pictures are gone; their files were left as they are.
+        shard_rows: Frames a row group.
+    """
+
+    manifest: Path
+    files: tuple[Path, ...]
+    frames: int
+    size_bytes: int
+    unreadable: int
+    gone: int
+    shard_rows: int
+
+    def lines(self) -> list[str]:
+        """A report for people."""
+        files = f"{len(self.files)} file(s), {format_bytes(self.size_bytes)}"
+        unreadable = f"{self.unreadable:,} could not be read and will be rejects"
+        out = [f"packed {self.frames:,} frames into {files}; {unreadable}"]
+        if self.gone:
+            out.append(f"kept: the pictures of {self.gone:,} packed frames are gone; files that hold any of them were left as they are")
+        rows = "" if self.shard_rows == DEFAULT_SHARD_ROWS else f" --shard-rows {self.shard_rows}"
+        manifest = shlex.quote(str(self.manifest))
+        return [*out, f"next: raffect extract --manifest {manifest} --bank BANK{rows}"]
+
+
+def pack(config: PackConfig) -> PackReport:
+    """Pack a manifest's frames.
+
+    Frames that cannot be read keep a row with the reason; files that are there already are kept.
 
     Raises:
-        RaffectError: If the manifest is packed already.
+        RaffectError: If there is no manifest, or it is packed already.
     """
     manifest = read_manifest(config.manifest)
     if manifest["root"][0].as_py().endswith(PACKED_SUFFIX):
         raise RaffectError(f"{config.manifest}: its frames are packed already")
     out = config.out.absolute()
     per_file = config.shard_rows * config.groups_per_file
-    roots, paths, unreadable, gone, size = [], [], 0, 0, 0
+    starts = range(0, len(manifest), per_file)
+    files = [out / f"frames-{number:05d}{PACKED_SUFFIX}" for number in range(len(starts))]
+    unreadable = gone = 0
     with Progress("pack", len(manifest)) as progress:
-        for number, start in enumerate(range(0, len(manifest), per_file)):
+        for file, start in zip(files, starts, strict=True):
             rows = manifest.slice(start, per_file)
-            file = out / f"frames-{number:05d}{PACKED_SUFFIX}"
             is_packed, missing = _find_packed(file, rows, config.shard_rows)
             gone += missing
             if is_packed:
                 progress.advance(len(rows))
             else:
                 unreadable += _pack_file(file, rows, config.shard_rows, progress)
-            size += file.stat().st_size
-            index = np.arange(len(rows))
-            roots += [str(file)] * len(rows)
-            paths += [f"{row // config.shard_rows}/{row % config.shard_rows}" for row in index.tolist()]
-    table = pa.table({"video": manifest["video"], "frame": manifest["frame"], "path": pa.array(paths, pa.string()), "root": pa.array(roots, pa.string()).dictionary_encode()})
+    table = _point_into(files, manifest, per_file, config.shard_rows)
     write_manifest(table, out / "manifest.parquet", is_synthetic_manifest(manifest))
-    return [
-        f"packed {len(manifest):,} frames into {len(set(roots))} file(s), {format_bytes(size)}; {unreadable:,} could not be read and will be rejects",
-        *([f"kept: the pictures of {gone:,} packed frames are gone; files that hold any of them were left as they are"] if gone else []),
-        f"next: raffect extract --manifest {shlex.quote(str(out / 'manifest.parquet'))} --bank BANK"
-        + ("" if config.shard_rows == DEFAULT_SHARD_ROWS else f" --shard-rows {config.shard_rows}"),
-    ]
+    return PackReport(
+        manifest=out / "manifest.parquet",
+        files=tuple(files),
+        frames=len(manifest),
+        size_bytes=sum(file.stat().st_size for file in files),
+        unreadable=unreadable,
+        gone=gone,
+        shard_rows=config.shard_rows,
+    )
+
+
+def _point_into(files: list[Path], manifest: pa.Table, per_file: int, shard_rows: int) -> pa.Table:
+    """The manifest whose paths are ``<row group>/<row>`` of packed files."""
+    row = np.arange(len(manifest))
+    group, place = np.divmod(row % per_file, shard_rows)
+    paths = [f"{one}/{other}" for one, other in zip(group.tolist(), place.tolist(), strict=True)]
+    roots = pa.DictionaryArray.from_arrays(pa.array(row // per_file, pa.int32()), pa.array([str(file) for file in files], pa.string()))
+    return pa.table({"video": manifest["video"], "frame": manifest["frame"], "path": pa.array(paths, pa.string()), "root": roots})
 
 
 def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) -> int:
@@ -102,7 +145,7 @@ def _find_packed(file: Path, rows: pa.Table, shard_rows: int) -> tuple[bool, int
     marks = _mark_files(rows)
     if gone := sum(mark is None and not bad for mark, bad in zip(marks, unreadable, strict=True)):
         return True, gone  # packing again could only lose
-    # Frames that could not be read may have been mended since, so such a file is made again.
+    # Frames that could not be read may have been replaced since, so such a file is made again.
     return not unreadable.any() and about.get(_FILES) == _digest_marks(marks), 0
 
 
@@ -115,7 +158,7 @@ def _digest(rows: pa.Table) -> str:
 
 
 def _mark_files(rows: pa.Table) -> list[tuple[int, int] | None]:
-    """Size and time of each file, by which one that was mended is known; None for one that is not there."""
+    """Size and time of each file, by which one that was replaced is known; None for one that is not there."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(_mark, rows["root"].to_pylist(), rows["path"].to_pylist()))
 

@@ -1,4 +1,4 @@
-"""`raffect prepare`: images and labels of a data set become a manifest and label tables, and what is missing gets a name."""
+"""`raffect prepare`: images and labels become a manifest and label tables; it lists what is missing."""
 
 from __future__ import annotations
 
@@ -6,59 +6,113 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from raffect.config import PrepareConfig
 from raffect.data.atomic import write_atomic
 from raffect.data.folder import import_folder
-from raffect.data.importing import Imported, Problem
+from raffect.data.importing import Imported, Problem, SplitCounts
 from raffect.data.manifest import write_manifest
 from raffect.data.table import import_table
-from raffect.data.tables import write_table
+from raffect.data.tables import table_of, write_table
 from raffect.stages.affwild2 import import_affwild2
 
-IMPORTERS: dict[str, Callable[[PrepareConfig], Imported]] = {"affwild2": import_affwild2, "table": import_table, "folder": import_folder}
+IMPORTERS: dict[str, Callable[[PrepareConfig], Imported]] = {
+    "affwild2": import_affwild2,
+    "table": import_table,
+    "folder": import_folder,
+}
 """By the name that ``--dataset`` has for them."""
 
 _SHOWN = 10
 
 
-def prepare(config: PrepareConfig) -> list[str]:
-    """Write ``manifest.parquet``, ``labels/*.parquet`` and ``problems.csv``.
+@dataclass(frozen=True, kw_only=True)
+class PrepareReport:
+    """What was prepared.
 
-    Returns:
-        The report, line by line.
+    Attributes:
+        manifest: The manifest that was written.
+        labels: Name of each task -> its label table.
+        problems_file: A CSV file of all problems.
+        frames: Images in the manifest.
+        counts: How much of each split of each task there is.
+        problems: All that was wrong, in the order of the files.
+        groups: What intervals and folds keep together: videos, subjects or pictures.
+        edition: Which edition or file the labels come from.
+        synthetic: Whether raffect drew every image.
+        found: What the importer found, for people.
+    """
+
+    manifest: Path
+    labels: Mapping[str, Path]
+    problems_file: Path
+    frames: int
+    counts: tuple[SplitCounts, ...]
+    problems: tuple[Problem, ...]
+    groups: str
+    edition: str
+    synthetic: bool
+    found: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """A report for people: what was found and written, first problems, and the next command."""
+        lines = list(self.found)
+        if self.problems:
+            lines.append(f"problems: {len(self.problems):,}, all in {self.problems_file}; the first ones:")
+            lines += [f"  {problem}" for problem in self.problems[:_SHOWN]]
+        labels = ", and no labels"
+        if self.labels:
+            labels = f" and {self.manifest.parent}/labels/ ({', '.join(sorted(self.labels))})"
+        encoder = " --encoder.model raffect-faces --encoder.weights embedded" if self.synthetic else ""
+        return [
+            *lines,
+            f"wrote {self.manifest}{labels}",
+            f"next: raffect extract --manifest {shlex.quote(str(self.manifest))} --bank BANK{encoder}",
+        ]
+
+    def to_pandas(self) -> Any:
+        """A data frame, a row a split of a task, with the fields of `SplitCounts`."""
+        return table_of(self.counts, SplitCounts).to_pandas()
+
+
+def prepare(config: PrepareConfig) -> PrepareReport:
+    """Write ``manifest.parquet``, ``labels/*.parquet`` and ``problems.csv``.
 
     Raises:
         RaffectError: If no image is found, or what should be labels is not.
     """
     found = IMPORTERS[config.dataset](config)
-    write_manifest(found.manifest, config.out / "manifest.parquet", found.synthetic)
-    for stale in {file.stem for file in (config.out / "labels").glob("*.parquet")} - {task.name for task in found.labels}:
-        (config.out / "labels" / f"{stale}.parquet").unlink()  # of other labels, prepared here before
+    manifest, folder = config.out / "manifest.parquet", config.out / "labels"
+    write_manifest(found.manifest, manifest, found.synthetic)
+    labels = {task.name: folder / f"{task.name}.parquet" for task in found.labels}
+    for stale in {file.stem for file in folder.glob("*.parquet")} - labels.keys():
+        (folder / f"{stale}.parquet").unlink()  # of other labels, prepared here before
     for task, table in found.labels.items():
         metadata = {"raffect": "labels/2", "task": json.dumps(task.to_json()), "groups": found.groups}
         metadata |= {"edition": found.edition, "digest": found.digest, "synthetic": str(found.synthetic).lower()}
-        write_table(table, config.out / "labels" / f"{task.name}.parquet", metadata)
-    _write_problems(found.problems, config)
-    return [*found.lines, *_closing_lines(config, found)]
+        write_table(table, labels[task.name], metadata)
+    _write_problems(found.problems, config.out / "problems.csv")
+    return PrepareReport(
+        manifest=manifest,
+        labels=labels,
+        problems_file=config.out / "problems.csv",
+        frames=len(found.manifest),
+        counts=tuple(found.counts),
+        problems=tuple(found.problems),
+        groups=found.groups,
+        edition=found.edition,
+        synthetic=found.synthetic,
+        found=tuple(found.lines),
+    )
 
 
-def _write_problems(problems: list[Problem], config: PrepareConfig) -> None:
+def _write_problems(problems: list[Problem], file: Path) -> None:
     sink = io.StringIO()
     writer = csv.writer(sink)
     writer.writerow(["file", "line", "problem"])
     writer.writerows([problem.file, problem.line or "", problem.what] for problem in problems)
-    write_atomic(config.out / "problems.csv", sink.getvalue().encode())
-
-
-def _closing_lines(config: PrepareConfig, found: Imported) -> list[str]:
-    """The first problems, what was written, and the command that comes next."""
-    lines = []
-    if found.problems:
-        lines += [f"problems: {len(found.problems):,}, all in {config.out / 'problems.csv'}; the first ones:"]
-        lines += [f"  {problem.file}{f':{problem.line}' if problem.line else ''}: {problem.what}" for problem in found.problems[:_SHOWN]]
-    labels = f" and {config.out}/labels/ ({', '.join(sorted(task.name for task in found.labels))})" if found.labels else ", and no labels"
-    lines.append(f"wrote {config.out}/manifest.parquet{labels}")
-    encoder = " --encoder.model raffect-faces --encoder.weights embedded" if found.synthetic else ""
-    return [*lines, f"next: raffect extract --manifest {shlex.quote(str(config.out / 'manifest.parquet'))} --bank BANK{encoder}"]
+    write_atomic(file, sink.getvalue().encode())

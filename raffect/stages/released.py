@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,18 +36,60 @@ IDENTITY = dict(
 _PARSERS: dict[Task, Callable[[bytes], tuple[int, ...]]] = {EXPR: parse_expression, AU: parse_units}
 
 
-def import_released(config: BankImportConfig) -> list[str]:
-    """Bring one split into a bank and its labels into ``out/labels/<task>.parquet``; run once a split.
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """What was imported.
 
-    Returns:
-        The report, line by line.
+    Attributes:
+        bank: The bank.
+        labels: The label table.
+        task: Name of the task.
+        split: ``train``, ``validation`` or ``test``.
+        listed: Frames of the list file.
+        written: Those that are in the bank since this run.
+        kept: Those that were there already.
+        differing: Those of them that the bank has with other features.
+        stamp: What every result that rests on the bank must say.
+    """
+
+    bank: Path
+    labels: Path
+    task: str
+    split: str
+    listed: int
+    written: int
+    kept: int
+    differing: int
+    stamp: str
+
+    @property
+    def waiting(self) -> int:
+        """Frames that share a shard with planned frames that are not listed here."""
+        return self.listed - self.written - self.kept
+
+    def lines(self) -> list[str]:
+        """A report for people."""
+        frames = f"{self.written:,} of {self.listed:,} {self.task} {self.split} frames"
+        out = [f"imported {frames} into {self.bank}; labels in {self.labels}"]
+        if self.kept:
+            differ = f", {self.differing:,} of them with other features: if those are wrong, import into a new --bank"
+            out.append(f"kept: {self.kept:,} were there already{differ if self.differing else ''}")
+        if self.waiting:
+            out.append(f"waiting: {self.waiting:,} share a shard with frames that are planned and not listed here; import those as well")
+        return [*out, f"stamp: {self.stamp} (encoder taken on trust)"]
+
+
+def import_released(config: BankImportConfig) -> ImportReport:
+    """Bring one split into a bank, and its labels into ``out/labels/<task>.parquet``.
 
     Raises:
         RaffectError: If h5py is missing, the files do not fit together, or a line is wrong.
     """
     task = next((task for task in _PARSERS if task.name == config.task), None)
     if task is None:
-        raise RaffectError(f"--task {config.task}: the released code has features of {' and '.join(task.name for task in _PARSERS)}")
+        names = " and ".join(task.name for task in _PARSERS)
+        raise RaffectError(f"--task {config.task}: the released code has features of {names}")
+    # Both files, which belong together by position
     split, features = _read_features(config.features)
     videos, frames, labels = _read_list(config.list, task)
     if len(videos) != len(features):
@@ -56,16 +99,43 @@ def import_released(config: BankImportConfig) -> list[str]:
     keys = pa.table({"video": pa.array(videos, pa.string()), "frame": pa.array(frames, pa.int32()), "row": np.arange(len(videos))}).sort_by(
         [("video", "ascending"), ("frame", "ascending")]
     )
-    order = keys["row"].to_numpy()
     _require_unique(keys, config.list)
+    # The bank
     bank = Bank(config.bank.absolute())
     identity = Identity(dim=features.shape[1], **IDENTITY)  # ty: ignore[invalid-argument-type]
     bank.claim(identity)
+    written, kept, differing = _write_shards(bank, identity, keys, features)
+    return ImportReport(
+        bank=bank.path,
+        labels=_write_labels(config, task, keys, labels[keys["row"].to_numpy()], split),
+        task=config.task,
+        split=split,
+        listed=len(keys),
+        written=written,
+        kept=kept,
+        differing=differing,
+        stamp=identity.stamp,
+    )
+
+
+def _write_shards(bank: Bank, identity: Identity, keys: pa.Table, features: np.ndarray) -> tuple[int, int, int]:
+    """Commit the shards of which all rows are listed.
+
+    Args:
+        bank: The bank.
+        identity: What made the features.
+        keys: ``video, frame, row``, sorted; ``row`` is the row of ``features``.
+        features: float16, shape (N, dim), in the order of the released file.
+
+    Returns:
+        How many rows were written, how many were there already, and how many of those with other
+        features.
+    """
     plan = bank.extend_plan(_with_planned(bank, keys))
     done = bank.read_commits()
-    vocabulary = Vocabulary(sorted(set(videos)))
-    listed = vocabulary.keys(keys)
-    written = kept = differ = 0
+    vocabulary = Vocabulary(keys["video"].unique().to_pylist())
+    listed, order = vocabulary.keys(keys), keys["row"].to_numpy()
+    written = kept = differing = 0
     with Progress("import", len(keys)) as progress:
         for shard in range(plan.num_shards):
             rows = plan.rows(shard)
@@ -73,18 +143,13 @@ def import_released(config: BankImportConfig) -> list[str]:
             own = where >= 0
             if shard in done and own.any():
                 kept += int(own.sum())
-                differ += int((read_shard_features(bank, shard, done[shard].sha256, identity.dim)[own] != features[order[where[own]]]).any(1).sum())
+                stored = read_shard_features(bank, shard, done[shard].sha256, identity.dim)
+                differing += int((stored[own] != features[order[where[own]]]).any(1).sum())
             elif own.all():  # others wait for their own split's import
                 bank.commit(shard, rows, np.ascontiguousarray(features[order[where]]), {}, identity)
                 written += len(rows)
             progress.advance(int(own.sum()))
-    path = _write_labels(config, task, keys, labels[order], split)
-    lines = [f"imported {written:,} of {len(keys):,} {config.task} {split} frames into {bank.path}; labels in {path}"]
-    if kept:
-        lines.append(f"kept: {kept:,} were there already" + (f", {differ:,} of them with other features: if those are wrong, import into a new --bank" if differ else ""))
-    if waiting := len(keys) - written - kept:
-        lines.append(f"waiting: {waiting:,} share a shard with frames that are planned and not listed here; import those as well")
-    return [*lines, "stamp: imported features (encoder taken on trust)"]
+    return written, kept, differing
 
 
 def _read_features(file: Path) -> tuple[str, np.ndarray]:
@@ -118,7 +183,7 @@ def _read_list(file: Path, task: Task) -> tuple[list[str], list[int], np.ndarray
             folder, name = path.decode().rsplit("/", 2)[-2:]
             stem = name.split(".")[0]
             if not (stem.isascii() and stem.isdigit() and 0 < int(stem) < 1 << 31):
-                raise ValueError(f"{name!r} is no frame number")
+                raise ValueError(f"{name!r} is not a frame number")
             labels.append(parse(label.strip()))
         except ValueError as error:
             raise RaffectError(f"{file}:{number}: expected <folder>/<video>/00001.jpg, a tab and a label ({error})") from None

@@ -8,11 +8,10 @@ Nothing here imports torch at module level: reading tasks would each pay 600 MB 
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,14 +20,17 @@ from PIL import Image
 
 from raffect.config import EncoderConfig
 from raffect.data.atomic import write_atomic
-from raffect.data.bank import Bank, Identity
-from raffect.data.cells import as_cell, read_cell
+from raffect.data.bank import Bank
+from raffect.data.cells import as_cell, read_cell, table_from_bytes, table_to_bytes
 from raffect.data.frames import BadFrame, decode, find_killers, read_contents, shrink
 from raffect.data.storage import explain
 from raffect.errors import RaffectError
+from raffect.stages.notes import EncodeNotes, ReadNotes, ShardStats, as_notes, read_notes
 
 if TYPE_CHECKING:
     from raffect.model.encoder import Encoder
+
+_REJECTS = pa.map_(pa.int32(), pa.string())
 
 LoadEncoder = Callable[[EncoderConfig, str, int], "Encoder"]
 """Builds the encoder in its actor from its configuration, a device and, on a CPU, a number of threads."""
@@ -45,10 +47,7 @@ class Geometry:
 
 def to_item(shard: int, rows: pa.Table) -> dict[str, Any]:
     """A dataset row that names a shard and carries its manifest rows."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as writer:
-        writer.write_table(rows)
-    return {"shard": shard, "rows": sink.getvalue().to_pybytes()}
+    return {"shard": shard, "rows": table_to_bytes(rows)}
 
 
 def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
@@ -63,19 +62,30 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
         geometry: The encoder's input.
 
     Returns:
-        One row: ``shard``, ``rows``, ``shapes`` (int32 pairs), ``pixels`` (uint8, frame after frame), ``notes`` (JSON).
+        One row: ``shard``, ``rows``, ``shapes`` (int32 pairs), ``pixels`` (uint8, frame after
+        frame), ``rejects`` (row -> reason), ``read`` (`ReadNotes`), and ``failure``, which stops
+        the run.
     """
     start, start_cpu = time.perf_counter(), time.process_time()
+    failure = None
     try:
         pile, rejects, read_s = _read_and_decode(table, bank, geometry)
     except Exception as error:
-        pile, rejects, read_s, failure = _Pile(0), {}, 0.0, {"failure": _describe(error, bank)}
-    else:
-        failure = {}
-    shapes = np.array(pile.shapes, np.int32).reshape(-1, 2)
-    elapsed = time.perf_counter() - start
-    notes = {"rejects": rejects, "read_s": read_s, "decode_s": elapsed - read_s, "read_cpu_s": time.process_time() - start_cpu} | failure
-    return pa.table({"shard": table["shard"], "rows": table["rows"], "shapes": [shapes.tobytes()], "pixels": as_cell(pile.pixels), "notes": [json.dumps(notes)]})
+        pile, rejects, read_s = _Pile(0), {}, 0.0
+        failure = _describe(error, bank)
+    elapsed, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
+    notes = ReadNotes(read_s=read_s, decode_s=max(0.0, elapsed - read_s), read_cpu_s=cpu_s)
+    return pa.table(
+        {
+            "shard": table["shard"],
+            "rows": table["rows"],
+            "shapes": [np.array(pile.shapes, np.int32).tobytes()],
+            "pixels": as_cell(pile.pixels),
+            "rejects": pa.array([list(rejects.items())], _REJECTS),
+            "read": as_notes(notes),
+            "failure": pa.array([failure], pa.string()),
+        }
+    )
 
 
 def _read_and_decode(table: pa.Table, bank: str, geometry: Geometry) -> tuple[_Pile, dict[int, str], float]:
@@ -145,47 +155,71 @@ class EncodeShard:
             self.failure = _describe(error, bank)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """``shard, rows, shapes, pixels, notes`` -> ``shard, rows, features, notes``."""
-        start = time.time()
-        notes = json.loads(table["notes"][0].as_py())
-        features = np.empty((0, 0), np.float16)
-        if self.failure is not None:
-            notes["failure"] = self.failure
-        if "failure" not in notes:
-            try:
-                features = self.encoder.encode(_split_pixels(table))
-            except RaffectError as error:
-                notes["failure"] = str(error)
-            if not np.isfinite(features).all():
-                notes["failure"] = f"the encoder gave NaN or infinity in {self.encoder.identity.precision}; use --encoder.precision float32 and a new --bank, or other weights"
-        if "failure" not in notes:
-            notes |= {
-                "encode_start": start, "encode_end": time.time(), "encoder": self.name, "batch_size": self.encoder.batch_size, "asked_batch_size": self.asked_batch_size,
-                "bare_frames_per_s": self.bare_frames_per_s, "identity": asdict(self.encoder.identity),
-            }  # fmt: skip
-        return pa.table({"shard": table["shard"], "rows": table["rows"], "features": as_cell(features), "notes": [json.dumps(notes)]})
+        """Encode what `read_shard` made.
+
+        Returns:
+            One row: ``shard, rows, rejects, read`` as they were, ``features`` (float16, frame
+            after frame), ``encode`` (`EncodeNotes`) and ``failure``.
+        """
+        start, notes, features = time.time(), None, np.empty((0, 0), np.float16)
+        failure = self.failure or table["failure"][0].as_py()
+        if failure is None:
+            features, failure = self._encode(table)
+        if failure is None:
+            notes = EncodeNotes(
+                encode_start=start,
+                encode_end=max(start, time.time()),
+                encoder=self.name,
+                batch_size=self.encoder.batch_size,
+                asked_batch_size=self.asked_batch_size,
+                bare_frames_per_s=self.bare_frames_per_s,
+                identity=self.encoder.identity,
+            )
+        kept = {name: table[name] for name in ("shard", "rows", "rejects", "read")}
+        answer = {"features": as_cell(features), "encode": as_notes(notes)}
+        return pa.table(kept | answer | {"failure": pa.array([failure], pa.string())})
+
+    def _encode(self, table: pa.Table) -> tuple[np.ndarray, str | None]:
+        """Features of a shard, and what is wrong with them."""
+        try:
+            features = self.encoder.encode(_split_pixels(table))
+        except RaffectError as error:
+            return np.empty((0, 0), np.float16), str(error)
+        if np.isfinite(features).all():
+            return features, None
+        return features, (f"the encoder gave NaN or infinity in {self.encoder.identity.precision}; use --encoder.precision float32 and a new --bank, or other weights")
 
 
 def commit_shard(table: pa.Table, bank: str) -> pa.Table:
     """Write a shard into the bank.
 
     Returns:
-        One row: ``stats`` (JSON), which is all that reaches the driver; a ``failure`` in it stops the run.
+        One row, which is all that reaches the driver: ``stats`` (`ShardStats`), or ``failure``,
+        which stops the run.
     """
     start, start_cpu = time.perf_counter(), time.process_time()
-    notes = json.loads(table["notes"][0].as_py())
-    if "failure" not in notes:
-        identity = Identity(**notes.pop("identity"))
-        rejects = {int(row): reason for row, reason in notes.pop("rejects").items()}
-        features = read_cell(table["features"]).view(np.float16).reshape(-1, identity.dim)
+    failure, stats = table["failure"][0].as_py(), None
+    if failure is None:
         try:
-            record = Bank(bank).commit(table["shard"][0].as_py(), _rows(table), features, rejects, identity)
+            read = read_notes(ReadNotes, table["read"][0].as_py(), bank)
+            encode = read_notes(EncodeNotes, table["encode"][0].as_py(), bank)
+            features = read_cell(table["features"]).view(np.float16).reshape(-1, encode.identity.dim)
+            rejects = dict(table["rejects"][0].as_py())
+            record = Bank(bank).commit(table["shard"][0].as_py(), _rows(table), features, rejects, encode.identity)
         except Exception as error:
-            notes["failure"] = _describe(error, bank)
+            failure = _describe(error, bank)
         else:
-            notes |= {"shard": record.shard, "rows": record.rows, "rejects": record.rejects, "bytes": sum(size for size, _ in record.files.values())}
-    notes |= {"commit_s": time.perf_counter() - start, "commit_cpu_s": time.process_time() - start_cpu}
-    return pa.table({"stats": [json.dumps(notes)]})
+            stats = ShardStats(
+                shard=record.shard,
+                rows=record.rows,
+                rejects=record.rejects,
+                size_bytes=record.size_bytes,
+                read=read,
+                encode=encode,
+                commit_s=time.perf_counter() - start,
+                commit_cpu_s=time.process_time() - start_cpu,
+            )
+    return pa.table({"stats": as_notes(stats), "failure": pa.array([failure], pa.string())})
 
 
 def _describe(error: Exception, bank: str) -> str:
@@ -196,11 +230,11 @@ def _describe(error: Exception, bank: str) -> str:
         return f"{bank}: {line}"
     if not isinstance(error, OSError):
         raise error
-    return f"{bank}: cannot write ({error.strerror or error}); make room or mend the folder, then run the same command again"
+    return f"{bank}: cannot write ({error.strerror or error}); make room or fix the folder, then run the same command again"
 
 
 def _rows(table: pa.Table) -> pa.Table:
-    return pa.ipc.open_stream(table["rows"][0].as_py()).read_all()
+    return table_from_bytes(table["rows"][0].as_py())
 
 
 def _split_pixels(table: pa.Table) -> list[np.ndarray]:

@@ -36,7 +36,7 @@ def write(path: Path, text: str) -> Path:
 
 def run(tmp_path: Path, images: Path, **settings):
     """Prepare, and read what came of it: lines, manifest rows, label table by task name, problems."""
-    lines = prepare(PrepareConfig(images=(images,), out=tmp_path / "data", **settings))
+    lines = prepare(PrepareConfig(images=(images,), out=tmp_path / "data", **settings)).lines()
     manifest = [(row["video"], row["frame"], row["path"]) for row in read_manifest(tmp_path / "data" / "manifest.parquet").to_pylist()]
     labels = {file.stem: read_labels(file) for file in (tmp_path / "data" / "labels").glob("*.parquet")}
     problems = list(csv.DictReader((tmp_path / "data" / "problems.csv").open()))

@@ -7,7 +7,6 @@ is the last that happens (death) or fails for want of space (full). Then the sam
 import contextlib
 import errno
 import hashlib
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -24,9 +23,9 @@ from raffect.data.bank import Bank, Identity
 from raffect.data.verify import verify
 from raffect.errors import RaffectError
 from raffect.recipe import HeadConfig, LossConfig, SamConfig
+from raffect.stages.shards import EncodeShard, Geometry, commit_shard, read_shard, to_item
 from raffect.training import train as training
 from raffect.training.job import BatchJob
-from raffect.stages.shards import EncodeShard, Geometry, commit_shard, read_shard, to_item
 
 FRAMES, SHARD_ROWS = 10, 4
 
@@ -98,9 +97,9 @@ def extract(folder: Path, manifest: pa.Table) -> None:
         rows = manifest.slice(plan.offsets[shard], plan.offsets[shard + 1] - plan.offsets[shard])
         table = pa.table({name: [value] for name, value in to_item(shard, rows).items()})
         encoded = EncodeShard(EncoderConfig(), str(folder), "cpu", 1, lambda config, device, threads: Mean())(read_shard(table, str(folder), Geometry(size=8)))
-        stats = json.loads(commit_shard(encoded, str(folder))["stats"][0].as_py())
-        if "failure" in stats:
-            raise RaffectError(stats["failure"])
+        failure = commit_shard(encoded, str(folder))["failure"][0].as_py()
+        if failure is not None:
+            raise RaffectError(failure)
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """`raffect bank`: info, verify, export, import, and the one-liners of docs/bank.md as they stand there."""
 
-import json
 import os
 import re
 import time
@@ -19,7 +18,8 @@ from raffect.data.features import read_features
 from raffect.data.tables import read_labels
 from raffect.data.verify import verify
 from raffect.errors import RaffectError
-from raffect.stages.bank import export, info
+from raffect.stages.bank import info
+from raffect.stages.export import export
 from raffect.stages.released import import_released
 
 DOCS = Path(__file__).parents[2] / "docs" / "bank.md"
@@ -47,10 +47,10 @@ def test_the_one_liners_of_the_specification_read_the_bank(tool, bank, monkeypat
 
 
 def test_info_counts_what_there_is(bank):
-    facts = json.loads(info(BankInfoConfig(bank=bank.path, json=True))[0])
-    assert (facts["rows"], facts["rejects"], facts["planned"], facts["videos"]) == (32, 1, 33, 2)
-    assert facts["digest"] == bank.digest()
-    assert any("32 features + 1 rejects of 33" in line for line in info(BankInfoConfig(bank=bank.path)))
+    facts = info(BankInfoConfig(bank=bank.path))
+    assert (facts.rows, facts.rejects, facts.planned, facts.videos) == (32, 1, 33, 2)
+    assert facts.digest == bank.digest()
+    assert any("32 features + 1 rejects of 33" in line for line in info(BankInfoConfig(bank=bank.path)).lines())
 
 
 def test_verify_exits_one_until_the_bank_is_whole_again(bank, capsys):
@@ -130,9 +130,9 @@ def test_importing_twice_or_after_a_stop_changes_nothing(tmp_path):
 
 def test_importing_a_corrected_file_says_what_is_kept_and_what_differs(tmp_path):
     released(tmp_path, "train", {"v1": 3000})
-    assert import_released(importing(tmp_path, "train"))[0].startswith("imported 3,000 of 3,000 expr train frames")
+    assert import_released(importing(tmp_path, "train")).lines()[0].startswith("imported 3,000 of 3,000 expr train frames")
     released(tmp_path, "train", {"v1": 3000, "v2": 10}, seed=1)
-    lines = import_released(importing(tmp_path, "train"))
+    lines = import_released(importing(tmp_path, "train")).lines()
     assert lines[0].startswith("imported 10 of 3,010 expr train frames")
     assert "kept: 3,000 were there already, 3,000 of them with other features" in lines[1]
 
@@ -163,9 +163,9 @@ def test_damage_is_not_exported_and_an_unfinished_bank_says_so(bank, tmp_path):
         export(BankExportConfig(bank=bank.path, out=tmp_path / "out"))
     bank.shard_path(0).write_bytes(whole)
     bank.commit_path(2).unlink()
-    assert "not extracted yet" in export(BankExportConfig(bank=bank.path, out=tmp_path / "out"))[0]
+    assert "not extracted yet" in export(BankExportConfig(bank=bank.path, out=tmp_path / "out")).lines()[0]
     bank.shard_path(0).unlink()
-    assert any("broken: 1" in line for line in info(BankInfoConfig(bank=bank.path)))
+    assert any("broken: 1" in line for line in info(BankInfoConfig(bank=bank.path)).lines())
 
 
 def test_rejects_are_read_again_on_request(bank, capsys):

@@ -21,10 +21,10 @@ def no_weights_here(tmp_path, monkeypatch):
     monkeypatch.setenv("RAFFECT_WEIGHTS", str(tmp_path / "weights"))
 
 
-def test_the_doctor_names_what_is_missing_and_the_mend(tmp_path, prepared):
+def test_the_doctor_names_what_is_missing_and_the_fix(tmp_path, prepared):
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}))
     bank.commit_path(1).unlink()
-    checks = {check.name: check for check in doctor.diagnose(DoctorConfig(data=prepared, bank=bank.path, start_ray=False))}
+    checks = {check.name: check for check in doctor.diagnose(DoctorConfig(data=prepared, bank=bank.path, start_ray=False)).checks}
     assert checks["python"].ok
     assert checks["packages"].ok
     assert checks["data"].ok
@@ -35,7 +35,7 @@ def test_the_doctor_names_what_is_missing_and_the_mend(tmp_path, prepared):
 
 def test_the_doctor_survives_whatever_it_meets(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: (_ for _ in ()).throw(RuntimeError("boom\nbang")))
-    checks = list(doctor.diagnose(DoctorConfig(data=tmp_path / "gone", start_ray=False)))
+    checks = doctor.diagnose(DoctorConfig(data=tmp_path / "gone", start_ray=False)).checks
     lines = {check.name: check.line() for check in checks}
     assert "boom bang" in lines["disk"]
     assert "raffect prepare" in lines["data"]
@@ -58,14 +58,14 @@ def test_the_doctor_starts_ray(local_ray):
 
 
 def test_models_lists_what_is_here():
-    lines = models.list_models(ModelsListConfig(present=True))
+    lines = models.list_models(ModelsListConfig(present=True)).lines()
     assert any("raffect-faces" in line and line.startswith("*") for line in lines)
-    lines = models.list_models(ModelsListConfig(pattern="l-14-quick"))
+    lines = models.list_models(ModelsListConfig(pattern="l-14-quick")).lines()
     assert any(line.split() == ["ViT-L-14-quickgelu", "openai"] for line in lines)
 
 
 def test_models_verify_prints_the_fingerprint():
-    text = "\n".join(models.verify(ModelsVerifyConfig(encoder=EMBEDDED)))
+    text = "\n".join(models.verify(ModelsVerifyConfig(encoder=EMBEDDED)).lines())
     assert "all finite" in text
     assert "stamp: embedded encoder" in text
 
@@ -93,7 +93,7 @@ def test_pull_without_a_network_fails_in_a_moment(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(RaffectError, match="huggingface.co is out of reach"):
         models.pull(ModelsPullConfig(encoder=EncoderConfig(model="ViT-B-16-quickgelu")))
-    assert "already here" in models.pull(ModelsPullConfig(encoder=EMBEDDED))[0]
+    assert "already here" in models.pull(ModelsPullConfig(encoder=EMBEDDED)).lines()[0]
     with pytest.raises(RaffectError, match="only a tag can be pulled"):
         models.pull(ModelsPullConfig(encoder=EncoderConfig(model="ViT-B-16-quickgelu", weights="random:0")))
 

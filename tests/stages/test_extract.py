@@ -26,7 +26,8 @@ from raffect.errors import RaffectError
 from raffect.model.encoder import Encoder, build_model, load_encoder
 from raffect.model.weights import resolve
 from raffect.stages.bank import check
-from raffect.stages.extract import dry_run, extract, place_encoders
+from raffect.stages.estimate import estimate
+from raffect.stages.extract import extract, place_encoders
 from raffect.stages.pack import pack
 from raffect.stages.prepare import prepare
 from raffect.stages.runtime import NO_PROGRESS_S
@@ -70,8 +71,8 @@ def test_features_are_the_encoders_own_in_the_order_of_the_manifest(bank, config
 
 
 def test_the_bank_proves_itself_and_says_what_it_rests_on(bank, config):
-    lines, complete = check(BankVerifyConfig(bank=config.bank, manifest=config.manifest))
-    assert complete, lines
+    report = check(BankVerifyConfig(bank=config.bank, manifest=config.manifest))
+    assert report.ok, report.lines()
     assert bank.read_identity().stamp == "embedded encoder, drawn faces"
     runs = [json.loads(file.read_text()) for file in sorted((config.bank / "runs").glob("*.json"))]
     assert len(runs) == 2
@@ -142,8 +143,9 @@ def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reason
     write_manifest(manifest, tmp_path / "m.parquet", synthetic=True)
     loose = extract(ExtractConfig(manifest=tmp_path / "m.parquet", bank=tmp_path / "loose", encoder=TINY, shard_rows=40))
     report = pack(PackConfig(manifest=tmp_path / "m.parquet", out=tmp_path / "packed", shard_rows=40, groups_per_file=2))
-    assert "2 could not be read" in report[0]
-    assert "2 file(s)" in report[0]
+    assert (report.unreadable, len(report.files), report.frames) == (2, 2, 90)
+    assert report.size_bytes == sum(file.stat().st_size for file in report.files)
+    assert "into 2 file(s)" in report.lines()[0]
     (root / paths[3]).unlink()  # the packed copy alone is read now
     packed = extract(ExtractConfig(manifest=tmp_path / "packed" / "manifest.parquet", bank=tmp_path / "packed-bank", encoder=TINY, shard_rows=40))
     for summary in (loose, packed):
@@ -156,7 +158,7 @@ def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reason
 
 def test_a_folder_that_is_no_bank_is_left_alone(config, tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
-    with pytest.raises(RaffectError, match="is no bank"):
+    with pytest.raises(RaffectError, match="is not a bank"):
         extract(replace(config, bank=tmp_path))
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -169,7 +171,7 @@ def test_images_that_were_not_drawn_need_allow_embedded(config, tmp_path):
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(config, tmp_path):
-    lines = dry_run(replace(config, bank=tmp_path / "bank"))
+    lines = estimate(replace(config, bank=tmp_path / "bank")).lines()
     assert "would encode" in lines[0]
     assert any("frames/s" in line for line in lines)
     assert not (tmp_path / "bank").exists()
@@ -237,14 +239,14 @@ def test_a_dry_run_takes_the_device_and_the_precision_that_the_run_would(config,
     bank = Bank(tmp_path / "bank")
     bank.extend_plan(read_manifest(config.manifest), 32)
     bank.claim(load(config.encoder, "cpu").identity)
-    assert "would encode" in dry_run(replace(config, bank=bank.path, device="cpu"))[0]
-    assert "would encode" in dry_run(replace(config, bank=bank.path, gpus_per_actor=0.0))[0]
-    lines = dry_run(replace(config, bank=bank.path))
+    assert "would encode" in estimate(replace(config, bank=bank.path, device="cpu")).lines()[0]
+    assert "would encode" in estimate(replace(config, bank=bank.path, gpus_per_actor=0.0)).lines()[0]
+    lines = estimate(replace(config, bank=bank.path)).lines()
     assert "would encode" in lines[0]
     assert any("refused, unless you add --encoder.precision float32" in line for line in lines)
     assert seen == ["cpu", "cpu", "cpu", None]
     with pytest.raises(RaffectError, match="precision"):
-        dry_run(replace(config, bank=bank.path, encoder=replace(config.encoder, precision="bfloat16")))
+        estimate(replace(config, bank=bank.path, encoder=replace(config.encoder, precision="bfloat16")))
 
 
 @pytest.mark.cluster

@@ -54,7 +54,7 @@ def test_pictures_that_are_gone_leave_their_copies(config, tmp_path):
     pack(config)
     content = holds(config)
     os.rename(tmp_path / "images" / "v", tmp_path / "elsewhere")
-    assert any(re.match("kept: the pictures of [56] packed frames are gone", line) for line in pack(config))
+    assert any(re.match("kept: the pictures of [56] packed frames are gone", line) for line in pack(config).lines())
     assert holds(config) == content
 
 
@@ -63,5 +63,5 @@ def test_other_frames_are_packed_again(config):
     before = stamp(config)
     manifest = read_manifest(config.manifest)
     write_manifest(manifest.slice(0, 5).replace_schema_metadata(None).set_column(1, "frame", pa.array(range(1, 6), pa.int32())), config.manifest, synthetic=True)
-    assert "packed 5 frames" in pack(config)[0]
+    assert "packed 5 frames" in pack(config).lines()[0]
     assert stamp(config) != before

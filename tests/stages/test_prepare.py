@@ -60,8 +60,8 @@ def test_missing_videos_wrong_lines_and_images_beyond_the_last_line_are_named(tm
     folder.mkdir(parents=True)
     (folder / "a_left.txt").write_text(f"{HEADERS[EXPR]}\n1\n9\n-1\n")
     (folder / "b.txt").write_text(f"{HEADERS[EXPR]}\n1\n")
-    lines = prepare(PrepareConfig(images=(tmp_path / "images",), annotations=tmp_path, out=tmp_path / "out"))
-    text = "\n".join(lines)
+    report = prepare(PrepareConfig(images=(tmp_path / "images",), annotations=tmp_path, out=tmp_path / "out"))
+    text = "\n".join(report.lines())
     assert "1 of 2 expr train videos have no image folder: b" in text
     assert "597,361" in text
     with (tmp_path / "out" / "problems.csv").open() as handle:
@@ -101,7 +101,7 @@ def test_links_that_leave_the_root_are_one_line_and_pipes_among_annotations_are_
     (images / "loop").symlink_to("loop")
     shutil.copytree(tree / EDITION, annotations)
     os.mkfifo(annotations / TASK_FOLDERS["expr"] / "Train_Set" / "pipe.txt")
-    lines = prepare(PrepareConfig(images=(images,), annotations=annotations, out=tmp_path / "data"))
+    lines = prepare(PrepareConfig(images=(images,), annotations=annotations, out=tmp_path / "data")).lines()
     assert len(read_manifest(tmp_path / "data" / "manifest.parquet")) == sum(1 for _ in (tree / "cropped_aligned").glob("*/*.jpg"))
     (line,) = (line for line in lines if line.startswith("links: "))
     assert f"{len(list(images.iterdir())) - 1} lead out of their image root and are followed" in line

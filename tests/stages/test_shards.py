@@ -1,6 +1,5 @@
 """The three steps without Ray: what crosses between them, attempts, and failures that travel as data."""
 
-import json
 import os
 
 import numpy as np
@@ -14,6 +13,7 @@ from raffect.data import frames
 from raffect.data.bank import Bank
 from raffect.data.verify import verify
 from raffect.errors import RaffectError
+from raffect.stages.notes import EncodeNotes, ReadNotes, ShardStats, read_notes
 from raffect.stages.shards import EncodeShard, Geometry, commit_shard, read_shard, to_item
 from raffect.stages.summary import Tally, summarise
 
@@ -58,12 +58,18 @@ def as_table(rows):
 def run(bank, rows, load=lambda config, device, threads: Mean()):
     read = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
     encode = EncodeShard(EncoderConfig(), str(bank.path), "cpu", os.cpu_count(), load)
-    return json.loads(commit_shard(encode(read), str(bank.path))["stats"][0].as_py())
+    return answer(encode(read), bank)
+
+
+def answer(encoded, bank):
+    """Statistics of a shard, or why there are none."""
+    row = commit_shard(encoded, str(bank.path)).to_pylist()[0]
+    return row["failure"] or read_notes(ShardStats, row["stats"], "bank")
 
 
 def test_frames_of_mixed_sizes_cross_unmixed_and_large_ones_shrunk(bank, rows):
     stats = run(bank, rows)
-    assert (stats["rows"], stats["rejects"]) == (5, 0)
+    assert (stats.rows, stats.rejects) == (5, 0)
     from raffect.data.features import read_shard_features
 
     stored = read_shard_features(bank, 0, bank.read_commits()[0].sha256, 6)
@@ -76,17 +82,17 @@ def test_a_shard_of_bad_frames_alone_is_committed_as_rejects(bank, rows, tmp_pat
     for file in (tmp_path / "v").iterdir():
         file.write_bytes(b"")
     stats = run(bank, rows)
-    assert (stats["rows"], stats["rejects"]) == (0, 5)
+    assert (stats.rows, stats.rejects) == (0, 5)
     assert verify(bank).complete
 
 
 def test_a_frame_that_killed_an_earlier_attempt_is_rejected_alone(bank, rows, monkeypatch):
     deadly = "import os\nimport raffect.data.frames as f\nreal = f.decode\ndef deadly(content):\n    pixels = real(content)\n    if pixels[0, 0, 0] == 120:\n        os.abort()\n    return pixels\nf.decode = deadly\n"
     monkeypatch.setattr(frames, "_TRIAL", deadly + frames._TRIAL)
-    assert run(bank, rows)["rejects"] == 0  # without a note nothing is tried in a child
+    assert run(bank, rows).rejects == 0  # without a note nothing is tried in a child
     bank.commit_path(0).unlink()
     bank.attempt_path(0).touch()
-    assert run(bank, rows)["rejects"] == 1
+    assert run(bank, rows).rejects == 1
     assert bank.read_rejects(bank.read_commits().values()).to_pylist() == [{"video": "v", "frame": 3, "reason": "kills its decoder (SIGABRT)"}]
     assert verify(bank).complete
 
@@ -106,7 +112,7 @@ def test_an_encoder_that_cannot_be_loaded_is_a_failure_in_the_statistics(bank, r
     def load(config, device, threads):
         raise RaffectError("weights are not on this machine; bring them")
 
-    assert run(bank, rows, load)["failure"] == "weights are not on this machine; bring them"
+    assert run(bank, rows, load) == "weights are not on this machine; bring them"
     assert not bank.commit_path(0).exists()
 
 
@@ -115,11 +121,10 @@ def test_a_full_disk_is_a_failure_that_names_the_bank_and_leaves_nothing_half_wr
     encoded = EncodeShard(EncoderConfig(), str(bank.path), "cpu", 1, lambda config, device, threads: Mean())(read)
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    stats = json.loads(commit_shard(encoded, str(bank.path))["stats"][0].as_py())
-    assert f"{bank.path}: cannot write (No space left on device)" in stats["failure"]
+    assert f"{bank.path}: cannot write (No space left on device)" in answer(encoded, bank)
     assert bank.read_commits() == {}
     monkeypatch.setattr(os, "fsync", real)
-    assert run(bank, rows)["rows"] == 5
+    assert run(bank, rows).rows == 5
     assert verify(bank).complete
 
 
@@ -132,7 +137,7 @@ def test_handing_pixels_over_copies_them_once(bank, rows):
 
 def test_a_root_that_is_gone_stops_the_run_and_rejects_nothing(bank, rows):
     gone = rows.set_column(2, "root", pa.array(["/unmounted"] * len(rows)))
-    assert "/unmounted: image root cannot be read" in run(bank, gone)["failure"]
+    assert "/unmounted: image root cannot be read" in run(bank, gone)
     assert bank.read_commits() == {}
 
 
@@ -141,7 +146,7 @@ def test_vectors_that_are_not_finite_are_never_committed(bank, rows):
         def encode(self, pictures):
             return np.full((len(pictures), 6), np.nan, np.float16)
 
-    assert "NaN" in run(bank, rows, lambda config, device, threads: Broken())["failure"]
+    assert "NaN" in run(bank, rows, lambda config, device, threads: Broken())
     assert bank.read_commits() == {}
 
 
@@ -154,3 +159,25 @@ def test_a_batch_that_the_probe_already_cut_is_said(bank, rows):
     tally = Tally()
     tally.add(run(bank, rows, lambda config, device, threads: Small()))
     assert any("batches were cut to 2" in note for note in summarise(bank, tally).notes)
+
+
+@pytest.mark.parametrize("step", ["read", "encode"])
+def test_notes_of_another_version_are_one_line(bank, rows, step):
+    read = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
+    encoded = EncodeShard(EncoderConfig(), str(bank.path), "cpu", 1, lambda config, device, threads: Mean())(read)
+    column = encoded.column_names.index(step)
+    line = answer(encoded.set_column(column, step, pa.array([b'{"more": 1}'])), bank)
+    assert line.startswith(f"{bank.path}: notes between two steps: damaged, ")
+    assert line.endswith("; install the same raffect on every machine, then run the same command again")
+    assert "\n" not in line
+    assert bank.read_commits() == {}
+
+
+@pytest.mark.parametrize("kind", [ReadNotes, EncodeNotes, ShardStats])
+def test_negative_times_are_refused(kind, bank, rows):
+    stats = run(bank, rows)
+    notes = {ReadNotes: stats.read, EncodeNotes: stats.encode, ShardStats: stats}[kind]
+    assert kind.from_json(notes.to_bytes(), "x", "do") == notes
+    name = {ReadNotes: "read_s", EncodeNotes: "encode_start", ShardStats: "commit_s"}[kind]
+    with pytest.raises(RaffectError, match=f"x: damaged, {name} -1.0: .*greater than or equal to 0; do"):
+        kind.from_json(notes.to_json() | {name: -1.0}, "x", "do")

@@ -158,7 +158,7 @@ def test_a_task_comes_back_from_json_as_it_was(task):
     ],
 )
 def test_a_damaged_task_is_one_line_with_its_file(change):
-    with pytest.raises(RaffectError, match=r"^labels/x.parquet: its task is not one that raffect knows"):
+    with pytest.raises(RaffectError, match=r"^labels/x.parquet, its task: damaged, .*`raffect prepare`$"):
         Task.from_json(MOODS.to_json() | change, "labels/x.parquet")
 
 

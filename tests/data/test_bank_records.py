@@ -1,0 +1,129 @@
+"""The JSON files of a bank: what is read back, and each fault of a hostile one as one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from conftest import IDENTITY, fill_bank, make_manifest
+
+from raffect.data.bank import Bank
+from raffect.data.bank_records import BankFile, Commit, parse_commit
+from raffect.data.synthetic import MARKER, write_synthetic
+from raffect.data.verify import verify
+from raffect.errors import RaffectError
+
+COMMIT = Commit(shard=3, rows=15, rejects=1, files={
+    "shards/000003.parquet": (900, "a" * 64), "rejects/000003.parquet": (80, "b" * 64),
+})  # fmt: skip
+
+
+def test_bytes_are_those_of_the_first_format():
+    old = json.dumps({"format": 1, "identity": asdict(IDENTITY)}, indent=1) + "\n"
+    assert BankFile(identity=IDENTITY).to_bytes() == old.encode()
+    assert COMMIT.to_bytes() == (json.dumps(asdict(COMMIT), indent=1) + "\n").encode()
+
+
+def test_what_is_written_is_read_again_with_the_same_digest(tmp_path):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}), rejects={1: {2: "empty file"}})
+    assert bank.read_identity() == IDENTITY
+    record = bank.read_commits()[1]
+    assert Commit.from_json(bank.commit_path(1).read_bytes(), "x", "y") == record
+    assert parse_commit("000003.json", COMMIT.to_bytes()) == COMMIT
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"dim": 0}, "identity.dim 0: input should be greater than or equal to 1"),
+        ({"dim": 10**9}, "identity.dim 1000000000: input should be less than or equal to 65536"),
+        ({"dim": "6"}, "identity.dim '6': input should be a valid integer"),
+        ({"model": ""}, "identity.model '': string should have at least 1 character"),
+        ({"precision": "int8"}, "identity.precision 'int8': input should be"),
+        ({"normalised": True}, "identity.normalised True: input should be False"),
+        ({"preprocess": {"mean": ["x"]}}, "identity.preprocess.mean"),
+        ({"preprocess": {"mean": {"more": [[1]]}}}, "identity.preprocess.mean"),
+        ({"weights": 7}, "identity.weights 7: input should be a valid string"),
+        ({"more": 1}, "identity.more: unexpected keyword argument"),
+    ],
+)
+def test_a_fault_of_an_identity_is_one_line_with_its_remedy(tmp_path, change, fault):
+    content = {"format": 1, "identity": IDENTITY.to_json() | change}
+    (tmp_path / "bank.json").write_text(json.dumps(content))
+    with pytest.raises(RaffectError) as caught:
+        Bank(tmp_path).read_identity()
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path}/bank.json: damaged, ")
+    assert line.endswith("; restore it from a backup or extract into a new bank")
+    assert fault in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"format":' * 50_000])
+def test_a_bank_json_that_is_not_json_is_one_line(tmp_path, content):
+    (tmp_path / "bank.json").write_bytes(content)
+    with pytest.raises(RaffectError, match=r"bank\.json: damaged, .*; restore it from a backup"):
+        Bank(tmp_path).read_identity()
+
+
+@pytest.mark.parametrize("other", [0, 2, "1", None, [1]])
+def test_a_bank_of_another_format_says_which_and_what_to_do(tmp_path, other):
+    content = json.dumps({"format": other, "identity": {"of": "the future"}, "more": 1})
+    (tmp_path / "bank.json").write_text(content)
+    with pytest.raises(RaffectError) as caught:
+        Bank(tmp_path).read_identity()
+    assert str(caught.value) == (
+        f"{tmp_path}/bank.json: format {other!r}, this program reads 1; use the raffect that wrote it, or restore it from a backup or extract into a new bank"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shard": 2},
+        {"shard": -3},
+        {"shard": "3"},
+        {"rows": -1},
+        {"rows": 1e400},
+        {"rejects": None},
+        {"rejects": 0},
+        {"files": {}},
+        {"files": []},
+        {"files": {"shards/000003.parquet": [900, "a" * 64]}},
+        {"files": COMMIT.to_json()["files"] | {"../x": [1, "a" * 64]}},
+        {"files": COMMIT.to_json()["files"] | {"shards/000003.parquet": [-1, "a" * 64]}},
+        {"files": COMMIT.to_json()["files"] | {"shards/000003.parquet": [1.5, "a" * 64]}},
+        {"files": COMMIT.to_json()["files"] | {"shards/000003.parquet": [900, "a" * 63]}},
+        {"files": COMMIT.to_json()["files"] | {"shards/000003.parquet": [900, "a" * 64, 1]}},
+        {"more": 1},
+    ],
+)
+def test_a_damaged_commit_record_is_not_a_finished_shard(change):
+    assert parse_commit("000003.json", json.dumps(COMMIT.to_json() | change).encode()) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"\x00" * 99, b"[" * 100_000])
+def test_a_record_that_is_not_json_is_named_by_verify_and_encoded_again(tmp_path, content):
+    manifest = make_manifest({"a": 40})
+    bank = fill_bank(tmp_path / "bank", manifest)
+    bank.commit_path(1).write_bytes(content)
+    assert list(bank.read_commits()) == [0, 2]
+    found = verify(bank)
+    assert list(found.damaged) == [1]
+    assert "commit record is unreadable" in found.damaged[1]
+    assert found.damaged_rows == 16
+    assert verify(fill_bank(bank.path, manifest), manifest).complete
+
+
+def test_identities_compare_by_what_makes_vectors():
+    assert IDENTITY.differences(replace(IDENTITY, weights="other name", stamp="x")) == []
+    other = replace(IDENTITY, preprocess={"size": 5}, dim=7)
+    assert [line.partition(":")[0] for line in IDENTITY.differences(other)] == ["preprocess", "dim"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"spec": {"generator": "2"}}', b"[" * 100_000])
+def test_a_damaged_mark_of_a_drawn_data_set_is_one_line(tmp_path, content):
+    (tmp_path / MARKER).write_bytes(content)
+    with pytest.raises(RaffectError, match=f"{MARKER}: damaged, .*; delete its folder and draw it again"):
+        write_synthetic(tmp_path, 200, 0)

@@ -1,0 +1,223 @@
+"""Results of data and extraction commands: attributes agree with the disk, lines with what is printed."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import TINY, fill_bank, make_manifest
+
+import raffect
+from raffect.cli import main
+from raffect.config import (
+    BankExportConfig,
+    BankInfoConfig,
+    BankVerifyConfig,
+    DoctorConfig,
+    ModelsListConfig,
+    ModelsPathConfig,
+    ModelsVerifyConfig,
+)
+from raffect.data.synthetic import EDITION
+from raffect.data.verify import Verdict
+from raffect.stages import doctor, models
+from raffect.stages.bank import check, info
+from raffect.stages.bank_facts import BankFacts
+from raffect.stages.export import export
+
+REJECTS = {1: {3: "empty file"}}
+COUNTS = {"a": 20, "b": 13}
+
+
+@pytest.fixture
+def bank(tmp_path):
+    return fill_bank(tmp_path / "bank", make_manifest(COUNTS), rejects=REJECTS)
+
+
+def printed(capsys, words: str) -> list[str]:
+    capsys.readouterr()
+    main(shlex.split(words))
+    return capsys.readouterr().out.splitlines()
+
+
+def is_frozen(result) -> bool:
+    return dataclasses.is_dataclass(result) and result.__dataclass_params__.frozen
+
+
+@pytest.fixture(scope="module")
+def report(tree, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared")
+    roots = (tree / "cropped_aligned",)
+    return raffect.prepare(raffect.PrepareConfig(images=roots, annotations=tree / EDITION, out=out))
+
+
+def test_prepare_counts_what_is_on_the_disk(report):
+    assert is_frozen(report)
+    assert report.frames == len(raffect.read_manifest(report.manifest))
+    assert set(report.labels) == {"expr", "au", "va"}
+    assert report.synthetic
+    for name, path in report.labels.items():
+        splits = raffect.read_labels(path)["split"].to_pylist()
+        parts = {part.split: part for part in report.counts if part.task == name}
+        assert {split: part.rows for split, part in parts.items()} == {s: splits.count(s) for s in parts}
+        assert all(part.with_image <= part.labelled <= part.rows for part in parts.values())
+    rows = list(csv.DictReader(report.problems_file.open()))
+    assert [row["problem"] for row in rows] == [problem.what for problem in report.problems]
+
+
+def test_prepare_makes_a_data_frame_of_its_counts(report):
+    frame = report.to_pandas()
+    assert list(frame.columns) == ["task", "split", "rows", "labelled", "with_image", "groups"]
+    assert len(frame) == len(report.counts) == 6
+
+
+def test_prepare_prints_its_lines(report, tree, capsys):
+    images, annotations = tree / "cropped_aligned", tree / EDITION
+    out = printed(capsys, f"prepare --images {images} --annotations {annotations} --out {report.manifest.parent}")
+    told = [line for line in report.lines() if not line.startswith("images: ")]  # its seconds differ
+    assert [line for line in out if not line.startswith("images: ")] == told
+
+
+def test_a_notebook_prepares_extracts_and_reads(report, tmp_path, local_ray):
+    config = raffect.ExtractConfig(manifest=report.manifest, bank=tmp_path / "bank", encoder=TINY, shard_rows=100)
+    guess = raffect.estimate(config)
+    assert isinstance(guess, raffect.Estimate)
+    assert (guess.frames, guess.listed, guess.shard_rows) == (report.frames, report.frames, 100)
+    assert not (tmp_path / "bank").exists()
+    summary = raffect.extract(config)
+    assert isinstance(summary, raffect.ExtractSummary)
+    assert is_frozen(summary)
+    bank = raffect.Bank(tmp_path / "bank")
+    commits = bank.read_commits()
+    assert summary.rows == sum(commit.rows for commit in commits.values()) == report.frames
+    assert (summary.shards_done, summary.shards_planned) == (len(commits), bank.plan.num_shards)
+    assert summary.bytes_written == sum(path.stat().st_size for path in (bank.path / "shards").iterdir())
+    assert summary.batch_sizes == (TINY.batch_size or 8,)
+    assert set(summary.seconds_per_frame) == {"read", "decode", "wait", "encode", "commit", "feed_cpu"}
+    (run,) = (bank.path / "runs").iterdir()
+    stored = json.loads(run.read_bytes())["summary"]
+    assert raffect.ExtractSummary.from_json(stored, run, "extract again") == summary
+    again = raffect.extract(config)
+    assert (again.encoded, again.rows) == (0, summary.rows)
+    expr = raffect.read_labels(report.labels["expr"])
+    features = raffect.read_features(bank, expr, raffect.EXPR, "train")
+    (part,) = (part for part in report.counts if (part.task, part.split) == ("expr", "train"))
+    assert len(features.x) == part.with_image
+
+
+def test_extract_prints_its_lines_and_what_comes_next(report, tmp_path, local_ray, capsys):
+    words = f"extract --manifest {report.manifest} --bank {tmp_path / 'bank'}"
+    words += " --encoder.model raffect-faces --encoder.weights embedded --shard-rows 100"
+    printed(capsys, words)
+    out = printed(capsys, words)
+    config = raffect.ExtractConfig(manifest=report.manifest, bank=tmp_path / "bank", encoder=TINY)
+    assert out == [*raffect.extract(config).lines(), f"next: raffect bank verify --bank {tmp_path / 'bank'}"]
+
+
+def test_bank_facts_agree_with_the_disk_and_with_json(bank, capsys):
+    facts = info(BankInfoConfig(bank=bank.path))
+    assert is_frozen(facts)
+    sizes = [path.stat().st_size for name in ("shards", "rejects") for path in (bank.path / name).iterdir()]
+    assert facts.bytes == sum(sizes)
+    assert (facts.rows, facts.rejects, facts.missing) == (32, 1, 0)
+    assert (facts.shards.planned, facts.shards.committed, facts.shards.rows) == (3, 3, 16)
+    assert facts.digest == bank.digest()
+    assert printed(capsys, f"bank info --bank {bank.path}") == facts.lines()
+    text = "\n".join(printed(capsys, f"bank info --bank {bank.path} --json"))
+    assert json.loads(text) == facts.to_json()
+    assert BankFacts.from_json(text, "stdout", "print it again") == facts
+
+
+def test_a_bank_is_counted_by_video(bank):
+    table = raffect.count_videos(bank)
+    assert table.to_pylist() == [
+        {"video": "a", "planned": 20, "features": 19, "rejects": 1, "missing": 0},
+        {"video": "b", "planned": 13, "features": 13, "rejects": 0, "missing": 0},
+    ]
+    bank.commit_path(1).unlink()
+    assert raffect.count_videos(bank)["missing"].to_pylist() == [4, 12]
+
+
+def test_verify_says_ok_as_its_exit_status_does(bank, capsys):
+    words = f"bank verify --bank {bank.path}"
+    found = check(BankVerifyConfig(bank=bank.path))
+    assert found.ok
+    assert is_frozen(found)
+    assert isinstance(found, Verdict)
+    assert found.rows + found.rejects == found.planned == 33
+    assert printed(capsys, words) == found.lines()
+    bank.shard_path(0).write_bytes(b"x")
+    found = check(BankVerifyConfig(bank=bank.path))
+    assert not found.ok
+    assert (list(found.damaged), found.damaged_rows, found.repaired) == ([0], 16, None)
+    assert printed(capsys, words) == found.lines()
+    repaired = check(BankVerifyConfig(bank=bank.path, repair=True))
+    assert (repaired.repaired, repaired.ok) == ((0,), False)
+    assert not bank.commit_path(0).exists()
+    retried = check(BankVerifyConfig(bank=bank.path, retry_rejects=True))
+    assert retried.retried == (1,)
+    assert "read their frames again" in retried.lines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["npy", "list"])
+def test_an_export_says_what_it_wrote(bank, tmp_path, kind, capsys):
+    done = export(BankExportConfig(bank=bank.path, out=tmp_path / "out", format=kind))
+    assert is_frozen(done)
+    assert (done.rows, done.rejects, done.missing, done.planned) == (32, 1, 0, 33)
+    assert done.files == len(list(tmp_path.glob("out/features/*.parquet")))
+    assert json.loads((tmp_path / "out" / "identity.json").read_text()) == bank.read_identity().to_json()
+    out = printed(capsys, f"bank export --bank {bank.path} --out {tmp_path / 'again'} --format {kind}")
+    assert out == [line.replace(str(tmp_path / "out"), str(tmp_path / "again")) for line in done.lines()]
+
+
+def test_packed_files_are_those_that_the_report_names(report, tmp_path, capsys):
+    config = raffect.PackConfig(manifest=report.manifest, out=tmp_path / "packed", shard_rows=64, groups_per_file=2)
+    done = raffect.pack(config)
+    assert is_frozen(done)
+    assert sorted(done.files) == sorted(tmp_path.glob("packed/frames-*.parquet"))
+    assert done.size_bytes == sum(file.stat().st_size for file in done.files)
+    assert done.frames == len(raffect.read_manifest(done.manifest)) == report.frames
+    words = f"pack --manifest {report.manifest} --out {config.out} --shard-rows 64 --groups-per-file 2"
+    assert printed(capsys, words) == done.lines()
+
+
+def test_models_are_listed_as_objects_and_as_a_data_frame(capsys):
+    found = models.list_models(ModelsListConfig(pattern="raffect"))
+    (own,) = found.weights
+    assert (own.model, own.tag, own.file.name) == ("raffect-faces", "embedded", "raffect-faces.safetensors")
+    assert list(found.to_pandas().columns) == ["model", "tag", "file"]
+    assert printed(capsys, "models list --pattern raffect") == found.lines()
+    path = models.path(ModelsPathConfig(encoder=TINY))
+    assert path.file == own.file
+    words = "models path --encoder.model raffect-faces --encoder.weights embedded"
+    assert printed(capsys, words) == path.lines() == [str(own.file)]
+
+
+def test_weights_are_described_with_their_fingerprint():
+    found = models.verify(ModelsVerifyConfig(encoder=TINY))
+    assert is_frozen(found)
+    assert found.size_bytes == found.file.stat().st_size
+    assert (found.dim, found.is_published) == (256, False)
+    assert found.fingerprint == raffect.load_encoder(TINY, "cpu").identity.weights_sha256
+
+
+def test_a_diagnosis_has_the_checks_that_were_shown_one_by_one(bank, capsys):
+    seen = []
+    found = doctor.diagnose(DoctorConfig(bank=bank.path, start_ray=False), seen.append)
+    assert found.checks == tuple(seen)
+    assert found.ok is not any(check.ok is False for check in seen)
+    names = [line[5:15].strip() for line in printed(capsys, f"doctor --bank {bank.path} --no-start-ray")[:-1]]
+    assert names == [check.name for check in found.checks]
+    assert found.lines()[-1] == found.conclusion
+
+
+def test_only_the_reader_of_records_parses_json():
+    """Files of training are read in their own modules still."""
+    others = {"checkpoint", "runs", "train", "job", "members", "report"}
+    package = Path(raffect.__file__).parent
+    using = {path.stem for path in package.rglob("*.py") if "json.load" in path.read_text()}
+    assert using - others == {"records"}
