@@ -23,11 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from stand_in import DIM, IDENTITY
 
-from raffect.data.affwild2 import EXPR
-from raffect.data.bank import Bank
-from raffect.data.features import read_features
-from raffect.data.verify import verify
-from raffect.stages.provenance import describe_run
+from raffect.bank.features import read_features
+from raffect.bank.format import Bank
+from raffect.bank.verify import verify
+from raffect.datasets.affwild2.tasks import EXPR
+from raffect.provenance import describe_run
 
 VIDEO_ROWS, SHARD_ROWS = 4000, 2048
 

@@ -55,9 +55,9 @@ class Extract:
 
     def check(self, out: Path) -> Counter:
         """What is wrong with a finished bank; read here by pyarrow alone, and by `verify`."""
-        from raffect.data.bank import Bank
-        from raffect.data.manifest import read_manifest
-        from raffect.data.verify import verify
+        from raffect.bank.format import Bank
+        from raffect.bank.verify import verify
+        from raffect.datasets.manifest import read_manifest
 
         found = Counter()
         for path in sorted([*(out / "shards").glob("*.parquet"), *(out / "rejects").glob("*.parquet")]):

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from raffect.config import TrainConfig
+from raffect.progress import Progress
 from raffect.recipe import find_recipe, plain, read_recipe, with_settings
 from raffect.runs.data import open_dataset
 from raffect.runs.folder import Member, RunFolder
 from raffect.runs.scores import short, trivial_text
-from raffect.stages.progress import Progress
 from raffect.training.job import plan_batches, run_batch
 from raffect.training.train import count_steps
 
@@ -75,7 +75,7 @@ def study(options, task, variants):
     config = TrainConfig(task=task, epochs=options.epochs, bank=options.bank, labels=options.labels, out=options.out / task)
     base = with_settings(plain(config), {name: value for name, value in read_recipe(find_recipe("paper")).items() if name != "epochs"})
     dataset = open_dataset(config.bank, config.labels, task)
-    folder = RunFolder.create(config, dataset)
+    folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)
     members = {name: [Member(with_settings(base, {**settings, "seed": seed})) for seed in range(options.seeds)] for name, settings in variants.items()}
     every = [member for group in members.values() for member in group]
     packs = plan_batches(folder, every, 10, one_seed=False)

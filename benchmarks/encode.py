@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from raffect.config import EncoderConfig, ExtractConfig, PrepareConfig
-from raffect.data.synthetic import EDITION, write_synthetic
-from raffect.model.encoder import Encoder, build_model, load_encoder
-from raffect.model.weights import resolve
-from raffect.stages.prepare import prepare
+from raffect.datasets.prepare import prepare
+from raffect.datasets.synthetic.tree import EDITION, write_synthetic
+from raffect.encoders.tower import Encoder, build_model, load_encoder
+from raffect.encoders.weights import resolve
 
 SIDE, WEIGHTS = 112, "random:0"
 FLOAT8_MAX = torch.finfo(torch.float8_e4m3fn).max
@@ -154,7 +154,7 @@ def difference(vectors: np.ndarray, exact: np.ndarray) -> float:
 
 def run_extract(folder: Path, frames: int, config: EncoderConfig, device: torch.device, batch: int) -> tuple[float, float]:
     """(d): steady frames/s of a whole extraction, and the bare rate that its own actor measured."""
-    from raffect.stages.extract import extract
+    from raffect.extraction.extract import extract
 
     write_synthetic(folder / "faces", max(frames, 200), 0)
     prepare(PrepareConfig(images=(folder / "faces" / "cropped_aligned",), annotations=folder / "faces" / EDITION, out=folder / "data"))

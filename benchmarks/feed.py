@@ -27,19 +27,19 @@ import pyarrow.compute as pc
 from processes import CpuWatch
 from stand_in import DIM, IDENTITY, load_stand_in
 
+from raffect.bank.format import Bank
 from raffect.config import EncoderConfig, ExtractConfig, PackConfig, PrepareConfig
-from raffect.data.bank import Bank
-from raffect.data.frames import decode, read_contents
-from raffect.data.keys import encode_video
-from raffect.data.manifest import read_manifest, write_manifest
-from raffect.data.synthetic import EDITION, write_synthetic
-from raffect.stages.extract import extract
-from raffect.stages.notes import EncodeNotes, as_notes
-from raffect.stages.pack import pack
-from raffect.stages.prepare import prepare
-from raffect.stages.provenance import describe_run
-from raffect.stages.runtime import ray_session
-from raffect.stages.shards import Geometry, commit_shard, read_shard, to_item
+from raffect.datasets.frames import decode, read_contents
+from raffect.datasets.manifest import read_manifest, write_manifest
+from raffect.datasets.prepare import prepare
+from raffect.datasets.synthetic.tree import EDITION, write_synthetic
+from raffect.extraction.extract import extract
+from raffect.extraction.notes import EncodeNotes, as_notes
+from raffect.extraction.pack import pack
+from raffect.extraction.steps import Geometry, commit_shard, read_shard, to_item
+from raffect.provenance import describe_run
+from raffect.ray_session import ray_session
+from raffect.storage.keys import encode_video
 
 T = TypeVar("T")
 ROLES = {

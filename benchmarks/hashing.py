@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from made import AFF_WILD2, make_bank
 
-from raffect.data.bank import Bank
-from raffect.data.features import read_shard_features
-from raffect.stages.provenance import describe_run
+from raffect.bank.features import read_shard_features
+from raffect.bank.format import Bank
+from raffect.provenance import describe_run
 
 
 def read_mapped(bank: Bank, shard: int, sha256: str, dim: int) -> np.ndarray:

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from stand_in import DIM, IDENTITY
 
-from raffect.data.affwild2 import COMPLETE, COMPLETE_EXPR_COUNTS, EXPR
-from raffect.data.bank import Bank
-from raffect.data.tables import write_table
+from raffect.bank.format import Bank
+from raffect.datasets.affwild2.tasks import COMPLETE, COMPLETE_EXPR_COUNTS, EXPR
+from raffect.storage.tables import write_table
 
 AFF_WILD2 = tuple(COMPLETE[EXPR].with_image.values())
 """Frames of both splits with a label and an image."""

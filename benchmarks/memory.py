@@ -25,8 +25,8 @@ from processes import Sampler, pss_mb, tree
 from stand_in import load_stand_in, make_manifest
 
 from raffect.config import EncoderConfig, ExtractConfig
-from raffect.stages.provenance import describe_run
-from raffect.stages.shards import Geometry
+from raffect.extraction.steps import Geometry
+from raffect.provenance import describe_run
 
 ROLES = {
     "read": r"ray::.*read_shard",
@@ -68,7 +68,7 @@ def watch_child(*arguments: str) -> tuple[dict[str, float], float]:
 
 def run_extract(folder: Path, frames: int) -> None:
     """The child of an extraction."""
-    from raffect.stages.extract import extract
+    from raffect.extraction.extract import extract
 
     config = ExtractConfig(manifest=make_manifest(folder, frames), bank=folder / "bank", encoder=EncoderConfig(model="stand-in"))
     extract(config, load=partial(load_stand_in, s_per_frame=0.0), geometry=Geometry(size=224))

@@ -38,14 +38,14 @@ import pyarrow as pa
 from processes import machine_cpu_s, tree_cpu_s
 from stand_in import load_stand_in, make_manifest
 
+from raffect.bank.format import Bank, Commit
 from raffect.config import EncoderConfig, ExtractConfig
-from raffect.data.bank import Bank, Commit
-from raffect.data.keys import Vocabulary, positions
-from raffect.data.manifest import read_manifest
-from raffect.stages import extract as stage
-from raffect.stages.progress import Progress
-from raffect.stages.provenance import describe_run
-from raffect.stages.shards import Geometry
+from raffect.datasets.manifest import read_manifest
+from raffect.extraction import extract as stage
+from raffect.extraction.steps import Geometry
+from raffect.progress import Progress
+from raffect.provenance import describe_run
+from raffect.storage.keys import Vocabulary, positions
 
 CORES = os.cpu_count() or 1
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from raffect.bank.format import Identity
 from raffect.config import EncoderConfig
-from raffect.data.bank import Identity
-from raffect.data.manifest import write_manifest
+from raffect.datasets.manifest import write_manifest
 from raffect.errors import RaffectError
 
 DIM = 768

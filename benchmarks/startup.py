@@ -21,17 +21,17 @@ from pathlib import Path
 from made import AFF_WILD2, make_bank
 
 from raffect.config import PrepareConfig
-from raffect.data.synthetic import EDITION, write_synthetic
-from raffect.stages.prepare import prepare
-from raffect.stages.provenance import describe_run
+from raffect.datasets.prepare import prepare
+from raffect.datasets.synthetic.tree import EDITION, write_synthetic
+from raffect.provenance import describe_run
 
 # A thread waits for the class to be there and wraps its step: nothing is imported earlier than the command itself would.
 FIRST_STEP = """
 import os, sys, threading, time
 def watch():
-    while not hasattr(sys.modules.get("raffect.model.learner"), "learning_rate"):
+    while not hasattr(sys.modules.get("raffect.heads.learner"), "learning_rate"):
         time.sleep(0.001)
-    learner = sys.modules["raffect.model.learner"].Learner
+    learner = sys.modules["raffect.heads.learner"].Learner
     step = learner.step
     def first(self, *args):
         step(self, *args)

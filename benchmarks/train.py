@@ -23,11 +23,11 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity
 from torch.utils.data import DataLoader, Dataset
 
-from raffect.data.affwild2 import EXPR
-from raffect.model.kinds import loss_kind
-from raffect.model.learner import Learner
-from raffect.model.mlp import MlpSpec
-from raffect.model.samples import Samples
+from raffect.datasets.affwild2.tasks import EXPR
+from raffect.heads.learner import Learner
+from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.mlp import MlpSpec
+from raffect.heads.samples import Samples
 from raffect.recipe import Recipe, find_recipe, read_recipe, with_settings
 
 DIM, CLASSES, BATCH, ROWS = 768, 8, 32, 20_000

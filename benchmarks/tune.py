@@ -24,10 +24,10 @@ from processes import machine_cpu_s
 from safetensors.numpy import load_file
 
 from raffect.config import TuneConfig
+from raffect.provenance import describe_run
+from raffect.ray_session import ray_session
 from raffect.recipe import HeadConfig
 from raffect.runs.folder import RunFolder
-from raffect.stages.provenance import describe_run
-from raffect.stages.runtime import ray_session
 from raffect.training.tune import tune
 
 

@@ -11,74 +11,74 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from raffect.bank.features import read_features
+    from raffect.bank.format import Bank
+    from raffect.bank.inspect import BankFacts, count_videos, describe_bank
+    from raffect.bank.records import Identity
+    from raffect.bank.verify import Verdict, verify
     from raffect.config import EncoderConfig, EvaluateConfig, ExtractConfig, PackConfig, PrepareConfig, TrainConfig, TuneConfig
-    from raffect.data.affwild2 import AU, EXPR, VA
-    from raffect.data.bank import Bank
-    from raffect.data.bank_records import Identity
-    from raffect.data.features import read_features
-    from raffect.data.manifest import read_manifest
-    from raffect.data.synthetic import write_synthetic
-    from raffect.data.tables import read_labels
-    from raffect.data.tasks import Task
-    from raffect.data.verify import Verdict, verify
+    from raffect.datasets.affwild2.tasks import AU, EXPR, VA
+    from raffect.datasets.labels import read_labels
+    from raffect.datasets.manifest import read_manifest
+    from raffect.datasets.prepare import PrepareReport, prepare
+    from raffect.datasets.synthetic.tree import write_synthetic
+    from raffect.datasets.tasks import Task
+    from raffect.encoders.tower import load_encoder
     from raffect.errors import RaffectError
     from raffect.evaluation.evaluate import EvaluateResult, evaluate
-    from raffect.model.checkpoint import HeadCard, load_head
-    from raffect.model.encoder import load_encoder
+    from raffect.extraction.estimate import Estimate, estimate
+    from raffect.extraction.extract import extract
+    from raffect.extraction.pack import PackReport, pack
+    from raffect.extraction.summary import ExtractSummary
+    from raffect.heads.checkpoint import HeadCard, load_head
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
-    from raffect.stages.bank_facts import BankFacts, count_videos, describe_bank
-    from raffect.stages.estimate import Estimate, estimate
-    from raffect.stages.extract import extract
-    from raffect.stages.pack import PackReport, pack
-    from raffect.stages.prepare import PrepareReport, prepare
-    from raffect.stages.summary import ExtractSummary
     from raffect.training.train import train
     from raffect.training.tune import tune
 
 _HOME = {
-    "AU": "data.affwild2",
-    "Bank": "data.bank",
-    "BankFacts": "stages.bank_facts",
-    "EXPR": "data.affwild2",
+    "AU": "datasets.affwild2.tasks",
+    "Bank": "bank.format",
+    "BankFacts": "bank.inspect",
+    "EXPR": "datasets.affwild2.tasks",
     "EncoderConfig": "config",
-    "Estimate": "stages.estimate",
+    "Estimate": "extraction.estimate",
     "EvaluateConfig": "config",
     "EvaluateResult": "evaluation.evaluate",
     "ExtractConfig": "config",
-    "ExtractSummary": "stages.summary",
-    "HeadCard": "model.checkpoint",
-    "Identity": "data.bank_records",
+    "ExtractSummary": "extraction.summary",
+    "HeadCard": "heads.checkpoint",
+    "Identity": "bank.records",
     "PackConfig": "config",
-    "PackReport": "stages.pack",
+    "PackReport": "extraction.pack",
     "PrepareConfig": "config",
-    "PrepareReport": "stages.prepare",
+    "PrepareReport": "datasets.prepare",
     "RaffectError": "errors",
     "ReportResult": "reporting.report",
     "SweepResult": "runs.conclusions",
-    "Task": "data.tasks",
+    "Task": "datasets.tasks",
     "TrainConfig": "config",
     "TrainResult": "runs.conclusions",
     "TuneConfig": "config",
-    "VA": "data.affwild2",
-    "Verdict": "data.verify",
-    "count_videos": "stages.bank_facts",
-    "describe_bank": "stages.bank_facts",
-    "estimate": "stages.estimate",
+    "VA": "datasets.affwild2.tasks",
+    "Verdict": "bank.verify",
+    "count_videos": "bank.inspect",
+    "describe_bank": "bank.inspect",
+    "estimate": "extraction.estimate",
     "evaluate": "evaluation.evaluate",
-    "extract": "stages.extract",
-    "load_encoder": "model.encoder",
-    "load_head": "model.checkpoint",
-    "pack": "stages.pack",
-    "prepare": "stages.prepare",
-    "read_features": "data.features",
-    "read_labels": "data.tables",
-    "read_manifest": "data.manifest",
+    "extract": "extraction.extract",
+    "load_encoder": "encoders.tower",
+    "load_head": "heads.checkpoint",
+    "pack": "extraction.pack",
+    "prepare": "datasets.prepare",
+    "read_features": "bank.features",
+    "read_labels": "datasets.labels",
+    "read_manifest": "datasets.manifest",
     "report": "reporting.report",
     "train": "training.train",
     "tune": "training.tune",
-    "verify": "data.verify",
-    "write_synthetic": "data.synthetic",
+    "verify": "bank.verify",
+    "write_synthetic": "datasets.synthetic.tree",
 }
 """Where each public name lives, below ``raffect``."""
 

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"raffect {words[0]}: {name}{error.strerror or error}; check the path, its rights and the free space, or see --debug", file=sys.stderr)
         return 2
     except Exception as error:
-        from raffect.data.storage import explain
+        from raffect.storage.paths import explain
 
         line = explain(error)
         if debug or line is None:
@@ -137,7 +137,7 @@ def _paths_may_be_urls() -> tyro.constructors.ConstructorRegistry:
             return None
 
         def read(words: list[str]) -> Path:
-            from raffect.data.storage import locate
+            from raffect.storage.paths import locate
 
             return locate(words[0])
 
@@ -177,7 +177,7 @@ def _dispatch(command: str, words: list[str]) -> int:
     config = parse(command, words)
     match config:
         case c.DemoConfig():
-            from raffect.stages.demo import demo
+            from raffect.pipelines.demo import demo
 
             demo(config, lambda line: print(line, flush=True))
             return 0
@@ -186,11 +186,11 @@ def _dispatch(command: str, words: list[str]) -> int:
         case c.SynthConfig():
             return _synth(config)
         case c.PrepareConfig():
-            from raffect.stages.prepare import prepare
+            from raffect.datasets.prepare import prepare
 
             return _print(prepare(config).lines())
         case c.PackConfig():
-            from raffect.stages.pack import pack
+            from raffect.extraction.pack import pack
 
             return _print(pack(config).lines())
         case c.ExtractConfig():
@@ -219,10 +219,10 @@ def _dispatch(command: str, words: list[str]) -> int:
 
 def _extract(config: c.ExtractConfig) -> int:
     if config.dry_run:
-        from raffect.stages.estimate import estimate
+        from raffect.extraction.estimate import estimate
 
         return _print(estimate(config).lines())
-    from raffect.stages.extract import extract
+    from raffect.extraction.extract import extract
 
     summary = extract(config)
     _print(summary.lines())
@@ -240,28 +240,28 @@ def _extract(config: c.ExtractConfig) -> int:
 def _bank(config: Any) -> int:
     match config:
         case c.BankInfoConfig():
-            from raffect.stages.bank import info
+            from raffect.bank.commands import info
 
             facts = info(config)
             return _print([json.dumps(facts.to_json(), indent=1)] if config.json else facts.lines())
         case c.BankVerifyConfig():
-            from raffect.stages.bank import check
+            from raffect.bank.commands import check
 
             report = check(config)
             _print(report.lines())
             return 0 if report.ok else 1
         case c.BankExportConfig():
-            from raffect.stages.export import export
+            from raffect.bank.export import export
 
             return _print(export(config).lines())
         case _:
-            from raffect.stages.released import import_released
+            from raffect.bank.released import import_released
 
             return _print(import_released(config).lines())
 
 
 def _models(config: Any) -> int:
-    from raffect.stages import models as stage
+    from raffect.encoders import catalogue as stage
 
     actions = {
         c.ModelsListConfig: stage.list_models,
@@ -273,7 +273,7 @@ def _models(config: Any) -> int:
 
 
 def _doctor(config: c.DoctorConfig) -> int:
-    from raffect.stages.doctor import diagnose
+    from raffect.pipelines.doctor import diagnose
 
     diagnosis = diagnose(config, lambda check: print(check.line(), flush=True))
     print(diagnosis.conclusion)
@@ -281,9 +281,9 @@ def _doctor(config: c.DoctorConfig) -> int:
 
 
 def _synth(config: c.SynthConfig) -> int:
-    from raffect.data.affwild2 import EXPRESSIONS
-    from raffect.data.synthetic import EDITION, SIZES, contact_sheet, write_synthetic
-    from raffect.stages.progress import Progress
+    from raffect.datasets.affwild2.tasks import EXPRESSIONS
+    from raffect.datasets.synthetic.tree import EDITION, SIZES, contact_sheet, write_synthetic
+    from raffect.progress import Progress
 
     frames = config.frames or SIZES[config.size]
     with Progress("synth", frames) as progress:

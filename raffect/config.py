@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from raffect.recipe import Recipe, find_recipe, read_recipe, require, with_settings
+from raffect.errors import require
+from raffect.recipe import Recipe, find_recipe, read_recipe, with_settings
 
 EMBEDDED_MODEL = "raffect-faces"
 

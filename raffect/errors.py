@@ -8,3 +8,9 @@ class RaffectError(Exception):
 
     The command line prints it without a traceback (with one under ``--debug``) and exits with status 2.
     """
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise `RaffectError` with ``message`` unless ``ok``."""
+    if not ok:
+        raise RaffectError(message)

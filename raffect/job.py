@@ -66,8 +66,8 @@ def describe(config: Any) -> dict[str, Any]:
 
 
 def _describe_extract(path: Path) -> dict[str, Any]:
-    from raffect.data.bank import Bank
-    from raffect.stages.bank_facts import describe_bank
+    from raffect.bank.format import Bank
+    from raffect.bank.inspect import describe_bank
 
     facts = describe_bank(Bank(path))
     names = ("bank", "planned", "rows", "rejects", "shards", "bytes", "digest")

@@ -19,19 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from raffect.data.records import Record
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, require
+from raffect.storage.records import Record
 
 RECIPES = Path(__file__).parent / "recipes"
 R = TypeVar("R", bound="Recipe")
 MOST_WIDTH, MOST_DEPTH, MOST_EPOCHS = 65_536, 32, 100_000
 """Bounds of a recipe, and of what a head from elsewhere may claim to be."""
-
-
-def require(ok: bool, message: str) -> None:
-    """Raise `RaffectError` with ``message`` unless ``ok``."""
-    if not ok:
-        raise RaffectError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +231,7 @@ def find_recipe(name: str) -> Path:
     shipped = RECIPES / f"{name}.toml"
     if shipped.is_file():
         return shipped
-    from raffect.data.storage import locate
+    from raffect.storage.paths import locate
 
     if (path := locate(name)).is_file():
         return path

@@ -13,10 +13,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from raffect.config import EncoderConfig
-from raffect.data.faces import DRAWN_UNITS, draw_face, draw_look
-from raffect.data.synthetic import sample_pose
-from raffect.model.encoder import build_model, load_encoder
-from raffect.model.weights import resolve
+from raffect.datasets.synthetic.faces import DRAWN_UNITS, draw_face, draw_look
+from raffect.datasets.synthetic.tree import sample_pose
+from raffect.encoders.tower import build_model, load_encoder
+from raffect.encoders.weights import resolve
 
 
 def main() -> None:

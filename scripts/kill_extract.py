@@ -23,12 +23,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raffect.bank.format import Bank
+from raffect.bank.verify import verify
 from raffect.config import PrepareConfig
-from raffect.data.bank import Bank
-from raffect.data.manifest import read_manifest
-from raffect.data.synthetic import EDITION, write_synthetic
-from raffect.data.verify import verify
-from raffect.stages.prepare import prepare
+from raffect.datasets.manifest import read_manifest
+from raffect.datasets.prepare import prepare
+from raffect.datasets.synthetic.tree import EDITION, write_synthetic
 
 STABLE = ("plan", "shards", "rejects", "commits")
 

@@ -1,6 +1,6 @@
 """Train the embedded encoder: a small CLIP on drawn faces and captions of their action units.
 
-    uv run python scripts/train_embedded_encoder.py            # about 40 minutes on 2 cores; writes raffect/model/embedded/
+    uv run python scripts/train_embedded_encoder.py            # about 40 minutes on 2 cores; writes raffect/encoders/embedded/
 
 Captions name what the FACS manual sees ("lips parted and jaw dropped") and never an emotion, so that zero-shot
 expressions stay a real test. The identities come from a random stream that `raffect synth` never draws from.
@@ -25,9 +25,9 @@ from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from raffect.data.affwild2 import ACTION_UNITS, EXPRESSIONS
-from raffect.data.faces import DRAWN_UNITS, draw_face, draw_look
-from raffect.data.synthetic import PROTOTYPES, draw_course, iter_frames, plan_videos, sample_pose, sample_prototype
+from raffect.datasets.affwild2.tasks import ACTION_UNITS, EXPRESSIONS
+from raffect.datasets.synthetic.faces import DRAWN_UNITS, draw_face, draw_look
+from raffect.datasets.synthetic.tree import PROTOTYPES, draw_course, iter_frames, plan_videos, sample_pose, sample_prototype
 
 EMBEDDED = Path(__file__).parents[1] / "raffect" / "model" / "embedded"
 PHRASES = ACTION_UNITS | {"AU5": "upper eyelids raised", "AU9": "nose wrinkled", "AU17": "chin raised", "AU20": "lips stretched sideways"}

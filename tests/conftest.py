@@ -19,10 +19,10 @@ with socket.socket() as _free:
 # Ray's workers have the environment of the time when Ray started; the server itself starts with the test that needs it.
 os.environ.update(AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="y", AWS_DEFAULT_REGION="us-east-1", AWS_ENDPOINT_URL=f"http://127.0.0.1:{S3_PORT}")
 
+from raffect.bank.format import Bank, Identity
 from raffect.config import EncoderConfig, PrepareConfig
-from raffect.data.bank import Bank, Identity
-from raffect.data.synthetic import EDITION, write_synthetic
-from raffect.stages.prepare import prepare
+from raffect.datasets.prepare import prepare
+from raffect.datasets.synthetic.tree import EDITION, write_synthetic
 
 TINY = EncoderConfig(model="raffect-faces", weights="embedded")
 

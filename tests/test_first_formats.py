@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raffect.bank.features import read_features
+from raffect.bank.format import Bank
+from raffect.bank.verify import verify
 from raffect.cli import main
-from raffect.data.affwild2 import AU, EXPR
-from raffect.data.bank import Bank
-from raffect.data.features import read_features
-from raffect.data.manifest import read_manifest
-from raffect.data.tables import read_labels
-from raffect.data.verify import verify
+from raffect.datasets.affwild2.tasks import AU, EXPR
+from raffect.datasets.labels import read_labels
+from raffect.datasets.manifest import read_manifest
 
 FIRST = Path(__file__).parent / "fixtures" / "first"
 

@@ -64,7 +64,7 @@ def test_help_of_every_command_is_light(command):
 def test_the_torch_core_runs_without_ray_installed():
     code = (
         "import sys; sys.modules['ray'] = None\n"
-        "import numpy as np\nfrom raffect.config import EncoderConfig\nfrom raffect.model.encoder import load_encoder\n"
+        "import numpy as np\nfrom raffect.config import EncoderConfig\nfrom raffect.encoders.tower import load_encoder\n"
         "encoder = load_encoder(EncoderConfig(model='raffect-faces', weights='embedded'), 'cpu')\n"
         "print(encoder.encode([np.zeros((112, 112, 3), np.uint8)]).shape)"
     )

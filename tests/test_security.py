@@ -17,13 +17,13 @@ import torch
 from conftest import fill_bank, make_manifest
 from stages.test_train import make_data
 
+from raffect.bank.format import Bank
+from raffect.bank.verify import verify, withdraw
 from raffect.cli import main
-from raffect.data.bank import Bank
-from raffect.data.verify import verify, withdraw
 from raffect.errors import RaffectError
-from raffect.model.checkpoint import load_head, load_state
+from raffect.heads.checkpoint import load_head, load_state
+from raffect.ray_session import ray_session
 from raffect.reporting.report import report, to_html
-from raffect.stages.runtime import ray_session
 
 ROOT = Path(__file__).parents[1]
 FIRST = ROOT / "tests" / "fixtures" / "first"
@@ -176,13 +176,13 @@ def test_a_cluster_without_a_token_is_refused_before_anything_is_sent(monkeypatc
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-    monkeypatch.setattr("raffect.stages.runtime._TOKEN", tmp_path / "no_token")
+    monkeypatch.setattr("raffect.ray_session._TOKEN", tmp_path / "no_token")
     with pytest.raises(RaffectError, match=r"198\.51\.100\.1:6379: no authentication token here"), ray_session("198.51.100.1:6379"):
         pass
 
 
 LISTENERS = """
-from raffect.stages.runtime import ray_session
+from raffect.ray_session import ray_session
 with ray_session(None):
     import os, psutil, ray  # psutil is Ray's own
     print(oct(os.stat(os.path.expanduser("~/.ray/auth_token")).st_mode & 0o777), os.environ["RAY_AUTH_MODE"])
@@ -206,6 +206,6 @@ def test_rays_token_is_not_left_readable_and_its_dashboard_takes_no_jobs(tmp_pat
 
 
 def test_a_local_ray_without_authentication_is_warned_about():
-    code = "from raffect.stages.runtime import ray_session\nwith ray_session(None):\n    pass\n"
+    code = "from raffect.ray_session import ray_session\nwith ray_session(None):\n    pass\n"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, check=True, timeout=200)
     assert "warning: Ray runs without authentication" in done.stderr

@@ -10,23 +10,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from raffect.bank.facts import DataFacts
+from raffect.bank.format import Bank
 from raffect.config import EvaluateConfig
-from raffect.data.atomic import write_atomic
-from raffect.data.bank import Bank
-from raffect.data.facts import DataFacts
-from raffect.data.records import Record
-from raffect.data.tables import write_csv
-from raffect.data.tasks import Task
+from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
+from raffect.heads.checkpoint import HeadCard, load_batch, read_card, require_encoder
+from raffect.heads.fit import count
+from raffect.heads.loss_kinds import loss_kind
 from raffect.metrics.intervals import bootstrap_videos
 from raffect.metrics.kinds import kind_of
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot
-from raffect.model.checkpoint import HeadCard, load_batch, read_card, require_encoder
-from raffect.model.fit import count
-from raffect.model.kinds import loss_kind
+from raffect.provenance import Provenance, describe_run
 from raffect.recipe import Recipe
 from raffect.runs import first_format
-from raffect.runs.data import Dataset, missing_lines, open_dataset, pick_device, read_rows
+from raffect.runs.data import Dataset, open_dataset, pick_device, read_rows
 from raffect.runs.metrics import SettingScores, table
 from raffect.runs.scores import (
     chance_text,
@@ -38,7 +36,9 @@ from raffect.runs.scores import (
     varying,
 )
 from raffect.runs.tables import group_rows
-from raffect.stages.provenance import Provenance, describe_run
+from raffect.storage.atomic import write_atomic
+from raffect.storage.records import Record
+from raffect.storage.tables import write_csv
 
 _SHOWN_OUTPUTS = 4
 
@@ -132,7 +132,7 @@ class EvaluateResult:
         split, kind = facts.splits[found.split], kind_of(facts.task)
         lines = [
             *self.notes,
-            *missing_lines(facts),
+            *facts.missing_lines(),
             f"{facts.task.name.upper()} {found.split}: {split.frames:,} frames of {split.groups} {facts.group_name}; "
             f"snapshot {found.snapshot} of {len(found.heads)} head(s)",
         ]

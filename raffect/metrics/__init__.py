@@ -1,1 +1,1 @@
-"""The numpy half of the kinds of tasks: what labels mean, additive statistics, scores, chance level and intervals."""
+"""Scores from statistics that add up: the numpy half of the kinds of tasks."""

@@ -1,4 +1,4 @@
-"""Kinds of tasks: how labels are read, and what predictions are worth. The torch half, losses and counting, is in `raffect.model.kinds`.
+"""Kinds of tasks: how labels are read, and what predictions are worth. The torch half, losses and counting, is in `raffect.heads.loss_kinds`.
 
 Each kind keeps additive statistics of a head on each video, shape (..., videos, A, B): those of videos add up to those of a split.
 """
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from raffect.data.tasks import Task
+from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics import agreement
 from raffect.metrics.f1 import describe_classes, divide, f1_scores, one_against_rest, resampled_macro_f1

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from raffect.data.records import Record
+from raffect.storage.records import Record
 
 Number = int | float
 Snapshot = Literal["last", "best", "cv"]

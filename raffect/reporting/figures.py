@@ -13,9 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from raffect.data.atomic import atomic_path
-from raffect.data.tables import write_csv
 from raffect.metrics.kinds import Kind
+from raffect.storage.atomic import atomic_path
+from raffect.storage.tables import write_csv
 
 mpl.rcParams["text.parse_math"] = (
     False  # names and caveats come from run folders and are text, dollar signs too

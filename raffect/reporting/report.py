@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from raffect.data.atomic import write_atomic
+from raffect.progress import format_seconds
 from raffect.reporting import figures
 from raffect.reporting.page import as_code, as_text, to_html
 from raffect.reporting.run import Run, read_run
-from raffect.runs.data import missing_lines
 from raffect.runs.records import HeadRecord
 from raffect.runs.scores import CHOICE, NAMES, Spread, how_chosen, short, value_text
-from raffect.stages.progress import format_seconds
+from raffect.storage.atomic import write_atomic
 
 _MOST_ALPHAS_OF_A_PAIR = 2
 _NO_CAVEAT = "these scores say nothing about photographs of people."
@@ -59,7 +58,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> ReportResult:
     runs = [read_run(path) for path in paths]
     out = (out or paths[0]).absolute()
     lines = ["# raffect report", "", *_caveat_lines(runs), "## Table I", "", *table_one(runs), ""]
-    lines += [f"{as_text(line)}\n" for run in runs for line in missing_lines(run.data)]
+    lines += [f"{as_text(line)}\n" for run in runs for line in run.data.missing_lines()]
     pictures: dict[str, bytes] = {}
     for run, stem in zip(runs, name_pictures([run.folder.path.name for run in runs]), strict=True):
         lines += _Section(run, out / "plots", stem, pictures).lines()

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from raffect.data.facts import DataFacts
-from raffect.data.tasks import Task
+from raffect.bank.facts import DataFacts
+from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics.kinds import Kind, kind_of
 from raffect.metrics.scores import Snapshot

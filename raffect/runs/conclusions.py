@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raffect.data.atomic import write_atomic
-from raffect.data.facts import DataFacts
+from raffect.bank.facts import DataFacts
+from raffect.errors import require
 from raffect.metrics.kinds import kind_of
 from raffect.metrics.scores import SNAPSHOTS, Chance, Snapshot
-from raffect.recipe import PLAIN_ERM, require
-from raffect.runs.data import missing_lines
+from raffect.provenance import describe_run
+from raffect.recipe import PLAIN_ERM
 from raffect.runs.folder import RunFolder
 from raffect.runs.metrics import HeadScores, Metrics, SettingScores, table
 from raffect.runs.records import STOPPED, HeadRecord
@@ -31,7 +31,7 @@ from raffect.runs.scores import (
     varying,
 )
 from raffect.runs.tables import head_row, write_tables
-from raffect.stages.provenance import describe_run
+from raffect.storage.atomic import write_atomic
 
 _SHOWN_EPOCHS = 6
 
@@ -62,7 +62,7 @@ class RunResult:
         return self.metrics.chance
 
     def _missing(self) -> list[str]:
-        return missing_lines(self.data)
+        return self.data.missing_lines()
 
     def _closing(self) -> list[str]:
         """The caveat, what was written, and the command that comes next."""

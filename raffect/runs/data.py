@@ -12,20 +12,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raffect.data import affwild2
-from raffect.data.bank import Bank
-from raffect.data.facts import DataFacts, SplitFacts
-from raffect.data.features import FeatureIndex, find_features, read_values
-from raffect.data.tables import read_labels, read_metadata
-from raffect.data.tasks import SPLITS, Task
-from raffect.errors import RaffectError
+from raffect.bank.facts import DataFacts, SplitFacts
+from raffect.bank.features import FeatureIndex, find_features
+from raffect.bank.format import Bank
+from raffect.datasets.affwild2 import tasks as affwild2
+from raffect.datasets.labels import read_labels, read_values
+from raffect.datasets.tasks import SPLITS, Task
+from raffect.errors import RaffectError, require
+from raffect.heads.samples import Samples
 from raffect.metrics.kinds import kind_of
-from raffect.model.samples import Samples
-from raffect.recipe import require
+from raffect.storage.tables import read_metadata
 
 _FOLD_SEED = 0
 _CHECKED_ROWS = 256  # so few that they stay in the cache
-_MISSING_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -179,22 +178,6 @@ def check_trainable(y: np.ndarray, task: Task, batch_size: int, where: str) -> N
     )
     why = kind_of(task).why_untrainable(task, y)
     require(not why, f"{where} has {why}; check --labels")
-
-
-def missing_lines(facts: DataFacts) -> list[str]:
-    """A line for each split of which many labelled frames have no image, or one that cannot be read."""
-    lines = []
-    for name, split in facts.splits.items():
-        missing, labelled = (
-            split.no_image + split.rejected,
-            split.frames + split.no_image + split.rejected,
-        )
-        if missing > _MISSING_SHARE * labelled:
-            what = f"{missing:,} of {labelled:,} labelled frames have no image that can be read"
-            lines.append(
-                f"{facts.task.name.upper()} {name}: {what}; scores are of the others (`raffect bank info`)"
-            )
-    return lines
 
 
 def pick_device(name: str) -> torch.device:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from raffect.data import affwild2
+from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.errors import RaffectError
+from raffect.heads.first_format import SNAPSHOTS, nest_recipe, read_chance, read_score, read_split
 from raffect.metrics.kinds import kind_of
-from raffect.model.first_format import SNAPSHOTS, nest_recipe, read_chance, read_score, read_split
 from raffect.runs.records import HeadRecord, RunRecord
 from raffect.runs.statistics import Statistics
 

@@ -28,16 +28,16 @@ from typing import Any, Literal
 import numpy as np
 import tomli_w
 
+from raffect.bank.facts import DataFacts
 from raffect.config import LearnConfig, may_change
-from raffect.data.atomic import PREFIX, write_atomic
-from raffect.data.records import Record, parse_object
 from raffect.errors import RaffectError
+from raffect.provenance import describe_run
 from raffect.recipe import NAMES, flatten, plain, read_recipe
 from raffect.runs import first_format
-from raffect.runs.data import Dataset
 from raffect.runs.records import HeadRecord, RunRecord
 from raffect.runs.statistics import Statistics, read_statistics, write_statistics
-from raffect.stages.provenance import describe_run
+from raffect.storage.atomic import PREFIX, write_atomic
+from raffect.storage.records import Record, parse_object
 
 _RERUN = "delete it and run the same command again"
 
@@ -61,7 +61,7 @@ class RunFolder:
         self._statistics: dict[str, Statistics] = {}
 
     @classmethod
-    def create(cls, config: LearnConfig, dataset: Dataset) -> RunFolder:
+    def create(cls, config: LearnConfig, facts: DataFacts, fingerprint: str) -> RunFolder:
         """Make a run folder, or go on in one of the same data and settings.
 
         Raises:
@@ -75,13 +75,13 @@ class RunFolder:
             )
         command: Any = type(config).__name__.removesuffix("Config").lower()
         if known:
-            folder._require_same(config, dataset, command)
+            folder._require_same(config, fingerprint, command)
         else:
             run = RunRecord(
                 command=command,
-                fingerprint=dataset.fingerprint,
+                fingerprint=fingerprint,
                 run=describe_run(),
-                data=dataset.facts,
+                data=facts,
             )
             write_atomic(folder.path / "env.json", run.to_bytes())
         write_atomic(folder.path / "config.toml", to_toml(config).encode())
@@ -227,14 +227,14 @@ class RunFolder:
             return first_format.read_head(content, path)
         return HeadRecord.from_json(content, path, _RERUN)
 
-    def _require_same(self, config: LearnConfig, dataset: Dataset, command: str) -> None:
+    def _require_same(self, config: LearnConfig, fingerprint: str, command: str) -> None:
         """Refuse to go on in a folder of another command, other data or other settings."""
         run, wrong = self.read_run(), f"--out {config.out}"
         if run.command != command:
             raise RaffectError(
                 f"{wrong}: made by `raffect {run.command}`, not by `raffect {command}`; name a new folder"
             )
-        if run.fingerprint != dataset.fingerprint:
+        if run.fingerprint != fingerprint:
             what = f"{run.data.bank}, {run.data.labels}, or their content has changed"
             raise RaffectError(f"{wrong}: a run on other data ({what}); name a new folder")
         if not (self.path / "config.toml").exists():  # killed before it was written

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raffect.data.facts import DataFacts
-from raffect.data.records import Record
+from raffect.bank.facts import DataFacts
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot, Status
+from raffect.provenance import Provenance
 from raffect.runs.scores import Spread, settings_text, short
-from raffect.stages.provenance import Provenance
+from raffect.storage.records import Record
 
 Setting = bool | int | float | str
 

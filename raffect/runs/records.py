@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from raffect.data.facts import DataFacts
-from raffect.data.records import Record
-from raffect.data.tasks import Task
+from raffect.bank.facts import DataFacts
+from raffect.datasets.tasks import Task
 from raffect.metrics.kinds import Kind, kind_of
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot, Status
+from raffect.provenance import Provenance
 from raffect.recipe import Recipe, digest
-from raffect.stages.provenance import Provenance
+from raffect.storage.records import Record
 
 Count = Annotated[int, Ge(0)]
 RUNNING, STOPPED = "running", "stopped"

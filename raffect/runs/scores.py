@@ -9,13 +9,13 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from raffect.data.records import Record
 from raffect.metrics.intervals import bootstrap_videos
 from raffect.metrics.kinds import Kind
 from raffect.metrics.scores import Chance, Snapshot
 from raffect.recipe import PLAIN_ERM, Recipe
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import HeadRecord
+from raffect.storage.records import Record
 
 NAMES: dict[Snapshot, str] = {"last": "val-last", "best": "val-best", "cv": "val-cv"}
 """What a snapshot's score on the validation split is called."""

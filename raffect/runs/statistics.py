@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raffect.data.atomic import write_atomic
-from raffect.data.storage import Damaged, parse_parquet, read_buffer
-from raffect.data.tables import read_metadata
 from raffect.errors import RaffectError
 from raffect.runs.records import StatisticsFile
+from raffect.storage.atomic import write_atomic
+from raffect.storage.paths import Damaged, parse_parquet, read_buffer
+from raffect.storage.tables import read_metadata
 
 _COLUMNS = ("head", "epoch", "group", "statistics")
 _NAME = re.compile(r"[0-9a-f]{16}\.parquet")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raffect.data.tables import write_csv, write_table
 from raffect.metrics.kinds import Kind
 from raffect.metrics.scores import SNAPSHOTS
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import HeadRecord
+from raffect.storage.tables import write_csv, write_table
 
 Row = dict[str, Any]
 

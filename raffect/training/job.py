@@ -12,28 +12,27 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from raffect.bank.facts import DataFacts
+from raffect.bank.features import FeatureIndex
 from raffect.config import LearnConfig
-from raffect.data.facts import DataFacts
-from raffect.data.features import FeatureIndex
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, require
+from raffect.heads.checkpoint import HeadCard, save_head
+from raffect.heads.fit import FitJob, count, fit
+from raffect.heads.head_kinds import head_spec
+from raffect.heads.learner import SHARED_SETTINGS
+from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.samples import Samples
+from raffect.heads.snapshots import Fitted, History
+from raffect.heads.workers import Workers
 from raffect.metrics.intervals import bootstrap_videos
 from raffect.metrics.kinds import kind_of
 from raffect.metrics.scores import SNAPSHOTS, JudgedScore, Snapshot
-from raffect.model.checkpoint import HeadCard, save_head
-from raffect.model.fit import FitJob, count, fit
-from raffect.model.head_kinds import head_spec
-from raffect.model.kinds import loss_kind
-from raffect.model.learner import SHARED_SETTINGS
-from raffect.model.samples import Samples
-from raffect.model.snapshots import Fitted, History
-from raffect.model.workers import Workers
-from raffect.recipe import require
+from raffect.provenance import git_commit, versions
+from raffect.ray_session import ray_session
 from raffect.runs.data import Dataset, check_trainable, pick_device, read_rows, targets_of
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import Curve, HeadRecord, PlannedHead, TrainedBy, is_finished
 from raffect.runs.statistics import Statistics
-from raffect.stages.provenance import git_commit, versions
-from raffect.stages.runtime import ray_session
 from raffect.training.stream import RayStream
 
 C = TypeVar("C", bound=LearnConfig)
@@ -47,7 +46,7 @@ class BatchJob:
 
     Attributes:
         config: Data, run folder, device and threads; the recipe in it is not used.
-        heads: Those of the batch; they agree in `raffect.model.learner.SHARED_SETTINGS` and in their fold.
+        heads: Those of the batch; they agree in `raffect.heads.learner.SHARED_SETTINGS` and in their fold.
         cv_epochs: Epochs that cross-validation chose.
         threads: Of this process; 0 is all cores.
         save_heads: Whether weights are kept.

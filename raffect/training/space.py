@@ -10,16 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from raffect.recipe import (
-    NAMES,
-    PLAIN_ERM,
-    Recipe,
-    digest,
-    expand,
-    require,
-    unknown_name,
-    with_settings,
-)
+from raffect.errors import require
+from raffect.recipe import NAMES, PLAIN_ERM, Recipe, digest, expand, unknown_name, with_settings
 
 _SAMPLES = 3
 _DISTRIBUTION = re.compile(r"(uniform|loguniform)\(([^,]+),([^,]+)\)")

@@ -16,13 +16,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raffect.data.bank import Bank
-from raffect.data.cells import as_cell, read_cell
-from raffect.data.features import FeatureIndex, read_rows
-from raffect.data.tasks import Task
+from raffect.bank.features import FeatureIndex, read_rows
+from raffect.bank.format import Bank
+from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
+from raffect.ray_session import configure_data
 from raffect.runs.data import check_finite, targets_of
-from raffect.stages.runtime import configure_data
+from raffect.storage.cells import as_cell, read_cell
 
 WINDOW_ROWS = 32_768
 """Rows that are shuffled together: 50 MB of 768-d features."""

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from raffect.config import TuneConfig
-from raffect.data.storage import is_remote
-from raffect.recipe import require
+from raffect.errors import require
 from raffect.runs.folder import RunFolder
+from raffect.storage.paths import is_remote
 
 
 def build_trackers(config: TuneConfig, folder: RunFolder) -> list[Any]:

@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from functools import partial
 
 from raffect.config import LearnConfig, TrainConfig
-from raffect.data.atomic import write_atomic
-from raffect.data.records import Record
-from raffect.data.tasks import Task
-from raffect.errors import RaffectError
+from raffect.datasets.tasks import Task
+from raffect.errors import RaffectError, require
+from raffect.heads.fit import score_name
+from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.snapshots import History
+from raffect.heads.workers import Workers
 from raffect.metrics.kinds import kind_of
-from raffect.model.fit import score_name
-from raffect.model.kinds import loss_kind
-from raffect.model.snapshots import History
-from raffect.model.workers import Workers
-from raffect.recipe import Recipe, plain, require, with_settings
+from raffect.progress import Progress
+from raffect.ray_session import cluster_gpus, last_line, ray_session, ray_storage
+from raffect.recipe import Recipe, plain, with_settings
 from raffect.runs.conclusions import TrainResult, conclude_run
 from raffect.runs.data import Dataset, check_trainable, open_dataset, targets_of
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import PlannedHead
 from raffect.runs.scores import choose_epoch
-from raffect.stages.progress import Progress
-from raffect.stages.runtime import cluster_gpus, last_line, ray_session, ray_storage
+from raffect.storage.atomic import write_atomic
+from raffect.storage.records import Record
 from raffect.training.job import (
     BatchJob,
     CvEpochs,
@@ -68,7 +68,7 @@ def train(config: TrainConfig) -> TrainResult:
         with_settings(plain(config), {"seed": config.seed + k}) for k in range(config.num_seeds)
     ]
     check_before(config, dataset)
-    folder = RunFolder.create(config, dataset)
+    folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)
 
     # The epoch, cross-validated on folds
     cv_epochs: dict[str, int] = {}

@@ -17,21 +17,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from raffect.config import TuneConfig
-from raffect.data.storage import is_remote
-from raffect.data.tasks import Task
-from raffect.errors import RaffectError
+from raffect.datasets.tasks import Task
+from raffect.errors import RaffectError, require
+from raffect.heads.fit import score_name
+from raffect.heads.snapshots import History
 from raffect.metrics.kinds import kind_of
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot
-from raffect.model.fit import score_name
-from raffect.model.snapshots import History
-from raffect.recipe import PLAIN_ERM, Recipe, plain, require
+from raffect.progress import Progress
+from raffect.ray_session import cluster_gpus, last_line, ray_session, ray_storage
+from raffect.recipe import PLAIN_ERM, Recipe, plain
 from raffect.runs.conclusions import SweepResult, conclude_sweep
 from raffect.runs.data import Dataset, open_dataset
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import RUNNING, STOPPED, HeadRecord, PlannedHead, TrainedBy, is_finished
 from raffect.runs.scores import choose_epoch
-from raffect.stages.progress import Progress
-from raffect.stages.runtime import cluster_gpus, last_line, ray_session, ray_storage
+from raffect.storage.paths import is_remote
 from raffect.training.job import (
     BatchJob,
     CvEpochs,
@@ -81,7 +81,7 @@ def tune(config: TuneConfig) -> SweepResult:
     recipes = add_baseline(recipes) if config.baseline else recipes
     for batch_size, loss in dict.fromkeys((recipe.batch_size, recipe.loss) for recipe in recipes):
         check_before(dataclasses.replace(config, batch_size=batch_size, loss=loss), dataset)
-    folder = RunFolder.create(config, dataset)
+    folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)
     _require_weights(config, folder, recipes)
 
     # Epochs, cross-validated on folds, then the heads themselves

@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Generator, Mapping
 from typing import Any
 
+from raffect.progress import Progress
 from raffect.runs.records import PlannedHead
-from raffect.stages.progress import Progress
 
 _WATCHED: dict[str, tuple[Progress, list[list[PlannedHead]], set[int]]] = {}
 """By the name of a sweep's callback: its progress line, its batches, and the numbers of those whose trials have ended."""

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from raffect.data.bank import Bank
-from raffect.data.manifest import read_manifest
-from raffect.data.synthetic import EDITION, write_synthetic
-from raffect.data.verify import verify
+from raffect.bank.format import Bank
+from raffect.bank.verify import verify
+from raffect.datasets.manifest import read_manifest
+from raffect.datasets.synthetic.tree import EDITION, write_synthetic
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
@@ -89,7 +89,7 @@ def takes_jobs(cluster) -> bool:
 def data(tmp_path_factory) -> Path:
     """Drawn faces, prepared."""
     from raffect.config import PrepareConfig
-    from raffect.stages.prepare import prepare
+    from raffect.datasets.prepare import prepare
 
     folder = tmp_path_factory.mktemp("faces")
     write_synthetic(folder, FRAMES, 0, workers=2)

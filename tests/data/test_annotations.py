@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raffect.data.affwild2 import ACTION_UNITS, AU, EXPR, HEADERS, VA
-from raffect.data.annotations import parse_expression, parse_units, parse_valence_arousal, read_annotations
-from raffect.data.synthetic import EDITION, draw_course, plan_videos
+from raffect.datasets.affwild2.annotations import parse_expression, parse_units, parse_valence_arousal, read_annotations
+from raffect.datasets.affwild2.tasks import ACTION_UNITS, AU, EXPR, HEADERS, VA
+from raffect.datasets.synthetic.tree import EDITION, draw_course, plan_videos
 from raffect.errors import RaffectError
 
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import IDENTITY, fill_bank, make_manifest
 
-from raffect.data import atomic
-from raffect.data.bank import Bank
-from raffect.data.verify import verify, withdraw
+from raffect.bank.format import Bank
+from raffect.bank.verify import verify, withdraw
 from raffect.errors import RaffectError
+from raffect.storage import atomic
 
 
 def tree_bytes(path: Path) -> dict[str, bytes]:
@@ -291,7 +291,7 @@ def test_a_disk_that_fails_condemns_no_shard(tmp_path, monkeypatch):
     def fail(path):
         raise OSError(5, "Input/output error", str(path))
 
-    monkeypatch.setattr("raffect.data.bank.read_buffer", fail)
+    monkeypatch.setattr("raffect.bank.format.read_buffer", fail)
     verdict = verify(bank)
     assert verdict.damaged == {}
     assert any("Input/output error" in what for what in verdict.problems)

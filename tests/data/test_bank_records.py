@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 import pytest
 from conftest import IDENTITY, fill_bank, make_manifest
 
-from raffect.data.bank import Bank
-from raffect.data.bank_records import BankFile, Commit, parse_commit
-from raffect.data.synthetic import MARKER, write_synthetic
-from raffect.data.verify import verify
+from raffect.bank.format import Bank
+from raffect.bank.records import BankFile, Commit, parse_commit
+from raffect.bank.verify import verify
+from raffect.datasets.synthetic.tree import MARKER, write_synthetic
 from raffect.errors import RaffectError
 
 COMMIT = Commit(shard=3, rows=15, rejects=1, files={

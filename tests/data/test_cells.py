@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raffect.data.cells import as_cell, read_cell
+from raffect.storage.cells import as_cell, read_cell
 
 
 @pytest.mark.parametrize("values", [np.arange(12, dtype=np.float16).reshape(3, 4), np.zeros((0, 4), np.float16), np.arange(5, dtype=np.uint8)])

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 from conftest import fill_bank, make_manifest
 
-from raffect.data.affwild2 import AU, EXPR
-from raffect.data.bank import Bank
-from raffect.data.features import find_features, read_features
+from raffect.bank.features import find_features, read_features
+from raffect.bank.format import Bank
+from raffect.datasets.affwild2.tasks import AU, EXPR
 from raffect.errors import RaffectError
 
 MANIFEST = make_manifest({"a": 30, "b": 30, "c": 7})

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from raffect.data import frames
-from raffect.data.frames import BadFrame, decode, find_killers, read_bytes, read_frames, shrink
+from raffect.datasets import frames
+from raffect.datasets.frames import BadFrame, decode, find_killers, read_bytes, read_frames, shrink
 from raffect.errors import RaffectError
 
 RNG = np.random.default_rng(0)
@@ -178,7 +178,7 @@ def test_frames_that_kill_their_decoder_are_found_and_the_others_spared(tmp_path
     for k in range(7):
         (tmp_path / f"{k}.jpg").write_bytes(CONTENTS["jpeg"] + (b"deadly" if k in (2, 5) else b""))
     # A stand-in for a decoder that segfaults: the child dies of SIGSEGV when it meets frame 2 or 5.
-    deadly = "import os, signal\nimport raffect.data.frames as f\nreal = f.decode\ndef deadly(content):\n    if content.endswith(b'deadly'):\n        os.kill(os.getpid(), signal.SIGSEGV)\n    return real(content)\nf.decode = deadly\n"
+    deadly = "import os, signal\nimport raffect.datasets.frames as f\nreal = f.decode\ndef deadly(content):\n    if content.endswith(b'deadly'):\n        os.kill(os.getpid(), signal.SIGSEGV)\n    return real(content)\nf.decode = deadly\n"
     monkeypatch.setattr(frames, "_TRIAL", deadly + frames._TRIAL)
     killers = find_killers(table(tmp_path, *[f"{k}.jpg" for k in range(7)]))
     assert killers == {2: "kills its decoder (SIGSEGV)", 5: "kills its decoder (SIGSEGV)"}

@@ -13,11 +13,12 @@ from PIL import Image
 
 from raffect.cli import main
 from raffect.config import PrepareConfig
-from raffect.data.affwild2 import read_task
-from raffect.data.manifest import read_manifest
-from raffect.data.tables import read_labels, read_metadata
+from raffect.datasets.affwild2.tasks import read_task
+from raffect.datasets.labels import read_labels
+from raffect.datasets.manifest import read_manifest
+from raffect.datasets.prepare import prepare
 from raffect.errors import RaffectError
-from raffect.stages.prepare import prepare
+from raffect.storage.tables import read_metadata
 
 
 def draw(root: Path, *names: str) -> Path:

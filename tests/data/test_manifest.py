@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from conftest import make_manifest
 
-from raffect.data.keys import Vocabulary, digest_keys, positions
-from raffect.data.manifest import is_synthetic_manifest, list_images, read_manifest, write_manifest
+from raffect.datasets.manifest import is_synthetic_manifest, list_images, read_manifest, write_manifest
 from raffect.errors import RaffectError
+from raffect.storage.keys import Vocabulary, digest_keys, positions
 
 
 def touch(root, *names):

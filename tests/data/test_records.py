@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import pytest
 from annotated_types import Ge
 
-from raffect.data.records import Record, parse_object
 from raffect.errors import RaffectError
+from raffect.storage.records import Record, parse_object
 
 
 @dataclass(frozen=True, kw_only=True)

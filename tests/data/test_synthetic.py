@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raffect.data.affwild2 import ACTION_UNITS, EXPRESSIONS
-from raffect.data.annotations import read_annotations
-from raffect.data.faces import DRAWN_UNITS, Pose, draw_face, draw_look
-from raffect.data.manifest import list_images
-from raffect.data.synthetic import EDITION, contact_sheet, draw_course, is_synthetic, plan_videos, write_synthetic
+from raffect.datasets.affwild2.annotations import read_annotations
+from raffect.datasets.affwild2.tasks import ACTION_UNITS, EXPRESSIONS
+from raffect.datasets.manifest import list_images
+from raffect.datasets.synthetic.faces import DRAWN_UNITS, Pose, draw_face, draw_look
+from raffect.datasets.synthetic.tree import EDITION, contact_sheet, draw_course, is_synthetic, plan_videos, write_synthetic
 from raffect.errors import RaffectError
 
 

@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 from stages.test_train import make_data
 
+from raffect.bank.format import Bank, Identity
+from raffect.bank.verify import verify
 from raffect.config import EncoderConfig, TrainConfig
-from raffect.data import atomic
-from raffect.data.bank import Bank, Identity
-from raffect.data.verify import verify
 from raffect.errors import RaffectError
+from raffect.extraction.steps import EncodeShard, Geometry, commit_shard, read_shard, to_item
 from raffect.recipe import HeadConfig, LossConfig, SamConfig
-from raffect.stages.shards import EncodeShard, Geometry, commit_shard, read_shard, to_item
+from raffect.storage import atomic
 from raffect.training import train as training
 from raffect.training.job import BatchJob
 
@@ -58,7 +58,7 @@ class Disk:
 @pytest.fixture(autouse=True)
 def _no_killers(monkeypatch):
     """Frames of a broken attempt are tried in child processes, half a second each time; not what is looked at here."""
-    monkeypatch.setattr("raffect.stages.shards.find_killers", lambda rows: {})
+    monkeypatch.setattr("raffect.extraction.steps.find_killers", lambda rows: {})
 
 
 # Extraction
@@ -129,7 +129,7 @@ def test_an_extract_broken_at_any_write_is_finished_by_the_next_to_the_same_byte
     whole = contents(tmp_path / "whole")
     total = operations(monkeypatch, lambda: extract(tmp_path / "counted", manifest))
     assert total > 40
-    monkeypatch.setattr("raffect.data.verify.QUIET_S", 0.0)
+    monkeypatch.setattr("raffect.bank.verify.QUIET_S", 0.0)
     for k in range(1, total + 1):
         folder = tmp_path / f"{k}"
         break_at(monkeypatch, k, full, lambda folder=folder: extract(folder, manifest))
@@ -151,7 +151,7 @@ def test_a_naive_writer_fails_this_very_test(tmp_path, manifest, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
-    monkeypatch.setattr("raffect.data.bank.write_atomic", in_place)
+    monkeypatch.setattr("raffect.bank.format.write_atomic", in_place)
     with pytest.raises(AssertionError, match="half-written"):
         test_an_extract_broken_at_any_write_is_finished_by_the_next_to_the_same_bytes(tmp_path, manifest, monkeypatch, False)
 

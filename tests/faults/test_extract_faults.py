@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from raffect.data.bank import Bank
-from raffect.data.manifest import read_manifest
-from raffect.data.verify import verify
+from raffect.bank.format import Bank
+from raffect.bank.verify import verify
+from raffect.datasets.manifest import read_manifest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -84,10 +84,10 @@ from pathlib import Path
 import numpy as np, pyarrow as pa, ray
 from PIL import Image
 from raffect.config import EncoderConfig, ExtractConfig
-from raffect.data.bank import Identity
-from raffect.data.manifest import write_manifest
-from raffect.stages.extract import extract
-from raffect.stages.shards import Geometry
+from raffect.bank.format import Identity
+from raffect.datasets.manifest import write_manifest
+from raffect.extraction.extract import extract
+from raffect.extraction.steps import Geometry
 
 class Slow:
     identity = Identity(model="m", weights_sha256="a" * 64, weights="none", preprocess={}, precision="float32", dim=2)

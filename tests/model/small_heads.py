@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from raffect.data.affwild2 import AU, EXPR, VA
-from raffect.data.facts import DataFacts
+from raffect.bank.facts import DataFacts
+from raffect.datasets.affwild2.tasks import AU, EXPR, VA
+from raffect.heads.checkpoint import HeadCard
+from raffect.heads.fit import FitJob
+from raffect.heads.head_kinds import head_spec
+from raffect.heads.learner import Learner
+from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.losses import cvar, sigmoid_losses, softmax_losses
+from raffect.heads.samples import Samples
 from raffect.metrics.scores import Chance, JudgedScore
-from raffect.model.checkpoint import HeadCard
-from raffect.model.fit import FitJob
-from raffect.model.head_kinds import head_spec
-from raffect.model.kinds import loss_kind
-from raffect.model.learner import Learner
-from raffect.model.losses import cvar, sigmoid_losses, softmax_losses
-from raffect.model.samples import Samples
 from raffect.recipe import Recipe, with_settings
 
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from raffect.model.attention import FusedAttention, fuse_attention
+from raffect.encoders.attention import FusedAttention, fuse_attention
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])

@@ -21,13 +21,13 @@ from test_fit import Killed, kill_after
 from torch import nn
 
 from raffect.errors import RaffectError
-from raffect.model.batch import HeadBatch, HeadSpec, normalise
-from raffect.model.checkpoint import load_batch, load_head, read_card, save_head
-from raffect.model.fit import fit
-from raffect.model.head import Head, MlpSpec
-from raffect.model.head_kinds import HEAD_KINDS, head_spec, read_spec
-from raffect.model.mlp import MlpBatch
-from raffect.model.sam import perturb
+from raffect.heads.batch import HeadBatch, HeadSpec, normalise
+from raffect.heads.checkpoint import load_batch, load_head, read_card, save_head
+from raffect.heads.fit import fit
+from raffect.heads.head import Head, MlpSpec
+from raffect.heads.head_kinds import HEAD_KINDS, head_spec, read_spec
+from raffect.heads.mlp import MlpBatch
+from raffect.heads.sam import perturb
 from raffect.recipe import HeadConfig
 
 SHAPES = [

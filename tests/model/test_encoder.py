@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from raffect.config import EncoderConfig
+from raffect.encoders.tower import build_model, load_encoder
+from raffect.encoders.weights import EMBEDDED_FOLDER, openai_digests, resolve
 from raffect.errors import RaffectError
-from raffect.model.encoder import build_model, load_encoder
-from raffect.model.weights import EMBEDDED_FOLDER, openai_digests, resolve
 
 EMBEDDED = EncoderConfig(model="raffect-faces", weights="embedded")
 RNG = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def tiny_vit(tmp_path_factory):
         config = {"embed_dim": 24, "quick_gelu": quick, "vision_cfg": {"image_size": 224, "layers": 2, "width": 32, "head_width": 16, "patch_size": 32}, "text_cfg": text}
         (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
-    from raffect.model import weights
+    from raffect.encoders import weights
 
     known = weights.model_configs()
     known.update({file.stem: file for file in folder.glob("*.json")})
@@ -149,7 +149,7 @@ class Archive(torch.nn.Module):
 def test_openais_torchscript_archive_is_read(tiny_vit, tmp_path, monkeypatch):
     torch.jit.script(Archive(build_model(resolve(tiny_vit)))).save(str(tmp_path / "openai-tiny.pt"))
     digest = hashlib.sha256((tmp_path / "openai-tiny.pt").read_bytes()).hexdigest()
-    monkeypatch.setattr("raffect.model.weights.openai_digests", lambda: frozenset([digest]))
+    monkeypatch.setattr("raffect.encoders.weights.openai_digests", lambda: frozenset([digest]))
     identity = load_encoder(replace(tiny_vit, weights=str(tmp_path / "openai-tiny.pt")), "cpu").identity
     assert identity.weights_sha256 == load_encoder(tiny_vit, "cpu").identity.weights_sha256
     with pytest.raises(RaffectError, match="tiny-vit-quickgelu"):

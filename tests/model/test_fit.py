@@ -6,11 +6,11 @@ import torch
 from small_heads import CPU, TASKS, make_job, make_recipe, make_samples, spec_of
 
 from raffect.errors import RaffectError
+from raffect.heads.checkpoint import save_state
+from raffect.heads.fit import count, fit
+from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.random import epoch_order
 from raffect.metrics.kinds import kind_of
-from raffect.model.checkpoint import save_state
-from raffect.model.fit import count, fit
-from raffect.model.kinds import loss_kind
-from raffect.model.random import epoch_order
 from raffect.recipe import with_settings
 
 EXPR = TASKS["expr"]

@@ -20,8 +20,8 @@ from small_heads import (
 from torch import nn
 
 from raffect.errors import RaffectError
-from raffect.model.learner import learning_rate, require_shared_settings
-from raffect.model.workers import Workers
+from raffect.heads.learner import learning_rate, require_shared_settings
+from raffect.heads.workers import Workers
 from raffect.recipe import OptimConfig, with_settings
 
 

@@ -8,8 +8,8 @@ import torch
 from scipy.optimize import fminbound, linprog
 from torch.nn import functional as F
 
-from raffect.model import losses, sam
-from raffect.model.losses import ccc_loss, class_shift, class_weights, cvar, frame_means, sigmoid_losses, softmax_losses, squared_errors, unit_shift, unit_weights
+from raffect.heads import losses, sam
+from raffect.heads.losses import ccc_loss, class_shift, class_weights, cvar, frame_means, sigmoid_losses, softmax_losses, squared_errors, unit_shift, unit_weights
 
 ALPHAS = (1e-6, 0.01, 0.1, 0.3, 0.5, 0.7, 0.95, 1.0)
 

@@ -9,13 +9,13 @@ import torch
 from scipy import stats
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from raffect.data.affwild2 import AU, EXPR, EXPRESSIONS, VA
+from raffect.datasets.affwild2.tasks import AU, EXPR, EXPRESSIONS, VA
 from raffect.errors import RaffectError
+from raffect.heads.counting import count_confusion, count_labels, sum_moments
 from raffect.metrics import agreement, f1
 from raffect.metrics.f1 import f1_scores, one_against_rest
 from raffect.metrics.intervals import bootstrap_videos
 from raffect.metrics.kinds import KINDS, kind_of
-from raffect.model.counting import count_confusion, count_labels, sum_moments
 
 CLASSES, LABELS = KINDS["multiclass"], KINDS["multilabel"]
 

@@ -6,8 +6,8 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+from raffect.encoders.preprocess import Preprocess, resize_matrix
 from raffect.errors import RaffectError
-from raffect.model.preprocess import Preprocess, resize_matrix
 
 SIZES = [(112, 112), (64, 64), (224, 224), (1, 1), (100, 150), (150, 100), (37, 200), (223, 225), (300, 300), (250, 400), (500, 260), (400, 100), (50, 900)]
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from raffect.model.random import dropout_bits, dropout_key, epoch_order, keep_threshold, weights_generator
-from raffect.model.sam import perturb
+from raffect.heads.random import dropout_bits, dropout_key, epoch_order, keep_threshold, weights_generator
+from raffect.heads.sam import perturb
 
 
 def test_l2_goes_rho_along_the_gradient():

@@ -8,8 +8,8 @@ import open_clip
 import pytest
 
 from raffect.config import EncoderConfig
+from raffect.encoders.weights import EMBEDDED_STAMP, RANDOM_STAMP, get_tag_config, list_tags, model_configs, read_model_config, resolve, weights_folder
 from raffect.errors import RaffectError
-from raffect.model.weights import EMBEDDED_STAMP, RANDOM_STAMP, get_tag_config, list_tags, model_configs, read_model_config, resolve, weights_folder
 
 
 @pytest.fixture(autouse=True)

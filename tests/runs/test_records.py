@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raffect.data.affwild2 import AU, EXPR, VA
+from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.errors import RaffectError
+from raffect.heads.checkpoint import read_card
 from raffect.metrics.kinds import kind_of
 from raffect.metrics.scores import Chance, JudgedScore
-from raffect.model.checkpoint import read_card
 from raffect.recipe import NAMES, Recipe, digest, with_settings
 from raffect.runs.folder import RunFolder
 from raffect.runs.metrics import Metrics

@@ -10,17 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import fill_bank, make_manifest
 
+from raffect.bank.commands import info
+from raffect.bank.export import export
+from raffect.bank.features import read_features
+from raffect.bank.format import Bank
+from raffect.bank.released import import_released
+from raffect.bank.verify import verify
 from raffect.cli import main
 from raffect.config import BankExportConfig, BankImportConfig, BankInfoConfig
-from raffect.data.affwild2 import AU, EXPR
-from raffect.data.bank import Bank
-from raffect.data.features import read_features
-from raffect.data.tables import read_labels
-from raffect.data.verify import verify
+from raffect.datasets.affwild2.tasks import AU, EXPR
+from raffect.datasets.labels import read_labels
 from raffect.errors import RaffectError
-from raffect.stages.bank import info
-from raffect.stages.export import export
-from raffect.stages.released import import_released
 
 DOCS = Path(__file__).parents[2] / "docs" / "bank.md"
 MANIFEST = make_manifest({"a": 20, "b_left": 13})

@@ -9,9 +9,10 @@ from conftest import fill_bank, make_manifest
 
 from raffect.cli import main
 from raffect.config import DoctorConfig, EncoderConfig, ModelsListConfig, ModelsPullConfig, ModelsVerifyConfig
+from raffect.encoders import catalogue as models
 from raffect.errors import RaffectError
-from raffect.stages import doctor, models
-from raffect.stages.progress import Progress, format_bytes, format_seconds
+from raffect.pipelines import doctor
+from raffect.progress import Progress, format_bytes, format_seconds
 
 EMBEDDED = EncoderConfig(model="raffect-faces", weights="embedded")
 
@@ -82,7 +83,7 @@ def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, monkeypatch):
 
 
 def models_source(file):
-    from raffect.model.weights import Source
+    from raffect.encoders.weights import Source
 
     return Source("ViT-B-32-quickgelu", "openai", file=file)
 
@@ -109,7 +110,7 @@ def test_sizes_read_well(size, text):
 
 
 def test_progress_in_a_log_is_a_plain_line(capsys, monkeypatch):
-    monkeypatch.setattr("raffect.stages.progress.PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr("raffect.progress.PLAIN_EVERY_S", 0.0)
     with Progress("extract", 100) as progress:
         progress.advance(40)
     assert "extract: 40 of 100 frames" in capsys.readouterr().err

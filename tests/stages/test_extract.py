@@ -16,22 +16,22 @@ import pytest
 from conftest import TINY
 from safetensors.torch import save_file
 
+from raffect.bank.commands import check
+from raffect.bank.format import Bank
+from raffect.bank.verify import verify
 from raffect.config import BankVerifyConfig, EncoderConfig, ExtractConfig, PackConfig, PrepareConfig
-from raffect.data.bank import Bank
-from raffect.data.frames import read_frames
-from raffect.data.manifest import read_manifest, write_manifest
-from raffect.data.synthetic import EDITION
-from raffect.data.verify import verify
+from raffect.datasets.frames import read_frames
+from raffect.datasets.manifest import read_manifest, write_manifest
+from raffect.datasets.prepare import prepare
+from raffect.datasets.synthetic.tree import EDITION
+from raffect.encoders.tower import Encoder, build_model, load_encoder
+from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
-from raffect.model.encoder import Encoder, build_model, load_encoder
-from raffect.model.weights import resolve
-from raffect.stages.bank import check
-from raffect.stages.estimate import estimate
-from raffect.stages.extract import extract, place_encoders
-from raffect.stages.pack import pack
-from raffect.stages.prepare import prepare
-from raffect.stages.runtime import NO_PROGRESS_S
-from raffect.stages.shards import Geometry
+from raffect.extraction.estimate import estimate
+from raffect.extraction.extract import extract, place_encoders
+from raffect.extraction.pack import pack
+from raffect.extraction.steps import Geometry
+from raffect.ray_session import NO_PROGRESS_S
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import kill_extract
@@ -48,7 +48,7 @@ def bank(config, local_ray) -> Bank:
     first = extract(replace(config, limit=150))
     assert (first.shards_done, first.encoded) == (2, 200)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raffect.stages.extract.WAVE", 3)
+        patch.setattr("raffect.extraction.extract.WAVE", 3)
         second = extract(config)
     assert second.shards_done - first.shards_done > 3
     assert second.encoded == second.planned - 200
@@ -235,7 +235,7 @@ def test_a_dry_run_takes_the_device_and_the_precision_that_the_run_would(config,
         encoder.identity = replace(encoder.identity, precision="float32" if device == "cpu" else "float16")  # as on a machine with a GPU
         return encoder
 
-    monkeypatch.setattr("raffect.model.encoder.load_encoder", load)
+    monkeypatch.setattr("raffect.encoders.tower.load_encoder", load)
     bank = Bank(tmp_path / "bank")
     bank.extend_plan(read_manifest(config.manifest), 32)
     bank.claim(load(config.encoder, "cpu").identity)

@@ -9,9 +9,9 @@ import pytest
 from conftest import make_manifest
 
 from raffect.config import PackConfig
-from raffect.data.frames import BadFrame, read_frames
-from raffect.data.manifest import read_manifest, write_manifest
-from raffect.stages.pack import pack
+from raffect.datasets.frames import BadFrame, read_frames
+from raffect.datasets.manifest import read_manifest, write_manifest
+from raffect.extraction.pack import pack
 
 
 @pytest.fixture(params=[b"", b"\xff\xd8\xff\xe0 cut short"], ids=["empty", "cut"])

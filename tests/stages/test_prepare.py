@@ -9,13 +9,14 @@ import pytest
 from conftest import make_manifest
 
 from raffect.config import PrepareConfig
-from raffect.data.affwild2 import ACTION_UNITS, EXPR, HEADERS, TASKS
-from raffect.data.manifest import is_synthetic_manifest, read_manifest
-from raffect.data.synthetic import EDITION, TASK_FOLDERS
-from raffect.data.tables import read_labels, read_metadata
+from raffect.datasets.affwild2.importer import measure
+from raffect.datasets.affwild2.tasks import ACTION_UNITS, EXPR, HEADERS, TASKS
+from raffect.datasets.labels import read_labels
+from raffect.datasets.manifest import is_synthetic_manifest, read_manifest
+from raffect.datasets.prepare import prepare
+from raffect.datasets.synthetic.tree import EDITION, TASK_FOLDERS
 from raffect.errors import RaffectError
-from raffect.stages.affwild2 import measure
-from raffect.stages.prepare import prepare
+from raffect.storage.tables import read_metadata
 
 SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 

@@ -12,6 +12,10 @@ import pytest
 from conftest import TINY, fill_bank, make_manifest
 
 import raffect
+from raffect.bank.commands import check, info
+from raffect.bank.export import export
+from raffect.bank.inspect import BankFacts
+from raffect.bank.verify import Verdict
 from raffect.cli import main
 from raffect.config import (
     BankExportConfig,
@@ -22,12 +26,9 @@ from raffect.config import (
     ModelsPathConfig,
     ModelsVerifyConfig,
 )
-from raffect.data.synthetic import EDITION
-from raffect.data.verify import Verdict
-from raffect.stages import doctor, models
-from raffect.stages.bank import check, info
-from raffect.stages.bank_facts import BankFacts
-from raffect.stages.export import export
+from raffect.datasets.synthetic.tree import EDITION
+from raffect.encoders import catalogue as models
+from raffect.pipelines import doctor
 
 REJECTS = {1: {3: "empty file"}}
 COUNTS = {"a": 20, "b": 13}

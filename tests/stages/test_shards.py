@@ -8,14 +8,14 @@ import pytest
 from conftest import IDENTITY
 from PIL import Image
 
+from raffect.bank.format import Bank
+from raffect.bank.verify import verify
 from raffect.config import EncoderConfig
-from raffect.data import frames
-from raffect.data.bank import Bank
-from raffect.data.verify import verify
+from raffect.datasets import frames
 from raffect.errors import RaffectError
-from raffect.stages.notes import EncodeNotes, ReadNotes, ShardStats, read_notes
-from raffect.stages.shards import EncodeShard, Geometry, commit_shard, read_shard, to_item
-from raffect.stages.summary import Tally, summarise
+from raffect.extraction.notes import EncodeNotes, ReadNotes, ShardStats, read_notes
+from raffect.extraction.steps import EncodeShard, Geometry, commit_shard, read_shard, to_item
+from raffect.extraction.summary import Tally, summarise
 
 SIZES = [(112, 112), (40, 30), (112, 112), (300, 260), (1, 1)]
 
@@ -70,7 +70,7 @@ def answer(encoded, bank):
 def test_frames_of_mixed_sizes_cross_unmixed_and_large_ones_shrunk(bank, rows):
     stats = run(bank, rows)
     assert (stats.rows, stats.rejects) == (5, 0)
-    from raffect.data.features import read_shard_features
+    from raffect.bank.features import read_shard_features
 
     stored = read_shard_features(bank, 0, bank.read_commits()[0].sha256, 6)
     assert stored[:, :3].tolist() == [[112, 112, 40], [40, 30, 80], [112, 112, 120], [224, 224, 160], [1, 1, 200]]
@@ -87,7 +87,7 @@ def test_a_shard_of_bad_frames_alone_is_committed_as_rejects(bank, rows, tmp_pat
 
 
 def test_a_frame_that_killed_an_earlier_attempt_is_rejected_alone(bank, rows, monkeypatch):
-    deadly = "import os\nimport raffect.data.frames as f\nreal = f.decode\ndef deadly(content):\n    pixels = real(content)\n    if pixels[0, 0, 0] == 120:\n        os.abort()\n    return pixels\nf.decode = deadly\n"
+    deadly = "import os\nimport raffect.datasets.frames as f\nreal = f.decode\ndef deadly(content):\n    pixels = real(content)\n    if pixels[0, 0, 0] == 120:\n        os.abort()\n    return pixels\nf.decode = deadly\n"
     monkeypatch.setattr(frames, "_TRIAL", deadly + frames._TRIAL)
     assert run(bank, rows).rejects == 0  # without a note nothing is tried in a child
     bank.commit_path(0).unlink()
@@ -102,7 +102,7 @@ def test_the_note_is_written_before_the_first_frame_is_touched(bank, rows, monke
         assert bank.attempt_path(0).exists()
         raise SystemExit("died")
 
-    monkeypatch.setattr("raffect.stages.shards.read_contents", die)
+    monkeypatch.setattr("raffect.extraction.steps.read_contents", die)
     with pytest.raises(SystemExit):
         read_shard(as_table(rows), str(bank.path), Geometry(size=224))
     assert bank.attempt_path(0).exists()

@@ -9,14 +9,14 @@ import threading
 import pytest
 from conftest import S3_PORT
 
+from raffect.bank.format import Bank
+from raffect.bank.verify import verify
 from raffect.cli import main
-from raffect.data.atomic import atomic_path, write_atomic, write_if_absent
-from raffect.data.bank import Bank
-from raffect.data.manifest import read_manifest
-from raffect.data.storage import list_sizes, local_copy, locate, read_files
-from raffect.data.synthetic import EDITION, write_synthetic
-from raffect.data.verify import verify
+from raffect.datasets.manifest import read_manifest
+from raffect.datasets.synthetic.tree import EDITION, write_synthetic
 from raffect.errors import RaffectError
+from raffect.storage.atomic import atomic_path, write_atomic, write_if_absent
+from raffect.storage.paths import list_sizes, local_copy, locate, read_files
 
 EMBEDDED = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
 SMALL = ["--epochs", "2", "--batch-size", "64", "--head.width", "16", "--head.depth", "1", "--device", "cpu"]

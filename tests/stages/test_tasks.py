@@ -14,15 +14,16 @@ import torch
 from conftest import IDENTITY
 from sklearn.metrics import f1_score
 
+from raffect.bank.features import read_features
+from raffect.bank.format import Bank
 from raffect.cli import main
-from raffect.data.bank import Bank
-from raffect.data.features import read_features
-from raffect.data.tables import read_labels, write_table
-from raffect.data.tasks import Task
+from raffect.datasets.labels import read_labels
+from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
+from raffect.heads.checkpoint import load_head
 from raffect.metrics.kinds import kind_of
-from raffect.model.checkpoint import load_head
 from raffect.runs.data import open_dataset
+from raffect.storage.tables import write_table
 
 MOODS = Task(name="moods", kind="multiclass", outputs=("calm", "glad", "cross", "low", "odd"), columns=("mood",), unlabelled=99)
 SIGNS = Task(name="signs", kind="multilabel", outputs=("smile", "frown", "blink"), columns=("s", "f", "b"), unlabelled=9, descriptions=("a", "b", "c"))

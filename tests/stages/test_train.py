@@ -19,15 +19,16 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
+from raffect.bank.features import read_features
+from raffect.bank.format import Bank, Identity
 from raffect.cli import main
-from raffect.data.affwild2 import AU, EXPR
-from raffect.data.bank import Bank, Identity
-from raffect.data.features import read_features
-from raffect.data.tables import read_labels, write_table
+from raffect.datasets.affwild2.tasks import AU, EXPR
+from raffect.datasets.labels import read_labels
+from raffect.heads.checkpoint import load_head
 from raffect.metrics.scores import JudgedScore
-from raffect.model.checkpoint import load_head
 from raffect.runs.data import open_dataset
 from raffect.runs.folder import RunFolder
+from raffect.storage.tables import write_table
 from raffect.training.stream import RayStream
 
 DIM = 24
@@ -194,7 +195,7 @@ def test_labels_that_do_not_fit_are_named(data, tmp_path, capsys):
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tmp_path, capsys, monkeypatch):
-    from raffect.data import atomic
+    from raffect.storage import atomic
 
     def refuse(path):
         if "safetensors" in path.name:

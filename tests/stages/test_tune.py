@@ -18,15 +18,15 @@ from test_train import FAST, data, scores_of  # noqa: F401
 
 from raffect.cli import main
 from raffect.config import TuneConfig
-from raffect.data.affwild2 import EXPR, published_scores
+from raffect.datasets.affwild2.tasks import EXPR, published_scores
 from raffect.errors import RaffectError
 from raffect.metrics.scores import Chance
+from raffect.progress import Progress
 from raffect.recipe import Recipe, with_settings
 from raffect.reporting.report import name_pictures
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import Curve, HeadRecord, PlannedHead
 from raffect.runs.scores import group_by_settings, is_erm, short, spread
-from raffect.stages.progress import Progress
 from raffect.training.job import partition, plan_batches
 from raffect.training.space import add_baseline, list_recipes, read_space
 from raffect.training.tune import _axis_text, _build_scheduler

@@ -1,0 +1,1 @@
+"""The bank: its format, its proof, and reading features from it."""

@@ -1,0 +1,120 @@
+"""`raffect bank export`: a bank's features as files that other tools read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raffect.bank.features import read_shard_features
+from raffect.bank.format import Bank, Commit
+from raffect.bank.verify import verify
+from raffect.config import BankExportConfig
+from raffect.errors import RaffectError
+from raffect.progress import Progress
+from raffect.storage.atomic import atomic_path
+from raffect.storage.paths import read_parquet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was exported.
+
+    Attributes:
+        out: The folder.
+        format: ``"npy"``: ``features.npy`` (float16) and ``keys.parquet``, row k of one is row k
+            of the other; ``"list"``: ``features/*.parquet`` with a float16 list column.
+        rows: Frames with a feature, all of which were exported.
+        rejects: Frames of the bank that could not be read; not among them.
+        missing: Planned frames that are not extracted yet; not among them.
+        planned: Frames in the bank's plan.
+        files: Parquet files with features; 0 for ``"npy"``.
+        stamp: What every result that rests on them must say; empty for pretrained weights.
+    """
+
+    out: Path
+    format: str
+    rows: int
+    rejects: int
+    missing: int
+    planned: int
+    files: int
+    stamp: str
+
+    def lines(self) -> list[str]:
+        """A block for people."""
+        what = "features.npy and keys.parquet, row k of one is row k of the other"
+        if self.format == "list":
+            what = f"features/ with {self.files} Parquet file(s) that have a float16 list column"
+        partial = ""
+        if self.rows < self.planned:
+            rest = f"{self.rejects:,} rejects and {self.missing:,} frames that are not extracted yet"
+            partial = f" ({rest} are not among them)"
+        line = f"exported {self.rows:,} rows of {self.planned:,} planned frames{partial} to {self.out}: {what}"
+        return [line] + ([f"stamp: {self.stamp}"] if self.stamp else [])
+
+
+def export(config: BankExportConfig) -> ExportReport:
+    """Write a bank's features as ``.npy`` with a key table, or as Parquet with float16 lists.
+
+    Raises:
+        RaffectError: If nothing is extracted yet, the bank is damaged, or the folder is not empty.
+    """
+    bank = Bank(config.bank).require()
+    identity, commits = bank.read_identity(), bank.read_commits()
+    if identity is None or not commits:
+        raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
+    if config.out.is_dir() and any(config.out.iterdir()):
+        raise RaffectError(f"--out {config.out} is not empty; an export does not mix with other files")
+    verdict = verify(bank)  # reads every byte, so it comes after what costs nothing
+    if not verdict.sound:
+        raise RaffectError(f"{bank.path}: damaged, nothing exported; see `raffect bank verify`")
+    # What a running extract commits from now on is not exported.
+    rows = sum(commit.rows for commit in commits.values())
+    config.out.mkdir(parents=True, exist_ok=True)
+    with Progress("export", rows, "rows") as progress:
+        if config.format == "npy":
+            _export_npy(bank, commits, rows, identity.dim, config, progress)
+        else:
+            _export_lists(bank, commits, identity.dim, config, progress)
+    (config.out / "identity.json").write_bytes(identity.to_bytes())
+    return ExportReport(
+        out=config.out,
+        format=config.format,
+        rows=rows,
+        rejects=verdict.rejects,
+        missing=verdict.missing,
+        planned=verdict.planned,
+        files=len(commits) if config.format == "list" else 0,
+        stamp=identity.stamp,
+    )
+
+
+def _export_npy(bank: Bank, commits: Mapping[int, Commit], rows: int, dim: int, config: BankExportConfig, progress: Progress) -> None:
+    keys = []
+    with atomic_path(config.out / "features.npy") as temporary:
+        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(rows, dim))
+        start = 0
+        for shard, commit in commits.items():
+            features = read_shard_features(bank, shard, commit.sha256, dim)
+            out[start : start + len(features)] = features
+            keys.append(read_parquet(bank.shard_path(shard), ["video", "frame"]))
+            start += len(features)
+            progress.advance(len(features))
+        out.flush()
+    with atomic_path(config.out / "keys.parquet") as temporary:
+        pq.write_table(pa.concat_tables(keys).replace_schema_metadata(None), temporary)
+
+
+def _export_lists(bank: Bank, commits: Mapping[int, Commit], dim: int, config: BankExportConfig, progress: Progress) -> None:
+    for shard, commit in commits.items():
+        table = read_parquet(bank.shard_path(shard)).replace_schema_metadata(None)
+        flat = pa.array(read_shard_features(bank, shard, commit.sha256, dim).reshape(-1))
+        table = table.set_column(2, "feature", pa.FixedSizeListArray.from_arrays(flat, dim))
+        with atomic_path(config.out / "features" / f"{shard:06d}.parquet") as temporary:
+            pq.write_table(table, temporary, compression="none")
+        progress.advance(len(table))

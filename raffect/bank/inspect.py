@@ -1,0 +1,136 @@
+"""What a bank holds: counts for people and programs, and a table by video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from raffect.bank.format import Bank, Identity
+from raffect.bank.records import Count
+from raffect.progress import format_bytes
+from raffect.storage.keys import Vocabulary
+from raffect.storage.paths import list_sizes
+from raffect.storage.records import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCounts(Record):
+    """Shards of a bank: in the plan, committed, and most rows that one has."""
+
+    planned: Count
+    committed: Count
+    rows: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankFacts(Record):
+    """What a bank holds.
+
+    Attributes:
+        bank: Its folder.
+        identity: Which encoder made its vectors; None where nothing was extracted yet.
+        planned: Frames in its plan.
+        rows: Frames with a feature.
+        rejects: Frames that could not be read.
+        shards: How many shards.
+        videos: Videos in its plan.
+        bytes: Size of its features and rejects in bytes.
+        digest: SHA-256 over identity and commits: equal banks, and only they, have equal ones.
+        broken: Commit records that are unreadable, or whose files are missing or of another size.
+        runs: Extractions that wrote to it.
+    """
+
+    bank: str
+    identity: Identity | None
+    planned: Count
+    rows: Count
+    rejects: Count
+    shards: ShardCounts
+    videos: Count
+    bytes: Count
+    digest: str | None
+    broken: Count
+    runs: Count
+
+    @property
+    def missing(self) -> int:
+        """Planned frames that are neither a feature nor a reject."""
+        return self.planned - self.rows - self.rejects
+
+    @property
+    def stamp(self) -> str:
+        """What every result that rests on it must say; empty for pretrained weights."""
+        return self.identity.stamp if self.identity else ""
+
+    def lines(self) -> list[str]:
+        """A block for people."""
+        shards, size = self.shards, format_bytes(self.bytes)
+        out = [
+            f"bank: {self.bank}",
+            f"rows: {self.rows:,} features + {self.rejects:,} rejects of {self.planned:,} planned frames in {self.videos:,} videos, {size}",
+            f"shards: {shards.committed:,} of {shards.planned:,} committed, up to {shards.rows:,} rows each; {self.runs} extract run(s)",
+        ]
+        if self.broken:
+            out.append(f"broken: {self.broken} committed shard(s) lack a file or have another size; see `raffect bank verify`")
+        return out + (self._encoder_lines(self.identity) if self.identity else [_NO_ENCODER])
+
+    def _encoder_lines(self, identity: Identity) -> list[str]:
+        weights = f"weights {identity.weights} ({identity.weights_sha256[:12]})"
+        preprocess = ", ".join(f"{name} {value}" for name, value in identity.preprocess.items())
+        return [
+            f"encoder: {identity.model}, {weights}, {identity.precision}, {identity.dim}-d, raw",
+            f"preprocess: {preprocess}",
+            f"digest: {self.digest}",
+        ] + ([f"stamp: {identity.stamp}"] if identity.stamp else [])
+
+
+_NO_ENCODER = "encoder: none yet; nothing was extracted"
+
+
+def describe_bank(bank: Bank) -> BankFacts:
+    """What a bank holds, from its plan and its commit records; features are not read.
+
+    Raises:
+        RaffectError: If it is not a bank, or its plan or identity is damaged.
+    """
+    records = list_sizes(bank.require().path / "commits")
+    plan, commits, identity = bank.plan, bank.read_commits(), bank.read_identity()
+    return BankFacts(
+        bank=str(bank.path),
+        identity=identity,
+        planned=len(plan.table),
+        rows=sum(commit.rows for commit in commits.values()),
+        rejects=sum(commit.rejects for commit in commits.values()),
+        shards=ShardCounts(planned=plan.num_shards, committed=len(commits), rows=plan.shard_rows),
+        videos=len(plan.table["video"].unique()),
+        bytes=sum(commit.size_bytes for commit in commits.values()),
+        digest=bank.digest(commits) if identity else None,
+        broken=len(records.keys() - {bank.commit_path(shard).name for shard in commits}),
+        runs=len(list_sizes(bank.path / "runs")),
+    )
+
+
+def count_videos(bank: Bank) -> pa.Table:
+    """What a bank holds of each video.
+
+    Returns:
+        A row a video, by name: ``video``, and int64 ``planned``, ``features``, ``rejects``, ``missing``
+        frames; ``.to_pandas()`` makes it a data frame.
+
+    Raises:
+        RaffectError: If it is not a bank, or a rejects file is damaged.
+    """
+    plan, commits = bank.require().plan, bank.read_commits()
+    lengths = np.diff(plan.offsets)
+    is_committed = np.repeat(np.isin(np.arange(plan.num_shards), list(commits)), lengths)
+    vocabulary = Vocabulary()
+    video = vocabulary.keys(plan.table) >> 32
+    rejected = vocabulary.keys(bank.read_rejects(commits.values())) >> 32
+    most = len(vocabulary.names)
+    planned = np.bincount(video, minlength=most)
+    rejects = np.bincount(rejected, minlength=most)
+    features = np.bincount(video[is_committed], minlength=most) - rejects
+    columns = {"planned": planned, "features": features, "rejects": rejects, "missing": planned - features - rejects}
+    return pa.table({"video": pa.array(vocabulary.names, pa.string()), **columns}).sort_by("video")

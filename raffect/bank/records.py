@@ -1,0 +1,137 @@
+"""The JSON files of a bank: ``bank.json``, who made its vectors, and ``commits/*.json``, its shards.
+
+Their bytes are part of the bank's promise, since its digest covers them: they stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le, Len, MinLen
+
+from raffect.errors import RaffectError
+from raffect.storage.records import Record
+
+FORMAT = 1
+MOST_DIM = 65_536
+
+Text = Annotated[str, MinLen(1)]
+Count = Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(Record):
+    """Which encoder made the vectors. Banks with equal compared fields hold comparable vectors.
+
+    Attributes:
+        model: open_clip model name.
+        weights_sha256: Fingerprint of the loaded image-tower tensors.
+        weights: How they were asked for (tag, file name, ``random:0``); informative, not compared.
+        preprocess: Image size, mean, std, interpolation and resize mode.
+        precision: Arithmetic of the encoder; vectors are stored as float16 either way.
+        dim: Length of a vector, 1 to 65,536.
+        normalised: Always false: vectors are stored raw and normalised at use.
+        stamp: What every table that rests on the bank must say; empty for pretrained weights.
+    """
+
+    model: Text
+    weights_sha256: Text
+    weights: str
+    preprocess: Mapping[str, int | float | str | list[float]]
+    precision: Literal["float16", "bfloat16", "float32"]
+    dim: Annotated[int, Ge(1), Le(MOST_DIM)]
+    normalised: Literal[False] = False
+    stamp: str = ""
+
+    def differences(self, other: Identity) -> list[str]:
+        """One line per compared field that differs from ``other``."""
+        out = []
+        for name in ("model", "weights_sha256", "preprocess", "precision", "dim"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                if name == "weights_sha256":
+                    ours = f"{ours[:12]} ({self.weights})"
+                    theirs = f"{theirs[:12]} ({other.weights})"
+                out.append(f"{name}: {ours} against {theirs}")
+        return out
+
+    def require_equal(self, other: Identity, bank: Path) -> None:
+        """Raise unless ``other`` makes comparable vectors.
+
+        Raises:
+            RaffectError: Names every difference.
+        """
+        if differences := self.differences(other):
+            raise RaffectError(f"{bank} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankFile(Record):
+    """The content of ``bank.json``."""
+
+    format: Literal[1] = FORMAT
+    identity: Identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit(Record):
+    """What a finished shard is.
+
+    Attributes:
+        shard: Its number in the plan, from 0.
+        rows: Frames that have a feature.
+        rejects: Frames that could not be read.
+        files: Name below the bank -> (size in bytes, SHA-256).
+    """
+
+    shard: Count
+    rows: Count
+    rejects: Count
+    files: Mapping[str, tuple[Count, Annotated[str, Len(64, 64)]]]
+
+    @property
+    def sha256(self) -> str:
+        """Of its features' file."""
+        return self.files[shard_name(self.shard)][1]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its files together."""
+        return sum(size for size, _ in self.files.values())
+
+
+def shard_name(shard: int) -> str:
+    """Name of a shard's features below its bank."""
+    return f"shards/{shard:06d}.parquet"
+
+
+def rejects_name(shard: int) -> str:
+    """Name of a shard's rejects below its bank."""
+    return f"rejects/{shard:06d}.parquet"
+
+
+def parse_identity(content: bytes, file: Path) -> Identity:
+    """The identity in the bytes of ``bank.json``.
+
+    Raises:
+        RaffectError: If they are damaged, or of another format.
+    """
+    remedy = "restore it from a backup or extract into a new bank"
+    return BankFile.from_json(content, file, remedy).identity
+
+
+def parse_commit(name: str, content: bytes) -> Commit | None:
+    """The commit record in a file, or None for a damaged one: its shard is encoded again.
+
+    It has to name the files that such a shard has and no other, so that none outside the bank is
+    ever touched.
+    """
+    try:
+        record = Commit.from_json(content, name, "extract again")
+    except RaffectError:
+        return None
+    files = {shard_name(record.shard)} | ({rejects_name(record.shard)} if record.rejects else set())
+    return record if name == f"{record.shard:06d}.json" and record.files.keys() == files else None

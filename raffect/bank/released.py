@@ -1,0 +1,222 @@
+"""Import the feature files of the paper's released code: ``expr_train_clip.h5`` + ``expr_train.txt`` -> bank + labels.
+
+Those two files agree by position alone, so their lengths must be equal; from here on everything agrees by (video, frame).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raffect.bank.features import read_shard_features
+from raffect.bank.format import Bank, Identity
+from raffect.config import BankImportConfig
+from raffect.datasets.affwild2.annotations import parse_expression, parse_units
+from raffect.datasets.affwild2.tasks import AU, DTYPES, EXPR
+from raffect.datasets.labels import read_labels
+from raffect.datasets.tasks import Task
+from raffect.errors import RaffectError
+from raffect.progress import Progress
+from raffect.storage.keys import Vocabulary, positions
+from raffect.storage.paths import has_file
+from raffect.storage.tables import read_metadata, write_table
+
+SPLITS = {"train_features": "train", "val_features": "validation", "test_features": "test"}
+# What the released code did: OpenAI's clip, float16, not normalised. Its tensors were never seen, so they have no fingerprint.
+IDENTITY = dict(
+    model="ViT-L-14-quickgelu", weights_sha256="imported", weights="openai (imported, not verified)", precision="float16", stamp="imported features",
+    preprocess={"size": 224, "mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711], "interpolation": "bicubic", "resize_mode": "shortest"},
+)  # fmt: skip
+
+
+_PARSERS: dict[Task, Callable[[bytes], tuple[int, ...]]] = {EXPR: parse_expression, AU: parse_units}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """What was imported.
+
+    Attributes:
+        bank: The bank.
+        labels: The label table.
+        task: Name of the task.
+        split: ``train``, ``validation`` or ``test``.
+        listed: Frames of the list file.
+        written: Those that are in the bank since this run.
+        kept: Those that were there already.
+        differing: Those of them that the bank has with other features.
+        stamp: What every result that rests on the bank must say.
+    """
+
+    bank: Path
+    labels: Path
+    task: str
+    split: str
+    listed: int
+    written: int
+    kept: int
+    differing: int
+    stamp: str
+
+    @property
+    def waiting(self) -> int:
+        """Frames that share a shard with planned frames that are not listed here."""
+        return self.listed - self.written - self.kept
+
+    def lines(self) -> list[str]:
+        """A report for people."""
+        frames = f"{self.written:,} of {self.listed:,} {self.task} {self.split} frames"
+        out = [f"imported {frames} into {self.bank}; labels in {self.labels}"]
+        if self.kept:
+            differ = f", {self.differing:,} of them with other features: if those are wrong, import into a new --bank"
+            out.append(f"kept: {self.kept:,} were there already{differ if self.differing else ''}")
+        if self.waiting:
+            out.append(f"waiting: {self.waiting:,} share a shard with frames that are planned and not listed here; import those as well")
+        return [*out, f"stamp: {self.stamp} (encoder taken on trust)"]
+
+
+def import_released(config: BankImportConfig) -> ImportReport:
+    """Bring one split into a bank, and its labels into ``out/labels/<task>.parquet``.
+
+    Raises:
+        RaffectError: If h5py is missing, the files do not fit together, or a line is wrong.
+    """
+    task = next((task for task in _PARSERS if task.name == config.task), None)
+    if task is None:
+        names = " and ".join(task.name for task in _PARSERS)
+        raise RaffectError(f"--task {config.task}: the released code has features of {names}")
+    # Both files, which belong together by position
+    split, features = _read_features(config.features)
+    videos, frames, labels = _read_list(config.list, task)
+    if len(videos) != len(features):
+        raise RaffectError(
+            f"{config.list} has {len(videos):,} lines but {config.features} has {len(features):,} vectors; they belong together by position, so both must come from the same run"
+        )
+    keys = pa.table({"video": pa.array(videos, pa.string()), "frame": pa.array(frames, pa.int32()), "row": np.arange(len(videos))}).sort_by(
+        [("video", "ascending"), ("frame", "ascending")]
+    )
+    _require_unique(keys, config.list)
+    # The bank
+    bank = Bank(config.bank.absolute())
+    identity = Identity(dim=features.shape[1], **IDENTITY)  # ty: ignore[invalid-argument-type]
+    bank.claim(identity)
+    written, kept, differing = _write_shards(bank, identity, keys, features)
+    return ImportReport(
+        bank=bank.path,
+        labels=_write_labels(config, task, keys, labels[keys["row"].to_numpy()], split),
+        task=config.task,
+        split=split,
+        listed=len(keys),
+        written=written,
+        kept=kept,
+        differing=differing,
+        stamp=identity.stamp,
+    )
+
+
+def _write_shards(bank: Bank, identity: Identity, keys: pa.Table, features: np.ndarray) -> tuple[int, int, int]:
+    """Commit the shards of which all rows are listed.
+
+    Args:
+        bank: The bank.
+        identity: What made the features.
+        keys: ``video, frame, row``, sorted; ``row`` is the row of ``features``.
+        features: float16, shape (N, dim), in the order of the released file.
+
+    Returns:
+        How many rows were written, how many were there already, and how many of those with other
+        features.
+    """
+    plan = bank.extend_plan(_with_planned(bank, keys))
+    done = bank.read_commits()
+    vocabulary = Vocabulary(keys["video"].unique().to_pylist())
+    listed, order = vocabulary.keys(keys), keys["row"].to_numpy()
+    written = kept = differing = 0
+    with Progress("import", len(keys)) as progress:
+        for shard in range(plan.num_shards):
+            rows = plan.rows(shard)
+            where = positions(vocabulary.keys(rows), listed)
+            own = where >= 0
+            if shard in done and own.any():
+                kept += int(own.sum())
+                stored = read_shard_features(bank, shard, done[shard].sha256, identity.dim)
+                differing += int((stored[own] != features[order[where[own]]]).any(1).sum())
+            elif own.all():  # others wait for their own split's import
+                bank.commit(shard, rows, np.ascontiguousarray(features[order[where]]), {}, identity)
+                written += len(rows)
+            progress.advance(int(own.sum()))
+    return written, kept, differing
+
+
+def _read_features(file: Path) -> tuple[str, np.ndarray]:
+    try:
+        import h5py
+    except ImportError:
+        raise RaffectError("h5py is not installed; run `pip install 'raffect[h5]'`") from None
+    try:
+        with h5py.File(file) as content:
+            name = next((name for name in SPLITS if name in content), None)
+            if name is None:
+                raise RaffectError(f"{file}: expected a dataset {' or '.join(SPLITS)}, found {', '.join(content) or 'none'}")
+            features = content[name][:] if isinstance(content[name], h5py.Dataset) else np.empty(0)
+    except OSError as error:
+        raise RaffectError(f"{file}: not a readable HDF5 file ({error})") from error
+    if features.ndim != 2 or features.dtype != np.float16 or not len(features):
+        raise RaffectError(f"{file}: {name} is {features.dtype} of shape {features.shape}, expected float16 (N, 768) with N > 0")
+    return SPLITS[name], features
+
+
+def _read_list(file: Path, task: Task) -> tuple[list[str], list[int], np.ndarray]:
+    parse = _PARSERS[task]
+    videos, frames, labels = [], [], []
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise RaffectError(f"--list {file}: cannot be read ({error.strerror})") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            path, label = line.split(b"\t")
+            folder, name = path.decode().rsplit("/", 2)[-2:]
+            stem = name.split(".")[0]
+            if not (stem.isascii() and stem.isdigit() and 0 < int(stem) < 1 << 31):
+                raise ValueError(f"{name!r} is not a frame number")
+            labels.append(parse(label.strip()))
+        except ValueError as error:
+            raise RaffectError(f"{file}:{number}: expected <folder>/<video>/00001.jpg, a tab and a label ({error})") from None
+        videos.append(folder)
+        frames.append(int(stem))
+    return videos, frames, np.array(labels, DTYPES[task])
+
+
+def _require_unique(keys: pa.Table, file: Path) -> None:
+    video, frame = keys["video"].to_numpy(zero_copy_only=False), keys["frame"].to_numpy()
+    same = (video[1:] == video[:-1]) & (frame[1:] == frame[:-1])
+    if same.any():
+        row = int(np.flatnonzero(same)[0])
+        raise RaffectError(f"{file}: {video[row]}/{frame[row]:05d} is listed twice; a bank holds each frame once")
+
+
+def _with_planned(bank: Bank, keys: pa.Table) -> pa.Table:
+    """The bank's frames and the new ones, as a manifest would list them."""
+    planned = bank.plan.table
+    planned = pa.table({"video": planned["video"].cast(pa.string()), "frame": planned["frame"]})
+    return pa.concat_tables([planned, keys.select(["video", "frame"])]).group_by(["video", "frame"]).aggregate([]).sort_by([("video", "ascending"), ("frame", "ascending")])
+
+
+def _write_labels(config: BankImportConfig, task: Task, keys: pa.Table, labels: np.ndarray, split: str) -> Path:
+    path = config.out / "labels" / f"{config.task}.parquet"
+    columns = {name: labels[:, k] for k, name in enumerate(task.columns)}
+    table = pa.table({"video": keys["video"], "frame": keys["frame"], "split": pa.array([split] * len(keys), pa.string()), **columns})
+    if has_file(path):
+        old = read_labels(path)
+        if read_metadata(old).get("edition") != "imported":
+            raise RaffectError(f"{path} was not imported; choose another --out")
+        old = old.replace_schema_metadata(None)
+        table = pa.concat_tables([old.filter(pa.array([value != split for value in old["split"].to_pylist()])).cast(table.schema), table])
+    write_table(table, path, {"raffect": "labels/2", "task": json.dumps(task.to_json()), "edition": "imported", "digest": "", "synthetic": "false"})
+    return path

@@ -1,1 +1,0 @@
-"""Formats and files: numpy and pyarrow, neither torch nor Ray."""

@@ -1,0 +1,1 @@
+"""Data sets: tasks, manifests of frames, reading pictures, and one importer a data set."""

@@ -1,0 +1,1 @@
+"""Aff-Wild2: its tasks, annotations and importer."""

@@ -1,0 +1,332 @@
+"""ABAW annotation trees to label tables: line k after the header is frame k, whatever else is wrong.
+
+A wrong line keeps its place as an unlabelled one and is reported with its file and line number; a file whose header is
+another edition's is left out whole and reported. Nothing is ever shifted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raffect.datasets.affwild2.tasks import AU, DTYPES, EXPR, HEADERS, TASKS, VA
+from raffect.datasets.importing import Problem
+from raffect.datasets.tasks import Task
+from raffect.errors import RaffectError
+from raffect.storage.keys import is_utf8
+from raffect.storage.paths import Damaged, open_regular, read_regular
+
+MTL_HEADER = "image,valence,arousal,expression,aus"
+
+_TASK_FOLDERS = {
+    EXPR: re.compile(r"expr_(classification|recognition)_challenge|expr_set", re.I),
+    AU: re.compile(r"au_detection_challenge|au_set", re.I),
+    VA: re.compile(r"va_estimation_challenge|va_set", re.I),
+}
+_SPLIT_FOLDERS = {"train": re.compile(r"train(ing)?_set", re.I), "validation": re.compile(r"validation_set", re.I)}
+_MTL_SPLITS = {"train": re.compile(r"train", re.I), "validation": re.compile(r"val", re.I)}
+_EDITION_2020 = {"Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise": "7 expressions", "AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25": "8 action units"}
+_INT = re.compile(rb"-?[0-9]{1,3}")
+_FLOAT = re.compile(rb"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
+_MTL_IMAGE = re.compile(rb"(.+)/0*([0-9]{1,9})\.[A-Za-z]{3,4}", re.S)
+_SEARCH_DEPTH = 3
+
+
+@dataclass
+class Annotations:
+    """What an annotation tree holds.
+
+    Attributes:
+        edition: Name of the tree's folder.
+        digest: SHA-256 over the relative names and bytes of every file read.
+        tables: Task -> table ``video, frame, split, <values>``, one row per annotated line.
+        problems: All that was wrong.
+    """
+
+    edition: str
+    digest: str
+    tables: dict[Task, pa.Table]
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_annotations(root: Path) -> Annotations:
+    """Read every task that a tree holds; the MTL files only where no tree of single tasks is found.
+
+    Args:
+        root: Folder of an edition, or one up to three levels above the task folders.
+
+    Raises:
+        RaffectError: If there is no such folder or nothing in it is an annotation.
+    """
+    if not root.is_dir():
+        raise RaffectError(f"--annotations {root}: no such folder; give the folder that holds EXPR_*_Challenge, AU_*_Challenge or VA_*_Challenge")
+    root = Path(os.path.abspath(root))  # so that `.` has a name
+    reader = _Reader(root)
+    folders = list(_find_task_folders(root))
+    editions = sorted({folder.parent.parent for _, _, folder in folders})
+    if len(editions) > 1:
+        raise RaffectError(f"--annotations {root}: holds {len(editions)} editions ({', '.join(_printable(path, root) for path in editions)}); give the folder of one")
+    for task, split, folder in folders:
+        for file in sorted(folder.glob("*.txt")):
+            if not file.name.startswith("."):
+                reader.read_video(file, task, split)
+    if not folders:
+        for file in _find_mtl_files(root):
+            reader.read_mtl(file)
+    tables = reader.tables()
+    if not tables:
+        hint = f"; first problem: {reader.problems[0].file}: {reader.problems[0].what}" if reader.problems else ""
+        raise RaffectError(f"--annotations {root}: no readable annotations; expected e.g. EXPR_Recognition_Challenge/Train_Set/<video>.txt below it{hint}")
+    edition = folders[0][2].parent.parent.name if folders else root.name
+    return Annotations(edition, reader.digest.hexdigest(), tables, reader.problems)
+
+
+def parse_expression(line: bytes) -> tuple[int, ...]:
+    """One EXPR line, ``-1``..``7``.
+
+    Raises:
+        ValueError: If it is anything else; only ASCII digits count as numbers.
+    """
+    if not _INT.fullmatch(line) or not -1 <= (value := int(line)) <= 7:
+        raise ValueError(f"expected one integer from -1 to 7, found {_show(line)}")
+    return (value,)
+
+
+def parse_units(line: bytes) -> tuple[int, ...]:
+    """One AU line of 12 values, each ``-1``, ``0`` or ``1``.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    cells = [cell.strip() for cell in line.split(b",")]
+    if len(cells) != 12 or any(cell not in (b"-1", b"0", b"1") for cell in cells):
+        raise ValueError(f"expected 12 values of -1, 0 or 1, found {_show(line)}")
+    return tuple(map(int, cells))
+
+
+def parse_valence_arousal(line: bytes) -> tuple[float, ...]:
+    """One VA line of two values in [-1, 1], or -5 for unlabelled.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    cells = [cell.strip() for cell in line.split(b",")]
+    if len(cells) == 2 and all(_FLOAT.fullmatch(cell) for cell in cells):
+        values = tuple(map(float, cells))
+        if all(-1 <= value <= 1 or value == -5 for value in values):
+            return values
+    raise ValueError(f"expected two values from -1 to 1 (or -5), found {_show(line)}")
+
+
+_PARSERS: dict[Task, Callable[[bytes], tuple]] = {EXPR: parse_expression, AU: parse_units, VA: parse_valence_arousal}
+
+
+def _printable(path: Path, root: Path) -> str:
+    return os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
+
+
+def _show(line: bytes) -> str:
+    text = line[:60].decode("utf-8", "backslashreplace")
+    return repr(text) + ("..." if len(line) > 60 else "")
+
+
+class _Reader:
+    """Collects rows and problems over the files of a tree."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.problems: list[Problem] = []
+        self.digest = hashlib.sha256()
+        self._rows: dict[Task, list[tuple[str, str, np.ndarray, np.ndarray]]] = {task: [] for task in TASKS}
+        self._splits: dict[tuple[str, str], str] = {}
+
+    def read_video(self, file: Path, task: Task, split: str) -> None:
+        """Read one ``<video>.txt``."""
+        name = self._name(file)
+        lines = self._lines(file, name)
+        video = file.stem
+        if lines is None or not self._check_header(name, lines, task):
+            return
+        if not is_utf8(video):
+            self._report(name, 0, "file name is not UTF-8, video left out; rename the file and its image folder")
+            return
+        if other := self._splits.get((task.name, video)):
+            self._report(name, 0, f"video stands in the {other} split of {task.name} too, left out here")
+            return
+        self._splits[task.name, video] = split
+        values = self._parse(name, lines[1:], task)
+        self._rows[task].append((video, split, np.arange(1, len(values) + 1, dtype=np.int32), values))
+
+    def read_mtl(self, file: Path) -> None:
+        """Read one MTL file of 16 columns; a frame that occurs twice counts once."""
+        name = self._name(file)
+        splits = [split for split, pattern in _MTL_SPLITS.items() if pattern.search(file.stem)]
+        if len(splits) != 1:
+            self._report(name, 0, "file name says neither train nor validation, or both; file left out, rename it")
+            return
+        lines, split = self._lines(file, name), splits[0]
+        if lines is None:
+            return
+        rows: dict[tuple[str, int], tuple] = {}
+        repeats = 0
+        for number, line in enumerate(lines[1:], start=2):
+            try:
+                key, values = _parse_mtl(line)
+            except ValueError as error:
+                self._report(name, number, f"{error}; line left out")
+                continue
+            if key in rows:
+                repeats += 1
+                if rows[key] != values:
+                    self._report(name, number, f"frame {key[0]}/{key[1]:05d} occurs again with other values, first ones kept")
+            else:
+                rows[key] = values
+        if repeats:
+            self._report(name, 0, f"{repeats} lines repeat a frame; each frame counts once")
+        videos: dict[str, list[tuple[int, tuple]]] = {}
+        for (video, frame), values in sorted(rows.items(), key=lambda row: row[0]):
+            videos.setdefault(video, []).append((frame, values))
+        for video, items in videos.items():
+            if other := self._splits.get(("mtl", video)):
+                self._report(name, 0, f"video {video} stands in another file of the {other} split too, left out here")
+                continue
+            self._splits["mtl", video] = split
+            frames = np.array([frame for frame, _ in items], np.int32)
+            for k, task in enumerate((VA, EXPR, AU)):
+                values = np.array([parts[k] for _, parts in items], DTYPES[task])
+                self._rows[task].append((video, split, frames, values))
+
+    def tables(self) -> dict[Task, pa.Table]:
+        """Label tables, sorted by (video, frame); tasks without a file are missing."""
+        return {task: _build_table(task, rows) for task, rows in self._rows.items() if rows}
+
+    def _parse(self, name: str, lines: list[bytes], task: Task) -> np.ndarray:
+        parse, unlabelled = _PARSERS[task], (task.unlabelled,) * len(task.columns)
+        known: dict[bytes, tuple] = {}  # lines repeat: a video has few distinct ones
+        values = []
+        for number, line in enumerate(lines, start=2):
+            value = known.get(line)
+            if value is None:
+                try:
+                    value = known[line] = parse(line)
+                except ValueError as error:
+                    value = unlabelled
+                    self._report(name, number, f"{error}; counted as unlabelled")
+            values.append(value)
+        return np.array(values, DTYPES[task]).reshape(len(values), len(task.columns))
+
+    def _check_header(self, name: str, lines: list[bytes], task: Task) -> bool:
+        names = [cell.strip() for cell in (lines[0] if lines else b"").decode("utf-8", "replace").split(",")]
+        header = ",".join(names).rstrip(",")
+        if header == HEADERS[task]:
+            return True
+        if header in _EDITION_2020:
+            self._report(name, 1, f"2020 edition with {_EDITION_2020[header]}, which this program does not read; take edition 3 or later")
+        else:
+            self._report(name, 1, f"expected the header {HEADERS[task]!r}, found {header[:80]!r}; file left out")
+        return False
+
+    def _lines(self, file: Path, name: str) -> list[bytes] | None:
+        """Lines without line ends, outer blanks or blank lines at the end of the file."""
+        try:
+            content = read_regular(file)
+        except (OSError, Damaged) as error:
+            self._report(name, 0, f"cannot be read ({error.strerror if isinstance(error, OSError) else error}); file left out")
+            return None
+        self.digest.update(name.encode() + b"\0" + content + b"\0")
+        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            self._report(name, 0, "is UTF-16, expected ASCII; save it as plain text; file left out")
+            return None
+        content = content.removeprefix(b"\xef\xbb\xbf")
+        lines = [line.strip() for line in content.split(b"\n" if b"\n" in content else b"\r")]
+        while lines and not lines[-1]:
+            lines.pop()
+        return lines
+
+    def _report(self, name: str, line: int, what: str) -> None:
+        self.problems.append(Problem(name, line, what))
+
+    def _name(self, file: Path) -> str:
+        return _printable(file, self.root)
+
+
+def _parse_mtl(line: bytes) -> tuple[tuple[str, int], tuple]:
+    cells = [cell.strip() for cell in line.split(b",")]
+    match = _MTL_IMAGE.fullmatch(cells[0])
+    if len(cells) != 16 or not match or int(match[2]) < 1:
+        raise ValueError(f"expected video/00001.jpg and 15 values, found {_show(line)}")
+    video = match[1].decode("utf-8", "strict")
+    values = (parse_valence_arousal(b",".join(cells[1:3])), parse_expression(cells[3]), parse_units(b",".join(cells[4:])))
+    return (video, int(match[2])), values
+
+
+def _build_table(task: Task, rows: list[tuple[str, str, np.ndarray, np.ndarray]]) -> pa.Table:
+    rows = sorted(rows, key=lambda row: row[0])
+    lengths = [len(frames) for _, _, frames, _ in rows]
+    names = sorted({video for video, *_ in rows})
+    rank = {video: i for i, video in enumerate(names)}
+    video = np.repeat(np.array([rank[video] for video, *_ in rows], np.int32), lengths)
+    splits = sorted({split for _, split, *_ in rows})
+    split = np.repeat(np.array([splits.index(split) for _, split, *_ in rows], np.int8), lengths)
+    values = np.concatenate([values for *_, values in rows])
+    return pa.table(
+        {
+            "video": pa.DictionaryArray.from_arrays(video, pa.array(names, pa.string())),
+            "frame": np.concatenate([frames for _, _, frames, _ in rows]),
+            "split": pa.DictionaryArray.from_arrays(split, pa.array(splits, pa.string())),
+            **{column: np.ascontiguousarray(values[:, k]) for k, column in enumerate(task.columns)},
+        }
+    )
+
+
+def _find_task_folders(root: Path) -> Iterator[tuple[Task, str, Path]]:
+    for folder in _walk(root, _SEARCH_DEPTH):
+        for task, pattern in _TASK_FOLDERS.items():
+            if pattern.fullmatch(folder.name):
+                for below in sorted(path for path in folder.iterdir() if path.is_dir()):
+                    for split, name in _SPLIT_FOLDERS.items():
+                        if name.fullmatch(below.name):
+                            yield task, split, below
+
+
+def _find_mtl_files(root: Path) -> Iterator[Path]:
+    for folder in _walk(root, _SEARCH_DEPTH):
+        yield from (file for file in sorted(folder.glob("*.txt")) if _has_mtl_header(file))
+
+
+def _has_mtl_header(file: Path) -> bool:
+    try:
+        with open_regular(file) as handle:
+            head = handle.read(200)
+    except (OSError, Damaged):
+        return False
+    return head.removeprefix(b"\xef\xbb\xbf").replace(b" ", b"").strip().rstrip(b",").startswith(MTL_HEADER.encode())
+
+
+def _walk(root: Path, depth: int) -> Iterator[Path]:
+    yield root
+    if depth:
+        try:
+            below = sorted(entry.path for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        except OSError:
+            return
+        for path in below:
+            if not _is_video_like(path):
+                yield from _walk(Path(path), depth - 1)
+
+
+def _is_video_like(path: str) -> bool:
+    """Whether a folder holds frames: an annotation search need not look into millions of them."""
+    try:
+        with os.scandir(path) as entries:
+            first = next(entries, None)
+    except OSError:
+        return False
+    return first is not None and first.name.lower().endswith((".jpg", ".png"))

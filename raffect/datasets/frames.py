@@ -1,0 +1,259 @@
+"""Read and decode frames: uint8 RGB exactly as PIL shows them, or a reason why not.
+
+simplejpeg decodes plain JPEG (bit-identical to PIL at a third of the time); everything else, and every JPEG it
+complains of, goes to PIL. Fast-DCT options change pixels and are never used. EXIF rotation is ignored, as PIL's
+`Image.open` and open_clip do. Deviations from PIL, each because PIL's answer is wrong without a word: 16-bit grey is
+scaled to 8 bits instead of clipped to white; floating-point and 32-bit integer pixels are refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+from PIL import Image
+
+from raffect.errors import RaffectError
+from raffect.storage.cells import table_from_bytes, table_to_bytes
+from raffect.storage.paths import Damaged, locate, open_parquet, read_regular
+
+MAX_PIXELS = 64_000_000
+"""Largest picture that is decoded; its header is asked first, so that a bomb costs nothing."""
+
+PACKED_SUFFIX = ".parquet"
+"""A manifest root that ends so is a packed file; its paths are ``<row group>/<row>``."""
+
+_FRAME_FAULTS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV, errno.EINVAL}
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+_MANIFEST = ("root", "path", "video", "frame")
+_TRIAL = "import sys; from raffect.datasets.frames import _trial; _trial(sys.stdin.buffer)"
+
+
+class BadFrame(Exception):
+    """A frame that cannot be had; the message is the reason that goes to the rejects."""
+
+
+def read_bytes(root: str, path: str) -> bytes:
+    """Bytes of a frame's file.
+
+    Raises:
+        BadFrame: If the path leaves its root, or the file is missing, unreadable, empty, not a regular one or larger than `raffect.storage.paths.MAX_BYTES`.
+        RaffectError: If the root or its disk is at fault: then nothing is wrong with the frame.
+    """
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\0" in path:
+        raise BadFrame("path points outside its root")
+    try:
+        content = read_regular(f"{root}/{path}")
+    except Damaged as error:
+        raise BadFrame(str(error)) from None
+    except OSError as error:
+        if error.errno not in _FRAME_FAULTS or not os.path.isdir(root):
+            raise RaffectError(f"{root}: image root cannot be read ({error.strerror}); mount it or mend the disk, then run the same command again") from error
+        raise BadFrame(f"cannot be read: {error.strerror}") from None
+    if not content:
+        raise BadFrame("empty file")
+    return content
+
+
+def decode(content: bytes, room: Callable[[int], np.ndarray] | None = None) -> np.ndarray:
+    """Decode a picture as PIL's ``convert("RGB")`` does, with the deviations this module names.
+
+    Args:
+        content: An encoded picture of any format that PIL reads; of an animation the first one.
+        room: Gives a uint8 buffer of so many bytes, which a plain JPEG is then decoded into.
+
+    Returns:
+        uint8 array of shape (height, width, 3).
+
+    Raises:
+        BadFrame: If it is none, is broken, or is larger than `MAX_PIXELS`.
+    """
+    if content[:3] == b"\xff\xd8\xff":
+        try:
+            height, width, space, _ = simplejpeg.decode_jpeg_header(content, strict=True)
+            height, width = int(height), int(width)
+            if space in ("YCbCr", "Gray") and height * width <= MAX_PIXELS:
+                return simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True, buffer=room(height * width * 3) if room else None)
+        except ValueError:
+            pass  # PIL decides about everything that libjpeg warns of
+    return _decode_pil(content)
+
+
+def _decode_pil(content: bytes) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Decoders of hostile files raise nearly anything (SyntaxError, struct.error, zlib.error ...).
+        try:
+            image = Image.open(io.BytesIO(content))
+            if image.width * image.height > MAX_PIXELS:
+                raise BadFrame(f"{image.width}x{image.height} is larger than {MAX_PIXELS // 1_000_000} megapixels")
+            image.load()
+            return np.asarray(_to_rgb(image))
+        except BadFrame:
+            raise
+        except Image.DecompressionBombError:
+            raise BadFrame(f"larger than {MAX_PIXELS // 1_000_000} megapixels") from None
+        except Image.UnidentifiedImageError:
+            raise BadFrame("not a picture") from None
+        except Exception as error:
+            raise BadFrame(f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())[:120]}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise BadFrame(f"{'32-bit integer' if image.mode == 'I' else 'floating-point'} pixels have no defined brightness; save it with 8 bits")
+    return image.convert("RGB")
+
+
+def read_frames(rows: pa.Table) -> list[np.ndarray | BadFrame]:
+    """Read and decode the frames of manifest rows, in order.
+
+    Args:
+        rows: Table with the columns of a manifest.
+
+    Returns:
+        For each row uint8 (height, width, 3), or the `BadFrame` that says why not.
+    """
+    return [_attempt(decode, content) if isinstance(content, bytes) else content for content in read_contents(rows)]
+
+
+def read_contents(rows: pa.Table) -> list[bytes | BadFrame]:
+    """Encoded pictures of manifest rows, in order; packed files are read a row group at a time."""
+    groups: dict[tuple[str, str], dict[str, list]] = {}
+    out: list[bytes | BadFrame] = []
+    for root, path, *key in zip(*(rows[name].to_pylist() for name in _MANIFEST), strict=True):
+        if root.endswith(PACKED_SUFFIX):
+            group, _, row = path.partition("/")
+            if (root, group) not in groups:
+                groups[root, group] = _read_group(root, group)
+            out.append(_attempt(_read_packed, groups[root, group], row, key, root))
+        else:
+            out.append(_attempt(read_bytes, root, path))
+    return out
+
+
+def _read_group(root: str, group: str) -> dict[str, list]:
+    try:
+        with open_parquet(locate(root)) as file:
+            return file.read_row_group(int(group), columns=["video", "frame", "image", "reason"]).to_pydict()
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise RaffectError(f"{root}: row group {group} cannot be read ({str(error).splitlines()[0][:120]}); bring the file back or run `raffect pack` again") from error
+
+
+def _read_packed(group: dict[str, list], row: str, key: list, root: str) -> bytes:
+    try:
+        content, reason, *found = (group[name][int(row)] for name in ("image", "reason", "video", "frame"))
+    except (ValueError, IndexError):
+        found = ["no", row]
+    if found != key:  # packed again since the manifest was written; a picture of another frame must never be encoded as this one
+        raise RaffectError(f"{root}: holds {found[0]} frame {found[1]} where the manifest has {key[0]} frame {key[1]}; finish `raffect pack`, and use the manifest that it writes")
+    if content is None:
+        raise BadFrame(reason or "empty in the packed file")
+    return content
+
+
+def _attempt(function, *args):
+    try:
+        return function(*args)
+    except BadFrame as bad:
+        return bad
+
+
+def shrink(pixels: np.ndarray, size: int, resample: Image.Resampling, keep_ratio: bool) -> np.ndarray:
+    """Bring a picture with a side longer than the encoder's input down to it with PIL, where it is read.
+
+    Such pictures are cheaper to shrink than to hand over, and PIL from version 13 on chooses the order of its two passes
+    by rules of its own when it shrinks. Smaller ones are enlarged on the device, to the same pixels.
+
+    Args:
+        pixels: uint8 (height, width, 3).
+        size: The encoder's input side.
+        resample: Its interpolation.
+        keep_ratio: Shortest side to ``size`` and centre crop (CLIP), else both sides to ``size``.
+
+    Returns:
+        ``pixels`` itself if no side is longer than ``size``; else uint8 (size, size, 3).
+
+    Raises:
+        BadFrame: If it is so narrow that its enlarged strip would be larger than `MAX_PIXELS`.
+    """
+    height, width = pixels.shape[:2]
+    if max(height, width) <= size:
+        return pixels
+    image = Image.fromarray(pixels)
+    if not keep_ratio:
+        return np.asarray(image.resize((size, size), resample))
+    new_width, new_height = resized_shape(width, height, size)
+    if new_width * new_height > MAX_PIXELS:
+        raise BadFrame(f"{width}x{height} is too narrow to be a face")
+    left, top = round((new_width - size) / 2.0), round((new_height - size) / 2.0)
+    return np.asarray(image.resize((new_width, new_height), resample).crop((left, top, left + size, top + size)))
+
+
+def resized_shape(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height after torchvision's ``Resize(size)``: the shorter side is ``size``, the longer one truncated."""
+    if width <= height:
+        return size, int(size * height / width)
+    return int(size * width / height), size
+
+
+def find_killers(rows: pa.Table) -> dict[int, str]:
+    """Which frames kill the process that decodes them, by decoding all of them in child processes.
+
+    A suspect is tried once more alone; only a crash (not an out-of-memory kill, nor an exit) counts.
+
+    Args:
+        rows: Table with the columns of a manifest.
+
+    Returns:
+        Row -> reason, for frames whose decoder died; others may still be bad in ordinary ways.
+
+    Raises:
+        RaffectError: If children fail for another reason.
+    """
+    killers: dict[int, str] = {}
+    start = 0
+    while start < len(rows):
+        passed, _ = _run_trial(rows.slice(start))
+        suspect = start + passed
+        if suspect < len(rows):
+            passed, status = _run_trial(rows.slice(suspect, 1))
+            if not passed:
+                killers[suspect] = f"kills its decoder ({signal.Signals(-status).name})"
+        start = suspect + 1
+    return killers
+
+
+def _run_trial(rows: pa.Table) -> tuple[int, int]:
+    """Decode rows in a child; returns how many passed and the child's exit status, negative for a crash."""
+    jobs = table_to_bytes(rows.select(_MANIFEST))
+    done = subprocess.run([sys.executable, "-c", _TRIAL], input=jobs, capture_output=True, check=False)
+    passed = done.stdout.count(b".")
+    if passed < len(rows) and -done.returncode not in _CRASHES:
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        raise RaffectError(
+            f"frames could not be tried in a child process (status {done.returncode}: {last[:200]}); free memory or fix the installation, then run the same command again"
+        )
+    return passed, done.returncode
+
+
+def _trial(jobs: IO[bytes]) -> None:
+    for content in read_contents(table_from_bytes(jobs.read())):
+        if isinstance(content, bytes):
+            _attempt(decode, content)
+        sys.stdout.write(".")
+        sys.stdout.flush()

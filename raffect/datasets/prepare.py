@@ -1,0 +1,118 @@
+"""`raffect prepare`: images and labels become a manifest and label tables; it lists what is missing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raffect.config import PrepareConfig
+from raffect.datasets.affwild2.importer import import_affwild2
+from raffect.datasets.folder import import_folder
+from raffect.datasets.importing import Imported, Problem, SplitCounts
+from raffect.datasets.manifest import write_manifest
+from raffect.datasets.table import import_table
+from raffect.storage.atomic import write_atomic
+from raffect.storage.tables import table_of, write_table
+
+IMPORTERS: dict[str, Callable[[PrepareConfig], Imported]] = {
+    "affwild2": import_affwild2,
+    "table": import_table,
+    "folder": import_folder,
+}
+"""By the name that ``--dataset`` has for them."""
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareReport:
+    """What was prepared.
+
+    Attributes:
+        manifest: The manifest that was written.
+        labels: Name of each task -> its label table.
+        problems_file: A CSV file of all problems.
+        frames: Images in the manifest.
+        counts: How much of each split of each task there is.
+        problems: All that was wrong, in the order of the files.
+        groups: What intervals and folds keep together: videos, subjects or pictures.
+        edition: Which edition or file the labels come from.
+        synthetic: Whether raffect drew every image.
+        found: What the importer found, for people.
+    """
+
+    manifest: Path
+    labels: Mapping[str, Path]
+    problems_file: Path
+    frames: int
+    counts: tuple[SplitCounts, ...]
+    problems: tuple[Problem, ...]
+    groups: str
+    edition: str
+    synthetic: bool
+    found: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """A report for people: what was found and written, first problems, and the next command."""
+        lines = list(self.found)
+        if self.problems:
+            lines.append(f"problems: {len(self.problems):,}, all in {self.problems_file}; the first ones:")
+            lines += [f"  {problem}" for problem in self.problems[:_SHOWN]]
+        labels = ", and no labels"
+        if self.labels:
+            labels = f" and {self.manifest.parent}/labels/ ({', '.join(sorted(self.labels))})"
+        encoder = " --encoder.model raffect-faces --encoder.weights embedded" if self.synthetic else ""
+        return [
+            *lines,
+            f"wrote {self.manifest}{labels}",
+            f"next: raffect extract --manifest {shlex.quote(str(self.manifest))} --bank BANK{encoder}",
+        ]
+
+    def to_pandas(self) -> Any:
+        """A data frame, a row a split of a task, with the fields of `SplitCounts`."""
+        return table_of(self.counts, SplitCounts).to_pandas()
+
+
+def prepare(config: PrepareConfig) -> PrepareReport:
+    """Write ``manifest.parquet``, ``labels/*.parquet`` and ``problems.csv``.
+
+    Raises:
+        RaffectError: If no image is found, or what should be labels is not.
+    """
+    found = IMPORTERS[config.dataset](config)
+    manifest, folder = config.out / "manifest.parquet", config.out / "labels"
+    write_manifest(found.manifest, manifest, found.synthetic)
+    labels = {task.name: folder / f"{task.name}.parquet" for task in found.labels}
+    for stale in {file.stem for file in folder.glob("*.parquet")} - labels.keys():
+        (folder / f"{stale}.parquet").unlink()  # of other labels, prepared here before
+    for task, table in found.labels.items():
+        metadata = {"raffect": "labels/2", "task": json.dumps(task.to_json()), "groups": found.groups}
+        metadata |= {"edition": found.edition, "digest": found.digest, "synthetic": str(found.synthetic).lower()}
+        write_table(table, labels[task.name], metadata)
+    _write_problems(found.problems, config.out / "problems.csv")
+    return PrepareReport(
+        manifest=manifest,
+        labels=labels,
+        problems_file=config.out / "problems.csv",
+        frames=len(found.manifest),
+        counts=tuple(found.counts),
+        problems=tuple(found.problems),
+        groups=found.groups,
+        edition=found.edition,
+        synthetic=found.synthetic,
+        found=tuple(found.lines),
+    )
+
+
+def _write_problems(problems: list[Problem], file: Path) -> None:
+    sink = io.StringIO()
+    writer = csv.writer(sink)
+    writer.writerow(["file", "line", "problem"])
+    writer.writerows([problem.file, problem.line or "", problem.what] for problem in problems)
+    write_atomic(file, sink.getvalue().encode())

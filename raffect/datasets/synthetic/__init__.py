@@ -1,0 +1,1 @@
+"""Drawn faces in Aff-Wild2's layout."""

@@ -1,0 +1,346 @@
+"""A data set in Aff-Wild2's exact layout, drawn from action units; every frame and label follows from one seed.
+
+A *course* is what happens in one video: intensities of every unit over time, and from them the labels. Expressions
+come in segments that rise and fall, over a background of talking and squinting, so that neighbouring frames resemble
+each other, classes are as unequal as in Aff-Wild2, and units occur without the expression they are known for.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge
+from PIL import Image
+
+from raffect.datasets.affwild2.tasks import ACTION_UNITS, COMPLETE_EXPR_COUNTS, EXPRESSIONS, HEADERS
+from raffect.datasets.synthetic.faces import DRAWN_UNITS, Look, Pose, draw_face, draw_look
+from raffect.errors import RaffectError
+from raffect.storage.atomic import write_atomic
+from raffect.storage.records import Record
+
+MARKER = "raffect-synthetic.json"
+"""File that tells a drawn data set from a photographed one."""
+
+GENERATOR = 2
+"""Grows by one with every change of what is drawn from the same seed."""
+
+SIZES = {"tiny": 400, "small": 4_000, "medium": 40_000}
+EDITION = "8th_ABAW_Annotations"
+TASK_FOLDERS = {"expr": "EXPR_Recognition_Challenge", "au": "AU_Detection_Challenge", "va": "VA_Estimation_Challenge"}
+
+PROTOTYPES: dict[str, tuple[dict[str, float], ...]] = {
+    "Neutral": ({},),
+    "Anger": ({"AU4": 1, "AU5": 0.5, "AU7": 0.8, "AU23": 0.9}, {"AU4": 1, "AU7": 0.9, "AU24": 0.8, "AU10": 0.3}),
+    "Disgust": ({"AU9": 1, "AU10": 1, "AU4": 0.4, "AU7": 0.5, "AU25": 0.4}, {"AU9": 0.9, "AU10": 0.8, "AU15": 0.6, "AU17": 0.5}),
+    "Fear": ({"AU1": 1, "AU2": 0.8, "AU4": 0.7, "AU5": 1, "AU20": 0.9, "AU25": 0.7, "AU26": 0.3},),
+    "Happiness": ({"AU6": 1, "AU12": 1, "AU25": 0.8}, {"AU6": 0.8, "AU12": 1, "AU7": 0.4}),
+    "Sadness": ({"AU1": 1, "AU4": 0.7, "AU15": 1, "AU17": 0.7}, {"AU1": 0.8, "AU15": 0.9, "AU7": 0.4}),
+    "Surprise": ({"AU1": 1, "AU2": 1, "AU5": 1, "AU25": 1, "AU26": 1}, {"AU1": 0.9, "AU2": 0.9, "AU5": 0.8, "AU25": 0.6}),
+    "Other": ({"AU24": 1, "AU6": 0.8}, {"AU12": 0.9, "AU4": 0.8}, {"AU7": 0.9, "AU10": 0.7, "AU12": 0.5}, {"AU26": 0.9, "AU25": 0.9, "AU7": 0.7}, {"AU23": 0.8, "AU1": 0.7, "AU2": 0.7}),
+}  # fmt: skip
+"""Expressions as combinations of units, after EMFACS; "Other" is what fits none of them."""
+
+_BACKGROUND = {"AU25": 0.5, "AU7": 0.27, "AU10": 0.24, "AU6": 0.14, "AU12": 0.06, "AU4": 0.06, "AU26": 0.03}
+_CIRCUMPLEX = {
+    "Neutral": (0.05, 0.05), "Anger": (-0.55, 0.65), "Disgust": (-0.6, 0.35), "Fear": (-0.5, 0.75),
+    "Happiness": (0.75, 0.45), "Sadness": (-0.65, -0.15), "Surprise": (0.15, 0.75), "Other": (0.0, 0.2),
+}  # fmt: skip
+_MOST_TRACE = 0.7
+_DOUBT = 0.15
+_AU_THRESHOLD = 0.3
+_EXPR_THRESHOLD = 0.35
+_LOOK_STREAM, _COURSE_STREAM, _LAYOUT_STREAM = 1, 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnSpec(Record):
+    """What a drawn data set follows from."""
+
+    generator: int
+    num_frames: Annotated[int, Ge(0)]
+    seed: Annotated[int, Ge(0)]
+
+    def __str__(self) -> str:
+        return f"generator {self.generator}, {self.num_frames:,} frames, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Record):
+    """The content of `MARKER`: what is drawn there, and how much, once it is finished."""
+
+    spec: DrawnSpec
+    counts: Mapping[str, Annotated[int, Ge(0)]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """Where one drawn video stands: its name, length, subject, and the split it has in each task (None: not in it)."""
+
+    name: str
+    index: int
+    num_frames: int
+    subject: int
+    splits: dict[str, str | None]
+    expressions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Course:
+    """What happens in a video of T frames.
+
+    Attributes:
+        units: Intensities, shape (T, len(DRAWN_UNITS)), in [0, 1].
+        expr: EXPR labels, shape (T,), -1 unlabelled.
+        au: AU labels, shape (T, 12), -1 unlabelled.
+        va: Valence and arousal, shape (T, 2), -5 unlabelled.
+        face: Whether a frame has an image, shape (T,).
+    """
+
+    units: np.ndarray
+    expr: np.ndarray
+    au: np.ndarray
+    va: np.ndarray
+    face: np.ndarray
+
+
+def sample_prototype(rng: np.random.Generator, expression: str) -> np.ndarray:
+    """One way to show an expression: intensities of `DRAWN_UNITS`, shape (16,), each varied by about a fifth."""
+    variants = PROTOTYPES[expression]
+    chosen = variants[rng.integers(len(variants))]
+    target = np.array([chosen.get(unit, 0.0) for unit in DRAWN_UNITS])
+    return np.clip(target * rng.uniform(0.75, 1.1, len(target)), 0, 1)
+
+
+def sample_pose(rng: np.random.Generator) -> Pose:
+    """A camera at random: what a face detector and a cheap webcam leave."""
+    return Pose(
+        roll=rng.normal(0, 0.07), yaw=float(np.clip(rng.normal(0, 0.35), -1, 1)),
+        shift=(rng.normal(0, 0.03), rng.normal(0, 0.03)), scale=rng.uniform(0.93, 1.08),
+        light=rng.uniform(0.7, 1.15), light_side=rng.normal(0, 0.12), noise=rng.uniform(1, 6),
+    )  # fmt: skip
+
+
+def write_synthetic(out: Path, num_frames: int, seed: int, workers: int | None = None, progress: Callable[[int], None] = lambda n: None) -> dict[str, int]:
+    """Write a drawn data set: ``out/cropped_aligned`` and ``out/8th_ABAW_Annotations``.
+
+    A finished one with the same size and seed is left as it is; an interrupted one is drawn again.
+
+    Args:
+        out: Folder to make; an existing one must be empty or hold a drawn data set.
+        num_frames: Annotated lines over all videos, about; gaps leave 3 % of them without an image.
+        seed: Everything follows from it.
+        workers: Processes; all cores by default.
+        progress: Called with the number of frames each finished video adds.
+
+    Returns:
+        Counts: videos, lines, images.
+
+    Raises:
+        RaffectError: If ``out`` holds something else or a damaged marker, or ``num_frames`` is too small to have every split.
+    """
+    spec = DrawnSpec(generator=GENERATOR, num_frames=num_frames, seed=seed)
+    marker = out / MARKER
+    if marker.exists():
+        found = Drawn.from_json(marker.read_bytes(), marker, "delete its folder and draw it again")
+        if found.spec != spec:
+            raise RaffectError(f"{out} holds another drawn data set ({found.spec}); choose another --out or delete the folder")
+        if found.counts:
+            return dict(found.counts)
+    elif out.exists() and any(out.iterdir()):
+        raise RaffectError(f"{out} is not empty and was not drawn by raffect; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(marker, Drawn(spec=spec).to_bytes())
+    videos = plan_videos(num_frames, seed)
+    images = 0
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(_write_video, out, video, seed) for video in videos]
+        for video, job in zip(videos, jobs, strict=True):
+            images += job.result()
+            progress(video.num_frames)
+    counts = {"videos": len(videos), "lines": sum(v.num_frames for v in videos), "images": images}
+    write_atomic(marker, Drawn(spec=spec, counts=counts).to_bytes())
+    return counts
+
+
+def is_synthetic(root: str | os.PathLike) -> bool:
+    """Whether an image root belongs to a drawn data set, by the marker beside or inside it."""
+    return any((folder / MARKER).exists() for folder in (Path(root), Path(root).parent))
+
+
+def plan_videos(num_frames: int, seed: int) -> list[Video]:
+    """Share frames out over videos, subjects, splits and expressions.
+
+    Args:
+        num_frames: Lines in all, at least 200.
+        seed: Everything follows from it.
+
+    Returns:
+        Videos in order; the last two are a ``<name>`` and ``<name>_right`` pair, the two before ``_left`` and ``_right``.
+    """
+    if num_frames < 200:
+        raise RaffectError(f"--frames {num_frames} is too few to show 8 expressions in two splits; take 200 or more")
+    rng = np.random.default_rng([seed, _LAYOUT_STREAM])
+    num_videos = int(np.clip(round(4 * (num_frames / 400) ** 0.5) * 2, 8, 594))
+    lengths = rng.lognormal(0, 0.6, num_videos)
+    lengths = np.maximum(20, np.round(lengths / lengths.sum() * num_frames)).astype(int)
+    lengths[lengths.argmax()] += num_frames - lengths.sum()
+    segment = float(np.clip(num_frames / 250, 6, 45))
+    names = [f"{i}-30-1920x1080" if i % 2 else f"video{i}" for i in range(num_videos)]
+    names[-4:] = [f"{num_videos}_left", f"{num_videos}_right", f"{num_videos + 1}", f"{num_videos + 1}_right"]
+    # A subject keeps to one split of a task; tasks have splits of their own.
+    splits = {task: ["validation" if k == rest else "train" for k in np.arange(num_videos) % 3] for task, rest in (("expr", 2), ("au", 1), ("va", 0))}
+    videos = []
+    for split in ("train", "validation"):
+        members = [i for i in range(num_videos) if splits["expr"][i] == split]
+        counts = [max(1, round(lengths[i] / segment)) for i in members]
+        queue = _share_expressions(rng, sum(counts), split)
+        for i, count in zip(members, counts, strict=True):
+            own = {task: splits[task][i] if rng.random() > 0.08 or num_videos < 20 else None for task in splits}
+            videos.append(Video(name=names[i], index=i, num_frames=int(lengths[i]), subject=i, splits=own, expressions=tuple(queue[:count])))
+            queue = queue[count:]
+    return sorted(videos, key=lambda video: video.index)
+
+
+def _share_expressions(rng: np.random.Generator, num_segments: int, split: str) -> list[int]:
+    """Expressions of a split's segments: every class occurs where there is room, the rest in Aff-Wild2's proportions."""
+    share = np.array(COMPLETE_EXPR_COUNTS[split], float)
+    # Segments fade in and out of Neutral, which therefore needs fewer segments of its own.
+    share[0] *= 0.35
+    quota = np.maximum(1, np.floor(share / share.sum() * num_segments)).astype(int)
+    queue = np.repeat(np.arange(len(quota)), quota)
+    extra = rng.choice(len(quota), max(0, num_segments - len(queue)), p=share / share.sum())
+    queue = np.concatenate([queue, extra])
+    return rng.permutation(queue)[:num_segments].tolist() if len(queue) > num_segments else rng.permutation(queue).tolist()
+
+
+def draw_course(video: Video, seed: int) -> Course:
+    """What happens in a video; a pure function of the video and the seed."""
+    rng = np.random.default_rng([seed, _COURSE_STREAM, video.index])
+    frames = video.num_frames
+    bounds = np.linspace(0, frames, len(video.expressions) + 1).round().astype(int)
+    target, envelope, expression = np.zeros((frames, len(DRAWN_UNITS))), np.zeros(frames), np.zeros(frames, int)
+    for start, stop, label in zip(bounds, bounds[1:], video.expressions, strict=False):
+        length = stop - start
+        rise = rng.uniform(0.4, 1.0) * np.clip(np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)) / max(2.0, length / 5), 0, 1)
+        target[start:stop] = rise[:, None] * _sample_blend(rng, label)
+        envelope[start:stop], expression[start:stop] = rise, _sample_verdict(rng, label)
+    units = np.maximum(target, _draw_background(rng, frames))
+    units = np.clip(units + _smooth(rng.normal(0, 0.12, units.shape), 5) * (units > 0.05), 0, 1)
+    expr = np.where(envelope > _EXPR_THRESHOLD, expression, 0)
+    au = (units[:, [DRAWN_UNITS.index(unit) for unit in ACTION_UNITS]] > _AU_THRESHOLD).astype(int)
+    centre = np.array([_CIRCUMPLEX[EXPRESSIONS[label]] for label in expression]) * envelope[:, None]
+    va = np.clip(centre + _smooth(rng.normal(0, 0.2, (frames, 2)), 9), -1, 1)
+    face = ~_spans(rng, frames, 0.03)
+    expr[_spans(rng, frames, 0.05)] = -1
+    au[_spans(rng, frames, 0.03)] = -1
+    au[rng.random(au.shape) < 0.002] = -1
+    va[_spans(rng, frames, 0.03)] = -5
+    return Course(units, expr, au, va, face)
+
+
+def _sample_blend(rng: np.random.Generator, label: int) -> np.ndarray:
+    """An expression with a trace of another one in it, as spontaneous ones have."""
+    trace = sample_prototype(rng, EXPRESSIONS[rng.integers(1, len(EXPRESSIONS))])
+    return np.maximum(sample_prototype(rng, EXPRESSIONS[label]), rng.uniform(0, _MOST_TRACE) * trace)
+
+
+def _sample_verdict(rng: np.random.Generator, label: int) -> int:
+    """What an annotator says of a segment: now and then Neutral or Other, the safe answers."""
+    doubts = rng.random() < _DOUBT
+    return int(rng.choice([EXPRESSIONS.index("Neutral"), EXPRESSIONS.index("Other")])) if doubts else label
+
+
+def _draw_background(rng: np.random.Generator, frames: int) -> np.ndarray:
+    """Talking, squinting, half-smiles: mild units that come and go whatever the expression."""
+    out = np.zeros((frames, len(DRAWN_UNITS)))
+    for unit, share in _BACKGROUND.items():
+        wave = _smooth(rng.normal(size=(frames, 1)), 11)[:, 0]
+        on = wave > np.quantile(wave, 1 - np.clip(share * rng.uniform(0.4, 1.6), 0.01, 0.95))
+        out[:, DRAWN_UNITS.index(unit)] = _smooth((on * rng.uniform(0.35, 0.65))[:, None], 3)[:, 0]
+    return out
+
+
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Moving average over time that keeps the spread of white noise."""
+    kernel = np.hanning(width + 2)[1:-1]
+    kernel /= kernel.sum()
+    return np.stack([np.convolve(np.pad(column, width // 2, mode="edge"), kernel, mode="valid")[: len(column)] for column in values.T], 1)
+
+
+def _spans(rng: np.random.Generator, frames: int, share: float) -> np.ndarray:
+    """A mask that is true in a few runs of about eight frames, ``share`` of the time on average."""
+    starts = rng.random(frames) < share / 8
+    return np.convolve(starts, np.ones(8), mode="full")[:frames] > 0
+
+
+def _write_video(out: Path, video: Video, seed: int) -> int:
+    course = draw_course(video, seed)
+    folder = out / "cropped_aligned" / video.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for frame, pixels in iter_frames(video, course, seed):
+        Image.fromarray(pixels).save(folder / f"{frame:05d}.jpg", quality=90)
+    for task, lines in _annotation_lines(course).items():
+        split = video.splits[task]
+        if split is not None:
+            _write_annotation(out, video, task, split, lines)
+    return int(course.face.sum())
+
+
+def iter_frames(video: Video, course: Course, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The pictures of a video: (1-based frame, uint8 (112, 112, 3)) for every frame that shows a face."""
+    look: Look = draw_look(np.random.default_rng([seed, _LOOK_STREAM, video.subject]))
+    rng = np.random.default_rng([seed, _COURSE_STREAM, video.index, 1])
+    base = sample_pose(rng)
+    drift = _smooth(rng.normal(0, 1, (video.num_frames, 4)), 15)
+    for t in np.flatnonzero(course.face):
+        pose = Pose(
+            roll=base.roll + 0.1 * drift[t, 0], yaw=float(np.clip(base.yaw + 0.5 * drift[t, 1], -1, 1)),
+            shift=(base.shift[0] + 0.04 * drift[t, 2], base.shift[1] + 0.04 * drift[t, 3]),
+            scale=base.scale, light=base.light, light_side=base.light_side, noise=base.noise,
+        )  # fmt: skip
+        units = dict(zip(DRAWN_UNITS, course.units[t].tolist(), strict=True))
+        yield int(t) + 1, draw_face(look, units, pose, seed=seed * 1_000_003 + video.index * 100_003 + int(t))
+
+
+def _annotation_lines(course: Course) -> dict[str, list[str]]:
+    return {
+        "expr": [str(label) for label in course.expr.tolist()],
+        "au": [",".join(map(str, row)) for row in course.au.tolist()],
+        "va": ["-5,-5" if v == -5 or a == -5 else f"{v:.3f},{a:.3f}" for v, a in course.va.tolist()],
+    }
+
+
+def _write_annotation(out: Path, video: Video, task: str, split: str, lines: list[str]) -> None:
+    """Write one annotation file, with the blemishes that the real ones have."""
+    header = {found.name: line for found, line in HEADERS.items()}[task]
+    ending = "\r\n" if video.index % 4 == 1 else "\n"
+    if video.index % 5 == 2:
+        lines = lines[:-2]  # more images than lines
+    elif video.index % 5 == 3:
+        lines = [*lines, lines[-1]]  # more lines than images
+    text = ending.join([header, *lines]) + ("" if video.index % 3 == 1 else ending)
+    folder = out / EDITION / TASK_FOLDERS[task] / {"train": "Train_Set", "validation": "Validation_Set"}[split]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{video.name}.txt").write_bytes(text.encode())
+
+
+def contact_sheet(seed: int, num_subjects: int = 6) -> np.ndarray:
+    """Subjects by expressions: a picture to check that a person can name them.
+
+    Returns:
+        uint8 array of shape (112 * num_subjects, 112 * 8, 3); columns in the order of `EXPRESSIONS`.
+    """
+    rows = []
+    for subject in range(num_subjects):
+        rng = np.random.default_rng([seed, _COURSE_STREAM, subject, 2])
+        look, pose = draw_look(np.random.default_rng([seed, _LOOK_STREAM, subject])), sample_pose(rng)
+        cells = [dict(zip(DRAWN_UNITS, sample_prototype(rng, name).tolist(), strict=True)) for name in EXPRESSIONS]
+        rows.append(np.concatenate([draw_face(look, units, pose, seed) for units in cells], axis=1))
+    return np.concatenate(rows)

@@ -1,0 +1,1 @@
+"""Frozen image towers of CLIP; torch, without Ray."""

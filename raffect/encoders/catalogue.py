@@ -1,0 +1,230 @@
+"""`raffect models`: which encoders there are, and how to find, get and check their weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import time
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raffect.config import EncoderConfig, ModelsListConfig, ModelsPathConfig, ModelsPullConfig, ModelsVerifyConfig
+from raffect.encoders.weights import find_tag_file, get_tag_config, list_tags, model_configs, read_model_config, resolve, weights_folder
+from raffect.errors import RaffectError
+from raffect.progress import format_bytes
+from raffect.storage.tables import table_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A model, a tag of its weights (``-`` without any), and their file if it is on this machine."""
+
+    model: str
+    tag: str
+    file: Path | None
+
+    def line(self) -> str:
+        """As `raffect models list` shows it; a star marks what is on this machine."""
+        return f"{'*' if self.file else ' '} {self.model:40} {self.tag:32} {self.file or ''}".rstrip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelList:
+    """Models and their weights, by name; ``folder`` is where weights are looked for first."""
+
+    weights: tuple[Weights, ...]
+    folder: Path
+
+    def lines(self) -> list[str]:
+        """A table for people."""
+        hint = "* is on this machine; random:SEED works for every model"
+        return [
+            *(each.line() for each in self.weights),
+            "",
+            f"{hint}; weights are looked for in {self.folder} first",
+        ]
+
+    def to_pandas(self) -> Any:
+        """A data frame with columns model, tag and file (None for what is not on this machine)."""
+        return table_of(self.weights, Weights).to_pandas()
+
+
+def list_models(config: ModelsListConfig) -> ModelList:
+    """Encoders that open_clip has, and the one that ships with raffect."""
+    names = [model for model in model_configs() if config.pattern.lower() in model.lower()]
+    found = [Weights(model=model, tag=tag, file=find_tag_file(model, tag) if tag != "-" else None) for model in names for tag in list_tags(model) or ["-"]]
+    kept = tuple(each for each in found if each.file or not config.present)
+    return ModelList(weights=kept, folder=weights_folder())
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """The file that `raffect extract` would load."""
+
+    file: Path
+
+    def lines(self) -> list[str]:
+        """The path alone, for scripts."""
+        return [str(self.file)]
+
+
+def path(config: ModelsPathConfig) -> WeightsFile:
+    """The file that `raffect extract` would load.
+
+    Raises:
+        RaffectError: If there is no such file; the line says where to put it.
+    """
+    source = resolve(config.encoder)
+    if source.file is None:
+        raise RaffectError(f"{config.encoder.weights} are made on the spot and have no file")
+    return WeightsFile(file=source.file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullReport:
+    """What was downloaded: the file, its size in bytes, and whether it was here already."""
+
+    model: str
+    tag: str
+    file: Path
+    size_bytes: int
+    was_here: bool
+
+    def lines(self) -> list[str]:
+        """A report for people."""
+        file = f"{self.file} ({format_bytes(self.size_bytes)})"
+        if self.was_here:
+            return [f"already here: {file}"]
+        words = f"--encoder.model {self.model} --encoder.weights {self.tag}"
+        return [f"pulled: {file}", f"next: raffect models verify {words}"]
+
+
+def pull(config: ModelsPullConfig) -> PullReport:
+    """Download a tag's weights through open_clip, into its cache, where every command finds them.
+
+    Raises:
+        RaffectError: If the weights are not a tag, or the network is out of reach.
+    """
+    model, tag = config.encoder.model, config.encoder.weights
+    read_model_config(model)
+    file = find_tag_file(model, tag)
+    was_here = file is not None
+    if file is None:
+        file = _download(config.encoder)
+    return PullReport(model=model, tag=tag, file=file, size_bytes=file.stat().st_size, was_here=was_here)
+
+
+def _download(encoder: EncoderConfig) -> Path:
+    model, tag = encoder.model, encoder.weights
+    if tag not in list_tags(model):
+        resolve(encoder)
+        tags = ", ".join(list_tags(model)) or "none"
+        raise RaffectError(f"--encoder.weights {tag}: only a tag can be pulled; {model} has {tags}")
+    _require_network(get_tag_config(model, tag))
+    from open_clip.pretrained import download_pretrained
+
+    try:
+        return Path(download_pretrained(get_tag_config(model, tag)))
+    except Exception as error:  # they share no type; all mean that nothing came
+        reason = " ".join(str(error).split())[:160]
+        raise RaffectError(
+            f"weights {tag} of {model} could not be downloaded ({reason}); check the network, or bring the file by hand: `raffect models path` says where"
+        ) from error
+
+
+def _require_network(entry: dict) -> None:
+    """Fail in seconds where the hub's client would try again for a minute."""
+    host = "huggingface.co" if entry.get("hf_hub") else urllib.parse.urlsplit(entry.get("url", "")).hostname or "huggingface.co"
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT")):
+        return
+    try:
+        socket.create_connection((host, 443), timeout=5).close()
+    except OSError as error:
+        raise RaffectError(f"{host} is out of reach ({error.strerror or error}); check the network, or bring the file by hand: `raffect models path` says where") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsReport:
+    """What weights are.
+
+    Attributes:
+        file: Their file; None for random weights.
+        size_bytes: Its size; 0 without a file.
+        sha256: Of the file; empty without one.
+        is_published: Whether that is the hash that its authors published; False also where they did not.
+        num_values: Values of the image tower; all are finite.
+        dim: Length of a vector.
+        load_s: Seconds to load them.
+        fingerprint: SHA-256 of the loaded image tower, as a bank's identity has it.
+        stamp: What every result that rests on them must say; empty for pretrained weights.
+    """
+
+    file: Path | None
+    size_bytes: int
+    sha256: str
+    is_published: bool
+    num_values: int
+    dim: int
+    load_s: float
+    fingerprint: str
+    stamp: str
+
+    def lines(self) -> list[str]:
+        """A report for people."""
+        out = []
+        if self.file is not None:
+            out.append(f"file: {self.file} ({format_bytes(self.size_bytes)}), SHA-256 {self.sha256}")
+        if self.is_published:
+            out.append("published SHA-256: matches")
+        tower = f"{self.num_values:,} values, all finite, {self.dim}-d"
+        out.append(f"image tower: {tower}, loaded in {self.load_s:.1f} s")
+        out.append(f"fingerprint: {self.fingerprint}")
+        return out + ([f"stamp: {self.stamp}"] if self.stamp else [])
+
+
+def verify(config: ModelsVerifyConfig) -> WeightsReport:
+    """Load weights as `raffect extract` would and say what they are.
+
+    Raises:
+        RaffectError: If they are missing, damaged, of another model, not finite, or not the file
+            that was published.
+    """
+    source = resolve(config.encoder)
+    sha256 = _sha256(source.file) if source.file else ""
+    published = _published_sha256(source.model, source.name, source.file) if source.file else None
+    if published and not sha256.startswith(published):
+        raise RaffectError(f"{source.file}: SHA-256 begins with {sha256[:8]}, its authors published {published[:8]}; delete the file and pull it again")
+    from raffect.encoders.tower import load_encoder
+
+    start = time.perf_counter()
+    encoder = load_encoder(config.encoder, "cpu")
+    load_s = time.perf_counter() - start
+    return WeightsReport(
+        file=source.file,
+        size_bytes=source.file.stat().st_size if source.file else 0,
+        sha256=sha256,
+        is_published=published is not None,
+        num_values=sum(tensor.numel() for tensor in encoder.tower.state_dict().values()),
+        dim=encoder.identity.dim,
+        load_s=load_s,
+        fingerprint=encoder.identity.weights_sha256,
+        stamp=encoder.identity.stamp,
+    )
+
+
+def _published_sha256(model: str, tag: str, file: Path) -> str | None:
+    """The (start of the) hash that OpenAI and open_clip put into their download addresses; it holds for that very file."""
+    url = get_tag_config(model, tag).get("url", "")
+    if not url or url.rsplit("/", 1)[-1] != file.name:
+        return None
+    match = re.search(r"/([0-9a-f]{64})/", url) or re.search(r"-([0-9a-f]{8})\.pt$", url)
+    return match[1] if match else None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,145 @@
+"""CLIP's picture transform on the device, pixel for pixel as open_clip does it with PIL on the CPU.
+
+PIL resizes in two passes, columns then rows, and rounds to 8 bits after *each*; torch's own bicubic does not and
+differs in a fifth of the pixels. Each pass is a small matrix. PIL's coefficients have 22 bits, which times 8-bit pixels
+is more than float32 holds, so each matrix is split into a coarse and a fine half whose products are both exact: not one
+pixel differs.
+
+Shape letters: B pictures, H and W of the input, S side of the encoder's input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from raffect.datasets.frames import resized_shape, shrink
+from raffect.errors import RaffectError
+
+_COEFFICIENT_BITS = 22  # PIL's PRECISION_BITS for 8-bit pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """An encoder's own transform.
+
+    Attributes:
+        size: Side of the input in pixels.
+        mean: Of the channels, 0-1.
+        std: Of the channels, 0-1.
+        interpolation: ``"bicubic"`` or ``"bilinear"``.
+        resize_mode: ``"shortest"`` (shorter side to ``size``, centre crop) or ``"squash"`` (both sides to ``size``).
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in ("bicubic", "bilinear") or self.resize_mode not in ("shortest", "squash"):
+            raise RaffectError(
+                f"this encoder resizes by {self.resize_mode}/{self.interpolation}; raffect has shortest or squash with bicubic or bilinear: use another --encoder.model"
+            )
+
+    def as_dict(self) -> dict:
+        """Plain JSON values, for a bank's identity."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def resize(self, pixels_BHWC: Tensor) -> Tensor:
+        """Enlarge pictures of one size to the encoder's input.
+
+        Args:
+            pixels_BHWC: uint8, shape (B, H, W, 3), no side longer than ``size`` (see `shrink`).
+
+        Returns:
+            float32 of whole numbers 0-255, shape (B, 3, S, S), on the same device.
+        """
+        height, width = pixels_BHWC.shape[1:3]
+        x = pixels_BHWC.permute(0, 3, 1, 2).float()
+        if (height, width) == (self.size, self.size):
+            return x
+        rows, columns = _matrices(height, width, self.size, self.interpolation, self.resize_mode, x.device)
+        x = _round(*(x @ half for half in columns))
+        return _round(*(half @ x for half in rows))
+
+    def shrink(self, pixels: np.ndarray) -> np.ndarray:
+        """Bring one picture (H, W, 3) down to the encoder's input if a side is longer; see `raffect.datasets.frames.shrink`."""
+        return shrink(pixels, self.size, Image.Resampling[self.interpolation.upper()], self.resize_mode == "shortest")
+
+    def normalise(self, pixels_BCSS: Tensor) -> Tensor:
+        """Scale 0-255 to the encoder's range; float32, same shape."""
+        mean, std = (_channels(values, pixels_BCSS.device) for values in (self.mean, self.std))
+        return (pixels_BCSS / 255 - mean) / std
+
+
+def _round(coarse: Tensor, fine: Tensor) -> Tensor:
+    """``coarse + fine`` to the nearest whole number in 0-255, halves up, without the sum that would lose bits."""
+    whole = coarse.floor()
+    return (whole + (coarse - whole + fine + 0.5).floor_()).clamp_(0, 255)
+
+
+@lru_cache(maxsize=8)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A number a channel, shape (3, 1, 1), kept on the device: a copy to it would wait for all that is queued there."""
+    return torch.tensor(values, device=device).view(3, 1, 1)
+
+
+@lru_cache(maxsize=256)
+def _matrices(height: int, width: int, size: int, interpolation: str, resize_mode: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Matrices that resize and crop, as coarse and fine halves: rows (2, S, H) from the left, columns (2, W, S) from the right."""
+    new_width, new_height = resized_shape(width, height, size) if resize_mode == "shortest" else (size, size)
+    top, left = round((new_height - size) / 2.0), round((new_width - size) / 2.0)
+    rows = resize_matrix(height, new_height, interpolation)[top : top + size]
+    columns = resize_matrix(width, new_width, interpolation)[left : left + size].T
+    return _halves(rows).to(device), _halves(columns).to(device)
+
+
+def _halves(matrix: np.ndarray) -> Tensor:
+    step = 2.0 ** (-_COEFFICIENT_BITS // 2)
+    coarse = np.round(matrix / step) * step
+    return torch.from_numpy(np.stack([coarse, matrix - coarse]).astype(np.float32))
+
+
+def resize_matrix(old: int, new: int, interpolation: str) -> np.ndarray:
+    """PIL's resampling along one axis as a matrix, its coefficients rounded to 22 bits as PIL rounds them.
+
+    Args:
+        old: Pixels of the input.
+        new: Pixels of the output.
+        interpolation: ``"bicubic"`` (a = -0.5) or ``"bilinear"``.
+
+    Returns:
+        float64 of whole multiples of 2**-22, shape (new, old).
+
+    Source:
+        Pillow ``src/libImaging/Resample.c``, ``precompute_coeffs`` and ``normalize_coeffs_8bpc``.
+    """
+    scale = old / new
+    stretch = max(scale, 1.0)
+    kernel, reach = (_bicubic, 2.0) if interpolation == "bicubic" else (_bilinear, 1.0)
+    support = reach * stretch
+    centre = (np.arange(new) + 0.5) * scale
+    first = np.maximum((centre - support + 0.5).astype(int), 0)
+    last = np.minimum((centre + support + 0.5).astype(int), old)
+    k = np.arange(old)
+    weight = kernel((k[None] - centre[:, None] + 0.5) / stretch)
+    weight[(k[None] < first[:, None]) | (k[None] >= last[:, None])] = 0
+    weight /= weight.sum(1, keepdims=True)
+    fixed = np.trunc(weight * (1 << _COEFFICIENT_BITS) + np.where(weight < 0, -0.5, 0.5))
+    return fixed / (1 << _COEFFICIENT_BITS)
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:
+    a, x = -0.5, np.abs(x)
+    return np.where(x < 1, ((a + 2) * x - (a + 3)) * x * x + 1, np.where(x < 2, (((x - 5) * x + 8) * x - 4) * a, 0.0))
+
+
+def _bilinear(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0.0)

@@ -1,0 +1,242 @@
+"""The frozen image tower: load it, know exactly which one it is, and turn uint8 frames into vectors."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.model import get_model_preprocess_cfg
+from torch import Tensor, nn
+
+from raffect.bank.format import Identity
+from raffect.config import EMBEDDED_MODEL, EncoderConfig
+from raffect.encoders.attention import fuse_attention
+from raffect.encoders.preprocess import Preprocess
+from raffect.encoders.weights import Source, is_torchscript, model_configs, require_openais, resolve
+from raffect.errors import RaffectError
+
+Clip: TypeAlias = Any  # CLIP, CustomTextCLIP or CoCa, which share no base class but nn.Module
+CUDA_BATCH, CPU_BATCH = 256, 8
+_PROBE_S = 0.5
+_OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+
+
+class Encoder:
+    """A frozen image tower on one device.
+
+    Every batch has one static shape, its tail padded, because the batch's shape changes the last bits of a vector
+    (docs/decisions.md); so a frame's vector does not depend on the frames beside it.
+
+    Attributes:
+        identity: What a bank records of it.
+        preprocess: Its transform.
+        device: Where it runs.
+        batch_size: Pictures a step; halved, and said so, if CUDA runs out of memory.
+    """
+
+    def __init__(self, tower: nn.Module, identity: Identity, preprocess: Preprocess, device: torch.device, batch_size: int) -> None:
+        self.tower = tower
+        self.identity = identity
+        self.preprocess = preprocess
+        self.device = device
+        self.batch_size = batch_size
+        self._dtype = getattr(torch, identity.precision)
+
+    def encode(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """Encode frames of any sizes.
+
+        Args:
+            frames: uint8 arrays of shape (height, width, 3), RGB.
+
+        Returns:
+            Raw vectors, not normalised: float16, shape (len(frames), dim).
+        """
+        while True:
+            try:
+                return self._encode(frames)
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise RaffectError(f"{self.device}: out of memory with one picture a step; use a smaller --encoder.model or free the device") from None
+                self.batch_size //= 2
+                logging.getLogger("raffect").warning("%s is out of memory, going on with %d pictures a step", self.device, self.batch_size)
+                torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _encode(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        out = torch.empty(len(frames), self.identity.dim, dtype=torch.float16, device=self.device)
+        for start in range(0, len(frames), self.batch_size):
+            batch = self.prepare(frames[start : start + self.batch_size])
+            out[start : start + self.batch_size] = self.forward(batch)[: len(out) - start]
+        return out.cpu().numpy()  # the only wait for the device, where all frames are of one size
+
+    def prepare(self, frames: Sequence[np.ndarray]) -> Tensor:
+        """The tower's input for up to a batch of frames, padded with black to the batch's static shape.
+
+        Returns:
+            Shape (batch_size, 3, size, size) on the device, in the tower's precision.
+        """
+        size = self.preprocess.size
+        batch = torch.zeros(self.batch_size, 3, size, size, device=self.device)
+        frames = [self.preprocess.shrink(frame) for frame in frames]
+        shapes = [frame.shape for frame in frames]
+        for shape in dict.fromkeys(shapes):
+            rows = [row for row, other in enumerate(shapes) if other == shape]
+            pixels = torch.empty(len(rows), *shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            np.stack([frames[row] for row in rows], out=pixels.numpy())
+            where = slice(len(rows)) if len(rows) == len(frames) else rows  # a list would be copied to the device, which waits for it
+            batch[where] = self.preprocess.resize(pixels.to(self.device, non_blocking=True))
+        return self.preprocess.normalise(batch).to(self._dtype)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Vectors of a prepared batch in the tower's precision, shape (batch_size, dim)."""
+        out = self.tower(batch)
+        return out[0] if isinstance(out, tuple) else out  # CoCa's tower also returns its tokens
+
+    @torch.inference_mode()
+    def probe(self) -> float:
+        """Frames/s of the bare tower on tensors that are ready: what a pipeline around it is measured against."""
+        size = self.preprocess.size
+        black = [np.zeros((size, size, 3), np.uint8)]
+        if self.device.type == "cuda" or self.tower._compiled_call_impl is not None:
+            self.encode(black)  # finds the batch that fits the device, and compiles
+        batch = self.prepare(black)
+        steps, elapsed = 1, self._time_steps(batch, 1)
+        if elapsed < 4 * _PROBE_S:  # the first one warms up; a slow one is worth keeping
+            steps = max(1, int(_PROBE_S / elapsed))
+            elapsed = self._time_steps(batch, steps)
+        return steps * self.batch_size / elapsed
+
+    def _time_steps(self, batch: Tensor, steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.forward(batch)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+
+def load_encoder(config: EncoderConfig, device: str | torch.device | None = None) -> Encoder:
+    """Load an image tower; its text tower is dropped.
+
+    Args:
+        config: Model, weights, precision and batch size.
+        device: ``"cuda"``, ``"cpu"`` ...; CUDA where there is one if None.
+
+    Raises:
+        RaffectError: If the weights are missing, damaged, not this model's, or were trained with another activation.
+    """
+    source = resolve(config)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = config.precision if config.precision != "auto" else "float16" if device.type == "cuda" else "float32"
+    model = build_model(source)
+    preprocess = _read_preprocess(model)
+    identity = Identity(
+        model=source.model, weights_sha256=fingerprint(model.visual), weights=source.name, preprocess=preprocess.as_dict(),
+        precision=precision, dim=_output_dim(model, preprocess.size), stamp=source.stamp,
+    )  # fmt: skip
+    try:
+        tower = fuse_attention(model.visual).to(device, getattr(torch, precision)).eval().requires_grad_(False)
+    except (RuntimeError, AssertionError) as error:  # no memory left, a driver that is too old, a torch without CUDA
+        raise RaffectError(
+            f"{source.model} cannot be put on {device} ({(str(error).strip() or type(error).__name__).splitlines()[0][:160]}); see `nvidia-smi` and `raffect doctor`, or use --device cpu"
+        ) from error
+    if config.compile:
+        tower.compile(dynamic=False)  # every batch has one shape
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the resize must be exact, and float32 what it says
+    return Encoder(tower, identity, preprocess, device, config.batch_size or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH))
+
+
+def build_model(source: Source) -> Clip:
+    """The whole open_clip model in float32 on the CPU, with its weights.
+
+    Raises:
+        RaffectError: If the file is damaged, holds code, or does not fit the model.
+    """
+    if source.model == EMBEDDED_MODEL and EMBEDDED_MODEL not in open_clip.list_models():
+        open_clip.add_model_config(model_configs()[EMBEDDED_MODEL])
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # open_clip warns that no weights are loaded; they are, next
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(source.seed or 0)
+            model: Clip = open_clip.create_model(source.model, pretrained=None, pretrained_text=False, force_preprocess_cfg=dict(source.preprocess))
+    except (RuntimeError, ImportError, OSError, ValueError) as error:
+        raise RaffectError(
+            f"--encoder.model {source.model}: open_clip cannot build it ({' '.join(str(error).split())[:160]}); install what it asks for or use another model"
+        ) from error
+    finally:
+        root.setLevel(level)
+    if source.file is not None:
+        _load_weights(model, source.file)
+        _require_finite(model.visual, source.file)
+    return model
+
+
+def fingerprint(tower: nn.Module) -> str:
+    """SHA-256 over names and float32 values of the loaded tensors: the same weights agree, whatever file they came in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update((tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _load_weights(model: Clip, file: Path) -> None:
+    try:
+        if is_torchscript(file):
+            require_openais(file)
+            state = torch.jit.load(str(file), map_location="cpu").state_dict()
+            model.load_state_dict({name: tensor for name, tensor in state.items() if name not in _OPENAI_EXTRAS})
+        else:
+            with _without_stretching(model.visual):
+                open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
+    except RaffectError:
+        raise
+    except Exception as error:  # torch, safetensors and zipfile each have their own; all mean that the file will not do
+        what = " ".join(str(error).split())
+        what = "holds Python objects instead of tensors, which raffect never loads" if "weights_only" in what else what[:200]
+        raise RaffectError(f"--encoder.weights {file}: cannot be loaded ({what}); expected weights of this very model as .safetensors, state dict or OpenAI's .pt") from error
+
+
+@contextlib.contextmanager
+def _without_stretching(tower: nn.Module) -> Generator[None]:
+    """Keep open_clip from stretching the position embedding of a file for another resolution, which it does without a word where it finds the grid."""
+    grid = tower.__dict__.pop("grid_size", None)
+    try:
+        yield
+    finally:
+        if grid is not None:
+            tower.grid_size = grid
+
+
+def _require_finite(tower: nn.Module, file: Path) -> None:
+    for name, tensor in tower.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise RaffectError(f"--encoder.weights {file}: tensor visual.{name} holds NaN or infinity; download the file again")
+
+
+def _read_preprocess(model: Clip) -> Preprocess:
+    config = get_model_preprocess_cfg(model)
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise RaffectError(f"this encoder takes {height}x{width} pictures; raffect has square ones only: use another --encoder.model")
+    return Preprocess(size=height, mean=tuple(config["mean"]), std=tuple(config["std"]), interpolation=config["interpolation"], resize_mode=config["resize_mode"])
+
+
+def _output_dim(model: Clip, size: int) -> int:
+    if isinstance(known := getattr(model.visual, "output_dim", None), int):
+        return known
+    with torch.inference_mode():
+        out = model.eval().visual(torch.zeros(1, 3, size, size))
+    return int((out[0] if isinstance(out, tuple) else out).shape[-1])

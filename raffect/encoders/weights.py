@@ -1,0 +1,253 @@
+"""Where an encoder's weights come from, answered without torch and without the network, in well under a second.
+
+Weights named by a tag are looked for in raffect's own folder (``$RAFFECT_WEIGHTS``, or ``~/.cache/raffect/weights``, as
+``<model>--<tag>.safetensors|.pt|.bin``), then where open_clip and the Hugging Face hub keep theirs. Nothing is
+downloaded unless `raffect models pull` is asked to.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import types
+import zipfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from raffect.config import EMBEDDED_MODEL, EncoderConfig
+from raffect.errors import RaffectError
+from raffect.storage.records import parse_object
+
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+EMBEDDED_STAMP = "embedded encoder, drawn faces"
+RANDOM_STAMP = "random weights"
+SUFFIXES = (".safetensors", ".pt", ".bin", ".pth")
+_PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
+_HF_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights that can be loaded.
+
+    Attributes:
+        model: open_clip model name.
+        name: How they were asked for, without folders.
+        file: Their file; None for random weights.
+        seed: Seed of random weights.
+        stamp: What every result that rests on them must say; empty for pretrained ones.
+        quick_gelu: Activation they were trained with, where known.
+        preprocess: What their tag says about mean, std, interpolation and resize mode.
+    """
+
+    model: str
+    name: str
+    file: Path | None = None
+    seed: int | None = None
+    stamp: str = ""
+    quick_gelu: bool | None = None
+    preprocess: dict[str, Any] = field(default_factory=dict)
+
+
+def weights_folder() -> Path:
+    """Where raffect looks for weights first."""
+    return Path(os.environ.get("RAFFECT_WEIGHTS") or Path.home() / ".cache" / "raffect" / "weights")
+
+
+def resolve(config: EncoderConfig) -> Source:
+    """Find weights and check that they fit the model's activation.
+
+    Raises:
+        RaffectError: If the model or tag is unknown, the file is missing, or the activation is not the one the weights were trained with.
+    """
+    model_config = read_model_config(config.model)
+    source = _find(config)
+    if config.model == EMBEDDED_MODEL and source.file and source.file.parent == EMBEDDED_FOLDER:
+        return source
+    quick = bool(model_config.get("quick_gelu", False))
+    if source.quick_gelu is not None and source.quick_gelu != quick:
+        base = config.model.removesuffix("-quickgelu")
+        right = f"{base}-quickgelu" if source.quick_gelu else base
+        raise RaffectError(
+            f"--encoder.model {config.model} computes {'QuickGELU' if quick else 'plain GELU'}, but the weights {source.name} were trained with "
+            f"{'QuickGELU' if source.quick_gelu else 'plain GELU'}; use --encoder.model {right}"
+        )
+    return source
+
+
+def read_model_config(model: str) -> dict[str, Any]:
+    """open_clip's configuration of a model, or the embedded encoder's.
+
+    Raises:
+        RaffectError: If there is no such model; suggests near names.
+    """
+    file = model_configs().get(model)
+    if file is None:
+        near = difflib.get_close_matches(model, model_configs(), n=3, cutoff=0.5)
+        raise RaffectError(f"--encoder.model {model}: no such model" + (f"; did you mean {', '.join(near)}?" if near else "") + "; `raffect models list` shows all")
+    return parse_object(file.read_bytes(), file, "install raffect and open_clip_torch again")
+
+
+@cache
+def model_configs() -> dict[str, Path]:
+    """Model name -> configuration file, sorted by name."""
+    files = {file.stem: file for file in (_open_clip_folder() / "model_configs").glob("*.json")}
+    files[EMBEDDED_MODEL] = EMBEDDED_FOLDER / f"{EMBEDDED_MODEL}.json"
+    return dict(sorted(files.items()))
+
+
+def list_tags(model: str) -> list[str]:
+    """Weight tags that open_clip knows for a model."""
+    return ["embedded"] if model == EMBEDDED_MODEL else _tables().list_pretrained_tags_by_model(model)
+
+
+def get_tag_config(model: str, tag: str) -> dict[str, Any]:
+    """open_clip's entry for a tag: where to download, activation, preprocess. Empty if there is none."""
+    return _tables().get_pretrained_cfg(model, tag)
+
+
+def find_tag_file(model: str, tag: str) -> Path | None:
+    """The file on this machine that holds a tag's weights."""
+    if model == EMBEDDED_MODEL and tag == "embedded":
+        return EMBEDDED_FOLDER / f"{EMBEDDED_MODEL}.safetensors"
+    entry = get_tag_config(model, tag)
+    candidates = [weights_folder() / f"{model}--{tag}{suffix}" for suffix in SUFFIXES]
+    if url := entry.get("url"):
+        candidates.append(Path.home() / ".cache" / "clip" / url.rsplit("/", 1)[-1])
+    if hub := entry.get("hf_hub"):
+        candidates += _hub_files(hub)
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _find(config: EncoderConfig) -> Source:
+    model, weights = config.model, config.weights
+    if weights.startswith("random:") or weights == "random":
+        seed = weights.partition(":")[2]
+        if not (seed.isascii() and seed.isdigit()):
+            raise RaffectError(f"--encoder.weights {weights}: expected random:SEED with a whole number, e.g. random:0")
+        return Source(model, weights, seed=int(seed), stamp=RANDOM_STAMP)
+    if weights == "embedded":
+        if model != EMBEDDED_MODEL:
+            raise RaffectError(f"--encoder.weights embedded belongs to --encoder.model {EMBEDDED_MODEL}, not to {model}")
+        return Source(model, weights, file=find_tag_file(model, "embedded"), stamp=EMBEDDED_STAMP)
+    if Path(weights).suffix in SUFFIXES or os.sep in weights:
+        return _from_file(model, Path(weights))
+    tags = list_tags(model)
+    if weights not in tags:
+        near = difflib.get_close_matches(weights, tags, n=1)
+        twin = "" if tags else f"; did you mean --encoder.model {model.removesuffix('-quickgelu')}?"
+        raise RaffectError(
+            f"--encoder.weights {weights}: {model} has no such tag"
+            + (f"; did you mean {near[0]}?" if near else "; it has " + (", ".join(tags) or "none") + twin)
+            + ". A local file or random:SEED works too"
+        )
+    file = find_tag_file(model, weights)
+    if file is None:
+        raise RaffectError(missing_message(model, weights))
+    entry = get_tag_config(model, weights)
+    return Source(model, weights, file=file, quick_gelu=entry.get("quick_gelu", False), preprocess=_tag_preprocess(entry))
+
+
+def _from_file(model: str, file: Path) -> Source:
+    """What can be known of a local file: ``<model>--<tag>`` names its tag; else what all tags of the model agree on holds."""
+    if not file.is_file():
+        raise RaffectError(f"--encoder.weights {file}: no such file; expected a .safetensors, a PyTorch state dict or OpenAI's .pt")
+    if model == EMBEDDED_MODEL:
+        return Source(model, file.name, file=file, stamp=EMBEDDED_STAMP)
+    tags = list_tags(model)
+    openai = is_torchscript(file) or "openai" in file.name.lower()
+    named = "openai" if openai else file.stem.partition("--")[2]
+    entries = [get_tag_config(model, tag) for tag in ([named] if named in tags else tags)]
+    quicks = {True} if openai else {entry.get("quick_gelu", False) for entry in entries}
+    quick = quicks.pop() if len(quicks) == 1 else None
+    preprocesses = [_tag_preprocess(entry) for entry in entries]
+    if any(other != preprocesses[0] for other in preprocesses):
+        raise RaffectError(
+            f"--encoder.weights {file}: the tags of {model} resize and normalise differently, so the file's must be known; name it {model}--TAG{file.suffix} with one of {', '.join(tags)}"
+        )
+    return Source(model, file.name, file=file, quick_gelu=quick, preprocess=preprocesses[0] if preprocesses else {})
+
+
+def is_torchscript(file: Path) -> bool:
+    """Whether a file is a TorchScript archive, which is how OpenAI ships CLIP."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def require_openais(file: Path) -> None:
+    """Refuse a TorchScript archive that is not byte for byte one of OpenAI's: loading one runs what code it brings along.
+
+    Raises:
+        RaffectError: If its SHA-256 is in no address of open_clip's table.
+    """
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    if digest not in openai_digests():
+        raise RaffectError(
+            f"--encoder.weights {file}: a TorchScript archive, which may bring code along, and none of OpenAI's (SHA-256 {digest[:12]}...); "
+            "download it again, or expected weights of this very model as .safetensors or a state dict"
+        )
+
+
+@cache
+def openai_digests() -> frozenset[str]:
+    """SHA-256 of the archives that OpenAI published, which their addresses contain."""
+    urls = (get_tag_config(model, "openai").get("url") or "" for model in model_configs())
+    return frozenset(part for url in urls for part in url.split("/") if len(part) == 64)
+
+
+def _tag_preprocess(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in _PREPROCESS_KEYS if entry.get(key) is not None}
+
+
+def missing_message(model: str, tag: str) -> str:
+    """What to bring where, when a tag's weights are not on this machine."""
+    entry = get_tag_config(model, tag)
+    where = f"https://huggingface.co/{entry['hf_hub'].rstrip('/')} ({_HF_NAMES[0]})" if entry.get("hf_hub") else entry.get("url", "their authors")
+    target = weights_folder() / f"{model}--{tag}.safetensors"
+    return (
+        f"weights {tag} of {model} are not on this machine; with a network run `raffect models pull --encoder.model {model} --encoder.weights {tag}`; "
+        f"without one bring the file from {where} and save it as {target}, or name it with --encoder.weights FILE; to try raffect without weights run `raffect demo`"
+    )
+
+
+def _hub_files(hub: str) -> list[Path]:
+    """Files of a Hugging Face repository in its local cache, without asking the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, _, name = hub.rpartition("/") if hub.count("/") > 1 else (hub, "", "")
+    found = [try_to_load_from_cache(repo, file) for file in ([name] if name else []) + list(_HF_NAMES)]
+    return [Path(file) for file in found if isinstance(file, str)]
+
+
+@cache
+def _open_clip_folder() -> Path:
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise RaffectError("open_clip is not installed; run `pip install 'open_clip_torch>=3,<4'`")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@cache
+def _tables() -> types.ModuleType:
+    """open_clip's table of pretrained weights; loaded beside the package, whose own import takes torch and seconds."""
+    package = types.ModuleType("_raffect_open_clip")
+    package.__path__ = [str(_open_clip_folder())]
+    sys.modules[package.__name__] = package
+    # The table only asks whether safetensors.torch is there; asking would import torch.
+    hidden = "safetensors.torch" not in sys.modules
+    if hidden:
+        sys.modules["safetensors.torch"] = None  # ty: ignore[invalid-assignment]
+    try:
+        return importlib.import_module(f"{package.__name__}.pretrained")
+    finally:
+        if hidden:
+            del sys.modules["safetensors.torch"]

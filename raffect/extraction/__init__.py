@@ -1,0 +1,1 @@
+"""Extraction: a manifest becomes a bank; imports Ray."""

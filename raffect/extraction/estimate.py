@@ -1,0 +1,161 @@
+"""`raffect extract --dry-run`: a probe of readers and encoder says how long a run would take."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raffect.bank.format import DEFAULT_SHARD_ROWS, Bank, Identity
+from raffect.config import ExtractConfig
+from raffect.datasets.frames import PACKED_SUFFIX, BadFrame, read_frames
+from raffect.datasets.manifest import read_manifest
+from raffect.extraction.extract import check_embedded, choose_shards
+from raffect.progress import format_bytes, format_seconds
+
+_SAMPLE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What extract would do and how long it would take on this machine, from a probe.
+
+    Attributes:
+        frames: Frames it would encode.
+        listed: Frames of the manifest.
+        shard_rows: Frames a shard.
+        bank: Folder of the bank.
+        model: Model name of the encoder.
+        weights: Its weights, as they were asked for.
+        precision: Its arithmetic here.
+        dim: Length of a vector.
+        device: Where it was probed.
+        stamp: What results would have to say; empty for pretrained weights.
+        reader_frames_per_s: One reading task.
+        encoder_frames_per_s: The encoders of this machine.
+        sampled: Frames that were read for the probe.
+        unreadable: Those of them that could not be read.
+        notes: What else is worth knowing.
+    """
+
+    frames: int
+    listed: int
+    shard_rows: int
+    bank: Path
+    model: str
+    weights: str
+    precision: str
+    dim: int
+    device: str
+    stamp: str
+    reader_frames_per_s: float
+    encoder_frames_per_s: float
+    sampled: int
+    unreadable: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the new shards, about."""
+        return self.frames * (2 * self.dim + 6)
+
+    @property
+    def encode_s(self) -> float:
+        """Seconds of encoding on this machine, about."""
+        return self.frames / self.encoder_frames_per_s
+
+    def lines(self) -> list[str]:
+        """A block for people."""
+        half = f", {format_seconds(self.encode_s / 2)} on two like it" if self.encode_s > 3600 else ""
+        stamp = f" [{self.stamp}]" if self.stamp else ""
+        return [
+            f"would encode {self.frames:,} of {self.listed:,} frames in shards of {self.shard_rows} into {self.bank}",
+            f"encoder: {self.model}, {self.weights}, {self.precision}, {self.dim}-d, on {self.device}{stamp}",
+            f"size: about {format_bytes(self.size_bytes)}",
+            f"probe: one reader {self.reader_frames_per_s:,.0f} frames/s "
+            f"({self.unreadable} of {self.sampled} sample frames unreadable), "
+            f"encoder {self.encoder_frames_per_s:,.0f} frames/s",
+            f"time: about {format_seconds(self.encode_s)} of encoding on this machine's device{half}",
+            *self.notes,
+            "nothing was written",
+        ]
+
+
+def estimate(config: ExtractConfig) -> Estimate:
+    """What `extract` would do and how long it would take here; writes nothing.
+
+    Args:
+        config: That of the run.
+
+    Raises:
+        RaffectError: If there is no manifest, the bank is another encoder's, or weights are
+            missing.
+    """
+    from raffect.encoders.tower import load_encoder
+
+    # What is left to do
+    manifest = read_manifest(config.manifest)
+    check_embedded(config, manifest)
+    bank = Bank(config.bank.absolute())
+    frames = _count_frames(bank, manifest)
+    # A probe
+    sample, reader_frames_per_s, unreadable = _probe_reader(manifest)
+    on_cpu = config.device == "cpu" or config.gpus_per_actor == 0
+    encoder = load_encoder(config.encoder, "cpu" if on_cpu else None)
+    notes = _compare(config, bank, encoder.identity)
+    actors = config.num_actors if encoder.device.type == "cuda" else 1
+    identity = encoder.identity
+    return Estimate(
+        frames=min(frames, config.limit or frames),
+        listed=len(manifest),
+        shard_rows=bank.plan.shard_rows if bank.exists else config.shard_rows or DEFAULT_SHARD_ROWS,
+        bank=bank.path,
+        model=identity.model,
+        weights=identity.weights,
+        precision=identity.precision,
+        dim=identity.dim,
+        device=str(encoder.device),
+        stamp=identity.stamp,
+        reader_frames_per_s=reader_frames_per_s,
+        encoder_frames_per_s=encoder.probe() * max(1, actors),
+        sampled=sample,
+        unreadable=unreadable,
+        notes=notes,
+    )
+
+
+def _count_frames(bank: Bank, manifest: pa.Table) -> int:
+    if not bank.exists:
+        return len(manifest)
+    planned = np.diff(bank.plan.offsets)[choose_shards(bank, bank.plan, None)].sum()
+    return len(bank.unplanned(manifest)) + int(planned)
+
+
+def _probe_reader(manifest: pa.Table) -> tuple[int, float, int]:
+    """Frames read, how many a second, and how many of them could not be read."""
+    if manifest["root"][0].as_py().endswith(PACKED_SUFFIX):  # read a row group at a time, as the run does
+        picked = manifest.slice(0, DEFAULT_SHARD_ROWS)
+    else:
+        picked = manifest.take(np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)))
+    start = time.perf_counter()
+    bad = sum(isinstance(frame, BadFrame) for frame in read_frames(picked))
+    return len(picked), len(picked) / (time.perf_counter() - start), bad
+
+
+def _compare(config: ExtractConfig, bank: Bank, ours: Identity) -> tuple[str, ...]:
+    """A note where the run would be refused on a device like this one.
+
+    Raises:
+        RaffectError: If the bank is another encoder's.
+    """
+    found = bank.read_identity() if bank.exists else None
+    if found is None:
+        return ()
+    wanted = replace(ours, precision=found.precision) if config.encoder.precision == "auto" else ours
+    found.require_equal(wanted, bank.path)
+    if found.precision == ours.precision:
+        return ()
+    return (f"note: the bank is {found.precision}; extract on a device like this one would be {ours.precision} and refused, unless you add --encoder.precision {found.precision}",)

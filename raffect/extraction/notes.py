@@ -1,0 +1,87 @@
+"""What the three steps of a shard report, as JSON in an Arrow cell beside pixels and features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import pyarrow as pa
+from annotated_types import Ge
+
+from raffect.bank.records import Count, Identity
+from raffect.storage.records import Record
+
+Seconds = Annotated[float, Ge(0)]
+Notes = TypeVar("Notes", bound=Record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadNotes(Record):
+    """Of reading and decoding: wall seconds of both, and CPU seconds together."""
+
+    read_s: Seconds
+    decode_s: Seconds
+    read_cpu_s: Seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeNotes(Record):
+    """Of encoding.
+
+    Attributes:
+        encode_start: When it began, seconds since 1970.
+        encode_end: When it ended.
+        encoder: Name of the actor.
+        batch_size: Frames a step, at the end.
+        asked_batch_size: Frames a step that were asked for; more, where memory ran out.
+        bare_frames_per_s: Rate of this encoder on tensors that are ready.
+        identity: What made the features.
+    """
+
+    encode_start: Seconds
+    encode_end: Seconds
+    encoder: str
+    batch_size: Annotated[int, Ge(1)]
+    asked_batch_size: Annotated[int, Ge(1)]
+    bare_frames_per_s: Seconds
+    identity: Identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardStats(Record):
+    """Of a shard that was committed: all that reaches the driver.
+
+    Attributes:
+        shard: Its number.
+        rows: Frames with a feature.
+        rejects: Frames that could not be read.
+        size_bytes: Bytes written.
+        read: Notes of the reading step.
+        encode: Notes of the encoding step.
+        commit_s: Wall seconds of writing.
+        commit_cpu_s: CPU seconds of writing.
+    """
+
+    shard: Count
+    rows: Count
+    rejects: Count
+    size_bytes: Count
+    read: ReadNotes
+    encode: EncodeNotes
+    commit_s: Seconds
+    commit_cpu_s: Seconds
+
+
+def as_notes(notes: Record | None) -> pa.Array:
+    """A column of one cell; null where a step failed."""
+    return pa.array([None if notes is None else notes.to_bytes()], pa.binary())
+
+
+def read_notes(kind: type[Notes], cell: bytes, bank: str) -> Notes:
+    """The notes in a cell.
+
+    Raises:
+        RaffectError: If the step before wrote others, as a worker of another version would.
+    """
+    remedy = "install the same raffect on every machine, then run the same command again"
+    return kind.from_json(cell, f"{bank}: notes between two steps", remedy)

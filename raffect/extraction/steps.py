@@ -1,0 +1,245 @@
+"""The three steps a shard takes through Ray Data: read and decode (CPU), encode (GPU actor), commit (CPU).
+
+One row of the dataset is one block is one shard. Between the steps it is an Arrow table of one row whose large column
+is a view of the pixels, so that handing it over copies it once, into Ray's object store.
+
+Nothing here imports torch at module level: reading tasks would each pay 600 MB for it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from raffect.bank.format import Bank
+from raffect.config import EncoderConfig
+from raffect.datasets.frames import BadFrame, decode, find_killers, read_contents, shrink
+from raffect.errors import RaffectError
+from raffect.extraction.notes import EncodeNotes, ReadNotes, ShardStats, as_notes, read_notes
+from raffect.storage.atomic import write_atomic
+from raffect.storage.cells import as_cell, read_cell, table_from_bytes, table_to_bytes
+from raffect.storage.paths import explain
+
+if TYPE_CHECKING:
+    from raffect.encoders.tower import Encoder
+
+_REJECTS = pa.map_(pa.int32(), pa.string())
+
+LoadEncoder = Callable[[EncoderConfig, str, int], "Encoder"]
+"""Builds the encoder in its actor from its configuration, a device and, on a CPU, a number of threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """What a reading task must know of the encoder to hand over no more pixels than it needs."""
+
+    size: int
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+
+
+def to_item(shard: int, rows: pa.Table) -> dict[str, Any]:
+    """A dataset row that names a shard and carries its manifest rows."""
+    return {"shard": shard, "rows": table_to_bytes(rows)}
+
+
+def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
+    """Read and decode the frames of a shard.
+
+    The attempt is noted in the bank before the first frame is touched. Where a note is found, an earlier attempt ended
+    without a commit, maybe because a frame killed its decoder: then every frame is tried in a child process first.
+
+    Args:
+        table: One row, ``shard`` and ``rows``.
+        bank: Folder of the bank.
+        geometry: The encoder's input.
+
+    Returns:
+        One row: ``shard``, ``rows``, ``shapes`` (int32 pairs), ``pixels`` (uint8, frame after
+        frame), ``rejects`` (row -> reason), ``read`` (`ReadNotes`), and ``failure``, which stops
+        the run.
+    """
+    start, start_cpu = time.perf_counter(), time.process_time()
+    failure = None
+    try:
+        pile, rejects, read_s = _read_and_decode(table, bank, geometry)
+    except Exception as error:
+        pile, rejects, read_s = _Pile(0), {}, 0.0
+        failure = _describe(error, bank)
+    elapsed, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
+    notes = ReadNotes(read_s=read_s, decode_s=max(0.0, elapsed - read_s), read_cpu_s=cpu_s)
+    return pa.table(
+        {
+            "shard": table["shard"],
+            "rows": table["rows"],
+            "shapes": [np.array(pile.shapes, np.int32).tobytes()],
+            "pixels": as_cell(pile.pixels),
+            "rejects": pa.array([list(rejects.items())], _REJECTS),
+            "read": as_notes(notes),
+            "failure": pa.array([failure], pa.string()),
+        }
+    )
+
+
+def _read_and_decode(table: pa.Table, bank: str, geometry: Geometry) -> tuple[_Pile, dict[int, str], float]:
+    """Frames that are good, row -> reason of those that are not, and the seconds that reading took."""
+    rows, start = _rows(table), time.perf_counter()
+    note = Bank(bank).attempt_path(table["shard"][0].as_py())
+    rejects = find_killers(rows) if note.exists() else {}
+    write_atomic(note, b"")
+    safe = [row for row in range(len(rows)) if row not in rejects]
+    contents = read_contents(rows.take(safe) if rejects else rows)
+    read_s = time.perf_counter() - start
+    pile = _Pile(len(safe))
+    resample = Image.Resampling[geometry.interpolation.upper()]
+    for row, content in zip(safe, contents, strict=True):
+        try:
+            if isinstance(content, BadFrame):
+                raise content
+            pile.add(shrink(decode(content, pile.room), geometry.size, resample, geometry.resize_mode == "shortest"))
+        except BadFrame as bad:
+            rejects[row] = str(bad)
+    return pile, rejects, read_s
+
+
+class _Pile:
+    """Frames one after another in one buffer of Arrow's, whose pool keeps its pages: fresh ones cost more than the pixels."""
+
+    def __init__(self, num_frames: int) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self._num_frames = num_frames
+        self._buffer = np.empty(0, np.uint8)
+        self._used = 0
+
+    @property
+    def pixels(self) -> np.ndarray:
+        return self._buffer[: self._used]
+
+    def room(self, size: int) -> np.ndarray:
+        """A view of the next ``size`` bytes, for a decoder to write into."""
+        if self._used + size > self._buffer.size:
+            larger = np.frombuffer(pa.allocate_buffer(max(size * self._num_frames, 2 * self._buffer.size, self._used + size)), np.uint8)
+            larger[: self._used] = self.pixels
+            self._buffer = larger
+        return self._buffer[self._used : self._used + size]
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append a frame, which may already lie in `room`."""
+        target = self.room(frame.size)
+        if frame.__array_interface__["data"][0] != target.__array_interface__["data"][0]:
+            target[:] = frame.reshape(-1)
+        self._used += frame.size
+        self.shapes.append(frame.shape[:2])
+
+
+class EncodeShard:
+    """The actor: loads the encoder once, checks that the bank is its own, then encodes shard after shard."""
+
+    def __init__(self, config: EncoderConfig, bank: str, device: str, threads: int, load: LoadEncoder) -> None:
+        # Raised here an error would reach the driver as the text of a dead actor, after retries; so it travels as data.
+        self.failure: str | None = None
+        self.name = uuid.uuid4().hex
+        try:
+            self.encoder = load(config, device, threads)
+            self.asked_batch_size = self.encoder.batch_size  # the probe may already cut it
+            Bank(bank).claim(self.encoder.identity)
+            self.bare_frames_per_s = self.encoder.probe()
+        except Exception as error:
+            self.failure = _describe(error, bank)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Encode what `read_shard` made.
+
+        Returns:
+            One row: ``shard, rows, rejects, read`` as they were, ``features`` (float16, frame
+            after frame), ``encode`` (`EncodeNotes`) and ``failure``.
+        """
+        start, notes, features = time.time(), None, np.empty((0, 0), np.float16)
+        failure = self.failure or table["failure"][0].as_py()
+        if failure is None:
+            features, failure = self._encode(table)
+        if failure is None:
+            notes = EncodeNotes(
+                encode_start=start,
+                encode_end=max(start, time.time()),
+                encoder=self.name,
+                batch_size=self.encoder.batch_size,
+                asked_batch_size=self.asked_batch_size,
+                bare_frames_per_s=self.bare_frames_per_s,
+                identity=self.encoder.identity,
+            )
+        kept = {name: table[name] for name in ("shard", "rows", "rejects", "read")}
+        answer = {"features": as_cell(features), "encode": as_notes(notes)}
+        return pa.table(kept | answer | {"failure": pa.array([failure], pa.string())})
+
+    def _encode(self, table: pa.Table) -> tuple[np.ndarray, str | None]:
+        """Features of a shard, and what is wrong with them."""
+        try:
+            features = self.encoder.encode(_split_pixels(table))
+        except RaffectError as error:
+            return np.empty((0, 0), np.float16), str(error)
+        if np.isfinite(features).all():
+            return features, None
+        return features, (f"the encoder gave NaN or infinity in {self.encoder.identity.precision}; use --encoder.precision float32 and a new --bank, or other weights")
+
+
+def commit_shard(table: pa.Table, bank: str) -> pa.Table:
+    """Write a shard into the bank.
+
+    Returns:
+        One row, which is all that reaches the driver: ``stats`` (`ShardStats`), or ``failure``,
+        which stops the run.
+    """
+    start, start_cpu = time.perf_counter(), time.process_time()
+    failure, stats = table["failure"][0].as_py(), None
+    if failure is None:
+        try:
+            read = read_notes(ReadNotes, table["read"][0].as_py(), bank)
+            encode = read_notes(EncodeNotes, table["encode"][0].as_py(), bank)
+            features = read_cell(table["features"]).view(np.float16).reshape(-1, encode.identity.dim)
+            rejects = dict(table["rejects"][0].as_py())
+            record = Bank(bank).commit(table["shard"][0].as_py(), _rows(table), features, rejects, encode.identity)
+        except Exception as error:
+            failure = _describe(error, bank)
+        else:
+            stats = ShardStats(
+                shard=record.shard,
+                rows=record.rows,
+                rejects=record.rejects,
+                size_bytes=record.size_bytes,
+                read=read,
+                encode=encode,
+                commit_s=time.perf_counter() - start,
+                commit_cpu_s=time.process_time() - start_cpu,
+            )
+    return pa.table({"stats": as_notes(stats), "failure": pa.array([failure], pa.string())})
+
+
+def _describe(error: Exception, bank: str) -> str:
+    """The line that a user reads of an error; one that is our own fault is raised again."""
+    if isinstance(error, RaffectError):
+        return str(error)
+    if (line := explain(error)) is not None:
+        return f"{bank}: {line}"
+    if not isinstance(error, OSError):
+        raise error
+    return f"{bank}: cannot write ({error.strerror or error}); make room or fix the folder, then run the same command again"
+
+
+def _rows(table: pa.Table) -> pa.Table:
+    return table_from_bytes(table["rows"][0].as_py())
+
+
+def _split_pixels(table: pa.Table) -> list[np.ndarray]:
+    """Views of the frames in the pixels of a shard."""
+    shapes = np.frombuffer(table["shapes"][0].as_py(), np.int32).reshape(-1, 2)
+    stops = np.cumsum(shapes.prod(1, dtype=np.int64) * 3)
+    pixels = read_cell(table["pixels"])
+    return [pixels[stop - height * width * 3 : stop].reshape(height, width, 3) for stop, (height, width) in zip(stops.tolist(), shapes.tolist(), strict=True)]

@@ -1,0 +1,261 @@
+"""One training step of a batch of heads, with all it needs on the device.
+
+That is the objective, SAM, Adam, dropout and the order of samples. A step never waits for the host:
+which samples it takes, its dropout and its rate are all tensors, so that on CUDA the whole step is
+one graph that is launched again and again.
+
+Shape letters: P heads, B samples of this worker's part of the batch, C outputs, S distinct seeds;
+"..." is the shape of a sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raffect.heads.adam import STATE, Adam
+from raffect.heads.batch import HeadSpec, Moved, to_cpu
+from raffect.heads.loss_kinds import Prior
+from raffect.heads.objective import Objective
+from raffect.heads.random import Dropout, epoch_order
+from raffect.heads.sam import perturb
+from raffect.heads.samples import Samples, SampleStream
+from raffect.heads.workers import Workers
+from raffect.recipe import OptimConfig, Recipe, flatten
+
+SHARED_SETTINGS = (
+    "task",
+    "epochs",
+    "batch_size",
+    "head.width",
+    "head.depth",
+    "head.normalise",
+    "loss.name",
+    "loss.tail_over",
+    "sam.perturbation",
+    "optim.name",
+)
+"""Settings that all heads of a batch share; every other one may differ between them."""
+
+_EAGER_STEPS = 3
+
+
+class Learner:
+    """P heads in training.
+
+    Args:
+        recipes: One a head; they agree in `SHARED_SETTINGS`.
+        spec: What the heads are.
+        prior: Counts of the training labels.
+        device: Where to train.
+        dtype: float32; float64 for tests.
+        workers: Who trains them together.
+
+    Attributes:
+        heads: The batch of heads; its rows and buffers move with each step.
+        counter: Steps so far, int32.
+        loss_sum: Sum of each head's losses since `set_epoch`, shape (P,).
+        first_bad: First step of each head whose loss was not finite, int32, shape (P,); -1 if none.
+    """
+
+    def __init__(
+        self,
+        recipes: Sequence[Recipe],
+        spec: HeadSpec,
+        prior: Prior,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        workers: Workers | None = None,
+    ) -> None:
+        require_shared_settings(recipes)
+        self.recipes, self.device, self.dtype = list(recipes), device, dtype
+        self.workers = workers or Workers()
+        self.batch = recipes[0].batch_size // self.workers.size
+        rows = torch.stack([spec.initial_row(recipe.seed, recipe.head) for recipe in recipes])
+        self.heads = spec.build(rows.to(device, dtype), workers=self.workers)
+        self.objective = Objective(recipes, prior, device, dtype, self.workers)
+        configs = [recipe.optim for recipe in recipes]
+        self.optimizer = Adam(configs, self.heads.rows, self.heads.gradient)
+        self.dropout = Dropout(
+            [recipe.seed for recipe in recipes],
+            [recipe.head.dropout for recipe in recipes],
+            [recipe.sam.independent_dropout and recipe.sam.rho > 0 for recipe in recipes],
+            (self.batch, spec.num_noise),
+            self.workers.rank,
+            device,
+            dtype,
+        )
+        self.counter = torch.zeros((), dtype=torch.int32, device=device)
+        self.loss_sum = torch.zeros(len(recipes), dtype=dtype, device=device)
+        self.first_bad = torch.full((len(recipes),), -1, dtype=torch.int32, device=device)
+        self._rho = torch.tensor([r.sam.rho for r in recipes], dtype=dtype, device=device)
+        self._sharp = any(recipe.sam.rho for recipe in recipes)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._eager_steps = 0
+
+    def step(self, batch: Tensor, target: Tensor) -> None:
+        """One update of every head.
+
+        Args:
+            batch: This worker's samples of each head, shape (P, B, ...), of the learner's type.
+            target: Their targets, shape (P, B, *target).
+        """
+        heads, noise = self.heads, self.dropout.draw(self.counter, second=False)
+        outputs = heads.forward(heads.rows, batch, noise, update_buffers=True)
+        loss_P, derivative = self.objective.gradient(outputs, target)
+        if self._sharp:
+            there = self._climb(derivative)
+            if self.dropout.redraws:
+                noise = self.dropout.draw(self.counter, second=True)
+            outputs = heads.forward(there, batch, noise, update_buffers=False)
+            _, derivative = self.objective.gradient(outputs, target)
+        heads.backward(derivative)
+        self.optimizer.update()
+        # What the host reads at the end of an epoch.
+        self.loss_sum += loss_P
+        is_first = (self.first_bad < 0) & ~torch.isfinite(loss_P)
+        self.first_bad.copy_(torch.where(is_first, self.counter, self.first_bad))
+        self.counter += 1
+
+    def _climb(self, derivative: Tensor) -> Tensor | Moved:
+        """Where SAM's second pass is taken."""
+        heads, perturbation = self.heads, self.recipes[0].sam.perturbation
+        if perturbation == "l2" and (moved := heads.climb(derivative, self._rho)) is not None:
+            return moved
+        heads.backward(derivative)
+        return perturb(heads.rows, heads.gradient, self._rho, perturbation, out=self._perturbed)
+
+    @cached_property
+    def _perturbed(self) -> Tensor:
+        """Where rows that SAM moved as a whole are written, (P, N); most runs never need it."""
+        return torch.empty_like(self.heads.rows)
+
+    def run(self, samples: Samples | SampleStream, epoch: int) -> Iterator[None]:
+        """Train for an epoch (0-based); yields after each step."""
+        if isinstance(samples, Samples):
+            return self.run_resident(samples, epoch)
+        return self.run_stream(samples.batches(epoch))
+
+    @torch.no_grad()
+    def run_resident(self, samples: Samples, epoch: int) -> Iterator[None]:
+        """Train for an epoch on samples that are on the device; yields after each step."""
+        order = self._order(len(samples), epoch)
+        steps = order.shape[1] // self.recipes[0].batch_size
+        self._fill_order(order, int(self.counter))
+        for _ in range(steps):
+            if self.device.type == "cuda" and self.workers.size == 1:
+                self._launch(samples)
+            else:
+                self._gather_and_step(samples)
+            yield
+
+    @torch.no_grad()
+    def run_stream(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[None]:
+        """Train for an epoch on global batches, the same for all heads; yields after each step."""
+        part, count = self.workers.share(self.recipes[0].batch_size), len(self.recipes)
+        for x, y in batches:
+            own, target = x[part].to(self.device, self.dtype), y[part].to(self.device)
+            self.step(own.expand(count, *own.shape), target.expand(count, *target.shape))
+            yield
+
+    def set_epoch(self, epoch: int) -> list[float]:
+        """Set each head's rate for an epoch (0-based), start its mean loss; returns the rates."""
+        rates = [learning_rate(recipe.optim, epoch, recipe.epochs) for recipe in self.recipes]
+        for recipe, rate in zip(self.recipes, rates, strict=True):
+            self.optimizer.set_rate(recipe.optim, rate)
+        self.loss_sum.zero_()
+        return rates
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a later step depends on, by name: copies on the CPU."""
+        return {name: to_cpu(tensor) for name, tensor in self._tensors().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `state`."""
+        for name, tensor in self._tensors().items():
+            tensor.copy_(state[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {name: getattr(self.optimizer, name) for name in STATE}
+        tensors |= {f"buffers.{name}": buffer for name, buffer in self.heads.buffers.items()}
+        return tensors | {
+            "rows": self.heads.rows,
+            "counter": self.counter,
+            "first_bad": self.first_bad,
+        }
+
+    def _order(self, num_samples: int, epoch: int) -> np.ndarray:
+        """Samples of every step, a line a distinct seed: shape (S, steps * global batch)."""
+        used = num_samples // self.recipes[0].batch_size * self.recipes[0].batch_size
+        return np.stack([epoch_order(seed, epoch, num_samples)[:used] for seed in self._seeds])
+
+    @property
+    def _seeds(self) -> list[int]:
+        return sorted({recipe.seed for recipe in self.recipes})
+
+    def _fill_order(self, order: np.ndarray, first_step: int) -> None:
+        # A graph keeps reading the same memory, so later epochs are copied into it.
+        if not hasattr(self, "_order_SN"):
+            batch_size, seeds = self.recipes[0].batch_size, self._seeds
+            seed_of_P = [seeds.index(recipe.seed) for recipe in self.recipes]
+            columns = torch.arange(batch_size, device=self.device)
+            self._order_SN = torch.empty(order.shape, dtype=torch.int64, device=self.device)
+            self._first_step = torch.zeros((), dtype=torch.int32, device=self.device)
+            self._seed_of_P = torch.tensor(seed_of_P, device=self.device)
+            self._columns = columns[self.workers.share(batch_size)]
+        self._order_SN.copy_(torch.from_numpy(order))
+        self._first_step.fill_(first_step)
+
+    def _gather_and_step(self, samples: Samples) -> None:
+        step = (self.counter - self._first_step).long()
+        columns = step * self.recipes[0].batch_size + self._columns
+        index_PB = self._order_SN.index_select(1, columns)[self._seed_of_P]
+        x, target = samples.take(index_PB)
+        self.step(x.to(self.dtype), target)
+
+    def _launch(self, samples: Samples) -> None:
+        """A step on CUDA: the first ones as they are, which also warms up, then as a graph."""
+        if self._graph is not None:
+            self._graph.replay()
+        elif self._eager_steps < _EAGER_STEPS:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._gather_and_step(samples)
+            torch.cuda.current_stream().wait_stream(side)
+            self._eager_steps += 1
+        else:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._gather_and_step(samples)
+            self._graph.replay()
+
+
+def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:
+    """Rate of an epoch (0-based).
+
+    ``cosine`` falls from ``lr`` to ``min_lr`` at the end; ``released`` has a period of
+    ``epochs / 2``, as its ``T_max = epochs / 4`` (a float) without restarts makes it. Both are
+    torch's ``CosineAnnealingLR`` in closed form.
+    """
+    if config.schedule == "constant":
+        return config.lr
+    half_period = epochs / 4 if config.schedule == "released" else epochs
+    cosine = math.cos(math.pi * epoch / half_period)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + cosine) / 2
+
+
+def require_shared_settings(recipes: Sequence[Recipe]) -> None:
+    """Raise unless recipes can train side by side.
+
+    Raises:
+        ValueError: If they differ in one of `SHARED_SETTINGS`.
+    """
+    for name in SHARED_SETTINGS:
+        if len(found := {flatten(recipe)[name] for recipe in recipes}) > 1:
+            raise ValueError(f"heads of one batch differ in {name}: {sorted(found, key=str)}")

@@ -1,0 +1,171 @@
+"""The torch half of the kinds of tasks: losses of a batch of heads, label priors, and how outputs become statistics.
+
+Shape letters: P heads, B frames of a batch, C outputs, N losses that a head's tail is taken over.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raffect.datasets.tasks import Task
+from raffect.errors import require
+from raffect.heads import counting, losses
+from raffect.metrics.kinds import kind_of
+from raffect.recipe import LossConfig
+
+
+@dataclass(frozen=True)
+class Prior:
+    """How often each output is there in the training rows of a task: frames of each class, or active and inactive frames of each label."""
+
+    task: Task
+    positive: Tensor
+    negative: Tensor | None = None
+
+
+class LossKind(ABC):
+    """What training asks of a task.
+
+    Args:
+        task: The task.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("default",)
+    """Values of ``loss.name`` that it knows."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def require_loss(self, config: LossConfig) -> None:
+        """Refuse a loss that this kind does not have.
+
+        Raises:
+            RaffectError: Names the setting.
+        """
+        require(config.name in self.names, f"loss.name {config.name}: task {self.task.name} is {self.task.kind}; expected {' or '.join(self.names)}")
+
+    @abstractmethod
+    def count_prior(self, targets: np.ndarray) -> Prior:
+        """Counts of the training targets; see `raffect.metrics.kinds.Kind.targets`."""
+
+    @abstractmethod
+    def weights(self, config: LossConfig, prior: Prior) -> Tensor:
+        """Weight of each output's positives, float64, shape (C,)."""
+
+    @abstractmethod
+    def shift(self, prior: Prior) -> Tensor:
+        """What full logit adjustment adds to the outputs in training, float64, shape (C,)."""
+
+    @abstractmethod
+    def losses(self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str) -> tuple[Tensor, Tensor | None]:
+        """Losses (P, N) that a tail is taken over, and which of them count; None for all."""
+
+    @abstractmethod
+    def count(self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int) -> Tensor:
+        """Additive statistics of each head and video, shape (P, videos, A, B); see `raffect.metrics.kinds`."""
+
+
+class MulticlassLoss(LossKind):
+    """Cross-entropy of a softmax; the predicted class is that of the largest output."""
+
+    def count_prior(self, targets: np.ndarray) -> Prior:
+        """Frames of each class."""
+        return Prior(self.task, torch.from_numpy(np.bincount(targets, minlength=len(self.task.outputs))))
+
+    def weights(self, config: LossConfig, prior: Prior) -> Tensor:
+        """See `raffect.heads.losses.class_weights`."""
+        return losses.class_weights(prior.positive, config.weighting, config.beta)
+
+    def shift(self, prior: Prior) -> Tensor:
+        """Log prior of each class."""
+        return losses.class_shift(prior.positive)
+
+    def losses(self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str) -> tuple[Tensor, Tensor | None]:
+        """One a frame."""
+        return losses.softmax_losses(outputs_PBC, target, weight_PC), None
+
+    def count(self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int) -> Tensor:
+        """Confusion matrices."""
+        return counting.count_confusion(target, outputs_PNC.argmax(-1), video_N, num_videos, outputs_PNC.shape[-1])
+
+
+class MultilabelLoss(LossKind):
+    """Binary cross-entropy of each label; a label is predicted from probability 0.5, an output of 0."""
+
+    def count_prior(self, targets: np.ndarray) -> Prior:
+        """Active and inactive frames of each label."""
+        return Prior(self.task, torch.from_numpy((targets == 1).sum(0)), torch.from_numpy((targets == 0).sum(0)))
+
+    def weights(self, config: LossConfig, prior: Prior) -> Tensor:
+        """See `raffect.heads.losses.unit_weights`."""
+        assert prior.negative is not None
+        return losses.unit_weights(prior.positive, prior.negative, config.weighting, config.beta)
+
+    def shift(self, prior: Prior) -> Tensor:
+        """Log prior odds of each label."""
+        assert prior.negative is not None
+        return losses.unit_shift(prior.positive, prior.negative)
+
+    def losses(self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str) -> tuple[Tensor, Tensor | None]:
+        """One a label and frame, or with ``tail_over`` frames the mean over a frame's labels; unlabelled ones do not count."""
+        values, mask = losses.sigmoid_losses(outputs_PBC, target, weight_PC), target >= 0
+        if tail_over == "frames":
+            values, mask = losses.frame_means(values, mask)
+        return values.flatten(1), mask.flatten(1)
+
+    def count(self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int) -> Tensor:
+        """Counts of each label."""
+        return counting.count_labels(target, outputs_PNC >= 0, video_N, num_videos)
+
+
+class RegressionLoss(LossKind):
+    """Squared error, the mean over a frame's labelled values; or ``ccc``, which has no loss of a single frame (see the objective)."""
+
+    names = ("default", "ccc")
+
+    def require_loss(self, config: LossConfig) -> None:
+        """Weights and priors of classes mean nothing for numbers."""
+        super().require_loss(config)
+        require(config.weighting == "none", f"loss.weighting {config.weighting}: task {self.task.name} has numbers, not classes; expected none")
+        require(config.logit_adjustment == 0, f"loss.logit-adjustment {config.logit_adjustment:g}: task {self.task.name} has numbers, not classes; expected 0")
+
+    def count_prior(self, targets: np.ndarray) -> Prior:
+        """Nothing is counted."""
+        return Prior(self.task, torch.zeros(len(self.task.outputs)))
+
+    def weights(self, config: LossConfig, prior: Prior) -> Tensor:
+        """All 1."""
+        return torch.ones(len(self.task.outputs), dtype=torch.float64)
+
+    def shift(self, prior: Prior) -> Tensor:
+        """All 0."""
+        return torch.zeros(len(self.task.outputs), dtype=torch.float64)
+
+    def losses(self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str) -> tuple[Tensor, Tensor | None]:
+        """One a frame; a frame without any labelled value does not count."""
+        return losses.frame_means(losses.squared_errors(outputs_PBC, target), torch.isfinite(target))
+
+    def count(self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int) -> Tensor:
+        """Moments of predictions within the task's limits."""
+        if self.task.limits is not None:
+            outputs_PNC = outputs_PNC.clamp(*self.task.limits)
+        return counting.sum_moments(target, outputs_PNC, video_N, num_videos)
+
+
+LOSS_KINDS: dict[str, type[LossKind]] = {"multiclass": MulticlassLoss, "multilabel": MultilabelLoss, "regression": RegressionLoss}
+
+
+def loss_kind(task: Task) -> LossKind:
+    """The torch half of a task's kind.
+
+    Raises:
+        RaffectError: If this version of raffect does not know it.
+    """
+    kind_of(task)
+    return LOSS_KINDS[task.kind](task)

@@ -1,0 +1,163 @@
+"""What training keeps of heads: snapshots at epochs of each one's own, and a state to go on from.
+
+Shape letters: P heads, N weights of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raffect.errors import RaffectError
+from raffect.heads.batch import Buffers, HeadBatch, HeadSpec, to_cpu
+from raffect.heads.checkpoint import load_state, save_state
+from raffect.heads.learner import Learner
+from raffect.storage.records import Record
+
+STATE_FORMAT = 2
+"""Of the file that `save` writes; 1, which had no number, named tensors by the layers of an MLP."""
+
+History = list[dict[str, Any]]
+"""One entry an epoch; see `Fitted.history`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedState(Record):
+    """What a state file says beside its tensors.
+
+    Attributes:
+        format: Of the file.
+        identity: What must be the same to go on.
+        history: See `Fitted`.
+        diverged: Likewise.
+        epochs: Epoch of every head in each snapshot.
+    """
+
+    format: Literal[2] = 2
+    identity: dict[str, Any]
+    history: list[dict[str, Any]]
+    diverged: list[str | None]
+    epochs: dict[str, list[int]]
+
+
+@dataclass
+class Snapshot:
+    """Heads as they were at the end of an epoch of each one's own.
+
+    Attributes:
+        rows: Their weights, shape (P, N), on the training device.
+        buffers: What belongs to them, each of shape (P, ...), likewise.
+        epoch: 1-based, shape (P,); 0 for a head that has none.
+    """
+
+    rows: Tensor
+    buffers: Buffers
+    epoch: np.ndarray
+
+    @classmethod
+    def of(cls, heads: HeadBatch) -> Snapshot:
+        """A copy that holds no epoch of any head yet."""
+        buffers = {name: buffer.clone() for name, buffer in heads.buffers.items()}
+        return cls(heads.rows.clone(), buffers, np.zeros(len(heads), dtype=np.int64))
+
+    def keep(self, heads: HeadBatch, which: np.ndarray, epoch: int) -> None:
+        """Take over the heads ``which`` (bool, shape (P,)) as they are after ``epoch``."""
+        index = torch.from_numpy(np.flatnonzero(which)).to(heads.rows.device)
+        self.rows[index] = heads.rows[index]
+        for name, buffer in self.buffers.items():
+            buffer[index] = heads.buffers[name][index]
+        self.epoch = np.where(which, epoch, self.epoch)
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Rows and buffers by name."""
+        buffers = {f"{prefix}.buffers.{name}": buffer for name, buffer in self.buffers.items()}
+        return {f"{prefix}.rows": self.rows, **buffers}
+
+
+@dataclass
+class Fitted:
+    """What training leaves.
+
+    Attributes:
+        spec: What the heads are.
+        history: One entry an epoch: ``epoch``, ``wall_s``, ``steps`` and, a value a head, ``lr``,
+            ``train_loss``, and the headline score on validation under
+            `raffect.heads.fit.score_name`.
+        snapshots: ``last`` (the last sound epoch), ``best`` (highest headline score on validation,
+            the first of equals), and ``cv`` where asked for.
+        diverged: A line for each head that stopped; None for the others.
+        statistics: Of every epoch, shape (P, groups, A, B), where asked for.
+    """
+
+    spec: HeadSpec
+    history: History = field(default_factory=list)
+    snapshots: dict[str, Snapshot] = field(default_factory=dict)
+    diverged: list[str | None] = field(default_factory=list)
+    statistics: list[np.ndarray] = field(default_factory=list)
+
+    def heads(self, name: str) -> HeadBatch:
+        """The heads of a snapshot."""
+        kept = self.snapshots[name]
+        return self.spec.build(kept.rows, kept.buffers)
+
+    def keep(self, name: str, heads: HeadBatch, which: np.ndarray, epoch: int) -> None:
+        """Take over heads into a snapshot; see `Snapshot.keep`."""
+        if name not in self.snapshots:
+            self.snapshots[name] = Snapshot.of(heads)
+        self.snapshots[name].keep(heads, which, epoch)
+
+
+def save(path: Path, identity: Mapping[str, Any], learner: Learner, fitted: Fitted) -> None:
+    """Write what training needs to go on.
+
+    Args:
+        path: The file, replaced.
+        identity: Plain JSON values that must be the same to go on.
+        learner: Between two epochs.
+        fitted: What there is so far.
+    """
+    tensors = learner.state()
+    for name, kept in fitted.snapshots.items():
+        tensors |= {key: to_cpu(tensor) for key, tensor in kept.tensors(name).items()}
+    if fitted.statistics:
+        tensors["statistics"] = torch.from_numpy(np.stack(fitted.statistics))
+    about = SavedState(
+        identity=dict(identity),
+        history=fitted.history,
+        diverged=fitted.diverged,
+        epochs={name: kept.epoch.tolist() for name, kept in fitted.snapshots.items()},
+    )
+    save_state(path, tensors, about.to_json())
+
+
+def resume(path: Path, identity: Mapping[str, Any], learner: Learner, fitted: Fitted) -> None:
+    """Go on from what `save` wrote.
+
+    Raises:
+        RaffectError: If it is damaged, or belongs to another version, other settings or other data.
+    """
+    tensors, content = load_state(path)
+    if content.get("format") != STATE_FORMAT:
+        what = f"{path}: an unfinished run of another version of raffect"
+        raise RaffectError(f"{what}; delete the file to train from the start")
+    about = SavedState.from_json(content, path, "delete it to train from the start")
+    if about.identity != identity:
+        changed = [name for name in identity if about.identity.get(name) != identity[name]]
+        what = f"{path}: an unfinished run of other {' and '.join(changed)}"
+        remedy = "name another --out, or delete the file to train from the start"
+        raise RaffectError(f"{what}; {remedy}")
+    learner.load_state(tensors)
+    fitted.history, fitted.diverged = about.history, about.diverged
+    fitted.statistics = list(tensors["statistics"].numpy()) if "statistics" in tensors else []
+    for name, epoch in about.epochs.items():
+        kept = Snapshot.of(learner.heads)
+        for key, tensor in kept.tensors(name).items():
+            tensor.copy_(tensors[key])
+        kept.epoch = np.array(epoch)
+        fitted.snapshots[name] = kept

@@ -1,1 +1,0 @@
-"""The encoder: torch and open_clip, no Ray."""

@@ -1,1 +1,0 @@
-"""One module a command; the only place that imports Ray."""

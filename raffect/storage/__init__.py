@@ -1,0 +1,1 @@
+"""Paths, atomic files, records and tables: what everything else reads and writes with."""

@@ -1,0 +1,214 @@
+"""Where data lies: a folder that every machine sees, or an object store (``s3://bucket/prefix``; other stores of fsspec are not tested).
+
+All code takes a `pathlib.Path`, or the `upath.UPath` of an object store, which has the same methods; what the two do not
+share is here and in `raffect.storage.atomic`. Credentials and endpoint come from the environment of each machine
+(``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` ..., or the role of the instance), never from a URL or a flag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import stat
+import tempfile
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raffect.errors import RaffectError
+
+MAX_BYTES = 256_000_000
+"""Largest picture or annotation file that is read."""
+
+_READ_AT_ONCE, _CHUNK = 1024, 1 << 16
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFDIR: "a directory", stat.S_IFSOCK: "a socket"}
+
+
+def locate(text: str | Path) -> Path:
+    """A path from what a user wrote: a URL is an object store, everything else a local path.
+
+    Returns:
+        A `Path`, or the `UPath` of an object store (which is no `Path` for `isinstance`, but behaves like one).
+
+    Raises:
+        RaffectError: If the URL may have a secret in it, names no bucket, or the package for it is not installed.
+    """
+    if not isinstance(text, str):
+        return text
+    if "://" not in text:
+        return Path(text)
+    url = urlsplit(text)
+    if "@" in text or ":" in url.netloc or url.query:  # a secret may hold a slash, and then lies in the path
+        raise RaffectError(f"{url.scheme}://...: no credentials or options in a URL, it would be kept in logs; set AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL ... on every machine")
+    if url.scheme in ("file", "local"):
+        raise RaffectError(f"{text}: a folder of this machine; give its plain path")
+    if not url.netloc:
+        raise RaffectError(f"{text}: no bucket in it; expected {url.scheme}://bucket/folder")
+    from upath import UPath
+
+    try:
+        # A listing that was true when another process had not written yet would be a lie.
+        path: Any = UPath(text.rstrip("/"), use_listings_cache=False)
+        _ = path.fs
+    except ImportError as error:
+        raise RaffectError(f"{text}: {error}; on every machine `pip install 'raffect[s3]'` for s3://, or fsspec's package for {url.scheme}://") from error
+    except ValueError as error:
+        raise RaffectError(f"{text}: no storage of kind {url.scheme}://; expected a path that every machine sees, or s3://bucket/folder") from error
+    return path
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is in an object store."""
+    return not isinstance(path, Path)
+
+
+class Damaged(Exception):
+    """A file that is missing or not what it should be, while the storage itself works; the message says what is wrong."""
+
+
+def has_file(path: Path) -> bool:
+    """Whether there is a file; a store that does not answer raises, which its own ``is_file`` takes for no."""
+    return path.exists() if is_remote(path) else path.is_file()
+
+
+def open_regular(path: str | Path) -> io.FileIO:
+    """Open a local file that somebody else put there, if it is a regular one.
+
+    A pipe would wait for its writer for ever, and a device such as ``/dev/zero`` has no end.
+
+    Raises:
+        Damaged: If it is anything else.
+        OSError: If it cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = stat.S_IFMT(os.fstat(handle).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(handle)
+        raise Damaged(f"not a regular file but {_KINDS.get(kind, 'something else')}")
+    return io.FileIO(handle)
+
+
+def read_regular(path: str | Path, most_bytes: int = MAX_BYTES) -> bytes:
+    """Bytes of a local file that somebody else put there.
+
+    Raises:
+        Damaged: If it is not a regular file, or has more bytes than ``most_bytes``.
+        OSError: If it cannot be opened or read.
+    """
+    with open_regular(path) as file:
+        left = most_bytes - (size := os.fstat(file.fileno()).st_size)
+        parts = [file.read(size + 1)] if left >= 0 else []
+        while left >= 0 and (more := file.read(_CHUNK)):  # it grew, or is one of /proc, which say that they are empty
+            parts.append(more)
+            left -= len(more)
+    if left < 0:
+        raise Damaged(f"larger than {most_bytes // 1_000_000} MB")
+    return b"".join(parts) if len(parts) > 1 else parts[0]
+
+
+def read_buffer(path: Path) -> pa.Buffer:
+    """Bytes of a file, in memory that Arrow's pool uses again: fresh pages would cost more than the reading."""
+    if is_remote(path):
+        return pa.py_buffer(path.read_bytes())
+    with open(path, "rb", buffering=0) as file:
+        buffer = pa.allocate_buffer(os.fstat(file.fileno()).st_size)
+        view, filled = memoryview(buffer).cast("B"), 0
+        try:
+            while filled < len(view) and (count := file.readinto(view[filled:])):
+                filled += count
+        except OSError as error:  # a failing read does not name its file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    return buffer.slice(0, filled)
+
+
+def parse_parquet(content: pa.Buffer, columns: Iterable[str] | None = None) -> pa.Table:
+    """The table that the bytes of a Parquet file hold, by one thread; columns may be views of them.
+
+    Raises:
+        Damaged: If they are no Parquet file.
+    """
+    try:
+        return pq.read_table(pa.BufferReader(content), columns=list(columns) if columns else None, use_threads=False)
+    except (pa.ArrowException, OSError) as error:  # Arrow's own errors about bytes are OSErrors without a number
+        raise Damaged(str(error).splitlines()[0][:120]) from error
+
+
+def read_parquet(path: Path, columns: Iterable[str] | None = None, *, use_threads: bool = True) -> pa.Table:
+    """Read a Parquet file: mapped where it is local, by one request where it is not.
+
+    Raises:
+        Damaged: If it is missing or no Parquet file.
+        OSError: If the disk, the network or its rights are at fault.
+    """
+    try:
+        source: Any = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
+        return pq.read_table(source, columns=list(columns) if columns else None, memory_map=not is_remote(path), use_threads=use_threads)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+            raise
+        raise Damaged(str(error).splitlines()[0][:120]) from error  # Arrow's own errors about bytes are OSErrors without a number
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """A Parquet file of which only some row groups or columns are wanted; of a remote one only these are fetched."""
+    source: Any = path.open("rb", cache_type="none") if is_remote(path) else path  # ty: ignore[no-matching-overload]
+    return pq.ParquetFile(source, pre_buffer=is_remote(path))
+
+
+def list_sizes(folder: Path) -> dict[str, int]:
+    """Names and sizes in bytes of the files in a folder; none if there is no folder."""
+    try:
+        if is_remote(folder):  # not `find`, which takes a listing that failed for an empty one
+            store: Any = folder
+            return {facts["name"].rpartition("/")[2]: facts["size"] for facts in store.fs.ls(store.path, detail=True) if facts["type"] == "file"}
+        with os.scandir(folder) as entries:
+            files = [entry for entry in entries if entry.is_file()]
+    except FileNotFoundError:
+        return {}
+    sizes = {}
+    for entry in files:
+        with contextlib.suppress(FileNotFoundError):  # another process's unfinished file has its name by now
+            sizes[entry.name] = entry.stat().st_size
+    return sizes
+
+
+def read_files(folder: Path, names: Iterable[str]) -> Generator[tuple[str, bytes]]:
+    """Contents of small files, many requests at a time where they are remote; files that have gone are left out."""
+    if not is_remote(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError), open(f"{folder}/{name}", "rb", buffering=0) as file:
+                yield name, file.read()
+        return
+    store: Any = folder
+    names = list(names)
+    for start in range(0, len(names), _READ_AT_ONCE):
+        wanted = [f"{store.path}/{name}" for name in names[start : start + _READ_AT_ONCE]]
+        for name, content in store.fs.cat(wanted, on_error="return").items():
+            if isinstance(content, bytes):
+                yield name.rpartition("/")[2], content
+            elif not isinstance(content, FileNotFoundError):
+                raise content
+
+
+@contextlib.contextmanager
+def local_copy(path: Path) -> Generator[Path]:
+    """A local file with the content of ``path``: itself, or a copy for the duration of the block."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="raffect-") as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(path.read_bytes())
+        yield copy
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for an error of an object store's client that is no `OSError`, else None."""
+    if type(error).__module__.partition(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
+        return None
+    return f"object storage: {' '.join(str(error).split())[:200]}; check AWS_ENDPOINT_URL, the credentials and the bucket on every machine"

@@ -1,0 +1,74 @@
+"""Parquet tables that commands hand to each other: written whole, read with an error that says which command makes them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raffect.errors import RaffectError
+from raffect.storage.atomic import atomic_path, write_atomic
+from raffect.storage.paths import Damaged, has_file, read_parquet
+
+
+def write_table(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a Parquet file atomically, with ``metadata`` as text in its schema."""
+    table = table.replace_schema_metadata(dict(metadata))
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=1 << 20)
+
+
+def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> pa.Table:
+    """Read a table.
+
+    Args:
+        path: A Parquet file.
+        columns: Columns it must have.
+        kind: What it should be, for errors.
+        maker: The command that makes one, for errors.
+
+    Raises:
+        RaffectError: If it is missing, unreadable or something else.
+    """
+    if not has_file(path):
+        raise RaffectError(f"{path}: no such {kind}; make it with `{maker}`")
+    try:
+        table = read_parquet(path)
+    except Damaged as error:
+        raise RaffectError(f"{path}: not a readable Parquet file ({error}); make it again with `{maker}`") from error
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise RaffectError(f"{path}: not a {kind}, column {missing[0]!r} is missing; make it with `{maker}`")
+    return table
+
+
+def read_metadata(table: pa.Table) -> dict[str, str]:
+    """The text metadata that `write_table` put there."""
+    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the columns of the first one; an empty file where there is none."""
+    sink = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(sink, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_atomic(path, sink.getvalue().encode())
+
+
+def table_of(rows: Iterable[Any], kind: Any) -> pa.Table:
+    """Dataclass objects as a table, a column a field; paths as text.
+
+    Args:
+        rows: The objects.
+        kind: Their class, which names the columns where there is no row.
+    """
+    rows = list(rows)
+    columns = {part.name: [getattr(row, part.name) for row in rows] for part in dataclasses.fields(kind)}
+    return pa.table({name: [str(cell) if isinstance(cell, Path) else cell for cell in cells] for name, cells in columns.items()})
