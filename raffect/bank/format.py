@@ -80,7 +80,7 @@ class Bank:
         """This bank, if it is one.
 
         Raises:
-            RaffectError: If the folder is no bank.
+            RaffectError: If the folder is not a bank.
         """
         if not self.exists:
             raise RaffectError(f"{self.path}: no bank there; make one with `raffect extract --manifest M --bank {self.path}`")

@@ -132,7 +132,10 @@ def test_importing_a_corrected_file_says_what_is_kept_and_what_differs(tmp_path)
     released(tmp_path, "train", {"v1": 3000})
     assert import_released(importing(tmp_path, "train")).lines()[0].startswith("imported 3,000 of 3,000 expr train frames")
     released(tmp_path, "train", {"v1": 3000, "v2": 10}, seed=1)
-    lines = import_released(importing(tmp_path, "train")).lines()
+    report = import_released(importing(tmp_path, "train"))
+    assert (report.listed, report.written, report.kept, report.differing, report.waiting) == (3010, 10, 3000, 3000, 0)
+    assert len(read_labels(report.labels)) == report.listed
+    lines = report.lines()
     assert lines[0].startswith("imported 10 of 3,010 expr train frames")
     assert "kept: 3,000 were there already, 3,000 of them with other features" in lines[1]
 

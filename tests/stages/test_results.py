@@ -79,8 +79,8 @@ def test_prepare_makes_a_data_frame_of_its_counts(report):
 def test_prepare_prints_its_lines(report, tree, capsys):
     images, annotations = tree / "cropped_aligned", tree / EDITION
     out = printed(capsys, f"prepare --images {images} --annotations {annotations} --out {report.manifest.parent}")
-    told = [line for line in report.lines() if not line.startswith("images: ")]  # its seconds differ
-    assert [line for line in out if not line.startswith("images: ")] == told
+    expected = [line for line in report.lines() if not line.startswith("images: ")]  # its seconds differ
+    assert [line for line in out if not line.startswith("images: ")] == expected
 
 
 def test_a_notebook_prepares_extracts_and_reads(report, tmp_path, local_ray):
