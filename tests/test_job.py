@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from stages.test_train import FAST, make_data
+
+from tests.helpers.learning import FAST, make_data
 
 ROOT = Path(__file__).parents[1]
 

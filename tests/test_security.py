@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fill_bank, make_manifest
-from stages.test_train import make_data
 
 from raffect.bank.format import Bank
 from raffect.bank.verify import verify, withdraw
@@ -24,6 +22,8 @@ from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head, load_state
 from raffect.ray_session import ray_session
 from raffect.reporting.report import report, to_html
+from tests.helpers.banks import fill_bank, make_manifest
+from tests.helpers.learning import make_data
 
 ROOT = Path(__file__).parents[1]
 FIRST = ROOT / "tests" / "fixtures" / "first"

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_files import CLUSTER, ROOT, TEXTS, head_comment, read
 
 from raffect import cli
 from raffect.errors import RaffectError
+from tests.helpers.cluster_files import CLUSTER, ROOT, TEXTS, head_comment, read
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if not name.endswith((".md", ".dockerignore"))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cluster_files import LAUNCHERS, TEXTS, kubernetes_objects, launcher, ray_clusters, read
+from tests.helpers.cluster_files import LAUNCHERS, TEXTS, kubernetes_objects, launcher, ray_clusters, read
 
 
 def ray_start_lines() -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cluster_files import ROOT, TEXTS, pyproject, read
+
+from tests.helpers.cluster_files import ROOT, TEXTS, pyproject, read
 
 
 def test_ray_accepts_the_runtime_environment():

@@ -7,11 +7,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import against_crd
 import pytest
 import yaml
-from cluster_files import CLUSTER, KUBERAY, ROOT, kubernetes_objects, ray_clusters
 from jsonschema import Draft202012Validator
+
+from tests.helpers import against_crd
+from tests.helpers.cluster_files import CLUSTER, KUBERAY, ROOT, kubernetes_objects, ray_clusters
 
 KUBERNETES = Draft202012Validator(yaml.safe_load((Path(__file__).parent / "kubernetes.schema.yaml").read_text()))
 

@@ -8,7 +8,8 @@ import re
 from typing import Any
 
 import pytest
-from cluster_files import LAUNCHERS, ROOT, TEXTS, head_comment, launcher, pyproject, ray_clusters, read
+
+from tests.helpers.cluster_files import LAUNCHERS, ROOT, TEXTS, head_comment, launcher, pyproject, ray_clusters, read
 
 
 def check_launcher(config: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from stages.test_train import make_data
 
 from raffect.bank.format import Bank, Identity
 from raffect.bank.verify import verify
@@ -26,6 +25,7 @@ from raffect.recipe import HeadConfig, LossConfig, SamConfig
 from raffect.storage import atomic
 from raffect.training import train as training
 from raffect.training.job import BatchJob
+from tests.helpers.learning import make_data
 
 FRAMES, SHARD_ROWS = 10, 4
 

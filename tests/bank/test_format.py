@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import IDENTITY, fill_bank, make_manifest
 
 from raffect.bank.format import Bank
 from raffect.bank.verify import verify, withdraw
 from raffect.errors import RaffectError
 from raffect.storage import atomic
+from tests.helpers.banks import IDENTITY, fill_bank, make_manifest
 
 
 def tree_bytes(path: Path) -> dict[str, bytes]:
@@ -179,7 +179,7 @@ CRASH = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from conftest import fill_bank, make_manifest
+from tests.helpers.banks import fill_bank, make_manifest
 count = 0
 def crash(real):
     def step(*args, **kwargs):
@@ -197,7 +197,7 @@ print(count)
 
 
 def run_crash(bank: Path, at: int) -> subprocess.CompletedProcess:
-    code = CRASH.format(tests=str(Path(__file__).parents[1]), bank=str(bank), at=at)
+    code = CRASH.format(tests=str(Path(__file__).parents[2]), bank=str(bank), at=at)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 

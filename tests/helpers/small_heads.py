@@ -199,3 +199,15 @@ def is_bias_before_norm(spec):
     names = {f"layers.{4 * block}.bias" for block in range(spec.depth)}
     parts = [(torch.Size(shape).numel(), name in names) for name, shape in spec.weights.items()]
     return torch.cat([torch.full((size,), is_one) for size, is_one in parts])
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(epochs):
+    def on_epoch(history):
+        if len(history) == epochs:
+            raise Killed
+
+    return on_epoch

@@ -7,7 +7,6 @@ import sys
 import threading
 
 import pytest
-from conftest import S3_PORT
 
 from raffect.bank.format import Bank
 from raffect.bank.verify import verify
@@ -17,6 +16,7 @@ from raffect.datasets.synthetic.tree import EDITION, write_synthetic
 from raffect.errors import RaffectError
 from raffect.storage.atomic import atomic_path, write_atomic, write_if_absent
 from raffect.storage.paths import list_sizes, local_copy, locate, read_files
+from tests.helpers.environment import S3_PORT
 
 EMBEDDED = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
 SMALL = ["--epochs", "2", "--batch-size", "64", "--head.width", "16", "--head.depth", "1", "--device", "cpu"]

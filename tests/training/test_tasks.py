@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import IDENTITY
 from sklearn.metrics import f1_score
 
 from raffect.bank.features import read_features
@@ -24,6 +23,7 @@ from raffect.heads.checkpoint import load_head
 from raffect.metrics.kinds import kind_of
 from raffect.runs.data import open_dataset
 from raffect.storage.tables import write_table
+from tests.helpers.banks import IDENTITY
 
 MOODS = Task(name="moods", kind="multiclass", outputs=("calm", "glad", "cross", "low", "odd"), columns=("mood",), unlabelled=99)
 SIGNS = Task(name="signs", kind="multilabel", outputs=("smile", "frown", "blink"), columns=("s", "f", "b"), unlabelled=9, descriptions=("a", "b", "c"))

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import fill_bank, make_manifest
 
 from raffect.bank.commands import info
 from raffect.bank.export import export
@@ -21,6 +20,7 @@ from raffect.config import BankExportConfig, BankImportConfig, BankInfoConfig
 from raffect.datasets.affwild2.tasks import AU, EXPR
 from raffect.datasets.labels import read_labels
 from raffect.errors import RaffectError
+from tests.helpers.banks import fill_bank, make_manifest
 
 DOCS = Path(__file__).parents[2] / "docs" / "bank.md"
 MANIFEST = make_manifest({"a": 20, "b_left": 13})

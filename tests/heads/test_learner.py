@@ -5,7 +5,13 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
-from small_heads import (
+from torch import nn
+
+from raffect.errors import RaffectError
+from raffect.heads.learner import learning_rate, require_shared_settings
+from raffect.heads.workers import Workers
+from raffect.recipe import OptimConfig, with_settings
+from tests.helpers.small_heads import (
     TextbookSam,
     buffer_rows,
     is_bias_before_norm,
@@ -17,12 +23,6 @@ from small_heads import (
     start_head,
     weights_of,
 )
-from torch import nn
-
-from raffect.errors import RaffectError
-from raffect.heads.learner import learning_rate, require_shared_settings
-from raffect.heads.workers import Workers
-from raffect.recipe import OptimConfig, with_settings
 
 
 def masks_of(learner, step):

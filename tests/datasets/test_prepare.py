@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import make_manifest
 
 from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.importer import measure
@@ -17,6 +16,7 @@ from raffect.datasets.prepare import prepare
 from raffect.datasets.synthetic.tree import EDITION, TASK_FOLDERS
 from raffect.errors import RaffectError
 from raffect.storage.tables import read_metadata
+from tests.helpers.banks import make_manifest
 
 SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 

@@ -6,18 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_heads import (
-    CPU,
-    DIM,
-    buffer_rows,
-    make_card,
-    make_job,
-    make_learner,
-    make_recipe,
-    make_samples,
-    run,
-)
-from test_fit import Killed, kill_after
 from torch import nn
 
 from raffect.errors import RaffectError
@@ -29,6 +17,19 @@ from raffect.heads.head_kinds import HEAD_KINDS, head_spec, read_spec
 from raffect.heads.mlp import MlpBatch
 from raffect.heads.sam import perturb
 from raffect.recipe import HeadConfig
+from tests.helpers.small_heads import (
+    CPU,
+    DIM,
+    Killed,
+    buffer_rows,
+    kill_after,
+    make_card,
+    make_job,
+    make_learner,
+    make_recipe,
+    make_samples,
+    run,
+)
 
 SHAPES = [
     MlpSpec(DIM, 16, 3, 8),

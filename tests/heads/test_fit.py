@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from small_heads import CPU, TASKS, make_job, make_recipe, make_samples, spec_of
 
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import save_state
@@ -12,6 +11,7 @@ from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.random import epoch_order
 from raffect.metrics.kinds import kind_of
 from raffect.recipe import with_settings
+from tests.helpers.small_heads import CPU, TASKS, Killed, kill_after, make_job, make_recipe, make_samples, spec_of
 
 EXPR = TASKS["expr"]
 
@@ -66,18 +66,6 @@ def test_a_head_that_diverges_stops_alone_and_says_where():
 def test_when_all_have_diverged_training_ends():
     fitted = fit(make_job([make_recipe(epochs=5, optim__lr=1e30)]))
     assert len(fitted.history) == 1
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_after(epochs):
-    def on_epoch(history):
-        if len(history) == epochs:
-            raise Killed
-
-    return on_epoch
 
 
 @pytest.mark.parametrize("depth", [0, 2])

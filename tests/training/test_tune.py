@@ -14,7 +14,6 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-from test_train import FAST, data, scores_of  # noqa: F401
 
 from raffect.cli import main
 from raffect.config import TuneConfig
@@ -31,6 +30,7 @@ from raffect.training.job import partition, plan_batches
 from raffect.training.space import add_baseline, list_recipes, read_space
 from raffect.training.tune import _axis_text, _build_scheduler
 from raffect.training.watch import ended_batches, move_progress, watched
+from tests.helpers.learning import FAST, scores_of, words
 
 BASE = Recipe(task="expr")
 
@@ -94,11 +94,11 @@ def test_packs_hold_members_that_can_train_together_and_nobody_is_lost():
     assert partition(members, 8) == packs
 
 
-def sweep(data, out, *more, space=("loss.alpha=0.3,1", "seed=0,1")):  # noqa: F811
+def sweep(data, out, *more, space=("loss.alpha=0.3,1", "seed=0,1")):
     return ["tune", "paper", "--task", "expr", "--bank", str(data / "bank"), "--labels", str(data), "--out", str(out), *FAST, "--space", *space, *more]
 
 
-def test_a_sweep_trains_each_member_once_goes_on_and_is_reported(data, tmp_path, capsys, local_ray):  # noqa: F811
+def test_a_sweep_trains_each_member_once_goes_on_and_is_reported(data, tmp_path, capsys, local_ray):
     out = tmp_path / "sweep"
     assert main(sweep(data, out, "--heads-per-trial", "3")) == 0
     text = capsys.readouterr().out
@@ -141,8 +141,7 @@ def test_a_sweep_trains_each_member_once_goes_on_and_is_reported(data, tmp_path,
     assert {row["alpha"] for row in csv.DictReader((out / "plots" / "sweep-alpha.csv").open())} == {"0.3", "0.6", "1.0"}
 
 
-def test_published_scores_stand_beside_aff_wild2_alone(data, tmp_path, capsys):  # noqa: F811
-    from test_train import words
+def test_published_scores_stand_beside_aff_wild2_alone(data, tmp_path, capsys):
 
     out = tmp_path / "run"
     assert main(words("train", data, out)) == 0
@@ -161,8 +160,7 @@ def test_published_scores_are_of_the_whole_validation_split_alone(frames, videos
     assert published_scores(replace(EXPR, name="mine"), 279_749, 70) == {}
 
 
-def test_spread_is_over_seeds_and_groups_differ_in_more(data, tmp_path, capsys):  # noqa: F811
-    from test_train import words
+def test_spread_is_over_seeds_and_groups_differ_in_more(data, tmp_path, capsys):
 
     out = tmp_path / "run"
     assert main(words("train", data, out, "--num-seeds", "3")) == 0
@@ -177,7 +175,7 @@ def test_spread_is_over_seeds_and_groups_differ_in_more(data, tmp_path, capsys):
     assert spread(folder, group, "cv") is None
 
 
-def test_reports_and_sweeps_refuse_what_makes_no_sense(data, tmp_path, capsys):  # noqa: F811
+def test_reports_and_sweeps_refuse_what_makes_no_sense(data, tmp_path, capsys):
     assert main(["report", "--runs", str(tmp_path)]) == 2
     assert "not a run folder" in capsys.readouterr().err
     for more, match in (
@@ -252,7 +250,7 @@ def test_a_run_that_goes_on_keeps_packs_as_they_were_cut_and_repeats_nothing(tmp
 
 
 @pytest.mark.cluster
-def test_a_trial_that_keeps_dying_ends_the_sweep_with_one_line(data, tmp_path, monkeypatch, capfd, local_ray):  # noqa: F811
+def test_a_trial_that_keeps_dying_ends_the_sweep_with_one_line(data, tmp_path, monkeypatch, capfd, local_ray):
     def die(trial, sweep):
         os._exit(1)
 
@@ -264,7 +262,7 @@ def test_a_trial_that_keeps_dying_ends_the_sweep_with_one_line(data, tmp_path, m
     assert re.match(r"raffect tune: 6 of 6 heads are not finished: a trial died 2 times \(.*died\.\); finished ones are kept", errors.splitlines()[-1])
 
 
-def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):  # noqa: F811
+def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):
     out = tmp_path / "sweep"
     assert (
         main(sweep(data, out, "--heads-per-trial", "1", "--scheduler", "asha", "--epochs", "9", "--no-baseline", "--no-save-heads", space=("optim.lr=1e-6,1e-2", "seed=0:2")))
@@ -292,7 +290,7 @@ def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):  
     assert {json.loads(path.read_text())["status"] for path in (out / "heads").glob("*.json")} == {"done"}
 
 
-def test_settings_in_which_plain_erm_differs_are_named(data, tmp_path, capsys, local_ray):  # noqa: F811
+def test_settings_in_which_plain_erm_differs_are_named(data, tmp_path, capsys, local_ray):
     words = sweep(data, tmp_path / "run", "--no-save-heads", space=("seed=0",))
     assert main([words[0], "weighted", *words[2:]]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("alpha 1")]
@@ -308,7 +306,7 @@ def test_a_run_that_goes_on_streams_as_it_began(tmp_path):
 
 
 @pytest.mark.cluster
-def test_ctrl_c_interrupts_a_sweep_and_stops_no_head_for_good(data, tmp_path):  # noqa: F811
+def test_ctrl_c_interrupts_a_sweep_and_stops_no_head_for_good(data, tmp_path):
     words = sweep(data, tmp_path / "run", "--scheduler", "asha", "--heads-per-trial", "1", "--epochs", "400", "--no-baseline", space=("seed=0:2",))
     listen = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from raffect.cli import main; sys.exit(main(sys.argv[1:]))"  # a background shell ignores it

@@ -5,7 +5,6 @@ import shutil
 import socket
 
 import pytest
-from conftest import fill_bank, make_manifest
 
 from raffect.cli import main
 from raffect.config import DoctorConfig, EncoderConfig, ModelsListConfig, ModelsPullConfig, ModelsVerifyConfig
@@ -13,6 +12,7 @@ from raffect.encoders import catalogue as models
 from raffect.errors import RaffectError
 from raffect.pipelines import doctor
 from raffect.progress import Progress, format_bytes, format_seconds
+from tests.helpers.banks import fill_bank, make_manifest
 
 EMBEDDED = EncoderConfig(model="raffect-faces", weights="embedded")
 

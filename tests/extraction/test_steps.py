@@ -5,7 +5,6 @@ import os
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import IDENTITY
 from PIL import Image
 
 from raffect.bank.format import Bank
@@ -16,6 +15,7 @@ from raffect.errors import RaffectError
 from raffect.extraction.notes import EncodeNotes, ReadNotes, ShardStats, read_notes
 from raffect.extraction.steps import EncodeShard, Geometry, commit_shard, read_shard, to_item
 from raffect.extraction.summary import Tally, summarise
+from tests.helpers.banks import IDENTITY
 
 SIZES = [(112, 112), (40, 30), (112, 112), (300, 260), (1, 1)]
 

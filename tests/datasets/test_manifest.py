@@ -5,11 +5,11 @@ import os
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import make_manifest
 
 from raffect.datasets.manifest import is_synthetic_manifest, list_images, read_manifest, write_manifest
 from raffect.errors import RaffectError
 from raffect.storage.keys import Vocabulary, digest_keys, positions
+from tests.helpers.banks import make_manifest
 
 
 def touch(root, *names):

@@ -6,13 +6,13 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
-from conftest import IDENTITY, fill_bank, make_manifest
 
 from raffect.bank.format import Bank
 from raffect.bank.records import BankFile, Commit, parse_commit
 from raffect.bank.verify import verify
 from raffect.datasets.synthetic.tree import MARKER, write_synthetic
 from raffect.errors import RaffectError
+from tests.helpers.banks import IDENTITY, fill_bank, make_manifest
 
 COMMIT = Commit(shard=3, rows=15, rejects=1, files={
     "shards/000003.parquet": (900, "a" * 64), "rejects/000003.parquet": (80, "b" * 64),

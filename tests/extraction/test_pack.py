@@ -6,12 +6,12 @@ import shutil
 
 import pyarrow as pa
 import pytest
-from conftest import make_manifest
 
 from raffect.config import PackConfig
 from raffect.datasets.frames import BadFrame, read_frames
 from raffect.datasets.manifest import read_manifest, write_manifest
 from raffect.extraction.pack import pack
+from tests.helpers.banks import make_manifest
 
 
 @pytest.fixture(params=[b"", b"\xff\xd8\xff\xe0 cut short"], ids=["empty", "cut"])

@@ -3,12 +3,12 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import fill_bank, make_manifest
 
 from raffect.bank.features import find_features, read_features
 from raffect.bank.format import Bank
 from raffect.datasets.affwild2.tasks import AU, EXPR
 from raffect.errors import RaffectError
+from tests.helpers.banks import fill_bank, make_manifest
 
 MANIFEST = make_manifest({"a": 30, "b": 30, "c": 7})
 REJECTS = {0: {3: "empty file"}, 2: {0: "x", 1: "y"}}

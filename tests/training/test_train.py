@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +19,9 @@ import torch
 from sklearn.metrics import f1_score
 
 from raffect.bank.features import read_features
-from raffect.bank.format import Bank, Identity
+from raffect.bank.format import Bank
 from raffect.cli import main
-from raffect.datasets.affwild2.tasks import AU, EXPR
+from raffect.datasets.affwild2.tasks import EXPR
 from raffect.datasets.labels import read_labels
 from raffect.heads.checkpoint import load_head
 from raffect.metrics.scores import JudgedScore
@@ -30,52 +29,7 @@ from raffect.runs.data import open_dataset
 from raffect.runs.folder import RunFolder
 from raffect.storage.tables import write_table
 from raffect.training.stream import RayStream
-
-DIM = 24
-IDENTITY = Identity(model="m", weights_sha256="a" * 64, weights="random:0", preprocess={"size": 4}, precision="float32", dim=DIM, stamp="made by a test")
-LEARN = ["--loss.alpha", "1", "--optim.lr", "0.01", "--head.dropout", "0", "--epochs", "10"]
-FAST = ["--epochs", "3", "--head.width", "16", "--head.depth", "2", "--device", "cpu"]
-
-
-def make_data(folder: Path, seed=0, videos=12, length=40, change=None):
-    """A bank whose features carry the labels of both tasks, and the label tables."""
-    rng = np.random.default_rng(seed)
-    names = [f"v{k:02d}" for k in range(videos) for _ in range(length)]
-    frames = np.tile(np.arange(1, length + 1), videos).astype(np.int32)
-    expr = rng.integers(0, 8, len(names))
-    x = rng.normal(size=(len(names), DIM))
-    x[np.arange(len(names)), expr] += 2.5
-    au = (x[:, 8:20] > 0.3).astype(np.int8)
-    au[rng.random(au.shape) < 0.05] = -1
-    x = x.astype(np.float16)
-    if change is not None:
-        change(x, expr, au)
-    split = np.where(np.repeat(np.arange(videos) % 3 == 2, length), "validation", "train")
-    manifest = pa.table({"video": names, "frame": frames, "path": names, "root": names})
-    bank = Bank(folder / "bank")
-    plan = bank.extend_plan(manifest, 64)
-    bank.claim(IDENTITY)
-    for shard in range(plan.num_shards):
-        rows = slice(plan.offsets[shard], plan.offsets[shard + 1])
-        bank.commit(shard, plan.rows(shard), x[rows], {}, IDENTITY)
-    keys = {"video": pa.array(names).dictionary_encode(), "frame": frames, "split": pa.array(split).dictionary_encode()}
-    meta = {"raffect": "labels/1", "edition": "test", "digest": "", "synthetic": "true"}
-    write_table(pa.table(keys | {"expression": expr.astype(np.int8)}), folder / "labels" / "expr.parquet", meta | {"task": "expr"})
-    write_table(pa.table(keys | {name: au[:, k] for k, name in enumerate(AU.columns)}), folder / "labels" / "au.parquet", meta | {"task": "au"})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("learn"))
-
-
-def words(command, data, out, *more, recipe="paper", task="expr"):
-    return [command, recipe, "--task", task, "--bank", str(data / "bank"), "--labels", str(data), "--out", str(out), *FAST, *more]
-
-
-def scores_of(out):
-    return json.loads((out / "metrics.json").read_text())
+from tests.helpers.learning import FAST, IDENTITY, LEARN, make_data, scores_of, words
 
 
 def test_a_run_folder_holds_everything_and_its_heads_score_what_it_says(data, tmp_path, capsys):

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY
 from safetensors.torch import save_file
 
 from raffect.bank.commands import check
@@ -32,6 +31,7 @@ from raffect.extraction.extract import extract, place_encoders
 from raffect.extraction.pack import pack
 from raffect.extraction.steps import Geometry
 from raffect.ray_session import NO_PROGRESS_S
+from tests.helpers.banks import TINY
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import kill_extract

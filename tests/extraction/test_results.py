@@ -9,7 +9,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import TINY, fill_bank, make_manifest
 
 import raffect
 from raffect.bank.commands import check, info
@@ -29,6 +28,7 @@ from raffect.config import (
 from raffect.datasets.synthetic.tree import EDITION
 from raffect.encoders import catalogue as models
 from raffect.pipelines import doctor
+from tests.helpers.banks import TINY, fill_bank, make_manifest
 
 REJECTS = {1: {3: "empty file"}}
 COUNTS = {"a": 20, "b": 13}

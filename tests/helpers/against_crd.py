@@ -1,6 +1,6 @@
 """Check cluster/kuberay/ against KubeRay's own definitions, unknown fields refused, from a cluster that has them or from its release.
 
-kubectl get crd rayclusters.ray.io rayjobs.ray.io -o yaml > crd.yaml && python tests/cluster/against_crd.py crd.yaml cluster/kuberay/*.yaml
+kubectl get crd rayclusters.ray.io rayjobs.ray.io -o yaml > crd.yaml && python tests/helpers/against_crd.py crd.yaml cluster/kuberay/*.yaml
 """
 
 from __future__ import annotations

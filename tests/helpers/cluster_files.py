@@ -6,8 +6,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import against_crd
 import yaml
+
+from tests.helpers import against_crd
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
