@@ -5,6 +5,7 @@ All are frozen and checked on construction, so that a wrong value is one line at
 
 from __future__ import annotations
 
+import os
 import re
 import typing
 from collections.abc import Mapping
@@ -21,6 +22,11 @@ T = TypeVar("T")
 _MAY_CHANGE = "may change"
 MayChange = Annotated[T, _MAY_CHANGE]
 """A setting of a run that may change when the run goes on, because it does not decide what a head becomes."""
+
+
+def count_cores() -> int:
+    """CPU cores that this process may use: those that Slurm, taskset or a container leave it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def may_change(kind: type) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,23 @@ def local_ray():
                 raise
     yield
     ray.shutdown()
+
+
+# On several cores (pytest -n) each worker keeps to one of them, and tests that start Ray share a worker.
+RAY_FOLDERS = ("extraction", "training", "pipelines", "cluster", "faults")
+RAY_FILES = ("test_security.py", "test_api.py", "test_job.py", "test_benchmarks.py")
+
+
+def pytest_configure(config):
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker.removeprefix("gw").isdigit():
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name in RAY_FOLDERS or item.path.name in RAY_FILES:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        else:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))

@@ -7,7 +7,6 @@ read, each once, straight into place, by threads.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raffect.bank.format import Bank, Commit, shard_name
+from raffect.config import count_cores
 from raffect.datasets.labels import read_values, select_split
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
@@ -112,7 +112,7 @@ class FeatureIndex:
 
     def read(self, memmap: Path | None = None, threads: int | None = None) -> np.ndarray:
         """All features, each shard read once, straight into place: float16, shape (N, dim)."""
-        return _gather(self, memmap, threads or os.cpu_count() or 1)
+        return _gather(self, memmap, threads or count_cores())
 
 
 def find_features(

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.bank.format import Bank, Plan
-from raffect.config import EMBEDDED_MODEL, ExtractConfig
+from raffect.config import EMBEDDED_MODEL, ExtractConfig, count_cores
 from raffect.datasets.manifest import is_synthetic_manifest, read_manifest
 from raffect.encoders.weights import EMBEDDED_STAMP, Source, read_model_config, resolve
 from raffect.errors import RaffectError
@@ -124,7 +124,7 @@ def _check_finished(config: ExtractConfig, bank: Bank) -> None:
     _check_model(config, bank)
     identity = bank.read_identity()
     if identity is not None and identity.weights != config.encoder.weights:
-        bank.claim(replace(load_clip(config.encoder, "cpu", os.cpu_count() or 1).identity, precision=identity.precision))
+        bank.claim(replace(load_clip(config.encoder, "cpu", count_cores()).identity, precision=identity.precision))
 
 
 def _read_geometry(source: Source) -> Geometry:
@@ -179,7 +179,7 @@ def place_encoders(config: ExtractConfig, num_shards: int) -> Placement:
         raise RaffectError(f"--num-actors {config.num_actors} with --gpus-per-actor {share:g}: Ray sees {gpus:g} GPUs; ask for fewer actors or a smaller share")
     actors = config.num_actors or (max(1, int(gpus / share)) if share else 1)
     # Not of the encoders that the last few shards need: on a CPU the number of threads changes the last bits of a vector.
-    threads = max(1, (os.cpu_count() or 1) // actors)
+    threads = max(1, count_cores() // actors)
     return Placement(min(actors, num_shards), share, "cuda" if share and config.device != "cpu" else "cpu", threads, on_cluster)
 
 

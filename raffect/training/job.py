@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ import torch
 
 from raffect.bank.facts import DataFacts
 from raffect.bank.features import FeatureIndex
-from raffect.config import LearnConfig
+from raffect.config import LearnConfig, count_cores
 from raffect.errors import RaffectError, require
 from raffect.heads.checkpoint import HeadCard, save_head
 from raffect.heads.fit import FitJob, count, fit
@@ -141,7 +140,7 @@ def run_batch(
         RaffectError: If the rows cannot be trained on, are not those the run began with, or the GPU is too small.
     """
     workers, device, config = workers or Workers(), pick_device(job.config.device), job.config
-    torch.set_num_threads(job.threads or os.cpu_count() or 1)
+    torch.set_num_threads(job.threads or count_cores())
     folder, facts = RunFolder(config.out.absolute()), dataset.facts
     require(
         dataset.fingerprint == folder.read_run().fingerprint,

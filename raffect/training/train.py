@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import threading
 import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from raffect.config import LearnConfig, TrainConfig
+from raffect.config import LearnConfig, TrainConfig, count_cores
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.fit import score_name
@@ -255,7 +254,7 @@ def run_worker(settings: dict[str, BatchJob]) -> None:
         dataset = open_dataset(
             config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
         )
-        threads = config.threads or max(1, (os.cpu_count() or 1) // workers.size)
+        threads = config.threads or max(1, count_cores() // workers.size)
         run_batch(
             dataclasses.replace(job, threads=threads), dataset, workers=workers, on_epoch=on_epoch
         )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raffect.config import TuneConfig
+from raffect.config import TuneConfig, count_cores
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.fit import score_name
@@ -215,7 +215,7 @@ def _place_trials(config: TuneConfig) -> tuple[int, dict[str, float]]:
     nodes = (
         [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         if on_cluster
-        else [os.cpu_count() or 1]
+        else [count_cores()]
     )
     require(
         config.cpus_per_trial <= max(nodes),
