@@ -26,6 +26,8 @@ from raffect.model.pack import Layout, fold, predict
 from raffect.model.workers import Workers
 from raffect.recipe import Recipe, digest
 
+FUSE_STEPS = 30_000
+"""Steps of a run from which compiling them first pays. A run that goes on decides as the one that began, so its bits stay the same."""
 _PREDICT_ROWS = 32_768
 _TENSORS = ("weights", "running_mean", "running_var")
 
@@ -123,6 +125,8 @@ def fit(
     """
     workers = workers or Workers()
     learner = Learner(recipes, layout, prior, device, dtype, workers)
+    if device.type == "cuda" and workers.size == 1 and isinstance(train, Rows) and len(train) // recipes[0].batch_size * recipes[0].epochs >= FUSE_STEPS:
+        learner.fuse()
     kind, losses, val_score = kind_of(prior.task), loss_kind(prior.task), score_name(prior.task)
     fitted = Fitted(layout, diverged=[None] * len(recipes))
     identity = {"recipes": [digest(recipe) for recipe in recipes], "keep_epochs": list(keep_epochs or ()), "data": fingerprint, "dtype": str(dtype)}

@@ -201,31 +201,41 @@ class Pack:
         """
         factors = {name: (self.workers.gather(inputs), self.workers.gather(delta)) for name, inputs, delta in self._propagate(self.at_weights, d_logits_PBC, None)}
         vectors = {name: self.workers.sum_(self.at_gradient[name].contiguous()) for name, shape in self.layout.tensors if len(shape) == 1}
+        moved, deltas = self._move(factors, vectors, rho_P)
+        return self.at_weights | moved, {name: Lift(factors[name][0], delta) for name, delta in deltas.items()}
+
+    def _move(self, factors: Mapping[str, tuple[Tensor, Tensor]], vectors: Views, rho_P: Tensor) -> tuple[Views, Views]:
+        """Vectors after SAM's step, and the second factors of Linears times its length."""
         squares = [gradient.square().sum(1) for gradient in vectors.values()]
         squares += [(torch.bmm(h, h.mT) * torch.bmm(d, d.mT)).sum(1).sum(1) for h, d in factors.values()]
         scale_P = rho_P / (sum(squares[1:], squares[0]).clamp(min=0).sqrt() + 1e-12)
         moved = {name: torch.addcmul(self.at_weights[name], gradient, scale_P[:, None]) for name, gradient in vectors.items()}
-        return self.at_weights | moved, {name: Lift(h, d * scale_P[:, None, None]) for name, (h, d) in factors.items()}
+        return moved, {name: d * scale_P[:, None, None] for name, (_, d) in factors.items()}
 
     def _propagate(self, views: Views, d_logits_PBC: Tensor, lifts: Lifts | None) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Go back through the last `forward`: name, inputs and output gradient of each Linear; gradients of vectors are written."""
-        grads, count, last = self.at_gradient, d_logits_PBC.shape[1] * self.workers.size, f"layers.{4 * self.layout.depth}"
+        grads, last = self.at_gradient, f"layers.{4 * self.layout.depth}"
         torch.sum(d_logits_PBC, 1, out=grads[f"{last}.bias"])
         yield last, self._top, d_logits_PBC
         delta = _linear_backward(views, last, d_logits_PBC, lifts)
         for block in reversed(range(self.layout.depth)):
             linear, norm, kept = f"layers.{4 * block}", f"layers.{4 * block + 1}", self._blocks[block]
-            delta *= kept.open
-            sums = torch.stack([delta.sum(1), (delta * kept.normal).sum(1)])
-            grads[f"{norm}.bias"].copy_(sums[0])
-            grads[f"{norm}.weight"].copy_(sums[1])
-            mean_delta, mean_product = self.workers.sum_(sums) / count
-            delta -= mean_delta[:, None]
-            delta.addcmul_(kept.normal, mean_product[:, None], value=-1)
-            delta *= (kept.rstd * views[f"{norm}.weight"])[:, None]
+            delta = self._through_norm(delta, kept.open, kept.normal, kept.rstd, views[f"{norm}.weight"], grads[f"{norm}.bias"], grads[f"{norm}.weight"])
             yield linear, kept.inputs, delta
             if block:
                 delta = _linear_backward(views, linear, delta, lifts)
+
+    def _through_norm(self, delta: Tensor, is_open: Tensor, normal: Tensor, rstd: Tensor, gain: Tensor, by_offset: Tensor, by_gain: Tensor) -> Tensor:
+        """From the gradient by a block's outputs to that by its Linear's, in place; writes those by BatchNorm's vectors."""
+        delta *= is_open
+        sums = torch.stack([delta.sum(1), (delta * normal).sum(1)])
+        by_offset.copy_(sums[0])
+        by_gain.copy_(sums[1])
+        mean_delta, mean_product = self.workers.sum_(sums) / (delta.shape[1] * self.workers.size)
+        delta -= mean_delta[:, None]
+        delta.addcmul_(normal, mean_product[:, None], value=-1)
+        delta *= (rstd * gain)[:, None]
+        return delta
 
 
 def _linear(views: Views, name: str, inputs: Tensor, lifts: Lifts | None) -> Tensor:
