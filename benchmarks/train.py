@@ -120,11 +120,13 @@ def released_loop(path, labels, device, steps):
     return wall, cpu, count_launches(step_once, device)
 
 
-def raffect_loop(rows, labels, device, steps, members):
-    """The same recipe in a pack; returns wall and CPU seconds of a head and step, and launches of a step."""
+def raffect_loop(rows, labels, device, steps, members, fused=False):
+    """The same recipe in a pack, compiled if ``fused``; returns wall and CPU seconds of a head and step, and launches of a step."""
     settings = {name: value for name, value in read_recipe(find_recipe("released")).items() if name != "epochs"}
     recipes = [with_settings(Recipe(task="expr"), {**settings, "seed": seed}) for seed in range(members)]
     learner = Learner(recipes, MlpSpec(DIM, DIM, 3, CLASSES), loss_kind(EXPR).count_prior(labels), device)
+    if fused:
+        learner.fuse()
     learner.set_epoch(0)
     epoch = learner.run_resident(rows, 0)
     for _ in range(5):
@@ -194,11 +196,11 @@ def main():
     )
     print(f"| as released | {wall * 1e3:.2f} | {cpu * 1e3:.2f} | {1 / wall:,.0f} | 1 | 1 | - | {launches:,} |")
     bound, fastest = PASSES * 4 * MlpSpec(DIM, DIM, 3, CLASSES).num_weights / bandwidth(device), wall
-    for members in options.packs:
+    for members, fused in [(members, fused) for members in options.packs for fused in ((False, True) if device.type == "cuda" else (False,))]:
         count = max(10, options.steps // members if device.type == "cpu" else options.steps)
-        own_wall, own_cpu, launches = raffect_loop(rows, labels, device, count, members)
+        own_wall, own_cpu, launches = raffect_loop(rows, labels, device, count, members, fused)
         ratios = f"{wall / own_wall:.1f} | {cpu / own_cpu:.1f} | {bound / own_wall:.2f}"
-        print(f"| raffect, pack of {members} | {own_wall * 1e3:.3f} | {own_cpu * 1e3:.3f} | {1 / own_wall:,.0f} | {ratios} | {launches:,} |", flush=True)
+        print(f"| raffect, pack of {members}{', fused' if fused else ''} | {own_wall * 1e3:.3f} | {own_cpu * 1e3:.3f} | {1 / own_wall:,.0f} | {ratios} | {launches:,} |", flush=True)
         fastest = min(fastest, own_wall)
     print(
         f"\nFigure 2 on 587,000 frames ({FIGURE_2:,} head-steps), extrapolated from the steps above: {FIGURE_2 * fastest / 3600:,.1f} h in packs, {FIGURE_2 * wall / 3600:,.1f} h as released"

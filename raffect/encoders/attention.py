@@ -1,10 +1,13 @@
-"""Self-attention of a frozen tower as one product for query, key and value and one fused softmax: the same sums, faster."""
+"""A frozen tower's blocks in fewer passes over memory: one product for query, key and value, one fused softmax, one QuickGELU: the same sums, faster."""
 
 from __future__ import annotations
 
-from open_clip.transformer import ResidualAttentionBlock
+import torch
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+_QUICK = 1.702
 
 
 class FusedAttention(nn.Module):
@@ -49,6 +52,52 @@ def fuse_attention(tower: nn.Module) -> nn.Module:
     for block in tower.modules():
         if isinstance(block, ResidualAttentionBlock) and not hasattr(block, "ln_1_kv") and type(block.attn) is nn.MultiheadAttention and _is_plain(block.attn):
             block.add_module("attn", FusedAttention(block.attn))
+    return tower
+
+
+@torch.no_grad()
+def fuse_gelu(tower: nn.Module) -> nn.Module:
+    """Compute QuickGELU as SiLU, in place: ``x * sigmoid(1.702 x) = silu(1.702 x) / 1.702``, with both factors in the Linears around it.
+
+    Call it in float32, before weights are rounded. open_clip's three kernels over the widest tensors take a fifth of ViT-L/14 on an H200.
+    """
+    for block in tower.modules():
+        if isinstance(block, ResidualAttentionBlock) and isinstance(block.mlp.gelu, QuickGELU):
+            first, second = block.mlp.c_fc, block.mlp.c_proj
+            assert isinstance(first, nn.Linear)
+            assert isinstance(second, nn.Linear)
+            first.weight *= _QUICK
+            first.bias *= _QUICK
+            second.weight /= _QUICK
+            block.mlp.add_module("gelu", nn.SiLU(inplace=True))
+    return tower
+
+
+class Patches(nn.Module):
+    """A patch embedding as one product: its windows lie side by side, where a convolution's kernels expect them to overlap.
+
+    Args:
+        conv: Of kernel and stride alike; its weights are shared.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.side, self.weight = conv.kernel_size[0], conv.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, S, S) to (B, width, S / side, S / side)."""
+        pictures, channels, height, width = x.shape
+        rows, columns = height // self.side, width // self.side
+        windows = x[:, :, : rows * self.side, : columns * self.side].reshape(pictures, channels, rows, self.side, columns, self.side).permute(0, 2, 4, 1, 3, 5)
+        out = nn.functional.linear(windows.reshape(pictures, rows * columns, -1), self.weight.flatten(1))
+        return out.transpose(1, 2).view(pictures, -1, rows, columns)
+
+
+def fuse_patches(tower: nn.Module) -> nn.Module:
+    """Replace the patch embedding of open_clip's own transformers in place; other towers stay as they are."""
+    conv = getattr(tower, "conv1", None)
+    if isinstance(tower, VisionTransformer) and type(conv) is nn.Conv2d and conv.kernel_size == conv.stride and conv.kernel_size[0] == conv.kernel_size[1] and conv.bias is None and conv.padding == (0, 0):
+        tower.add_module("conv1", Patches(conv))
     return tower
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raffect.bank.format import Identity
 from raffect.config import EMBEDDED_MODEL, EncoderConfig
-from raffect.encoders.attention import fuse_attention
+from raffect.encoders.attention import fuse_attention, fuse_gelu, fuse_patches
 from raffect.encoders.preprocess import Preprocess
 from raffect.encoders.weights import Source, is_torchscript, model_configs, require_openais, resolve
 from raffect.errors import RaffectError
@@ -84,16 +84,22 @@ class Encoder:
             Shape (batch_size, 3, size, size) on the device, in the tower's precision.
         """
         size = self.preprocess.size
-        batch = torch.zeros(self.batch_size, 3, size, size, device=self.device)
         frames = [self.preprocess.shrink(frame) for frame in frames]
         shapes = [frame.shape for frame in frames]
+        if len(frames) == self.batch_size and len(set(shapes)) == 1:
+            return self.preprocess.normalise(self._enlarge(frames), self._dtype)
+        batch = torch.zeros(self.batch_size, 3, size, size, device=self.device)
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
-            pixels = torch.empty(len(rows), *shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-            np.stack([frames[row] for row in rows], out=pixels.numpy())
             where = slice(len(rows)) if len(rows) == len(frames) else rows  # a list would be copied to the device, which waits for it
-            batch[where] = self.preprocess.resize(pixels.to(self.device, non_blocking=True))
-        return self.preprocess.normalise(batch).to(self._dtype)
+            batch[where] = self._enlarge([frames[row] for row in rows])
+        return self.preprocess.normalise(batch, self._dtype)
+
+    def _enlarge(self, frames: Sequence[np.ndarray]) -> Tensor:
+        """Frames of one size as float32 pixels of the encoder's input, on the device."""
+        pixels = torch.empty(len(frames), *frames[0].shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        np.stack(frames, out=pixels.numpy())
+        return self.preprocess.resize(pixels.to(self.device, non_blocking=True))
 
     def forward(self, batch: Tensor) -> Tensor:
         """Vectors of a prepared batch in the tower's precision, shape (batch_size, dim)."""
@@ -142,6 +148,8 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
         model=source.model, weights_sha256=fingerprint(model.visual), weights=source.name, preprocess=preprocess.as_dict(),
         precision=precision, dim=_output_dim(model, preprocess.size), stamp=source.stamp,
     )  # fmt: skip
+    if device.type == "cuda":
+        fuse_patches(fuse_gelu(model.visual))
     try:
         tower = fuse_attention(model.visual).to(device, getattr(torch, precision)).eval().requires_grad_(False)
     except (RuntimeError, AssertionError) as error:  # no memory left, a driver that is too old, a torch without CUDA
@@ -151,7 +159,7 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
     if config.compile:
         tower.compile(dynamic=False)  # every batch has one shape
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the resize must be exact, and float32 what it says
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is what it says; the resize, which TF32 holds, asks for it
     return Encoder(tower, identity, preprocess, device, config.batch_size or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH))
 
 

@@ -145,6 +145,9 @@ class HeadBatch(ABC):
         workers: Who trains them together.
     """
 
+    fusible: ClassVar[tuple[str, ...]] = ()
+    """Names of methods that torch.compile may fuse, since they call nothing of the host's."""
+
     def __init__(
         self,
         spec: HeadSpec,

@@ -63,4 +63,6 @@ def sum_moments(true_NV: Tensor, predicted_PNV: Tensor, video_N: Tensor, num_vid
     count = known.double().expand(predicted_PNV.shape)
     terms = torch.stack([count, true, predicted, true**2, predicted**2, true * predicted], -1)
     out = torch.zeros(len(predicted_PNV), num_videos, true_NV.shape[1], MOMENTS, dtype=torch.float64, device=true_NV.device)
-    return out.index_add_(1, video_N, terms)
+    # Not index_add_, which on CUDA adds in any order: last bits of a score would change from run to run.
+    out.transpose(0, 1).index_put_((video_N,), terms.transpose(0, 1), accumulate=True)
+    return out

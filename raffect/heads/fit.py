@@ -26,6 +26,11 @@ from raffect.heads.workers import Workers
 from raffect.metrics.kinds import kind_of
 from raffect.recipe import Recipe, digest
 
+FUSE_STEPS = 30_000
+"""Steps of a run from which compiling them first pays.
+
+A run that goes on decides as the one that began, so its bits stay the same.
+"""
 _PREDICTIONS = 32_768
 """Samples times heads that are predicted at once."""
 
@@ -67,6 +72,13 @@ class FitJob:
         return self.recipes[0].epochs
 
     @property
+    def is_long_on_one_gpu(self) -> bool:
+        """Whether compiling the steps first pays."""
+        if self.device.type != "cuda" or self.workers.size > 1 or not isinstance(self.train, Samples):
+            return False
+        return len(self.train) // self.recipes[0].batch_size * self.num_epochs >= FUSE_STEPS
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What must be the same to go on from a saved state: plain JSON values."""
         return {
@@ -98,6 +110,8 @@ def fit(
         RaffectError: If the saved state belongs to another version, other settings or other data.
     """
     learner = Learner(job.recipes, job.spec, job.prior, job.device, job.dtype, job.workers)
+    if job.is_long_on_one_gpu:
+        learner.fuse()
     fitted = Fitted(job.spec, diverged=[None] * len(job.recipes))
     if job.state_path is not None and job.state_path.exists():
         resume(job.state_path, job.identity, learner, fitted)

@@ -10,7 +10,7 @@ C outputs, N weights of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,6 +46,7 @@ class _Point(Moved):
 class MlpBatch(HeadBatch):
     """P multilayer perceptrons; see `raffect.heads.batch.HeadBatch`."""
 
+    fusible = ("forward", "_through_norm", "_move")
     spec: MlpSpec
     _point: _Point
     _blocks: list[_Block]
@@ -129,14 +130,26 @@ class MlpBatch(HeadBatch):
         for name, shape in self.spec.weights.items():
             if len(shape) == 1:
                 vectors[name] = self.workers.sum_(self._gradient_views[name].contiguous())
+        moved, deltas = self._move(factors, vectors, rho_P)
+        lifts = {name: Lift(factors[name][0], delta) for name, delta in deltas.items()}
+        return _Point(dict(self._point.views) | moved, lifts)
+
+    def _move(
+        self,
+        factors: Mapping[str, tuple[Tensor, Tensor]],
+        vectors: Mapping[str, Tensor],
+        rho_P: Tensor,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Vectors after SAM's step, and the second factors of Linears times its length."""
         squares = [gradient.square().sum(1) for gradient in vectors.values()]
         squares += [squared_norm(inputs, delta) for inputs, delta in factors.values()]
         scale_P = rho_P / (sum(squares[1:], squares[0]).clamp(min=0).sqrt() + 1e-12)
-        views = dict(self._point.views)
-        for name, gradient in vectors.items():
-            views[name] = torch.addcmul(views[name], gradient, scale_P[:, None])
-        lifts = {name: Lift(h, d * scale_P[:, None, None]) for name, (h, d) in factors.items()}
-        return _Point(views, lifts)
+        views = self._point.views
+        moved = {
+            name: torch.addcmul(views[name], gradient, scale_P[:, None])
+            for name, gradient in vectors.items()
+        }
+        return moved, {name: d * scale_P[:, None, None] for name, (_, d) in factors.items()}
 
     def predict(self, rows: Tensor, buffers: Buffers, batch: Tensor) -> Tensor:
         """See `raffect.heads.batch.HeadBatch.predict`."""
@@ -167,23 +180,34 @@ class MlpBatch(HeadBatch):
         Yields name, inputs and output gradient of each Linear; gradients of vectors are written.
         """
         views, lifts, grads = self._point.views, self._point.lifts, self._gradient_views
-        count, last = d_outputs.shape[1] * self.workers.size, linear_name(self.spec.depth)
+        last = linear_name(self.spec.depth)
         torch.sum(d_outputs, 1, out=grads[f"{last}.bias"])
         yield last, self._top, d_outputs
         name, delta = last, d_outputs
         for block in reversed(range(self.spec.depth)):
             delta = linear_backward(views, name, delta, lifts)
             name, norm, kept = linear_name(block), norm_name(block), self._blocks[block]
-            delta *= kept.open
-            sums = torch.stack([delta.sum(1), (delta * kept.normal).sum(1)])
-            grads[f"{norm}.bias"].copy_(sums[0])
-            grads[f"{norm}.weight"].copy_(sums[1])
-            # Back through the batch's mean and variance, which the inputs decide.
-            mean_delta, mean_product = self.workers.sum_(sums) / count
-            delta -= mean_delta[:, None]
-            delta.addcmul_(kept.normal, mean_product[:, None], value=-1)
-            delta *= (kept.rstd * views[f"{norm}.weight"])[:, None]
+            by_offset, by_gain = grads[f"{norm}.bias"], grads[f"{norm}.weight"]
+            delta = self._through_norm(delta, kept, views[f"{norm}.weight"], by_offset, by_gain)
             yield name, kept.inputs, delta
+
+    def _through_norm(
+        self, delta: Tensor, kept: _Block, gain: Tensor, by_offset: Tensor, by_gain: Tensor
+    ) -> Tensor:
+        """From the gradient by a block's outputs to that by its Linear's, in place.
+
+        Writes the gradients by BatchNorm's vectors.
+        """
+        delta *= kept.open
+        sums = torch.stack([delta.sum(1), (delta * kept.normal).sum(1)])
+        by_offset.copy_(sums[0])
+        by_gain.copy_(sums[1])
+        # Back through the batch's mean and variance, which the inputs decide.
+        mean_delta, mean_product = self.workers.sum_(sums) / (delta.shape[1] * self.workers.size)
+        delta -= mean_delta[:, None]
+        delta.addcmul_(kept.normal, mean_product[:, None], value=-1)
+        delta *= (kept.rstd * gain)[:, None]
+        return delta
 
 
 def _fuse(spec: MlpSpec, rows: Tensor, buffers: Buffers) -> list[tuple[Tensor, Tensor]]:

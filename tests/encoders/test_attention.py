@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from raffect.encoders.attention import FusedAttention, fuse_attention
+from raffect.encoders.attention import FusedAttention, Patches, fuse_attention, fuse_gelu, fuse_patches
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
@@ -36,3 +36,27 @@ def test_a_fused_tower_sees_what_open_clips_sees(name):
     assert kinds.count(FusedAttention) == {"ViT-S-32-alt": 12, "coca_ViT-B-32": 12, "RN50": 0}[name]
     assert kinds.count(nn.MultiheadAttention) == (name == "coca_ViT-B-32")  # its pooler asks with other tokens than it looks at
     assert {tensor.data_ptr() for tensor in fused.parameters()} == weights
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("ViT-S-32-alt", 0), ("ViT-B-32-quickgelu", 12)])
+def test_quickgelu_as_silu_is_the_same_function(name, blocks):
+    torch.manual_seed(0)
+    tower = open_clip.create_model(name, pretrained=None).visual.double().eval()
+    pictures = torch.randn(2, 3, 224, 224, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = tower(pictures)
+    found = fuse_gelu(tower)(pictures)
+    assert [type(module) for module in tower.modules()].count(nn.SiLU) == blocks
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "side", "replaced"), [("ViT-B-32-quickgelu", 224, True), ("ViT-S-16", 224, True), ("RN50", 224, False)])
+def test_a_patch_embedding_as_a_product_is_the_same_function(name, side, replaced):
+    torch.manual_seed(0)
+    tower = open_clip.create_model(name, pretrained=None).visual.double().eval()
+    pictures = torch.randn(2, 3, side, side, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = tower(pictures)
+        found = fuse_patches(tower)(pictures)
+    assert isinstance(tower.conv1, Patches) == replaced
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

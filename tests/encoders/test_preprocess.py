@@ -6,7 +6,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from raffect.encoders.preprocess import Preprocess, resize_matrix
+from raffect.encoders.preprocess import Preprocess, _halves, resize_matrix
 from raffect.errors import RaffectError
 
 SIZES = [(112, 112), (64, 64), (224, 224), (1, 1), (100, 150), (150, 100), (37, 200), (223, 225), (300, 300), (250, 400), (500, 260), (400, 100), (50, 900)]
@@ -45,3 +45,15 @@ def test_each_row_of_a_resize_matrix_is_a_weighted_mean(interpolation):
 def test_a_transform_that_is_not_implemented_is_refused(change):
     with pytest.raises(RaffectError, match="another --encoder.model"):
         Preprocess(size=224, mean=(0, 0, 0), std=(1, 1, 1), **change)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("new", [224, 256, 336, 384, 518])
+def test_halves_have_eleven_bits_so_that_tf32_holds_them(new, interpolation):
+    for old in range(1, new + 1):
+        matrix = resize_matrix(old, new, interpolation)
+        coarse, fine = _halves(matrix).double().numpy()
+        assert np.array_equal(coarse + fine, matrix)
+        for half, unit in ((coarse, 2.0**-10), (fine, 2.0**-22)):
+            assert np.array_equal(half, np.round(half / unit) * unit)
+            assert np.abs(half).max() <= 2048 * unit, (old, new)

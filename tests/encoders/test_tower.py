@@ -1,57 +1,21 @@
 """The encoder: open_clip's own vectors, one fingerprint for the same tensors, one batch shape, no pickles."""
 
 import hashlib
-import json
 import pickle
 from dataclasses import replace
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from raffect.config import EncoderConfig
 from raffect.encoders.tower import build_model, load_encoder
 from raffect.encoders.weights import EMBEDDED_FOLDER, openai_digests, resolve
 from raffect.errors import RaffectError
+from tests.helpers.encoders import faces, reference
 
 EMBEDDED = EncoderConfig(model="raffect-faces", weights="embedded")
-RNG = np.random.default_rng(0)
-
-
-def faces(*sizes):
-    return [np.asarray(Image.fromarray(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((width, height))) for height, width in sizes]
-
-
-def reference(config: EncoderConfig, frames) -> np.ndarray:
-    """open_clip's own transform and `encode_image` of the untouched model, in float32."""
-    model = build_model(resolve(config)).eval()
-    transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-    with torch.no_grad():
-        return model.encode_image(torch.stack([transform(Image.fromarray(frame)) for frame in frames])).numpy()
-
-
-@pytest.fixture(scope="module")
-def tiny_vit(tmp_path_factory):
-    """A small CLIP with a text tower and a 224-pixel input, registered with open_clip like any other."""
-    folder = tmp_path_factory.mktemp("configs")
-    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    for name, quick in (("tiny-vit", False), ("tiny-vit-quickgelu", True)):
-        config = {"embed_dim": 24, "quick_gelu": quick, "vision_cfg": {"image_size": 224, "layers": 2, "width": 32, "head_width": 16, "patch_size": 32}, "text_cfg": text}
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder)
-    from raffect.encoders import weights
-
-    known = weights.model_configs()
-    known.update({file.stem: file for file in folder.glob("*.json")})
-    yield EncoderConfig(model="tiny-vit-quickgelu", weights="random:0", batch_size=4)
-    for file in folder.glob("*.json"):
-        known.pop(file.stem)
-
-
 SIZES = [(112, 112), (224, 224), (64, 64), (100, 150), (150, 100), (300, 260), (112, 112)]
 
 

@@ -8,10 +8,9 @@ from raffect.errors import RaffectError
 from raffect.heads.checkpoint import save_state
 from raffect.heads.fit import count, fit
 from raffect.heads.loss_kinds import loss_kind
-from raffect.heads.random import epoch_order
 from raffect.metrics.kinds import kind_of
 from raffect.recipe import with_settings
-from tests.helpers.small_heads import CPU, TASKS, Killed, kill_after, make_job, make_recipe, make_samples, spec_of
+from tests.helpers.small_heads import CPU, TASKS, Batches, Killed, kill_after, make_job, make_recipe, make_samples, spec_of
 
 EXPR = TASKS["expr"]
 
@@ -142,19 +141,6 @@ def test_a_damaged_state_is_named(tmp_path):
     line = r"s.safetensors: damaged .*delete it to train from the start"
     with pytest.raises(RaffectError, match=line):
         fit(make_job([make_recipe()], state_path=path))
-
-
-class Batches:
-    """Samples in the order of a resident epoch, so that both can be compared."""
-
-    def __init__(self, samples, seed):
-        self.samples, self.seed = samples, seed
-
-    def batches(self, epoch):
-        order = torch.from_numpy(epoch_order(self.seed, epoch, len(self.samples)))
-        for start in range(0, len(order) - 15, 16):
-            index = order[start : start + 16]
-            yield self.samples.x[index], self.samples.y[index]
 
 
 @pytest.mark.parametrize("shape", [{}, {"head__depth": 0}, {"head__normalise": "l2"}], ids=str)

@@ -305,3 +305,13 @@ def test_four_workers_together_give_the_result_of_one(tmp_path):
             largest = (many[name] - expected).abs().max() / max(1.0, expected.abs().max().item())
             print(f"{case} {name}: largest difference {largest:.1e}")
             assert largest <= tolerance
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("settings", [{}, {"sam__independent_dropout": True, "sam__rho": 0.2}], ids=str)
+def test_fused_steps_agree_with_plain_ones(settings):
+    recipes, samples = [make_recipe(seed=seed, **settings) for seed in (0, 1)], make_samples()
+    plain, fused = (make_learner(recipes, samples) for _ in range(2))
+    fused.fuse()
+    rows = [run(learner, samples).heads.rows for learner in (plain, fused)]
+    assert torch.allclose(*rows, rtol=0, atol=1e-12)

@@ -14,6 +14,7 @@ from raffect.heads.head_kinds import head_spec
 from raffect.heads.learner import Learner
 from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.losses import cvar, sigmoid_losses, softmax_losses
+from raffect.heads.random import epoch_order
 from raffect.heads.samples import Samples
 from raffect.metrics.scores import Chance, JudgedScore
 from raffect.recipe import Recipe, with_settings
@@ -211,3 +212,16 @@ def kill_after(epochs):
             raise Killed
 
     return on_epoch
+
+
+class Batches:
+    """Samples in the order of a resident epoch, so that both can be compared."""
+
+    def __init__(self, samples, seed):
+        self.samples, self.seed = samples, seed
+
+    def batches(self, epoch):
+        order = torch.from_numpy(epoch_order(self.seed, epoch, len(self.samples)))
+        for start in range(0, len(order) - 15, 16):
+            index = order[start : start + 16]
+            yield self.samples.x[index], self.samples.y[index]
