@@ -10,6 +10,7 @@ and the end of it is shown here. `--list` shows the steps.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ TEST = f"{PY} -m pytest --durations=5 -q -p no:cacheprovider -o addopts= -o time
 RAFFECT = f"{PY} -m raffect.cli"
 VIT = "--encoder.model ViT-L-14-quickgelu --encoder.weights random:0"
 DRAWN = (
-    f"{PY} -c 'from pathlib import Path; from raffect.data.synthetic import write_synthetic;"
+    f"{PY} -c 'from pathlib import Path; from raffect.datasets.synthetic.tree import write_synthetic;"
     " write_synthetic(Path(\"/tmp/drawn\"), FRAMES, 0)' && " + RAFFECT + " prepare --images"
     " /tmp/drawn/cropped_aligned --annotations /tmp/drawn/8th_ABAW_Annotations --out /tmp/drawn/data | tail -3"
 )
@@ -43,8 +44,8 @@ def on_cuda(name: str) -> str:
 STEPS: dict[str, tuple[int, str]] = {
     # name: seconds, command
     "doctor": (40, f"nvidia-smi -L; {RAFFECT} doctor"),
-    "cuda-tests": (170, f"{TEST} -s tests/model/test_cuda.py"),
-    "model-tests": (240, f"{TEST} tests/model --deselect tests/model/test_cuda.py"),
+    "cuda-tests": (170, f"{TEST} -s tests/heads/test_cuda.py"),
+    "model-tests": (240, f"{TEST} tests/model --deselect tests/heads/test_cuda.py"),
     "stage-tests": (300, f"{TEST} -m 'not cluster' tests/stages/test_train.py tests/stages/test_tune.py tests/stages/test_extract.py tests/stages/test_shards.py"),
     "train-on-cuda": (240, on_cuda("train")),
     "tune-on-cuda": (150, on_cuda("tune")),
@@ -84,10 +85,8 @@ def finish(name: str, process: subprocess.Popen, began: float) -> tuple[str, flo
     except subprocess.TimeoutExpired:
         status = "time limit"
     took = time.monotonic() - began
-    try:  # whatever it left running, Ray's processes too
+    with contextlib.suppress(ProcessLookupError):  # whatever it left running, Ray's processes too
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
     return status, took
 

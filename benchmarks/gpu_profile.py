@@ -18,15 +18,15 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from raffect.data.affwild2 import EXPR
-from raffect.model.encoder import load_encoder
-from raffect.model.kinds import loss_kind
-from raffect.model.learner import Learner, Rows
-from raffect.model.pack import Layout
+from raffect.heads.pack import Layout
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from raffect.config import EncoderConfig
+from raffect.datasets.affwild2.tasks import EXPR
+from raffect.encoders.tower import load_encoder
+from raffect.heads.learner import Learner, Rows
+from raffect.heads.loss_kinds import loss_kind
 from raffect.recipe import Recipe, find_recipe, read_recipe, with_settings
 
 CUDA = torch.device("cuda")

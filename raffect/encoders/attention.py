@@ -66,9 +66,9 @@ def fuse_gelu(tower: nn.Module) -> nn.Module:
             first, second = block.mlp.c_fc, block.mlp.c_proj
             assert isinstance(first, nn.Linear)
             assert isinstance(second, nn.Linear)
-            first.weight *= _QUICK
-            first.bias *= _QUICK
-            second.weight /= _QUICK
+            first.weight.mul_(_QUICK)
+            first.bias.mul_(_QUICK)
+            second.weight.div_(_QUICK)
             block.mlp.add_module("gelu", nn.SiLU(inplace=True))
     return tower
 
