@@ -90,7 +90,7 @@ def report(folder, members, dataset):
     paper = np.array([score["last"]["macro_f1"] for score in scores["paper"]])
     trivial = folder.read_record(members["paper"][0].id)["trivial"]
     facts = dataset.facts
-    print(f"\n{facts['task'].upper()}: train {facts['train']['frames']:,} frames of {facts['train']['videos']} videos, validation {facts['validation']['frames']:,} of {facts['validation']['videos']}; {len(paper)} seeds; trivial {trivial_text(trivial)}; stamp: {facts['stamp']}\n")  # fmt: skip
+    print(f"\n{facts['task'].upper()}: train {facts['train']['frames']:,} frames of {facts['train']['videos']} videos, validation {facts['validation']['frames']:,} of {facts['validation']['videos']}; {len(paper)} seeds; trivial {trivial_text(trivial)}; caveat: {facts['caveat']}\n")  # fmt: skip
     print("| change | val-last ± sd | against paper ± se | val-best (optimistic) |\n|---|---|---|---|")
     for name, found in scores.items():
         if any("last" not in score for score in found):

@@ -144,7 +144,7 @@ def point_run(folder: Path, shards: int, most: int) -> dict:
 
 def point_waves(folder: Path, waves: int, wave: int) -> dict:
     start_ray(1)
-    stage.WAVE = wave
+    stage.SHARDS_PER_WAVE = wave
     drive(folder, make_manifest(folder, waves * wave + 1), 1, 1, 0.0, waves * wave, wave)
     wall, memory, _ = zip(*Watch.marks, strict=True)
     ends = range(wave - 1, waves * wave, wave)
@@ -202,7 +202,7 @@ def point_plan(folder: Path, rows: int, shard_rows: int, commits: bool) -> dict:
 
 
 def build_items(plan, todo: list[int], manifest: pa.Table) -> Iterator[dict]:
-    """What the datasets begin with; kept whole, so that a wave is ``WAVE / shards`` of it."""
+    """What the datasets begin with; kept whole, so that a wave is ``SHARDS_PER_WAVE / shards`` of it."""
     vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
     return stage.iter_items(plan, todo, manifest, positions(vocabulary.keys(plan.table), vocabulary.keys(manifest)))
 

@@ -16,7 +16,7 @@ from raffect.datasets.manifest import write_manifest
 from raffect.errors import RaffectError
 
 DIM = 768
-IDENTITY = Identity(model="stand-in", weights_sha256="0" * 64, weights="none", preprocess={}, precision="float16", dim=DIM, stamp="stand-in")
+IDENTITY = Identity(model="stand-in", weights_sha256="0" * 64, weights="none", preprocess={}, precision="float16", dim=DIM, caveat="stand-in")
 PICTURES = 64
 VIDEO_FRAMES = 4096
 

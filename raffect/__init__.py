@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raffect.bank.format import Bank
     from raffect.bank.inspect import BankFacts, count_videos, describe_bank
     from raffect.bank.records import Identity
-    from raffect.bank.verify import Verdict, verify
+    from raffect.bank.verify import Verification, verify
     from raffect.config import EncoderConfig, EvaluateConfig, ExtractConfig, PackConfig, PrepareConfig, TrainConfig, TuneConfig
     from raffect.datasets.affwild2.tasks import AU, EXPR, VA
     from raffect.datasets.labels import read_labels
@@ -61,7 +61,7 @@ _HOME = {
     "TrainResult": "runs.conclusions",
     "TuneConfig": "config",
     "VA": "datasets.affwild2.tasks",
-    "Verdict": "bank.verify",
+    "Verification": "bank.verify",
     "count_videos": "bank.inspect",
     "describe_bank": "bank.inspect",
     "estimate": "extraction.estimate",
@@ -107,7 +107,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TuneConfig",
-    "Verdict",
+    "Verification",
     "__version__",
     "count_videos",
     "describe_bank",

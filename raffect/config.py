@@ -200,7 +200,7 @@ class BankVerifyConfig:
     repair: bool = False
     """Withdraw damaged shards, so that the next extract encodes them again, and delete unfinished files older than an hour."""
     retry_rejects: bool = False
-    """Withdraw shards that have rejects, so that the next extract reads their frames again (after mending the files)."""
+    """Withdraw shards that have rejects, so that the next extract reads their frames again (after fixing the files)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class RaffectError(Exception):
-    """Bad input or a missing thing: one line that names it, says what was expected and how to mend it.
+    """Bad input or a missing thing: one line that names it, says what was expected and how to fix it.
 
     The command line prints it without a traceback (with one under ``--debug``) and exits with status 2.
     """

@@ -26,8 +26,8 @@ def run_job(command: str, words: list[str]) -> int:
     Returns:
         The exit status of the command.
     """
-    said = io.StringIO()
-    with contextlib.redirect_stderr(_Tee(sys.stderr, said)):
+    captured = io.StringIO()
+    with contextlib.redirect_stderr(_Tee(sys.stderr, captured)):
         try:
             code = cli.main([command, *words])
         except SystemExit as stop:  # --help, or a flag that does not exist
@@ -42,7 +42,7 @@ def run_job(command: str, words: list[str]) -> int:
         except Exception as error:  # what was done is done
             result["not_described"] = f"{type(error).__name__}: {error}"
     elif code:
-        result["error"] = _last_words(said.getvalue())
+        result["error"] = _last_words(captured.getvalue())
     print(json.dumps(result), flush=True)
     return code
 
@@ -71,7 +71,7 @@ def _describe_extract(path: Path) -> dict[str, Any]:
 
     facts = describe_bank(Bank(path))
     names = ("bank", "planned", "rows", "rejects", "shards", "bytes", "digest")
-    return {name: value for name, value in facts.to_json().items() if name in names} | {"stamp": facts.stamp}
+    return {name: value for name, value in facts.to_json().items() if name in names} | {"caveat": facts.caveat}
 
 
 def _describe_run(folder: Path) -> dict[str, Any]:

@@ -54,12 +54,12 @@ def ray_session(address: str | None) -> Generator[None]:
         else:
             _start_local()
     except Exception as error:  # a node that does not start raises a bare one
-        mend = (
+        remedy = (
             "check that it runs and that ~/.ray/auth_token here is its own (`ray get-auth-token`), or leave --address out to use this machine alone"
             if address
             else "see `raffect doctor`"
         )
-        raise RaffectError(f"Ray {f'at {address} cannot be reached' if address else 'did not start on this machine'} ({_first_line(error)}); {mend}") from error
+        raise RaffectError(f"Ray {f'at {address} cannot be reached' if address else 'did not start on this machine'} ({_first_line(error)}); {remedy}") from error
     _tighten_token()
     _warn_if_open()
     try:

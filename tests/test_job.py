@@ -21,7 +21,7 @@ def test_a_job_that_trained_ends_with_scores_run_and_report(tmp_path):
     data = make_data(tmp_path / "data")
     done, result = run("train", "erm", "--task", "expr", "--bank", data / "bank", "--labels", data, "--out", tmp_path / "run", "--batch-size", "32", *FAST, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (result["job"], result["status"], result["exit"], result["stamp"]) == ("train", "done", 0, "made by a test")
+    assert (result["job"], result["status"], result["exit"], result["caveat"]) == ("train", "done", 0, "made by a test")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert result["scores"] == metrics["scores"]
     assert result["trivial"] == metrics["trivial"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from raffect.bank.format import Bank
 from raffect.bank.inspect import BankFacts, describe_bank
-from raffect.bank.verify import Verdict, verify, withdraw
+from raffect.bank.verify import Verification, verify, withdraw
 from raffect.config import BankInfoConfig, BankVerifyConfig
 from raffect.datasets.manifest import read_manifest
 from raffect.progress import Progress
@@ -24,7 +24,7 @@ def info(config: BankInfoConfig) -> BankFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyReport(Verdict):
+class VerifyReport(Verification):
     """What `verify` found, and what was done about it.
 
     Attributes:
@@ -82,13 +82,13 @@ def check(config: BankVerifyConfig) -> VerifyReport:
     bank = Bank(config.bank).require()
     manifest = read_manifest(config.manifest) if config.manifest else None
     with Progress("verify", len(bank.plan.table), "rows") as progress:
-        verdict = verify(bank, manifest, progress.advance)
+        found = verify(bank, manifest, progress.advance)
     repaired = retried = None
-    if config.repair and (verdict.damaged or verdict.leftovers):
-        repaired = tuple(withdraw(bank, verdict.damaged))
-        for path in verdict.leftovers:
+    if config.repair and (found.damaged or found.leftovers):
+        repaired = tuple(withdraw(bank, found.damaged))
+        for path in found.leftovers:
             path.unlink(missing_ok=True)
     if config.retry_rejects:
         rejected = [shard for shard, commit in bank.read_commits().items() if commit.rejects]
         retried = tuple(withdraw(bank, rejected))
-    return VerifyReport(**vars(verdict), repaired=repaired, retried=retried)
+    return VerifyReport(**vars(found), repaired=repaired, retried=retried)

@@ -33,7 +33,7 @@ class ExportReport:
         missing: Planned frames that are not extracted yet; not among them.
         planned: Frames in the bank's plan.
         files: Parquet files with features; 0 for ``"npy"``.
-        stamp: What every result that rests on them must say; empty for pretrained weights.
+        caveat: What every result that rests on them must say; empty for pretrained weights.
     """
 
     out: Path
@@ -43,7 +43,7 @@ class ExportReport:
     missing: int
     planned: int
     files: int
-    stamp: str
+    caveat: str
 
     def lines(self) -> list[str]:
         """A block for people."""
@@ -55,7 +55,7 @@ class ExportReport:
             rest = f"{self.rejects:,} rejects and {self.missing:,} frames that are not extracted yet"
             partial = f" ({rest} are not among them)"
         line = f"exported {self.rows:,} rows of {self.planned:,} planned frames{partial} to {self.out}: {what}"
-        return [line] + ([f"stamp: {self.stamp}"] if self.stamp else [])
+        return [line] + ([f"caveat: {self.caveat}"] if self.caveat else [])
 
 
 def export(config: BankExportConfig) -> ExportReport:
@@ -70,8 +70,8 @@ def export(config: BankExportConfig) -> ExportReport:
         raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
     if config.out.is_dir() and any(config.out.iterdir()):
         raise RaffectError(f"--out {config.out} is not empty; an export does not mix with other files")
-    verdict = verify(bank)  # reads every byte, so it comes after what costs nothing
-    if not verdict.sound:
+    found = verify(bank)  # reads every byte, so it comes after what costs nothing
+    if not found.sound:
         raise RaffectError(f"{bank.path}: damaged, nothing exported; see `raffect bank verify`")
     # What a running extract commits from now on is not exported.
     rows = sum(commit.rows for commit in commits.values())
@@ -86,11 +86,11 @@ def export(config: BankExportConfig) -> ExportReport:
         out=config.out,
         format=config.format,
         rows=rows,
-        rejects=verdict.rejects,
-        missing=verdict.missing,
-        planned=verdict.planned,
+        rejects=found.rejects,
+        missing=found.missing,
+        planned=found.planned,
         files=len(commits) if config.format == "list" else 0,
-        stamp=identity.stamp,
+        caveat=identity.caveat,
     )
 
 

@@ -60,9 +60,9 @@ class BankFacts(Record):
         return self.planned - self.rows - self.rejects
 
     @property
-    def stamp(self) -> str:
+    def caveat(self) -> str:
         """What every result that rests on it must say; empty for pretrained weights."""
-        return self.identity.stamp if self.identity else ""
+        return self.identity.caveat if self.identity else ""
 
     def lines(self) -> list[str]:
         """A block for people."""
@@ -83,7 +83,7 @@ class BankFacts(Record):
             f"encoder: {identity.model}, {weights}, {identity.precision}, {identity.dim}-d, raw",
             f"preprocess: {preprocess}",
             f"digest: {self.digest}",
-        ] + ([f"stamp: {identity.stamp}"] if identity.stamp else [])
+        ] + ([f"caveat: {identity.caveat}"] if identity.caveat else [])
 
 
 _NO_ENCODER = "encoder: none yet; nothing was extracted"

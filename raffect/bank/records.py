@@ -1,6 +1,6 @@
 """The JSON files of a bank: ``bank.json``, who made its vectors, and ``commits/*.json``, its shards.
 
-Their bytes are part of the bank's promise, since its digest covers them: they stay as they are.
+Their bytes are part of the bank's promise, since its digest covers them: written once, they stay as they are.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len, MinLen
 
 from raffect.errors import RaffectError
-from raffect.storage.records import Record
+from raffect.storage.records import Record, parse_object
 
 FORMAT = 1
 MOST_DIM = 65_536
@@ -34,7 +34,7 @@ class Identity(Record):
         precision: Arithmetic of the encoder; vectors are stored as float16 either way.
         dim: Length of a vector, 1 to 65,536.
         normalised: Always false: vectors are stored raw and normalised at use.
-        stamp: What every table that rests on the bank must say; empty for pretrained weights.
+        caveat: What every table that rests on the bank must say; empty for pretrained weights.
     """
 
     model: Text
@@ -44,7 +44,7 @@ class Identity(Record):
     precision: Literal["float16", "bfloat16", "float32"]
     dim: Annotated[int, Ge(1), Le(MOST_DIM)]
     normalised: Literal[False] = False
-    stamp: str = ""
+    caveat: str = ""
 
     def differences(self, other: Identity) -> list[str]:
         """One line per compared field that differs from ``other``."""
@@ -120,7 +120,15 @@ def parse_identity(content: bytes, file: Path) -> Identity:
         RaffectError: If they are damaged, or of another format.
     """
     remedy = "restore it from a backup or extract into a new bank"
-    return BankFile.from_json(content, file, remedy).identity
+    found = parse_object(content, file, remedy)
+    return BankFile.from_json(found | {"identity": in_todays_words(found.get("identity"))}, file, remedy).identity
+
+
+def in_todays_words(identity: Any) -> Any:
+    """An identity as raffect of November 2026 wrote it: its caveat was called ``stamp``."""
+    if not isinstance(identity, dict) or "stamp" not in identity:
+        return identity
+    return {("caveat" if name == "stamp" else name): value for name, value in identity.items()}
 
 
 def parse_commit(name: str, content: bytes) -> Commit | None:

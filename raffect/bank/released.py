@@ -29,7 +29,7 @@ from raffect.storage.tables import read_metadata, write_table
 SPLITS = {"train_features": "train", "val_features": "validation", "test_features": "test"}
 # What the released code did: OpenAI's clip, float16, not normalised. Its tensors were never seen, so they have no fingerprint.
 IDENTITY = dict(
-    model="ViT-L-14-quickgelu", weights_sha256="imported", weights="openai (imported, not verified)", precision="float16", stamp="imported features",
+    model="ViT-L-14-quickgelu", weights_sha256="imported", weights="openai (imported, not verified)", precision="float16", caveat="imported features",
     preprocess={"size": 224, "mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711], "interpolation": "bicubic", "resize_mode": "shortest"},
 )  # fmt: skip
 
@@ -50,7 +50,7 @@ class ImportReport:
         written: Those that are in the bank since this run.
         kept: Those that were there already.
         differing: Those of them that the bank has with other features.
-        stamp: What every result that rests on the bank must say.
+        caveat: What every result that rests on the bank must say.
     """
 
     bank: Path
@@ -61,7 +61,7 @@ class ImportReport:
     written: int
     kept: int
     differing: int
-    stamp: str
+    caveat: str
 
     @property
     def waiting(self) -> int:
@@ -77,7 +77,7 @@ class ImportReport:
             out.append(f"kept: {self.kept:,} were there already{differ if self.differing else ''}")
         if self.waiting:
             out.append(f"waiting: {self.waiting:,} share a shard with frames that are planned and not listed here; import those as well")
-        return [*out, f"stamp: {self.stamp} (encoder taken on trust)"]
+        return [*out, f"caveat: {self.caveat} (encoder taken on trust)"]
 
 
 def import_released(config: BankImportConfig) -> ImportReport:
@@ -115,7 +115,7 @@ def import_released(config: BankImportConfig) -> ImportReport:
         written=written,
         kept=kept,
         differing=differing,
-        stamp=identity.stamp,
+        caveat=identity.caveat,
     )
 
 

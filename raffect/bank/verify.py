@@ -20,7 +20,7 @@ QUIET_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verification:
     """What `verify` found.
 
     Attributes:
@@ -55,7 +55,7 @@ class Verdict:
         return self.sound and self.rows + self.rejects == self.planned
 
 
-def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int], None] = lambda n: None) -> Verdict:
+def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int], None] = lambda n: None) -> Verification:
     """Read every byte of a bank and check it against its plan, its commits and maybe a manifest.
 
     Args:
@@ -76,7 +76,7 @@ def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int
         problems.append("bank.json is missing although shards are committed")
     problems += shards.problems
     problems += [f"{shard:06d}: committed but not planned" for shard in commits if shard >= plan.num_shards]
-    return Verdict(
+    return Verification(
         planned=len(plan.table),
         rows=sum(commits[shard].rows for shard in shards.sound),
         rejects=sum(commits[shard].rejects for shard in shards.sound),

@@ -59,7 +59,7 @@ def read_bytes(root: str, path: str) -> bytes:
         raise BadFrame(str(error)) from None
     except OSError as error:
         if error.errno not in _FRAME_FAULTS or not os.path.isdir(root):
-            raise RaffectError(f"{root}: image root cannot be read ({error.strerror}); mount it or mend the disk, then run the same command again") from error
+            raise RaffectError(f"{root}: image root cannot be read ({error.strerror}); mount it or fix the disk, then run the same command again") from error
         raise BadFrame(f"cannot be read: {error.strerror}") from None
     if not content:
         raise BadFrame("empty file")

@@ -160,7 +160,7 @@ class WeightsReport:
         dim: Length of a vector.
         load_s: Seconds to load them.
         fingerprint: SHA-256 of the loaded image tower, as a bank's identity has it.
-        stamp: What every result that rests on them must say; empty for pretrained weights.
+        caveat: What every result that rests on them must say; empty for pretrained weights.
     """
 
     file: Path | None
@@ -171,7 +171,7 @@ class WeightsReport:
     dim: int
     load_s: float
     fingerprint: str
-    stamp: str
+    caveat: str
 
     def lines(self) -> list[str]:
         """A report for people."""
@@ -183,7 +183,7 @@ class WeightsReport:
         tower = f"{self.num_values:,} values, all finite, {self.dim}-d"
         out.append(f"image tower: {tower}, loaded in {self.load_s:.1f} s")
         out.append(f"fingerprint: {self.fingerprint}")
-        return out + ([f"stamp: {self.stamp}"] if self.stamp else [])
+        return out + ([f"caveat: {self.caveat}"] if self.caveat else [])
 
 
 def verify(config: ModelsVerifyConfig) -> WeightsReport:
@@ -212,7 +212,7 @@ def verify(config: ModelsVerifyConfig) -> WeightsReport:
         dim=encoder.identity.dim,
         load_s=load_s,
         fingerprint=encoder.identity.weights_sha256,
-        stamp=encoder.identity.stamp,
+        caveat=encoder.identity.caveat,
     )
 
 

@@ -146,7 +146,7 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
     preprocess = _read_preprocess(model)
     identity = Identity(
         model=source.model, weights_sha256=fingerprint(model.visual), weights=source.name, preprocess=preprocess.as_dict(),
-        precision=precision, dim=_output_dim(model, preprocess.size), stamp=source.stamp,
+        precision=precision, dim=_output_dim(model, preprocess.size), caveat=source.caveat,
     )  # fmt: skip
     if device.type == "cuda":
         fuse_patches(fuse_gelu(model.visual))

@@ -25,8 +25,8 @@ from raffect.errors import RaffectError
 from raffect.storage.records import parse_object
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
-EMBEDDED_STAMP = "embedded encoder, drawn faces"
-RANDOM_STAMP = "random weights"
+EMBEDDED_CAVEAT = "embedded encoder, drawn faces"
+RANDOM_CAVEAT = "random weights"
 SUFFIXES = (".safetensors", ".pt", ".bin", ".pth")
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 _HF_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -41,7 +41,7 @@ class Source:
         name: How they were asked for, without folders.
         file: Their file; None for random weights.
         seed: Seed of random weights.
-        stamp: What every result that rests on them must say; empty for pretrained ones.
+        caveat: What every result that rests on them must say; empty for pretrained ones.
         quick_gelu: Activation they were trained with, where known.
         preprocess: What their tag says about mean, std, interpolation and resize mode.
     """
@@ -50,7 +50,7 @@ class Source:
     name: str
     file: Path | None = None
     seed: int | None = None
-    stamp: str = ""
+    caveat: str = ""
     quick_gelu: bool | None = None
     preprocess: dict[str, Any] = field(default_factory=dict)
 
@@ -131,11 +131,11 @@ def _find(config: EncoderConfig) -> Source:
         seed = weights.partition(":")[2]
         if not (seed.isascii() and seed.isdigit()):
             raise RaffectError(f"--encoder.weights {weights}: expected random:SEED with a whole number, e.g. random:0")
-        return Source(model, weights, seed=int(seed), stamp=RANDOM_STAMP)
+        return Source(model, weights, seed=int(seed), caveat=RANDOM_CAVEAT)
     if weights == "embedded":
         if model != EMBEDDED_MODEL:
             raise RaffectError(f"--encoder.weights embedded belongs to --encoder.model {EMBEDDED_MODEL}, not to {model}")
-        return Source(model, weights, file=find_tag_file(model, "embedded"), stamp=EMBEDDED_STAMP)
+        return Source(model, weights, file=find_tag_file(model, "embedded"), caveat=EMBEDDED_CAVEAT)
     if Path(weights).suffix in SUFFIXES or os.sep in weights:
         return _from_file(model, Path(weights))
     tags = list_tags(model)
@@ -159,7 +159,7 @@ def _from_file(model: str, file: Path) -> Source:
     if not file.is_file():
         raise RaffectError(f"--encoder.weights {file}: no such file; expected a .safetensors, a PyTorch state dict or OpenAI's .pt")
     if model == EMBEDDED_MODEL:
-        return Source(model, file.name, file=file, stamp=EMBEDDED_STAMP)
+        return Source(model, file.name, file=file, caveat=EMBEDDED_CAVEAT)
     tags = list_tags(model)
     openai = is_torchscript(file) or "openai" in file.name.lower()
     named = "openai" if openai else file.stem.partition("--")[2]

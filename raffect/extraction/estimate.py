@@ -33,7 +33,7 @@ class Estimate:
         precision: Its arithmetic here.
         dim: Length of a vector.
         device: Where it was probed.
-        stamp: What results would have to say; empty for pretrained weights.
+        caveat: What results would have to say; empty for pretrained weights.
         reader_frames_per_s: One reading task.
         encoder_frames_per_s: The encoders of this machine.
         sampled: Frames that were read for the probe.
@@ -50,7 +50,7 @@ class Estimate:
     precision: str
     dim: int
     device: str
-    stamp: str
+    caveat: str
     reader_frames_per_s: float
     encoder_frames_per_s: float
     sampled: int
@@ -70,10 +70,10 @@ class Estimate:
     def lines(self) -> list[str]:
         """A block for people."""
         half = f", {format_seconds(self.encode_s / 2)} on two like it" if self.encode_s > 3600 else ""
-        stamp = f" [{self.stamp}]" if self.stamp else ""
+        caveat = f" [{self.caveat}]" if self.caveat else ""
         return [
             f"would encode {self.frames:,} of {self.listed:,} frames in shards of {self.shard_rows} into {self.bank}",
-            f"encoder: {self.model}, {self.weights}, {self.precision}, {self.dim}-d, on {self.device}{stamp}",
+            f"encoder: {self.model}, {self.weights}, {self.precision}, {self.dim}-d, on {self.device}{caveat}",
             f"size: about {format_bytes(self.size_bytes)}",
             f"probe: one reader {self.reader_frames_per_s:,.0f} frames/s "
             f"({self.unreadable} of {self.sampled} sample frames unreadable), "
@@ -118,7 +118,7 @@ def estimate(config: ExtractConfig) -> Estimate:
         precision=identity.precision,
         dim=identity.dim,
         device=str(encoder.device),
-        stamp=identity.stamp,
+        caveat=identity.caveat,
         reader_frames_per_s=reader_frames_per_s,
         encoder_frames_per_s=encoder.probe() * max(1, actors),
         sampled=sample,

@@ -23,7 +23,7 @@ import pyarrow as pa
 from raffect.bank.format import Bank, Plan
 from raffect.config import EMBEDDED_MODEL, ExtractConfig, count_cores
 from raffect.datasets.manifest import is_synthetic_manifest, read_manifest
-from raffect.encoders.weights import EMBEDDED_STAMP, Source, read_model_config, resolve
+from raffect.encoders.weights import EMBEDDED_CAVEAT, Source, read_model_config, resolve
 from raffect.errors import RaffectError
 from raffect.extraction.notes import ShardStats, read_notes
 from raffect.extraction.steps import EncodeShard, Geometry, LoadEncoder, commit_shard, read_shard, to_item
@@ -34,7 +34,7 @@ from raffect.ray_session import cluster_gpus, configure_data, explain_stop, ray_
 from raffect.storage.atomic import write_atomic
 from raffect.storage.keys import Vocabulary, encode_video, positions
 
-WAVE = 16_384
+SHARDS_PER_WAVE = 16_384
 """Shards of one dataset, 33 million frames. Each costs the driver 1 ms and 5 kB before the first one moves and some more until
 the last one is done, whatever comes after it; a new wave costs loading the encoders again."""
 
@@ -106,7 +106,7 @@ def check_embedded(config: ExtractConfig, manifest: pa.Table) -> None:
     if config.encoder.model == EMBEDDED_MODEL and not config.encoder.weights.startswith("random") and not is_synthetic_manifest(manifest) and not config.allow_embedded:
         raise RaffectError(
             f"{config.manifest} lists images that raffect did not draw, and the embedded encoder has never seen a photograph; "
-            f"choose a real encoder (`raffect models list`), or pass --allow-embedded to try it all the same (results are stamped {EMBEDDED_STAMP!r})"
+            f"choose a real encoder (`raffect models list`), or pass --allow-embedded to try it all the same (results are labelled {EMBEDDED_CAVEAT!r})"
         )
 
 
@@ -208,8 +208,8 @@ def _iter_stats(config: ExtractConfig, bank: Bank, todo: list[int], manifest: pa
     """What was committed, shard after shard and wave after wave."""
     vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
     where = positions(vocabulary.keys(bank.plan.table), vocabulary.keys(manifest))
-    for start in range(0, len(todo), WAVE):
-        items = list(iter_items(bank.plan, todo[start : start + WAVE], manifest, where))
+    for start in range(0, len(todo), SHARDS_PER_WAVE):
+        items = list(iter_items(bank.plan, todo[start : start + SHARDS_PER_WAVE], manifest, where))
         yield from _build_dataset(config, bank, items, load, geometry, placement).iter_rows()
 
 

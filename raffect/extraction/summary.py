@@ -37,7 +37,7 @@ class ExtractSummary(Record):
         seconds_per_frame: Wall seconds a frame and worker by step: read, decode, wait (of an
             encoder for frames), encode, commit; and feed_cpu, CPU seconds of all but encoding.
         reasons: Why frames of the bank were rejected -> how many.
-        stamp: What every result that rests on this bank must say; empty for pretrained weights.
+        caveat: What every result that rests on this bank must say; empty for pretrained weights.
         notes: What else is worth knowing.
     """
 
@@ -57,7 +57,7 @@ class ExtractSummary(Record):
     bytes_written: int = 0
     seconds_per_frame: Mapping[str, float] = field(default_factory=dict)
     reasons: Mapping[str, int] = field(default_factory=dict)
-    stamp: str = ""
+    caveat: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -76,7 +76,7 @@ class ExtractSummary(Record):
         if self.rejects:
             out.append("note: rejects are not read again; after fixing the files run `raffect bank verify --retry-rejects`, then extract")
         out += [f"note: {note}" for note in self.notes]
-        return out + ([f"stamp: {self.stamp}"] if self.stamp else [])
+        return out + ([f"caveat: {self.caveat}"] if self.caveat else [])
 
     def _rate_lines(self) -> list[str]:
         steps = self.seconds_per_frame.items()
@@ -156,7 +156,7 @@ def summarise(bank: Bank, tally: Tally | None = None, wall_s: float = 0.0, encod
         encoders=encoders,
         gpus=gpus,
         reasons={item["values"].as_py(): item["counts"].as_py() for item in reasons},
-        stamp=identity.stamp if identity else "",
+        caveat=identity.caveat if identity else "",
         **({"notes": (note,)} if tally is None else _rates(tally, encoders)),
     )
 

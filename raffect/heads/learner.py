@@ -131,7 +131,7 @@ class Learner:
         loss_P, derivative = self.objective.gradient(outputs, target)
         if self._sharp:
             there = self._climb(derivative)
-            if self.dropout.redraws:
+            if self.dropout.independent:
                 noise = self.dropout.draw(self.counter, second=True)
             outputs = heads.forward(there, batch, noise, update_buffers=False)
             _, derivative = self.objective.gradient(outputs, target)

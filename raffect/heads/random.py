@@ -74,7 +74,7 @@ class Dropout:
     Args:
         seeds: One a head.
         rates: Share that each head drops.
-        redraws: Whether a head takes another mask in SAM's second pass.
+        independent: Whether a head takes another mask in SAM's second pass.
         shape: (B, K): samples of this worker's part of a batch, and factors of a sample.
         rank: Of this worker: its samples come after those of lower ranks.
         device: Where the factors are.
@@ -85,7 +85,7 @@ class Dropout:
         self,
         seeds: Sequence[int],
         rates: Sequence[float],
-        redraws: Sequence[bool],
+        independent: Sequence[bool],
         shape: tuple[int, int],
         rank: int,
         device: torch.device,
@@ -94,8 +94,8 @@ class Dropout:
         self._shape = (len(seeds), *shape)
         size = shape[0] * shape[1]
         self.active = size > 0 and any(rates)
-        redrawn = [bool(redraw and rate) for redraw, rate in zip(redraws, rates, strict=True)]
-        self.redraws = self.active and any(redrawn)
+        both = [bool(own and rate) for own, rate in zip(independent, rates, strict=True)]
+        self.independent = self.active and any(both)
 
         def integers(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
@@ -106,7 +106,7 @@ class Dropout:
         self._threshold = integers([keep_threshold(rate) for rate in rates])[:, None]
         factors = [[1 / (1 - rate)] for rate in rates]
         self._factor = torch.tensor(factors, dtype=dtype, device=device)
-        self._redraw = integers([int(redraw) for redraw in redraws])
+        self._independent = integers([int(own) for own in independent])
         # Written anew in every step.
         rows = (len(seeds), size if self.active else 0)
         self._bits = torch.empty(rows, dtype=torch.int32, device=device)
@@ -121,7 +121,7 @@ class Dropout:
         """
         if not self.active:
             return None
-        number = 2 * step + (self._redraw if second else 0)
+        number = 2 * step + (self._independent if second else 0)
         bits = dropout_bits(self._key, number, self._position, self._bits, self._scratch)
         torch.ge(bits, self._threshold, out=self._kept)
         return torch.mul(self._kept, self._factor, out=self._scale).view(self._shape)

@@ -218,7 +218,7 @@ def _describe(
         encoders=(identity,),
         edition=metadata.get("edition", ""),
         synthetic=synthetic,
-        caveat=identity.stamp or ("drawn faces" if synthetic else ""),
+        caveat=identity.caveat or ("drawn faces" if synthetic else ""),
         published=published,
         splits={
             name: SplitFacts(frames=len(index), groups=len(index.groups), **asdict(index.missing))

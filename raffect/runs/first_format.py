@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from raffect.bank.records import in_todays_words
 from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.errors import RaffectError
 from raffect.heads.first_format import SNAPSHOTS, nest_recipe, read_chance, read_score, read_split
@@ -49,7 +50,7 @@ def read_run(content: dict[str, Any], where: Path) -> RunRecord:
                     "synthetic",
                 )
             },
-            "encoders": [data["encoder"]],
+            "encoders": [in_todays_words(data["encoder"])],
             "caveat": data["stamp"],
             "published": data.get("published", {}),
             "splits": {

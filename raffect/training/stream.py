@@ -125,7 +125,7 @@ class RayStream:
 
 
 def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
-    """One window's rows, in the order of its shards, as one cell. What another attempt would not mend travels as data: Ray would wrap it in pages of its own."""
+    """One window's rows, in the order of its shards, as one cell. What another attempt would not fix travels as data: Ray would wrap it in pages of its own."""
     item: dict[str, Any] = batch.to_pylist()[0]
     rows = np.frombuffer(item["rows"], np.int64)
     out = np.empty((len(rows), dim), np.float16)

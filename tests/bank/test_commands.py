@@ -114,7 +114,7 @@ def test_released_features_come_back_joined_by_video_and_frame(tmp_path, task):
             feature, label = truth[split][out.videos[out.video[row]], int(out.frame[row])]
             assert np.array_equal(out.x[row], feature)
             assert np.array_equal(out.y[row], np.atleast_1d(label))
-    assert bank.read_identity().stamp == "imported features"
+    assert bank.read_identity().caveat == "imported features"
 
 
 def test_importing_twice_or_after_a_stop_changes_nothing(tmp_path):

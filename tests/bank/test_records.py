@@ -117,7 +117,7 @@ def test_a_record_that_is_not_json_is_named_by_verify_and_encoded_again(tmp_path
 
 
 def test_identities_compare_by_what_makes_vectors():
-    assert IDENTITY.differences(replace(IDENTITY, weights="other name", stamp="x")) == []
+    assert IDENTITY.differences(replace(IDENTITY, weights="other name", caveat="x")) == []
     other = replace(IDENTITY, preprocess={"size": 5}, dim=7)
     assert [line.partition(":")[0] for line in IDENTITY.differences(other)] == ["preprocess", "dim"]
 

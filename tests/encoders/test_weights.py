@@ -8,7 +8,7 @@ import open_clip
 import pytest
 
 from raffect.config import EncoderConfig
-from raffect.encoders.weights import EMBEDDED_STAMP, RANDOM_STAMP, get_tag_config, list_tags, model_configs, read_model_config, resolve, weights_folder
+from raffect.encoders.weights import EMBEDDED_CAVEAT, RANDOM_CAVEAT, get_tag_config, list_tags, model_configs, read_model_config, resolve, weights_folder
 from raffect.errors import RaffectError
 
 
@@ -52,7 +52,7 @@ def test_a_tag_is_found_in_our_folder_and_carries_its_preprocess():
     assert source.file == file
     assert tuple(source.preprocess["mean"]) == (0.5, 0.5, 0.5)
     assert source.preprocess["resize_mode"] == "squash"
-    assert source.stamp == ""
+    assert source.caveat == ""
 
 
 def test_a_tag_is_found_where_open_clip_and_the_hub_keep_it(tmp_path):
@@ -95,8 +95,8 @@ def test_plain_weights_in_a_quickgelu_model_are_not_offered():
 
 
 def test_stamps():
-    assert resolve(EncoderConfig(model="RN50", weights="random:7")).stamp == RANDOM_STAMP
-    assert resolve(EncoderConfig(model="raffect-faces", weights="embedded")).stamp == EMBEDDED_STAMP
+    assert resolve(EncoderConfig(model="RN50", weights="random:7")).caveat == RANDOM_CAVEAT
+    assert resolve(EncoderConfig(model="raffect-faces", weights="embedded")).caveat == EMBEDDED_CAVEAT
 
 
 @pytest.mark.parametrize(

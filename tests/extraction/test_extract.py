@@ -48,7 +48,7 @@ def bank(config, local_ray) -> Bank:
     first = extract(replace(config, limit=150))
     assert (first.shards_done, first.encoded) == (2, 200)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raffect.extraction.extract.WAVE", 3)
+        patch.setattr("raffect.extraction.extract.SHARDS_PER_WAVE", 3)
         second = extract(config)
     assert second.shards_done - first.shards_done > 3
     assert second.encoded == second.planned - 200
@@ -73,7 +73,7 @@ def test_features_are_the_encoders_own_in_the_order_of_the_manifest(bank, config
 def test_the_bank_proves_itself_and_says_what_it_rests_on(bank, config):
     report = check(BankVerifyConfig(bank=config.bank, manifest=config.manifest))
     assert report.ok, report.lines()
-    assert bank.read_identity().stamp == "embedded encoder, drawn faces"
+    assert bank.read_identity().caveat == "embedded encoder, drawn faces"
     runs = [json.loads(file.read_text()) for file in sorted((config.bank / "runs").glob("*.json"))]
     assert len(runs) == 2
     assert {"versions", "git_commit", "command", "machine"} <= set(runs[0]["run"])

@@ -14,7 +14,7 @@ import raffect
 from raffect.bank.commands import check, info
 from raffect.bank.export import export
 from raffect.bank.inspect import BankFacts
-from raffect.bank.verify import Verdict
+from raffect.bank.verify import Verification
 from raffect.cli import main
 from raffect.config import (
     BankExportConfig,
@@ -148,7 +148,7 @@ def test_verify_says_ok_as_its_exit_status_does(bank, capsys):
     found = check(BankVerifyConfig(bank=bank.path))
     assert found.ok
     assert is_frozen(found)
-    assert isinstance(found, Verdict)
+    assert isinstance(found, Verification)
     assert found.rows + found.rejects == found.planned == 33
     assert printed(capsys, words) == found.lines()
     bank.shard_path(0).write_bytes(b"x")

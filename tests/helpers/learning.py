@@ -13,7 +13,7 @@ from raffect.datasets.affwild2.tasks import AU
 from raffect.storage.tables import write_table
 
 DIM = 24
-IDENTITY = Identity(model="m", weights_sha256="a" * 64, weights="random:0", preprocess={"size": 4}, precision="float32", dim=DIM, stamp="made by a test")
+IDENTITY = Identity(model="m", weights_sha256="a" * 64, weights="random:0", preprocess={"size": 4}, precision="float32", dim=DIM, caveat="made by a test")
 LEARN = ["--loss.alpha", "1", "--optim.lr", "0.01", "--head.dropout", "0", "--epochs", "10"]
 FAST = ["--epochs", "3", "--head.width", "16", "--head.depth", "2", "--device", "cpu"]
 

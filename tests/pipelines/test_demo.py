@@ -14,7 +14,7 @@ def test_the_demo_shows_that_features_carry_the_signal(tmp_path, local_ray, caps
     assert max(row["scores"]["last"]["mean"] for row in sweep["settings"]) > 3 * sweep["trivial"]["macro_f1"]
     assert run["scores"]["last"]["mean"] > run["trivial"]["macro_f1"]
     assert len(sweep["settings"]) == 7
-    assert "stamp: embedded encoder, drawn faces" in text
+    assert "caveat: embedded encoder, drawn faces" in text
     assert "sound and complete" in text
     for name in ("report.html", "report.md", "plots/expr-alpha-alpha.png", "plots/expr-alpha-alpha.csv", "plots/au-classes.png"):
         assert (out / name).stat().st_size > 0

@@ -1,4 +1,4 @@
-"""`raffect doctor` and `raffect models`: every failing line says how to mend it."""
+"""`raffect doctor` and `raffect models`: every failing line says how to fix it."""
 
 import hashlib
 import shutil
@@ -68,7 +68,7 @@ def test_models_lists_what_is_here():
 def test_models_verify_prints_the_fingerprint():
     text = "\n".join(models.verify(ModelsVerifyConfig(encoder=EMBEDDED)).lines())
     assert "all finite" in text
-    assert "stamp: embedded encoder" in text
+    assert "caveat: embedded encoder" in text
 
 
 def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ def data(tmp_path_factory) -> Path:
     folder, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
     video, frame = np.repeat([f"v{k:02d}" for k in range(12)], 40), np.tile(np.arange(1, 41), 12).astype(np.int32)
     x = rng.normal(size=(len(video), DIM)).astype(np.float16)
-    bank, identity = Bank(folder / "bank"), replace(IDENTITY, dim=DIM, stamp="made by a test")
+    bank, identity = Bank(folder / "bank"), replace(IDENTITY, dim=DIM, caveat="made by a test")
     plan = bank.extend_plan(pa.table({"video": video, "frame": frame}), 64)
     bank.claim(identity)
     for shard in range(plan.num_shards):
