@@ -33,10 +33,16 @@ VIDEO_ROWS, SHARD_ROWS = 4000, 2048
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--samples", type=int, default=2000, help="rows that are read one at a time")
-    parser.add_argument("--folder", type=Path, default=None, help="where to write; a temporary folder by default")
+    parser.add_argument(
+        "--samples", type=int, default=2000, help="rows that are read one at a time"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where to write; a temporary folder by default"
+    )
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="raffect-bank-", dir=args.folder))
     block = np.random.default_rng(0).normal(size=(SHARD_ROWS, DIM)).astype(np.float16)
@@ -51,7 +57,10 @@ def main() -> None:
 
 def compare_bank(folder: Path, rows: int, block: np.ndarray) -> None:
     """Write, read with labels, verify."""
-    video = pa.DictionaryArray.from_arrays((np.arange(rows) // VIDEO_ROWS).astype(np.int32), pa.array([f"video{k:05d}" for k in range(rows // VIDEO_ROWS + 1)]))
+    video = pa.DictionaryArray.from_arrays(
+        (np.arange(rows) // VIDEO_ROWS).astype(np.int32),
+        pa.array([f"video{k:05d}" for k in range(rows // VIDEO_ROWS + 1)]),
+    )
     frame = (np.arange(rows) % VIDEO_ROWS + 1).astype(np.int32)
     bank = Bank(folder / "bank")
     start = time.perf_counter()
@@ -64,8 +73,21 @@ def compare_bank(folder: Path, rows: int, block: np.ndarray) -> None:
         bank.commit(shard, keys, block[: len(keys)], {}, IDENTITY)
     report("bank: write, with SHA-256 and fsync", rows, start)
     expression = np.random.default_rng(1).integers(0, 8, rows).astype(np.int8)
-    labels = pa.table({"video": video, "frame": frame, "split": pa.array(["train"] * rows), "expression": expression})
-    sparse = labels.set_column(3, "expression", pa.array(np.where(np.random.default_rng(2).random(rows) < 0.05, -1, expression).astype(np.int8)))
+    labels = pa.table(
+        {
+            "video": video,
+            "frame": frame,
+            "split": pa.array(["train"] * rows),
+            "expression": expression,
+        }
+    )
+    sparse = labels.set_column(
+        3,
+        "expression",
+        pa.array(
+            np.where(np.random.default_rng(2).random(rows) < 0.05, -1, expression).astype(np.int8)
+        ),
+    )
     for name, table, options in (
         ("bank: read with labels, first (fresh pages)", labels, {}),
         ("bank: read with labels", labels, {}),
@@ -107,13 +129,17 @@ def compare_files(folder: Path, rows: int, block: np.ndarray, samples: int) -> N
                 file["x"][index]
 
     def write_npy():
-        out = np.lib.format.open_memmap(path.with_suffix(".npy"), mode="w+", dtype=np.float16, shape=(rows, DIM))
+        out = np.lib.format.open_memmap(
+            path.with_suffix(".npy"), mode="w+", dtype=np.float16, shape=(rows, DIM)
+        )
         for k, size in enumerate(sizes):
             out[k * SHARD_ROWS : k * SHARD_ROWS + size] = block[:size]
         out.flush()
 
     def lists(size: int) -> pa.Table:
-        return pa.table({"x": pa.FixedSizeListArray.from_arrays(pa.array(block[:size].reshape(-1)), DIM)})
+        return pa.table(
+            {"x": pa.FixedSizeListArray.from_arrays(pa.array(block[:size].reshape(-1)), DIM)}
+        )
 
     def write_lists():
         with pq.ParquetWriter(path.with_suffix(".parquet"), lists(1).schema) as writer:
@@ -122,9 +148,18 @@ def compare_files(folder: Path, rows: int, block: np.ndarray, samples: int) -> N
 
     def read_lists():
         column = pq.read_table(path.with_suffix(".parquet"))["x"]
-        return np.concatenate([chunk.values.to_numpy(zero_copy_only=False).reshape(-1, DIM) for chunk in column.chunks])
+        return np.concatenate(
+            [
+                chunk.values.to_numpy(zero_copy_only=False).reshape(-1, DIM)
+                for chunk in column.chunks
+            ]
+        )
 
-    pairs = {"HDF5": (write_hdf5, read_hdf5), "one .npy": (write_npy, lambda: np.load(path.with_suffix(".npy"))), "Parquet, lists of float16": (write_lists, read_lists)}
+    pairs = {
+        "HDF5": (write_hdf5, read_hdf5),
+        "one .npy": (write_npy, lambda: np.load(path.with_suffix(".npy"))),
+        "Parquet, lists of float16": (write_lists, read_lists),
+    }
     try:
         lance = importlib.import_module("lance")
     except ImportError:
@@ -132,15 +167,32 @@ def compare_files(folder: Path, rows: int, block: np.ndarray, samples: int) -> N
     else:
         schema = lists(1).schema
         pairs["Lance"] = (
-            lambda: lance.write_dataset(pa.RecordBatchReader.from_batches(schema, (batch for size in sizes for batch in lists(size).to_batches())), str(path) + ".lance"),
-            lambda: np.concatenate([batch["x"].values.to_numpy(zero_copy_only=False).reshape(-1, DIM) for batch in lance.dataset(str(path) + ".lance").to_batches()]),
+            lambda: lance.write_dataset(
+                pa.RecordBatchReader.from_batches(
+                    schema, (batch for size in sizes for batch in lists(size).to_batches())
+                ),
+                str(path) + ".lance",
+            ),
+            lambda: np.concatenate(
+                [
+                    batch["x"].values.to_numpy(zero_copy_only=False).reshape(-1, DIM)
+                    for batch in lance.dataset(str(path) + ".lance").to_batches()
+                ]
+            ),
         )
     for name, (write, read) in pairs.items():
-        for verb, work in (("write", write), ("read whole, first (fresh pages)", read), ("read whole", read)):
+        for verb, work in (
+            ("write", write),
+            ("read whole, first (fresh pages)", read),
+            ("read whole", read),
+        ):
             start = time.perf_counter()
             out = work()
             report(f"{name}: {verb}", rows, start)
-            assert not isinstance(out, np.ndarray) or (out.shape == (rows, DIM) and (out[:SHARD_ROWS] == block[: min(rows, SHARD_ROWS)]).all())
+            assert not isinstance(out, np.ndarray) or (
+                out.shape == (rows, DIM)
+                and (out[:SHARD_ROWS] == block[: min(rows, SHARD_ROWS)]).all()
+            )
             del out
     start = time.perf_counter()
     sample_hdf5()

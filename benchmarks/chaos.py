@@ -39,7 +39,11 @@ from chaos_nodes import ROOT, Nodes, choose_package, probe
 from processes import CpuWatch, tree
 
 HUNG_S = 300
-BY_ITSELF, RERUN, UNKNOWN = OUTCOMES = ("the run went on by itself", "it took a rerun", "the driver was killed as well")
+BY_ITSELF, RERUN, UNKNOWN = OUTCOMES = (
+    "the run went on by itself",
+    "it took a rerun",
+    "the driver was killed as well",
+)
 
 
 @dataclass
@@ -59,7 +63,15 @@ class Tally:
 class Chaos:
     """Runs a job and kills what belongs to it."""
 
-    def __init__(self, job: Any, nodes: Nodes, folder: Path, rng: random.Random, victims: list[str], kills_a_folder: float = math.inf) -> None:
+    def __init__(
+        self,
+        job: Any,
+        nodes: Nodes,
+        folder: Path,
+        rng: random.Random,
+        victims: list[str],
+        kills_a_folder: float = math.inf,
+    ) -> None:
         self.job, self.nodes, self.folder, self.rng, self.victims = job, nodes, folder, rng, victims
         self.tally, self.begin, self.kills_a_folder = Tally(), time.monotonic(), kills_a_folder
         self.start_s, self.span_s, self.folder_kills = 0.0, 0.0, 0
@@ -74,7 +86,9 @@ class Chaos:
         self._wait(process, out)
         self.span_s = time.monotonic() - clock - self.start_s
         if process.returncode:
-            raise SystemExit(f"the undisturbed run failed with status {process.returncode}:\n{self.log.read_text()}")
+            raise SystemExit(
+                f"the undisturbed run failed with status {process.returncode}:\n{self.log.read_text()}"
+            )
         self.job.learn(out)
 
     def disturb(self, until: Callable[[], bool]) -> None:
@@ -86,7 +100,13 @@ class Chaos:
             found = self.job.check(out)
             self.tally.broken += found
             self.tally.finished += 1
-            self.say(f"finished {out.name}: " + (", ".join(f"{name} {count}" for name, count in found.items() if count) or "as undisturbed"))
+            self.say(
+                f"finished {out.name}: "
+                + (
+                    ", ".join(f"{name} {count}" for name, count in found.items() if count)
+                    or "as undisturbed"
+                )
+            )
             shutil.rmtree(out)
 
     def say(self, line: str) -> None:
@@ -105,16 +125,25 @@ class Chaos:
         self.tally.runs += 1
         while self.victims and process.poll() is None and self.folder_kills < self.kills_a_folder:
             victim = self.victims[0]
-            in_start = victim == "driver" and self.rng.random() < 0.2  # a driver may also die before it has begun
+            in_start = (
+                victim == "driver" and self.rng.random() < 0.2
+            )  # a driver may also die before it has begun
             if not in_start:
                 self._wait(process, out, begun, seen)
             # Uniform over the work that is left, not over seconds: others make this machine faster and slower while we are at it.
-            target, jitter_s = self.rng.random(), self.rng.random() * (self.start_s if in_start else self.span_s * self.job.step)
-            target = 0.0 if in_start else target + (1 - target) * self.job.reached(out) - self.job.step
+            target, jitter_s = (
+                self.rng.random(),
+                self.rng.random() * (self.start_s if in_start else self.span_s * self.job.step),
+            )
+            target = (
+                0.0 if in_start else target + (1 - target) * self.job.reached(out) - self.job.step
+            )
             self._wait(process, out, lambda: self.job.reached(out) >= target, seen)  # noqa: B023
             moment = time.monotonic() + jitter_s
             self._wait(process, out, lambda: time.monotonic() > moment, seen)  # noqa: B023
-            if process.poll() is not None or self.job.reached(out) >= 1:  # a kill that can harm nothing proves nothing
+            if (
+                process.poll() is not None or self.job.reached(out) >= 1
+            ):  # a kill that can harm nothing proves nothing
                 self.tally.missed += 1
                 break
             if not self._kill(victim, process, out):
@@ -132,22 +161,34 @@ class Chaos:
 
     def _judge(self, status: int, hits: list[str]) -> bool:
         """Count what became of a run that has ended, for each kill in it."""
-        if status and hits[-1:] == ["driver"]:  # whether the run would have got over the kills before this one, nobody knows
-            self.tally.outcomes.update([f"{victim} {UNKNOWN}" for victim in hits[:-1]] + [f"driver {RERUN}"])
+        if status and hits[-1:] == [
+            "driver"
+        ]:  # whether the run would have got over the kills before this one, nobody knows
+            self.tally.outcomes.update(
+                [f"{victim} {UNKNOWN}" for victim in hits[:-1]] + [f"driver {RERUN}"]
+            )
             return False
         self.tally.outcomes.update(f"{victim} {RERUN if status else BY_ITSELF}" for victim in hits)
         if status == 0:
             return True
         lines = self.log.read_text().strip().splitlines() or ["nothing"]
-        clear = not any("Traceback" in line for line in lines) and lines[-1].startswith(f"raffect {type(self.job).__name__.lower()}: ")
+        clear = not any("Traceback" in line for line in lines) and lines[-1].startswith(
+            f"raffect {type(self.job).__name__.lower()}: "
+        )
         self.tally.broken["runs that failed without one clear line"] += not clear
-        self.say(f"the run failed with status {status}: " + (lines[-1][:300] if clear else "\n".join(lines[-60:])))
+        self.say(
+            f"the run failed with status {status}: "
+            + (lines[-1][:300] if clear else "\n".join(lines[-60:]))
+        )
         return False
 
     def _kill(self, victim: str, process: subprocess.Popen, out: Path) -> bool:
         """Kill one of a kind; False if none was there."""
         workers = self.nodes.workers()
-        alive = {kind: [worker for worker in workers if re.search(pattern, worker[1])] for kind, pattern in self.job.titles.items()}
+        alive = {
+            kind: [worker for worker in workers if re.search(pattern, worker[1])]
+            for kind, pattern in self.job.titles.items()
+        }
         state = f"{len(self.job.done(out))}/{self.job.size} done; alive: {', '.join(f'{len(found)} {kind}s' for kind, found in alive.items())}, {len(self.nodes)} nodes"
         if victim == "driver":
             name = f"process {process.pid}"
@@ -170,11 +211,24 @@ class Chaos:
         return True
 
     def _start(self, out: Path) -> subprocess.Popen:
-        words = [sys.executable, "-m", "raffect.cli", *self.job.words(out), "--address", self.nodes.address]
+        words = [
+            sys.executable,
+            "-m",
+            "raffect.cli",
+            *self.job.words(out),
+            "--address",
+            self.nodes.address,
+        ]
         with self.log.open("w") as log:
             return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder)
 
-    def _wait(self, process: subprocess.Popen, out: Path, ready: Callable[[], bool] = lambda: False, seen: dict[str, int] | None = None) -> None:
+    def _wait(
+        self,
+        process: subprocess.Popen,
+        out: Path,
+        ready: Callable[[], bool] = lambda: False,
+        seen: dict[str, int] | None = None,
+    ) -> None:
         """Until ``ready``, the end of the process, or HUNG_S without progress; finished members that change are counted on the way."""
         quiet, before = time.monotonic(), 0.0
         while process.poll() is None and not ready():
@@ -195,7 +249,9 @@ class Chaos:
         for name, stamp in self.job.done(out).items():
             if seen.setdefault(name, stamp) != stamp:
                 seen[name] = stamp
-                self.tally.broken["members repeated"] += not isinstance(self.job, Extract)  # a shard may be written twice, by a task that Ray repeats
+                self.tally.broken["members repeated"] += not isinstance(
+                    self.job, Extract
+                )  # a shard may be written twice, by a task that Ray repeats
 
     def _newest(self, out: Path) -> float:
         found = [0.0]
@@ -209,7 +265,9 @@ class Chaos:
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
     """A folder, and nothing left of it and of our processes afterwards, however this ends."""
-    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what loses its parent stays below us, where it is found
+    ctypes.CDLL(None).prctl(
+        36, 1
+    )  # PR_SET_CHILD_SUBREAPER: what loses its parent stays below us, where it is found
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     folder = Path(tempfile.mkdtemp(prefix="rchaos-"))  # short: Ray's sockets lie below it
     try:
@@ -226,26 +284,63 @@ def report(args: argparse.Namespace, chaos: Chaos, wall_s: float, cpu_s: float) 
     tally = chaos.tally
     print(f"\n| victim | kills | {' | '.join(OUTCOMES)} |\n|{'---|' * 5}")
     for victim, count in sorted(tally.kills.items()):
-        print(f"| {victim} | {count} | {' | '.join(str(tally.outcomes[f'{victim} {outcome}']) for outcome in OUTCOMES)} |")
+        print(
+            f"| {victim} | {count} | {' | '.join(str(tally.outcomes[f'{victim} {outcome}']) for outcome in OUTCOMES)} |"
+        )
     facts = {
-        "runs finished and checked": tally.finished, "reruns": tally.reruns, "kills that came too late": tally.missed,
-        "median s to a rerun's first progress": round(statistics.median(tally.rerun_start_s), 1) if tally.rerun_start_s else None,
-        "undisturbed s": round(chaos.start_s + chaos.span_s), "wall s": round(wall_s), "CPU s": round(cpu_s),
-    }  # fmt: skip
-    broken = {name: tally.broken[name] for name in (*chaos.job.columns, "runs that failed without one clear line", "runs that hung")}
-    print("\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in (broken | facts).items()))
-    return {"arguments": vars(args) | {"json": str(args.json)}, "tally": vars(tally), "broken": broken, "facts": facts}
+        "runs finished and checked": tally.finished,
+        "reruns": tally.reruns,
+        "kills that came too late": tally.missed,
+        "median s to a rerun's first progress": round(statistics.median(tally.rerun_start_s), 1)
+        if tally.rerun_start_s
+        else None,
+        "undisturbed s": round(chaos.start_s + chaos.span_s),
+        "wall s": round(wall_s),
+        "CPU s": round(cpu_s),
+    }
+    broken = {
+        name: tally.broken[name]
+        for name in (
+            *chaos.job.columns,
+            "runs that failed without one clear line",
+            "runs that hung",
+        )
+    }
+    print(
+        "\n| | |\n|---|---|\n"
+        + "\n".join(f"| {name} | {value} |" for name, value in (broken | facts).items())
+    )
+    return {
+        "arguments": vars(args) | {"json": str(args.json)},
+        "tally": vars(tally),
+        "broken": broken,
+        "facts": facts,
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("job", choices=("extract", "train", "tune"))
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--victims", nargs="+", choices=("driver", "worker", "actor", "node"), default=None, help="all that the job has by default")
-    parser.add_argument("--frames", type=int, default=None, help="10,000 for extract, 4,000 for the others")
+    parser.add_argument(
+        "--victims",
+        nargs="+",
+        choices=("driver", "worker", "actor", "node"),
+        default=None,
+        help="all that the job has by default",
+    )
+    parser.add_argument(
+        "--frames", type=int, default=None, help="10,000 for extract, 4,000 for the others"
+    )
     parser.add_argument("--nodes", type=int, default=3)
-    parser.add_argument("--naive", action="store_true", help="negative control: extract with a bank that is written in place; stops at the first damage")
+    parser.add_argument(
+        "--naive",
+        action="store_true",
+        help="negative control: extract with a bank that is written in place; stops at the first damage",
+    )
     parser.add_argument("--json", type=Path, default=None, help="write the result there as well")
     args = parser.parse_args()
     args.json = args.json and args.json.absolute()
@@ -258,25 +353,37 @@ def main() -> int:
     with workplace() as folder, CpuWatch(every_s=1) as watch:
         package = choose_package(folder, args.naive)
         (folder / "ray").mkdir()
-        sys.path.insert(0, str(ROOT))  # checks are made by this tree's own code, whatever the drivers run
+        sys.path.insert(
+            0, str(ROOT)
+        )  # checks are made by this tree's own code, whatever the drivers run
         nodes = Nodes(args.nodes, package, folder)
         try:
             os.chdir(folder)  # `python -m` looks for packages in the working folder first
             probe(nodes, package, folder)
-            job = Extract(folder, args.frames or (10_000 if args.job == "extract" else 4_000), args.seed)
+            job = Extract(
+                folder, args.frames or (10_000 if args.job == "extract" else 4_000), args.seed
+            )
             job = job if args.job == "extract" else kinds[args.job](folder, job, nodes.address)
-            chaos = Chaos(job, nodes, folder, rng, victims, 1 if args.naive else math.inf)  # damage is to be seen before the next kill
+            chaos = Chaos(
+                job, nodes, folder, rng, victims, 1 if args.naive else math.inf
+            )  # damage is to be seen before the next kill
             chaos.learn()
-            chaos.say(f"raffect in {package}; undisturbed run: {chaos.start_s:.0f} s to its first progress, {chaos.span_s:.0f} s from there, {job.size} shards or members")
+            chaos.say(
+                f"raffect in {package}; undisturbed run: {chaos.start_s:.0f} s to its first progress, {chaos.span_s:.0f} s from there, {job.size} shards or members"
+            )
             chaos.disturb(lambda: not victims or (args.naive and chaos.tally.broken.total() > 0))
         finally:
             nodes.close()
-    result = report(args, chaos, time.monotonic() - begin, sum(seconds for _, seconds in watch.used.values()))
+    result = report(
+        args, chaos, time.monotonic() - begin, sum(seconds for _, seconds in watch.used.values())
+    )
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     if args.naive:
         found = chaos.tally.broken.total() > 0
-        print(f"\nthe careless bank was {'found out' if found else 'NOT found out'} after {chaos.tally.kills.total()} kills")
+        print(
+            f"\nthe careless bank was {'found out' if found else 'NOT found out'} after {chaos.tally.kills.total()} kills"
+        )
         return int(not found)
     return int(chaos.tally.broken.total() > 0)
 

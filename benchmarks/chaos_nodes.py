@@ -41,14 +41,31 @@ class Nodes:
 
     def __init__(self, num_nodes: int, package: Path, folder: Path) -> None:
         # Before Ray is imported; raylets and workers inherit it. Ray's own folder is ours, so that nobody else finds this cluster by `auto`.
-        os.environ |= {"PYTHONPATH": str(package), "RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "disabled"}
-        os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"}
+        os.environ |= {
+            "PYTHONPATH": str(package),
+            "RAY_TMPDIR": str(folder),
+            "RAY_AUTH_MODE": "disabled",
+        }
+        os.environ |= {
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "120",
+        }
         from ray.cluster_utils import Cluster
 
         self._node = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False}
         # A node that was removed is to be missed within seconds, and no worker is to be started that nobody asked for.
-        settings = {"health_check_initial_delay_ms": 2000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5, "prestart_worker_first_driver": False}
-        self._cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": settings})
+        settings = {
+            "health_check_initial_delay_ms": 2000,
+            "health_check_period_ms": 1000,
+            "health_check_failure_threshold": 5,
+            "prestart_worker_first_driver": False,
+        }
+        self._cluster = Cluster(
+            initialize_head=True,
+            shutdown_at_exit=False,
+            head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": settings},
+        )
         for _ in range(num_nodes):
             self.add()
         self.address = self._cluster.address
@@ -71,7 +88,12 @@ class Nodes:
     def workers(self) -> list[tuple[int, str]]:
         """Ray's workers on all nodes, by process and title."""
         below = [tree(self._pid(node)) for node in self._cluster.list_all_nodes()]
-        return [(pid, title.removeprefix("ray::")) for processes in below for pid, (title, _) in processes.items() if title.startswith("ray::")]
+        return [
+            (pid, title.removeprefix("ray::"))
+            for processes in below
+            for pid, (title, _) in processes.items()
+            if title.startswith("ray::")
+        ]
 
     def __len__(self) -> int:
         return len(self._cluster.worker_nodes)
@@ -97,6 +119,13 @@ def choose_package(folder: Path, naive: bool) -> Path:
 def probe(nodes: Nodes, package: Path, folder: Path) -> None:
     """Drivers and workers must run the code that is to be tried."""
     code = "import ray, raffect, sys; ray.init(address=sys.argv[1], logging_level='ERROR')\nprint(raffect.__file__, ray.get(ray.remote(lambda: __import__('raffect').__file__).remote()))"
-    out = subprocess.run([sys.executable, "-c", code, nodes.address], capture_output=True, text=True, check=False, cwd=folder, timeout=300)
+    out = subprocess.run(
+        [sys.executable, "-c", code, nodes.address],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        timeout=300,
+    )
     if out.stdout.split() != [str(package / "raffect" / "__init__.py")] * 2:
         raise SystemExit(f"driver and worker import {out.stdout}, not {package}\n{out.stderr}")

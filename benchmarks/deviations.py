@@ -42,9 +42,17 @@ VARIANTS = {
     "inverse class weights": {"loss.weighting": "inverse"},
     "effective-number class weights": {"loss.weighting": "effective"},
     "recipe erm: alpha 1, no SAM": {"loss.alpha": 1.0, "sam.rho": 0.0},
-    "recipe weighted: erm + inverse weights": {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "inverse"},
+    "recipe weighted: erm + inverse weights": {
+        "loss.alpha": 1.0,
+        "sam.rho": 0.0,
+        "loss.weighting": "inverse",
+    },
     "erm + logit adjustment 1": {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.logit_adjustment": 1.0},
-    "recipe released": {name: value for name, value in RELEASED.items() if name in ("loss.alpha", "sam.rho", "sam.independent_dropout") or name.startswith("optim.")},
+    "recipe released": {
+        name: value
+        for name, value in RELEASED.items()
+        if name in ("loss.alpha", "sam.rho", "sam.independent_dropout") or name.startswith("optim.")
+    },
 }
 AU_VARIANTS = {
     "paper": {},
@@ -53,13 +61,19 @@ AU_VARIANTS = {
     "rho 0, no SAM": {"sam.rho": 0.0},
     "inverse unit weights": {"loss.weighting": "inverse"},
     "recipe erm: alpha 1, no SAM": {"loss.alpha": 1.0, "sam.rho": 0.0},
-    "recipe weighted: erm + inverse weights": {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "inverse"},
+    "recipe weighted: erm + inverse weights": {
+        "loss.alpha": 1.0,
+        "sam.rho": 0.0,
+        "loss.weighting": "inverse",
+    },
     "recipe released": VARIANTS["recipe released"],
 }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bank", type=Path, required=True)
     parser.add_argument("--labels", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -72,34 +86,78 @@ def main():
 
 
 def study(options, task, variants):
-    config = TrainConfig(task=task, epochs=options.epochs, bank=options.bank, labels=options.labels, out=options.out / task)
-    base = with_settings(plain(config), {name: value for name, value in read_recipe(find_recipe("paper")).items() if name != "epochs"})
+    config = TrainConfig(
+        task=task,
+        epochs=options.epochs,
+        bank=options.bank,
+        labels=options.labels,
+        out=options.out / task,
+    )
+    base = with_settings(
+        plain(config),
+        {
+            name: value
+            for name, value in read_recipe(find_recipe("paper")).items()
+            if name != "epochs"
+        },
+    )
     dataset = open_dataset(config.bank, config.labels, task)
     folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)
-    members = {name: [Member(with_settings(base, {**settings, "seed": seed})) for seed in range(options.seeds)] for name, settings in variants.items()}
+    members = {
+        name: [
+            Member(with_settings(base, {**settings, "seed": seed})) for seed in range(options.seeds)
+        ]
+        for name, settings in variants.items()
+    }
     every = [member for group in members.values() for member in group]
     packs = plan_batches(folder, every, 10, one_seed=False)
-    with Progress(task, sum(count_steps(dataset, pack) for pack in packs), "head-steps") as progress:
+    with Progress(
+        task, sum(count_steps(dataset, pack) for pack in packs), "head-steps"
+    ) as progress:
         for pack in packs:
-            run_batch(config, dataset, folder, pack, on_step=partial(progress.advance, len(pack)), save_heads=False)
+            run_batch(
+                config,
+                dataset,
+                folder,
+                pack,
+                on_step=partial(progress.advance, len(pack)),
+                save_heads=False,
+            )
     report(folder, members, dataset)
 
 
 def report(folder, members, dataset):
-    scores = {name: [folder.read_record(member.id)["scores"] for member in group] for name, group in members.items()}
+    scores = {
+        name: [folder.read_record(member.id)["scores"] for member in group]
+        for name, group in members.items()
+    }
     paper = np.array([score["last"]["macro_f1"] for score in scores["paper"]])
     trivial = folder.read_record(members["paper"][0].id)["trivial"]
     facts = dataset.facts
-    print(f"\n{facts['task'].upper()}: train {facts['train']['frames']:,} frames of {facts['train']['videos']} videos, validation {facts['validation']['frames']:,} of {facts['validation']['videos']}; {len(paper)} seeds; trivial {trivial_text(trivial)}; caveat: {facts['caveat']}\n")  # fmt: skip
-    print("| change | val-last ± sd | against paper ± se | val-best (optimistic) |\n|---|---|---|---|")
+    print(
+        f"\n{facts['task'].upper()}: train {facts['train']['frames']:,} frames of {facts['train']['videos']} videos, validation {facts['validation']['frames']:,} of {facts['validation']['videos']}; {len(paper)} seeds; trivial {trivial_text(trivial)}; caveat: {facts['caveat']}\n"
+    )
+    print(
+        "| change | val-last ± sd | against paper ± se | val-best (optimistic) |\n|---|---|---|---|"
+    )
     for name, found in scores.items():
         if any("last" not in score for score in found):
-            print(f"| {name} | {sum('last' not in score for score in found)} of {len(found)} diverged | - | - |")
+            print(
+                f"| {name} | {sum('last' not in score for score in found)} of {len(found)} diverged | - | - |"
+            )
             continue
-        last, best = (np.array([score[key]["macro_f1"] for score in found]) for key in ("last", "best"))
+        last, best = (
+            np.array([score[key]["macro_f1"] for score in found]) for key in ("last", "best")
+        )
         gap = last - paper
-        against = "-" if name == "paper" else f"{gap.mean():+.3f} ± {gap.std(ddof=1) / len(gap) ** 0.5:.3f}"
-        print(f"| {name} | {short(last.mean())} ± {short(last.std(ddof=1))} | {against} | {short(best.mean())} |")
+        against = (
+            "-"
+            if name == "paper"
+            else f"{gap.mean():+.3f} ± {gap.std(ddof=1) / len(gap) ** 0.5:.3f}"
+        )
+        print(
+            f"| {name} | {short(last.mean())} ± {short(last.std(ddof=1))} | {against} | {short(best.mean())} |"
+        )
 
 
 if __name__ == "__main__":

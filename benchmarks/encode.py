@@ -48,7 +48,10 @@ class Float8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(to_float8(linear.weight), requires_grad=False), linear.bias
+        self.weight, self.bias = (
+            nn.Parameter(to_float8(linear.weight), requires_grad=False),
+            linear.bias,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(to_float8(x), self.weight, self.bias)
@@ -70,9 +73,19 @@ def replace_linears(tower: nn.Module) -> None:
 def build_tower(name: str, config: EncoderConfig, device: torch.device) -> Encoder:
     """raffect's encoder with its tower in one of several builds."""
     torch._dynamo.reset()  # or a second batch size would be compiled for any size
-    encoder = load_encoder(dataclasses.replace(config, precision="bfloat16" if name == "bfloat16" else config.precision), device)
+    encoder = load_encoder(
+        dataclasses.replace(
+            config, precision="bfloat16" if name == "bfloat16" else config.precision
+        ),
+        device,
+    )
     if name.startswith("open_clip"):
-        encoder.tower = build_model(resolve(config)).visual.to(device, getattr(torch, encoder.identity.precision)).eval().requires_grad_(False)
+        encoder.tower = (
+            build_model(resolve(config))
+            .visual.to(device, getattr(torch, encoder.identity.precision))
+            .eval()
+            .requires_grad_(False)
+        )
     if name == "float8":
         replace_linears(encoder.tower)
     if name.endswith("compiled"):
@@ -87,7 +100,11 @@ def flops_of(tower: nn.Module) -> float:
     width, layers = tower.transformer.width, tower.transformer.layers
     patches = tower.grid_size[0] * tower.grid_size[1]
     tokens, pixels = patches + 1, 3 * tower.patch_size[0] * tower.patch_size[1]
-    return layers * (24 * tokens * width**2 + 4 * tokens**2 * width) + 2 * patches * pixels * width + 2 * width * tower.output_dim
+    return (
+        layers * (24 * tokens * width**2 + 4 * tokens**2 * width)
+        + 2 * patches * pixels * width
+        + 2 * width * tower.output_dim
+    )
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -124,7 +141,10 @@ class Files(Dataset):
     """What people write: open, convert, transform."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self.paths, self.transform = paths, image_transform_v2(PreprocessCfg(size=224), is_train=False)
+        self.paths, self.transform = (
+            paths,
+            image_transform_v2(PreprocessCfg(size=224), is_train=False),
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -134,12 +154,22 @@ class Files(Dataset):
 
 
 @torch.no_grad()
-def run_script(paths: list[Path], config: EncoderConfig, device: torch.device, batch: int, workers: int) -> tuple[float, np.ndarray]:
+def run_script(
+    paths: list[Path], config: EncoderConfig, device: torch.device, batch: int, workers: int
+) -> tuple[float, np.ndarray]:
     """(a): frames/s from an empty queue to the last vector, and the vectors."""
-    dtype = getattr(torch, config.precision) if config.precision != "auto" else torch.float16 if device.type == "cuda" else torch.float32
+    dtype = (
+        getattr(torch, config.precision)
+        if config.precision != "auto"
+        else torch.float16
+        if device.type == "cuda"
+        else torch.float32
+    )
     model = build_model(resolve(config)).to(device, dtype).eval()
     model.encode_image(torch.zeros(batch, 3, 224, 224, device=device, dtype=dtype))
-    loader = DataLoader(Files(paths), batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
+    loader = DataLoader(
+        Files(paths), batch_size=batch, num_workers=workers, persistent_workers=workers > 0
+    )
     next(iter(loader))  # starts the workers
     out, start = [], time.perf_counter()
     for images in loader:
@@ -152,13 +182,23 @@ def difference(vectors: np.ndarray, exact: np.ndarray) -> float:
     return float((np.linalg.norm(one - other, axis=1) / np.linalg.norm(other, axis=1)).max())
 
 
-def run_extract(folder: Path, frames: int, config: EncoderConfig, device: torch.device, batch: int) -> tuple[float, float]:
+def run_extract(
+    folder: Path, frames: int, config: EncoderConfig, device: torch.device, batch: int
+) -> tuple[float, float]:
     """(d): steady frames/s of a whole extraction, and the bare rate that its own actor measured."""
     from raffect.extraction.extract import extract
 
     write_synthetic(folder / "faces", max(frames, 200), 0)
-    prepare(PrepareConfig(images=(folder / "faces" / "cropped_aligned",), annotations=folder / "faces" / EDITION, out=folder / "data"))
-    shard_rows = max(batch, frames // 32 // batch * batch)  # many, or what readers had queued before the first one would be the measurement
+    prepare(
+        PrepareConfig(
+            images=(folder / "faces" / "cropped_aligned",),
+            annotations=folder / "faces" / EDITION,
+            out=folder / "data",
+        )
+    )
+    shard_rows = max(
+        batch, frames // 32 // batch * batch
+    )  # many, or what readers had queued before the first one would be the measurement
     summary = extract(
         ExtractConfig(
             manifest=folder / "data" / "manifest.parquet",
@@ -174,9 +214,14 @@ def run_extract(folder: Path, frames: int, config: EncoderConfig, device: torch.
     return summary.steady_frames_per_s, summary.bare_frames_per_s
 
 
-def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, int, float, float | None, float | None, float]]:
+def measure(
+    options: argparse.Namespace, folder: Path
+) -> Iterator[tuple[str, int, float, float | None, float | None, float]]:
     """Rows of the table: what, batch, frames/s, MFU, difference, peak GB of device memory."""
-    device, config = torch.device(options.device), EncoderConfig(model=options.model, weights=WEIGHTS, precision=options.precision)
+    device, config = (
+        torch.device(options.device),
+        EncoderConfig(model=options.model, weights=WEIGHTS, precision=options.precision),
+    )
     rng = np.random.default_rng(0)
     paths, faces = [], []
     write_synthetic(folder / "some", 200, 0)
@@ -185,7 +230,11 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, in
         faces.append(np.asarray(Image.open(path).convert("RGB")))
     order = rng.integers(0, len(faces), options.frames)
     paths, faces = [paths[k] for k in order], [faces[k] for k in order]
-    exact_encoder = build_tower("open_clip", dataclasses.replace(config, precision="float32", batch_size=min(options.batches)), device)
+    exact_encoder = build_tower(
+        "open_clip",
+        dataclasses.replace(config, precision="float32", batch_size=min(options.batches)),
+        device,
+    )
     seen = min(options.frames, options.compared)
     exact = exact_encoder.encode(faces[:seen])
     flops = flops_of(exact_encoder.tower)
@@ -204,60 +253,116 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, in
         if "a" in options.sides:
             forget()
             rate, vectors = run_script(paths, config, device, batch, options.workers)
-            yield "(a) script with a DataLoader", batch, rate, None, difference(vectors[:seen], exact), memory()
+            yield (
+                "(a) script with a DataLoader",
+                batch,
+                rate,
+                None,
+                difference(vectors[:seen], exact),
+                memory(),
+            )
         for name in options.towers:
             forget()
             encoder = build_tower(name, dataclasses.replace(config, batch_size=batch), device)
             error = difference(encoder.encode(faces[:seen]), exact)
             if name == "float8":
-                yield f"(b) {name} (rounded: its error, not its speed)", batch, math.nan, None, error, memory()
+                yield (
+                    f"(b) {name} (rounded: its error, not its speed)",
+                    batch,
+                    math.nan,
+                    None,
+                    error,
+                    memory(),
+                )
                 continue
             precision = encoder.identity.precision
             with torch.inference_mode():
                 ready, count = encoder.prepare(faces[:batch]), max(1, options.frames // batch)
 
-                rate = count * batch / best_time(partial(repeat, encoder.forward, ready, count), device, options.repeats)
+                rate = (
+                    count
+                    * batch
+                    / best_time(
+                        partial(repeat, encoder.forward, ready, count), device, options.repeats
+                    )
+                )
             mfu = rate * flops / peak_flops(device, getattr(torch, precision))
             yield f"(b) bare tower, {name}, {precision}", batch, rate, mfu, error, memory()
             if "c" in options.sides:
-                rate = options.frames / best_time(partial(encoder.encode, faces), device, options.repeats)
+                rate = options.frames / best_time(
+                    partial(encoder.encode, faces), device, options.repeats
+                )
                 yield f"(c) encoder from uint8 frames, {name}", batch, rate, None, error, memory()
             del encoder, ready
         if "d" in options.sides:
             if importlib.util.find_spec("ray") is None:
                 print("(d) is left out: Ray is not installed here")
                 continue
-            rate, bare = run_extract(folder / f"extract-{batch}", options.frames, config, device, batch)
-            yield f"(d) extraction, files to bank (its actor's bare tower: {bare:,.1f}/s)", batch, rate, None, None, 0.0
+            rate, bare = run_extract(
+                folder / f"extract-{batch}", options.frames, config, device, batch
+            )
+            yield (
+                f"(d) extraction, files to bank (its actor's bare tower: {bare:,.1f}/s)",
+                batch,
+                rate,
+                None,
+                None,
+                0.0,
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     has_cuda = torch.cuda.is_available()
     parser.add_argument("--device", default="cuda" if has_cuda else "cpu")
     parser.add_argument("--model", default="ViT-L-14-quickgelu")
-    parser.add_argument("--precision", default="auto", choices=("auto", "float16", "bfloat16", "float32"))
+    parser.add_argument(
+        "--precision", default="auto", choices=("auto", "float16", "bfloat16", "float32")
+    )
     parser.add_argument("--frames", type=int, default=4096 if has_cuda else 32)
-    parser.add_argument("--batches", type=int, nargs="+", default=[128, 256, 512] if has_cuda else [8])
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[128, 256, 512] if has_cuda else [8]
+    )
     parser.add_argument(
         "--towers",
         nargs="+",
-        default=["open_clip", "raffect", "open_clip-compiled", "raffect-compiled", "raffect-tuned", "bfloat16", "float8"]
+        default=[
+            "open_clip",
+            "raffect",
+            "open_clip-compiled",
+            "raffect-compiled",
+            "raffect-tuned",
+            "bfloat16",
+            "float8",
+        ]
         if has_cuda
         else ["open_clip", "raffect", "bfloat16", "float8"],
     )
     parser.add_argument("--sides", default="acd", help="which of a, c, d beside the bare towers")
-    parser.add_argument("--workers", type=int, default=torch.multiprocessing.cpu_count(), help="of the DataLoader")
-    parser.add_argument("--compared", type=int, default=64, help="frames whose vectors are compared with float32")
+    parser.add_argument(
+        "--workers", type=int, default=torch.multiprocessing.cpu_count(), help="of the DataLoader"
+    )
+    parser.add_argument(
+        "--compared", type=int, default=64, help="frames whose vectors are compared with float32"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     where = torch.cuda.get_device_name() if has_cuda else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}; torch {torch.__version__}; {options.model}, {options.frames} frames of {SIDE}x{SIDE}\n")
+    print(
+        f"{where}; torch {torch.__version__}; {options.model}, {options.frames} frames of {SIDE}x{SIDE}\n"
+    )
     print("| what | batch | frames/s | MFU | difference | GB |\n|---|---|---|---|---|---|")
     folder = Path(tempfile.mkdtemp(prefix="raffect-encode-"))
     try:
         for name, batch, rate, mfu, error, memory in measure(options, folder):
-            cells = ["" if math.isnan(rate) else f"{rate:,.2f}", f"{mfu:.2f}" if mfu else "", f"{error:.1e}" if error is not None else "", f"{memory:.1f}" if memory else ""]
+            cells = [
+                "" if math.isnan(rate) else f"{rate:,.2f}",
+                f"{mfu:.2f}" if mfu else "",
+                f"{error:.1e}" if error is not None else "",
+                f"{memory:.1f}" if memory else "",
+            ]
             print(f"| {name} | {batch} | {' | '.join(cells)} |", flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

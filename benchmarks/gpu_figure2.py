@@ -20,7 +20,9 @@ from made import AFF_WILD2, make_bank
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--frames", type=int, default=sum(AFF_WILD2))
     parser.add_argument("--alphas", default="0.1:1:0.1")
@@ -31,17 +33,41 @@ def main() -> None:
         train = options.frames * AFF_WILD2[0] // sum(AFF_WILD2)
         start = time.perf_counter()
         bank, labels = make_bank(folder, train, options.frames - train)
-        print(f"bank of {options.frames:,} frames, {train:,} to train on: {time.perf_counter() - start:.1f} s", flush=True)
+        print(
+            f"bank of {options.frames:,} frames, {train:,} to train on: {time.perf_counter() - start:.1f} s",
+            flush=True,
+        )
         start = time.perf_counter()
-        command = ["tune", "paper", "--task", "expr", "--bank", str(bank), "--labels", str(labels), "--out", str(folder / "sweep"),
-                   "--epochs", str(options.epochs), "--space", f"loss.alpha={options.alphas}", f"seed={options.seeds}"]  # fmt: skip
+        command = [
+            "tune",
+            "paper",
+            "--task",
+            "expr",
+            "--bank",
+            str(bank),
+            "--labels",
+            str(labels),
+            "--out",
+            str(folder / "sweep"),
+            "--epochs",
+            str(options.epochs),
+            "--space",
+            f"loss.alpha={options.alphas}",
+            f"seed={options.seeds}",
+        ]
         done = subprocess.run([sys.executable, "-m", "raffect.cli", *command], check=False)
         wall = time.perf_counter() - start
-        records = [json.loads(file.read_text()) for file in (folder / "sweep" / "members").glob("*.json")]
+        records = [
+            json.loads(file.read_text()) for file in (folder / "sweep" / "members").glob("*.json")
+        ]
         trained = max(record["wall_s"] for record in records)
         head_steps = len(records) * (train // 32) * options.epochs
-        print(f"status {done.returncode}; {len(records)} heads, {options.epochs} epochs, {head_steps:,} head-steps, on {records[0]['device']}")
-        print(f"whole command {wall:.1f} s, training and validation {trained:.1f} s: {trained / head_steps * 1e6:.1f} us a head-step")
+        print(
+            f"status {done.returncode}; {len(records)} heads, {options.epochs} epochs, {head_steps:,} head-steps, on {records[0]['device']}"
+        )
+        print(
+            f"whole command {wall:.1f} s, training and validation {trained:.1f} s: {trained / head_steps * 1e6:.1f} us a head-step"
+        )
         whole = wall - trained + trained * 32 / options.epochs
         print(f"32 epochs, extrapolated: {whole / 60:.1f} min")
     finally:

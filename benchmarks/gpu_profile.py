@@ -55,25 +55,42 @@ def print_ceilings() -> None:
     copied = 2 * one.numel() / milliseconds(lambda: two.copy_(one)) * 1e3
     rates = {}
     for name, dtype, tf32 in (
-        ("float16", torch.float16, False), ("bfloat16", torch.bfloat16, False), ("tf32", torch.float32, True),
-        ("float32", torch.float32, False), ("float64", torch.float64, False),
-    ):  # fmt: skip
+        ("float16", torch.float16, False),
+        ("bfloat16", torch.bfloat16, False),
+        ("tf32", torch.float32, True),
+        ("float32", torch.float32, False),
+        ("float64", torch.float64, False),
+    ):
         torch.backends.cuda.matmul.allow_tf32 = tf32
         a = torch.randn(8192, 8192, device=CUDA, dtype=dtype)
         rates[name] = 2 * 8192**3 / milliseconds(lambda a=a: a @ a, 5, 2) / 1e9
     torch.backends.cuda.matmul.allow_tf32 = False
-    print(f"{torch.cuda.get_device_name()}; torch {torch.__version__}; cudnn {torch.backends.cudnn.version()}")
-    print(f"copy {copied / 1e12:.2f} TB/s; product of 8192: "
-          + ", ".join(f"{name} {rate:,.0f} TFLOP/s" for name, rate in rates.items()))  # fmt: skip
+    print(
+        f"{torch.cuda.get_device_name()}; torch {torch.__version__}; cudnn {torch.backends.cudnn.version()}"
+    )
+    print(
+        f"copy {copied / 1e12:.2f} TB/s; product of 8192: "
+        + ", ".join(f"{name} {rate:,.0f} TFLOP/s" for name, rate in rates.items())
+    )
 
 
 def make_learner(members: int, **settings) -> tuple[Learner, Rows]:
     rng = np.random.default_rng(0)
-    shipped = {name: v for name, v in read_recipe(find_recipe("released")).items() if name != "epochs"}
-    recipes = [with_settings(Recipe(task="expr"), {**shipped, "seed": s, **settings}) for s in range(members)]
+    shipped = {
+        name: v for name, v in read_recipe(find_recipe("released")).items() if name != "epochs"
+    }
+    recipes = [
+        with_settings(Recipe(task="expr"), {**shipped, "seed": s, **settings})
+        for s in range(members)
+    ]
     labels = rng.integers(0, CLASSES, ROWS)
     x = torch.from_numpy(rng.standard_normal((ROWS, DIM)).astype(np.float16))
-    rows = Rows(x.to(CUDA), torch.from_numpy(labels).to(CUDA), torch.zeros(ROWS, dtype=torch.int64, device=CUDA), 1)
+    rows = Rows(
+        x.to(CUDA),
+        torch.from_numpy(labels).to(CUDA),
+        torch.zeros(ROWS, dtype=torch.int64, device=CUDA),
+        1,
+    )
     prior = loss_kind(EXPR).count_prior(labels)
     learner = Learner(recipes, Layout(DIM, DIM, 3, CLASSES), prior, CUDA)
     learner.set_epoch(0)
@@ -107,7 +124,9 @@ def show_profile(run: Callable[[], object], times: int, top: int) -> tuple[float
     total = sum(e.self_device_time_total for e in kernels) / times
     for event in kernels[:top]:
         share = event.self_device_time_total / times / max(total, 1e-9)
-        print(f"  {event.self_device_time_total / times:9.1f} us {share:6.1%} {event.count / times:6.1f}x  {event.key[:110]}")
+        print(
+            f"  {event.self_device_time_total / times:9.1f} us {share:6.1%} {event.count / times:6.1f}x  {event.key[:110]}"
+        )
     return sum(e.count for e in kernels) / times, total
 
 
@@ -118,10 +137,14 @@ def profile_learner(options: argparse.Namespace) -> None:
         epoch = learner.run_resident(rows, 1)
         for _ in range(5):
             next(epoch)
-        print(f"\npack of {members}: {wall * 1e3:.0f} us a step, {wall * 1e3 / members:.1f} us a head-step, "
-              f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB")  # fmt: skip
+        print(
+            f"\npack of {members}: {wall * 1e3:.0f} us a step, {wall * 1e3 / members:.1f} us a head-step, "
+            f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB"
+        )
         count, busy = show_profile(lambda epoch=epoch: next(epoch), 20, options.top)
-        print(f"  {count:.0f} kernels a step, busy {busy:.0f} us, {busy / members:.1f} us a head-step")
+        print(
+            f"  {count:.0f} kernels a step, busy {busy:.0f} us, {busy / members:.1f} us a head-step"
+        )
         torch.cuda.reset_peak_memory_stats()
 
 
@@ -131,13 +154,18 @@ def make_frames(count: int) -> list[np.ndarray]:
 
 
 def profile_encoder(options: argparse.Namespace) -> None:
-    encoder = load_encoder(EncoderConfig(model=MODEL, weights="random:0", batch_size=options.batch), CUDA)
+    encoder = load_encoder(
+        EncoderConfig(model=MODEL, weights="random:0", batch_size=options.batch), CUDA
+    )
     frames = make_frames(options.batch * 8)
     with torch.inference_mode():
         batch = encoder.prepare(frames[: options.batch])
         for _ in range(3):
             encoder.forward(batch)
-        for name, run in (("forward", lambda: encoder.forward(batch)), ("prepare", lambda: encoder.prepare(frames[: options.batch]))):
+        for name, run in (
+            ("forward", lambda: encoder.forward(batch)),
+            ("prepare", lambda: encoder.prepare(frames[: options.batch])),
+        ):
             print(f"\n{name}, batch {options.batch}: {milliseconds(run, 10):.2f} ms")
             count, busy = show_profile(run, 3, options.top)
             print(f"  {count:.0f} kernels, busy {busy / 1e3:.2f} ms")
@@ -177,7 +205,9 @@ def make_conv(patches: nn.Module) -> nn.Module:
 
 def build(name: str, batch: int, precision: str = "auto"):
     torch._dynamo.reset()
-    encoder = load_encoder(EncoderConfig(model=MODEL, weights="random:0", batch_size=batch, precision=precision), CUDA)
+    encoder = load_encoder(
+        EncoderConfig(model=MODEL, weights="random:0", batch_size=batch, precision=precision), CUDA
+    )
     tower = encoder.tower
     if "plain" in name or "quick" in name:
         use_quick(tower)
@@ -195,7 +225,9 @@ def build(name: str, batch: int, precision: str = "auto"):
 @torch.inference_mode()
 def time_variants(options: argparse.Namespace) -> None:
     frames, first = make_frames(options.batch), None
-    print(f"| tower, batch {options.batch} | ms | frames/s | difference | GB | first call s |\n|---|---|---|---|---|---|")
+    print(
+        f"| tower, batch {options.batch} | ms | frames/s | difference | GB | first call s |\n|---|---|---|---|---|---|"
+    )
     for name in options.variants:
         try:
             torch.cuda.empty_cache()
@@ -216,13 +248,18 @@ def time_variants(options: argparse.Namespace) -> None:
                     encoder.forward(batch)
                 took = milliseconds(graph.replay, 15)
             memory = torch.cuda.max_memory_allocated() / 1e9
-            print(f"| {name} | {took:.2f} | {options.batch / took * 1e3:,.0f} | {error:.1e} | {memory:.1f} | {began:.1f} |", flush=True)
+            print(
+                f"| {name} | {took:.2f} | {options.batch / took * 1e3:,.0f} | {error:.1e} | {memory:.1f} | {began:.1f} |",
+                flush=True,
+            )
         except Exception as error:
             print(f"| {name} | failed: {str(error).splitlines()[0][:200]} |", flush=True)
 
 
 def time_parts(options: argparse.Namespace) -> None:
-    print("| pack | how | us a step | us a head-step | kernels | busy us | first steps s | difference |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| pack | how | us a step | us a head-step | kernels | busy us | first steps s | difference |\n|---|---|---|---|---|---|---|---|"
+    )
     for members in options.packs:
         plain = None
         for parts in ([], ["tf32"], ["fused"], ["fused", "tf32"]):
@@ -246,21 +283,48 @@ def time_parts(options: argparse.Namespace) -> None:
                 epoch = learner.run_resident(rows, 1)
                 count, busy = show_profile(lambda epoch=epoch: next(epoch), 10, 0)
                 name = " + ".join(parts) or "as it is"
-                print(f"| {members} | {name} | {wall:.0f} | {wall / members:.1f} | {count:.0f} | {busy:.0f} | {began:.1f} | {error:.1e} |", flush=True)
+                print(
+                    f"| {members} | {name} | {wall:.0f} | {wall / members:.1f} | {count:.0f} | {busy:.0f} | {began:.1f} | {error:.1e} |",
+                    flush=True,
+                )
             except Exception as error:
-                print(f"| {members} | {' + '.join(parts)} | failed: {str(error).splitlines()[0][:200]} |", flush=True)
+                print(
+                    f"| {members} | {' + '.join(parts)} | failed: {str(error).splitlines()[0][:200]} |",
+                    flush=True,
+                )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("ceilings", "learner", "encoder", "variants", "steps"))
     parser.add_argument("--packs", type=int, nargs="+", default=[1, 10, 50])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--top", type=int, default=12)
-    parser.add_argument("--variants", nargs="+", default=["plain", "silu", "silu-patch", "silu-patch-flash", "quick-compiled", "silu-patch-compiled", "silu-patch-bfloat16", "silu-patch-bfloat16-compiled"])
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=[
+            "plain",
+            "silu",
+            "silu-patch",
+            "silu-patch-flash",
+            "quick-compiled",
+            "silu-patch-compiled",
+            "silu-patch-bfloat16",
+            "silu-patch-bfloat16-compiled",
+        ],
+    )
     options = parser.parse_args()
     print_ceilings()
-    {"ceilings": lambda o: None, "learner": profile_learner, "encoder": profile_encoder, "variants": time_variants, "steps": time_parts}[options.what](options)
+    {
+        "ceilings": lambda o: None,
+        "learner": profile_learner,
+        "encoder": profile_encoder,
+        "variants": time_variants,
+        "steps": time_parts,
+    }[options.what](options)
 
 
 if __name__ == "__main__":

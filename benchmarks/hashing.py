@@ -27,7 +27,9 @@ from raffect.provenance import describe_run
 
 
 def read_mapped(bank: Bank, shard: int, sha256: str, dim: int) -> np.ndarray:
-    column = pq.read_table(bank.shard_path(shard), columns=["feature"], memory_map=True, use_threads=False)["feature"].chunk(0)
+    column = pq.read_table(
+        bank.shard_path(shard), columns=["feature"], memory_map=True, use_threads=False
+    )["feature"].chunk(0)
     return np.frombuffer(column.buffers()[1], "<f2").reshape(-1, dim)
 
 
@@ -35,7 +37,9 @@ def time_read(bank: Bank, read, out: np.ndarray) -> tuple[float, float]:
     commits, offsets = bank.read_commits(), bank.plan.offsets
 
     def fill(shard: int) -> None:
-        out[offsets[shard] : offsets[shard + 1]] = read(bank, shard, commits[shard].sha256, out.shape[1])
+        out[offsets[shard] : offsets[shard + 1]] = read(
+            bank, shard, commits[shard].sha256, out.shape[1]
+        )
 
     cpu, wall = time.process_time(), time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -44,7 +48,9 @@ def time_read(bank: Bank, read, out: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=int, default=sum(AFF_WILD2))
     parser.add_argument("--repeats", type=int, default=6)
     args = parser.parse_args()
@@ -55,8 +61,13 @@ def main() -> None:
         assert identity is not None
         out = np.ones((args.frames, identity.dim), np.float16)
         readers = {"mapped, not hashed": read_mapped, "read and hashed": read_shard_features}
-        times = [{name: time_read(bank, read, out) for name, read in readers.items()} for _ in range(args.repeats)]
-        print(f"{args.frames:,} x {identity.dim}\n\n| reading | CPU seconds | seconds |\n|---|---|---|")
+        times = [
+            {name: time_read(bank, read, out) for name, read in readers.items()}
+            for _ in range(args.repeats)
+        ]
+        print(
+            f"{args.frames:,} x {identity.dim}\n\n| reading | CPU seconds | seconds |\n|---|---|---|"
+        )
         for name in readers:
             cpu, wall = min(part[name] for part in times)
             print(f"| {name} | {cpu:.2f} | {wall:.2f} |")

@@ -18,7 +18,9 @@ FRAMES_A_VIDEO = 2400
 _NOISE = 6.0
 
 
-def make_bank(folder: Path, train: int, validation: int, shard_rows: int | None = None) -> tuple[Path, Path]:
+def make_bank(
+    folder: Path, train: int, validation: int, shard_rows: int | None = None
+) -> tuple[Path, Path]:
     """Write ``bank/`` and ``data/labels/expr.parquet``; classes are as frequent as in Aff-Wild2, features a class's own direction and noise.
 
     Returns:
@@ -27,19 +29,27 @@ def make_bank(folder: Path, train: int, validation: int, shard_rows: int | None 
     rng, rows = np.random.default_rng(0), train + validation
     length = min(FRAMES_A_VIDEO, train // 4, validation // 4)
     number = np.arange(rows) // length
-    video = pa.DictionaryArray.from_arrays(number.astype(np.int32), pa.array([f"video{k:05d}" for k in range(number[-1] + 1)]))
+    video = pa.DictionaryArray.from_arrays(
+        number.astype(np.int32), pa.array([f"video{k:05d}" for k in range(number[-1] + 1)])
+    )
     frame = (np.arange(rows) % length + 1).astype(np.int32)
     share = np.array(COMPLETE_EXPR_COUNTS["train"]) / sum(COMPLETE_EXPR_COUNTS["train"])
     expression = rng.choice(len(share), rows, p=share).astype(np.int8)
     split = np.where(number < -(-train // length), "train", "validation")
     labels = pa.table({"video": video, "frame": frame, "split": split, "expression": expression})
-    write_table(labels, folder / "data" / "labels" / "expr.parquet", {"task": "expr", "edition": "made up", "synthetic": "true"})
+    write_table(
+        labels,
+        folder / "data" / "labels" / "expr.parquet",
+        {"task": "expr", "edition": "made up", "synthetic": "true"},
+    )
     bank = Bank(folder / "bank")
     plan = bank.extend_plan(pa.table({"video": video, "frame": frame}), shard_rows)
     bank.claim(IDENTITY)
     centres = rng.standard_normal((len(share), DIM), np.float32)
     for shard in range(plan.num_shards):
         begin, end = plan.offsets[shard], plan.offsets[shard + 1]
-        features = centres[expression[begin:end]] + _NOISE * rng.standard_normal((end - begin, DIM), np.float32)
+        features = centres[expression[begin:end]] + _NOISE * rng.standard_normal(
+            (end - begin, DIM), np.float32
+        )
         bank.commit(shard, plan.rows(shard), features.astype(np.float16), {}, IDENTITY)
     return bank.path, folder / "data"

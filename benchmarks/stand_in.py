@@ -16,7 +16,15 @@ from raffect.datasets.manifest import write_manifest
 from raffect.errors import RaffectError
 
 DIM = 768
-IDENTITY = Identity(model="stand-in", weights_sha256="0" * 64, weights="none", preprocess={}, precision="float16", dim=DIM, caveat="stand-in")
+IDENTITY = Identity(
+    model="stand-in",
+    weights_sha256="0" * 64,
+    weights="none",
+    preprocess={},
+    precision="float16",
+    dim=DIM,
+    caveat="stand-in",
+)
 PICTURES = 64
 VIDEO_FRAMES = 4096
 
@@ -43,7 +51,9 @@ class StandIn:
 def load_stand_in(config: EncoderConfig, device: str, threads: int, s_per_frame: float) -> StandIn:
     """What `extract` takes as ``load``, once ``s_per_frame`` is bound."""
     if "torch" in sys.modules:
-        raise RaffectError("an actor of a stand-in loaded torch: its memory would be the measurement")
+        raise RaffectError(
+            "an actor of a stand-in loaded torch: its memory would be the measurement"
+        )
     return StandIn(s_per_frame)
 
 
@@ -56,12 +66,25 @@ def make_manifest(folder: Path, num_rows: int) -> Path:
     rng = np.random.default_rng(0)
     for k in range(PICTURES):
         small = Image.fromarray(rng.integers(0, 255, (14, 14, 3), np.uint8))
-        small.resize((112, 112), Image.Resampling.BICUBIC).save(root / "v" / f"{k:05d}.jpg", quality=90)
+        small.resize((112, 112), Image.Resampling.BICUBIC).save(
+            root / "v" / f"{k:05d}.jpg", quality=90
+        )
     row = np.arange(num_rows)
     names = pa.array([f"video-{k:07d}" for k in range(num_rows // VIDEO_FRAMES + 1)])
     paths = pa.array([f"v/{k:05d}.jpg" for k in range(PICTURES)]).take(pa.array(row % PICTURES))
     roots = pa.DictionaryArray.from_arrays(np.zeros(num_rows, np.int32), pa.array([str(root)]))
     video = pa.DictionaryArray.from_arrays((row // VIDEO_FRAMES).astype(np.int32), names)
     path = folder / "manifest.parquet"
-    write_manifest(pa.table({"video": video, "frame": (row % VIDEO_FRAMES + 1).astype(np.int32), "path": paths, "root": roots}), path, synthetic=True)
+    write_manifest(
+        pa.table(
+            {
+                "video": video,
+                "frame": (row % VIDEO_FRAMES + 1).astype(np.int32),
+                "path": paths,
+                "root": roots,
+            }
+        ),
+        path,
+        synthetic=True,
+    )
     return path

@@ -48,7 +48,9 @@ PLAIN = "import sys, time; from raffect.cli import main\ntry:\n    main()\nfinal
 def time_command(code: str, *arguments: str) -> tuple[float, float]:
     """Seconds to the child's last line, and CPU seconds of the child until then."""
     start = time.time()
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
     last = done.stdout.splitlines()[-1:] or [done.stderr]
     fields = last[0].split()
     if len(fields) < 4:
@@ -58,12 +60,36 @@ def time_command(code: str, *arguments: str) -> tuple[float, float]:
 
 def time_extract(folder: Path, model: str, attempt: int) -> dict[str, float]:
     """Seconds to each milestone."""
-    bank, weights = folder / f"bank-{model}-{attempt}", "embedded" if model == "raffect-faces" else "random:0"
-    command = [sys.executable, "-m", "raffect.cli", "extract", "--manifest", str(folder / "data" / "manifest.parquet"), "--bank", str(bank), "--shard-rows", "64"]
+    bank, weights = (
+        folder / f"bank-{model}-{attempt}",
+        "embedded" if model == "raffect-faces" else "random:0",
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "raffect.cli",
+        "extract",
+        "--manifest",
+        str(folder / "data" / "manifest.parquet"),
+        "--bank",
+        str(bank),
+        "--shard-rows",
+        "64",
+    ]
     start = time.time()
-    process = subprocess.Popen([*command, "--encoder.model", model, "--encoder.weights", weights], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [*command, "--encoder.model", model, "--encoder.weights", weights],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     found: dict[str, float] = {}
-    patterns = {"plan": "plan/*.parquet", "first frames read": "attempts/*", "encoder loaded": "bank.json", "first shard committed": "commits/*.json"}
+    patterns = {
+        "plan": "plan/*.parquet",
+        "first frames read": "attempts/*",
+        "encoder loaded": "bank.json",
+        "first shard committed": "commits/*.json",
+    }
     while len(found) < len(patterns) and process.poll() is None:
         for name, pattern in patterns.items():
             if name not in found and any(bank.glob(pattern)):
@@ -72,15 +98,26 @@ def time_extract(folder: Path, model: str, attempt: int) -> dict[str, float]:
     process.send_signal(signal.SIGINT)
     process.wait()
     if len(found) < len(patterns):
-        raise SystemExit(f"{' '.join(command)} ended with status {process.returncode} before its first commit")
+        raise SystemExit(
+            f"{' '.join(command)} ended with status {process.returncode} before its first commit"
+        )
     found["stopped by Ctrl-C then"] = time.time() - start
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=sum(AFF_WILD2), help="of the bank that is trained on")
-    parser.add_argument("--models", nargs="*", default=["raffect-faces", "ViT-L-14-quickgelu"], help="encoders of the extraction")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--frames", type=int, default=sum(AFF_WILD2), help="of the bank that is trained on"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        default=["raffect-faces", "ViT-L-14-quickgelu"],
+        help="encoders of the extraction",
+    )
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="raffect-startup-"))
@@ -93,13 +130,28 @@ def main() -> None:
             ("raffect --help", PLAIN, ["--help"]),
             ("raffect train --help", PLAIN, ["train", "--help"]),
             ("raffect bank info", PLAIN, ["bank", "info", str(bank)]),
-            (f"raffect train, to its first step, {args.frames:,} frames", FIRST_STEP, ["train", "paper", *data]),
+            (
+                f"raffect train, to its first step, {args.frames:,} frames",
+                FIRST_STEP,
+                ["train", "paper", *data],
+            ),
         ):
             out = [str(folder / f"run{k}") for k in range(args.repeats)]
-            times = [time_command(code, *arguments, *(["--out", out[k]] if "--task" in arguments else [])) for k in range(args.repeats)]
+            times = [
+                time_command(
+                    code, *arguments, *(["--out", out[k]] if "--task" in arguments else [])
+                )
+                for k in range(args.repeats)
+            ]
             print(f"| {name} | {min(times)[0]:.2f} | {min(times)[1]:.2f} |", flush=True)
         write_synthetic(folder / "faces", 400, 0)
-        prepare(PrepareConfig(images=(folder / "faces" / "cropped_aligned",), annotations=folder / "faces" / EDITION, out=folder / "data"))
+        prepare(
+            PrepareConfig(
+                images=(folder / "faces" / "cropped_aligned",),
+                annotations=folder / "faces" / EDITION,
+                out=folder / "data",
+            )
+        )
         for model in args.models:
             runs = [time_extract(folder, model, attempt) for attempt in range(args.repeats)]
             best = min(runs, key=lambda run: run.get("first shard committed", 1e9))

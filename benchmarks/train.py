@@ -48,7 +48,9 @@ class FeaturesInHdf5(Dataset):
 
     def __getitem__(self, index):
         with h5py.File(self.path, "r") as file:
-            return torch.tensor(file["train_features"][index], dtype=torch.float32), int(self.labels[index])
+            return torch.tensor(file["train_features"][index], dtype=torch.float32), int(
+                self.labels[index]
+            )
 
 
 def search_cvar(losses, alpha):
@@ -86,12 +88,20 @@ class WrappedSam:
 
 
 def set_momentum(model, value):
-    model.apply(lambda layer: setattr(layer, "momentum", value) if isinstance(layer, nn.BatchNorm1d) else None)
+    model.apply(
+        lambda layer: (
+            setattr(layer, "momentum", value) if isinstance(layer, nn.BatchNorm1d) else None
+        )
+    )
 
 
 def released_loop(path, labels, device, steps):
     """Runs ``steps`` steps; returns wall and CPU seconds and launches of each."""
-    blocks = [part for _ in range(3) for part in (nn.Linear(DIM, DIM), nn.BatchNorm1d(DIM), nn.ReLU(), nn.Dropout(0.6))]
+    blocks = [
+        part
+        for _ in range(3)
+        for part in (nn.Linear(DIM, DIM), nn.BatchNorm1d(DIM), nn.ReLU(), nn.Dropout(0.6))
+    ]
     model = nn.Sequential(*blocks, nn.Linear(DIM, CLASSES)).to(device)
     sam = WrappedSam(model.parameters(), 0.5, lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-4)
     batches = iter(DataLoader(FeaturesInHdf5(path, labels), batch_size=BATCH, shuffle=True))
@@ -122,9 +132,17 @@ def released_loop(path, labels, device, steps):
 
 def raffect_loop(rows, labels, device, steps, members, fused=False):
     """The same recipe in a pack, compiled if ``fused``; returns wall and CPU seconds of a head and step, and launches of a step."""
-    settings = {name: value for name, value in read_recipe(find_recipe("released")).items() if name != "epochs"}
-    recipes = [with_settings(Recipe(task="expr"), {**settings, "seed": seed}) for seed in range(members)]
-    learner = Learner(recipes, MlpSpec(DIM, DIM, 3, CLASSES), loss_kind(EXPR).count_prior(labels), device)
+    settings = {
+        name: value
+        for name, value in read_recipe(find_recipe("released")).items()
+        if name != "epochs"
+    }
+    recipes = [
+        with_settings(Recipe(task="expr"), {**settings, "seed": seed}) for seed in range(members)
+    ]
+    learner = Learner(
+        recipes, MlpSpec(DIM, DIM, 3, CLASSES), loss_kind(EXPR).count_prior(labels), device
+    )
     if fused:
         learner.fuse()
     learner.set_epoch(0)
@@ -141,11 +159,21 @@ def raffect_loop(rows, labels, device, steps, members, fused=False):
 def count_launches(step, device):
     """What one step asks of the device: launches by the host on CUDA (a graph is one), operators on a CPU."""
     on_cuda = device.type == "cuda"
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as profile:
+    with torch.profiler.profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+    ) as profile:
         step()
-    launches = ("cudaLaunchKernel", "cudaGraphLaunch", "cuLaunchKernel", "cudaMemcpyAsync", "cudaMemsetAsync")
+    launches = (
+        "cudaLaunchKernel",
+        "cudaGraphLaunch",
+        "cuLaunchKernel",
+        "cudaMemcpyAsync",
+        "cudaMemsetAsync",
+    )
     if on_cuda:
-        return sum(event.count for event in profile.key_averages() if event.key.startswith(launches))
+        return sum(
+            event.count for event in profile.key_averages() if event.key.startswith(launches)
+        )
     return sum(event.cpu_parent is None for event in profile.events())
 
 
@@ -173,7 +201,9 @@ def bandwidth(device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--packs", type=int, nargs="+", default=[1, 2, 5, 10, 50])
@@ -182,25 +212,48 @@ def main():
     options.steps = min(options.steps, ROWS // BATCH - 10)  # of one epoch
     torch.set_num_threads(options.threads)
     device, rng = torch.device(options.device), np.random.default_rng(0)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or platform.machine()}, {options.threads} threads"
+    name = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.processor() or platform.machine()}, {options.threads} threads"
+    )
     x, labels = rng.standard_normal((ROWS, DIM)).astype(np.float16), rng.integers(0, CLASSES, ROWS)
-    rows = Samples(torch.from_numpy(x).to(device), torch.from_numpy(labels).to(device), torch.zeros(ROWS, dtype=torch.int64, device=device), 1)
+    rows = Samples(
+        torch.from_numpy(x).to(device),
+        torch.from_numpy(labels).to(device),
+        torch.zeros(ROWS, dtype=torch.int64, device=device),
+        1,
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.h5"
         with h5py.File(path, "w") as file:
             file["train_features"] = x
         wall, cpu, launches = released_loop(path, labels, device, options.steps)
-    print(f"{name}; torch {torch.__version__}; batch {BATCH}, {DIM} wide, {CLASSES} classes; {options.steps} steps after 5 of warm-up\n")
+    print(
+        f"{name}; torch {torch.__version__}; batch {BATCH}, {DIM} wide, {CLASSES} classes; {options.steps} steps after 5 of warm-up\n"
+    )
     print(
         "| loop | wall ms a head-step | CPU ms a head-step | head-steps/s | wall ratio | CPU ratio | share of memory bound | launches a step |\n|---|---|---|---|---|---|---|---|"
     )
-    print(f"| as released | {wall * 1e3:.2f} | {cpu * 1e3:.2f} | {1 / wall:,.0f} | 1 | 1 | - | {launches:,} |")
-    bound, fastest = PASSES * 4 * MlpSpec(DIM, DIM, 3, CLASSES).num_weights / bandwidth(device), wall
-    for members, fused in [(members, fused) for members in options.packs for fused in ((False, True) if device.type == "cuda" else (False,))]:
+    print(
+        f"| as released | {wall * 1e3:.2f} | {cpu * 1e3:.2f} | {1 / wall:,.0f} | 1 | 1 | - | {launches:,} |"
+    )
+    bound, fastest = (
+        PASSES * 4 * MlpSpec(DIM, DIM, 3, CLASSES).num_weights / bandwidth(device),
+        wall,
+    )
+    for members, fused in [
+        (members, fused)
+        for members in options.packs
+        for fused in ((False, True) if device.type == "cuda" else (False,))
+    ]:
         count = max(10, options.steps // members if device.type == "cpu" else options.steps)
         own_wall, own_cpu, launches = raffect_loop(rows, labels, device, count, members, fused)
         ratios = f"{wall / own_wall:.1f} | {cpu / own_cpu:.1f} | {bound / own_wall:.2f}"
-        print(f"| raffect, pack of {members}{', fused' if fused else ''} | {own_wall * 1e3:.3f} | {own_cpu * 1e3:.3f} | {1 / own_wall:,.0f} | {ratios} | {launches:,} |", flush=True)
+        print(
+            f"| raffect, pack of {members}{', fused' if fused else ''} | {own_wall * 1e3:.3f} | {own_cpu * 1e3:.3f} | {1 / own_wall:,.0f} | {ratios} | {launches:,} |",
+            flush=True,
+        )
         fastest = min(fastest, own_wall)
     print(
         f"\nFigure 2 on 587,000 frames ({FIGURE_2:,} head-steps), extrapolated from the steps above: {FIGURE_2 * fastest / 3600:,.1f} h in packs, {FIGURE_2 * wall / 3600:,.1f} h as released"

@@ -19,12 +19,18 @@ HOLD_S = 5.0
 def main(argv: list[str]) -> int:
     """Wait, then become the job, so that its signals and exit status are this process's own."""
     if len(argv) < 2 or not (argv[0].isascii() and argv[0].isdigit() and int(argv[0]) > 0):
-        print("with_gpus.py: expected a number of GPUs, 1 or more, and a script with its flags", file=sys.stderr)
+        print(
+            "with_gpus.py: expected a number of GPUs, 1 or more, and a script with its flags",
+            file=sys.stderr,
+        )
         return 2
     wanted, limit_s = int(argv[0]), float(os.environ.get("RAFFECT_WAIT_S", "1200"))
     found = gather_gpus(wanted, limit_s)
     if found < 1:
-        print(f"with_gpus.py: no GPU joined within {limit_s:g} s; `ray status` on the head says what the autoscaler tried", file=sys.stderr)
+        print(
+            f"with_gpus.py: no GPU joined within {limit_s:g} s; `ray status` on the head says what the autoscaler tried",
+            file=sys.stderr,
+        )
         return 1
     print(f"with_gpus.py: {found:g} of {wanted} GPUs", flush=True)
     os.execv(sys.executable, [sys.executable, *argv[1:]])
@@ -46,7 +52,13 @@ def gather_gpus(wanted: int, limit_s: float) -> float:
         # A machine is idle from its start, asked for or not: one that waited long for the others would leave with the request.
         # A task on every GPU at once sets their clocks back, and the job takes them within the cluster's idle timeout.
         with contextlib.suppress(Exception):
-            ray.get([ray.remote(num_cpus=0, num_gpus=1)(hold).remote(HOLD_S) for _ in range(int(found))], timeout=120)
+            ray.get(
+                [
+                    ray.remote(num_cpus=0, num_gpus=1)(hold).remote(HOLD_S)
+                    for _ in range(int(found))
+                ],
+                timeout=120,
+            )
         return found
     finally:
         # The request outlives this process and would keep the machines, and their price, for ever.
@@ -60,7 +72,9 @@ def hold(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def wait_for(count: Callable[[], float], wanted: int, limit_s: float, every_s: float = 5.0) -> float:
+def wait_for(
+    count: Callable[[], float], wanted: int, limit_s: float, every_s: float = 5.0
+) -> float:
     """Call ``count`` until it gives ``wanted`` or more, for ``limit_s`` at most; returns what it gave last."""
     end = time.monotonic() + limit_s
     while (found := count()) < wanted and time.monotonic() < end:

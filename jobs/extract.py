@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the uploaded tree comes before an installed raffect
+sys.path.insert(
+    0, str(Path(__file__).parents[1])
+)  # the uploaded tree comes before an installed raffect
 
 from raffect.job import run_job
 

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from raffect.bank.inspect import BankFacts, count_videos, describe_bank
     from raffect.bank.records import Identity
     from raffect.bank.verify import Verification, verify
-    from raffect.config import EncoderConfig, EvaluateConfig, ExtractConfig, PackConfig, PrepareConfig, TrainConfig, TuneConfig
+    from raffect.config import (
+        EncoderConfig,
+        EvaluateConfig,
+        ExtractConfig,
+        PackConfig,
+        PrepareConfig,
+        TrainConfig,
+        TuneConfig,
+    )
     from raffect.datasets.affwild2.tasks import AU, EXPR, VA
     from raffect.datasets.labels import read_labels
     from raffect.datasets.manifest import read_manifest

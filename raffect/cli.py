@@ -39,7 +39,10 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "synth": (c.SynthConfig, "draw a data set in Aff-Wild2's layout"),
     "prepare": (c.PrepareConfig, "image folders + ABAW annotations -> manifest and labels"),
     "pack": (c.PackConfig, "loose frames -> Parquet, for network storage"),
-    "extract": (c.ExtractConfig, "manifest -> bank of CLIP features, on this machine or a Ray cluster"),
+    "extract": (
+        c.ExtractConfig,
+        "manifest -> bank of CLIP features, on this machine or a Ray cluster",
+    ),
     "train": (c.TrainConfig, "bank + labels -> heads with CVaR and SAM, by a recipe"),
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
@@ -83,7 +86,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"raffect {words[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"raffect {words[0]}: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
+        print(
+            f"raffect {words[0]}: interrupted; what is finished is kept, the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:  # `raffect ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -92,7 +98,10 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         name = f"{error.filename}: " if error.filename else ""
-        print(f"raffect {words[0]}: {name}{error.strerror or error}; check the path, its rights and the free space, or see --debug", file=sys.stderr)
+        print(
+            f"raffect {words[0]}: {name}{error.strerror or error}; check the path, its rights and the free space, or see --debug",
+            file=sys.stderr,
+        )
         return 2
     except Exception as error:
         from raffect.storage.paths import explain
@@ -106,7 +115,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def usage() -> str:
     """What `raffect --help` prints."""
-    return DESCRIPTION.format(commands="\n".join(f"  {name:9}{text}" for name, (_, text) in COMMANDS.items()))
+    return DESCRIPTION.format(
+        commands="\n".join(f"  {name:9}{text}" for name, (_, text) in COMMANDS.items())
+    )
 
 
 def parse(command: str, words: list[str]) -> Any:
@@ -120,11 +131,17 @@ def parse(command: str, words: list[str]) -> Any:
         import difflib
 
         near = difflib.get_close_matches(command, COMMANDS, n=1)
-        raise RaffectError(f"no such command; {f'did you mean {near[0]}? ' if near else ''}`raffect --help` lists all")
+        raise RaffectError(
+            f"no such command; {f'did you mean {near[0]}? ' if near else ''}`raffect --help` lists all"
+        )
     kind, _ = COMMANDS[command]
     takes_recipe = command in ("train", "tune")
     with _paths_may_be_urls():
-        return tyro.cli(kind, args=_recipe_words(kind, words) if takes_recipe else words, prog=f"raffect {command}{' RECIPE' * takes_recipe}")
+        return tyro.cli(
+            kind,
+            args=_recipe_words(kind, words) if takes_recipe else words,
+            prog=f"raffect {command}{' RECIPE' * takes_recipe}",
+        )
 
 
 def _paths_may_be_urls() -> tyro.constructors.ConstructorRegistry:
@@ -132,7 +149,9 @@ def _paths_may_be_urls() -> tyro.constructors.ConstructorRegistry:
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
-    def read_path(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    def read_path(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec | None:
         if info.type is not Path:
             return None
 
@@ -142,7 +161,11 @@ def _paths_may_be_urls() -> tyro.constructors.ConstructorRegistry:
             return locate(words[0])
 
         return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1, metavar="PATH", instance_from_str=read, is_instance=lambda value: isinstance(value, Path), str_from_instance=lambda path: [str(path)]
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=read,
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda path: [str(path)],
         )
 
     return registry
@@ -161,7 +184,10 @@ def _recipe_words(kind: Any, words: list[str]) -> list[str]:
         if isinstance(value, bool):
             flags.append(f"--{group}{dot}{'' if value else 'no-'}{key}")
         else:
-            flags += [f"--{group}{dot}{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+            flags += [
+                f"--{group}{dot}{key}",
+                *(map(str, value) if isinstance(value, list) else [str(value)]),
+            ]
     return [*flags, *words[1:]]
 
 
@@ -169,7 +195,11 @@ def dotted_names(kind: Any, prefix: str = "") -> list[str]:
     """Names of all settings of a configuration, those of nested ones behind a dot."""
     names: list[str] = []
     for name, hint in typing.get_type_hints(kind).items():
-        names += dotted_names(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [f"{prefix}{name}"]
+        names += (
+            dotted_names(hint, f"{prefix}{name}.")
+            if dataclasses.is_dataclass(hint)
+            else [f"{prefix}{name}"]
+        )
     return names
 
 
@@ -211,7 +241,9 @@ def _dispatch(command: str, words: list[str]) -> int:
             from raffect.reporting.report import report
 
             return _print(report(config.runs, config.out).lines())
-        case c.BankInfoConfig() | c.BankVerifyConfig() | c.BankExportConfig() | c.BankImportConfig():
+        case (
+            c.BankInfoConfig() | c.BankVerifyConfig() | c.BankExportConfig() | c.BankImportConfig()
+        ):
             return _bank(config)
         case _:
             return _models(config)
@@ -228,10 +260,15 @@ def _extract(config: c.ExtractConfig) -> int:
     _print(summary.lines())
     if summary.reject_share > config.max_reject_share:
         most = f"more than --max-reject-share {config.max_reject_share:.2%}; reasons in {config.bank}/rejects"
-        print(f"raffect extract: {summary.reject_share:.2%} of the frames could not be read, {most}", file=sys.stderr)
+        print(
+            f"raffect extract: {summary.reject_share:.2%} of the frames could not be read, {most}",
+            file=sys.stderr,
+        )
         return 3
     if summary.shards_done < summary.shards_planned:
-        print(f"next: the same command encodes the other {summary.shards_planned - summary.shards_done} shards")
+        print(
+            f"next: the same command encodes the other {summary.shards_planned - summary.shards_done} shards"
+        )
     else:
         print(f"next: raffect bank verify --bank {config.bank}")
     return 0
@@ -294,8 +331,12 @@ def _synth(config: c.SynthConfig) -> int:
         config.sheet.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(contact_sheet(config.seed)).save(config.sheet, format="PNG")
         print(f"contact sheet: {config.sheet}, a row a subject, columns {', '.join(EXPRESSIONS)}")
-    print(f"{counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images in {config.out} (drawn faces)")
-    images, annotations = (shlex.quote(str(config.out / name)) for name in ("cropped_aligned", EDITION))
+    print(
+        f"{counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images in {config.out} (drawn faces)"
+    )
+    images, annotations = (
+        shlex.quote(str(config.out / name)) for name in ("cropped_aligned", EDITION)
+    )
     print(f"next: raffect prepare --images {images} --annotations {annotations} --out DATA")
     return 0
 

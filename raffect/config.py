@@ -32,15 +32,20 @@ def count_cores() -> int:
 def may_change(kind: type) -> set[str]:
     """Names of the settings of a configuration that are marked as `MayChange`."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    return {name for name, hint in hints.items() if _MAY_CHANGE in getattr(hint, "__metadata__", ())}
+    return {
+        name for name, hint in hints.items() if _MAY_CHANGE in getattr(hint, "__metadata__", ())
+    }
 
 
 def _require_local(config: object, *names: str) -> None:
-    """These paths cannot be in an object store; one that is, is no `Path`."""
+    """These paths cannot be in an object store; one that is, is not a `Path`."""
     for name in names:
         value = getattr(config, name)
         for path in value if isinstance(value, tuple) else (value,):
-            require(path is None or isinstance(path, Path), f"--{name} {path}: expected a folder or file of this machine, not an object store")
+            require(
+                path is None or isinstance(path, Path),
+                f"--{name} {path}: expected a folder or file of this machine, not an object store",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +64,18 @@ class EncoderConfig:
     """Compile the tower with torch.compile (slower to start, faster on CUDA; changes the last bits)."""
 
     def __post_init__(self) -> None:
-        require(bool(self.model), "--encoder.model: empty, expected an open_clip model name; see `raffect models list`")
-        require(bool(self.weights), "--encoder.weights: empty, expected a tag, a file, random:SEED or embedded")
-        require(0 <= self.batch_size <= 65536, f"--encoder.batch-size {self.batch_size}: expected 0 (choose for me) to 65536")
+        require(
+            bool(self.model),
+            "--encoder.model: empty, expected an open_clip model name; see `raffect models list`",
+        )
+        require(
+            bool(self.weights),
+            "--encoder.weights: empty, expected a tag, a file, random:SEED or embedded",
+        )
+        require(
+            0 <= self.batch_size <= 65536,
+            f"--encoder.batch-size {self.batch_size}: expected 0 (choose for me) to 65536",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +94,10 @@ class SynthConfig:
     """Also save a contact sheet (PNG): subjects by expressions."""
 
     def __post_init__(self) -> None:
-        require(self.frames is None or self.frames >= 200, f"--frames {self.frames}: expected 200 or more")
+        require(
+            self.frames is None or self.frames >= 200,
+            f"--frames {self.frames}: expected 200 or more",
+        )
         require(self.seed >= 0, f"--seed {self.seed}: expected 0 or more")
         _require_local(self, "out", "sheet")
 
@@ -112,11 +129,26 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.images), "--images: expected one folder or more")
-        require(self.dataset != "affwild2" or self.annotations is not None, "--annotations: expected the folder of one ABAW edition, such as '6th ABAW Annotations'")
-        require(self.dataset != "table" or self.annotations is not None, "--annotations: expected the CSV or Parquet file with the labels")
-        require(bool(re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", self.task)), f"--task {self.task}: expected a short name of lower-case letters, digits, - and _; it names a file")
-        require(len(set(self.classes)) == len(self.classes) != 1, f"--classes {' '.join(self.classes)}: expected two different names or more")
-        require(0 < self.validation_share < 1, f"--validation-share {self.validation_share}: expected more than 0, less than 1")
+        require(
+            self.dataset != "affwild2" or self.annotations is not None,
+            "--annotations: expected the folder of one ABAW edition, such as '6th ABAW Annotations'",
+        )
+        require(
+            self.dataset != "table" or self.annotations is not None,
+            "--annotations: expected the CSV or Parquet file with the labels",
+        )
+        require(
+            bool(re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", self.task)),
+            f"--task {self.task}: expected a short name of lower-case letters, digits, - and _; it names a file",
+        )
+        require(
+            len(set(self.classes)) == len(self.classes) != 1,
+            f"--classes {' '.join(self.classes)}: expected two different names or more",
+        )
+        require(
+            0 < self.validation_share < 1,
+            f"--validation-share {self.validation_share}: expected more than 0, less than 1",
+        )
         _require_local(self, "images", "annotations")
 
 
@@ -134,8 +166,13 @@ class PackConfig:
     """Row groups a file."""
 
     def __post_init__(self) -> None:
-        require(1 <= self.shard_rows <= 65536, f"--shard-rows {self.shard_rows}: expected 1 to 65536")
-        require(self.groups_per_file >= 1, f"--groups-per-file {self.groups_per_file}: expected 1 or more")
+        require(
+            1 <= self.shard_rows <= 65536, f"--shard-rows {self.shard_rows}: expected 1 to 65536"
+        )
+        require(
+            self.groups_per_file >= 1,
+            f"--groups-per-file {self.groups_per_file}: expected 1 or more",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,14 +206,32 @@ class ExtractConfig:
     """Let the embedded encoder, which only knows drawn faces, encode other images."""
 
     def __post_init__(self) -> None:
-        require(self.num_actors >= 0, f"--num-actors {self.num_actors}: expected 0 (choose for me) or more")
+        require(
+            self.num_actors >= 0,
+            f"--num-actors {self.num_actors}: expected 0 (choose for me) or more",
+        )
         gpus = self.gpus_per_actor
-        require(gpus is None or 0 <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer()), f"--gpus-per-actor {gpus}: expected a fraction up to 1 or a whole number")
-        require(self.device != "cuda" or gpus != 0, "--device cuda: an encoder without a GPU; leave --gpus-per-actor 0 out, or use --device cpu")
-        require(0 < self.cpus_per_read <= 64, f"--cpus-per-read {self.cpus_per_read}: expected more than 0, at most 64")
-        require(self.shard_rows is None or 1 <= self.shard_rows <= 65536, f"--shard-rows {self.shard_rows}: expected 1 to 65536")
+        require(
+            gpus is None or 0 <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer()),
+            f"--gpus-per-actor {gpus}: expected a fraction up to 1 or a whole number",
+        )
+        require(
+            self.device != "cuda" or gpus != 0,
+            "--device cuda: an encoder without a GPU; leave --gpus-per-actor 0 out, or use --device cpu",
+        )
+        require(
+            0 < self.cpus_per_read <= 64,
+            f"--cpus-per-read {self.cpus_per_read}: expected more than 0, at most 64",
+        )
+        require(
+            self.shard_rows is None or 1 <= self.shard_rows <= 65536,
+            f"--shard-rows {self.shard_rows}: expected 1 to 65536",
+        )
         require(self.limit is None or self.limit >= 1, f"--limit {self.limit}: expected 1 or more")
-        require(0 <= self.max_reject_share <= 1, f"--max-reject-share {self.max_reject_share}: expected 0 to 1")
+        require(
+            0 <= self.max_reject_share <= 1,
+            f"--max-reject-share {self.max_reject_share}: expected 0 to 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +349,9 @@ class LearnConfig(Recipe):
     """Ray cluster: auto (the one this machine belongs to) or an address; none uses this machine alone."""
 
     @classmethod
-    def from_recipe(cls, recipe: str, settings: Mapping[str, Any] | None = None, **fields: Any) -> Self:
+    def from_recipe(
+        cls, recipe: str, settings: Mapping[str, Any] | None = None, **fields: Any
+    ) -> Self:
         """A configuration whose head is decided by a recipe.
 
         Args:
@@ -311,7 +368,10 @@ class LearnConfig(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(2 <= self.folds <= 100, f"--folds {self.folds}: expected 2 to 100")
-        require(0 <= self.threads <= 1024, f"--threads {self.threads}: expected 0 (choose for me) to 1024")
+        require(
+            0 <= self.threads <= 1024,
+            f"--threads {self.threads}: expected 0 (choose for me) to 1024",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +387,10 @@ class TrainConfig(LearnConfig):
         super().__post_init__()
         require(1 <= self.num_seeds <= 1000, f"--num-seeds {self.num_seeds}: expected 1 to 1000")
         require(self.num_workers >= 1, f"--num-workers {self.num_workers}: expected 1 or more")
-        require(self.batch_size % self.num_workers == 0, f"--num-workers {self.num_workers}: does not divide --batch-size {self.batch_size}; each worker takes an equal part")
+        require(
+            self.batch_size % self.num_workers == 0,
+            f"--num-workers {self.num_workers}: does not divide --batch-size {self.batch_size}; each worker takes an equal part",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,13 +419,24 @@ class TuneConfig(LearnConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         heads = self.heads_per_trial
-        require(heads == "auto" or 1 <= heads <= 10_000, f"--heads-per-trial {heads}: expected auto, or 1 or more")
+        require(
+            heads == "auto" or 1 <= heads <= 10_000,
+            f"--heads-per-trial {heads}: expected auto, or 1 or more",
+        )
         gpus = self.gpus_per_trial
         require(gpus is None or 0 <= gpus <= 1, f"--gpus-per-trial {gpus}: expected 0 to 1")
-        require(self.cpus_per_trial >= 1, f"--cpus-per-trial {self.cpus_per_trial}: expected 1 or more")
+        require(
+            self.cpus_per_trial >= 1, f"--cpus-per-trial {self.cpus_per_trial}: expected 1 or more"
+        )
         require(self.samples >= 0, f"--samples {self.samples}: expected 0 or more")
-        require(self.scheduler == "none" or heads == 1, "--scheduler asha: a batch's heads cannot be stopped one by one; add --heads-per-trial 1")
-        require(self.scheduler == "none" or self.select == "last", "--scheduler asha: does not go with --select cv, which needs every epoch of every head")
+        require(
+            self.scheduler == "none" or heads == 1,
+            "--scheduler asha: a batch's heads cannot be stopped one by one; add --heads-per-trial 1",
+        )
+        require(
+            self.scheduler == "none" or self.select == "last",
+            "--scheduler asha: does not go with --select cv, which needs every epoch of every head",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,9 @@ def _describe_extract(path: Path) -> dict[str, Any]:
 
     facts = describe_bank(Bank(path))
     names = ("bank", "planned", "rows", "rejects", "shards", "bytes", "digest")
-    return {name: value for name, value in facts.to_json().items() if name in names} | {"caveat": facts.caveat}
+    return {name: value for name, value in facts.to_json().items() if name in names} | {
+        "caveat": facts.caveat
+    }
 
 
 def _describe_run(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,17 @@ from pathlib import Path
 
 from raffect.storage.records import Record
 
-PACKAGES = ("raffect", "torch", "open_clip_torch", "ray", "pyarrow", "numpy", "scikit-learn", "pillow", "simplejpeg")
+PACKAGES = (
+    "raffect",
+    "torch",
+    "open_clip_torch",
+    "ray",
+    "pyarrow",
+    "numpy",
+    "scikit-learn",
+    "pillow",
+    "simplejpeg",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +93,18 @@ def git_commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "-C", str(root), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "-uno"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+changes" if dirty else "")

@@ -59,7 +59,9 @@ def ray_session(address: str | None) -> Generator[None]:
             if address
             else "see `raffect doctor`"
         )
-        raise RaffectError(f"Ray {f'at {address} cannot be reached' if address else 'did not start on this machine'} ({_first_line(error)}); {remedy}") from error
+        raise RaffectError(
+            f"Ray {f'at {address} cannot be reached' if address else 'did not start on this machine'} ({_first_line(error)}); {remedy}"
+        ) from error
     _tighten_token()
     _warn_if_open()
     try:
@@ -83,7 +85,13 @@ def _start_local() -> None:
     for attempt in (1, 2):  # Ray gives a node 30 s to start, which a loaded machine may miss once
         try:
             with _silent_stderr():
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
             return
         except Exception:  # Ray has no class of its own for it
             ray.shutdown()
@@ -107,7 +115,11 @@ def _silent_stderr() -> Generator[None]:
 
 def _offer_token() -> None:
     """Show a cluster the token that lies here; Ray itself only does so where ``RAY_AUTH_MODE`` says so."""
-    if _TOKEN.is_file() or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    if (
+        _TOKEN.is_file()
+        or os.environ.get("RAY_AUTH_TOKEN")
+        or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    ):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
@@ -143,7 +155,9 @@ def configure_data(device: str = "cpu") -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.wait_for_min_actors_s = -1  # readers fill the queue while encoders load, and the first encoder does not wait for the last one
-    context.max_consecutive_actor_init_deaths = 3  # that raise, as on one faulty GPU; those whose process or node dies are Ray's to replace
+    context.max_consecutive_actor_init_deaths = (
+        3  # that raise, as on one faulty GPU; those whose process or node dies are Ray's to replace
+    )
     context.execution_no_progress_timeout_s = NO_PROGRESS_S[device]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
@@ -167,7 +181,10 @@ def ray_storage(folder: Path) -> dict[str, Any]:
     import pyarrow.fs
 
     store: Any = folder
-    return {"storage_path": store.path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs))}
+    return {
+        "storage_path": store.path,
+        "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs)),
+    }
 
 
 def cluster_gpus() -> float:
@@ -180,7 +197,9 @@ def cluster_gpus() -> float:
 def last_line(error: BaseException) -> str:
     """What an error that Ray wrapped in pages of traceback says at its end."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].partition(" Worker exit type:")[0][:300] if lines else type(error).__name__  # what follows are Ray's guesses
+    return (
+        lines[-1].partition(" Worker exit type:")[0][:300] if lines else type(error).__name__
+    )  # what follows are Ray's guesses
 
 
 def _first_line(error: BaseException) -> str:

@@ -44,12 +44,17 @@ class HeadConfig(Record):
     """l2: divide each feature by its norm first, as CLIP compares them; none: take it as it is."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.width <= MOST_WIDTH, f"head.width {self.width}: expected 0 (as the feature) to {MOST_WIDTH}")
+        require(
+            0 <= self.width <= MOST_WIDTH,
+            f"head.width {self.width}: expected 0 (as the feature) to {MOST_WIDTH}",
+        )
         require(
             0 <= self.depth <= MOST_DEPTH,
             f"head.depth {self.depth}: expected 0 (a linear probe) to {MOST_DEPTH}",
         )
-        require(0 <= self.dropout < 1, f"head.dropout {self.dropout}: expected 0 or more, less than 1")
+        require(
+            0 <= self.dropout < 1, f"head.dropout {self.dropout}: expected 0 or more, less than 1"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +75,19 @@ class LossConfig(Record):
     """Add this many times the log prior to the logits in training (Menon et al. 2021); 0 is off, 1 is the paper's."""
 
     def __post_init__(self) -> None:
-        require(0 < self.alpha <= 1, f"loss.alpha {self.alpha}: expected more than 0 and at most 1 (1 is the plain mean)")
-        require(self.name != "ccc" or self.alpha == 1, f"loss.name ccc: a batch has one CCC and so no worst share; expected loss.alpha 1, not {self.alpha:g}")
+        require(
+            0 < self.alpha <= 1,
+            f"loss.alpha {self.alpha}: expected more than 0 and at most 1 (1 is the plain mean)",
+        )
+        require(
+            self.name != "ccc" or self.alpha == 1,
+            f"loss.name ccc: a batch has one CCC and so no worst share; expected loss.alpha 1, not {self.alpha:g}",
+        )
         require(0 <= self.beta < 1, f"loss.beta {self.beta}: expected 0 or more, less than 1")
-        require(math.isfinite(self.logit_adjustment), f"loss.logit-adjustment {self.logit_adjustment}: expected a finite number")
+        require(
+            math.isfinite(self.logit_adjustment),
+            f"loss.logit-adjustment {self.logit_adjustment}: expected a finite number",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +102,10 @@ class SamConfig(Record):
     """Draw another dropout mask for the second pass, as the released code does without saying so."""
 
     def __post_init__(self) -> None:
-        require(self.rho >= 0 and math.isfinite(self.rho), f"sam.rho {self.rho}: expected 0 (off) or more")
+        require(
+            self.rho >= 0 and math.isfinite(self.rho),
+            f"sam.rho {self.rho}: expected 0 (off) or more",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +125,14 @@ class OptimConfig(Record):
 
     def __post_init__(self) -> None:
         require(self.lr > 0 and math.isfinite(self.lr), f"optim.lr {self.lr}: expected more than 0")
-        require(0 <= self.min_lr <= self.lr, f"optim.min-lr {self.min_lr}: expected 0 to optim.lr ({self.lr})")
-        require(self.weight_decay >= 0 and math.isfinite(self.weight_decay), f"optim.weight-decay {self.weight_decay}: expected 0 or more")
+        require(
+            0 <= self.min_lr <= self.lr,
+            f"optim.min-lr {self.min_lr}: expected 0 to optim.lr ({self.lr})",
+        )
+        require(
+            self.weight_decay >= 0 and math.isfinite(self.weight_decay),
+            f"optim.weight-decay {self.weight_decay}: expected 0 or more",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +159,13 @@ class Recipe(Record):
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, f"seed {self.seed}: expected 0 to 2147483647")
-        require(1 <= self.epochs <= MOST_EPOCHS, f"epochs {self.epochs}: expected 1 to {MOST_EPOCHS}")
-        require(self.batch_size >= 2, f"batch-size {self.batch_size}: expected 2 or more, since BatchNorm needs the spread within a batch")
+        require(
+            1 <= self.epochs <= MOST_EPOCHS, f"epochs {self.epochs}: expected 1 to {MOST_EPOCHS}"
+        )
+        require(
+            self.batch_size >= 2,
+            f"batch-size {self.batch_size}: expected 2 or more, since BatchNorm needs the spread within a batch",
+        )
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
@@ -146,7 +174,10 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
     for item in dataclasses.fields(Recipe):
         value = getattr(recipe, item.name)
         if dataclasses.is_dataclass(value):
-            flat |= {f"{item.name}.{inner.name}": getattr(value, inner.name) for inner in dataclasses.fields(value)}
+            flat |= {
+                f"{item.name}.{inner.name}": getattr(value, inner.name)
+                for inner in dataclasses.fields(value)
+            }
         else:
             flat[item.name] = value
     return flat
@@ -156,7 +187,12 @@ DEFAULTS = flatten(Recipe())
 """Every setting's default by dotted name."""
 NAMES = tuple(DEFAULTS)
 """All dotted names."""
-PLAIN_ERM: dict[str, Any] = {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "none", "loss.logit_adjustment": 0.0}
+PLAIN_ERM: dict[str, Any] = {
+    "loss.alpha": 1.0,
+    "sam.rho": 0.0,
+    "loss.weighting": "none",
+    "loss.logit_adjustment": 0.0,
+}
 """Empirical risk minimisation: the mean of cross-entropies as they are, without CVaR, SAM, class weights or logit adjustment."""
 _FIRST_NAMES = {
     "loss.tail_over": "loss.granularity",
@@ -190,7 +226,11 @@ def with_settings(recipe: R, settings: Mapping[str, Any]) -> R:
         require(name in NAMES, unknown_name(name, NAMES))
         group, _, key = name.rpartition(".")
         nested.setdefault(group, {})[key] = _as_type_of(name, flat[name], value)
-    groups = {group: dataclasses.replace(getattr(recipe, group), **values) for group, values in nested.items() if group}
+    groups = {
+        group: dataclasses.replace(getattr(recipe, group), **values)
+        for group, values in nested.items()
+        if group
+    }
     return dataclasses.replace(recipe, **nested.get("", {}), **groups)
 
 
@@ -201,8 +241,15 @@ def plain(recipe: Recipe) -> Recipe:
 
 def digest(recipe: Recipe) -> str:
     """Twelve hexadecimal digits that name a recipe: equal settings, equal digest, in the words of the first run folders."""
-    settings = {name: value for name, value in flatten(recipe).items() if name not in _LATER or value != DEFAULTS[name]}
-    first = {_FIRST_NAMES.get(name, name): _FIRST_VALUES.get((name, value), value) for name, value in settings.items()}
+    settings = {
+        name: value
+        for name, value in flatten(recipe).items()
+        if name not in _LATER or value != DEFAULTS[name]
+    }
+    first = {
+        _FIRST_NAMES.get(name, name): _FIRST_VALUES.get((name, value), value)
+        for name, value in settings.items()
+    }
     return hashlib.sha256(json.dumps(first, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -212,7 +259,8 @@ def in_todays_words(settings: Mapping[str, Any]) -> dict[str, Any]:
     values = {(name, old): new for (name, new), old in _FIRST_VALUES.items()}
     renamed = {names.get(name, name): value for name, value in settings.items()}
     return {
-        name: values.get((name, value), value) if isinstance(value, str) else value for name, value in renamed.items()
+        name: values.get((name, value), value) if isinstance(value, str) else value
+        for name, value in renamed.items()
     }
 
 
@@ -237,7 +285,9 @@ def find_recipe(name: str) -> Path:
         return path
     names = sorted(file.stem for file in RECIPES.glob("*.toml"))
     near = difflib.get_close_matches(name, names, n=1)
-    raise RaffectError(f"{name}: no such recipe{f'; did you mean {near[0]}?' if near else ''}; expected one of {', '.join(names)} or a TOML file")
+    raise RaffectError(
+        f"{name}: no such recipe{f'; did you mean {near[0]}?' if near else ''}; expected one of {', '.join(names)} or a TOML file"
+    )
 
 
 def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
@@ -248,7 +298,7 @@ def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
         known: Names that it may set.
 
     Raises:
-        RaffectError: If it is no TOML, a name is unknown or a value of another type.
+        RaffectError: If it is not TOML, a name is unknown or a value of another type.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -256,7 +306,11 @@ def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
         raise RaffectError(f"{path}: not a TOML file ({error})") from error
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= (
+            {f"{key}.{name}": inner for name, inner in value.items()}
+            if isinstance(value, dict)
+            else {key: value}
+        )
     flat = in_todays_words(flat)
     for name, value in flat.items():
         is_table = any(other.startswith(f"{name}.") for other in known)
@@ -272,7 +326,10 @@ def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
 
 def expand(recipe: Recipe, space: Mapping[str, Sequence[Any]]) -> list[Recipe]:
     """All recipes of a grid, the last axis fastest."""
-    return [with_settings(recipe, dict(zip(space, values, strict=True))) for values in itertools.product(*space.values())]
+    return [
+        with_settings(recipe, dict(zip(space, values, strict=True)))
+        for values in itertools.product(*space.values())
+    ]
 
 
 def _as_type_of(name: str, default: Any, value: Any) -> Any:
@@ -280,7 +337,10 @@ def _as_type_of(name: str, default: Any, value: Any) -> Any:
         return float(value)
     require(type(value) is type(default), f"{name} {value!r}: expected {_KINDS[type(default)]}")
     choices = _CHOICES.get(name)
-    require(choices is None or value in choices, f"{name} {value!r}: expected one of {', '.join(choices or ())}")
+    require(
+        choices is None or value in choices,
+        f"{name} {value!r}: expected one of {', '.join(choices or ())}",
+    )
     return value
 
 

@@ -20,25 +20,54 @@ from raffect.encoders.weights import resolve
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="ViT-L-14-quickgelu")
     parser.add_argument("--weights", default="random:0")
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="float32", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument(
+        "--precision", default="float32", choices=("float32", "float16", "bfloat16")
+    )
     args = parser.parse_args()
     rng = np.random.default_rng(0)
-    frames = [draw_face(draw_look(rng), dict(zip(DRAWN_UNITS, rng.random(16), strict=True)), sample_pose(rng), k) for k in range(args.frames)]
-    config = EncoderConfig(model=args.model, weights=args.weights, precision=args.precision, batch_size=16)
+    frames = [
+        draw_face(
+            draw_look(rng), dict(zip(DRAWN_UNITS, rng.random(16), strict=True)), sample_pose(rng), k
+        )
+        for k in range(args.frames)
+    ]
+    config = EncoderConfig(
+        model=args.model, weights=args.weights, precision=args.precision, batch_size=16
+    )
     encoder = load_encoder(config, args.device)
     with torch.inference_mode():
-        ours = torch.cat([encoder.forward(encoder.prepare(frames[k : k + 16]))[: len(frames) - k] for k in range(0, len(frames), 16)]).cpu().float()
+        ours = (
+            torch.cat(
+                [
+                    encoder.forward(encoder.prepare(frames[k : k + 16]))[: len(frames) - k]
+                    for k in range(0, len(frames), 16)
+                ]
+            )
+            .cpu()
+            .float()
+        )
         model = build_model(resolve(config)).eval()
         transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-        theirs = torch.cat([model.encode_image(torch.stack([transform(Image.fromarray(frame)) for frame in frames[k : k + 16]])) for k in range(0, len(frames), 16)])
+        theirs = torch.cat(
+            [
+                model.encode_image(
+                    torch.stack([transform(Image.fromarray(frame)) for frame in frames[k : k + 16]])
+                )
+                for k in range(0, len(frames), 16)
+            ]
+        )
     relative = ((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).max().item()
     largest = ((ours - theirs).abs().max() / theirs.abs().max()).item()
-    print(f"{args.model} {args.weights}, {len(frames)} frames, {args.precision} on {args.device}: largest relative difference of a vector {relative:.2e}, of an element to the largest element {largest:.2e}")
+    print(
+        f"{args.model} {args.weights}, {len(frames)} frames, {args.precision} on {args.device}: largest relative difference of a vector {relative:.2e}, of an element to the largest element {largest:.2e}"
+    )
 
 
 if __name__ == "__main__":

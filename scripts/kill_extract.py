@@ -46,8 +46,25 @@ class Tally:
 
 def start_extract(manifest: Path, bank: Path, shard_rows: int) -> subprocess.Popen:
     """`raffect extract` in a process of its own; Ray's processes end with it."""
-    words = ["extract", "--manifest", str(manifest), "--bank", str(bank), "--shard-rows", str(shard_rows), "--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
-    return subprocess.Popen([sys.executable, "-m", "raffect.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = [
+        "extract",
+        "--manifest",
+        str(manifest),
+        "--bank",
+        str(bank),
+        "--shard-rows",
+        str(shard_rows),
+        "--encoder.model",
+        "raffect-faces",
+        "--encoder.weights",
+        "embedded",
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-m", "raffect.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -60,7 +77,12 @@ def finish(process: subprocess.Popen) -> str:
 
 def stable_bytes(bank: Path) -> dict[str, bytes]:
     """Every file of a bank that must not depend on how it came about."""
-    return {str(file.relative_to(bank)): file.read_bytes() for folder in STABLE for file in sorted((bank / folder).glob("*")) if not file.name.startswith(".tmp-")}
+    return {
+        str(file.relative_to(bank)): file.read_bytes()
+        for folder in STABLE
+        for file in sorted((bank / folder).glob("*"))
+        if not file.name.startswith(".tmp-")
+    }
 
 
 def check_bank(bank: Path, whole: dict[str, bytes], manifest: Path) -> None:
@@ -70,7 +92,16 @@ def check_bank(bank: Path, whole: dict[str, bytes], manifest: Path) -> None:
     assert stable_bytes(bank) == whole, "bytes differ from an undisturbed run"
 
 
-def kill_drivers(rng: random.Random, manifest: Path, folder: Path, whole: dict[str, bytes], kills: int, typical_s: float, shard_rows: int, tally: Tally) -> None:
+def kill_drivers(
+    rng: random.Random,
+    manifest: Path,
+    folder: Path,
+    whole: dict[str, bytes],
+    kills: int,
+    typical_s: float,
+    shard_rows: int,
+    tally: Tally,
+) -> None:
     """Kill the driver ``kills`` times at moments spread over a whole run, start-up included."""
     bank = folder / "bank-0"
     while tally.kills < kills:
@@ -78,7 +109,9 @@ def kill_drivers(rng: random.Random, manifest: Path, folder: Path, whole: dict[s
         try:
             process.wait(timeout=rng.uniform(0.15, 1.0) * typical_s)
             finish(process)
-            typical_s = time.monotonic() - start  # a machine that has become faster must not outrun its killer
+            typical_s = (
+                time.monotonic() - start
+            )  # a machine that has become faster must not outrun its killer
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -101,7 +134,11 @@ def find_workers(driver: int) -> list[tuple[int, str]]:
             name = (stat / "cmdline").read_bytes().split(b"\0")[0].decode()
         except OSError:
             continue
-        if name.startswith("ray::") and any(step in name for step in ("read_shard", "commit_shard", "MapWorker", "IDLE")) and _descends(int(stat.name), driver):
+        if (
+            name.startswith("ray::")
+            and any(step in name for step in ("read_shard", "commit_shard", "MapWorker", "IDLE"))
+            and _descends(int(stat.name), driver)
+        ):
             found.append((int(stat.name), name.removeprefix("ray::").split(".")[0]))
     return found
 
@@ -117,7 +154,15 @@ def _descends(pid: int, ancestor: int) -> bool:
     return False
 
 
-def kill_workers(rng: random.Random, manifest: Path, folder: Path, whole: dict[str, bytes], kills: int, shard_rows: int, tally: Tally) -> None:
+def kill_workers(
+    rng: random.Random,
+    manifest: Path,
+    folder: Path,
+    whole: dict[str, bytes],
+    kills: int,
+    shard_rows: int,
+    tally: Tally,
+) -> None:
     """Kill a few workers in each run; the run itself must end well."""
     while tally.kills < kills:
         bank = folder / f"bank-{tally.banks}"
@@ -143,7 +188,9 @@ def kill_workers(rng: random.Random, manifest: Path, folder: Path, whole: dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=int, default=5000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--victim", choices=("driver", "worker"), default="driver")
@@ -153,21 +200,34 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="raffect-kill-"))
     try:
         counts = write_synthetic(folder / "faces", args.frames, args.seed)
-        prepare(PrepareConfig(images=(folder / "faces" / "cropped_aligned",), annotations=folder / "faces" / EDITION, out=folder / "data"))
+        prepare(
+            PrepareConfig(
+                images=(folder / "faces" / "cropped_aligned",),
+                annotations=folder / "faces" / EDITION,
+                out=folder / "data",
+            )
+        )
         manifest = folder / "data" / "manifest.parquet"
         start = time.monotonic()
         finish(start_extract(manifest, folder / "whole", args.shard_rows))
         typical_s = time.monotonic() - start
         whole = stable_bytes(folder / "whole")
-        print(f"{counts['images']} frames, {sum(name.startswith('shards') for name in whole)} shards, undisturbed run {typical_s:.0f} s", flush=True)
+        print(
+            f"{counts['images']} frames, {sum(name.startswith('shards') for name in whole)} shards, undisturbed run {typical_s:.0f} s",
+            flush=True,
+        )
         rng, tally = random.Random(args.seed), Tally()
         if args.victim == "driver":
-            kill_drivers(rng, manifest, folder, whole, args.kills, typical_s, args.shard_rows, tally)
+            kill_drivers(
+                rng, manifest, folder, whole, args.kills, typical_s, args.shard_rows, tally
+            )
             print(f"shards already committed at each kill: {tally.shards_kept}")
         else:
             kill_workers(rng, manifest, folder, whole, args.kills, args.shard_rows, tally)
             print(f"victims: {dict(tally.victims)}")
-        print(f"{tally.kills} {args.victim} kills over {tally.banks} bank(s) in {time.monotonic() - start:.0f} s: every frame exactly once, every byte as undisturbed")
+        print(
+            f"{tally.kills} {args.victim} kills over {tally.banks} bank(s) in {time.monotonic() - start:.0f} s: every frame exactly once, every byte as undisturbed"
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -27,11 +27,29 @@ from sklearn.preprocessing import StandardScaler
 
 from raffect.datasets.affwild2.tasks import ACTION_UNITS, EXPRESSIONS
 from raffect.datasets.synthetic.faces import DRAWN_UNITS, draw_face, draw_look
-from raffect.datasets.synthetic.tree import PROTOTYPES, draw_course, iter_frames, plan_videos, sample_pose, sample_prototype
+from raffect.datasets.synthetic.tree import (
+    PROTOTYPES,
+    draw_course,
+    iter_frames,
+    plan_videos,
+    sample_pose,
+    sample_prototype,
+)
 
 EMBEDDED = Path(__file__).parents[1] / "raffect" / "model" / "embedded"
-PHRASES = ACTION_UNITS | {"AU5": "upper eyelids raised", "AU9": "nose wrinkled", "AU17": "chin raised", "AU20": "lips stretched sideways"}
-TEMPLATES = ("a face with {}", "a drawing of a face with {}", "a photo of a face with {}", "a person with {}", "{}")
+PHRASES = ACTION_UNITS | {
+    "AU5": "upper eyelids raised",
+    "AU9": "nose wrinkled",
+    "AU17": "chin raised",
+    "AU20": "lips stretched sideways",
+}
+TEMPLATES = (
+    "a face with {}",
+    "a drawing of a face with {}",
+    "a photo of a face with {}",
+    "a person with {}",
+    "{}",
+)
 AT_REST = "every muscle at rest"
 IDENTITY_STREAM = 77
 VISIBLE = 0.3
@@ -52,31 +70,53 @@ def draw_chunk(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     seed, chunk, count = job
     rng = np.random.default_rng([seed, IDENTITY_STREAM, chunk])
     units = np.stack([sample_units(rng) for _ in range(count)])
-    faces = np.stack([draw_face(draw_look(rng), dict(zip(DRAWN_UNITS, row.tolist(), strict=True)), sample_pose(rng), int(rng.integers(2**31))) for row in units])
+    faces = np.stack(
+        [
+            draw_face(
+                draw_look(rng),
+                dict(zip(DRAWN_UNITS, row.tolist(), strict=True)),
+                sample_pose(rng),
+                int(rng.integers(2**31)),
+            )
+            for row in units
+        ]
+    )
     return faces, units
 
 
 def caption(units: np.ndarray, rng: np.random.Generator) -> str:
-    visible = [PHRASES[name] for name, value in zip(DRAWN_UNITS, units, strict=True) if value > VISIBLE]
+    visible = [
+        PHRASES[name] for name, value in zip(DRAWN_UNITS, units, strict=True) if value > VISIBLE
+    ]
     rng.shuffle(visible)
-    listed = ", ".join(visible[:-1]) + " and " + visible[-1] if len(visible) > 1 else (visible or [AT_REST])[0]
+    listed = (
+        ", ".join(visible[:-1]) + " and " + visible[-1]
+        if len(visible) > 1
+        else (visible or [AT_REST])[0]
+    )
     return TEMPLATES[rng.integers(len(TEMPLATES))].format(listed)
 
 
 def normalise(pixels: torch.Tensor, rng: np.random.Generator | None = None) -> torch.Tensor:
     """uint8 (B, H, W, 3) -> the model's input; with ``rng`` shifted by up to 4 pixels and mirrored by half."""
     x = pixels.permute(0, 3, 1, 2).float().div_(255)
-    x = (x - torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)) / torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
+    x = (x - torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)) / torch.tensor(
+        open_clip.OPENAI_DATASET_STD
+    ).view(3, 1, 1)
     if rng is not None:
         x = torch.roll(x, shifts=tuple(rng.integers(-4, 5, 2).tolist()), dims=(2, 3))
-        x = torch.where(torch.from_numpy(rng.random(len(x)) < 0.5)[:, None, None, None], x.flip(3), x)
+        x = torch.where(
+            torch.from_numpy(rng.random(len(x)) < 0.5)[:, None, None, None], x.flip(3), x
+        )
     return x
 
 
 def train(args: argparse.Namespace) -> open_clip.CLIP:
     start = time.perf_counter()
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        parts = list(pool.map(draw_chunk, [(args.seed, chunk, 500) for chunk in range(args.frames // 500)]))
+        parts = list(
+            pool.map(draw_chunk, [(args.seed, chunk, 500) for chunk in range(args.frames // 500)])
+        )
     faces = torch.from_numpy(np.concatenate([part[0] for part in parts]))
     units = np.concatenate([part[1] for part in parts])
     print(f"{len(faces)} faces drawn in {time.perf_counter() - start:.0f} s", flush=True)
@@ -85,9 +125,13 @@ def train(args: argparse.Namespace) -> open_clip.CLIP:
     rng = np.random.default_rng([args.seed, IDENTITY_STREAM + 1])
     model = open_clip.create_model("raffect-faces", pretrained=None)
     tokenizer = open_clip.get_tokenizer("raffect-faces")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.02, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, weight_decay=0.02, betas=(0.9, 0.98)
+    )
     steps = args.epochs * (len(faces) // args.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, args.lr, total_steps=steps, pct_start=0.08)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, args.lr, total_steps=steps, pct_start=0.08
+    )
     visible = torch.from_numpy(units > VISIBLE)
     model.train()
     for epoch in range(args.epochs):
@@ -95,10 +139,14 @@ def train(args: argparse.Namespace) -> open_clip.CLIP:
         for index in np.array_split(rng.permutation(len(faces)), len(faces) // args.batch):
             index = index[: args.batch]
             image = model.encode_image(normalise(faces[index], rng), normalize=True)
-            text = model.encode_text(tokenizer([caption(units[i], rng) for i in index]), normalize=True)
+            text = model.encode_text(
+                tokenizer([caption(units[i], rng) for i in index]), normalize=True
+            )
             logits = model.logit_scale.exp() * image @ text.T
             same = (visible[index][:, None] == visible[index][None]).all(-1).float()
-            target = same / same.sum(1, keepdim=True)  # faces of the same units are each other's captions
+            target = same / same.sum(
+                1, keepdim=True
+            )  # faces of the same units are each other's captions
             loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
             optimiser.zero_grad()
             loss.backward()
@@ -107,9 +155,20 @@ def train(args: argparse.Namespace) -> open_clip.CLIP:
             with torch.no_grad():
                 model.logit_scale.clamp_(0, np.log(100))
             losses.append(loss.item())
-        print(f"epoch {epoch + 1}/{args.epochs} loss {np.mean(losses):.3f} scale {model.logit_scale.exp().item():.1f} {time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{args.epochs} loss {np.mean(losses):.3f} scale {model.logit_scale.exp().item():.1f} {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
     used = torch.zeros(model.token_embedding.num_embeddings, dtype=torch.bool)
-    used[tokenizer([template.format(phrase) + ", and" for template in TEMPLATES for phrase in [*PHRASES.values(), AT_REST]]).flatten()] = True
+    used[
+        tokenizer(
+            [
+                template.format(phrase) + ", and"
+                for template in TEMPLATES
+                for phrase in [*PHRASES.values(), AT_REST]
+            ]
+        ).flatten()
+    ] = True
     with torch.no_grad():
         model.token_embedding.weight[~used] = 0  # words it never saw say nothing, and compress well
     return model.eval()
@@ -117,7 +176,12 @@ def train(args: argparse.Namespace) -> open_clip.CLIP:
 
 @torch.no_grad()
 def encode(model: open_clip.CLIP, faces: np.ndarray) -> np.ndarray:
-    return np.concatenate([model.encode_image(normalise(torch.from_numpy(faces[i : i + 256]))).numpy() for i in range(0, len(faces), 256)])
+    return np.concatenate(
+        [
+            model.encode_image(normalise(torch.from_numpy(faces[i : i + 256]))).numpy()
+            for i in range(0, len(faces), 256)
+        ]
+    )
 
 
 def evaluate(model: open_clip.CLIP, num_frames: int, seed: int) -> dict[str, float]:
@@ -131,27 +195,50 @@ def evaluate(model: open_clip.CLIP, num_frames: int, seed: int) -> dict[str, flo
         expr.append(course.expr[rows])
         au.append(course.au[rows])
         split += [(video.splits["expr"], video.splits["au"])] * len(rows)
-    x, expr, au, split = encode(model, np.stack(faces)), np.concatenate(expr), np.concatenate(au), np.array(split, dtype=object)
-    head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced"))
+    x, expr, au, split = (
+        encode(model, np.stack(faces)),
+        np.concatenate(expr),
+        np.concatenate(au),
+        np.array(split, dtype=object),
+    )
+    head = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced")
+    )
     score = {}
     fit, test = ((split[:, 0] == name) & (expr >= 0) for name in ("train", "validation"))
-    score["head_expr"] = f1_score(expr[test], head.fit(x[fit], expr[fit]).predict(x[test]), average="macro", labels=range(8), zero_division=0)
+    score["head_expr"] = f1_score(
+        expr[test],
+        head.fit(x[fit], expr[fit]).predict(x[test]),
+        average="macro",
+        labels=range(8),
+        zero_division=0,
+    )
     units = []
     for unit in range(au.shape[1]):
-        fit, test_au = ((split[:, 1] == name) & (au[:, unit] >= 0) for name in ("train", "validation"))
-        units.append(f1_score(au[test_au, unit], head.fit(x[fit], au[fit, unit]).predict(x[test_au])))
+        fit, test_au = (
+            (split[:, 1] == name) & (au[:, unit] >= 0) for name in ("train", "validation")
+        )
+        units.append(
+            f1_score(au[test_au, unit], head.fit(x[fit], au[fit, unit]).predict(x[test_au]))
+        )
     score["head_au"] = float(np.mean(units))
     tokenizer = open_clip.get_tokenizer("raffect-faces")
     classes = []
     for name in EXPRESSIONS:
         texts = []
         for variant in PROTOTYPES[name]:
-            phrases = [PHRASES[unit] for unit, value in variant.items() if value > VISIBLE] or [AT_REST]
+            phrases = [PHRASES[unit] for unit, value in variant.items() if value > VISIBLE] or [
+                AT_REST
+            ]
             texts += [template.format(", ".join(phrases)) for template in TEMPLATES]
         with torch.no_grad():
-            classes.append(F.normalize(model.encode_text(tokenizer(texts), normalize=True).mean(0), dim=0))
+            classes.append(
+                F.normalize(model.encode_text(tokenizer(texts), normalize=True).mean(0), dim=0)
+            )
     guess = (F.normalize(torch.from_numpy(x), dim=1) @ torch.stack(classes).T).argmax(1).numpy()
-    score["zeroshot_expr"] = f1_score(expr[test], guess[test], average="macro", labels=range(8), zero_division=0)
+    score["zeroshot_expr"] = f1_score(
+        expr[test], guess[test], average="macro", labels=range(8), zero_division=0
+    )
     return {key: round(float(value), 3) for key, value in score.items()}
 
 
@@ -179,7 +266,9 @@ Training took {minutes} minutes on {threads} threads with torch {torch}.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--batch", type=int, default=200)
@@ -192,16 +281,35 @@ def main() -> None:
     model = train(args)
     minutes = round((time.perf_counter() - start) / 60)
     path = args.out / "raffect-faces.safetensors"
-    save_file({name: tensor.half().contiguous() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}, path)
+    save_file(
+        {
+            name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
+            for name, tensor in model.state_dict().items()
+        },
+        path,
+    )
     eval_frames, eval_seed = 8_000, 1
     torch.manual_seed(0)
-    scores = {"trained": evaluate(model, eval_frames, eval_seed), "random": evaluate(open_clip.create_model("raffect-faces", pretrained=None).eval(), eval_frames, eval_seed)}
+    scores = {
+        "trained": evaluate(model, eval_frames, eval_seed),
+        "random": evaluate(
+            open_clip.create_model("raffect-faces", pretrained=None).eval(), eval_frames, eval_seed
+        ),
+    }
     print(json.dumps(scores, indent=1))
     facts = dict(
-        frames=args.frames, seed=args.seed, epochs=args.epochs, image_parameters=f"{sum(p.numel() for p in model.visual.parameters()):,}",
-        size_mb=round(path.stat().st_size / 1e6, 1), eval_frames=eval_frames, eval_seed=eval_seed, minutes=minutes,
-        threads=torch.get_num_threads(), torch=torch.__version__, **scores,
-    )  # fmt: skip
+        frames=args.frames,
+        seed=args.seed,
+        epochs=args.epochs,
+        image_parameters=f"{sum(p.numel() for p in model.visual.parameters()):,}",
+        size_mb=round(path.stat().st_size / 1e6, 1),
+        eval_frames=eval_frames,
+        eval_seed=eval_seed,
+        minutes=minutes,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        **scores,
+    )
     (args.out / "CARD.md").write_text(CARD.format(**facts))
 
 

@@ -36,7 +36,15 @@ def local_ray():
 
     for attempt in (1, 2):
         try:
-            ray.init(address="local", num_cpus=4, num_gpus=0, include_dashboard=False, object_store_memory=400_000_000, log_to_driver=False, logging_level="ERROR")
+            ray.init(
+                address="local",
+                num_cpus=4,
+                num_gpus=0,
+                include_dashboard=False,
+                object_store_memory=400_000_000,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
             break
         except Exception:  # on a loaded machine; Ray has no class for it
             ray.shutdown()

@@ -10,7 +10,21 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
-    "encode": ("--model", "ViT-B-32-quickgelu", "--frames", "8", "--batches", "4", "--towers", "open_clip", "raffect", "bfloat16", "float8", "--repeats", "1"),
+    "encode": (
+        "--model",
+        "ViT-B-32-quickgelu",
+        "--frames",
+        "8",
+        "--batches",
+        "4",
+        "--towers",
+        "open_clip",
+        "raffect",
+        "bfloat16",
+        "float8",
+        "--repeats",
+        "1",
+    ),
     "feed": ("--frames", "800", "--times", "2"),
     "bank": ("--rows", "3000", "--samples", "20"),
     "hashing": ("--frames", "9000", "--repeats", "2"),
@@ -24,9 +38,18 @@ SMALL = {
 @pytest.mark.cluster
 @pytest.mark.parametrize("name", SMALL)
 def test_a_benchmark_runs_to_its_end_and_prints_a_table(name):
-    with tempfile.TemporaryDirectory(prefix="b") as folder:  # pytest's own is too long a path for Ray's sockets
+    with tempfile.TemporaryDirectory(
+        prefix="b"
+    ) as folder:  # pytest's own is too long a path for Ray's sockets
         environment = {**os.environ, "TMPDIR": folder}
-        done = subprocess.run([sys.executable, str(BENCHMARKS / f"{name}.py"), *SMALL[name]], env=environment, capture_output=True, text=True, timeout=280, check=False)
+        done = subprocess.run(
+            [sys.executable, str(BENCHMARKS / f"{name}.py"), *SMALL[name]],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
         left = [path.name for path in Path(folder).iterdir() if path.name.startswith("raffect-")]
     assert done.returncode == 0, done.stderr[-2000:]
     assert sum(line.startswith("| ") for line in done.stdout.splitlines()) >= 3, done.stdout

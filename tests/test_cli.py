@@ -15,9 +15,50 @@ from raffect.cli import COMMANDS, main, parse, usage
 from raffect.config import BankVerifyConfig, ExtractConfig, SynthConfig
 
 ROOT = Path(__file__).parents[1]
-ENCODER = {"--encoder.model", "--encoder.weights", "--encoder.precision", "--encoder.batch-size", "--encoder.compile"}
-RECIPE = {"--task", "--seed", "--epochs", "--batch-size", "--head.width", "--head.depth", "--head.dropout", "--head.init", "--head.normalise", "--loss.alpha", "--loss.name", "--loss.tail-over", "--loss.weighting", "--loss.beta", "--loss.logit-adjustment", "--sam.rho", "--sam.perturbation", "--sam.independent-dropout", "--optim.name", "--optim.lr", "--optim.weight-decay", "--optim.schedule", "--optim.min-lr"}  # fmt: skip
-LEARN = RECIPE | {"--allow-incomplete", "--bank", "--labels", "--out", "--select", "--folds", "--device", "--threads", "--stream", "--address"}
+ENCODER = {
+    "--encoder.model",
+    "--encoder.weights",
+    "--encoder.precision",
+    "--encoder.batch-size",
+    "--encoder.compile",
+}
+RECIPE = {
+    "--task",
+    "--seed",
+    "--epochs",
+    "--batch-size",
+    "--head.width",
+    "--head.depth",
+    "--head.dropout",
+    "--head.init",
+    "--head.normalise",
+    "--loss.alpha",
+    "--loss.name",
+    "--loss.tail-over",
+    "--loss.weighting",
+    "--loss.beta",
+    "--loss.logit-adjustment",
+    "--sam.rho",
+    "--sam.perturbation",
+    "--sam.independent-dropout",
+    "--optim.name",
+    "--optim.lr",
+    "--optim.weight-decay",
+    "--optim.schedule",
+    "--optim.min-lr",
+}
+LEARN = RECIPE | {
+    "--allow-incomplete",
+    "--bank",
+    "--labels",
+    "--out",
+    "--select",
+    "--folds",
+    "--device",
+    "--threads",
+    "--stream",
+    "--address",
+}
 FLAGS = {
     "extract": ENCODER
     | {
@@ -34,16 +75,58 @@ FLAGS = {
         "--dry-run",
         "--allow-embedded",
     },
-    "prepare": {"--images", "--annotations", "--out", "--dataset", "--task", "--kind", "--columns", "--classes", "--with-labels", "--validation-share"},
+    "prepare": {
+        "--images",
+        "--annotations",
+        "--out",
+        "--dataset",
+        "--task",
+        "--kind",
+        "--columns",
+        "--classes",
+        "--with-labels",
+        "--validation-share",
+    },
     "synth": {"--out", "--size", "--frames", "--seed", "--sheet"},
     "pack": {"--manifest", "--out", "--shard-rows", "--groups-per-file"},
     "demo": {"--out", "--frames", "--seed"},
     "doctor": {"--data", "--bank", "--start-ray"},
-    "bank": {"--bank", "--json", "--manifest", "--repair", "--retry-rejects", "--out", "--format", "--features", "--list", "--task"},
+    "bank": {
+        "--bank",
+        "--json",
+        "--manifest",
+        "--repair",
+        "--retry-rejects",
+        "--out",
+        "--format",
+        "--features",
+        "--list",
+        "--task",
+    },
     "models": ENCODER | {"--pattern", "--present"},
     "train": LEARN | {"--num-seeds", "--num-workers"},
-    "tune": LEARN | {"--space", "--samples", "--baseline", "--heads-per-trial", "--gpus-per-trial", "--cpus-per-trial", "--scheduler", "--save-heads", "--track"},
-    "evaluate": {"--allow-incomplete", "--run", "--bank", "--labels", "--split", "--epoch", "--out", "--device"},
+    "tune": LEARN
+    | {
+        "--space",
+        "--samples",
+        "--baseline",
+        "--heads-per-trial",
+        "--gpus-per-trial",
+        "--cpus-per-trial",
+        "--scheduler",
+        "--save-heads",
+        "--track",
+    },
+    "evaluate": {
+        "--allow-incomplete",
+        "--run",
+        "--bank",
+        "--labels",
+        "--split",
+        "--epoch",
+        "--out",
+        "--device",
+    },
     "report": {"--runs", "--out"},
 }
 
@@ -53,7 +136,21 @@ def test_the_set_of_flags_is_frozen(command):
     assert flags_of(command) == FLAGS[command]
 
 
-@pytest.mark.parametrize("command", ["extract", "prepare", "synth", "pack", "demo", "doctor", "train", "tune", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "extract",
+        "prepare",
+        "synth",
+        "pack",
+        "demo",
+        "doctor",
+        "train",
+        "tune",
+        "evaluate",
+        "report",
+    ],
+)
 def test_help_explains_every_flag(command, capsys):
     with pytest.raises(SystemExit):
         parse(command, ["--help"])
@@ -63,11 +160,23 @@ def test_help_explains_every_flag(command, capsys):
 
 
 def test_flags_become_configurations():
-    config = parse("extract", ["--manifest", "m", "--bank", "b", "--encoder.weights", "random:3", "--limit", "7"])
+    config = parse(
+        "extract",
+        ["--manifest", "m", "--bank", "b", "--encoder.weights", "random:3", "--limit", "7"],
+    )
     assert isinstance(config, ExtractConfig)
-    assert (config.encoder.model, config.encoder.weights, config.limit, config.max_reject_share) == ("ViT-L-14-quickgelu", "random:3", 7, 0.01)
-    assert parse("bank", ["verify", "--bank", "b", "--repair"]) == BankVerifyConfig(bank=Path("b"), repair=True)
-    assert parse("synth", ["--out", "x", "--size", "tiny"]) == SynthConfig(out=Path("x"), size="tiny")
+    assert (
+        config.encoder.model,
+        config.encoder.weights,
+        config.limit,
+        config.max_reject_share,
+    ) == ("ViT-L-14-quickgelu", "random:3", 7, 0.01)
+    assert parse("bank", ["verify", "--bank", "b", "--repair"]) == BankVerifyConfig(
+        bank=Path("b"), repair=True
+    )
+    assert parse("synth", ["--out", "x", "--size", "tiny"]) == SynthConfig(
+        out=Path("x"), size="tiny"
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,10 +184,22 @@ def test_flags_become_configurations():
     [
         (["extrct"], "did you mean extract"),
         (["extract", "--manifest", "m", "--bank", "b", "--limit", "0"], "--limit 0: expected"),
-        (["extract", "--manifest", "m", "--bank", "b", "--max-reject-share", "2"], "--max-reject-share 2.0"),
-        (["extract", "--manifest", "m", "--bank", "b", "--gpus-per-actor", "1.5"], "--gpus-per-actor 1.5"),
-        (["extract", "--manifest", "gone.parquet", "--bank", "b"], "no such manifest; make it with `raffect prepare`"),
-        (["prepare", "--images", "gone", "--annotations", "gone", "--out", "x"], "--images gone: no such folder"),
+        (
+            ["extract", "--manifest", "m", "--bank", "b", "--max-reject-share", "2"],
+            "--max-reject-share 2.0",
+        ),
+        (
+            ["extract", "--manifest", "m", "--bank", "b", "--gpus-per-actor", "1.5"],
+            "--gpus-per-actor 1.5",
+        ),
+        (
+            ["extract", "--manifest", "gone.parquet", "--bank", "b"],
+            "no such manifest; make it with `raffect prepare`",
+        ),
+        (
+            ["prepare", "--images", "gone", "--annotations", "gone", "--out", "x"],
+            "--images gone: no such folder",
+        ),
         (["bank", "info", "--bank", "gone"], "no bank there"),
         (["bank", "verify", "--bank", "gone"], "no bank there"),
         (["synth", "--out", "x", "--frames", "3"], "--frames 3: expected 200 or more"),
@@ -132,23 +253,45 @@ def test_public_names_are_there():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["extract", "--manifest", "gone.parquet", "--bank", "b"], "raffect extract: gone.parquet: no such manifest; make it with `raffect prepare`\n"),
-        (["train", "paper", "--task", "expr", "--bank", "gone", "--labels", "l", "--out", "o"], "raffect train: gone: no bank there"),
-        (["tune", "paper", "--task", "expr", "--bank", "gone", "--labels", "l", "--out", "o"], "raffect tune: gone: no bank there"),
+        (
+            ["extract", "--manifest", "gone.parquet", "--bank", "b"],
+            "raffect extract: gone.parquet: no such manifest; make it with `raffect prepare`\n",
+        ),
+        (
+            ["train", "paper", "--task", "expr", "--bank", "gone", "--labels", "l", "--out", "o"],
+            "raffect train: gone: no bank there",
+        ),
+        (
+            ["tune", "paper", "--task", "expr", "--bank", "gone", "--labels", "l", "--out", "o"],
+            "raffect tune: gone: no bank there",
+        ),
     ],
 )
 def test_the_job_scripts_take_the_words_of_their_commands(words, message):
-    done = subprocess.run([sys.executable, str(ROOT / "jobs" / f"{words[0]}.py"), *words[1:]], capture_output=True, text=True, check=False, cwd=ROOT / "jobs")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{words[0]}.py"), *words[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT / "jobs",
+    )
     assert done.returncode == 2
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
 
 
 def test_documents_mention_only_flags_and_files_that_exist():
-    known = {flag for command in COMMANDS for flag in flags_of(command)} | {"--debug", "--version", "--help"}
+    known = {flag for command in COMMANDS for flag in flags_of(command)} | {
+        "--debug",
+        "--version",
+        "--help",
+    }
     for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = file.read_text()
-        for line in re.findall(r"raffect (?:prepare|extract|bank|models|synth|pack|demo|doctor|train|tune|evaluate|report)[^`\n]*", text):
+        for line in re.findall(
+            r"raffect (?:prepare|extract|bank|models|synth|pack|demo|doctor|train|tune|evaluate|report)[^`\n]*",
+            text,
+        ):
             for flag in re.findall(r"(?<!\S)--[a-z][a-z.-]+", line):
                 assert flag in known, f"{file.name} mentions {flag}"
         for target in re.findall(r"\]\(((?!http)[^)#]+)\)", text):

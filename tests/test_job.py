@@ -13,15 +13,42 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(command, *words, cwd=ROOT):
-    done = subprocess.run([sys.executable, str(ROOT / "jobs" / f"{command}.py"), *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd, timeout=200)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{command}.py"), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        timeout=200,
+    )
     return done, json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_job_that_trained_ends_with_scores_run_and_report(tmp_path):
     data = make_data(tmp_path / "data")
-    done, result = run("train", "erm", "--task", "expr", "--bank", data / "bank", "--labels", data, "--out", tmp_path / "run", "--batch-size", "32", *FAST, cwd=tmp_path)
+    done, result = run(
+        "train",
+        "erm",
+        "--task",
+        "expr",
+        "--bank",
+        data / "bank",
+        "--labels",
+        data,
+        "--out",
+        tmp_path / "run",
+        "--batch-size",
+        "32",
+        *FAST,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    assert (result["job"], result["status"], result["exit"], result["caveat"]) == ("train", "done", 0, "made by a test")
+    assert (result["job"], result["status"], result["exit"], result["caveat"]) == (
+        "train",
+        "done",
+        0,
+        "made by a test",
+    )
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert result["scores"] == metrics["scores"]
     assert result["trivial"] == metrics["trivial"]
@@ -33,7 +60,11 @@ def test_a_job_that_trained_ends_with_scores_run_and_report(tmp_path):
     ("words", "code", "what"),
     [
         (["--manifest", "gone.parquet", "--bank", "b"], 2, "gone.parquet: no such manifest"),
-        (["--manifest", "m", "--bank", "b", "--num-actors", "-1"], 2, "--num-actors -1: expected 0"),
+        (
+            ["--manifest", "m", "--bank", "b", "--num-actors", "-1"],
+            2,
+            "--num-actors -1: expected 0",
+        ),
     ],
 )
 def test_a_job_that_failed_ends_with_the_line_that_says_why(tmp_path, words, code, what):

@@ -63,7 +63,9 @@ def faults(file: Path, layer: str) -> list[str]:
         top, _, inside = name.partition(".")
         if top == "raffect" and not any(f"{inside}.".startswith(f"{other}.") for other in allowed):
             found.append(name)
-        if (top == "ray" and layer not in WITH_RAY) or (top in ("torch", "open_clip") and layer not in WITH_TORCH):
+        if (top == "ray" and layer not in WITH_RAY) or (
+            top in ("torch", "open_clip") and layer not in WITH_TORCH
+        ):
             found.append(name)
     return found
 
@@ -79,7 +81,9 @@ def test_every_package_has_a_place_in_the_table_and_the_page_shows_the_same_tabl
     assert {place(file) for file in MODULES} - FREE == ALLOWED.keys()
     page = (ROOT / "docs" / "architecture.md").read_text()
     for layer, allowed in ALLOWED.items():
-        assert f"{layer}: {allowed}".strip() in [" ".join(line.split()) for line in page.splitlines()], layer
+        assert f"{layer}: {allowed}".strip() in [
+            " ".join(line.split()) for line in page.splitlines()
+        ], layer
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,9 @@ def test_the_layer_test_can_fail(tmp_path, layer, line):
 
 def test_no_test_imports_another_test():
     for file in sorted((ROOT / "tests").rglob("*.py")):
-        assert not [name for name in imported(file) if ".test_" in f".{name}" or name.startswith("conftest")], file
+        assert not [
+            name for name in imported(file) if ".test_" in f".{name}" or name.startswith("conftest")
+        ], file
 
 
 def test_reports_need_neither_torch_nor_ray():
@@ -119,7 +125,23 @@ def test_help_imports_neither_torch_nor_ray_and_answers_at_once():
     assert time.perf_counter() - start < 5
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor", "synth", "prepare", "pack", "extract", "train", "tune", "evaluate", "report", "bank", "models"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo",
+        "doctor",
+        "synth",
+        "prepare",
+        "pack",
+        "extract",
+        "train",
+        "tune",
+        "evaluate",
+        "report",
+        "bank",
+        "models",
+    ],
+)
 def test_help_of_every_command_is_light(command):
     code = f"import sys\nfrom raffect.cli import main\ntry:\n    main(['{command}', '--help'])\nexcept SystemExit:\n    pass\nprint([m for m in ('torch', 'ray', 'open_clip') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,16 +4,47 @@ import pytest
 
 from raffect.cli import main, parse
 from raffect.errors import RaffectError
-from raffect.recipe import NAMES, RECIPES, Recipe, digest, expand, find_recipe, flatten, read_recipe, with_settings
+from raffect.recipe import (
+    NAMES,
+    RECIPES,
+    Recipe,
+    digest,
+    expand,
+    find_recipe,
+    flatten,
+    read_recipe,
+    with_settings,
+)
 
 PAPER = {
-    "epochs": 32, "batch_size": 32, "head.width": 0, "head.depth": 3, "head.dropout": 0.6, "head.init": "he", "loss.alpha": 0.3, "loss.tail_over": "units", "loss.weighting": "none",
-    "loss.logit_adjustment": 0.0, "sam.rho": 0.05, "sam.perturbation": "l2", "sam.independent_dropout": False,
-    "optim.name": "adam", "optim.lr": 1e-3, "optim.weight_decay": 0.0, "optim.schedule": "cosine", "optim.min_lr": 0.0,
-}  # fmt: skip
+    "epochs": 32,
+    "batch_size": 32,
+    "head.width": 0,
+    "head.depth": 3,
+    "head.dropout": 0.6,
+    "head.init": "he",
+    "loss.alpha": 0.3,
+    "loss.tail_over": "units",
+    "loss.weighting": "none",
+    "loss.logit_adjustment": 0.0,
+    "sam.rho": 0.05,
+    "sam.perturbation": "l2",
+    "sam.independent_dropout": False,
+    "optim.name": "adam",
+    "optim.lr": 1e-3,
+    "optim.weight_decay": 0.0,
+    "optim.schedule": "cosine",
+    "optim.min_lr": 0.0,
+}
 RELEASED = PAPER | {
-    "loss.alpha": 0.5, "sam.rho": 0.5, "sam.independent_dropout": True, "optim.name": "adamw", "optim.weight_decay": 1e-4, "optim.schedule": "released", "optim.min_lr": 1e-5,
-}  # fmt: skip
+    "loss.alpha": 0.5,
+    "sam.rho": 0.5,
+    "sam.independent_dropout": True,
+    "optim.name": "adamw",
+    "optim.weight_decay": 1e-4,
+    "optim.schedule": "released",
+    "optim.min_lr": 1e-5,
+}
 DATA = ["--bank", "b", "--labels", "l", "--out", "o"]
 
 
@@ -38,7 +69,12 @@ def test_defaults_are_the_papers():
 
 
 def test_all_recipes_are_shipped_and_no_other():
-    assert sorted(file.stem for file in RECIPES.glob("*.toml")) == ["erm", "paper", "released", "weighted"]
+    assert sorted(file.stem for file in RECIPES.glob("*.toml")) == [
+        "erm",
+        "paper",
+        "released",
+        "weighted",
+    ]
 
 
 def test_the_set_of_settings_is_frozen():
@@ -46,7 +82,10 @@ def test_the_set_of_settings_is_frozen():
 
 
 def test_flags_override_a_recipe_and_a_file_works_like_a_name(tmp_path):
-    config = parse("train", ["released", "--task", "au", *DATA, "--loss.alpha", "0.2", "--sam.no-independent-dropout"])
+    config = parse(
+        "train",
+        ["released", "--task", "au", *DATA, "--loss.alpha", "0.2", "--sam.no-independent-dropout"],
+    )
     assert (config.loss.alpha, config.sam.rho, config.sam.independent_dropout) == (0.2, 0.5, False)
     file = tmp_path / "mine.toml"
     file.write_text('task = "au"\n[loss]\nalpha = 0.7\n')
@@ -57,18 +96,42 @@ def test_flags_override_a_recipe_and_a_file_works_like_a_name(tmp_path):
     ("words", "match"),
     [
         (["papr", "--task", "expr", *DATA], "papr: no such recipe; did you mean paper?"),
-        (["paper", "--task", "expr", *DATA, "--loss.alpha", "0"], "loss.alpha 0.0: expected more than 0 and at most 1"),
-        (["paper", "--task", "expr", *DATA, "--loss.alpha", "1.5"], "loss.alpha 1.5: expected more than 0 and at most 1"),
+        (
+            ["paper", "--task", "expr", *DATA, "--loss.alpha", "0"],
+            "loss.alpha 0.0: expected more than 0 and at most 1",
+        ),
+        (
+            ["paper", "--task", "expr", *DATA, "--loss.alpha", "1.5"],
+            "loss.alpha 1.5: expected more than 0 and at most 1",
+        ),
         (["paper", "--task", "expr", *DATA, "--loss.alpha", "nan"], "loss.alpha nan"),
-        (["paper", "--task", "expr", *DATA, "--sam.rho", "-1"], "sam.rho -1.0: expected 0 (off) or more"),
+        (
+            ["paper", "--task", "expr", *DATA, "--sam.rho", "-1"],
+            "sam.rho -1.0: expected 0 (off) or more",
+        ),
         (["paper", "--task", "expr", *DATA, "--sam.rho", "inf"], "sam.rho inf"),
-        (["paper", "--task", "expr", *DATA, "--batch-size", "1"], "batch-size 1: expected 2 or more, since BatchNorm"),
+        (
+            ["paper", "--task", "expr", *DATA, "--batch-size", "1"],
+            "batch-size 1: expected 2 or more, since BatchNorm",
+        ),
         (["paper", "--task", "expr", *DATA, "--epochs", "0"], "epochs 0: expected 1 to 100000"),
-        (["paper", "--task", "expr", *DATA, "--head.dropout", "1"], "head.dropout 1.0: expected 0 or more, less than 1"),
-        (["paper", "--task", "expr", *DATA, "--optim.lr", "0"], "optim.lr 0.0: expected more than 0"),
-        (["paper", "--task", "expr", *DATA, "--optim.min-lr", "1"], "optim.min-lr 1.0: expected 0 to optim.lr"),
+        (
+            ["paper", "--task", "expr", *DATA, "--head.dropout", "1"],
+            "head.dropout 1.0: expected 0 or more, less than 1",
+        ),
+        (
+            ["paper", "--task", "expr", *DATA, "--optim.lr", "0"],
+            "optim.lr 0.0: expected more than 0",
+        ),
+        (
+            ["paper", "--task", "expr", *DATA, "--optim.min-lr", "1"],
+            "optim.min-lr 1.0: expected 0 to optim.lr",
+        ),
         (["paper", "--task", "expr", *DATA, "--seed", "-1"], "seed -1: expected 0"),
-        (["paper", "--task", "expr", *DATA, "--num-workers", "3"], "--num-workers 3: does not divide --batch-size 32"),
+        (
+            ["paper", "--task", "expr", *DATA, "--num-workers", "3"],
+            "--num-workers 3: does not divide --batch-size 32",
+        ),
         (["paper", "--task", "expr", *DATA], "b: no bank there"),
     ],
 )
@@ -118,8 +181,20 @@ def test_settings_by_name_are_checked(settings, match):
 
 def test_digests_name_settings_and_nothing_else():
     base = Recipe(task="expr")
-    assert digest(base) == digest(with_settings(base, {"epochs": 32})) == digest(parse("train", ["paper", "--task", "expr", *DATA]))
-    assert len({digest(recipe) for recipe in expand(base, {"loss.alpha": [0.1, 0.2, 1.0], "seed": [0, 1]})}) == 6
+    assert (
+        digest(base)
+        == digest(with_settings(base, {"epochs": 32}))
+        == digest(parse("train", ["paper", "--task", "expr", *DATA]))
+    )
+    assert (
+        len(
+            {
+                digest(recipe)
+                for recipe in expand(base, {"loss.alpha": [0.1, 0.2, 1.0], "seed": [0, 1]})
+            }
+        )
+        == 6
+    )
 
 
 def test_find_recipe_prefers_the_shipped_one(tmp_path, monkeypatch):

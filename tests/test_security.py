@@ -64,7 +64,9 @@ def test_a_pickle_in_the_place_of_a_head_or_a_state_does_not_run(tmp_path):
         with pytest.raises(RaffectError, match="SHA-256 differs"):
             load_head(folder)
         config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"sha256": hashlib.sha256(content).hexdigest()}))  # and its hash as well
+        (folder / "config.json").write_text(
+            json.dumps(config | {"sha256": hashlib.sha256(content).hexdigest()})
+        )  # and its hash as well
         with pytest.raises(RaffectError, match="does not fit"):
             load_head(folder)
         (tmp_path / "state.safetensors").write_bytes(content)
@@ -75,7 +77,16 @@ def test_a_pickle_in_the_place_of_a_head_or_a_state_does_not_run(tmp_path):
     assert (tmp_path / "ran").exists(), "this pickle does nothing, so the test proves nothing"
 
 
-HUGE = [{"depth": 10**9}, {"width": 10**9}, {"dim": 10**9}, {"outputs": 10**9}, {"depth": 32, "width": 65536}, {"depth": -1}, {"depth": "3"}, {"more": 1}]
+HUGE = [
+    {"depth": 10**9},
+    {"width": 10**9},
+    {"dim": 10**9},
+    {"outputs": 10**9},
+    {"depth": 32, "width": 65536},
+    {"depth": -1},
+    {"depth": "3"},
+    {"more": 1},
+]
 
 
 @pytest.mark.parametrize("change", HUGE)
@@ -85,14 +96,26 @@ def test_a_head_that_claims_to_be_huge_costs_nothing(tmp_path, change):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"layout": config["layout"] | change}))
     code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30)); from raffect.cli import main; sys.exit(main({_evaluate_words(folder)!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == 2, done.stderr
     assert "train again" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def _evaluate_words(head: Path) -> list[str]:
-    return ["evaluate", "--run", str(head), "--bank", str(FIRST / "bank"), "--labels", str(FIRST), "--device", "cpu"]
+    return [
+        "evaluate",
+        "--run",
+        str(head),
+        "--bank",
+        str(FIRST / "bank"),
+        "--labels",
+        str(FIRST),
+        "--device",
+        "cpu",
+    ]
 
 
 def _torch_file(folder: Path) -> bytes:
@@ -151,7 +174,11 @@ def test_what_comes_from_a_run_folder_is_text_in_its_report(tmp_path, trap):
     (run / "env.json").write_text(json.dumps(env))
     for file in (run / "heads").glob("*.json"):
         record = json.loads(file.read_text())
-        record |= {"device": trap, "git_commit": trap, "trivial": record["trivial"] | {"answer": trap}}
+        record |= {
+            "device": trap,
+            "git_commit": trap,
+            "trivial": record["trivial"] | {"answer": trap},
+        }
         file.write_text(json.dumps(record))
     report([run], out)
     page = (out / "report.html").read_text()
@@ -177,7 +204,10 @@ def test_a_cluster_without_a_token_is_refused_before_anything_is_sent(monkeypatc
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
     monkeypatch.setattr("raffect.ray_session._TOKEN", tmp_path / "no_token")
-    with pytest.raises(RaffectError, match=r"198\.51\.100\.1:6379: no authentication token here"), ray_session("198.51.100.1:6379"):
+    with (
+        pytest.raises(RaffectError, match=r"198\.51\.100\.1:6379: no authentication token here"),
+        ray_session("198.51.100.1:6379"),
+    ):
         pass
 
 
@@ -198,14 +228,32 @@ with ray_session(None):
 
 
 def test_rays_token_is_not_left_readable_and_its_dashboard_takes_no_jobs(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", LISTENERS], env=environment, capture_output=True, text=True, check=True, timeout=200)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")
+    } | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENERS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    )
     token, *answers = done.stdout.splitlines()
     assert token == "0o600 token"
-    assert set(answers) <= {"# HELP"}  # counters for Prometheus, whatever is asked for, and no job server; nothing at all where another Ray has that port
+    assert (
+        set(answers) <= {"# HELP"}
+    )  # counters for Prometheus, whatever is asked for, and no job server; nothing at all where another Ray has that port
 
 
 def test_a_local_ray_without_authentication_is_warned_about():
     code = "from raffect.ray_session import ray_session\nwith ray_session(None):\n    pass\n"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, check=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    )
     assert "warning: Ray runs without authentication" in done.stderr

@@ -42,26 +42,37 @@ class VerifyReport(Verification):
 
     def lines(self) -> list[str]:
         """A block for people."""
-        out = [f"damaged: shard {shard:06d} {what}" for shard, what in list(self.damaged.items())[:_SHOWN]]
+        out = [
+            f"damaged: shard {shard:06d} {what}"
+            for shard, what in list(self.damaged.items())[:_SHOWN]
+        ]
         if len(self.damaged) > _SHOWN:
             out.append(f"damaged: and {len(self.damaged) - _SHOWN} more shards")
         out += [f"problem: {what}" for what in self.problems]
         if self.leftovers:
             files = f"{len(self.leftovers)} unfinished file(s) of killed runs"
             out.append(f"leftovers: {files}, harmless; --repair deletes them")
-        out.append(f"rows {self.rows:,} + rejects {self.rejects:,} + not extracted {self.missing:,} + damaged {self.damaged_rows:,} = planned {self.planned:,}")
+        out.append(
+            f"rows {self.rows:,} + rejects {self.rejects:,} + not extracted {self.missing:,} + damaged {self.damaged_rows:,} = planned {self.planned:,}"
+        )
         if self.repaired is not None:
             count = len(self.repaired)
-            out.append(f"repaired: {count} shard(s) withdrawn; run `raffect extract` to encode them again")
+            out.append(
+                f"repaired: {count} shard(s) withdrawn; run `raffect extract` to encode them again"
+            )
         return out + self._closing_lines()
 
     def _closing_lines(self) -> list[str]:
         if self.retried:
             count = len(self.retried)
-            return [f"withdrawn: {count} shard(s) with rejects; run `raffect extract` to read their frames again"]
+            return [
+                f"withdrawn: {count} shard(s) with rejects; run `raffect extract` to read their frames again"
+            ]
         out = ["withdrawn: nothing, no frame was rejected"] if self.retried is not None else []
         if self.complete:
-            rejects = f", {self.rejects:,} of them as rejects without a feature" if self.rejects else ""
+            rejects = (
+                f", {self.rejects:,} of them as rejects without a feature" if self.rejects else ""
+            )
             found = "every byte is as committed, every planned frame is there once"
             out.append(f"sound and complete: {found}{rejects}")
         elif self.sound:
@@ -69,7 +80,9 @@ class VerifyReport(Verification):
         elif not self.damaged:
             out.append("not right, see above; no shard is damaged and --repair cannot help")
         elif self.repaired is None:
-            out.append("damaged; `raffect bank verify --repair`, then `raffect extract`, repairs shards")
+            out.append(
+                "damaged; `raffect bank verify --repair`, then `raffect extract`, repairs shards"
+            )
         return out
 
 

@@ -52,7 +52,9 @@ class ExportReport:
             what = f"features/ with {self.files} Parquet file(s) that have a float16 list column"
         partial = ""
         if self.rows < self.planned:
-            rest = f"{self.rejects:,} rejects and {self.missing:,} frames that are not extracted yet"
+            rest = (
+                f"{self.rejects:,} rejects and {self.missing:,} frames that are not extracted yet"
+            )
             partial = f" ({rest} are not among them)"
         line = f"exported {self.rows:,} rows of {self.planned:,} planned frames{partial} to {self.out}: {what}"
         return [line] + ([f"caveat: {self.caveat}"] if self.caveat else [])
@@ -69,7 +71,9 @@ def export(config: BankExportConfig) -> ExportReport:
     if identity is None or not commits:
         raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
     if config.out.is_dir() and any(config.out.iterdir()):
-        raise RaffectError(f"--out {config.out} is not empty; an export does not mix with other files")
+        raise RaffectError(
+            f"--out {config.out} is not empty; an export does not mix with other files"
+        )
     found = verify(bank)  # reads every byte, so it comes after what costs nothing
     if not found.sound:
         raise RaffectError(f"{bank.path}: damaged, nothing exported; see `raffect bank verify`")
@@ -94,7 +98,14 @@ def export(config: BankExportConfig) -> ExportReport:
     )
 
 
-def _export_npy(bank: Bank, commits: Mapping[int, Commit], rows: int, dim: int, config: BankExportConfig, progress: Progress) -> None:
+def _export_npy(
+    bank: Bank,
+    commits: Mapping[int, Commit],
+    rows: int,
+    dim: int,
+    config: BankExportConfig,
+    progress: Progress,
+) -> None:
     keys = []
     with atomic_path(config.out / "features.npy") as temporary:
         out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(rows, dim))
@@ -110,7 +121,13 @@ def _export_npy(bank: Bank, commits: Mapping[int, Commit], rows: int, dim: int, 
         pq.write_table(pa.concat_tables(keys).replace_schema_metadata(None), temporary)
 
 
-def _export_lists(bank: Bank, commits: Mapping[int, Commit], dim: int, config: BankExportConfig, progress: Progress) -> None:
+def _export_lists(
+    bank: Bank,
+    commits: Mapping[int, Commit],
+    dim: int,
+    config: BankExportConfig,
+    progress: Progress,
+) -> None:
     for shard, commit in commits.items():
         table = read_parquet(bank.shard_path(shard)).replace_schema_metadata(None)
         flat = pa.array(read_shard_features(bank, shard, commit.sha256, dim).reshape(-1))

@@ -108,7 +108,17 @@ class FeatureIndex:
         """Only some frames, and the videos and groups they belong to; ``keep`` is a mask of shape (N,)."""
         video, videos = _renumber(self.video[keep], self.videos)
         group, groups = _renumber(self.group[keep], self.groups)
-        return replace(self, shard=self.shard[keep], row=self.row[keep], y=self.y[keep], video=video, videos=videos, group=group, groups=groups, frame=self.frame[keep])
+        return replace(
+            self,
+            shard=self.shard[keep],
+            row=self.row[keep],
+            y=self.y[keep],
+            video=video,
+            videos=videos,
+            group=group,
+            groups=groups,
+            frame=self.frame[keep],
+        )
 
     def read(self, memmap: Path | None = None, threads: int | None = None) -> np.ndarray:
         """All features, each shard read once, straight into place: float16, shape (N, dim)."""
@@ -116,7 +126,14 @@ class FeatureIndex:
 
 
 def find_features(
-    bank: Bank, labels: pa.Table, task: Task, split: str, *, videos: Collection[str] | None = None, limit: int | None = None, commits: Mapping[int, Commit] | None = None
+    bank: Bank,
+    labels: pa.Table,
+    task: Task,
+    split: str,
+    *,
+    videos: Collection[str] | None = None,
+    limit: int | None = None,
+    commits: Mapping[int, Commit] | None = None,
 ) -> FeatureIndex:
     """Find the features of a task and split without reading them; arguments and errors as of `read_features`.
 
@@ -127,7 +144,9 @@ def find_features(
         raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
     labels = select_split(labels, split)
     if videos is not None:
-        labels = labels.filter(pc.field("video").cast(pa.string()).isin(pa.array(sorted(videos), pa.string())))
+        labels = labels.filter(
+            pc.field("video").cast(pa.string()).isin(pa.array(sorted(videos), pa.string()))
+        )
     values = read_values(labels, task)
     known = task.is_labelled(values).any(axis=1)
     labels, values = labels.filter(pa.array(known)), values[known]
@@ -160,19 +179,38 @@ def find_features(
     missing = _count_missing(label_keys[found < 0], location)
     video = video.astype(np.int32)
     group, groups = _read_groups(labels.take(pa.array(picked)), video, names)
-    return FeatureIndex(bank, identity.dim, shard, location.row[rows], sha256, values[picked], video, frame, names, group, groups, missing)
+    return FeatureIndex(
+        bank,
+        identity.dim,
+        shard,
+        location.row[rows],
+        sha256,
+        values[picked],
+        video,
+        frame,
+        names,
+        group,
+        groups,
+        missing,
+    )
 
 
-def _read_groups(labels: pa.Table, video: np.ndarray, videos: list[str]) -> tuple[np.ndarray, list[str]]:
+def _read_groups(
+    labels: pa.Table, video: np.ndarray, videos: list[str]
+) -> tuple[np.ndarray, list[str]]:
     """Group of each row, and their names; more than `MOST_GROUPS` are dealt into so many blocks by hash."""
     if "group" in labels.column_names:
         column = encode_video(labels["group"])
-        group, groups = _renumber(column.indices.to_numpy(zero_copy_only=False), column.dictionary.to_pylist())
+        group, groups = _renumber(
+            column.indices.to_numpy(zero_copy_only=False), column.dictionary.to_pylist()
+        )
     else:
         group, groups = video, videos
     if len(groups) <= MOST_GROUPS:
         return group, groups
-    block = np.array([int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % MOST_GROUPS for name in groups])
+    block = np.array(
+        [int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % MOST_GROUPS for name in groups]
+    )
     return _renumber(block[group], [f"block {number:03d}" for number in range(MOST_GROUPS)])
 
 
@@ -209,7 +247,9 @@ def read_features(
         RaffectError: If no frame remains, or a shard is damaged.
     """
     index = find_features(bank, labels, task, split, videos=videos, limit=limit)
-    return Features(index.read(memmap, threads), index.y, index.video, index.frame, index.videos, index.missing)
+    return Features(
+        index.read(memmap, threads), index.y, index.video, index.frame, index.videos, index.missing
+    )
 
 
 @dataclass(frozen=True)
@@ -231,16 +271,23 @@ def _locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -
     is_committed = np.repeat(np.isin(np.arange(plan.num_shards), list(commits)), lengths)
     for number, record in commits.items():
         if number >= plan.num_shards or record.rows + record.rejects != lengths[number]:
-            raise RaffectError(f"{bank.path}: shard {number:06d} does not fit the plan; run `raffect bank verify`")
+            raise RaffectError(
+                f"{bank.path}: shard {number:06d} does not fit the plan; run `raffect bank verify`"
+            )
     is_rejected = np.isin(keys, vocabulary.keys(bank.read_rejects(commits.values())))
     keep = is_committed & ~is_rejected
     kept_before = np.concatenate([[0], np.cumsum(keep)])
     row = kept_before[:-1] - kept_before[plan.offsets[shard]]
-    return _Location(keys[keep], shard[keep], row[keep], keys[is_committed & is_rejected], keys[~is_committed])
+    return _Location(
+        keys[keep], shard[keep], row[keep], keys[is_committed & is_rejected], keys[~is_committed]
+    )
 
 
 def _count_missing(keys: np.ndarray, location: _Location) -> Missing:
-    rejected, not_extracted = int(np.isin(keys, location.rejected).sum()), int(np.isin(keys, location.not_extracted).sum())
+    rejected, not_extracted = (
+        int(np.isin(keys, location.rejected).sum()),
+        int(np.isin(keys, location.not_extracted).sum()),
+    )
     return Missing(len(keys) - rejected - not_extracted, rejected, not_extracted)
 
 
@@ -294,7 +341,11 @@ def read_shard_features(bank: Bank, shard: int, sha256: str, dim: int) -> np.nda
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
     if array.type != pa.binary(2 * dim):
-        raise bank.damaged(name, Damaged(f"features of type {array.type}, expected {2 * dim} bytes"))
+        raise bank.damaged(
+            name, Damaged(f"features of type {array.type}, expected {2 * dim} bytes")
+        )
     if not len(array):
         return np.empty((0, dim), np.float16)
-    return np.frombuffer(array.buffers()[1], "<f2", count=len(array) * dim, offset=2 * dim * array.offset).reshape(len(array), dim)
+    return np.frombuffer(
+        array.buffers()[1], "<f2", count=len(array) * dim, offset=2 * dim * array.offset
+    ).reshape(len(array), dim)

@@ -26,11 +26,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raffect.bank.records import FORMAT, BankFile, Commit, Identity, parse_commit, parse_identity, rejects_name, shard_name
+from raffect.bank.records import (
+    FORMAT,
+    BankFile,
+    Commit,
+    Identity,
+    parse_commit,
+    parse_identity,
+    rejects_name,
+    shard_name,
+)
 from raffect.errors import RaffectError
 from raffect.storage.atomic import PREFIX, write_atomic, write_if_absent
 from raffect.storage.keys import Vocabulary, absent, digest_keys, encode_video
-from raffect.storage.paths import Damaged, list_sizes, locate, parse_parquet, read_buffer, read_files, read_parquet
+from raffect.storage.paths import (
+    Damaged,
+    list_sizes,
+    locate,
+    parse_parquet,
+    read_buffer,
+    read_files,
+    read_parquet,
+)
 from raffect.storage.tables import read_metadata
 
 _COMMIT = re.compile(r"[0-9]{6,}\.json")
@@ -83,7 +100,9 @@ class Bank:
             RaffectError: If the folder is not a bank.
         """
         if not self.exists:
-            raise RaffectError(f"{self.path}: no bank there; make one with `raffect extract --manifest M --bank {self.path}`")
+            raise RaffectError(
+                f"{self.path}: no bank there; make one with `raffect extract --manifest M --bank {self.path}`"
+            )
         return self
 
     # Identity
@@ -112,7 +131,9 @@ class Bank:
             return
         found = self.read_identity()
         if found is None:
-            raise RaffectError(f"{self.path}/bank.json: was there a moment ago and cannot be read; look after the storage, then run the same command again")
+            raise RaffectError(
+                f"{self.path}/bank.json: was there a moment ago and cannot be read; look after the storage, then run the same command again"
+            )
         found.require_equal(identity, self.path)
 
     # Plan
@@ -132,12 +153,25 @@ class Bank:
                 metadata = read_metadata(table)
                 shard_rows = int(metadata["shard_rows"])
             except (Damaged, pa.ArrowException, KeyError, ValueError) as error:
-                raise RaffectError(f"{file}: damaged plan ({str(error)[:100]}); restore it from a backup or extract into a new bank") from error
+                raise RaffectError(
+                    f"{file}: damaged plan ({str(error)[:100]}); restore it from a backup or extract into a new bank"
+                ) from error
             full, rest = divmod(len(table), shard_rows)
             lengths += [shard_rows] * full + [rest] * bool(rest)
             tables.append(table.replace_schema_metadata(None))
-        table = pa.concat_tables(tables).unify_dictionaries() if tables else _key_table(pa.table({"video": pa.array([], pa.string()), "frame": pa.array([], pa.int32())}))
-        return Plan(table.combine_chunks(), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64), shard_rows, len(tables))
+        table = (
+            pa.concat_tables(tables).unify_dictionaries()
+            if tables
+            else _key_table(
+                pa.table({"video": pa.array([], pa.string()), "frame": pa.array([], pa.int32())})
+            )
+        )
+        return Plan(
+            table.combine_chunks(),
+            np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+            shard_rows,
+            len(tables),
+        )
 
     def extend_plan(self, manifest: pa.Table, shard_rows: int | None = None) -> Plan:
         """Plan every frame of a manifest that is not planned yet; new ones become a generation of their own.
@@ -152,16 +186,22 @@ class Bank:
         while True:
             plan = self.plan
             if len(plan.table) and shard_rows not in (None, plan.shard_rows):
-                raise RaffectError(f"--shard-rows {shard_rows}: {self.path} has shards of {plan.shard_rows} rows; leave the option out or use a new --bank")
+                raise RaffectError(
+                    f"--shard-rows {shard_rows}: {self.path} has shards of {plan.shard_rows} rows; leave the option out or use a new --bank"
+                )
             new = self.unplanned(manifest)
             if not len(new):
                 return plan
             rows = plan.shard_rows if len(plan.table) else shard_rows or DEFAULT_SHARD_ROWS
-            new = _key_table(new).replace_schema_metadata({"shard_rows": str(rows), "manifest_digest": digest_keys(manifest)})
+            new = _key_table(new).replace_schema_metadata(
+                {"shard_rows": str(rows), "manifest_digest": digest_keys(manifest)}
+            )
             sink = pa.BufferOutputStream()
             pq.write_table(new, sink, compression="zstd")
             # Of two runs that extend the same plan at once, one wins; the other looks again at what is left to plan.
-            write_if_absent(self.path / "plan" / f"{plan.generations:04d}.parquet", sink.getvalue().to_pybytes())
+            write_if_absent(
+                self.path / "plan" / f"{plan.generations:04d}.parquet", sink.getvalue().to_pybytes()
+            )
             self.__dict__.pop("plan", None)
 
     def unplanned(self, manifest: pa.Table) -> pa.Table:
@@ -180,7 +220,11 @@ class Bank:
         return manifest.filter(pa.array(absent(wanted, planned))) if len(planned) else manifest
 
     def _plan_files(self) -> list[Path]:
-        return sorted(file for file in (self.path / "plan").glob("*.parquet") if not file.name.startswith(PREFIX))
+        return sorted(
+            file
+            for file in (self.path / "plan").glob("*.parquet")
+            if not file.name.startswith(PREFIX)
+        )
 
     # Shards
 
@@ -200,7 +244,14 @@ class Bank:
         """The note that somebody began it."""
         return self.path / "attempts" / f"{shard:06d}"
 
-    def commit(self, shard: int, keys: pa.Table, features: np.ndarray, rejects: Mapping[int, str], identity: Identity) -> Commit:
+    def commit(
+        self,
+        shard: int,
+        keys: pa.Table,
+        features: np.ndarray,
+        rejects: Mapping[int, str],
+        identity: Identity,
+    ) -> Commit:
         """Write a shard, its rejects and then its commit record; each appears whole or not at all.
 
         Args:
@@ -215,12 +266,20 @@ class Bank:
         """
         good = np.setdiff1d(np.arange(len(keys)), list(rejects))
         if features.shape != (len(good), identity.dim) or features.dtype != np.float16:
-            raise ValueError(f"shard {shard}: features {features.dtype}{features.shape}, expected float16{(len(good), identity.dim)}")
+            raise ValueError(
+                f"shard {shard}: features {features.dtype}{features.shape}, expected float16{(len(good), identity.dim)}"
+            )
         keys = _key_table(keys)
-        files = {shard_name(shard): _write_shard(self.shard_path(shard), keys.take(good), features, identity)}
+        files = {
+            shard_name(shard): _write_shard(
+                self.shard_path(shard), keys.take(good), features, identity
+            )
+        }
         if rejects:
             rows = sorted(rejects)
-            table = keys.take(rows).append_column("reason", pa.array([rejects[row] for row in rows], pa.string()))
+            table = keys.take(rows).append_column(
+                "reason", pa.array([rejects[row] for row in rows], pa.string())
+            )
             files[rejects_name(shard)] = _write_parquet(self.rejects_path(shard), table)
         else:
             self.rejects_path(shard).unlink(missing_ok=True)
@@ -233,9 +292,20 @@ class Bank:
         """Finished shards: those whose record is readable and whose files have the recorded sizes."""
         # Records first: a shard that is committed meanwhile must not look like a record without its files.
         names = [name for name in list_sizes(self.path / "commits") if _COMMIT.fullmatch(name)]
-        sizes = {f"{folder}/{name}": size for folder in ("shards", "rejects") for name, size in list_sizes(self.path / folder).items()}
-        records = (parse_commit(name, content) for name, content in read_files(self.path / "commits", names))
-        found = {record.shard: record for record in records if record and all(sizes.get(name) == size for name, (size, _) in record.files.items())}
+        sizes = {
+            f"{folder}/{name}": size
+            for folder in ("shards", "rejects")
+            for name, size in list_sizes(self.path / folder).items()
+        }
+        records = (
+            parse_commit(name, content)
+            for name, content in read_files(self.path / "commits", names)
+        )
+        found = {
+            record.shard: record
+            for record in records
+            if record and all(sizes.get(name) == size for name, (size, _) in record.files.items())
+        }
         return dict(sorted(found.items()))
 
     def read_committed(self, name: str, sha256: str) -> pa.Buffer:
@@ -267,14 +337,18 @@ class Bank:
             if commit.rejects:
                 name = rejects_name(commit.shard)
                 try:
-                    tables.append(parse_rejects(self.read_committed(name, commit.files[name][1]), commit))
+                    tables.append(
+                        parse_rejects(self.read_committed(name, commit.files[name][1]), commit)
+                    )
                 except Damaged as error:
                     raise self.damaged(name, error) from error
         return pa.concat_tables(tables)
 
     def damaged(self, name: str, why: Damaged) -> RaffectError:
         """The error of a file that is not as committed, with what to do."""
-        return RaffectError(f"{self.path / name}: {why}; run `raffect bank verify --bank {self.path} --repair`, then `raffect extract` again")
+        return RaffectError(
+            f"{self.path / name}: {why}; run `raffect bank verify --bank {self.path} --repair`, then `raffect extract` again"
+        )
 
     def digest(self, commits: Mapping[int, Commit] | None = None) -> str:
         """SHA-256 over the identity and every commit record (read now, unless given): equal banks, and only they, have equal digests."""
@@ -286,7 +360,9 @@ class Bank:
     def _require_unless_empty(self, name: str) -> None:
         """A bank with committed shards cannot be without this file; a new one must not be made up beside them."""
         if not (self.path / name).exists() and any((self.path / "commits").glob("*.json")):
-            raise RaffectError(f"{self.path}: {name} is missing although shards are committed; restore it from a backup, or extract into a new --bank")
+            raise RaffectError(
+                f"{self.path}: {name} is missing although shards are committed; restore it from a backup, or extract into a new --bank"
+            )
 
 
 def parse_rejects(content: pa.Buffer, commit: Commit) -> pa.Table:
@@ -306,7 +382,13 @@ def parse_rejects(content: pa.Buffer, commit: Commit) -> pa.Table:
 
 def shard_schema(dim: int) -> pa.Schema:
     """Schema of a shard file without its metadata."""
-    return pa.schema([("video", pa.dictionary(pa.int32(), pa.string())), ("frame", pa.int32()), pa.field("feature", pa.binary(2 * dim), nullable=False)])
+    return pa.schema(
+        [
+            ("video", pa.dictionary(pa.int32(), pa.string())),
+            ("frame", pa.int32()),
+            pa.field("feature", pa.binary(2 * dim), nullable=False),
+        ]
+    )
 
 
 def _key_table(table: pa.Table) -> pa.Table:
@@ -315,17 +397,36 @@ def _key_table(table: pa.Table) -> pa.Table:
     return pa.table({"video": video, "frame": table["frame"].cast(pa.int32()).combine_chunks()})
 
 
-def _write_shard(path: Path, keys: pa.Table, features: np.ndarray, identity: Identity) -> tuple[int, str]:
+def _write_shard(
+    path: Path, keys: pa.Table, features: np.ndarray, identity: Identity
+) -> tuple[int, str]:
     keys = _key_table(keys)
     raw = np.ascontiguousarray(features, "<f2")
-    feature = pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * identity.dim), len(raw), [None, pa.py_buffer(raw)])
-    table = pa.Table.from_arrays([keys["video"], keys["frame"], feature], schema=shard_schema(identity.dim))
-    return _write_parquet(path, table.replace_schema_metadata({"raffect": f"shard/{FORMAT}", "weights_sha256": identity.weights_sha256}))
+    feature = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(2 * identity.dim), len(raw), [None, pa.py_buffer(raw)]
+    )
+    table = pa.Table.from_arrays(
+        [keys["video"], keys["frame"], feature], schema=shard_schema(identity.dim)
+    )
+    return _write_parquet(
+        path,
+        table.replace_schema_metadata(
+            {"raffect": f"shard/{FORMAT}", "weights_sha256": identity.weights_sha256}
+        ),
+    )
 
 
 def _write_parquet(path: Path, table: pa.Table) -> tuple[int, str]:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="none", use_dictionary=["video"], write_statistics=["video", "frame"], row_group_size=1 << 20, data_page_size=1 << 26)
+    pq.write_table(
+        table,
+        sink,
+        compression="none",
+        use_dictionary=["video"],
+        write_statistics=["video", "frame"],
+        row_group_size=1 << 20,
+        data_page_size=1 << 26,
+    )
     content = sink.getvalue().to_pybytes()
     write_atomic(path, content)
     return len(content), hashlib.sha256(content).hexdigest()

@@ -73,7 +73,9 @@ class BankFacts(Record):
             f"shards: {shards.committed:,} of {shards.planned:,} committed, up to {shards.rows:,} rows each; {self.runs} extract run(s)",
         ]
         if self.broken:
-            out.append(f"broken: {self.broken} committed shard(s) lack a file or have another size; see `raffect bank verify`")
+            out.append(
+                f"broken: {self.broken} committed shard(s) lack a file or have another size; see `raffect bank verify`"
+            )
         return out + (self._encoder_lines(self.identity) if self.identity else [_NO_ENCODER])
 
     def _encoder_lines(self, identity: Identity) -> list[str]:
@@ -132,5 +134,10 @@ def count_videos(bank: Bank) -> pa.Table:
     planned = np.bincount(video, minlength=most)
     rejects = np.bincount(rejected, minlength=most)
     features = np.bincount(video[is_committed], minlength=most) - rejects
-    columns = {"planned": planned, "features": features, "rejects": rejects, "missing": planned - features - rejects}
+    columns = {
+        "planned": planned,
+        "features": features,
+        "rejects": rejects,
+        "missing": planned - features - rejects,
+    }
     return pa.table({"video": pa.array(vocabulary.names, pa.string()), **columns}).sort_by("video")

@@ -65,7 +65,9 @@ class Identity(Record):
             RaffectError: Names every difference.
         """
         if differences := self.differences(other):
-            raise RaffectError(f"{bank} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank")
+            raise RaffectError(
+                f"{bank} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,9 @@ def parse_identity(content: bytes, file: Path) -> Identity:
     """
     remedy = "restore it from a backup or extract into a new bank"
     found = parse_object(content, file, remedy)
-    return BankFile.from_json(found | {"identity": in_todays_words(found.get("identity"))}, file, remedy).identity
+    return BankFile.from_json(
+        found | {"identity": in_todays_words(found.get("identity"))}, file, remedy
+    ).identity
 
 
 def in_todays_words(identity: Any) -> Any:

@@ -29,9 +29,19 @@ from raffect.storage.tables import read_metadata, write_table
 SPLITS = {"train_features": "train", "val_features": "validation", "test_features": "test"}
 # What the released code did: OpenAI's clip, float16, not normalised. Its tensors were never seen, so they have no fingerprint.
 IDENTITY = dict(
-    model="ViT-L-14-quickgelu", weights_sha256="imported", weights="openai (imported, not verified)", precision="float16", caveat="imported features",
-    preprocess={"size": 224, "mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711], "interpolation": "bicubic", "resize_mode": "shortest"},
-)  # fmt: skip
+    model="ViT-L-14-quickgelu",
+    weights_sha256="imported",
+    weights="openai (imported, not verified)",
+    precision="float16",
+    caveat="imported features",
+    preprocess={
+        "size": 224,
+        "mean": [0.48145466, 0.4578275, 0.40821073],
+        "std": [0.26862954, 0.26130258, 0.27577711],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    },
+)
 
 
 _PARSERS: dict[Task, Callable[[bytes], tuple[int, ...]]] = {EXPR: parse_expression, AU: parse_units}
@@ -76,7 +86,9 @@ class ImportReport:
             differ = f", {self.differing:,} of them with other features: if those are wrong, import into a new --bank"
             out.append(f"kept: {self.kept:,} were there already{differ if self.differing else ''}")
         if self.waiting:
-            out.append(f"waiting: {self.waiting:,} share a shard with frames that are planned and not listed here; import those as well")
+            out.append(
+                f"waiting: {self.waiting:,} share a shard with frames that are planned and not listed here; import those as well"
+            )
         return [*out, f"caveat: {self.caveat} (encoder taken on trust)"]
 
 
@@ -97,9 +109,13 @@ def import_released(config: BankImportConfig) -> ImportReport:
         raise RaffectError(
             f"{config.list} has {len(videos):,} lines but {config.features} has {len(features):,} vectors; they belong together by position, so both must come from the same run"
         )
-    keys = pa.table({"video": pa.array(videos, pa.string()), "frame": pa.array(frames, pa.int32()), "row": np.arange(len(videos))}).sort_by(
-        [("video", "ascending"), ("frame", "ascending")]
-    )
+    keys = pa.table(
+        {
+            "video": pa.array(videos, pa.string()),
+            "frame": pa.array(frames, pa.int32()),
+            "row": np.arange(len(videos)),
+        }
+    ).sort_by([("video", "ascending"), ("frame", "ascending")])
     _require_unique(keys, config.list)
     # The bank
     bank = Bank(config.bank.absolute())
@@ -119,7 +135,9 @@ def import_released(config: BankImportConfig) -> ImportReport:
     )
 
 
-def _write_shards(bank: Bank, identity: Identity, keys: pa.Table, features: np.ndarray) -> tuple[int, int, int]:
+def _write_shards(
+    bank: Bank, identity: Identity, keys: pa.Table, features: np.ndarray
+) -> tuple[int, int, int]:
     """Commit the shards of which all rows are listed.
 
     Args:
@@ -162,12 +180,16 @@ def _read_features(file: Path) -> tuple[str, np.ndarray]:
         with h5py.File(file) as content:
             name = next((name for name in SPLITS if name in content), None)
             if name is None:
-                raise RaffectError(f"{file}: expected a dataset {' or '.join(SPLITS)}, found {', '.join(content) or 'none'}")
+                raise RaffectError(
+                    f"{file}: expected a dataset {' or '.join(SPLITS)}, found {', '.join(content) or 'none'}"
+                )
             features = content[name][:] if isinstance(content[name], h5py.Dataset) else np.empty(0)
     except OSError as error:
         raise RaffectError(f"{file}: not a readable HDF5 file ({error})") from error
     if features.ndim != 2 or features.dtype != np.float16 or not len(features):
-        raise RaffectError(f"{file}: {name} is {features.dtype} of shape {features.shape}, expected float16 (N, 768) with N > 0")
+        raise RaffectError(
+            f"{file}: {name} is {features.dtype} of shape {features.shape}, expected float16 (N, 768) with N > 0"
+        )
     return SPLITS[name], features
 
 
@@ -187,7 +209,9 @@ def _read_list(file: Path, task: Task) -> tuple[list[str], list[int], np.ndarray
                 raise ValueError(f"{name!r} is not a frame number")
             labels.append(parse(label.strip()))
         except ValueError as error:
-            raise RaffectError(f"{file}:{number}: expected <folder>/<video>/00001.jpg, a tab and a label ({error})") from None
+            raise RaffectError(
+                f"{file}:{number}: expected <folder>/<video>/00001.jpg, a tab and a label ({error})"
+            ) from None
         videos.append(folder)
         frames.append(int(stem))
     return videos, frames, np.array(labels, DTYPES[task])
@@ -198,25 +222,58 @@ def _require_unique(keys: pa.Table, file: Path) -> None:
     same = (video[1:] == video[:-1]) & (frame[1:] == frame[:-1])
     if same.any():
         row = int(np.flatnonzero(same)[0])
-        raise RaffectError(f"{file}: {video[row]}/{frame[row]:05d} is listed twice; a bank holds each frame once")
+        raise RaffectError(
+            f"{file}: {video[row]}/{frame[row]:05d} is listed twice; a bank holds each frame once"
+        )
 
 
 def _with_planned(bank: Bank, keys: pa.Table) -> pa.Table:
     """The bank's frames and the new ones, as a manifest would list them."""
     planned = bank.plan.table
     planned = pa.table({"video": planned["video"].cast(pa.string()), "frame": planned["frame"]})
-    return pa.concat_tables([planned, keys.select(["video", "frame"])]).group_by(["video", "frame"]).aggregate([]).sort_by([("video", "ascending"), ("frame", "ascending")])
+    return (
+        pa.concat_tables([planned, keys.select(["video", "frame"])])
+        .group_by(["video", "frame"])
+        .aggregate([])
+        .sort_by([("video", "ascending"), ("frame", "ascending")])
+    )
 
 
-def _write_labels(config: BankImportConfig, task: Task, keys: pa.Table, labels: np.ndarray, split: str) -> Path:
+def _write_labels(
+    config: BankImportConfig, task: Task, keys: pa.Table, labels: np.ndarray, split: str
+) -> Path:
     path = config.out / "labels" / f"{config.task}.parquet"
     columns = {name: labels[:, k] for k, name in enumerate(task.columns)}
-    table = pa.table({"video": keys["video"], "frame": keys["frame"], "split": pa.array([split] * len(keys), pa.string()), **columns})
+    table = pa.table(
+        {
+            "video": keys["video"],
+            "frame": keys["frame"],
+            "split": pa.array([split] * len(keys), pa.string()),
+            **columns,
+        }
+    )
     if has_file(path):
         old = read_labels(path)
         if read_metadata(old).get("edition") != "imported":
             raise RaffectError(f"{path} was not imported; choose another --out")
         old = old.replace_schema_metadata(None)
-        table = pa.concat_tables([old.filter(pa.array([value != split for value in old["split"].to_pylist()])).cast(table.schema), table])
-    write_table(table, path, {"raffect": "labels/2", "task": json.dumps(task.to_json()), "edition": "imported", "digest": "", "synthetic": "false"})
+        table = pa.concat_tables(
+            [
+                old.filter(pa.array([value != split for value in old["split"].to_pylist()])).cast(
+                    table.schema
+                ),
+                table,
+            ]
+        )
+    write_table(
+        table,
+        path,
+        {
+            "raffect": "labels/2",
+            "task": json.dumps(task.to_json()),
+            "edition": "imported",
+            "digest": "",
+            "synthetic": "false",
+        },
+    )
     return path

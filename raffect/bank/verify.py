@@ -10,7 +10,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.format import REJECTS, Bank, Commit, Identity, Plan, parse_rejects, rejects_name, shard_name, shard_schema
+from raffect.bank.format import (
+    REJECTS,
+    Bank,
+    Commit,
+    Identity,
+    Plan,
+    parse_rejects,
+    rejects_name,
+    shard_name,
+    shard_schema,
+)
 from raffect.storage.atomic import PREFIX
 from raffect.storage.keys import Vocabulary, absent
 from raffect.storage.paths import Damaged, list_sizes, parse_parquet
@@ -55,7 +65,9 @@ class Verification:
         return self.sound and self.rows + self.rejects == self.planned
 
 
-def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int], None] = lambda n: None) -> Verification:
+def verify(
+    bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int], None] = lambda n: None
+) -> Verification:
     """Read every byte of a bank and check it against its plan, its commits and maybe a manifest.
 
     Args:
@@ -75,7 +87,9 @@ def verify(bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int
     if commits and identity is None:
         problems.append("bank.json is missing although shards are committed")
     problems += shards.problems
-    problems += [f"{shard:06d}: committed but not planned" for shard in commits if shard >= plan.num_shards]
+    problems += [
+        f"{shard:06d}: committed but not planned" for shard in commits if shard >= plan.num_shards
+    ]
     return Verification(
         planned=len(plan.table),
         rows=sum(commits[shard].rows for shard in shards.sound),
@@ -116,7 +130,9 @@ def _check_shards(
                 what = _check_shard(bank, record, keys, identity)
             except OSError as error:  # a disk or network that fails says nothing about the bytes
                 where, why = error.filename or bank.path, error.strerror
-                out.problems.append(f"shard {shard:06d}: {where} cannot be read ({why}); look after the disk, nothing is withdrawn")
+                out.problems.append(
+                    f"shard {shard:06d}: {where} cannot be read ({why}); look after the disk, nothing is withdrawn"
+                )
                 continue
             if what:
                 out.damaged[shard] = what
@@ -125,7 +141,9 @@ def _check_shards(
         elif record:
             continue  # without an identity nothing can be known of it
         elif bank.commit_path(shard).name in names:
-            out.damaged[shard] = "a file is missing, has another size than committed, or the commit record is unreadable"
+            out.damaged[shard] = (
+                "a file is missing, has another size than committed, or the commit record is unreadable"
+            )
         else:
             out.missing += len(keys)
         progress(len(keys))
@@ -138,7 +156,10 @@ def _find_leftovers(bank: Bank, commits: Iterable[int]) -> list[Path]:
     unfinished = (path for folder in folders for path in (bank.path / folder).glob(f"{PREFIX}*"))
     notes = list_sizes(bank.path / "attempts")
     attempts = (bank.attempt_path(shard) for shard in commits)
-    return [*sorted(path for path in unfinished if _is_quiet(path)), *(path for path in attempts if path.name in notes)]
+    return [
+        *sorted(path for path in unfinished if _is_quiet(path)),
+        *(path for path in attempts if path.name in notes),
+    ]
 
 
 def withdraw(bank: Bank, shards: Iterable[int]) -> list[int]:
@@ -172,7 +193,11 @@ def _check_shard(bank: Bank, record: Commit, keys: pa.Table, identity: Identity)
             return f"{name}: {error}"
     try:
         shard = parse_parquet(contents[shard_name(record.shard)])
-        rejects = parse_rejects(contents[rejects_name(record.shard)], record) if record.rejects else REJECTS.empty_table()
+        rejects = (
+            parse_rejects(contents[rejects_name(record.shard)], record)
+            if record.rejects
+            else REJECTS.empty_table()
+        )
     except Damaged as error:
         return f"cannot be read as Parquet ({error})"
     if shard.schema.remove_metadata() != shard_schema(identity.dim):
@@ -182,8 +207,14 @@ def _check_shard(bank: Bank, record: Commit, keys: pa.Table, identity: Identity)
     if len(shard) != record.rows:
         return f"has {len(shard)} rows, its commit record says {record.rows}"
     vocabulary = Vocabulary()
-    planned, kept, rejected = vocabulary.keys(keys), vocabulary.keys(shard), vocabulary.keys(rejects)
-    if not np.array_equal(planned[~np.isin(planned, rejected)], kept) or len(kept) + len(rejected) != len(planned):
+    planned, kept, rejected = (
+        vocabulary.keys(keys),
+        vocabulary.keys(shard),
+        vocabulary.keys(rejects),
+    )
+    if not np.array_equal(planned[~np.isin(planned, rejected)], kept) or len(kept) + len(
+        rejected
+    ) != len(planned):
         return f"rows are not those of the plan: {len(kept)} kept + {len(rejected)} rejected of {len(planned)}"
     return None
 

@@ -8,7 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.config import PrepareConfig
-from raffect.datasets.importing import SPLIT_NAMES, Imported, Problem, count_splits, deal_split, describe_counts
+from raffect.datasets.importing import (
+    SPLIT_NAMES,
+    Imported,
+    Problem,
+    count_splits,
+    deal_split,
+    describe_counts,
+)
 from raffect.datasets.manifest import list_pictures
 from raffect.datasets.tasks import Task
 from raffect.errors import require
@@ -26,29 +33,63 @@ def import_folder(config: PrepareConfig) -> Imported:
     Raises:
         RaffectError: If there is no picture, or ``--classes`` names a folder that is not there.
     """
-    require(config.annotations is None, "--annotations: --dataset folder has none, the folders are the labels; --dataset table reads a file")
+    require(
+        config.annotations is None,
+        "--annotations: --dataset folder has none, the folders are the labels; --dataset table reads a file",
+    )
     listing = list_pictures(config.images)
-    found = Imported(manifest=listing.table, labels={}, edition="folders", groups="pictures", digest=digest_keys(listing.table))
-    found.problems = [Problem(path, 0, what) for path, _, what in (problem.partition(": ") for problem in listing.problems)]
-    found.lines = [f"images: {len(listing.table):,} pictures ({listing.num_other:,} other files ignored)", *listing.link_lines()]
+    found = Imported(
+        manifest=listing.table,
+        labels={},
+        edition="folders",
+        groups="pictures",
+        digest=digest_keys(listing.table),
+    )
+    found.problems = [
+        Problem(path, 0, what)
+        for path, _, what in (problem.partition(": ") for problem in listing.problems)
+    ]
+    found.lines = [
+        f"images: {len(listing.table):,} pictures ({listing.num_other:,} other files ignored)",
+        *listing.link_lines(),
+    ]
     names = listing.table["video"].to_pylist()
     places = [_read_place(name) for name in names]
     classes = _choose_classes(config, [label for _, label in places])
     if len(classes) < 2:
-        found.lines.append(f"labels: none ({'--no-with-labels' if not config.with_labels else 'no two folders of pictures side by side'})")
+        found.lines.append(
+            f"labels: none ({'--no-with-labels' if not config.with_labels else 'no two folders of pictures side by side'})"
+        )
         return found
     task = Task(name=config.task, kind="multiclass", outputs=classes, columns=("label",))
     number = {name: k for k, name in enumerate(classes)}
     values = np.array([number.get(label, -1) for _, label in places], np.int16)
     found.problems += [
-        Problem(name, 0, f"folder {label!r} is not among --classes; unlabelled") for name, (_, label) in zip(names, places, strict=True) if label and label not in number
+        Problem(name, 0, f"folder {label!r} is not among --classes; unlabelled")
+        for name, (_, label) in zip(names, places, strict=True)
+        if label and label not in number
     ]
     has_split = all(split for split, _ in places)
-    split = np.array([split for split, _ in places]) if has_split else deal_split(names, config.validation_share, _DEALT_SEED)
-    table = pa.table({"video": listing.table["video"], "frame": listing.table["frame"], "split": pa.array(split.tolist()).dictionary_encode(), "label": values})
+    split = (
+        np.array([split for split, _ in places])
+        if has_split
+        else deal_split(names, config.validation_share, _DEALT_SEED)
+    )
+    table = pa.table(
+        {
+            "video": listing.table["video"],
+            "frame": listing.table["frame"],
+            "split": pa.array(split.tolist()).dictionary_encode(),
+            "label": values,
+        }
+    )
     found.labels[task] = table
-    found.lines += [f"labels: {task.name}, a class a folder: {', '.join(f'{k} {name}' for k, name in enumerate(classes))}"]
-    found.lines += [f"split: {'as the folders say' if has_split else f'dealt by picture, {config.validation_share:g} held out'}"]
+    found.lines += [
+        f"labels: {task.name}, a class a folder: {', '.join(f'{k} {name}' for k, name in enumerate(classes))}"
+    ]
+    found.lines += [
+        f"split: {'as the folders say' if has_split else f'dealt by picture, {config.validation_share:g} held out'}"
+    ]
     found.counts = count_splits(task, table, values >= 0, found.manifest)
     found.lines += describe_counts(found.counts, found.groups)
     return found
@@ -68,5 +109,8 @@ def _choose_classes(config: PrepareConfig, labels: list[str]) -> tuple[str, ...]
     if not config.with_labels:
         return ()
     if missing := [name for name in config.classes if name not in counts]:
-        require(False, f"--classes {missing[0]}: no such folder of pictures; there are {', '.join(sorted(counts)) or 'none'}")
+        require(
+            False,
+            f"--classes {missing[0]}: no such folder of pictures; there are {', '.join(sorted(counts)) or 'none'}",
+        )
     return config.classes or tuple(sorted(counts))

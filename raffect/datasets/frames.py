@@ -34,7 +34,18 @@ MAX_PIXELS = 64_000_000
 PACKED_SUFFIX = ".parquet"
 """A manifest root that ends so is a packed file; its paths are ``<row group>/<row>``."""
 
-_FRAME_FAULTS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV, errno.EINVAL}
+_FRAME_FAULTS = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.EINVAL,
+}
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 _MANIFEST = ("root", "path", "video", "frame")
 _TRIAL = "import sys; from raffect.datasets.frames import _trial; _trial(sys.stdin.buffer)"
@@ -59,7 +70,9 @@ def read_bytes(root: str, path: str) -> bytes:
         raise BadFrame(str(error)) from None
     except OSError as error:
         if error.errno not in _FRAME_FAULTS or not os.path.isdir(root):
-            raise RaffectError(f"{root}: image root cannot be read ({error.strerror}); mount it or fix the disk, then run the same command again") from error
+            raise RaffectError(
+                f"{root}: image root cannot be read ({error.strerror}); mount it or fix the disk, then run the same command again"
+            ) from error
         raise BadFrame(f"cannot be read: {error.strerror}") from None
     if not content:
         raise BadFrame("empty file")
@@ -77,14 +90,19 @@ def decode(content: bytes, room: Callable[[int], np.ndarray] | None = None) -> n
         uint8 array of shape (height, width, 3).
 
     Raises:
-        BadFrame: If it is none, is broken, or is larger than `MAX_PIXELS`.
+        BadFrame: If it is not a picture, is broken, or is larger than `MAX_PIXELS`.
     """
     if content[:3] == b"\xff\xd8\xff":
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(content, strict=True)
             height, width = int(height), int(width)
             if space in ("YCbCr", "Gray") and height * width <= MAX_PIXELS:
-                return simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True, buffer=room(height * width * 3) if room else None)
+                return simplejpeg.decode_jpeg(
+                    content,
+                    colorspace="RGB",
+                    strict=True,
+                    buffer=room(height * width * 3) if room else None,
+                )
         except ValueError:
             pass  # PIL decides about everything that libjpeg warns of
     return _decode_pil(content)
@@ -97,7 +115,9 @@ def _decode_pil(content: bytes) -> np.ndarray:
         try:
             image = Image.open(io.BytesIO(content))
             if image.width * image.height > MAX_PIXELS:
-                raise BadFrame(f"{image.width}x{image.height} is larger than {MAX_PIXELS // 1_000_000} megapixels")
+                raise BadFrame(
+                    f"{image.width}x{image.height} is larger than {MAX_PIXELS // 1_000_000} megapixels"
+                )
             image.load()
             return np.asarray(_to_rgb(image))
         except BadFrame:
@@ -107,7 +127,9 @@ def _decode_pil(content: bytes) -> np.ndarray:
         except Image.UnidentifiedImageError:
             raise BadFrame("not a picture") from None
         except Exception as error:
-            raise BadFrame(f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())[:120]}") from None
+            raise BadFrame(
+                f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            ) from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -115,7 +137,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise BadFrame(f"{'32-bit integer' if image.mode == 'I' else 'floating-point'} pixels have no defined brightness; save it with 8 bits")
+        raise BadFrame(
+            f"{'32-bit integer' if image.mode == 'I' else 'floating-point'} pixels have no defined brightness; save it with 8 bits"
+        )
     return image.convert("RGB")
 
 
@@ -128,7 +152,10 @@ def read_frames(rows: pa.Table) -> list[np.ndarray | BadFrame]:
     Returns:
         For each row uint8 (height, width, 3), or the `BadFrame` that says why not.
     """
-    return [_attempt(decode, content) if isinstance(content, bytes) else content for content in read_contents(rows)]
+    return [
+        _attempt(decode, content) if isinstance(content, bytes) else content
+        for content in read_contents(rows)
+    ]
 
 
 def read_contents(rows: pa.Table) -> list[bytes | BadFrame]:
@@ -149,18 +176,28 @@ def read_contents(rows: pa.Table) -> list[bytes | BadFrame]:
 def _read_group(root: str, group: str) -> dict[str, list]:
     try:
         with open_parquet(locate(root)) as file:
-            return file.read_row_group(int(group), columns=["video", "frame", "image", "reason"]).to_pydict()
+            return file.read_row_group(
+                int(group), columns=["video", "frame", "image", "reason"]
+            ).to_pydict()
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise RaffectError(f"{root}: row group {group} cannot be read ({str(error).splitlines()[0][:120]}); bring the file back or run `raffect pack` again") from error
+        raise RaffectError(
+            f"{root}: row group {group} cannot be read ({str(error).splitlines()[0][:120]}); bring the file back or run `raffect pack` again"
+        ) from error
 
 
 def _read_packed(group: dict[str, list], row: str, key: list, root: str) -> bytes:
     try:
-        content, reason, *found = (group[name][int(row)] for name in ("image", "reason", "video", "frame"))
+        content, reason, *found = (
+            group[name][int(row)] for name in ("image", "reason", "video", "frame")
+        )
     except (ValueError, IndexError):
         found = ["no", row]
-    if found != key:  # packed again since the manifest was written; a picture of another frame must never be encoded as this one
-        raise RaffectError(f"{root}: holds {found[0]} frame {found[1]} where the manifest has {key[0]} frame {key[1]}; finish `raffect pack`, and use the manifest that it writes")
+    if (
+        found != key
+    ):  # packed again since the manifest was written; a picture of another frame must never be encoded as this one
+        raise RaffectError(
+            f"{root}: holds {found[0]} frame {found[1]} where the manifest has {key[0]} frame {key[1]}; finish `raffect pack`, and use the manifest that it writes"
+        )
     if content is None:
         raise BadFrame(reason or "empty in the packed file")
     return content
@@ -173,7 +210,9 @@ def _attempt(function, *args):
         return bad
 
 
-def shrink(pixels: np.ndarray, size: int, resample: Image.Resampling, keep_ratio: bool) -> np.ndarray:
+def shrink(
+    pixels: np.ndarray, size: int, resample: Image.Resampling, keep_ratio: bool
+) -> np.ndarray:
     """Bring a picture with a side longer than the encoder's input down to it with PIL, where it is read.
 
     Such pictures are cheaper to shrink than to hand over, and PIL from version 13 on chooses the order of its two passes
@@ -201,7 +240,9 @@ def shrink(pixels: np.ndarray, size: int, resample: Image.Resampling, keep_ratio
     if new_width * new_height > MAX_PIXELS:
         raise BadFrame(f"{width}x{height} is too narrow to be a face")
     left, top = round((new_width - size) / 2.0), round((new_height - size) / 2.0)
-    return np.asarray(image.resize((new_width, new_height), resample).crop((left, top, left + size, top + size)))
+    return np.asarray(
+        image.resize((new_width, new_height), resample).crop((left, top, left + size, top + size))
+    )
 
 
 def resized_shape(width: int, height: int, size: int) -> tuple[int, int]:
@@ -241,7 +282,9 @@ def find_killers(rows: pa.Table) -> dict[int, str]:
 def _run_trial(rows: pa.Table) -> tuple[int, int]:
     """Decode rows in a child; returns how many passed and the child's exit status, negative for a crash."""
     jobs = table_to_bytes(rows.select(_MANIFEST))
-    done = subprocess.run([sys.executable, "-c", _TRIAL], input=jobs, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _TRIAL], input=jobs, capture_output=True, check=False
+    )
     passed = done.stdout.count(b".")
     if passed < len(rows) and -done.returncode not in _CRASHES:
         last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]

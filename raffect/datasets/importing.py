@@ -13,10 +13,20 @@ from raffect.datasets.tasks import Task
 from raffect.storage.keys import Vocabulary, absent
 
 SPLIT_NAMES = {
-    "train": "train", "training": "train", "train_set": "train", "training_set": "train",
-    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation", "val_set": "validation", "validation_set": "validation",
-    "test": "test", "testing": "test", "test_set": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "train_set": "train",
+    "training_set": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "val_set": "validation",
+    "validation_set": "validation",
+    "test": "test",
+    "testing": "test",
+    "test_set": "test",
+}
 """How data sets call their splits, in lower case."""
 
 
@@ -88,11 +98,17 @@ def deal_split(groups: list[str], share: float, seed: int) -> np.ndarray:
         share: About this share of the groups is held out.
         seed: Another seed holds out others.
     """
-    held_out = {name for name in set(groups) if int(hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:8], 16) < share * 2**32}
+    held_out = {
+        name
+        for name in set(groups)
+        if int(hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:8], 16) < share * 2**32
+    }
     return np.array(["validation" if name in held_out else "train" for name in groups])
 
 
-def count_splits(task: Task, table: pa.Table, known: np.ndarray, manifest: pa.Table) -> list[SplitCounts]:
+def count_splits(
+    task: Task, table: pa.Table, known: np.ndarray, manifest: pa.Table
+) -> list[SplitCounts]:
     """Count a label table by split.
 
     Args:
@@ -103,7 +119,9 @@ def count_splits(task: Task, table: pa.Table, known: np.ndarray, manifest: pa.Ta
     """
     vocabulary = Vocabulary()
     has_image = ~absent(vocabulary.keys(table), vocabulary.keys(manifest))
-    names = np.array((table["group"] if "group" in table.column_names else table["video"]).to_pylist(), object)
+    names = np.array(
+        (table["group"] if "group" in table.column_names else table["video"]).to_pylist(), object
+    )
     splits = np.array(table["split"].to_pylist(), object)
     return [
         SplitCounts(
@@ -121,4 +139,7 @@ def count_splits(task: Task, table: pa.Table, known: np.ndarray, manifest: pa.Ta
 
 def describe_counts(counts: Iterable[SplitCounts], groups: str) -> list[str]:
     """A line a split; ``groups`` is the word for its groups."""
-    return [f"{part.task} {part.split}: {part.rows:,} rows, {part.labelled:,} labelled, of {part.groups:,} {groups}" for part in counts]
+    return [
+        f"{part.task} {part.split}: {part.rows:,} rows, {part.labelled:,} labelled, of {part.groups:,} {groups}"
+        for part in counts
+    ]

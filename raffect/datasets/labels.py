@@ -33,7 +33,11 @@ def read_values(labels: pa.Table, task: Task) -> np.ndarray:
     """
     for name in task.columns:
         if name not in labels.column_names:
-            raise RaffectError(f"these are not {task.name} labels: column {name!r} is missing; give labels/{task.name}.parquet")
+            raise RaffectError(
+                f"these are not {task.name} labels: column {name!r} is missing; give labels/{task.name}.parquet"
+            )
         if not (pa.types.is_integer(labels[name].type) or pa.types.is_floating(labels[name].type)):
-            raise RaffectError(f"{task.name} labels: column {name!r} is {labels[name].type}, expected numbers; make the table again with `raffect prepare`")
+            raise RaffectError(
+                f"{task.name} labels: column {name!r} is {labels[name].type}, expected numbers; make the table again with `raffect prepare`"
+            )
     return np.stack([labels[column].to_numpy() for column in task.columns], 1)

@@ -34,7 +34,7 @@ class Listing:
     Attributes:
         table: ``video, frame, path, root``, sorted by (video, frame), each once.
         problems: What was left out, one line each with the folder or file.
-        num_other: Files that are no numbered images.
+        num_other: Files that are not numbered images.
         links_out: Links that lead out of their root, ``link -> where``; they are followed.
     """
 
@@ -46,7 +46,13 @@ class Listing:
     def link_lines(self) -> list[str]:
         """One line if links lead out of their image root: they are followed, and what they show is encoded."""
         out = self.links_out
-        return [f"links: {len(out):,} lead out of their image root and are followed: {', '.join(out[:3])}{' ...' if len(out) > 3 else ''}"] if out else []
+        return (
+            [
+                f"links: {len(out):,} lead out of their image root and are followed: {', '.join(out[:3])}{' ...' if len(out) > 3 else ''}"
+            ]
+            if out
+            else []
+        )
 
 
 def list_images(roots: Iterable[Path]) -> Listing:
@@ -62,10 +68,14 @@ def list_images(roots: Iterable[Path]) -> Listing:
     folders: list[tuple[str, str, np.ndarray, list[str]]] = []
     for root in roots:
         if not root.is_dir():
-            raise RaffectError(f"--images {root}: no such folder; give the folder that holds one folder a video (e.g. cropped_aligned)")
+            raise RaffectError(
+                f"--images {root}: no such folder; give the folder that holds one folder a video (e.g. cropped_aligned)"
+            )
         folders += _list_root(os.path.realpath(root), listing, depth=1)
     if not folders:
-        raise RaffectError(f"--images {' '.join(map(str, roots))}: no frames; expected <video>/00001.jpg below it")
+        raise RaffectError(
+            f"--images {' '.join(map(str, roots))}: no frames; expected <video>/00001.jpg below it"
+        )
     listing.table = _build_table(folders, listing)
     return listing
 
@@ -90,13 +100,24 @@ def list_pictures(roots: Iterable[Path]) -> Listing:
             raise RaffectError(f"--images {_printable(top)}: path is not UTF-8; rename the folder")
         for path in _walk_pictures(top, "", listing):
             if found.setdefault(path, top) != top:
-                listing.problems.append(f"{path}: another root has the same path, this one left out")
+                listing.problems.append(
+                    f"{path}: another root has the same path, this one left out"
+                )
     if not found:
-        raise RaffectError(f"--images {' '.join(map(str, roots))}: no pictures (.jpg, .png, .bmp, .webp, .tiff) at any depth")
+        raise RaffectError(
+            f"--images {' '.join(map(str, roots))}: no pictures (.jpg, .png, .bmp, .webp, .tiff) at any depth"
+        )
     paths = sorted(found)
     names = pa.array(paths, pa.string())
     root = pa.array([found[path] for path in paths], pa.string()).dictionary_encode()
-    listing.table = pa.table({"video": names.dictionary_encode(), "frame": np.ones(len(paths), np.int32), "path": names, "root": root})
+    listing.table = pa.table(
+        {
+            "video": names.dictionary_encode(),
+            "frame": np.ones(len(paths), np.int32),
+            "path": names,
+            "root": root,
+        }
+    )
     return listing
 
 
@@ -104,7 +125,9 @@ def _walk_pictures(top: str, below: str, listing: Listing) -> Iterator[str]:
     """Paths below ``top`` of all pictures in one of its folders and below."""
     for entry in sorted(_scan(os.path.join(top, below), listing), key=lambda entry: entry.name):
         path = f"{below}/{entry.name}" if below else entry.name
-        if entry.name.startswith(".") or (entry.is_symlink() and not _may_follow(entry, top, listing)):
+        if entry.name.startswith(".") or (
+            entry.is_symlink() and not _may_follow(entry, top, listing)
+        ):
             continue
         if not is_utf8(entry.name):
             listing.problems.append(f"{_printable(path)}: name is not UTF-8, left out; rename it")
@@ -116,7 +139,9 @@ def _walk_pictures(top: str, below: str, listing: Listing) -> Iterator[str]:
             listing.num_other += 1
 
 
-def _list_root(folder: str, listing: Listing, depth: int, root: str | None = None) -> list[tuple[str, str, np.ndarray, list[str]]]:
+def _list_root(
+    folder: str, listing: Listing, depth: int, root: str | None = None
+) -> list[tuple[str, str, np.ndarray, list[str]]]:
     """Videos of one root as (video, folder, frames, file names); archives are often nested one folder deeper."""
     folders, root = [], root or folder
     for entry in sorted(_scan(folder, listing), key=lambda entry: entry.name):
@@ -124,14 +149,18 @@ def _list_root(folder: str, listing: Listing, depth: int, root: str | None = Non
             continue
         if not entry.is_dir():
             if _FRAME.fullmatch(entry.name):
-                raise RaffectError(f"--images {folder}: holds frames itself ({_printable(entry.name)}); give the folder above it")
+                raise RaffectError(
+                    f"--images {folder}: holds frames itself ({_printable(entry.name)}); give the folder above it"
+                )
             listing.num_other += 1
         elif not entry.name.startswith("."):
             frames, names, has_folders = _list_video(entry.path, listing, root)
             if not names and has_folders and depth:
                 folders += _list_root(entry.path, listing, depth - 1, root)
             elif not is_utf8(entry.name):
-                listing.problems.append(f"{_printable(entry.path)}: folder name is not UTF-8, {len(names)} frames left out; rename it")
+                listing.problems.append(
+                    f"{_printable(entry.path)}: folder name is not UTF-8, {len(names)} frames left out; rename it"
+                )
             elif not names:
                 listing.problems.append(f"{_printable(entry.path)}: no frames in it")
             else:
@@ -145,7 +174,9 @@ def _list_root(folder: str, listing: Listing, depth: int, root: str | None = Non
 
 def _list_video(folder: str, listing: Listing, root: str) -> tuple[np.ndarray, list[str], bool]:
     frames, names, has_folders = [], [], False
-    for entry in sorted(_scan(folder, listing), key=lambda entry: entry.name):  # the order of a folder is its file system's own
+    for entry in sorted(
+        _scan(folder, listing), key=lambda entry: entry.name
+    ):  # the order of a folder is its file system's own
         name = entry.name
         if entry.is_symlink() and not _may_follow(entry, root, listing):
             continue
@@ -167,13 +198,19 @@ def _may_follow(link: os.DirEntry, root: str, listing: Listing) -> bool:
     except FileNotFoundError:  # reading it will say so
         target = os.path.realpath(link.path)
     except OSError as error:
-        listing.problems.append(f"{_printable(link.path)}: link cannot be followed ({error.strerror}), left out")
+        listing.problems.append(
+            f"{_printable(link.path)}: link cannot be followed ({error.strerror}), left out"
+        )
         return False
     if _is_below(os.path.realpath(os.path.dirname(link.path)), target):
-        listing.problems.append(f"{_printable(link.path)}: link to a folder that it lies in, left out")
+        listing.problems.append(
+            f"{_printable(link.path)}: link to a folder that it lies in, left out"
+        )
         return False
     if not _is_below(target, root):
-        listing.links_out.append(f"{_printable(os.path.relpath(link.path, root))} -> {_printable(target)}")
+        listing.links_out.append(
+            f"{_printable(os.path.relpath(link.path, root))} -> {_printable(target)}"
+        )
     return True
 
 
@@ -186,11 +223,15 @@ def _scan(folder: str, listing: Listing) -> list[os.DirEntry]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        listing.problems.append(f"{_printable(folder)}: folder cannot be read ({error.strerror}), its frames left out")
+        listing.problems.append(
+            f"{_printable(folder)}: folder cannot be read ({error.strerror}), its frames left out"
+        )
         return []
 
 
-def _build_table(folders: list[tuple[str, str, np.ndarray, list[str]]], listing: Listing) -> pa.Table:
+def _build_table(
+    folders: list[tuple[str, str, np.ndarray, list[str]]], listing: Listing
+) -> pa.Table:
     videos = sorted({video for video, *_ in folders})
     roots = list(dict.fromkeys(root for _, root, *_ in folders))
     if bad := [root for root in roots if not is_utf8(root)]:
@@ -200,12 +241,20 @@ def _build_table(folders: list[tuple[str, str, np.ndarray, list[str]]], listing:
     video = np.repeat(np.array([rank[video] for video, *_ in folders], np.int32), lengths)
     root = np.repeat(np.array([roots.index(root) for _, root, *_ in folders], np.int32), lengths)
     frame = np.concatenate([frames for _, _, frames, _ in folders])
-    path = pa.concat_arrays([pa.array([f"{video}/{name}" for name in names], pa.string()) for video, _, _, names in folders])
+    path = pa.concat_arrays(
+        [
+            pa.array([f"{video}/{name}" for name in names], pa.string())
+            for video, _, _, names in folders
+        ]
+    )
     order = np.lexsort((np.arange(len(frame)), root, frame, video))
     keep = np.ones(len(order), bool)
     keep[1:] = (video[order][1:] != video[order][:-1]) | (frame[order][1:] != frame[order][:-1])
     doubles = path.take(pa.array(order[~keep]))
-    listing.problems += [f"{name}: another file shows the same frame, this one left out" for name in doubles.to_pylist()]
+    listing.problems += [
+        f"{name}: another file shows the same frame, this one left out"
+        for name in doubles.to_pylist()
+    ]
     order = order[keep]
     return pa.table(
         {
@@ -225,27 +274,39 @@ def write_manifest(table: pa.Table, path: Path, synthetic: bool) -> None:
         path: The file to make.
         synthetic: Whether every image was drawn by raffect.
     """
-    write_table(table, path, {"raffect": "manifest/1", "digest": digest_keys(table), SYNTHETIC: str(synthetic).lower()})
+    write_table(
+        table,
+        path,
+        {"raffect": "manifest/1", "digest": digest_keys(table), SYNTHETIC: str(synthetic).lower()},
+    )
 
 
 def read_manifest(path: Path) -> pa.Table:
     """Read and check a manifest; its metadata say whether it is synthetic.
 
     Raises:
-        RaffectError: If it is no manifest, or a frame is missing its number, doubled or out of order.
+        RaffectError: If it is not a manifest, or a frame is missing its number, doubled or out of order.
     """
     table = read_table(path, COLUMNS, "manifest", "raffect prepare")
     for column in ("video", "frame", "path", "root"):
         if table[column].null_count:
-            raise RaffectError(f"{path}: column {column!r} has {table[column].null_count} empty cells; make it again with `raffect prepare`")
+            raise RaffectError(
+                f"{path}: column {column!r} has {table[column].null_count} empty cells; make it again with `raffect prepare`"
+            )
     if not len(table):
-        raise RaffectError(f"{path}: the manifest has no rows; make it again with `raffect prepare`")
+        raise RaffectError(
+            f"{path}: the manifest has no rows; make it again with `raffect prepare`"
+        )
     if table["frame"].type != pa.int32():
-        raise RaffectError(f"{path}: column 'frame' is {table['frame'].type}, expected int32; make it again with `raffect prepare`")
+        raise RaffectError(
+            f"{path}: column 'frame' is {table['frame'].type}, expected int32; make it again with `raffect prepare`"
+        )
     keys = Vocabulary(sorted(table["video"].unique().to_pylist())).keys(table)
     if (np.diff(keys) <= 0).any():
         row = int(np.flatnonzero(np.diff(keys) <= 0)[0]) + 1
-        raise RaffectError(f"{path}: row {row} is not after the row before it in (video, frame); sort it and drop doubles, or make it with `raffect prepare`")
+        raise RaffectError(
+            f"{path}: row {row} is not after the row before it in (video, frame); sort it and drop doubles, or make it with `raffect prepare`"
+        )
     if table["frame"][0].as_py() < 1 or int(np.min(table["frame"].to_numpy())) < 1:
         raise RaffectError(f"{path}: frame numbers start at 1")
     return table

@@ -62,12 +62,16 @@ class PrepareReport:
         """A report for people: what was found and written, first problems, and the next command."""
         lines = list(self.found)
         if self.problems:
-            lines.append(f"problems: {len(self.problems):,}, all in {self.problems_file}; the first ones:")
+            lines.append(
+                f"problems: {len(self.problems):,}, all in {self.problems_file}; the first ones:"
+            )
             lines += [f"  {problem}" for problem in self.problems[:_SHOWN]]
         labels = ", and no labels"
         if self.labels:
             labels = f" and {self.manifest.parent}/labels/ ({', '.join(sorted(self.labels))})"
-        encoder = " --encoder.model raffect-faces --encoder.weights embedded" if self.synthetic else ""
+        encoder = (
+            " --encoder.model raffect-faces --encoder.weights embedded" if self.synthetic else ""
+        )
         return [
             *lines,
             f"wrote {self.manifest}{labels}",
@@ -92,8 +96,16 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     for stale in {file.stem for file in folder.glob("*.parquet")} - labels.keys():
         (folder / f"{stale}.parquet").unlink()  # of other labels, prepared here before
     for task, table in found.labels.items():
-        metadata = {"raffect": "labels/2", "task": json.dumps(task.to_json()), "groups": found.groups}
-        metadata |= {"edition": found.edition, "digest": found.digest, "synthetic": str(found.synthetic).lower()}
+        metadata = {
+            "raffect": "labels/2",
+            "task": json.dumps(task.to_json()),
+            "groups": found.groups,
+        }
+        metadata |= {
+            "edition": found.edition,
+            "digest": found.digest,
+            "synthetic": str(found.synthetic).lower(),
+        }
         write_table(table, labels[task.name], metadata)
     _write_problems(found.problems, config.out / "problems.csv")
     return PrepareReport(

@@ -64,11 +64,15 @@ class Task(Record):
             if len(set(names)) != len(names):
                 raise ValueError(f"{field} has a name twice: {', '.join(names)[:60]}")
         if len(self.descriptions) not in (0, len(self.outputs)):
-            raise ValueError(f"{len(self.descriptions)} descriptions of {len(self.outputs)} outputs")
+            raise ValueError(
+                f"{len(self.descriptions)} descriptions of {len(self.outputs)} outputs"
+            )
         if self.limits is not None and not self.limits[0] < self.limits[1]:
             raise ValueError(f"limits {self.limits}: expected a lowest and a higher number")
 
     @classmethod
-    def from_json(cls, content: bytes | str | dict[str, Any], where: Path | str, remedy: str = _REMEDY) -> Self:
+    def from_json(
+        cls, content: bytes | str | dict[str, Any], where: Path | str, remedy: str = _REMEDY
+    ) -> Self:
         """The task that JSON describes; as of `Record`, with a remedy of its own."""
         return super().from_json(content, f"{where}, its task", remedy)

@@ -28,7 +28,15 @@ class FusedAttention(nn.Module):
         self.qkv.weight, self.qkv.bias = attention.in_proj_weight, attention.in_proj_bias
         self.out = attention.out_proj
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, *, need_weights: bool = False, attn_mask: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
         """Attention of tokens to each other.
 
         Args:
@@ -42,7 +50,11 @@ class FusedAttention(nn.Module):
             Shape of ``x``, and None for the weights.
         """
         pictures, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(pictures, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(x)
+            .view(pictures, tokens, 3, self.heads, width // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out(mixed.transpose(1, 2).reshape(pictures, tokens, width)), None
 
@@ -50,7 +62,12 @@ class FusedAttention(nn.Module):
 def fuse_attention(tower: nn.Module) -> nn.Module:
     """Replace the self-attention of a transformer's blocks in place; other towers stay as they are."""
     for block in tower.modules():
-        if isinstance(block, ResidualAttentionBlock) and not hasattr(block, "ln_1_kv") and type(block.attn) is nn.MultiheadAttention and _is_plain(block.attn):
+        if (
+            isinstance(block, ResidualAttentionBlock)
+            and not hasattr(block, "ln_1_kv")
+            and type(block.attn) is nn.MultiheadAttention
+            and _is_plain(block.attn)
+        ):
             block.add_module("attn", FusedAttention(block.attn))
     return tower
 
@@ -88,18 +105,37 @@ class Patches(nn.Module):
         """Pictures (B, 3, S, S) to (B, width, S / side, S / side)."""
         pictures, channels, height, width = x.shape
         rows, columns = height // self.side, width // self.side
-        windows = x[:, :, : rows * self.side, : columns * self.side].reshape(pictures, channels, rows, self.side, columns, self.side).permute(0, 2, 4, 1, 3, 5)
-        out = nn.functional.linear(windows.reshape(pictures, rows * columns, -1), self.weight.flatten(1))
+        windows = (
+            x[:, :, : rows * self.side, : columns * self.side]
+            .reshape(pictures, channels, rows, self.side, columns, self.side)
+            .permute(0, 2, 4, 1, 3, 5)
+        )
+        out = nn.functional.linear(
+            windows.reshape(pictures, rows * columns, -1), self.weight.flatten(1)
+        )
         return out.transpose(1, 2).view(pictures, -1, rows, columns)
 
 
 def fuse_patches(tower: nn.Module) -> nn.Module:
     """Replace the patch embedding of open_clip's own transformers in place; other towers stay as they are."""
     conv = getattr(tower, "conv1", None)
-    if isinstance(tower, VisionTransformer) and type(conv) is nn.Conv2d and conv.kernel_size == conv.stride and conv.kernel_size[0] == conv.kernel_size[1] and conv.bias is None and conv.padding == (0, 0):
+    if (
+        isinstance(tower, VisionTransformer)
+        and type(conv) is nn.Conv2d
+        and conv.kernel_size == conv.stride
+        and conv.kernel_size[0] == conv.kernel_size[1]
+        and conv.bias is None
+        and conv.padding == (0, 0)
+    ):
         tower.add_module("conv1", Patches(conv))
     return tower
 
 
 def _is_plain(attention: nn.MultiheadAttention) -> bool:
-    return attention.batch_first and attention.in_proj_weight is not None and attention.in_proj_bias is not None and attention.bias_k is None and not attention.add_zero_attn
+    return (
+        attention.batch_first
+        and attention.in_proj_weight is not None
+        and attention.in_proj_bias is not None
+        and attention.bias_k is None
+        and not attention.add_zero_attn
+    )

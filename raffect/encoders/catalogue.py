@@ -12,8 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raffect.config import EncoderConfig, ModelsListConfig, ModelsPathConfig, ModelsPullConfig, ModelsVerifyConfig
-from raffect.encoders.weights import find_tag_file, get_tag_config, list_tags, model_configs, read_model_config, resolve, weights_folder
+from raffect.config import (
+    EncoderConfig,
+    ModelsListConfig,
+    ModelsPathConfig,
+    ModelsPullConfig,
+    ModelsVerifyConfig,
+)
+from raffect.encoders.weights import (
+    find_tag_file,
+    get_tag_config,
+    list_tags,
+    model_configs,
+    read_model_config,
+    resolve,
+    weights_folder,
+)
 from raffect.errors import RaffectError
 from raffect.progress import format_bytes
 from raffect.storage.tables import table_of
@@ -29,7 +43,9 @@ class Weights:
 
     def line(self) -> str:
         """As `raffect models list` shows it; a star marks what is on this machine."""
-        return f"{'*' if self.file else ' '} {self.model:40} {self.tag:32} {self.file or ''}".rstrip()
+        return (
+            f"{'*' if self.file else ' '} {self.model:40} {self.tag:32} {self.file or ''}".rstrip()
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +72,11 @@ class ModelList:
 def list_models(config: ModelsListConfig) -> ModelList:
     """Encoders that open_clip has, and the one that ships with raffect."""
     names = [model for model in model_configs() if config.pattern.lower() in model.lower()]
-    found = [Weights(model=model, tag=tag, file=find_tag_file(model, tag) if tag != "-" else None) for model in names for tag in list_tags(model) or ["-"]]
+    found = [
+        Weights(model=model, tag=tag, file=find_tag_file(model, tag) if tag != "-" else None)
+        for model in names
+        for tag in list_tags(model) or ["-"]
+    ]
     kept = tuple(each for each in found if each.file or not config.present)
     return ModelList(weights=kept, folder=weights_folder())
 
@@ -115,7 +135,9 @@ def pull(config: ModelsPullConfig) -> PullReport:
     was_here = file is not None
     if file is None:
         file = _download(config.encoder)
-    return PullReport(model=model, tag=tag, file=file, size_bytes=file.stat().st_size, was_here=was_here)
+    return PullReport(
+        model=model, tag=tag, file=file, size_bytes=file.stat().st_size, was_here=was_here
+    )
 
 
 def _download(encoder: EncoderConfig) -> Path:
@@ -138,13 +160,19 @@ def _download(encoder: EncoderConfig) -> Path:
 
 def _require_network(entry: dict) -> None:
     """Fail in seconds where the hub's client would try again for a minute."""
-    host = "huggingface.co" if entry.get("hf_hub") else urllib.parse.urlsplit(entry.get("url", "")).hostname or "huggingface.co"
+    host = (
+        "huggingface.co"
+        if entry.get("hf_hub")
+        else urllib.parse.urlsplit(entry.get("url", "")).hostname or "huggingface.co"
+    )
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT")):
         return
     try:
         socket.create_connection((host, 443), timeout=5).close()
     except OSError as error:
-        raise RaffectError(f"{host} is out of reach ({error.strerror or error}); check the network, or bring the file by hand: `raffect models path` says where") from error
+        raise RaffectError(
+            f"{host} is out of reach ({error.strerror or error}); check the network, or bring the file by hand: `raffect models path` says where"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +205,9 @@ class WeightsReport:
         """A report for people."""
         out = []
         if self.file is not None:
-            out.append(f"file: {self.file} ({format_bytes(self.size_bytes)}), SHA-256 {self.sha256}")
+            out.append(
+                f"file: {self.file} ({format_bytes(self.size_bytes)}), SHA-256 {self.sha256}"
+            )
         if self.is_published:
             out.append("published SHA-256: matches")
         tower = f"{self.num_values:,} values, all finite, {self.dim}-d"
@@ -197,7 +227,9 @@ def verify(config: ModelsVerifyConfig) -> WeightsReport:
     sha256 = _sha256(source.file) if source.file else ""
     published = _published_sha256(source.model, source.name, source.file) if source.file else None
     if published and not sha256.startswith(published):
-        raise RaffectError(f"{source.file}: SHA-256 begins with {sha256[:8]}, its authors published {published[:8]}; delete the file and pull it again")
+        raise RaffectError(
+            f"{source.file}: SHA-256 begins with {sha256[:8]}, its authors published {published[:8]}; delete the file and pull it again"
+        )
     from raffect.encoders.tower import load_encoder
 
     start = time.perf_counter()

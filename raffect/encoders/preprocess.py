@@ -45,14 +45,20 @@ class Preprocess:
     resize_mode: str = "shortest"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in ("bicubic", "bilinear") or self.resize_mode not in ("shortest", "squash"):
+        if self.interpolation not in ("bicubic", "bilinear") or self.resize_mode not in (
+            "shortest",
+            "squash",
+        ):
             raise RaffectError(
                 f"this encoder resizes by {self.resize_mode}/{self.interpolation}; raffect has shortest or squash with bicubic or bilinear: use another --encoder.model"
             )
 
     def as_dict(self) -> dict:
         """Plain JSON values, for a bank's identity."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
 
     def resize(self, pixels_BHWC: Tensor) -> Tensor:
         """Enlarge pictures of one size to the encoder's input.
@@ -67,19 +73,28 @@ class Preprocess:
         x = pixels_BHWC.permute(0, 3, 1, 2).float()
         if (height, width) == (self.size, self.size):
             return x
-        rows, columns = _matrices(height, width, self.size, self.interpolation, self.resize_mode, x.device)
+        rows, columns = _matrices(
+            height, width, self.size, self.interpolation, self.resize_mode, x.device
+        )
         with _tensor_cores():
             x = _round(*(x @ half for half in columns))
             return _round(*(half @ x for half in rows))
 
     def shrink(self, pixels: np.ndarray) -> np.ndarray:
         """Bring one picture (H, W, 3) down to the encoder's input if a side is longer; see `raffect.datasets.frames.shrink`."""
-        return shrink(pixels, self.size, Image.Resampling[self.interpolation.upper()], self.resize_mode == "shortest")
+        return shrink(
+            pixels,
+            self.size,
+            Image.Resampling[self.interpolation.upper()],
+            self.resize_mode == "shortest",
+        )
 
     def normalise(self, pixels_BCSS: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scale 0-255 to the encoder's range in float32, then round to ``dtype``; same shape."""
         mean, std = (_channels(values, pixels_BCSS.device) for values in (self.mean, self.std))
-        return torch.div((pixels_BCSS / 255).sub_(mean), std, out=torch.empty_like(pixels_BCSS, dtype=dtype))
+        return torch.div(
+            (pixels_BCSS / 255).sub_(mean), std, out=torch.empty_like(pixels_BCSS, dtype=dtype)
+        )
 
 
 @contextlib.contextmanager
@@ -106,9 +121,13 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _matrices(height: int, width: int, size: int, interpolation: str, resize_mode: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def _matrices(
+    height: int, width: int, size: int, interpolation: str, resize_mode: str, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Matrices that resize and crop, as coarse and fine halves: rows (2, S, H) from the left, columns (2, W, S) from the right."""
-    new_width, new_height = resized_shape(width, height, size) if resize_mode == "shortest" else (size, size)
+    new_width, new_height = (
+        resized_shape(width, height, size) if resize_mode == "shortest" else (size, size)
+    )
     top, left = round((new_height - size) / 2.0), round((new_width - size) / 2.0)
     rows = resize_matrix(height, new_height, interpolation)[top : top + size]
     columns = resize_matrix(width, new_width, interpolation)[left : left + size].T
@@ -116,7 +135,9 @@ def _matrices(height: int, width: int, size: int, interpolation: str, resize_mod
 
 
 def _halves(matrix: np.ndarray) -> Tensor:
-    step = 2.0 ** (1 - _COEFFICIENT_BITS // 2)  # coefficients at a border are up to 1.1, of which 11 bits are multiples of 2**-10
+    step = 2.0 ** (
+        1 - _COEFFICIENT_BITS // 2
+    )  # coefficients at a border are up to 1.1, of which 11 bits are multiples of 2**-10
     coarse = np.round(matrix / step) * step
     return torch.from_numpy(np.stack([coarse, matrix - coarse]).astype(np.float32))
 
@@ -152,7 +173,11 @@ def resize_matrix(old: int, new: int, interpolation: str) -> np.ndarray:
 
 def _bicubic(x: np.ndarray) -> np.ndarray:
     a, x = -0.5, np.abs(x)
-    return np.where(x < 1, ((a + 2) * x - (a + 3)) * x * x + 1, np.where(x < 2, (((x - 5) * x + 8) * x - 4) * a, 0.0))
+    return np.where(
+        x < 1,
+        ((a + 2) * x - (a + 3)) * x * x + 1,
+        np.where(x < 2, (((x - 5) * x + 8) * x - 4) * a, 0.0),
+    )
 
 
 def _bilinear(x: np.ndarray) -> np.ndarray:

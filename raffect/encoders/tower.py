@@ -42,7 +42,14 @@ class Encoder:
         batch_size: Pictures a step; halved, and said so, if CUDA runs out of memory.
     """
 
-    def __init__(self, tower: nn.Module, identity: Identity, preprocess: Preprocess, device: torch.device, batch_size: int) -> None:
+    def __init__(
+        self,
+        tower: nn.Module,
+        identity: Identity,
+        preprocess: Preprocess,
+        device: torch.device,
+        batch_size: int,
+    ) -> None:
         self.tower = tower
         self.identity = identity
         self.preprocess = preprocess
@@ -64,9 +71,15 @@ class Encoder:
                 return self._encode(frames)
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
-                    raise RaffectError(f"{self.device}: out of memory with one picture a step; use a smaller --encoder.model or free the device") from None
+                    raise RaffectError(
+                        f"{self.device}: out of memory with one picture a step; use a smaller --encoder.model or free the device"
+                    ) from None
                 self.batch_size //= 2
-                logging.getLogger("raffect").warning("%s is out of memory, going on with %d pictures a step", self.device, self.batch_size)
+                logging.getLogger("raffect").warning(
+                    "%s is out of memory, going on with %d pictures a step",
+                    self.device,
+                    self.batch_size,
+                )
                 torch.cuda.empty_cache()
 
     @torch.inference_mode()
@@ -91,13 +104,17 @@ class Encoder:
         batch = torch.zeros(self.batch_size, 3, size, size, device=self.device)
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
-            where = slice(len(rows)) if len(rows) == len(frames) else rows  # a list would be copied to the device, which waits for it
+            where = (
+                slice(len(rows)) if len(rows) == len(frames) else rows
+            )  # a list would be copied to the device, which waits for it
             batch[where] = self._enlarge([frames[row] for row in rows])
         return self.preprocess.normalise(batch, self._dtype)
 
     def _enlarge(self, frames: Sequence[np.ndarray]) -> Tensor:
         """Frames of one size as float32 pixels of the encoder's input, on the device."""
-        pixels = torch.empty(len(frames), *frames[0].shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        pixels = torch.empty(
+            len(frames), *frames[0].shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda"
+        )
         np.stack(frames, out=pixels.numpy())
         return self.preprocess.resize(pixels.to(self.device, non_blocking=True))
 
@@ -141,26 +158,53 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
     """
     source = resolve(config)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = config.precision if config.precision != "auto" else "float16" if device.type == "cuda" else "float32"
+    precision = (
+        config.precision
+        if config.precision != "auto"
+        else "float16"
+        if device.type == "cuda"
+        else "float32"
+    )
     model = build_model(source)
     preprocess = _read_preprocess(model)
     identity = Identity(
-        model=source.model, weights_sha256=fingerprint(model.visual), weights=source.name, preprocess=preprocess.as_dict(),
-        precision=precision, dim=_output_dim(model, preprocess.size), caveat=source.caveat,
-    )  # fmt: skip
+        model=source.model,
+        weights_sha256=fingerprint(model.visual),
+        weights=source.name,
+        preprocess=preprocess.as_dict(),
+        precision=precision,
+        dim=_output_dim(model, preprocess.size),
+        caveat=source.caveat,
+    )
     if device.type == "cuda":
         fuse_patches(fuse_gelu(model.visual))
     try:
-        tower = fuse_attention(model.visual).to(device, getattr(torch, precision)).eval().requires_grad_(False)
-    except (RuntimeError, AssertionError) as error:  # no memory left, a driver that is too old, a torch without CUDA
+        tower = (
+            fuse_attention(model.visual)
+            .to(device, getattr(torch, precision))
+            .eval()
+            .requires_grad_(False)
+        )
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # no memory left, a driver that is too old, a torch without CUDA
         raise RaffectError(
             f"{source.model} cannot be put on {device} ({(str(error).strip() or type(error).__name__).splitlines()[0][:160]}); see `nvidia-smi` and `raffect doctor`, or use --device cpu"
         ) from error
     if config.compile:
         tower.compile(dynamic=False)  # every batch has one shape
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is what it says; the resize, which TF32 holds, asks for it
-    return Encoder(tower, identity, preprocess, device, config.batch_size or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH))
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+            False  # float32 is what it says; the resize, which TF32 holds, asks for it
+        )
+    return Encoder(
+        tower,
+        identity,
+        preprocess,
+        device,
+        config.batch_size or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH),
+    )
 
 
 def build_model(source: Source) -> Clip:
@@ -177,7 +221,12 @@ def build_model(source: Source) -> Clip:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(source.seed or 0)
-            model: Clip = open_clip.create_model(source.model, pretrained=None, pretrained_text=False, force_preprocess_cfg=dict(source.preprocess))
+            model: Clip = open_clip.create_model(
+                source.model,
+                pretrained=None,
+                pretrained_text=False,
+                force_preprocess_cfg=dict(source.preprocess),
+            )
     except (RuntimeError, ImportError, OSError, ValueError) as error:
         raise RaffectError(
             f"--encoder.model {source.model}: open_clip cannot build it ({' '.join(str(error).split())[:160]}); install what it asks for or use another model"
@@ -195,7 +244,12 @@ def fingerprint(tower: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update((tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy().tobytes())
+        digest.update(
+            (tensor.float() if tensor.is_floating_point() else tensor)
+            .contiguous()
+            .numpy()
+            .tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -204,7 +258,9 @@ def _load_weights(model: Clip, file: Path) -> None:
         if is_torchscript(file):
             require_openais(file)
             state = torch.jit.load(str(file), map_location="cpu").state_dict()
-            model.load_state_dict({name: tensor for name, tensor in state.items() if name not in _OPENAI_EXTRAS})
+            model.load_state_dict(
+                {name: tensor for name, tensor in state.items() if name not in _OPENAI_EXTRAS}
+            )
         else:
             with _without_stretching(model.visual):
                 open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
@@ -212,8 +268,14 @@ def _load_weights(model: Clip, file: Path) -> None:
         raise
     except Exception as error:  # torch, safetensors and zipfile each have their own; all mean that the file will not do
         what = " ".join(str(error).split())
-        what = "holds Python objects instead of tensors, which raffect never loads" if "weights_only" in what else what[:200]
-        raise RaffectError(f"--encoder.weights {file}: cannot be loaded ({what}); expected weights of this very model as .safetensors, state dict or OpenAI's .pt") from error
+        what = (
+            "holds Python objects instead of tensors, which raffect never loads"
+            if "weights_only" in what
+            else what[:200]
+        )
+        raise RaffectError(
+            f"--encoder.weights {file}: cannot be loaded ({what}); expected weights of this very model as .safetensors, state dict or OpenAI's .pt"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -230,7 +292,9 @@ def _without_stretching(tower: nn.Module) -> Generator[None]:
 def _require_finite(tower: nn.Module, file: Path) -> None:
     for name, tensor in tower.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise RaffectError(f"--encoder.weights {file}: tensor visual.{name} holds NaN or infinity; download the file again")
+            raise RaffectError(
+                f"--encoder.weights {file}: tensor visual.{name} holds NaN or infinity; download the file again"
+            )
 
 
 def _read_preprocess(model: Clip) -> Preprocess:
@@ -238,8 +302,16 @@ def _read_preprocess(model: Clip) -> Preprocess:
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
-        raise RaffectError(f"this encoder takes {height}x{width} pictures; raffect has square ones only: use another --encoder.model")
-    return Preprocess(size=height, mean=tuple(config["mean"]), std=tuple(config["std"]), interpolation=config["interpolation"], resize_mode=config["resize_mode"])
+        raise RaffectError(
+            f"this encoder takes {height}x{width} pictures; raffect has square ones only: use another --encoder.model"
+        )
+    return Preprocess(
+        size=height,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        resize_mode=config["resize_mode"],
+    )
 
 
 def _output_dim(model: Clip, size: int) -> int:

@@ -29,7 +29,11 @@ EMBEDDED_CAVEAT = "embedded encoder, drawn faces"
 RANDOM_CAVEAT = "random weights"
 SUFFIXES = (".safetensors", ".pt", ".bin", ".pth")
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
-_HF_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_HF_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,11 @@ def read_model_config(model: str) -> dict[str, Any]:
     file = model_configs().get(model)
     if file is None:
         near = difflib.get_close_matches(model, model_configs(), n=3, cutoff=0.5)
-        raise RaffectError(f"--encoder.model {model}: no such model" + (f"; did you mean {', '.join(near)}?" if near else "") + "; `raffect models list` shows all")
+        raise RaffectError(
+            f"--encoder.model {model}: no such model"
+            + (f"; did you mean {', '.join(near)}?" if near else "")
+            + "; `raffect models list` shows all"
+        )
     return parse_object(file.read_bytes(), file, "install raffect and open_clip_torch again")
 
 
@@ -104,7 +112,9 @@ def model_configs() -> dict[str, Path]:
 
 def list_tags(model: str) -> list[str]:
     """Weight tags that open_clip knows for a model."""
-    return ["embedded"] if model == EMBEDDED_MODEL else _tables().list_pretrained_tags_by_model(model)
+    return (
+        ["embedded"] if model == EMBEDDED_MODEL else _tables().list_pretrained_tags_by_model(model)
+    )
 
 
 def get_tag_config(model: str, tag: str) -> dict[str, Any]:
@@ -130,11 +140,15 @@ def _find(config: EncoderConfig) -> Source:
     if weights.startswith("random:") or weights == "random":
         seed = weights.partition(":")[2]
         if not (seed.isascii() and seed.isdigit()):
-            raise RaffectError(f"--encoder.weights {weights}: expected random:SEED with a whole number, e.g. random:0")
+            raise RaffectError(
+                f"--encoder.weights {weights}: expected random:SEED with a whole number, e.g. random:0"
+            )
         return Source(model, weights, seed=int(seed), caveat=RANDOM_CAVEAT)
     if weights == "embedded":
         if model != EMBEDDED_MODEL:
-            raise RaffectError(f"--encoder.weights embedded belongs to --encoder.model {EMBEDDED_MODEL}, not to {model}")
+            raise RaffectError(
+                f"--encoder.weights embedded belongs to --encoder.model {EMBEDDED_MODEL}, not to {model}"
+            )
         return Source(model, weights, file=find_tag_file(model, "embedded"), caveat=EMBEDDED_CAVEAT)
     if Path(weights).suffix in SUFFIXES or os.sep in weights:
         return _from_file(model, Path(weights))
@@ -144,20 +158,32 @@ def _find(config: EncoderConfig) -> Source:
         twin = "" if tags else f"; did you mean --encoder.model {model.removesuffix('-quickgelu')}?"
         raise RaffectError(
             f"--encoder.weights {weights}: {model} has no such tag"
-            + (f"; did you mean {near[0]}?" if near else "; it has " + (", ".join(tags) or "none") + twin)
+            + (
+                f"; did you mean {near[0]}?"
+                if near
+                else "; it has " + (", ".join(tags) or "none") + twin
+            )
             + ". A local file or random:SEED works too"
         )
     file = find_tag_file(model, weights)
     if file is None:
         raise RaffectError(missing_message(model, weights))
     entry = get_tag_config(model, weights)
-    return Source(model, weights, file=file, quick_gelu=entry.get("quick_gelu", False), preprocess=_tag_preprocess(entry))
+    return Source(
+        model,
+        weights,
+        file=file,
+        quick_gelu=entry.get("quick_gelu", False),
+        preprocess=_tag_preprocess(entry),
+    )
 
 
 def _from_file(model: str, file: Path) -> Source:
     """What can be known of a local file: ``<model>--<tag>`` names its tag; else what all tags of the model agree on holds."""
     if not file.is_file():
-        raise RaffectError(f"--encoder.weights {file}: no such file; expected a .safetensors, a PyTorch state dict or OpenAI's .pt")
+        raise RaffectError(
+            f"--encoder.weights {file}: no such file; expected a .safetensors, a PyTorch state dict or OpenAI's .pt"
+        )
     if model == EMBEDDED_MODEL:
         return Source(model, file.name, file=file, caveat=EMBEDDED_CAVEAT)
     tags = list_tags(model)
@@ -171,7 +197,13 @@ def _from_file(model: str, file: Path) -> Source:
         raise RaffectError(
             f"--encoder.weights {file}: the tags of {model} resize and normalise differently, so the file's must be known; name it {model}--TAG{file.suffix} with one of {', '.join(tags)}"
         )
-    return Source(model, file.name, file=file, quick_gelu=quick, preprocess=preprocesses[0] if preprocesses else {})
+    return Source(
+        model,
+        file.name,
+        file=file,
+        quick_gelu=quick,
+        preprocess=preprocesses[0] if preprocesses else {},
+    )
 
 
 def is_torchscript(file: Path) -> bool:
@@ -211,7 +243,11 @@ def _tag_preprocess(entry: dict[str, Any]) -> dict[str, Any]:
 def missing_message(model: str, tag: str) -> str:
     """What to bring where, when a tag's weights are not on this machine."""
     entry = get_tag_config(model, tag)
-    where = f"https://huggingface.co/{entry['hf_hub'].rstrip('/')} ({_HF_NAMES[0]})" if entry.get("hf_hub") else entry.get("url", "their authors")
+    where = (
+        f"https://huggingface.co/{entry['hf_hub'].rstrip('/')} ({_HF_NAMES[0]})"
+        if entry.get("hf_hub")
+        else entry.get("url", "their authors")
+    )
     target = weights_folder() / f"{model}--{tag}.safetensors"
     return (
         f"weights {tag} of {model} are not on this machine; with a network run `raffect models pull --encoder.model {model} --encoder.weights {tag}`; "
@@ -224,7 +260,9 @@ def _hub_files(hub: str) -> list[Path]:
     from huggingface_hub import try_to_load_from_cache
 
     repo, _, name = hub.rpartition("/") if hub.count("/") > 1 else (hub, "", "")
-    found = [try_to_load_from_cache(repo, file) for file in ([name] if name else []) + list(_HF_NAMES)]
+    found = [
+        try_to_load_from_cache(repo, file) for file in ([name] if name else []) + list(_HF_NAMES)
+    ]
     return [Path(file) for file in found if isinstance(file, str)]
 
 

@@ -69,7 +69,9 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """A block for people."""
-        half = f", {format_seconds(self.encode_s / 2)} on two like it" if self.encode_s > 3600 else ""
+        half = (
+            f", {format_seconds(self.encode_s / 2)} on two like it" if self.encode_s > 3600 else ""
+        )
         caveat = f" [{self.caveat}]" if self.caveat else ""
         return [
             f"would encode {self.frames:,} of {self.listed:,} frames in shards of {self.shard_rows} into {self.bank}",
@@ -136,7 +138,9 @@ def _count_frames(bank: Bank, manifest: pa.Table) -> int:
 
 def _probe_reader(manifest: pa.Table) -> tuple[int, float, int]:
     """Frames read, how many a second, and how many of them could not be read."""
-    if manifest["root"][0].as_py().endswith(PACKED_SUFFIX):  # read a row group at a time, as the run does
+    if (
+        manifest["root"][0].as_py().endswith(PACKED_SUFFIX)
+    ):  # read a row group at a time, as the run does
         picked = manifest.slice(0, DEFAULT_SHARD_ROWS)
     else:
         picked = manifest.take(np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)))
@@ -154,8 +158,12 @@ def _compare(config: ExtractConfig, bank: Bank, ours: Identity) -> tuple[str, ..
     found = bank.read_identity() if bank.exists else None
     if found is None:
         return ()
-    wanted = replace(ours, precision=found.precision) if config.encoder.precision == "auto" else ours
+    wanted = (
+        replace(ours, precision=found.precision) if config.encoder.precision == "auto" else ours
+    )
     found.require_equal(wanted, bank.path)
     if found.precision == ours.precision:
         return ()
-    return (f"note: the bank is {found.precision}; extract on a device like this one would be {ours.precision} and refused, unless you add --encoder.precision {found.precision}",)
+    return (
+        f"note: the bank is {found.precision}; extract on a device like this one would be {ours.precision} and refused, unless you add --encoder.precision {found.precision}",
+    )

@@ -22,7 +22,9 @@ from raffect.storage.atomic import atomic_path
 from raffect.storage.paths import has_file, open_parquet
 from raffect.storage.tables import read_metadata
 
-SCHEMA = pa.schema([("video", pa.string()), ("frame", pa.int32()), ("image", pa.binary()), ("reason", pa.string())])
+SCHEMA = pa.schema(
+    [("video", pa.string()), ("frame", pa.int32()), ("image", pa.binary()), ("reason", pa.string())]
+)
 _SOURCE, _FILES = "source", "files"
 _READERS = 8
 
@@ -55,7 +57,9 @@ class PackReport:
         unreadable = f"{self.unreadable:,} could not be read and will be rejects"
         out = [f"packed {self.frames:,} frames into {files}; {unreadable}"]
         if self.gone:
-            out.append(f"kept: the pictures of {self.gone:,} packed frames are gone; files that hold any of them were left as they are")
+            out.append(
+                f"kept: the pictures of {self.gone:,} packed frames are gone; files that hold any of them were left as they are"
+            )
         rows = "" if self.shard_rows == DEFAULT_SHARD_ROWS else f" --shard-rows {self.shard_rows}"
         manifest = shlex.quote(str(self.manifest))
         return [*out, f"next: raffect extract --manifest {manifest} --bank BANK{rows}"]
@@ -104,16 +108,34 @@ def _point_into(files: list[Path], manifest: pa.Table, per_file: int, shard_rows
     row = np.arange(len(manifest))
     group, place = np.divmod(row % per_file, shard_rows)
     paths = [f"{one}/{other}" for one, other in zip(group.tolist(), place.tolist(), strict=True)]
-    roots = pa.DictionaryArray.from_arrays(pa.array(row // per_file, pa.int32()), pa.array([str(file) for file in files], pa.string()))
-    return pa.table({"video": manifest["video"], "frame": manifest["frame"], "path": pa.array(paths, pa.string()), "root": roots})
+    roots = pa.DictionaryArray.from_arrays(
+        pa.array(row // per_file, pa.int32()), pa.array([str(file) for file in files], pa.string())
+    )
+    return pa.table(
+        {
+            "video": manifest["video"],
+            "frame": manifest["frame"],
+            "path": pa.array(paths, pa.string()),
+            "root": roots,
+        }
+    )
 
 
 def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) -> int:
     """Write one file; returns how many of its frames could not be read."""
-    unreadable, schema = 0, SCHEMA.with_metadata({_SOURCE: _digest(rows), _FILES: _digest_marks(_mark_files(rows))})
+    unreadable, schema = (
+        0,
+        SCHEMA.with_metadata({_SOURCE: _digest(rows), _FILES: _digest_marks(_mark_files(rows))}),
+    )
     with (
         atomic_path(file) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=["video"], write_statistics=["video", "frame"]) as writer,
+        pq.ParquetWriter(
+            temporary,
+            schema,
+            compression="none",
+            use_dictionary=["video"],
+            write_statistics=["video", "frame"],
+        ) as writer,
         ThreadPoolExecutor(_READERS) as pool,
     ):
         for start in range(0, len(rows), shard_rows):
@@ -121,8 +143,15 @@ def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) 
             pieces = [group.slice(piece, 64) for piece in range(0, len(group), 64)]
             contents = [content for part in pool.map(read_contents, pieces) for content in part]
             images = [None if isinstance(content, BadFrame) else content for content in contents]
-            reasons = [str(content) if isinstance(content, BadFrame) else None for content in contents]
-            columns = [group["video"].cast(pa.string()).combine_chunks(), group["frame"].combine_chunks(), pa.array(images, pa.binary()), pa.array(reasons, pa.string())]
+            reasons = [
+                str(content) if isinstance(content, BadFrame) else None for content in contents
+            ]
+            columns = [
+                group["video"].cast(pa.string()).combine_chunks(),
+                group["frame"].combine_chunks(),
+                pa.array(images, pa.binary()),
+                pa.array(reasons, pa.string()),
+            ]
             writer.write_table(pa.table(columns, schema=schema), row_group_size=shard_rows)
             unreadable += len(group) - reasons.count(None)
             progress.advance(len(group))

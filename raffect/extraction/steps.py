@@ -88,7 +88,9 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
     )
 
 
-def _read_and_decode(table: pa.Table, bank: str, geometry: Geometry) -> tuple[_Pile, dict[int, str], float]:
+def _read_and_decode(
+    table: pa.Table, bank: str, geometry: Geometry
+) -> tuple[_Pile, dict[int, str], float]:
     """Frames that are good, row -> reason of those that are not, and the seconds that reading took."""
     rows, start = _rows(table), time.perf_counter()
     note = Bank(bank).attempt_path(table["shard"][0].as_py())
@@ -103,7 +105,14 @@ def _read_and_decode(table: pa.Table, bank: str, geometry: Geometry) -> tuple[_P
         try:
             if isinstance(content, BadFrame):
                 raise content
-            pile.add(shrink(decode(content, pile.room), geometry.size, resample, geometry.resize_mode == "shortest"))
+            pile.add(
+                shrink(
+                    decode(content, pile.room),
+                    geometry.size,
+                    resample,
+                    geometry.resize_mode == "shortest",
+                )
+            )
         except BadFrame as bad:
             rejects[row] = str(bad)
     return pile, rejects, read_s
@@ -125,7 +134,12 @@ class _Pile:
     def room(self, size: int) -> np.ndarray:
         """A view of the next ``size`` bytes, for a decoder to write into."""
         if self._used + size > self._buffer.size:
-            larger = np.frombuffer(pa.allocate_buffer(max(size * self._num_frames, 2 * self._buffer.size, self._used + size)), np.uint8)
+            larger = np.frombuffer(
+                pa.allocate_buffer(
+                    max(size * self._num_frames, 2 * self._buffer.size, self._used + size)
+                ),
+                np.uint8,
+            )
             larger[: self._used] = self.pixels
             self._buffer = larger
         return self._buffer[self._used : self._used + size]
@@ -142,7 +156,9 @@ class _Pile:
 class EncodeShard:
     """The actor: loads the encoder once, checks that the bank is its own, then encodes shard after shard."""
 
-    def __init__(self, config: EncoderConfig, bank: str, device: str, threads: int, load: LoadEncoder) -> None:
+    def __init__(
+        self, config: EncoderConfig, bank: str, device: str, threads: int, load: LoadEncoder
+    ) -> None:
         # Raised here an error would reach the driver as the text of a dead actor, after retries; so it travels as data.
         self.failure: str | None = None
         self.name = uuid.uuid4().hex
@@ -187,7 +203,9 @@ class EncodeShard:
             return np.empty((0, 0), np.float16), str(error)
         if np.isfinite(features).all():
             return features, None
-        return features, (f"the encoder gave NaN or infinity in {self.encoder.identity.precision}; use --encoder.precision float32 and a new --bank, or other weights")
+        return features, (
+            f"the encoder gave NaN or infinity in {self.encoder.identity.precision}; use --encoder.precision float32 and a new --bank, or other weights"
+        )
 
 
 def commit_shard(table: pa.Table, bank: str) -> pa.Table:
@@ -203,9 +221,13 @@ def commit_shard(table: pa.Table, bank: str) -> pa.Table:
         try:
             read = read_notes(ReadNotes, table["read"][0].as_py(), bank)
             encode = read_notes(EncodeNotes, table["encode"][0].as_py(), bank)
-            features = read_cell(table["features"]).view(np.float16).reshape(-1, encode.identity.dim)
+            features = (
+                read_cell(table["features"]).view(np.float16).reshape(-1, encode.identity.dim)
+            )
             rejects = dict(table["rejects"][0].as_py())
-            record = Bank(bank).commit(table["shard"][0].as_py(), _rows(table), features, rejects, encode.identity)
+            record = Bank(bank).commit(
+                table["shard"][0].as_py(), _rows(table), features, rejects, encode.identity
+            )
         except Exception as error:
             failure = _describe(error, bank)
         else:
@@ -242,4 +264,7 @@ def _split_pixels(table: pa.Table) -> list[np.ndarray]:
     shapes = np.frombuffer(table["shapes"][0].as_py(), np.int32).reshape(-1, 2)
     stops = np.cumsum(shapes.prod(1, dtype=np.int64) * 3)
     pixels = read_cell(table["pixels"])
-    return [pixels[stop - height * width * 3 : stop].reshape(height, width, 3) for stop, (height, width) in zip(stops.tolist(), shapes.tolist(), strict=True)]
+    return [
+        pixels[stop - height * width * 3 : stop].reshape(height, width, 3)
+        for stop, (height, width) in zip(stops.tolist(), shapes.tolist(), strict=True)
+    ]

@@ -74,7 +74,9 @@ class ExtractSummary(Record):
         reasons = sorted(self.reasons.items(), key=lambda item: -item[1])[:_SHOWN_REASONS]
         out += [f"rejected: {count:,} x {reason}" for reason, count in reasons]
         if self.rejects:
-            out.append("note: rejects are not read again; after fixing the files run `raffect bank verify --retry-rejects`, then extract")
+            out.append(
+                "note: rejects are not read again; after fixing the files run `raffect bank verify --retry-rejects`, then extract"
+            )
         out += [f"note: {note}" for note in self.notes]
         return out + ([f"caveat: {self.caveat}"] if self.caveat else [])
 
@@ -89,7 +91,8 @@ class ExtractSummary(Record):
             f"rate: {self.steady_frames_per_s:,.0f} frames/s steady, "
             f"{self.encoded / self.wall_s:,.0f} with start-up; "
             f"bare encoder {self.bare_frames_per_s:,.0f} ({share}), busy {self.busy_share:.0%}",
-            "microseconds a frame: " + " ".join(f"{step} {seconds * 1e6:,.0f}" for step, seconds in steps),
+            "microseconds a frame: "
+            + " ".join(f"{step} {seconds * 1e6:,.0f}" for step, seconds in steps),
         ]
 
 
@@ -131,7 +134,13 @@ class Tally:
         self.was_cut |= encode.batch_size < encode.asked_batch_size
 
 
-def summarise(bank: Bank, tally: Tally | None = None, wall_s: float = 0.0, encoders: int = 0, gpus: float = 0.0) -> ExtractSummary:
+def summarise(
+    bank: Bank,
+    tally: Tally | None = None,
+    wall_s: float = 0.0,
+    encoders: int = 0,
+    gpus: float = 0.0,
+) -> ExtractSummary:
     """Sum up a run.
 
     Args:

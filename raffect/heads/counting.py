@@ -11,7 +11,9 @@ from torch import Tensor
 from raffect.metrics.agreement import MOMENTS
 
 
-def count_confusion(true_N: Tensor, predicted_PN: Tensor, video_N: Tensor, num_videos: int, num_classes: int) -> Tensor:
+def count_confusion(
+    true_N: Tensor, predicted_PN: Tensor, video_N: Tensor, num_videos: int, num_classes: int
+) -> Tensor:
     """Confusion matrix of each video and head.
 
     Args:
@@ -26,11 +28,15 @@ def count_confusion(true_N: Tensor, predicted_PN: Tensor, video_N: Tensor, num_v
     """
     heads = torch.arange(len(predicted_PN), device=predicted_PN.device)[:, None]
     cell = ((heads * num_videos + video_N) * num_classes + true_N) * num_classes + predicted_PN
-    counts = torch.bincount(cell.flatten(), minlength=len(predicted_PN) * num_videos * num_classes**2)
+    counts = torch.bincount(
+        cell.flatten(), minlength=len(predicted_PN) * num_videos * num_classes**2
+    )
     return counts.view(len(predicted_PN), num_videos, num_classes, num_classes)
 
 
-def count_labels(true_NL: Tensor, predicted_PNL: Tensor, video_N: Tensor, num_videos: int) -> Tensor:
+def count_labels(
+    true_NL: Tensor, predicted_PNL: Tensor, video_N: Tensor, num_videos: int
+) -> Tensor:
     """True and false positives and negatives of each label, video and head; what is unlabelled (negative) is left out.
 
     Args:
@@ -46,8 +52,13 @@ def count_labels(true_NL: Tensor, predicted_PNL: Tensor, video_N: Tensor, num_vi
     is_true = true_NL > 0
     outcome = torch.where(predicted_PNL, torch.where(is_true, 0, 1), torch.where(is_true, 2, 3))
     heads = torch.arange(len(predicted_PNL), device=predicted_PNL.device)[:, None, None]
-    cell = ((heads * num_videos + video_N[:, None]) * labels + torch.arange(labels, device=true_NL.device)) * 4 + outcome
-    counts = torch.bincount(cell[:, true_NL >= 0].flatten(), minlength=len(predicted_PNL) * num_videos * labels * 4)
+    cell = (
+        (heads * num_videos + video_N[:, None]) * labels
+        + torch.arange(labels, device=true_NL.device)
+    ) * 4 + outcome
+    counts = torch.bincount(
+        cell[:, true_NL >= 0].flatten(), minlength=len(predicted_PNL) * num_videos * labels * 4
+    )
     return counts.view(len(predicted_PNL), num_videos, labels, 4)
 
 
@@ -62,7 +73,14 @@ def sum_moments(true_NV: Tensor, predicted_PNV: Tensor, video_N: Tensor, num_vid
     predicted = torch.where(known, predicted_PNV.double(), 0)
     count = known.double().expand(predicted_PNV.shape)
     terms = torch.stack([count, true, predicted, true**2, predicted**2, true * predicted], -1)
-    out = torch.zeros(len(predicted_PNV), num_videos, true_NV.shape[1], MOMENTS, dtype=torch.float64, device=true_NV.device)
+    out = torch.zeros(
+        len(predicted_PNV),
+        num_videos,
+        true_NV.shape[1],
+        MOMENTS,
+        dtype=torch.float64,
+        device=true_NV.device,
+    )
     # Not index_add_, which on CUDA adds in any order: last bits of a score would change from run to run.
     out.transpose(0, 1).index_put_((video_N,), terms.transpose(0, 1), accumulate=True)
     return out

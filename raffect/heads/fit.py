@@ -74,7 +74,11 @@ class FitJob:
     @property
     def is_long_on_one_gpu(self) -> bool:
         """Whether compiling the steps first pays."""
-        if self.device.type != "cuda" or self.workers.size > 1 or not isinstance(self.train, Samples):
+        if (
+            self.device.type != "cuda"
+            or self.workers.size > 1
+            or not isinstance(self.train, Samples)
+        ):
             return False
         return len(self.train) // self.recipes[0].batch_size * self.num_epochs >= FUSE_STEPS
 

@@ -114,7 +114,11 @@ class Learner:
             message = "steps are not fused, torch.compile does not work here (%s)"
             logging.getLogger("raffect").warning(message, reason)
             return
-        owners = ((self.dropout, ("draw",)), (self.heads, self.heads.fusible), (self.objective, ("loss",)))
+        owners = (
+            (self.dropout, ("draw",)),
+            (self.heads, self.heads.fusible),
+            (self.objective, ("loss",)),
+        )
         for owner, names in owners:
             for name in names:
                 setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))

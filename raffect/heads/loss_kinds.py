@@ -48,7 +48,10 @@ class LossKind(ABC):
         Raises:
             RaffectError: Names the setting.
         """
-        require(config.name in self.names, f"loss.name {config.name}: task {self.task.name} is {self.task.kind}; expected {' or '.join(self.names)}")
+        require(
+            config.name in self.names,
+            f"loss.name {config.name}: task {self.task.name} is {self.task.kind}; expected {' or '.join(self.names)}",
+        )
 
     @abstractmethod
     def count_prior(self, targets: np.ndarray) -> Prior:
@@ -63,11 +66,15 @@ class LossKind(ABC):
         """What full logit adjustment adds to the outputs in training, float64, shape (C,)."""
 
     @abstractmethod
-    def losses(self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str) -> tuple[Tensor, Tensor | None]:
+    def losses(
+        self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str
+    ) -> tuple[Tensor, Tensor | None]:
         """Losses (P, N) that a tail is taken over, and which of them count; None for all."""
 
     @abstractmethod
-    def count(self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int) -> Tensor:
+    def count(
+        self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int
+    ) -> Tensor:
         """Additive statistics of each head and video, shape (P, videos, A, B); see `raffect.metrics.kinds`."""
 
 
@@ -76,7 +83,9 @@ class MulticlassLoss(LossKind):
 
     def count_prior(self, targets: np.ndarray) -> Prior:
         """Frames of each class."""
-        return Prior(self.task, torch.from_numpy(np.bincount(targets, minlength=len(self.task.outputs))))
+        return Prior(
+            self.task, torch.from_numpy(np.bincount(targets, minlength=len(self.task.outputs)))
+        )
 
     def weights(self, config: LossConfig, prior: Prior) -> Tensor:
         """See `raffect.heads.losses.class_weights`."""
@@ -86,13 +95,19 @@ class MulticlassLoss(LossKind):
         """Log prior of each class."""
         return losses.class_shift(prior.positive)
 
-    def losses(self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str) -> tuple[Tensor, Tensor | None]:
+    def losses(
+        self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str
+    ) -> tuple[Tensor, Tensor | None]:
         """One a frame."""
         return losses.softmax_losses(outputs_PBC, target, weight_PC), None
 
-    def count(self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int) -> Tensor:
+    def count(
+        self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int
+    ) -> Tensor:
         """Confusion matrices."""
-        return counting.count_confusion(target, outputs_PNC.argmax(-1), video_N, num_videos, outputs_PNC.shape[-1])
+        return counting.count_confusion(
+            target, outputs_PNC.argmax(-1), video_N, num_videos, outputs_PNC.shape[-1]
+        )
 
 
 class MultilabelLoss(LossKind):
@@ -100,7 +115,11 @@ class MultilabelLoss(LossKind):
 
     def count_prior(self, targets: np.ndarray) -> Prior:
         """Active and inactive frames of each label."""
-        return Prior(self.task, torch.from_numpy((targets == 1).sum(0)), torch.from_numpy((targets == 0).sum(0)))
+        return Prior(
+            self.task,
+            torch.from_numpy((targets == 1).sum(0)),
+            torch.from_numpy((targets == 0).sum(0)),
+        )
 
     def weights(self, config: LossConfig, prior: Prior) -> Tensor:
         """See `raffect.heads.losses.unit_weights`."""
@@ -112,14 +131,18 @@ class MultilabelLoss(LossKind):
         assert prior.negative is not None
         return losses.unit_shift(prior.positive, prior.negative)
 
-    def losses(self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str) -> tuple[Tensor, Tensor | None]:
+    def losses(
+        self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str
+    ) -> tuple[Tensor, Tensor | None]:
         """One a label and frame, or with ``tail_over`` frames the mean over a frame's labels; unlabelled ones do not count."""
         values, mask = losses.sigmoid_losses(outputs_PBC, target, weight_PC), target >= 0
         if tail_over == "frames":
             values, mask = losses.frame_means(values, mask)
         return values.flatten(1), mask.flatten(1)
 
-    def count(self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int) -> Tensor:
+    def count(
+        self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int
+    ) -> Tensor:
         """Counts of each label."""
         return counting.count_labels(target, outputs_PNC >= 0, video_N, num_videos)
 
@@ -132,8 +155,14 @@ class RegressionLoss(LossKind):
     def require_loss(self, config: LossConfig) -> None:
         """Weights and priors of classes mean nothing for numbers."""
         super().require_loss(config)
-        require(config.weighting == "none", f"loss.weighting {config.weighting}: task {self.task.name} has numbers, not classes; expected none")
-        require(config.logit_adjustment == 0, f"loss.logit-adjustment {config.logit_adjustment:g}: task {self.task.name} has numbers, not classes; expected 0")
+        require(
+            config.weighting == "none",
+            f"loss.weighting {config.weighting}: task {self.task.name} has numbers, not classes; expected none",
+        )
+        require(
+            config.logit_adjustment == 0,
+            f"loss.logit-adjustment {config.logit_adjustment:g}: task {self.task.name} has numbers, not classes; expected 0",
+        )
 
     def count_prior(self, targets: np.ndarray) -> Prior:
         """Nothing is counted."""
@@ -147,18 +176,28 @@ class RegressionLoss(LossKind):
         """All 0."""
         return torch.zeros(len(self.task.outputs), dtype=torch.float64)
 
-    def losses(self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str) -> tuple[Tensor, Tensor | None]:
+    def losses(
+        self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str
+    ) -> tuple[Tensor, Tensor | None]:
         """One a frame; a frame without any labelled value does not count."""
-        return losses.frame_means(losses.squared_errors(outputs_PBC, target), torch.isfinite(target))
+        return losses.frame_means(
+            losses.squared_errors(outputs_PBC, target), torch.isfinite(target)
+        )
 
-    def count(self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int) -> Tensor:
+    def count(
+        self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int
+    ) -> Tensor:
         """Moments of predictions within the task's limits."""
         if self.task.limits is not None:
             outputs_PNC = outputs_PNC.clamp(*self.task.limits)
         return counting.sum_moments(target, outputs_PNC, video_N, num_videos)
 
 
-LOSS_KINDS: dict[str, type[LossKind]] = {"multiclass": MulticlassLoss, "multilabel": MultilabelLoss, "regression": RegressionLoss}
+LOSS_KINDS: dict[str, type[LossKind]] = {
+    "multiclass": MulticlassLoss,
+    "multilabel": MultilabelLoss,
+    "regression": RegressionLoss,
+}
 
 
 def loss_kind(task: Task) -> LossKind:

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def softmax_losses(logits_PBC: Tensor, target_PB: Tensor, weight_PC: Tensor | None = None) -> Tensor:
+def softmax_losses(
+    logits_PBC: Tensor, target_PB: Tensor, weight_PC: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of each frame, times the weight of its class.
 
     Args:
@@ -30,7 +32,9 @@ def softmax_losses(logits_PBC: Tensor, target_PB: Tensor, weight_PC: Tensor | No
     return loss_PB if weight_PC is None else loss_PB * weight_PC.gather(1, target_PB)
 
 
-def sigmoid_losses(logits_PBU: Tensor, target_PBU: Tensor, weight_PU: Tensor | None = None) -> Tensor:
+def sigmoid_losses(
+    logits_PBU: Tensor, target_PBU: Tensor, weight_PU: Tensor | None = None
+) -> Tensor:
     """Binary cross-entropy of each unit of each frame; positives times the unit's weight; 0 where unlabelled.
 
     Args:
@@ -46,7 +50,11 @@ def sigmoid_losses(logits_PBU: Tensor, target_PBU: Tensor, weight_PU: Tensor | N
         tensor([[[2., 2., 1.]]])
     """
     active = (target_PBU > 0).to(logits_PBU.dtype)
-    positive = functional.softplus(-logits_PBU) if weight_PU is None else functional.softplus(-logits_PBU) * weight_PU[:, None]
+    positive = (
+        functional.softplus(-logits_PBU)
+        if weight_PU is None
+        else functional.softplus(-logits_PBU) * weight_PU[:, None]
+    )
     loss = active * positive + (1 - active) * functional.softplus(logits_PBU)
     return torch.where(target_PBU >= 0, loss, torch.zeros_like(loss))
 
@@ -97,7 +105,9 @@ def ccc_loss(outputs_PBV: Tensor, target_PBV: Tensor) -> Tensor:
     off_target, off_output = target - mean_target[:, None], outputs_PBV - mean_output[:, None]
     spread = mean(off_target**2) + mean(off_output**2) + (mean_target - mean_output) ** 2
     has_spread = spread > 0
-    ccc = torch.where(has_spread, 2 * mean(off_target * off_output) / torch.where(has_spread, spread, 1), 0)
+    ccc = torch.where(
+        has_spread, 2 * mean(off_target * off_output) / torch.where(has_spread, spread, 1), 0
+    )
     return 1 - ccc.sum(1) / has_spread.sum(1).clamp(min=1)
 
 

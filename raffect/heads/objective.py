@@ -42,10 +42,14 @@ class Objective:
         self.name, self.tail_over = recipes[0].loss.name, recipes[0].loss.tail_over
         for recipe in recipes:
             self.kind.require_loss(recipe.loss)
-        self.alpha = torch.tensor([recipe.loss.alpha for recipe in recipes], dtype=dtype, device=device)
+        self.alpha = torch.tensor(
+            [recipe.loss.alpha for recipe in recipes], dtype=dtype, device=device
+        )
         self.weights = self.shift = None
         if any(recipe.loss.weighting != "none" for recipe in recipes):
-            self.weights = torch.stack([self.kind.weights(recipe.loss, prior) for recipe in recipes]).to(device, dtype)
+            self.weights = torch.stack(
+                [self.kind.weights(recipe.loss, prior) for recipe in recipes]
+            ).to(device, dtype)
         if any(recipe.loss.logit_adjustment for recipe in recipes):
             shifts = [recipe.loss.logit_adjustment * self.kind.shift(prior) for recipe in recipes]
             self.shift = torch.stack(shifts)[:, None].to(device, dtype)
@@ -53,11 +57,17 @@ class Objective:
     def loss(self, outputs_PBC: Tensor, target: Tensor) -> Tensor:
         """Loss of the global batch of each head, shape (P,), differentiable in this worker's outputs."""
         if self.name == "ccc":  # its moments are those of the global batch
-            return losses.ccc_loss(self.workers.gather(outputs_PBC), self.workers.gather(target.to(outputs_PBC.dtype)))
+            return losses.ccc_loss(
+                self.workers.gather(outputs_PBC), self.workers.gather(target.to(outputs_PBC.dtype))
+            )
         if self.shift is not None:
             outputs_PBC = outputs_PBC + self.shift
         loss_PN, mask_PN = self.kind.losses(outputs_PBC, target, self.weights, self.tail_over)
-        return losses.cvar(self.workers.gather(loss_PN), self.alpha, None if mask_PN is None else self.workers.gather(mask_PN))
+        return losses.cvar(
+            self.workers.gather(loss_PN),
+            self.alpha,
+            None if mask_PN is None else self.workers.gather(mask_PN),
+        )
 
     def gradient(self, outputs_PBC: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The loss (P,), and its derivative by this worker's outputs."""

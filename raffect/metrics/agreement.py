@@ -45,4 +45,11 @@ def _central(moments: np.ndarray) -> tuple[np.ndarray, ...]:
     mean, mean_predicted = divide(true, count), divide(predicted, count)
     var_true = np.maximum(divide(true2, count) - mean**2, 0)
     var_predicted = np.maximum(divide(predicted2, count) - mean_predicted**2, 0)
-    return count, mean, mean_predicted, var_true, var_predicted, divide(product, count) - mean * mean_predicted
+    return (
+        count,
+        mean,
+        mean_predicted,
+        var_true,
+        var_predicted,
+        divide(product, count) - mean * mean_predicted,
+    )

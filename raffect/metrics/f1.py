@@ -16,7 +16,11 @@ from raffect.metrics.scores import Number
 def one_against_rest(confusion: np.ndarray) -> np.ndarray:
     """Counts (..., C, 4) of each class against the others, from confusion matrices (..., C, C): rows true, columns predicted."""
     true = np.diagonal(confusion, axis1=-2, axis2=-1)
-    predicted, there, all_ = confusion.sum(-2), confusion.sum(-1), confusion.sum((-2, -1))[..., None]
+    predicted, there, all_ = (
+        confusion.sum(-2),
+        confusion.sum(-1),
+        confusion.sum((-2, -1))[..., None],
+    )
     return np.stack([true, predicted - true, there - true, all_ - predicted - there + true], -1)
 
 
@@ -50,7 +54,11 @@ def resampled_macro_f1(counts: np.ndarray) -> np.ndarray:
 def describe_classes(counts: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Number]]:
     """Precision, recall, F1, support and number of predictions of each class, from counts (K, 4)."""
     true, predicted = counts[:, 0] + counts[:, 2], counts[:, 0] + counts[:, 1]
-    precision, recall, f1 = divide(counts[:, 0], predicted), divide(counts[:, 0], true), f1_scores(counts)
+    precision, recall, f1 = (
+        divide(counts[:, 0], predicted),
+        divide(counts[:, 0], true),
+        f1_scores(counts),
+    )
     return {
         name: {
             "precision": float(precision[k]),
@@ -65,4 +73,6 @@ def describe_classes(counts: np.ndarray, names: Sequence[str]) -> dict[str, dict
 
 def divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """``part / whole``, 0 where ``whole`` is not positive."""
-    return np.divide(part, whole, out=np.zeros(np.shape(part), np.float64), where=np.asarray(whole) > 0)
+    return np.divide(
+        part, whole, out=np.zeros(np.shape(part), np.float64), where=np.asarray(whole) > 0
+    )

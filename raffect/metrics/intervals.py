@@ -9,7 +9,9 @@ from raffect.metrics.kinds import Kind
 BOOTSTRAP_DRAWS = 1000
 
 
-def bootstrap_videos(statistics: np.ndarray, kind: Kind, seed: int, draws: int = BOOTSTRAP_DRAWS) -> tuple[float, float]:
+def bootstrap_videos(
+    statistics: np.ndarray, kind: Kind, seed: int, draws: int = BOOTSTRAP_DRAWS
+) -> tuple[float, float]:
     """95 % interval of the headline score when whole videos are drawn again with replacement, since frames of a video are alike.
 
     Of F1, rare classes are lost by draws most often and are hard, which lifts the draws above the score; the interval is moved back by

@@ -13,7 +13,13 @@ import numpy as np
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics import agreement
-from raffect.metrics.f1 import describe_classes, divide, f1_scores, one_against_rest, resampled_macro_f1
+from raffect.metrics.f1 import (
+    describe_classes,
+    divide,
+    f1_scores,
+    one_against_rest,
+    resampled_macro_f1,
+)
 from raffect.metrics.scores import Chance, Number, Score
 
 
@@ -82,7 +88,12 @@ class Multiclass(Kind):
 
     key, title, lowest = "macro_f1", "macro F1", 0.0
     parts, part = "classes", "class"
-    columns = (("F1", "f1"), ("precision", "precision"), ("recall", "recall"), ("frames", "support"))
+    columns = (
+        ("F1", "f1"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("frames", "support"),
+    )
 
     def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
         """Classes, int64, shape (N,)."""
@@ -90,12 +101,18 @@ class Multiclass(Kind):
 
     def find_wrong(self, task: Task, values: np.ndarray) -> np.ndarray:
         """Those that do not number a class."""
-        return task.is_labelled(values) & ~((values >= 0) & (values < len(task.outputs)) & (values == np.floor(values)))
+        return task.is_labelled(values) & ~(
+            (values >= 0) & (values < len(task.outputs)) & (values == np.floor(values))
+        )
 
     def why_untrainable(self, task: Task, targets: np.ndarray) -> str:
         """One class alone teaches nothing."""
         found = np.unique(targets)
-        return "" if len(found) > 1 else f"one class only ({task.outputs[found[0]]}, {len(targets)} frames); a head needs two or more"
+        return (
+            ""
+            if len(found) > 1
+            else f"one class only ({task.outputs[found[0]]}, {len(targets)} frames); a head needs two or more"
+        )
 
     def headline(self, statistics: np.ndarray) -> np.ndarray:
         """Mean F1 over all classes."""
@@ -131,7 +148,13 @@ class Multiclass(Kind):
 
     def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
         """Frames of each class."""
-        return dict(zip(task.outputs, np.bincount(values[:, 0].astype(int), minlength=len(task.outputs)).tolist(), strict=True))
+        return dict(
+            zip(
+                task.outputs,
+                np.bincount(values[:, 0].astype(int), minlength=len(task.outputs)).tolist(),
+                strict=True,
+            )
+        )
 
     def strata(self, targets: np.ndarray) -> np.ndarray | None:
         """The classes."""
@@ -143,7 +166,12 @@ class Multilabel(Kind):
 
     key, title, lowest = "macro_f1", "macro F1", 0.0
     parts, part = "labels", "label"
-    columns = (("F1", "f1"), ("precision", "precision"), ("recall", "recall"), ("frames", "support"))
+    columns = (
+        ("F1", "f1"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("frames", "support"),
+    )
 
     def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
         """1 there, 0 not, -1 unlabelled: int8, shape (N, L)."""
@@ -185,7 +213,13 @@ class Multilabel(Kind):
     def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
         """Rate of each label among frames where it is labelled."""
         targets = self.targets(task, values)
-        return dict(zip(task.outputs, ((targets == 1).sum(0) / np.maximum((targets >= 0).sum(0), 1)).tolist(), strict=True))
+        return dict(
+            zip(
+                task.outputs,
+                ((targets == 1).sum(0) / np.maximum((targets >= 0).sum(0), 1)).tolist(),
+                strict=True,
+            )
+        )
 
 
 class Regression(Kind):
@@ -206,7 +240,10 @@ class Regression(Kind):
 
     def why_untrainable(self, task: Task, targets: np.ndarray) -> str:
         """Some value has to vary."""
-        varies = [np.ptp(column[np.isfinite(column)]) > 0 if np.isfinite(column).any() else False for column in targets.T]
+        varies = [
+            np.ptp(column[np.isfinite(column)]) > 0 if np.isfinite(column).any() else False
+            for column in targets.T
+        ]
         return "" if any(varies) else "no value that varies"
 
     def headline(self, statistics: np.ndarray) -> np.ndarray:
@@ -225,7 +262,8 @@ class Regression(Kind):
             "rmse": agreement.rmse(statistics),
         }
         outputs: dict[str, dict[str, Number]] = {
-            name: {key: float(part[k]) for key, part in found.items()} | {"frames": int(statistics[k, 0])}
+            name: {key: float(part[k]) for key, part in found.items()}
+            | {"frames": int(statistics[k, 0])}
             for k, name in enumerate(task.outputs)
         }
         metrics = {key: float(part.mean()) for key, part in found.items()}
@@ -242,10 +280,17 @@ class Regression(Kind):
     def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
         """Mean of each value where it is labelled."""
         targets = self.targets(task, values)
-        return {f"mean {name}": float(np.nanmean(column)) if np.isfinite(column).any() else 0.0 for name, column in zip(task.outputs, targets.T, strict=True)}
+        return {
+            f"mean {name}": float(np.nanmean(column)) if np.isfinite(column).any() else 0.0
+            for name, column in zip(task.outputs, targets.T, strict=True)
+        }
 
 
-KINDS: dict[str, Kind] = {"multiclass": Multiclass(), "multilabel": Multilabel(), "regression": Regression()}
+KINDS: dict[str, Kind] = {
+    "multiclass": Multiclass(),
+    "multilabel": Multilabel(),
+    "regression": Regression(),
+}
 """scikit-learn's words."""
 
 
@@ -257,8 +302,12 @@ def kind_of(task: Task) -> Kind:
     """
     kind = KINDS.get(task.kind)
     if kind is None:
-        raise RaffectError(f"task {task.name}: kind {task.kind!r}: expected one of {', '.join(KINDS)}; make the label table again, or use the raffect that wrote it")
+        raise RaffectError(
+            f"task {task.name}: kind {task.kind!r}: expected one of {', '.join(KINDS)}; make the label table again, or use the raffect that wrote it"
+        )
     wanted = 1 if isinstance(kind, Multiclass) else len(task.outputs)
     if len(task.columns) != wanted:
-        raise RaffectError(f"task {task.name}: {len(task.columns)} label columns for {len(task.outputs)} outputs of kind {task.kind}; expected {wanted}")
+        raise RaffectError(
+            f"task {task.name}: {len(task.columns)} label columns for {len(task.outputs)} outputs of kind {task.kind}; expected {wanted}"
+        )
     return kind

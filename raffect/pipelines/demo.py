@@ -7,7 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from raffect.bank.commands import check
-from raffect.config import EMBEDDED_MODEL, BankVerifyConfig, DemoConfig, EncoderConfig, ExtractConfig, PrepareConfig, TrainConfig, TuneConfig
+from raffect.config import (
+    EMBEDDED_MODEL,
+    BankVerifyConfig,
+    DemoConfig,
+    EncoderConfig,
+    ExtractConfig,
+    PrepareConfig,
+    TrainConfig,
+    TuneConfig,
+)
 from raffect.datasets.prepare import prepare
 from raffect.datasets.synthetic.tree import EDITION, write_synthetic
 from raffect.errors import RaffectError
@@ -38,11 +47,17 @@ def demo(config: DemoConfig, say: Callable[[str], None]) -> None:
     with ray_session(None):  # one Ray for all stages
         _run_stages(config, say)
     say("")
-    say(f"Done in {format_seconds(time.perf_counter() - start)}. Drawn faces and a small encoder: these scores say nothing about photographs.")
-    say(f"  open in a browser  {config.out / 'report.html'}\n  everything else    {config.out}: faces/, data/, bank/, expr-alpha/ (the sweep), au/ (the run)")
+    say(
+        f"Done in {format_seconds(time.perf_counter() - start)}. Drawn faces and a small encoder: these scores say nothing about photographs."
+    )
+    say(
+        f"  open in a browser  {config.out / 'report.html'}\n  everything else    {config.out}: faces/, data/, bank/, expr-alpha/ (the sweep), au/ (the run)"
+    )
     say("Next, with your own copy of Aff-Wild2:")
     say("  raffect models pull                      # CLIP ViT-L/14 by OpenAI, 1.7 GB")
-    say("  raffect prepare --images AFFWILD2/cropped_aligned AFFWILD2/cropped_aligned_new_50_vids --annotations AFFWILD2/ANNOTATIONS --out data")
+    say(
+        "  raffect prepare --images AFFWILD2/cropped_aligned AFFWILD2/cropped_aligned_new_50_vids --annotations AFFWILD2/ANNOTATIONS --out data"
+    )
     say("  raffect extract --manifest data/manifest.parquet --bank bank --dry-run")
     say("  raffect tune paper --task expr --bank bank --labels data --out runs/figure2")
 
@@ -52,18 +67,39 @@ def _run_stages(config: DemoConfig, say: Callable[[str], None]) -> None:
     say(f"1/7 synth: draw {config.frames:,} faces from action units, in Aff-Wild2's layout")
     with Progress("synth", config.frames) as progress:
         counts = write_synthetic(tree, config.frames, config.seed, progress=progress.advance)
-    say(f"    {counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images in {tree}")
+    say(
+        f"    {counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images in {tree}"
+    )
     say("2/7 prepare: find the images, read the annotations, say what is missing")
-    _indent(prepare(PrepareConfig(images=(tree / "cropped_aligned",), annotations=tree / EDITION, out=data)).lines()[:-2], say)
-    say(f"3/7 extract: encode every frame with {EMBEDDED_MODEL}, the small CLIP that ships with raffect")
+    _indent(
+        prepare(
+            PrepareConfig(images=(tree / "cropped_aligned",), annotations=tree / EDITION, out=data)
+        ).lines()[:-2],
+        say,
+    )
+    say(
+        f"3/7 extract: encode every frame with {EMBEDDED_MODEL}, the small CLIP that ships with raffect"
+    )
     encoder = EncoderConfig(model=EMBEDDED_MODEL, weights="embedded")
-    _indent(extract(ExtractConfig(manifest=data / "manifest.parquet", bank=bank, encoder=encoder, shard_rows=_SHARD_ROWS)).lines(), say)
+    _indent(
+        extract(
+            ExtractConfig(
+                manifest=data / "manifest.parquet",
+                bank=bank,
+                encoder=encoder,
+                shard_rows=_SHARD_ROWS,
+            )
+        ).lines(),
+        say,
+    )
     say("4/7 verify: every byte as committed, every frame once")
     found = check(BankVerifyConfig(bank=bank, manifest=data / "manifest.parquet"))
     _indent(found.lines(), say)
     if not found.ok:
         raise RaffectError(f"{bank} is not complete; delete {config.out} and run the demo again")
-    say(f"5/7 tune: the paper's recipe for EXPR over alpha, {_SEEDS} seeds each, and plain ERM beside it; {_EPOCHS} epochs, not 32")
+    say(
+        f"5/7 tune: the paper's recipe for EXPR over alpha, {_SEEDS} seeds each, and plain ERM beside it; {_EPOCHS} epochs, not 32"
+    )
     common: dict[str, Any] = {"bank": bank, "labels": data, "seed": config.seed, "epochs": _EPOCHS}
     seeds = f"seed={config.seed}:{config.seed + _SEEDS - 1}"
     sweep = TuneConfig.from_recipe(
@@ -71,7 +107,9 @@ def _run_stages(config: DemoConfig, say: Callable[[str], None]) -> None:
     )
     _indent(tune(sweep).lines()[:-2], say)
     say("6/7 train: the paper's recipe for AU")
-    run = TrainConfig.from_recipe("paper", **common, task="au", out=config.out / "au", num_seeds=_SEEDS)
+    run = TrainConfig.from_recipe(
+        "paper", **common, task="au", out=config.out / "au", num_seeds=_SEEDS
+    )
     _indent(train(run).lines()[:-2], say)
     say("7/7 report: tables and figures")
     _indent(report((sweep.out, run.out), config.out).lines(), say)

@@ -66,7 +66,9 @@ class Diagnosis:
         return [*(check.line() for check in self.checks), self.conclusion]
 
 
-def diagnose(config: DoctorConfig, on_check: Callable[[Check], None] = lambda check: None) -> Diagnosis:
+def diagnose(
+    config: DoctorConfig, on_check: Callable[[Check], None] = lambda check: None
+) -> Diagnosis:
     """Run every check; a check that breaks is a failing line, never a traceback.
 
     Args:
@@ -104,16 +106,29 @@ def _run_checks(config: DoctorConfig) -> Iterator[Check]:
 
 def _check_python() -> Iterator[Check]:
     ok = sys.version_info >= (3, 11)
-    yield Check("python", ok, f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores" + ("" if ok else "; install Python 3.11 or newer"))
+    yield Check(
+        "python",
+        ok,
+        f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"
+        + ("" if ok else "; install Python 3.11 or newer"),
+    )
 
 
 def _check_packages() -> Iterator[Check]:
     found = versions()
     missing = [name for name, version in found.items() if version == "missing"]
     text = ", ".join(f"{name} {version}" for name, version in found.items())
-    yield Check("packages", not missing, text + (f"; run `pip install {' '.join(missing)}`" if missing else ""))
+    yield Check(
+        "packages",
+        not missing,
+        text + (f"; run `pip install {' '.join(missing)}`" if missing else ""),
+    )
     yield Check("commit", None, git_commit() or "not a git checkout")
-    if (spec := importlib.util.find_spec("torch")) and spec.origin and not Path(importlib.util.cache_from_source(spec.origin)).exists():
+    if (
+        (spec := importlib.util.find_spec("torch"))
+        and spec.origin
+        and not Path(importlib.util.cache_from_source(spec.origin)).exists()
+    ):
         packages = Path(spec.origin).parents[1]
         yield Check(
             "bytecode",
@@ -128,17 +143,32 @@ def _check_gpu() -> Iterator[Check]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
-            yield Check("gpu", True, f"{index}: {torch.cuda.get_device_name(index)}, {format_bytes(free)} free of {format_bytes(total)}, CUDA {torch.version.cuda}")
+            yield Check(
+                "gpu",
+                True,
+                f"{index}: {torch.cuda.get_device_name(index)}, {format_bytes(free)} free of {format_bytes(total)}, CUDA {torch.version.cuda}",
+            )
         return
     driver = shutil.which("nvidia-smi")
-    if driver and (done := subprocess.run([driver, "-L"], capture_output=True, text=True, check=False)).returncode == 0 and "GPU" in done.stdout:
+    if (
+        driver
+        and (
+            done := subprocess.run([driver, "-L"], capture_output=True, text=True, check=False)
+        ).returncode
+        == 0
+        and "GPU" in done.stdout
+    ):
         yield Check(
             "gpu",
             False,
             f"the driver shows {done.stdout.strip()}, but torch {torch.__version__} cannot use it; install a torch build for CUDA that your driver supports (https://pytorch.org)",
         )
     else:
-        yield Check("gpu", None, "none found; everything runs on the CPU, ViT-L/14 at about a frame a second and core")
+        yield Check(
+            "gpu",
+            None,
+            "none found; everything runs on the CPU, ViT-L/14 at about a frame a second and core",
+        )
 
 
 def _check_disk() -> Iterator[Check]:
@@ -146,22 +176,45 @@ def _check_disk() -> Iterator[Check]:
         free = shutil.disk_usage(folder).free
         ok = free >= _MIN_FREE_BYTES
         yield Check(
-            "disk", ok, f"{name} {folder}: {format_bytes(free)} free" + ("" if ok else "; a bank of Aff-Wild2 takes 4.5 GB and Ray spills to the temporary folder: make room")
+            "disk",
+            ok,
+            f"{name} {folder}: {format_bytes(free)} free"
+            + (
+                ""
+                if ok
+                else "; a bank of Aff-Wild2 takes 4.5 GB and Ray spills to the temporary folder: make room"
+            ),
         )
     shm = Path("/dev/shm")
     if shm.is_dir():
         free = shutil.disk_usage(shm).free
         ok = free >= 1_000_000_000
-        yield Check("shm", ok, f"{shm}: {format_bytes(free)} free" + ("" if ok else "; Ray hands pixels over there: start the container with --shm-size=4g"))
+        yield Check(
+            "shm",
+            ok,
+            f"{shm}: {format_bytes(free)} free"
+            + (
+                ""
+                if ok
+                else "; Ray hands pixels over there: start the container with --shm-size=4g"
+            ),
+        )
 
 
 def _check_weights() -> Iterator[Check]:
     try:
         source = resolve(EncoderConfig())
-        yield Check("weights", True, f"default encoder: {source.model} {source.name} at {source.file}")
+        yield Check(
+            "weights", True, f"default encoder: {source.model} {source.name} at {source.file}"
+        )
     except RaffectError as error:
         yield Check("weights", False, str(error))
-    here = [f"{model} {tag}" for model in model_configs() for tag in list_tags(model) if find_tag_file(model, tag)]
+    here = [
+        f"{model} {tag}"
+        for model in model_configs()
+        for tag in list_tags(model)
+        if find_tag_file(model, tag)
+    ]
     yield Check("weights", None, f"on this machine: {', '.join(here)}")
 
 
@@ -189,7 +242,9 @@ def _check_bank(folder: Path | None) -> Iterator[Check]:
     from raffect.bank.inspect import describe_bank
 
     facts = describe_bank(Bank(folder))
-    missing = f"; {facts.missing:,} are missing: run `raffect extract` again" if facts.missing else ""
+    missing = (
+        f"; {facts.missing:,} are missing: run `raffect extract` again" if facts.missing else ""
+    )
     counts = f"{facts.rows:,} features, {facts.rejects:,} rejects of {facts.planned:,}"
     yield Check("bank", facts.missing == 0, counts + missing)
 

@@ -25,9 +25,24 @@ Rows = list[dict[str, Any]]
 
 INK, GRID, ACCENT, SECOND, MUTED = "#1f2933", "#d9dee4", "#1f6feb", "#d1495b", "#8a94a0"
 _STYLE: dict[str, Any] = {
-    "font.size": 10, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.6, "figure.dpi": 120, "savefig.bbox": "tight", "legend.frameon": False, "axes.titlesize": 11, "axes.titlelocation": "left",
-}  # fmt: skip
+    "font.size": 10,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "figure.dpi": 120,
+    "savefig.bbox": "tight",
+    "legend.frameon": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+}
 _PALETTE = plt.get_cmap("viridis")
 _MOST_CURVES = 12
 PAPER_ALPHA = 0.3

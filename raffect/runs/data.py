@@ -271,5 +271,5 @@ def _require_labels(table: pa.Table, task: Task, file: Path) -> None:
         frame = f"{table['video'][row].as_py()} frame {table['frame'][row].as_py()}"
         first = f"first {task.columns[column]} {values[row, column]:g} of {frame}"
         raise RaffectError(
-            f"{file}: {int(wrong.sum())} values are no labels of task {task.name}, {first}; make it again with `raffect prepare`"
+            f"{file}: {int(wrong.sum())} values are not labels of task {task.name}, {first}; make it again with `raffect prepare`"
         )

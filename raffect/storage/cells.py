@@ -9,7 +9,11 @@ import pyarrow as pa
 def as_cell(values: np.ndarray) -> pa.Array:
     """The bytes of a C-contiguous array as a large_binary column of one row, which is a view of them."""
     flat = values.reshape(-1).view(np.uint8)
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, flat.size], np.int64)), pa.py_buffer(flat)])
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(),
+        1,
+        [None, pa.py_buffer(np.array([0, flat.size], np.int64)), pa.py_buffer(flat)],
+    )
 
 
 def read_cell(column: pa.ChunkedArray) -> np.ndarray:

@@ -55,7 +55,11 @@ def encode_video(column: pa.ChunkedArray) -> pa.DictionaryArray:
     column = column.unify_dictionaries()
     if column.num_chunks == 1:
         return column.chunk(0)
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.dictionary(pa.int32(), pa.string()))
+    return (
+        pa.concat_arrays(column.chunks)
+        if column.num_chunks
+        else pa.array([], pa.dictionary(pa.int32(), pa.string()))
+    )
 
 
 def positions(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -82,7 +86,9 @@ def absent(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
 def digest_keys(table: pa.Table) -> str:
     """SHA-256 of the (video, frame) rows in order; paths take no part, so moved images keep it."""
     video = encode_video(table["video"])
-    order = sorted(range(len(video.dictionary)), key=(names := video.dictionary.to_pylist()).__getitem__)
+    order = sorted(
+        range(len(video.dictionary)), key=(names := video.dictionary.to_pylist()).__getitem__
+    )
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     digest = hashlib.sha256("\n".join(names[i] for i in order).encode())

@@ -26,14 +26,20 @@ MAX_BYTES = 256_000_000
 """Largest picture or annotation file that is read."""
 
 _READ_AT_ONCE, _CHUNK = 1024, 1 << 16
-_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFDIR: "a directory", stat.S_IFSOCK: "a socket"}
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def locate(text: str | Path) -> Path:
     """A path from what a user wrote: a URL is an object store, everything else a local path.
 
     Returns:
-        A `Path`, or the `UPath` of an object store (which is no `Path` for `isinstance`, but behaves like one).
+        A `Path`, or the `UPath` of an object store (which is not a `Path` for `isinstance`, but behaves like one).
 
     Raises:
         RaffectError: If the URL may have a secret in it, names no bucket, or the package for it is not installed.
@@ -43,8 +49,12 @@ def locate(text: str | Path) -> Path:
     if "://" not in text:
         return Path(text)
     url = urlsplit(text)
-    if "@" in text or ":" in url.netloc or url.query:  # a secret may hold a slash, and then lies in the path
-        raise RaffectError(f"{url.scheme}://...: no credentials or options in a URL, it would be kept in logs; set AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL ... on every machine")
+    if (
+        "@" in text or ":" in url.netloc or url.query
+    ):  # a secret may hold a slash, and then lies in the path
+        raise RaffectError(
+            f"{url.scheme}://...: no credentials or options in a URL, it would be kept in logs; set AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL ... on every machine"
+        )
     if url.scheme in ("file", "local"):
         raise RaffectError(f"{text}: a folder of this machine; give its plain path")
     if not url.netloc:
@@ -56,9 +66,13 @@ def locate(text: str | Path) -> Path:
         path: Any = UPath(text.rstrip("/"), use_listings_cache=False)
         _ = path.fs
     except ImportError as error:
-        raise RaffectError(f"{text}: {error}; on every machine `pip install 'raffect[s3]'` for s3://, or fsspec's package for {url.scheme}://") from error
+        raise RaffectError(
+            f"{text}: {error}; on every machine `pip install 'raffect[s3]'` for s3://, or fsspec's package for {url.scheme}://"
+        ) from error
     except ValueError as error:
-        raise RaffectError(f"{text}: no storage of kind {url.scheme}://; expected a path that every machine sees, or s3://bucket/folder") from error
+        raise RaffectError(
+            f"{text}: no storage of kind {url.scheme}://; expected a path that every machine sees, or s3://bucket/folder"
+        ) from error
     return path
 
 
@@ -103,7 +117,9 @@ def read_regular(path: str | Path, most_bytes: int = MAX_BYTES) -> bytes:
     with open_regular(path) as file:
         left = most_bytes - (size := os.fstat(file.fileno()).st_size)
         parts = [file.read(size + 1)] if left >= 0 else []
-        while left >= 0 and (more := file.read(_CHUNK)):  # it grew, or is one of /proc, which say that they are empty
+        while left >= 0 and (
+            more := file.read(_CHUNK)
+        ):  # it grew, or is one of /proc, which say that they are empty
             parts.append(more)
             left -= len(more)
     if left < 0:
@@ -130,15 +146,22 @@ def parse_parquet(content: pa.Buffer, columns: Iterable[str] | None = None) -> p
     """The table that the bytes of a Parquet file hold, by one thread; columns may be views of them.
 
     Raises:
-        Damaged: If they are no Parquet file.
+        Damaged: If they are not a Parquet file.
     """
     try:
-        return pq.read_table(pa.BufferReader(content), columns=list(columns) if columns else None, use_threads=False)
-    except (pa.ArrowException, OSError) as error:  # Arrow's own errors about bytes are OSErrors without a number
+        return pq.read_table(
+            pa.BufferReader(content), columns=list(columns) if columns else None, use_threads=False
+        )
+    except (
+        pa.ArrowException,
+        OSError,
+    ) as error:  # Arrow's own errors about bytes are OSErrors without a number
         raise Damaged(str(error).splitlines()[0][:120]) from error
 
 
-def read_parquet(path: Path, columns: Iterable[str] | None = None, *, use_threads: bool = True) -> pa.Table:
+def read_parquet(
+    path: Path, columns: Iterable[str] | None = None, *, use_threads: bool = True
+) -> pa.Table:
     """Read a Parquet file: mapped where it is local, by one request where it is not.
 
     Raises:
@@ -147,11 +170,22 @@ def read_parquet(path: Path, columns: Iterable[str] | None = None, *, use_thread
     """
     try:
         source: Any = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
-        return pq.read_table(source, columns=list(columns) if columns else None, memory_map=not is_remote(path), use_threads=use_threads)
+        return pq.read_table(
+            source,
+            columns=list(columns) if columns else None,
+            memory_map=not is_remote(path),
+            use_threads=use_threads,
+        )
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+        if (
+            isinstance(error, OSError)
+            and error.errno is not None
+            and not isinstance(error, FileNotFoundError)
+        ):
             raise
-        raise Damaged(str(error).splitlines()[0][:120]) from error  # Arrow's own errors about bytes are OSErrors without a number
+        raise Damaged(
+            str(error).splitlines()[0][:120]
+        ) from error  # Arrow's own errors about bytes are OSErrors without a number
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -165,14 +199,20 @@ def list_sizes(folder: Path) -> dict[str, int]:
     try:
         if is_remote(folder):  # not `find`, which takes a listing that failed for an empty one
             store: Any = folder
-            return {facts["name"].rpartition("/")[2]: facts["size"] for facts in store.fs.ls(store.path, detail=True) if facts["type"] == "file"}
+            return {
+                facts["name"].rpartition("/")[2]: facts["size"]
+                for facts in store.fs.ls(store.path, detail=True)
+                if facts["type"] == "file"
+            }
         with os.scandir(folder) as entries:
             files = [entry for entry in entries if entry.is_file()]
     except FileNotFoundError:
         return {}
     sizes = {}
     for entry in files:
-        with contextlib.suppress(FileNotFoundError):  # another process's unfinished file has its name by now
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # another process's unfinished file has its name by now
             sizes[entry.name] = entry.stat().st_size
     return sizes
 
@@ -181,7 +221,10 @@ def read_files(folder: Path, names: Iterable[str]) -> Generator[tuple[str, bytes
     """Contents of small files, many requests at a time where they are remote; files that have gone are left out."""
     if not is_remote(folder):
         for name in names:
-            with contextlib.suppress(FileNotFoundError), open(f"{folder}/{name}", "rb", buffering=0) as file:
+            with (
+                contextlib.suppress(FileNotFoundError),
+                open(f"{folder}/{name}", "rb", buffering=0) as file,
+            ):
                 yield name, file.read()
         return
     store: Any = folder
@@ -208,7 +251,7 @@ def local_copy(path: Path) -> Generator[Path]:
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for an error of an object store's client that is no `OSError`, else None."""
+    """One line for an error of an object store's client that is not an `OSError`, else None."""
     if type(error).__module__.partition(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
         return None
     return f"object storage: {' '.join(str(error).split())[:200]}; check AWS_ENDPOINT_URL, the credentials and the bucket on every machine"

@@ -34,7 +34,9 @@ class Record:
         return (json.dumps(self.to_json(), indent=1) + "\n").encode()
 
     @classmethod
-    def from_json(cls, content: bytes | str | dict[str, Any], where: Path | str, remedy: str) -> Self:
+    def from_json(
+        cls, content: bytes | str | dict[str, Any], where: Path | str, remedy: str
+    ) -> Self:
         """The record that JSON describes.
 
         Args:
@@ -72,7 +74,9 @@ def parse_object(content: bytes | str, where: Path | str, remedy: str) -> dict[s
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise RaffectError(f"{where}: damaged, not JSON ({str(error)[:_SHOWN]}); {remedy}") from error
+        raise RaffectError(
+            f"{where}: damaged, not JSON ({str(error)[:_SHOWN]}); {remedy}"
+        ) from error
     if not isinstance(found, dict):
         raise RaffectError(f"{where}: damaged, expected a JSON object; {remedy}")
     return found

@@ -41,9 +41,13 @@ def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> p
     try:
         table = read_parquet(path)
     except Damaged as error:
-        raise RaffectError(f"{path}: not a readable Parquet file ({error}); make it again with `{maker}`") from error
+        raise RaffectError(
+            f"{path}: not a readable Parquet file ({error}); make it again with `{maker}`"
+        ) from error
     if missing := [name for name in columns if name not in table.column_names]:
-        raise RaffectError(f"{path}: not a {kind}, column {missing[0]!r} is missing; make it with `{maker}`")
+        raise RaffectError(
+            f"{path}: not a {kind}, column {missing[0]!r} is missing; make it with `{maker}`"
+        )
     return table
 
 
@@ -70,5 +74,12 @@ def table_of(rows: Iterable[Any], kind: Any) -> pa.Table:
         kind: Their class, which names the columns where there is no row.
     """
     rows = list(rows)
-    columns = {part.name: [getattr(row, part.name) for row in rows] for part in dataclasses.fields(kind)}
-    return pa.table({name: [str(cell) if isinstance(cell, Path) else cell for cell in cells] for name, cells in columns.items()})
+    columns = {
+        part.name: [getattr(row, part.name) for row in rows] for part in dataclasses.fields(kind)
+    }
+    return pa.table(
+        {
+            name: [str(cell) if isinstance(cell, Path) else cell for cell in cells]
+            for name, cells in columns.items()
+        }
+    )

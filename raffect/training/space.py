@@ -125,7 +125,7 @@ def _number(axis: str, text: str) -> int | float:
     value = _value(text.strip())
     require(
         isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
-        f"--space {axis}: {text.strip()!r} is no number",
+        f"--space {axis}: {text.strip()!r} is not a number",
     )
     return value
 

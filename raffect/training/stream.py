@@ -107,7 +107,15 @@ class RayStream:
 
         configure_data()
         ray.data.DataContext.get_current().execution_options.preserve_order = True
-        items = [{"shards": [shard for shard, _, _ in window], "sha256": [self.index.sha256[shard] for shard, _, _ in window], "rows": np.concatenate([self.index.row[a:b] for _, a, b in window]).tobytes(), "sizes": [b - a for _, a, b in window]} for window in windows]  # fmt: skip
+        items = [
+            {
+                "shards": [shard for shard, _, _ in window],
+                "sha256": [self.index.sha256[shard] for shard, _, _ in window],
+                "rows": np.concatenate([self.index.row[a:b] for _, a, b in window]).tobytes(),
+                "sizes": [b - a for _, a, b in window],
+            }
+            for window in windows
+        ]
         read = partial(_read_window, bank=str(self.index.bank.path), dim=self.index.dim)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             read, batch_size=1, batch_format="pyarrow", num_cpus=0.5

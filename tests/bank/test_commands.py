@@ -50,7 +50,10 @@ def test_info_counts_what_there_is(bank):
     facts = info(BankInfoConfig(bank=bank.path))
     assert (facts.rows, facts.rejects, facts.planned, facts.videos) == (32, 1, 33, 2)
     assert facts.digest == bank.digest()
-    assert any("32 features + 1 rejects of 33" in line for line in info(BankInfoConfig(bank=bank.path)).lines())
+    assert any(
+        "32 features + 1 rejects of 33" in line
+        for line in info(BankInfoConfig(bank=bank.path)).lines()
+    )
 
 
 def test_verify_exits_one_until_the_bank_is_whole_again(bank, capsys):
@@ -86,22 +89,40 @@ def released(folder, split, videos, dim=768, task="expr", seed=0):
     keys = [(video, frame) for video, count in videos.items() for frame in range(1, count + 1)]
     keys = [keys[k] for k in rng.permutation(len(keys))]
     features = rng.normal(size=(len(keys), dim)).astype(np.float16)
-    labels = rng.integers(0, 8, len(keys)) if task == "expr" else rng.integers(0, 2, (len(keys), 12))
+    labels = (
+        rng.integers(0, 8, len(keys)) if task == "expr" else rng.integers(0, 2, (len(keys), 12))
+    )
     with h5py.File(folder / f"{task}_{split}_clip.h5", "w") as file:
         file[f"{split}_features"] = features
     cells = [str(label) if task == "expr" else ",".join(map(str, label)) for label in labels]
-    lines = [f"data/cropped_aligned/{video}/{frame:05d}.jpg\t{cell}" for (video, frame), cell in zip(keys, cells, strict=True)]
+    lines = [
+        f"data/cropped_aligned/{video}/{frame:05d}.jpg\t{cell}"
+        for (video, frame), cell in zip(keys, cells, strict=True)
+    ]
     (folder / f"{task}_{split}.txt").write_text("\n".join(lines) + "\n")
-    return {key: (feature, label) for key, feature, label in zip(keys, features, labels, strict=True)}
+    return {
+        key: (feature, label) for key, feature, label in zip(keys, features, labels, strict=True)
+    }
 
 
 def importing(folder, split, task="expr"):
-    return BankImportConfig(features=folder / f"{task}_{split}_clip.h5", list=folder / f"{task}_{split}.txt", task=task, bank=folder / "bank", out=folder / "data")
+    return BankImportConfig(
+        features=folder / f"{task}_{split}_clip.h5",
+        list=folder / f"{task}_{split}.txt",
+        task=task,
+        bank=folder / "bank",
+        out=folder / "data",
+    )
 
 
 @pytest.mark.parametrize("task", ["expr", "au"])
 def test_released_features_come_back_joined_by_video_and_frame(tmp_path, task):
-    truth = {split: released(tmp_path, split, videos, task=task, seed=k) for k, (split, videos) in enumerate((("train", {"v1": 3000, "v2_left": 50}), ("val", {"v0": 70})))}
+    truth = {
+        split: released(tmp_path, split, videos, task=task, seed=k)
+        for k, (split, videos) in enumerate(
+            (("train", {"v1": 3000, "v2_left": 50}), ("val", {"v0": 70}))
+        )
+    }
     for split in truth:
         import_released(importing(tmp_path, split, task))
     bank = Bank(tmp_path / "bank")
@@ -130,10 +151,20 @@ def test_importing_twice_or_after_a_stop_changes_nothing(tmp_path):
 
 def test_importing_a_corrected_file_says_what_is_kept_and_what_differs(tmp_path):
     released(tmp_path, "train", {"v1": 3000})
-    assert import_released(importing(tmp_path, "train")).lines()[0].startswith("imported 3,000 of 3,000 expr train frames")
+    assert (
+        import_released(importing(tmp_path, "train"))
+        .lines()[0]
+        .startswith("imported 3,000 of 3,000 expr train frames")
+    )
     released(tmp_path, "train", {"v1": 3000, "v2": 10}, seed=1)
     report = import_released(importing(tmp_path, "train"))
-    assert (report.listed, report.written, report.kept, report.differing, report.waiting) == (3010, 10, 3000, 3000, 0)
+    assert (report.listed, report.written, report.kept, report.differing, report.waiting) == (
+        3010,
+        10,
+        3000,
+        3000,
+        0,
+    )
     assert len(read_labels(report.labels)) == report.listed
     lines = report.lines()
     assert lines[0].startswith("imported 10 of 3,010 expr train frames")
@@ -166,7 +197,10 @@ def test_damage_is_not_exported_and_an_unfinished_bank_says_so(bank, tmp_path):
         export(BankExportConfig(bank=bank.path, out=tmp_path / "out"))
     bank.shard_path(0).write_bytes(whole)
     bank.commit_path(2).unlink()
-    assert "not extracted yet" in export(BankExportConfig(bank=bank.path, out=tmp_path / "out")).lines()[0]
+    assert (
+        "not extracted yet"
+        in export(BankExportConfig(bank=bank.path, out=tmp_path / "out")).lines()[0]
+    )
     bank.shard_path(0).unlink()
     assert any("broken: 1" in line for line in info(BankInfoConfig(bank=bank.path)).lines())
 

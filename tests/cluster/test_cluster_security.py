@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import re
 
-from tests.helpers.cluster_files import LAUNCHERS, TEXTS, kubernetes_objects, launcher, ray_clusters, read
+from tests.helpers.cluster_files import (
+    LAUNCHERS,
+    TEXTS,
+    kubernetes_objects,
+    launcher,
+    ray_clusters,
+    read,
+)
 
 
 def ray_start_lines() -> list[tuple[str, str]]:
     """Every command of every file that starts Ray, in one line."""
-    launched = [(name, line) for name in LAUNCHERS for kind in ("head", "worker") for line in launcher(name)[f"{kind}_start_ray_commands"] if "ray start" in line]
+    launched = [
+        (name, line)
+        for name in LAUNCHERS
+        for kind in ("head", "worker")
+        for line in launcher(name)[f"{kind}_start_ray_commands"]
+        if "ray start" in line
+    ]
     script = re.sub(r"\\\n\s*", "", read("slurm/submit.sh"))
     started = [line for line in script.splitlines() if line.startswith("start_node ")]
     return launched + [("slurm/submit.sh", line) for line in started]
@@ -20,7 +33,9 @@ def test_no_file_binds_a_dashboard_beyond_loopback():
     assert len(heads) == 3
     assert all("--dashboard-host=127.0.0.1" in line for line in heads)
     for name in TEXTS:
-        assert not re.search(r"0\.0\.0\.0|\[?::\]?:\d|dashboard-host[=: \"]+(?!127\.0\.0\.1)", read(name)), name
+        assert not re.search(
+            r"0\.0\.0\.0|\[?::\]?:\d|dashboard-host[=: \"]+(?!127\.0\.0\.1)", read(name)
+        ), name
 
 
 def test_kubernetes_lets_only_its_own_pods_and_the_operator_in():
@@ -39,13 +54,21 @@ def test_every_file_that_starts_ray_has_token_authentication_on():
         assert len(lines) == 2
         assert all(line.index("RAY_AUTH_MODE=token") < line.index("ray start") for line in lines)
     script = read("slurm/submit.sh")
-    assert script.index("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=") < script.index("\nstart_node")
+    assert script.index("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=") < script.index(
+        "\nstart_node"
+    )
     assert [cluster["authOptions"] for cluster in ray_clusters()] == [{"mode": "token"}] * 3
 
 
 def test_pods_run_as_a_user_without_rights():
     for cluster in ray_clusters():
-        for template in (cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]):
+        for template in (
+            cluster["headGroupSpec"]["template"],
+            cluster["workerGroupSpecs"][0]["template"],
+        ):
             assert template["spec"]["securityContext"]["runAsNonRoot"] is True
             for container in template["spec"]["containers"]:
-                assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+                assert container["securityContext"] == {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                }

@@ -43,7 +43,11 @@ def test_a_job_brings_the_package_and_jobs_and_neither_data_nor_environment(tmp_
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT / "raffect", folder / "raffect")
     shutil.copytree(ROOT / "jobs", folder / "jobs")
-    wanted = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    wanted = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     heavy = [
         ".git/x",
         ".python/x",
@@ -58,23 +62,43 @@ def test_a_job_brings_the_package_and_jobs_and_neither_data_nor_environment(tmp_
         "tests/a.py",
         "docs/a.png",
     ]
-    for name in [*heavy, "raffect-demo/x", "slurm-1/auth_token", "frames.zip", "expr_train_clip.h5"]:
+    for name in [
+        *heavy,
+        "raffect-demo/x",
+        "slurm-1/auth_token",
+        "frames.zip",
+        "expr_train_clip.h5",
+    ]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
-    assert any(name.startswith("raffect/data/") for name in wanted)  # which an unanchored `data` would take along
+    assert any(
+        name.startswith("raffect/data/") for name in wanted
+    )  # which an unanchored `data` would take along
     assert packed(folder, tmp_path / "p.zip") == wanted
     assert (tmp_path / "p.zip").stat().st_size < 50e6
 
 
 def instructions() -> list[tuple[str, str]]:
     """Keyword and rest of each instruction of the Dockerfile."""
-    text = re.sub(r"\\\n\s*", "", "\n".join(line for line in read("Dockerfile").splitlines() if not line.startswith("#")))
-    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in text.splitlines() if line.strip()]
+    text = re.sub(
+        r"\\\n\s*",
+        "",
+        "\n".join(line for line in read("Dockerfile").splitlines() if not line.startswith("#")),
+    )
+    return [
+        (line.split(maxsplit=1)[0], line.split(maxsplit=1)[1])
+        for line in text.splitlines()
+        if line.strip()
+    ]
 
 
 def copies() -> list[str]:
     """Sources of COPY that come from this folder."""
-    lines = [rest.split() for keyword, rest in instructions() if keyword == "COPY" and "--from=" not in rest]
+    lines = [
+        rest.split()
+        for keyword, rest in instructions()
+        if keyword == "COPY" and "--from=" not in rest
+    ]
     return [word for words in lines for word in words[:-1] if not word.startswith("--")]
 
 
@@ -100,7 +124,15 @@ def test_image_copies_only_what_is_here_and_not_ignored():
         assert (ROOT / source).exists()
         assert not ignored(source)
         assert not ignored(f"{source}/cli.py")
-    for name in ("data/manifest.parquet", ".venv/x", ".git/config", "bank/shards/0.parquet", "raffect/__pycache__/x.pyc", "tests/a.py", "weights.pt"):
+    for name in (
+        "data/manifest.parquet",
+        ".venv/x",
+        ".git/config",
+        "bank/shards/0.parquet",
+        "raffect/__pycache__/x.pyc",
+        "tests/a.py",
+        "weights.pt",
+    ):
         assert ignored(name), name
 
 
@@ -114,7 +146,16 @@ def test_image_has_a_python_that_the_project_allows():
 
 def test_image_installs_from_the_lock_in_layers_and_runs_as_a_user():
     steps = [f"{keyword} {rest}" for keyword, rest in instructions()]
-    order = [next(k for k, step in enumerate(steps) if text in step) for text in ("USER raffect", "UV_COMPILE_BYTECODE=1", "uv.lock ./", "--no-install-project", "raffect raffect")]
+    order = [
+        next(k for k, step in enumerate(steps) if text in step)
+        for text in (
+            "USER raffect",
+            "UV_COMPILE_BYTECODE=1",
+            "uv.lock ./",
+            "--no-install-project",
+            "raffect raffect",
+        )
+    ]
     assert order == sorted(order)
     assert [step for step in steps if step.startswith("USER")] == ["USER raffect"]
     assert all("--frozen" in step and "--no-dev" in step for step in steps if "uv sync" in step)

@@ -14,7 +14,9 @@ from jsonschema import Draft202012Validator
 from tests.helpers import against_crd
 from tests.helpers.cluster_files import CLUSTER, KUBERAY, ROOT, kubernetes_objects, ray_clusters
 
-KUBERNETES = Draft202012Validator(yaml.safe_load((Path(__file__).parent / "kubernetes.schema.yaml").read_text()))
+KUBERNETES = Draft202012Validator(
+    yaml.safe_load((Path(__file__).parent / "kubernetes.schema.yaml").read_text())
+)
 
 
 def problems(manifest: dict[str, Any]) -> list[str]:
@@ -27,9 +29,18 @@ def test_kubernetes_files_have_known_fields_of_the_right_type(name):
         assert not problems(manifest)
 
 
-@pytest.mark.parametrize("path", [("spec",), ("spec", "rayClusterSpec"), ("spec", "rayClusterSpec", "workerGroupSpecs", 0, "template", "spec", "containers", 0)])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("spec",),
+        ("spec", "rayClusterSpec"),
+        ("spec", "rayClusterSpec", "workerGroupSpecs", 0, "template", "spec", "containers", 0),
+    ],
+)
 def test_a_field_that_does_not_exist_is_refused_at_every_depth(path):
-    manifest = copy.deepcopy(next(part for part in kubernetes_objects() if part["kind"] == "RayJob"))
+    manifest = copy.deepcopy(
+        next(part for part in kubernetes_objects() if part["kind"] == "RayJob")
+    )
     assert not problems(manifest)
     part = manifest
     for key in path:
@@ -46,12 +57,39 @@ def test_a_field_that_does_not_exist_is_refused_at_every_depth(path):
         (("rayClusterSpec", "workerGroupSpecs", 0, "replicas"), -1),
         (("rayClusterSpec", "authOptions", "mode"), "off"),
         (("rayClusterSpec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
-        (("rayClusterSpec", "workerGroupSpecs", 0, "template", "spec", "containers", 0, "resources", "limits", "memory"), "32 GB"),
-        (("rayClusterSpec", "workerGroupSpecs", 0, "template", "spec", "securityContext", "runAsUser"), 0),
+        (
+            (
+                "rayClusterSpec",
+                "workerGroupSpecs",
+                0,
+                "template",
+                "spec",
+                "containers",
+                0,
+                "resources",
+                "limits",
+                "memory",
+            ),
+            "32 GB",
+        ),
+        (
+            (
+                "rayClusterSpec",
+                "workerGroupSpecs",
+                0,
+                "template",
+                "spec",
+                "securityContext",
+                "runAsUser",
+            ),
+            0,
+        ),
     ],
 )
 def test_a_wrong_type_or_value_is_refused(path, value):
-    manifest = copy.deepcopy(next(part for part in kubernetes_objects() if part["kind"] == "RayJob"))
+    manifest = copy.deepcopy(
+        next(part for part in kubernetes_objects() if part["kind"] == "RayJob")
+    )
     part = manifest["spec"]
     for key in path[:-1]:
         part = part[key]
@@ -60,19 +98,49 @@ def test_a_wrong_type_or_value_is_refused(path, value):
 
 
 def made_up_crd(tmp_path: Path) -> Path:
-    spec = {"type": "object", "required": ["size"], "properties": {"size": {"type": "integer"}, "port": {"x-kubernetes-int-or-string": True}}}
-    schema = {"type": "object", "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}, "spec": spec}}
-    crd = {"spec": {"group": "x.io", "names": {"kind": "Thing"}, "versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}}
+    spec = {
+        "type": "object",
+        "required": ["size"],
+        "properties": {"size": {"type": "integer"}, "port": {"x-kubernetes-int-or-string": True}},
+    }
+    schema = {
+        "type": "object",
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": spec,
+        },
+    }
+    crd = {
+        "spec": {
+            "group": "x.io",
+            "names": {"kind": "Thing"},
+            "versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}],
+        }
+    }
     file = tmp_path / "crd.yaml"
     file.write_text(yaml.safe_dump({"items": [crd]}))
     return file
 
 
 @pytest.mark.parametrize(
-    ("spec", "status"), [({"size": 1}, 0), ({"size": 1, "port": "http"}, 0), ({"size": "1"}, 1), ({"size": 1, "sise": 1}, 1), ({}, 1), ({"size": 1, "port": []}, 1)]
+    ("spec", "status"),
+    [
+        ({"size": 1}, 0),
+        ({"size": 1, "port": "http"}, 0),
+        ({"size": "1"}, 1),
+        ({"size": 1, "sise": 1}, 1),
+        ({}, 1),
+        ({"size": 1, "port": []}, 1),
+    ],
 )
 def test_the_check_against_a_published_crd_refuses_what_a_server_would_drop(tmp_path, spec, status):
-    (tmp_path / "thing.yaml").write_text(yaml.safe_dump({"apiVersion": "x.io/v1", "kind": "Thing", "metadata": {"name": "a"}, "spec": spec}))
+    (tmp_path / "thing.yaml").write_text(
+        yaml.safe_dump(
+            {"apiVersion": "x.io/v1", "kind": "Thing", "metadata": {"name": "a"}, "spec": spec}
+        )
+    )
     assert against_crd.main([str(made_up_crd(tmp_path)), str(tmp_path / "thing.yaml")]) == status
 
 
@@ -81,19 +149,37 @@ def test_each_gpu_pod_has_one_a6000_shared_memory_and_the_shared_volume():
     for cluster in ray_clusters():
         pod = cluster["workerGroupSpecs"][0]["template"]["spec"]
         container = pod["containers"][0]
-        assert container["resources"]["limits"]["nvidia.com/gpu"] == container["resources"]["requests"]["nvidia.com/gpu"] == "1"
+        assert (
+            container["resources"]["limits"]["nvidia.com/gpu"]
+            == container["resources"]["requests"]["nvidia.com/gpu"]
+            == "1"
+        )
         assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-RTX-A6000"}
-        for template in (cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]):
+        for template in (
+            cluster["headGroupSpec"]["template"],
+            cluster["workerGroupSpecs"][0]["template"],
+        ):
             volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
-            mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in template["spec"]["containers"][0]["volumeMounts"]}
+            mounts = {
+                mount["mountPath"]: volumes[mount["name"]]
+                for mount in template["spec"]["containers"][0]["volumeMounts"]
+            }
             assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
             assert mounts["/data"]["persistentVolumeClaim"]["claimName"] == "raffect-data"
         store = int(cluster["workerGroupSpecs"][0]["rayStartParams"]["object-store-memory"])
-        assert store < 8 * 2**30 == int(mounts["/dev/shm"]["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 2**30
+        assert (
+            store
+            < 8 * 2**30
+            == int(mounts["/dev/shm"]["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 2**30
+        )
 
 
 def test_the_claimed_volume_exists_and_is_writable_from_many_nodes():
-    claims = {part["metadata"]["name"]: part for part in kubernetes_objects() if part["kind"] == "PersistentVolumeClaim"}
+    claims = {
+        part["metadata"]["name"]: part
+        for part in kubernetes_objects()
+        if part["kind"] == "PersistentVolumeClaim"
+    }
     assert claims["raffect-data"]["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
@@ -107,5 +193,9 @@ def test_jobs_are_tried_again_and_clean_up_after_themselves():
 
 
 def test_manifests_ask_for_the_ray_that_the_lock_file_installs():
-    locked = next(package["version"] for package in tomllib.loads((ROOT / "uv.lock").read_text())["package"] if package["name"] == "ray")
+    locked = next(
+        package["version"]
+        for package in tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+        if package["name"] == "ray"
+    )
     assert {cluster["rayVersion"] for cluster in ray_clusters()} == {locked}

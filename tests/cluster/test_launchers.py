@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.cluster_files import LAUNCHERS, ROOT, TEXTS, head_comment, launcher, pyproject, ray_clusters, read
+from tests.helpers.cluster_files import (
+    LAUNCHERS,
+    ROOT,
+    TEXTS,
+    head_comment,
+    launcher,
+    pyproject,
+    ray_clusters,
+    read,
+)
 
 
 def check_launcher(config: dict[str, Any]) -> dict[str, Any]:
@@ -24,11 +33,15 @@ def check_launcher(config: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_launcher_files_pass_rays_own_schema(name):
     prepared = check_launcher(launcher(name))
-    assert prepared["head_start_ray_commands"] == launcher(name)["head_start_ray_commands"]  # not the defaults, which open the dashboard
+    assert (
+        prepared["head_start_ray_commands"] == launcher(name)["head_start_ray_commands"]
+    )  # not the defaults, which open the dashboard
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-@pytest.mark.parametrize("change", [{"idle_timeout_minute": 10}, {"setup_commands": "one string"}, {"cluster_name": 3}])
+@pytest.mark.parametrize(
+    "change", [{"idle_timeout_minute": 10}, {"setup_commands": "one string"}, {"cluster_name": 3}]
+)
 def test_rays_own_schema_refuses_a_typo_and_a_wrong_type(name, change):
     import jsonschema
 
@@ -54,14 +67,18 @@ def test_aws_machines_reach_the_bucket_by_role_and_no_key_is_in_a_file():
     for node in launcher("aws.yaml")["available_node_types"].values():
         assert node["node_config"]["IamInstanceProfile"]
     for name in TEXTS:
-        assert not re.search(r"AKIA[0-9A-Z]{16}|aws_secret_access_key\s*[:=]|PRIVATE KEY", read(name)), name
+        assert not re.search(
+            r"AKIA[0-9A-Z]{16}|aws_secret_access_key\s*[:=]|PRIVATE KEY", read(name)
+        ), name
 
 
 def test_what_aws_copies_to_its_machines_is_here_and_is_all_that_uv_needs():
     mounts = launcher("aws.yaml")["file_mounts"]
     local = {remote: source for remote, source in mounts.items() if not source.startswith("~")}
     assert all((ROOT / source).exists() for source in local.values())
-    assert {"pyproject.toml", "uv.lock", "raffect", pyproject()["project"]["readme"]} <= set(local.values())
+    assert {"pyproject.toml", "uv.lock", "raffect", pyproject()["project"]["readme"]} <= set(
+        local.values()
+    )
     assert all(remote == f"~/raffect/{source}" for remote, source in local.items())
 
 
@@ -73,9 +90,16 @@ def test_launcher_files_bring_the_token_and_close_it(name):
 
 
 def test_placeholders_are_few_and_named_in_the_head_comment():
-    for name, placeholders in {"onprem.yaml": {"HEAD_IP", "WORKER_IP_1", "WORKER_IP_2", "SSH_USER"}, "aws.yaml": {"RAFFECT_HEAD", "RAFFECT_WORKER"}}.items():
+    for name, placeholders in {
+        "onprem.yaml": {"HEAD_IP", "WORKER_IP_1", "WORKER_IP_2", "SSH_USER"},
+        "aws.yaml": {"RAFFECT_HEAD", "RAFFECT_WORKER"},
+    }.items():
         values = re.findall(
-            r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b", json.dumps({key: launcher(name)[key] for key in ("provider", "auth")} | launcher(name).get("available_node_types", {}))
+            r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b",
+            json.dumps(
+                {key: launcher(name)[key] for key in ("provider", "auth")}
+                | launcher(name).get("available_node_types", {})
+            ),
         )
         assert set(values) == placeholders, name
         for word in placeholders:
@@ -86,10 +110,19 @@ def test_accelerators_are_called_what_ray_calls_them():
     from ray._private.accelerators.nvidia_gpu import NVIDIA_GPU_NAME_PATTERN
     from ray.util import accelerators
 
-    labels = [node["labels"]["ray.io/accelerator-type"] for node in launcher("aws.yaml")["available_node_types"].values() if "labels" in node]
+    labels = [
+        node["labels"]["ray.io/accelerator-type"]
+        for node in launcher("aws.yaml")["available_node_types"].values()
+        if "labels" in node
+    ]
     assert labels == ["L40S"]
-    assert set(labels) <= {value for name, value in vars(accelerators).items() if name.isupper()} | {"L40S"}
+    assert set(labels) <= {
+        value for name, value in vars(accelerators).items() if name.isupper()
+    } | {"L40S"}
     # Ray derives the name from the driver's; the GPU operator's label is that name with hyphens.
     for product, label in (("NVIDIA RTX A6000", "RTX-A6000"), ("NVIDIA L40S", "L40S")):
         assert NVIDIA_GPU_NAME_PATTERN.match(product)[1].replace(" ", "-") == label
-    assert {cluster["workerGroupSpecs"][0]["template"]["spec"]["nodeSelector"]["nvidia.com/gpu.product"] for cluster in ray_clusters()} == {"NVIDIA RTX A6000".replace(" ", "-")}
+    assert {
+        cluster["workerGroupSpecs"][0]["template"]["spec"]["nodeSelector"]["nvidia.com/gpu.product"]
+        for cluster in ray_clusters()
+    } == {"NVIDIA RTX A6000".replace(" ", "-")}

@@ -60,7 +60,14 @@ def cluster(token):
     with socket.socket() as free:  # the agent's own default is one port for all Rays of a machine
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0, "dashboard_agent_listen_port": port}
+    head = {
+        "num_cpus": 2,
+        "num_gpus": 0,
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": 0,
+        "dashboard_agent_listen_port": port,
+    }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(NODES):
         add_node(cluster)
@@ -79,7 +86,9 @@ def takes_jobs(cluster) -> bool:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return bool(JobSubmissionClient(f"http://{cluster.webui_url}").submit_job(entrypoint="true"))
+        return bool(
+            JobSubmissionClient(f"http://{cluster.webui_url}").submit_job(entrypoint="true")
+        )
     except (RuntimeError, ConnectionError):
         time.sleep(1)
         return False
@@ -93,16 +102,38 @@ def data(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("faces")
     write_synthetic(folder, FRAMES, 0, workers=2)
-    prepare(PrepareConfig(images=(folder / "cropped_aligned",), annotations=folder / EDITION, out=folder / "data"))
+    prepare(
+        PrepareConfig(
+            images=(folder / "cropped_aligned",), annotations=folder / EDITION, out=folder / "data"
+        )
+    )
     return folder / "data"
 
 
 @contextmanager
 def submitted(cluster, *words: str) -> Generator[subprocess.Popen]:
     """A job on its way, as a user submits it."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", f"http://{cluster.webui_url}", "--working-dir", str(ROOT)]
-    command += ["--runtime-env", str(ROOT / "cluster" / "runtime-env.yaml"), "--", sys.executable, *words]
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "job",
+        "submit",
+        "--address",
+        f"http://{cluster.webui_url}",
+        "--working-dir",
+        str(ROOT),
+    ]
+    command += [
+        "--runtime-env",
+        str(ROOT / "cluster" / "runtime-env.yaml"),
+        "--",
+        sys.executable,
+        *words,
+    ]
+    job = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
     try:
         yield job
     finally:
@@ -133,18 +164,45 @@ def nodes_of_drivers(cluster) -> set[str]:
     """On one machine Ray gives a driver any node of its address; without its node it dies, as it would without its machine."""
     from ray.util.state import list_workers
 
-    return {worker.node_id for worker in list_workers(address=f"http://{cluster.webui_url}", filters=[("worker_type", "=", "DRIVER")], raise_on_missing_output=False)}
+    return {
+        worker.node_id
+        for worker in list_workers(
+            address=f"http://{cluster.webui_url}",
+            filters=[("worker_type", "=", "DRIVER")],
+            raise_on_missing_output=False,
+        )
+    }
 
 
 @pytest.fixture(scope="module")
 def extracted(cluster, data, tmp_path_factory) -> tuple[Path, str]:
     """A bank made over four logical GPUs by a job during which one node was killed and another one joined."""
     bank = tmp_path_factory.mktemp("bank") / "bank"
-    words = ["jobs/extract.py", "--manifest", str(data / "manifest.parquet"), "--bank", str(bank), "--shard-rows", "16", "--device", "cpu", "--gpus-per-actor", "1", *EMBEDDED]
+    words = [
+        "jobs/extract.py",
+        "--manifest",
+        str(data / "manifest.parquet"),
+        "--bank",
+        str(bank),
+        "--shard-rows",
+        "16",
+        "--device",
+        "cpu",
+        "--gpus-per-actor",
+        "1",
+        *EMBEDDED,
+    ]
     with submitted(cluster, *words) as job:
         wait_for(lambda: commits(bank) >= 5 or job.poll() is not None, "the first shards")
         before = commits(bank)
-        cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id not in nodes_of_drivers(cluster)), allow_graceful=False)
+        cluster.remove_node(
+            next(
+                node
+                for node in cluster.worker_nodes
+                if node.node_id not in nodes_of_drivers(cluster)
+            ),
+            allow_graceful=False,
+        )
         add_node(cluster)
         code, result, text = result_of(job)
     assert code == 0, text[-3000:]
@@ -153,7 +211,9 @@ def extracted(cluster, data, tmp_path_factory) -> tuple[Path, str]:
     return bank, json.dumps(result)
 
 
-def test_an_extract_over_four_gpus_loses_and_doubles_nothing_when_a_node_dies_and_one_joins(extracted, data):
+def test_an_extract_over_four_gpus_loses_and_doubles_nothing_when_a_node_dies_and_one_joins(
+    extracted, data
+):
     bank, result = extracted
     manifest = read_manifest(data / "manifest.parquet")
     verdict = verify(Bank(bank), manifest)
@@ -164,13 +224,47 @@ def test_an_extract_over_four_gpus_loses_and_doubles_nothing_when_a_node_dies_an
     assert [run["summary"]["encoders"] for run in runs] == [NODES]
 
 
-def test_a_sweep_over_four_gpus_outlives_its_driver_and_a_trial_and_ends_with_its_best_member(cluster, extracted, data, tmp_path):
+def test_a_sweep_over_four_gpus_outlives_its_driver_and_a_trial_and_ends_with_its_best_member(
+    cluster, extracted, data, tmp_path
+):
     bank, _ = extracted
-    words = ["jobs/tune.py", "paper", "--task", "expr", "--bank", str(bank), "--labels", str(data), "--out", str(tmp_path / "run"), "--device", "cpu", "--gpus-per-trial", "1"]
-    words += ["--heads-per-trial", "1", "--epochs", "4", "--batch-size", "64", "--head.width", "32", "--space", "loss.alpha=0.2,0.5,1", "seed=0:1", "--track", "tensorboard"]
+    words = [
+        "jobs/tune.py",
+        "paper",
+        "--task",
+        "expr",
+        "--bank",
+        str(bank),
+        "--labels",
+        str(data),
+        "--out",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+        "--gpus-per-trial",
+        "1",
+    ]
+    words += [
+        "--heads-per-trial",
+        "1",
+        "--epochs",
+        "4",
+        "--batch-size",
+        "64",
+        "--head.width",
+        "32",
+        "--space",
+        "loss.alpha=0.2,0.5,1",
+        "seed=0:1",
+        "--track",
+        "tensorboard",
+    ]
     members = tmp_path / "run" / "heads"
     with submitted(cluster, *words) as job:
-        wait_for(lambda: len(list(members.glob("*.json"))) >= 2 or job.poll() is not None, "the first members")
+        wait_for(
+            lambda: len(list(members.glob("*.json"))) >= 2 or job.poll() is not None,
+            "the first members",
+        )
         os.kill(driver_of(cluster, "jobs/tune.py"), signal.SIGKILL)
         assert job.wait(60) == 1
     finished = {file.name: file.stat().st_mtime_ns for file in members.glob("*.json")}
@@ -180,7 +274,9 @@ def test_a_sweep_over_four_gpus_outlives_its_driver_and_a_trial_and_ends_with_it
         os.kill(trials(cluster)[0], signal.SIGKILL)  # which Ray Tune starts again
         code, result, text = result_of(job)
     assert code == 0, text[-3000:]
-    assert {name: (members / name).stat().st_mtime_ns for name in finished} == finished, "a finished member was trained again"
+    assert {name: (members / name).stat().st_mtime_ns for name in finished} == finished, (
+        "a finished member was trained again"
+    )
     records = [json.loads(file.read_text()) for file in members.glob("*.json")]
     assert len(records) == 3 * 2 + 2  # and ERM with both seeds
     assert result["best"]["settings"]["loss.alpha"] in (0.2, 0.5, 1.0)
@@ -194,7 +290,9 @@ def trials(cluster) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(b"ray::ImplicitFunc") and int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) in raylets:
+            if (folder / "cmdline").read_bytes().startswith(b"ray::ImplicitFunc") and int(
+                (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            ) in raylets:
                 found.append(int(folder.name))
     return found
 
@@ -203,7 +301,11 @@ def driver_of(cluster, script: str) -> int:
     """Process of a job's driver, below the job server and not below the client."""
     for stat in Path("/proc").glob("[0-9]*/cmdline"):
         words = stat.read_bytes().split(b"\0")
-        if len(words) > 2 and words[0].endswith(b"python3.11") | words[0].endswith(b"python") and words[1] == script.encode():
+        if (
+            len(words) > 2
+            and words[0].endswith(b"python3.11") | words[0].endswith(b"python")
+            and words[1] == script.encode()
+        ):
             return int(stat.parent.name)
     raise AssertionError(f"no driver of {script}")
 
@@ -228,7 +330,9 @@ def test_training_that_waits_for_four_gpus_ends_with_its_scores(cluster, extract
         "--batch-size",
         "64",
     ]
-    with submitted(cluster, *words, "--head.width", "16", "--device", "cpu", "--num-workers", "4") as job:
+    with submitted(
+        cluster, *words, "--head.width", "16", "--device", "cpu", "--num-workers", "4"
+    ) as job:
         code, result, text = result_of(job)
     assert "with_gpus.py: 4 of 4 GPUs" in text
     assert code == 0, text[-3000:]
@@ -236,7 +340,14 @@ def test_training_that_waits_for_four_gpus_ends_with_its_scores(cluster, extract
 
 
 def test_a_job_that_fails_says_why_in_its_last_line_and_its_status(cluster, data, tmp_path):
-    with submitted(cluster, "jobs/extract.py", "--manifest", str(tmp_path / "absent.parquet"), "--bank", str(tmp_path / "bank")) as job:
+    with submitted(
+        cluster,
+        "jobs/extract.py",
+        "--manifest",
+        str(tmp_path / "absent.parquet"),
+        "--bank",
+        str(tmp_path / "bank"),
+    ) as job:
         code, result, _ = result_of(job)
     assert code == 1  # of `ray job submit`
     assert result["status"] == "failed"
@@ -255,8 +366,24 @@ def test_without_the_token_neither_job_server_nor_cluster_lets_anyone_in(cluster
     wrong = tmp_path / "token"
     wrong.write_text("f" * 64)
     environment = {**os.environ, "RAY_AUTH_TOKEN_PATH": str(wrong)}
-    words = ["extract", "--manifest", str(data / "manifest.parquet"), "--bank", str(tmp_path / "bank"), "--address", cluster.address, *EMBEDDED]
-    done = subprocess.run([sys.executable, "-m", "raffect.cli", *words], env=environment, capture_output=True, text=True, check=False, timeout=200)
+    words = [
+        "extract",
+        "--manifest",
+        str(data / "manifest.parquet"),
+        "--bank",
+        str(tmp_path / "bank"),
+        "--address",
+        cluster.address,
+        *EMBEDDED,
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "raffect.cli", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
     assert done.returncode == 2
     assert "cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr

@@ -19,7 +19,18 @@ from raffect.storage.paths import list_sizes, local_copy, locate, read_files
 from tests.helpers.environment import S3_PORT
 
 EMBEDDED = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
-SMALL = ["--epochs", "2", "--batch-size", "64", "--head.width", "16", "--head.depth", "1", "--device", "cpu"]
+SMALL = [
+    "--epochs",
+    "2",
+    "--batch-size",
+    "64",
+    "--head.width",
+    "16",
+    "--head.depth",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +70,12 @@ def test_a_url_that_will_not_do_is_one_line_without_its_secret(url, what):
 def test_an_object_is_created_once_whoever_comes_second(bucket):
     path = locate(f"{bucket}/once/bank.json")
     won = []
-    threads = [threading.Thread(target=lambda k=k: won.append(k) if write_if_absent(path, str(k).encode()) else None) for k in range(8)]
+    threads = [
+        threading.Thread(
+            target=lambda k=k: won.append(k) if write_if_absent(path, str(k).encode()) else None
+        )
+        for k in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -97,10 +113,55 @@ def extracted(bucket, local_ray, tmp_path_factory):
     folder = tmp_path_factory.mktemp("faces")
     write_synthetic(folder / "faces", 400, 0)
     for out in (f"{bucket}/data", str(folder / "data")):
-        assert main(["prepare", "--images", str(folder / "faces/cropped_aligned"), "--annotations", str(folder / "faces" / EDITION), "--out", out]) == 0
-    assert main(["pack", "--manifest", f"{bucket}/data/manifest.parquet", "--out", f"{bucket}/packed", "--shard-rows", "128", "--groups-per-file", "2"]) == 0
-    for manifest, bank in ((f"{bucket}/packed/manifest.parquet", f"{bucket}/bank"), (str(folder / "data/manifest.parquet"), str(folder / "bank"))):
-        assert main(["extract", "--manifest", manifest, "--bank", bank, "--shard-rows", "128", *EMBEDDED]) == 0
+        assert (
+            main(
+                [
+                    "prepare",
+                    "--images",
+                    str(folder / "faces/cropped_aligned"),
+                    "--annotations",
+                    str(folder / "faces" / EDITION),
+                    "--out",
+                    out,
+                ]
+            )
+            == 0
+        )
+    assert (
+        main(
+            [
+                "pack",
+                "--manifest",
+                f"{bucket}/data/manifest.parquet",
+                "--out",
+                f"{bucket}/packed",
+                "--shard-rows",
+                "128",
+                "--groups-per-file",
+                "2",
+            ]
+        )
+        == 0
+    )
+    for manifest, bank in (
+        (f"{bucket}/packed/manifest.parquet", f"{bucket}/bank"),
+        (str(folder / "data/manifest.parquet"), str(folder / "bank")),
+    ):
+        assert (
+            main(
+                [
+                    "extract",
+                    "--manifest",
+                    manifest,
+                    "--bank",
+                    bank,
+                    "--shard-rows",
+                    "128",
+                    *EMBEDDED,
+                ]
+            )
+            == 0
+        )
     return folder
 
 
@@ -119,7 +180,19 @@ def test_a_damaged_object_is_named_withdrawn_and_encoded_again(bucket, extracted
     write_atomic(bank.shard_path(1), whole[:-7])
     assert main(["bank", "verify", "--bank", f"{bucket}/bank", "--repair"]) == 1
     assert "damaged: shard 000001" in capsys.readouterr().out
-    assert main(["extract", "--manifest", f"{bucket}/packed/manifest.parquet", "--bank", f"{bucket}/bank", *EMBEDDED]) == 0
+    assert (
+        main(
+            [
+                "extract",
+                "--manifest",
+                f"{bucket}/packed/manifest.parquet",
+                "--bank",
+                f"{bucket}/bank",
+                *EMBEDDED,
+            ]
+        )
+        == 0
+    )
     assert bank.shard_path(1).read_bytes() == whole
     assert verify(bank).complete
 
@@ -128,37 +201,110 @@ def test_a_damaged_object_is_named_withdrawn_and_encoded_again(bucket, extracted
 def test_training_sweep_evaluation_and_report_live_in_a_bucket(bucket, extracted, capsys):
     data = ["--task", "expr", "--bank", f"{bucket}/bank", "--labels", f"{bucket}/data"]
     assert main(["train", "erm", *data, "--out", f"{bucket}/run", *SMALL, "--num-seeds", "2"]) == 0
-    assert main(["tune", "erm", *data, "--out", f"{bucket}/sweep", *SMALL, "--space", "loss.alpha=0.5,1", "--no-baseline"]) == 0
-    assert main(["tune", "erm", *data, "--out", f"{bucket}/sweep", *SMALL, "--space", "loss.alpha=0.5,1", "--no-baseline"]) == 0  # nothing left to do
+    assert (
+        main(
+            [
+                "tune",
+                "erm",
+                *data,
+                "--out",
+                f"{bucket}/sweep",
+                *SMALL,
+                "--space",
+                "loss.alpha=0.5,1",
+                "--no-baseline",
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                "tune",
+                "erm",
+                *data,
+                "--out",
+                f"{bucket}/sweep",
+                *SMALL,
+                "--space",
+                "loss.alpha=0.5,1",
+                "--no-baseline",
+            ]
+        )
+        == 0
+    )  # nothing left to do
     assert main(["evaluate", "--run", f"{bucket}/run", *data[2:], "--out", f"{bucket}/judged"]) == 0
-    assert main(["report", "--runs", f"{bucket}/run", f"{bucket}/sweep", "--out", f"{bucket}/report"]) == 0
+    assert (
+        main(["report", "--runs", f"{bucket}/run", f"{bucket}/sweep", "--out", f"{bucket}/report"])
+        == 0
+    )
     assert b"data:image/png;base64" in locate(f"{bucket}/report/report.html").read_bytes()
     assert len(json.loads(locate(f"{bucket}/judged/metrics.json").read_text())["heads"]) == 2
     folder_run = str(extracted / "run")
-    assert main(["train", f"{bucket}/run/config.toml", "--out", folder_run, "--bank", str(extracted / "bank"), "--labels", str(extracted / "data")]) == 0
-    heads = {path.parent.name: path / "head.safetensors" for path in (extracted / "run" / "weights").glob("*/last")}
+    assert (
+        main(
+            [
+                "train",
+                f"{bucket}/run/config.toml",
+                "--out",
+                folder_run,
+                "--bank",
+                str(extracted / "bank"),
+                "--labels",
+                str(extracted / "data"),
+            ]
+        )
+        == 0
+    )
+    heads = {
+        path.parent.name: path / "head.safetensors"
+        for path in (extracted / "run" / "weights").glob("*/last")
+    }
     assert len(heads) == 2
     for name, head in heads.items():
-        assert locate(f"{bucket}/run/weights/{name}/last/head.safetensors").read_bytes() == head.read_bytes()
+        assert (
+            locate(f"{bucket}/run/weights/{name}/last/head.safetensors").read_bytes()
+            == head.read_bytes()
+        )
 
 
 def test_a_folder_of_this_machine_is_said_where_an_object_store_cannot_be(bucket, tmp_path, capsys):
     assert main(["synth", "--out", f"{bucket}/drawn", "--size", "tiny"]) == 2
-    assert f"--out {bucket}/drawn: expected a folder or file of this machine" in capsys.readouterr().err
+    assert (
+        f"--out {bucket}/drawn: expected a folder or file of this machine"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_bucket_that_is_missing_is_one_line(bucket, capsys):
     assert main(["bank", "info", "--bank", "s3://absent/bank"]) == 2
-    assert main(["extract", "--manifest", "s3://absent/manifest.parquet", "--bank", f"{bucket}/b2"]) == 2
+    assert (
+        main(["extract", "--manifest", "s3://absent/manifest.parquet", "--bank", f"{bucket}/b2"])
+        == 2
+    )
     err = capsys.readouterr().err
     assert "Traceback" not in err
     assert "s3://absent/manifest.parquet: no such manifest" in err
 
 
-@pytest.mark.parametrize("words", [["bank", "info", "--bank", "s3://elsewhere/bank"], ["extract", "--manifest", "s3://elsewhere/m.parquet", "--bank", "b"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bank", "info", "--bank", "s3://elsewhere/bank"],
+        ["extract", "--manifest", "s3://elsewhere/m.parquet", "--bank", "b"],
+    ],
+)
 def test_a_server_that_does_not_answer_is_one_line_and_not_taken_for_an_empty_one(words, tmp_path):
     environment = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
-    done = subprocess.run([sys.executable, "-m", "raffect.cli", *words], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-m", "raffect.cli", *words],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "http://127.0.0.1:9" in done.stderr

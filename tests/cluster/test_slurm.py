@@ -42,14 +42,34 @@ def slurm(tmp_path, monkeypatch) -> dict[str, str]:
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
         file.chmod(0o755)
-    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "1"}
-    ours = {"RAFFECT_VENV": str(Path(sys.executable).parents[1]), "RAFFECT_OBJECT_STORE_BYTES": "80000000", "SRUN_LOG": str(tmp_path / "srun.log")}
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "RAY_", "RAFFECT_"))}
+    job = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_CPUS_PER_TASK": "1",
+    }
+    ours = {
+        "RAFFECT_VENV": str(Path(sys.executable).parents[1]),
+        "RAFFECT_OBJECT_STORE_BYTES": "80000000",
+        "SRUN_LOG": str(tmp_path / "srun.log"),
+    }
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "RAY_", "RAFFECT_"))
+    }
     return env | job | ours | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
 
 
 def submit(env: dict[str, str], *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(["bash", str(SCRIPT), *words], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        ["bash", str(SCRIPT), *words],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def leftovers(env: dict[str, str]) -> list[str]:
@@ -57,8 +77,12 @@ def leftovers(env: dict[str, str]) -> list[str]:
     found, mark = [], f"SLURM_JOB_ID={env['SLURM_JOB_ID']}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if mark in (folder / "environ").read_bytes().split(b"\0"):  # empty for a process that has ended
-                found.append(f"{folder.name} {(folder / 'cmdline').read_bytes().replace(bytes(1), b' ').decode()[:80]}")
+            if mark in (folder / "environ").read_bytes().split(
+                b"\0"
+            ):  # empty for a process that has ended
+                found.append(
+                    f"{folder.name} {(folder / 'cmdline').read_bytes().replace(bytes(1), b' ').decode()[:80]}"
+                )
         except OSError:
             continue
     return found
@@ -85,7 +109,9 @@ def nothing_stays(slurm):
 
 @pytest.mark.cluster
 @pytest.mark.timeout(420)
-def test_two_nodes_start_on_the_jobs_own_ports_run_the_script_and_pass_on_its_exit_status(slurm, tmp_path, nothing_stays):
+def test_two_nodes_start_on_the_jobs_own_ports_run_the_script_and_pass_on_its_exit_status(
+    slurm, tmp_path, nothing_stays
+):
     (tmp_path / "job.py").write_text(JOB)
     for _ in (1, 2):  # Ray gives a node 30 s to start, which a loaded machine may miss once
         (tmp_path / "srun.log").unlink(missing_ok=True)
@@ -101,14 +127,23 @@ def test_two_nodes_start_on_the_jobs_own_ports_run_the_script_and_pass_on_its_ex
     assert seen["address"].endswith(f":{port}")
     assert seen["token_mode"] == "0o600"
     assert seen["words"] == ["--alpha", "a b"]
-    started = [line for line in (tmp_path / "srun.log").read_text().splitlines() if "ray start" in line]
-    assert ["--nodelist=node1" in started[0], "--nodelist=node2" in started[1], len(started)] == [True, True, 2]
+    started = [
+        line for line in (tmp_path / "srun.log").read_text().splitlines() if "ray start" in line
+    ]
+    assert ["--nodelist=node1" in started[0], "--nodelist=node2" in started[1], len(started)] == [
+        True,
+        True,
+        2,
+    ]
     assert f"--port={port}" in started[0]
     assert f"--dashboard-port={port + 1}" in started[0]
     assert "--dashboard-host=127.0.0.1" in started[0]
     assert settle(slurm) == []
     folder = tmp_path / f"slurm-{slurm['SLURM_JOB_ID']}"
-    assert sorted(path.name for path in folder.iterdir()) == ["ray-node1.log", "ray-node2.log"]  # the token is gone
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "ray-node1.log",
+        "ray-node2.log",
+    ]  # the token is gone
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not Path(f"/tmp/ray-{slurm['SLURM_JOB_ID']}").exists()
 
@@ -124,7 +159,9 @@ def fake_ray(tmp_path: Path, text: str) -> str:
     return str(folder.parent)
 
 
-def test_a_node_that_does_not_start_is_an_error_with_the_end_of_its_log(slurm, tmp_path, nothing_stays):
+def test_a_node_that_does_not_start_is_an_error_with_the_end_of_its_log(
+    slurm, tmp_path, nothing_stays
+):
     venv = fake_ray(tmp_path, "echo no such port; exit 3")
     done = submit(slurm | {"RAFFECT_VENV": venv}, "job.py")
     _, err = done.communicate(timeout=60)
@@ -144,7 +181,9 @@ def test_nodes_that_never_join_are_an_error_after_the_time_limit(slurm, tmp_path
     assert settle(slurm) == []
 
 
-def test_a_job_that_is_told_to_stop_ends_its_nodes_and_says_how_to_go_on(slurm, tmp_path, nothing_stays):
+def test_a_job_that_is_told_to_stop_ends_its_nodes_and_says_how_to_go_on(
+    slurm, tmp_path, nothing_stays
+):
     venv = fake_ray(tmp_path, "exec sleep 60")
     done = submit(slurm | {"RAFFECT_VENV": venv}, "job.py")
     log = tmp_path / "srun.log"
@@ -159,10 +198,23 @@ def test_a_job_that_is_told_to_stop_ends_its_nodes_and_says_how_to_go_on(slurm, 
     assert not (tmp_path / f"slurm-{slurm['SLURM_JOB_ID']}" / "auth_token").exists()
 
 
-@pytest.mark.parametrize(("drop", "words", "says"), [("SLURM_JOB_ID", ["job.py"], "start it with sbatch"), ("", [], "expected e.g. jobs/extract.py")])
+@pytest.mark.parametrize(
+    ("drop", "words", "says"),
+    [
+        ("SLURM_JOB_ID", ["job.py"], "start it with sbatch"),
+        ("", [], "expected e.g. jobs/extract.py"),
+    ],
+)
 def test_wrong_use_is_one_line(slurm, drop, words, says):
     slurm.pop(drop, None)
-    done = subprocess.run(["bash", str(SCRIPT), *words], check=False, env=slurm, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        ["bash", str(SCRIPT), *words],
+        check=False,
+        env=slurm,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     assert done.returncode == 1
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raffect.datasets.affwild2.annotations import parse_expression, parse_units, parse_valence_arousal, read_annotations
+from raffect.datasets.affwild2.annotations import (
+    parse_expression,
+    parse_units,
+    parse_valence_arousal,
+    read_annotations,
+)
 from raffect.datasets.affwild2.tasks import ACTION_UNITS, AU, EXPR, HEADERS, VA
 from raffect.datasets.synthetic.tree import EDITION, draw_course, plan_videos
 from raffect.errors import RaffectError
@@ -47,7 +52,15 @@ def test_line_k_is_frame_k(tmp_path):
         HEADER + b"\r4\r-1\r7\r",
         HEADER + b"\r\r\n4\r\r\n-1\r\r\n7\r\r\n",
     ],
-    ids=["crlf-no-newline", "bom", "trailing-comma-and-blanks", "spaces", "spaced-header", "old-mac", "doubled-cr"],
+    ids=[
+        "crlf-no-newline",
+        "bom",
+        "trailing-comma-and-blanks",
+        "spaces",
+        "spaced-header",
+        "old-mac",
+        "doubled-cr",
+    ],
 )
 def test_blemishes_of_the_wild_change_nothing(tmp_path, content):
     found = expr_file(tmp_path, content)
@@ -55,7 +68,22 @@ def test_blemishes_of_the_wild_change_nothing(tmp_path, content):
     assert found.problems == []
 
 
-@pytest.mark.parametrize("bad", [b"8", b"-2", b"1.0", b"", b"x", b"1_0", "٣".encode(), b"\xff\xfe", b"1,2", b"+1", b"99999999999999"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"8",
+        b"-2",
+        b"1.0",
+        b"",
+        b"x",
+        b"1_0",
+        "٣".encode(),
+        b"\xff\xfe",
+        b"1,2",
+        b"+1",
+        b"99999999999999",
+    ],
+)
 def test_a_wrong_line_keeps_its_place_and_is_reported(tmp_path, bad):
     found = expr_file(tmp_path, HEADER + b"\n1\n" + bad + b"\n3\n")
     assert found.tables[EXPR]["expression"].to_pylist() == [1, -1, 3]
@@ -102,7 +130,13 @@ def test_a_file_without_header_is_left_out_not_shifted(tmp_path):
 
 def test_au_and_va_values_and_marks(tmp_path):
     files = {
-        "AU_Detection_Challenge/Validation_Set/v_left.txt": HEADERS[AU].encode() + b"\n" + b"0,1," * 5 + b"-1,1\n" + b"2" + b",0" * 11 + b"\n",
+        "AU_Detection_Challenge/Validation_Set/v_left.txt": HEADERS[AU].encode()
+        + b"\n"
+        + b"0,1," * 5
+        + b"-1,1\n"
+        + b"2"
+        + b",0" * 11
+        + b"\n",
         "VA_Estimation_Challenge/Train_Set/v.txt": b"valence,arousal\n0.25,-1\n-5,-5\n1.01,0\n.5,1e-1\nnan,0\n-5,0.1\n",
     }
     found = read_annotations(write_tree(tmp_path, files))
@@ -112,26 +146,47 @@ def test_au_and_va_values_and_marks(tmp_path):
     assert au["video"].to_pylist() == ["v_left"] * 2
     assert va["valence"].to_pylist() == [0.25, -5, -5, 0.5, -5, -5]
     values = np.stack([va["valence"].to_numpy(), va["arousal"].to_numpy()], 1)
-    assert VA.is_labelled(values).tolist() == [[True] * 2, [False] * 2, [False] * 2, [True] * 2, [False] * 2, [False, True]]
+    assert VA.is_labelled(values).tolist() == [
+        [True] * 2,
+        [False] * 2,
+        [False] * 2,
+        [True] * 2,
+        [False] * 2,
+        [False, True],
+    ]
     assert sorted(problem.line for problem in found.problems) == [3, 4, 6]
 
 
 def test_mtl_file_gives_all_three_tasks_and_counts_repeats(tmp_path):
     row = b"a/00003.jpg,0.1,-0.2,4," + b",".join([b"0"] * 11 + [b"1"])
     other = row.replace(b",4,", b",5,")
-    content = b"image,valence,arousal,expression,aus\n" + row + b"\n" + row + b"\n" + other + b"\nb_right/00001.jpg,-5,-5,-1," + b",".join([b"-1"] * 12) + b"\nbroken\n"
+    content = (
+        b"image,valence,arousal,expression,aus\n"
+        + row
+        + b"\n"
+        + row
+        + b"\n"
+        + other
+        + b"\nb_right/00001.jpg,-5,-5,-1,"
+        + b",".join([b"-1"] * 12)
+        + b"\nbroken\n"
+    )
     found = read_annotations(
         write_tree(
             tmp_path,
             {
                 "MTL_Challenge/training_set_annotations.txt": content,
-                "MTL_Challenge/validation_set_annotations.txt": b"image,valence,arousal,expression,aus\n" + row.replace(b"a/", b"c/") + b"\n",
+                "MTL_Challenge/validation_set_annotations.txt": b"image,valence,arousal,expression,aus\n"
+                + row.replace(b"a/", b"c/")
+                + b"\n",
             },
         )
     )
     assert found.tables[EXPR].select(["video", "frame", "expression"]).to_pylist() == [
-        {"video": "a", "frame": 3, "expression": 4}, {"video": "b_right", "frame": 1, "expression": -1}, {"video": "c", "frame": 3, "expression": 4},
-    ]  # fmt: skip
+        {"video": "a", "frame": 3, "expression": 4},
+        {"video": "b_right", "frame": 1, "expression": -1},
+        {"video": "c", "frame": 3, "expression": 4},
+    ]
     assert found.tables[AU]["AU26"].to_pylist() == [1, -1, 1]
     assert found.tables[VA]["valence"].to_pylist() == pytest.approx([0.1, -5, 0.1])
     assert found.tables[EXPR]["split"].to_pylist() == ["train", "train", "validation"]
@@ -143,27 +198,52 @@ def test_mtl_file_gives_all_three_tasks_and_counts_repeats(tmp_path):
 
 def test_two_editions_below_one_folder_are_refused(tmp_path):
     for edition in ("5th", "6th"):
-        write_tree(tmp_path, {f"{edition}/EXPR_Recognition_Challenge/Train_Set/v.txt": HEADER + b"\n1\n"})
+        write_tree(
+            tmp_path, {f"{edition}/EXPR_Recognition_Challenge/Train_Set/v.txt": HEADER + b"\n1\n"}
+        )
     with pytest.raises(RaffectError, match="2 editions .*5th, 6th"):
         read_annotations(tmp_path)
 
 
 def test_an_mtl_file_has_one_split_and_a_video_too(tmp_path):
-    row = b"image,valence,arousal,expression,aus\na/00003.jpg,0.1,-0.2,4," + b",".join([b"0"] * 12) + b"\n"
-    found = read_annotations(write_tree(tmp_path, {f"MTL/{name}.txt": row for name in ("train_val", "training", "validation")}))
+    row = (
+        b"image,valence,arousal,expression,aus\na/00003.jpg,0.1,-0.2,4,"
+        + b",".join([b"0"] * 12)
+        + b"\n"
+    )
+    found = read_annotations(
+        write_tree(
+            tmp_path, {f"MTL/{name}.txt": row for name in ("train_val", "training", "validation")}
+        )
+    )
     assert found.tables[EXPR]["split"].to_pylist() == ["train"]
-    assert ["rename it" in problem.what or "train split too" in problem.what for problem in found.problems] == [True, True]
+    assert [
+        "rename it" in problem.what or "train split too" in problem.what
+        for problem in found.problems
+    ] == [True, True]
 
 
 def test_a_copy_of_an_mtl_file_doubles_no_frame(tmp_path):
-    content = b"image,valence,arousal,expression,aus\n" + b"".join(b"a/%05d.jpg,0.1,-0.2,4," % k + b",".join([b"0"] * 12) + b"\n" for k in (1, 2))
-    found = read_annotations(write_tree(tmp_path, {f"MTL/{name}.txt": content for name in ("training_set_annotations", "training_set_annotations (1)")}))
+    content = b"image,valence,arousal,expression,aus\n" + b"".join(
+        b"a/%05d.jpg,0.1,-0.2,4," % k + b",".join([b"0"] * 12) + b"\n" for k in (1, 2)
+    )
+    found = read_annotations(
+        write_tree(
+            tmp_path,
+            {
+                f"MTL/{name}.txt": content
+                for name in ("training_set_annotations", "training_set_annotations (1)")
+            },
+        )
+    )
     assert found.tables[EXPR]["frame"].to_pylist() == [1, 2]
     assert "another file of the train split" in found.problems[0].what
 
 
 def test_a_video_in_two_splits_is_reported(tmp_path):
-    files = {f"EXPR_Set/{split}/v.txt": HEADER + b"\n1\n" for split in ("Train_Set", "Validation_Set")}
+    files = {
+        f"EXPR_Set/{split}/v.txt": HEADER + b"\n1\n" for split in ("Train_Set", "Validation_Set")
+    }
     found = read_annotations(write_tree(tmp_path, files))
     assert len(found.tables[EXPR]) == 1
     assert "train split" in found.problems[0].what
@@ -180,7 +260,9 @@ def test_unreadable_and_foreign_files_are_reported_or_ignored(tmp_path):
         },
     )
     (tree / "EXPR_Set/Train_Set/gone.txt").symlink_to(tree / "nowhere")
-    problems = {problem.file.rsplit("/", 1)[-1]: problem.what for problem in read_annotations(tree).problems}
+    problems = {
+        problem.file.rsplit("/", 1)[-1]: problem.what for problem in read_annotations(tree).problems
+    }
     assert set(problems) == {"gone.txt", "u.txt"}
     assert "UTF-16" in problems["u.txt"]
 
@@ -197,10 +279,15 @@ def test_drawn_annotations_come_back_as_drawn(tree):
     tables = {task.name: table for task, table in found.tables.items()}
     for video in plan_videos(600, 3):
         course = draw_course(video, 3)
-        for task, columns, truth in (("expr", ["expression"], course.expr[:, None]), ("au", list(ACTION_UNITS), course.au)):
+        for task, columns, truth in (
+            ("expr", ["expression"], course.expr[:, None]),
+            ("au", list(ACTION_UNITS), course.au),
+        ):
             if video.splits[task] is not None:
                 table = tables[task]
-                rows = table.filter(np.array([name == video.name for name in table["video"].to_pylist()]))
+                rows = table.filter(
+                    np.array([name == video.name for name in table["video"].to_pylist()])
+                )
                 values = np.stack([rows[column].to_numpy() for column in columns], 1)
                 length = min(len(values), len(truth))
                 assert abs(len(values) - len(truth)) <= 2
@@ -212,8 +299,12 @@ def test_drawn_annotations_come_back_as_drawn(tree):
 def test_parsers_accept_their_language_and_nothing_else(line):
     line = line.strip()
     accepted = {
-        parse_expression: (re.fullmatch(rb"-1|0*[0-7]|-0+", line) is not None and len(line.lstrip(b"-")) <= 3) or (re.fullmatch(rb"-0*1", line) is not None and len(line) <= 4),
-        parse_units: len(line.split(b",")) == 12 and all(cell.strip() in (b"-1", b"0", b"1") for cell in line.split(b",")),
+        parse_expression: (
+            re.fullmatch(rb"-1|0*[0-7]|-0+", line) is not None and len(line.lstrip(b"-")) <= 3
+        )
+        or (re.fullmatch(rb"-0*1", line) is not None and len(line) <= 4),
+        parse_units: len(line.split(b",")) == 12
+        and all(cell.strip() in (b"-1", b"0", b"1") for cell in line.split(b",")),
     }
     for parse, expected in accepted.items():
         try:
@@ -230,10 +321,17 @@ def test_parsers_accept_their_language_and_nothing_else(line):
     assert all(value == -5 or -1 <= value <= 1 for value in values)
 
 
-_LINE = st.one_of(st.sampled_from([b"0", b"1", b"7", b"-1", b"", b" 3", b"4\r", b"8", b"\x00"]), st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"")))
+_LINE = st.one_of(
+    st.sampled_from([b"0", b"1", b"7", b"-1", b"", b" 3", b"4\r", b"8", b"\x00"]),
+    st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"")),
+)
 
 
-@given(lines=st.lists(_LINE, max_size=30), ending=st.sampled_from([b"", b"\n", b"\n\n"]), bom=st.booleans())
+@given(
+    lines=st.lists(_LINE, max_size=30),
+    ending=st.sampled_from([b"", b"\n", b"\n\n"]),
+    bom=st.booleans(),
+)
 @settings(max_examples=300, deadline=None)
 def test_fuzzed_files_never_shift_and_account_for_every_line(tmp_path_factory, lines, ending, bom):
     content = (b"\xef\xbb\xbf" if bom else b"") + HEADER + b"\n" + b"\n".join(lines) + ending
@@ -244,12 +342,17 @@ def test_fuzzed_files_never_shift_and_account_for_every_line(tmp_path_factory, l
     table = found.tables[EXPR]
     assert table["frame"].to_pylist() == list(range(1, len(stripped) + 1))
     wrong = {problem.line for problem in found.problems}
-    for frame, (line, value) in enumerate(zip(stripped, table["expression"].to_pylist(), strict=True), start=1):
+    for frame, (line, value) in enumerate(
+        zip(stripped, table["expression"].to_pylist(), strict=True), start=1
+    ):
         assert value == (-1 if frame + 1 in wrong else int(line))
 
 
 def test_the_edition_has_its_name_wherever_one_stands(tmp_path, monkeypatch):
-    write_tree(tmp_path, {"6th ABAW Annotations/EXPR_Recognition_Challenge/Train_Set/v.txt": HEADER + b"\n1\n"})
+    write_tree(
+        tmp_path,
+        {"6th ABAW Annotations/EXPR_Recognition_Challenge/Train_Set/v.txt": HEADER + b"\n1\n"},
+    )
     monkeypatch.chdir(tmp_path / "6th ABAW Annotations")
     for root in (".", "EXPR_Recognition_Challenge", "EXPR_Recognition_Challenge/.."):
         assert read_annotations(Path(root)).edition == "6th ABAW Annotations"

@@ -22,7 +22,9 @@ RNG = np.random.default_rng(0)
 
 def picture(height=40, width=30, channels=3):
     coarse = RNG.integers(0, 256, (5, 4, channels), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse.squeeze()).resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(
+        Image.fromarray(coarse.squeeze()).resize((width, height), Image.Resampling.BICUBIC)
+    )
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -48,7 +50,9 @@ CONTENTS = {
     "png-rgba": encoded(Image.fromarray(picture(channels=4)), "PNG"),
     "png-palette": encoded(Image.fromarray(picture()).convert("P"), "PNG"),
     "png-one-bit": encoded(Image.fromarray(picture()).convert("1"), "PNG"),
-    "gif-animated": encoded(Image.fromarray(picture()), "GIF", save_all=True, append_images=[Image.fromarray(picture())]),
+    "gif-animated": encoded(
+        Image.fromarray(picture()), "GIF", save_all=True, append_images=[Image.fromarray(picture())]
+    ),
     "bmp": encoded(Image.fromarray(picture()), "BMP"),
     "webp": encoded(Image.fromarray(picture()), "WEBP", lossless=True),
 }
@@ -71,10 +75,17 @@ def test_sixteen_bit_grey_is_scaled_where_pil_clips_it_to_white():
 
 def png_bomb(width=30_000, height=30_000) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+        return (
+            len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+        )
 
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([1, 0, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes((width // 8 + 1) * 100), 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes((width // 8 + 1) * 100), 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 BAD = {
@@ -96,7 +107,12 @@ def test_a_bad_picture_is_rejected_with_its_reason(kind):
         decode(content)
 
 
-@given(position=st.integers(0, 10**6), value=st.integers(0, 255), cut=st.integers(0, 10**6), kind=st.sampled_from(sorted(CONTENTS)))
+@given(
+    position=st.integers(0, 10**6),
+    value=st.integers(0, 255),
+    cut=st.integers(0, 10**6),
+    kind=st.sampled_from(sorted(CONTENTS)),
+)
 @settings(max_examples=400, deadline=None)
 def test_mutated_pictures_decode_or_are_rejected(position, value, cut, kind):
     content = bytearray(CONTENTS[kind])
@@ -112,14 +128,32 @@ def test_mutated_pictures_decode_or_are_rejected(position, value, cut, kind):
 
 
 def table(root, *paths):
-    return pa.table({"root": [str(root)] * len(paths), "path": list(paths), "video": ["v"] * len(paths), "frame": list(range(1, len(paths) + 1))})
+    return pa.table(
+        {
+            "root": [str(root)] * len(paths),
+            "path": list(paths),
+            "video": ["v"] * len(paths),
+            "frame": list(range(1, len(paths) + 1)),
+        }
+    )
 
 
 def test_files_are_read_in_order_with_a_reason_for_each_bad_one(tmp_path):
     (tmp_path / "a.jpg").write_bytes(CONTENTS["jpeg"])
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "folder.jpg").mkdir()
-    out = read_frames(table(tmp_path, "a.jpg", "empty.jpg", "gone.jpg", "folder.jpg", "../a.jpg", "/etc/passwd", "a\0.jpg"))
+    out = read_frames(
+        table(
+            tmp_path,
+            "a.jpg",
+            "empty.jpg",
+            "gone.jpg",
+            "folder.jpg",
+            "../a.jpg",
+            "/etc/passwd",
+            "a\0.jpg",
+        )
+    )
     assert np.array_equal(out[0], pil(CONTENTS["jpeg"]))
     reasons = [str(frame) for frame in out[1:]]
     assert reasons[0] == "empty file"
@@ -141,8 +175,22 @@ def test_only_regular_files_of_a_bearable_size_are_read_as_pictures(tmp_path, mo
             file.truncate(1 << 40)
         (tmp_path / "linked.jpg").symlink_to(tmp_path / "a.jpg")
         (tmp_path / "a.jpg").write_bytes(CONTENTS["jpeg"])
-        out = read_frames(table(tmp_path, "pipe.jpg", "zero.jpg", "pages.jpg", "loop.jpg", "socket.jpg", "huge.jpg", "linked.jpg"))
-    assert [str(frame) for frame in out[:2]] == ["not a regular file but a pipe", "not a regular file but a device"]
+        out = read_frames(
+            table(
+                tmp_path,
+                "pipe.jpg",
+                "zero.jpg",
+                "pages.jpg",
+                "loop.jpg",
+                "socket.jpg",
+                "huge.jpg",
+                "linked.jpg",
+            )
+        )
+    assert [str(frame) for frame in out[:2]] == [
+        "not a regular file but a pipe",
+        "not a regular file but a device",
+    ]
     assert all(isinstance(frame, BadFrame) for frame in out[:6])
     assert str(out[5]) == "larger than 256 MB"
     assert np.array_equal(out[6], pil(CONTENTS["jpeg"]))
@@ -150,7 +198,10 @@ def test_only_regular_files_of_a_bearable_size_are_read_as_pictures(tmp_path, mo
 
 def test_packed_files_are_read_and_their_faults_are_reasons(tmp_path):
     file = tmp_path / "frames-00000.parquet"
-    images = {"image": pa.array([CONTENTS["jpeg"], None], pa.binary()), "reason": pa.array([None, "empty file"], pa.string())}
+    images = {
+        "image": pa.array([CONTENTS["jpeg"], None], pa.binary()),
+        "reason": pa.array([None, "empty file"], pa.string()),
+    }
     pq.write_table(pa.table({"video": ["v", "v"], "frame": [1, 2], **images}), file)
     out = read_frames(table(file, "0/0", "0/1"))
     assert np.array_equal(out[0], pil(CONTENTS["jpeg"]))
@@ -163,9 +214,22 @@ def test_packed_files_are_read_and_their_faults_are_reasons(tmp_path):
 
 def test_a_packed_file_that_was_made_again_is_never_read_by_an_older_manifest(tmp_path):
     file, content = tmp_path / "frames-00000.parquet", CONTENTS["jpeg"]
-    pq.write_table(pa.table({"video": ["u", "v"], "frame": [1, 1], "image": pa.array([content, content], pa.binary()), "reason": pa.array([None, None], pa.string())}), file)
+    pq.write_table(
+        pa.table(
+            {
+                "video": ["u", "v"],
+                "frame": [1, 1],
+                "image": pa.array([content, content], pa.binary()),
+                "reason": pa.array([None, None], pa.string()),
+            }
+        ),
+        file,
+    )
     for path, held in (("0/0", "u frame 1"), ("0/7", "no frame 7"), ("0/x", "no frame x")):
-        with pytest.raises(RaffectError, match=f"holds {held} where the manifest has v frame 1; finish `raffect pack`"):
+        with pytest.raises(
+            RaffectError,
+            match=f"holds {held} where the manifest has v frame 1; finish `raffect pack`",
+        ):
             read_frames(table(file, path))
 
 
@@ -194,7 +258,9 @@ def test_shrinking_is_clips_transform(height, width):
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
     pixels = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    expected = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224)])(Image.fromarray(pixels))
+    expected = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224)])(
+        Image.fromarray(pixels)
+    )
     assert np.array_equal(shrink(pixels, 224, Image.Resampling.BICUBIC, True), np.asarray(expected))
 
 
@@ -218,7 +284,10 @@ def test_a_root_that_is_gone_is_no_fault_of_its_frames(tmp_path, monkeypatch):
 
 def test_a_child_that_fails_for_another_reason_accuses_no_frame(tmp_path, monkeypatch):
     (tmp_path / "a.jpg").write_bytes(CONTENTS["jpeg"])
-    for fault in ("import sys; sys.exit(3)\n", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"):
+    for fault in (
+        "import sys; sys.exit(3)\n",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n",
+    ):
         monkeypatch.setattr(frames, "_TRIAL", fault)
         with pytest.raises(RaffectError, match="could not be tried"):
             find_killers(table(tmp_path, "a.jpg"))

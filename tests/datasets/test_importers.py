@@ -38,8 +38,13 @@ def write(path: Path, text: str) -> Path:
 def run(tmp_path: Path, images: Path, **settings):
     """Prepare, and read what came of it: lines, manifest rows, label table by task name, problems."""
     lines = prepare(PrepareConfig(images=(images,), out=tmp_path / "data", **settings)).lines()
-    manifest = [(row["video"], row["frame"], row["path"]) for row in read_manifest(tmp_path / "data" / "manifest.parquet").to_pylist()]
-    labels = {file.stem: read_labels(file) for file in (tmp_path / "data" / "labels").glob("*.parquet")}
+    manifest = [
+        (row["video"], row["frame"], row["path"])
+        for row in read_manifest(tmp_path / "data" / "manifest.parquet").to_pylist()
+    ]
+    labels = {
+        file.stem: read_labels(file) for file in (tmp_path / "data" / "labels").glob("*.parquet")
+    }
     problems = list(csv.DictReader((tmp_path / "data" / "problems.csv").open()))
     return lines, manifest, labels, problems
 
@@ -50,46 +55,101 @@ def task_of(table: pa.Table):
 
 def test_a_table_of_pictures_by_path(tmp_path):
     images = draw(tmp_path / "images", "IMG_0001.jpg", "deep/er/IMG_0002.PNG", "spare.jpg")
-    file = write(tmp_path / "labels.csv", "path,split,mood\nIMG_0001.jpg,train,happy\n./deep/er/IMG_0002.PNG,Val,sad\ngone.jpg,train,sad\n")
-    lines, manifest, labels, problems = run(tmp_path, images, dataset="table", annotations=file, task="moods")
-    assert manifest == [("IMG_0001.jpg", 1, "IMG_0001.jpg"), ("deep/er/IMG_0002.PNG", 1, "deep/er/IMG_0002.PNG")]
+    file = write(
+        tmp_path / "labels.csv",
+        "path,split,mood\nIMG_0001.jpg,train,happy\n./deep/er/IMG_0002.PNG,Val,sad\ngone.jpg,train,sad\n",
+    )
+    lines, manifest, labels, problems = run(
+        tmp_path, images, dataset="table", annotations=file, task="moods"
+    )
+    assert manifest == [
+        ("IMG_0001.jpg", 1, "IMG_0001.jpg"),
+        ("deep/er/IMG_0002.PNG", 1, "deep/er/IMG_0002.PNG"),
+    ]
     rows = [(row["video"], row["split"], row["mood"]) for row in labels["moods"].to_pylist()]
-    assert rows == [("IMG_0001.jpg", "train", 0), ("deep/er/IMG_0002.PNG", "validation", 1), ("gone.jpg", "train", 1)]
+    assert rows == [
+        ("IMG_0001.jpg", "train", 0),
+        ("deep/er/IMG_0002.PNG", "validation", 1),
+        ("gone.jpg", "train", 1),
+    ]
     task = task_of(labels["moods"])
     assert (task.kind, task.outputs) == ("multiclass", ("happy", "sad"))
-    assert problems == [{"file": "labels.csv", "line": "4", "problem": "gone.jpg: no such image below --images"}]
+    assert problems == [
+        {"file": "labels.csv", "line": "4", "problem": "gone.jpg: no such image below --images"}
+    ]
     assert "labels: moods, multiclass: 0 happy, 1 sad" in lines
     assert read_metadata(labels["moods"])["groups"] == "pictures"
 
 
 def test_a_table_of_frames_of_videos_with_subjects(tmp_path):
     images = draw(tmp_path / "images", "007/00001.jpg", "007/00003.jpg", "b/1.jpg")
-    file = write(tmp_path / "labels.csv", "video,frame,subject,valence,arousal\n007,1,s1,0.5,-0.25\n007,3,s1,,0.1\nb,1,s2,0.3,inf\nb,2,s2,0.1,0.1\n")
-    _, manifest, labels, problems = run(tmp_path, images, dataset="table", annotations=file, task="va2")
-    assert manifest == [("007", 1, "007/00001.jpg"), ("007", 3, "007/00003.jpg"), ("b", 1, "b/1.jpg")]
+    file = write(
+        tmp_path / "labels.csv",
+        "video,frame,subject,valence,arousal\n007,1,s1,0.5,-0.25\n007,3,s1,,0.1\nb,1,s2,0.3,inf\nb,2,s2,0.1,0.1\n",
+    )
+    _, manifest, labels, problems = run(
+        tmp_path, images, dataset="table", annotations=file, task="va2"
+    )
+    assert manifest == [
+        ("007", 1, "007/00001.jpg"),
+        ("007", 3, "007/00003.jpg"),
+        ("b", 1, "b/1.jpg"),
+    ]
     table, task = labels["va2"], task_of(labels["va2"])
-    assert (task.kind, task.outputs, task.unlabelled) == ("regression", ("valence", "arousal"), None)
+    assert (task.kind, task.outputs, task.unlabelled) == (
+        "regression",
+        ("valence", "arousal"),
+        None,
+    )
     assert table["group"].to_pylist() == ["s1", "s1", "s2", "s2"]
     assert np.allclose(table["valence"].to_numpy(), [0.5, np.nan, 0.3, 0.1], equal_nan=True)
     assert np.allclose(table["arousal"].to_numpy(), [-0.25, 0.1, np.nan, 0.1], equal_nan=True)
-    assert len({(g, s) for g, s in zip(table["group"].to_pylist(), table["split"].to_pylist(), strict=True)}) == 2, "a subject is in one split"
+    assert (
+        len(
+            {
+                (g, s)
+                for g, s in zip(table["group"].to_pylist(), table["split"].to_pylist(), strict=True)
+            }
+        )
+        == 2
+    ), "a subject is in one split"
     assert [row["line"] for row in problems] == ["5", "4"]
     assert read_metadata(table)["groups"] == "subjects"
 
 
 def test_a_parquet_table_of_units_with_a_path_for_each_frame_of_a_video(tmp_path):
     images = draw(tmp_path / "images", "x/a.jpg", "x/b.jpg")
-    table = pa.table({"path": ["x/a.jpg", "x/b.jpg"], "video": ["v", "v"], "frame": [7, 9], "AU1": [1, 0], "AU2": [-1, 1], "note": ["p", "q"]})
+    table = pa.table(
+        {
+            "path": ["x/a.jpg", "x/b.jpg"],
+            "video": ["v", "v"],
+            "frame": [7, 9],
+            "AU1": [1, 0],
+            "AU2": [-1, 1],
+            "note": ["p", "q"],
+        }
+    )
     pq.write_table(table, tmp_path / "t.parquet")
-    _, manifest, labels, _ = run(tmp_path, images, dataset="table", annotations=tmp_path / "t.parquet", columns=("AU1", "AU2"))
+    _, manifest, labels, _ = run(
+        tmp_path,
+        images,
+        dataset="table",
+        annotations=tmp_path / "t.parquet",
+        columns=("AU1", "AU2"),
+    )
     assert manifest == [("v", 7, "x/a.jpg"), ("v", 9, "x/b.jpg")]
     assert task_of(labels["labels"]).kind == "multilabel"
-    assert labels["labels"].select(["AU1", "AU2"]).to_pylist() == [{"AU1": 1, "AU2": -1}, {"AU1": 0, "AU2": 1}]
+    assert labels["labels"].select(["AU1", "AU2"]).to_pylist() == [
+        {"AU1": 1, "AU2": -1},
+        {"AU1": 0, "AU2": 1},
+    ]
 
 
 def test_a_table_without_labels_is_a_manifest(tmp_path):
     images = draw(tmp_path / "images", "a.jpg", "b.jpg")
-    lines, manifest, labels, _ = run(tmp_path, images, dataset="table", annotations=write(tmp_path / "t.csv", "path\nb.jpg\n"))
+    lines, manifest, labels, _ = run(
+        tmp_path, images, dataset="table", annotations=write(tmp_path / "t.csv", "path\nb.jpg\n")
+    )
     assert manifest == [("b.jpg", 1, "b.jpg")]
     assert labels == {}
     assert any(line.startswith("labels: none") for line in lines)
@@ -106,9 +166,20 @@ def test_absolute_paths_and_those_of_another_system_are_found(tmp_path):
 def test_wrong_rows_are_named_by_line_and_leave_nothing_else_out(tmp_path):
     images = draw(tmp_path / "images", "v/00001.jpg", "v/00002.jpg", "v/00003.jpg")
     text = "video,frame,split,mood\nv,1,train,0\nv,1,train,1\n,2,train,1\nv,0,train,1\nv,2,tomorrow,1\nv,3,train,7\nv,4,train,-1\n"
-    _, manifest, labels, problems = run(tmp_path, images, dataset="table", annotations=write(tmp_path / "t.csv", text), classes=("calm", "glad"))
+    _, manifest, labels, problems = run(
+        tmp_path,
+        images,
+        dataset="table",
+        annotations=write(tmp_path / "t.csv", text),
+        classes=("calm", "glad"),
+    )
     assert [frame for _, frame, _ in manifest] == [1, 2, 3]
-    assert [(row["frame"], row["split"], row["mood"]) for row in labels["labels"].to_pylist()] == [(1, "train", 0), (2, "test", 1), (3, "train", -1), (4, "train", -1)]
+    assert [(row["frame"], row["split"], row["mood"]) for row in labels["labels"].to_pylist()] == [
+        (1, "train", 0),
+        (2, "test", 1),
+        (3, "train", -1),
+        (4, "train", -1),
+    ]
     found = {int(row["line"]): row["problem"] for row in problems}
     assert "v frame 1 again, first in line 2" in found[3]
     assert "expected a name and a whole number" in found[4]
@@ -125,19 +196,37 @@ def test_wrong_rows_are_named_by_line_and_leave_nothing_else_out(tmp_path):
         ("path,x\na.jpg,1\na.jpg", {}, "not a readable CSV or Parquet table"),
         ("", {}, "not a readable CSV or Parquet table"),
         ("path,x,x\na.jpg,1,2\n", {}, "column 'x' is there twice"),
-        ("path,x,y\na.jpg,1,0.5\n", {}, "what are these labels\\? x \\(int64\\), y \\(double\\); add --kind"),
-        ("path,x\na.jpg,0.5\n", {"columns": ("z",)}, "--columns z: not in .*its columns are path, x"),
+        (
+            "path,x,y\na.jpg,1,0.5\n",
+            {},
+            "what are these labels\\? x \\(int64\\), y \\(double\\); add --kind",
+        ),
+        (
+            "path,x\na.jpg,0.5\n",
+            {"columns": ("z",)},
+            "--columns z: not in .*its columns are path, x",
+        ),
         ("path,x\nb.jpg,1\n", {}, "none of its 1 pictures is below .*first: b.jpg"),
         ("path,x\na.jpg,5000\n", {}, "classes from 5000 to 5000, expected 0 to 999"),
         ("path,x\na.jpg,one\n", {}, "has 1 classes; expected 2"),
         ("path,x\na.jpg,one\n", {"kind": "regression"}, "column 'x' is string, expected numbers"),
-        ("path,x,y\na.jpg,1,0\n", {"kind": "multiclass"}, "--kind multiclass: has one label column, not x, y"),
+        (
+            "path,x,y\na.jpg,1,0\n",
+            {"kind": "multiclass"},
+            "--kind multiclass: has one label column, not x, y",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_understood_is_one_line(tmp_path, text, settings, match):
     images = draw(tmp_path / "images", "a.jpg")
     with pytest.raises(RaffectError, match=match) as error:
-        run(tmp_path, images, dataset="table", annotations=write(tmp_path / "t.csv", text), **settings)
+        run(
+            tmp_path,
+            images,
+            dataset="table",
+            annotations=write(tmp_path / "t.csv", text),
+            **settings,
+        )
     assert "\n" not in str(error.value)
     assert not (tmp_path / "data").exists()
 
@@ -146,14 +235,26 @@ def test_a_table_that_cannot_be_understood_is_one_line(tmp_path, text, settings,
 def test_a_pipe_in_the_place_of_a_table_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "t.csv")
     with pytest.raises(RaffectError, match="not a regular file but a pipe"):
-        run(tmp_path, draw(tmp_path / "images", "a.jpg"), dataset="table", annotations=tmp_path / "t.csv")
+        run(
+            tmp_path,
+            draw(tmp_path / "images", "a.jpg"),
+            dataset="table",
+            annotations=tmp_path / "t.csv",
+        )
 
 
 def test_a_folder_a_class(tmp_path):
-    images = draw(tmp_path / "images", "glad/IMG 1.jpg", "glad/2019/x.png", "cross/ü.jpg", "loose.jpg")
+    images = draw(
+        tmp_path / "images", "glad/IMG 1.jpg", "glad/2019/x.png", "cross/ü.jpg", "loose.jpg"
+    )
     (images / "glad" / "notes.txt").write_text("x")
     lines, manifest, labels, _ = run(tmp_path, images, dataset="folder", task="moods")
-    assert [path for *_, path in manifest] == ["cross/ü.jpg", "glad/2019/x.png", "glad/IMG 1.jpg", "loose.jpg"]
+    assert [path for *_, path in manifest] == [
+        "cross/ü.jpg",
+        "glad/2019/x.png",
+        "glad/IMG 1.jpg",
+        "loose.jpg",
+    ]
     assert labels["moods"]["label"].to_pylist() == [0, 1, 1, -1]
     assert task_of(labels["moods"]).outputs == ("cross", "glad")
     assert "images: 4 pictures (1 other files ignored)" in lines
@@ -161,12 +262,21 @@ def test_a_folder_a_class(tmp_path):
 
 
 def test_folders_of_splits_and_a_chosen_order_of_classes(tmp_path):
-    images = draw(tmp_path / "images", "Train/b/1.jpg", "Train/a/1.jpg", "val/a/1.jpg", "test/c/1.jpg")
+    images = draw(
+        tmp_path / "images", "Train/b/1.jpg", "Train/a/1.jpg", "val/a/1.jpg", "test/c/1.jpg"
+    )
     _, _, labels, problems = run(tmp_path, images, dataset="folder", classes=("b", "a"))
     rows = [(row["video"], row["split"], row["label"]) for row in labels["labels"].to_pylist()]
-    assert rows == [("Train/a/1.jpg", "train", 1), ("Train/b/1.jpg", "train", 0), ("test/c/1.jpg", "test", -1), ("val/a/1.jpg", "validation", 1)]
+    assert rows == [
+        ("Train/a/1.jpg", "train", 1),
+        ("Train/b/1.jpg", "train", 0),
+        ("test/c/1.jpg", "test", -1),
+        ("val/a/1.jpg", "validation", 1),
+    ]
     assert [row["problem"] for row in problems] == ["folder 'c' is not among --classes; unlabelled"]
-    with pytest.raises(RaffectError, match="--classes z: no such folder of pictures; there are a, b, c"):
+    with pytest.raises(
+        RaffectError, match="--classes z: no such folder of pictures; there are a, b, c"
+    ):
         run(tmp_path, images, dataset="folder", classes=("z", "a"))
 
 
@@ -175,7 +285,9 @@ def test_pictures_without_labels_are_a_manifest(tmp_path):
     _, manifest, labels, _ = run(tmp_path, images, dataset="folder")
     assert len(manifest) == 2
     assert labels == {}
-    _, _, labels, _ = run(tmp_path, draw(tmp_path / "two", "a/1.jpg", "b/1.jpg"), dataset="folder", with_labels=False)
+    _, _, labels, _ = run(
+        tmp_path, draw(tmp_path / "two", "a/1.jpg", "b/1.jpg"), dataset="folder", with_labels=False
+    )
     assert labels == {}
 
 
@@ -183,7 +295,10 @@ def test_the_same_path_in_two_roots_counts_once(tmp_path):
     one, two = draw(tmp_path / "one", "a/1.jpg"), draw(tmp_path / "two", "a/1.jpg", "b/1.jpg")
     prepare(PrepareConfig(images=(one, two), out=tmp_path / "data", dataset="folder"))
     rows = read_manifest(tmp_path / "data" / "manifest.parquet").to_pylist()
-    assert [(row["path"], Path(row["root"]).name) for row in rows] == [("a/1.jpg", "one"), ("b/1.jpg", "two")]
+    assert [(row["path"], Path(row["root"]).name) for row in rows] == [
+        ("a/1.jpg", "one"),
+        ("b/1.jpg", "two"),
+    ]
 
 
 def test_preparing_another_data_set_into_a_folder_leaves_no_old_labels(tmp_path):
@@ -202,15 +317,67 @@ def test_pictures_of_any_name_become_a_bank_and_heads(tmp_path, capsys, local_ra
         name = f"IMG_{k:04d}.jpg"
         path = tmp_path / "images" / name
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.clip(rng.normal(255 * value, 20, (64, 64, 3)), 0, 255).astype(np.uint8)).save(path)
+        Image.fromarray(
+            np.clip(rng.normal(255 * value, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
+        ).save(path)
         rows.append(f"{name},{value:.4f},s{k % 12}")
     table = write(tmp_path / "labels.csv", "\n".join(rows) + "\n")
     data, bank, head = tmp_path / "data", tmp_path / "bank", tmp_path / "run"
-    assert main(["prepare", "--dataset", "table", "--images", str(tmp_path / "images"), "--annotations", str(table), "--task", "light", "--out", str(data)]) == 0
-    encoder = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded", "--allow-embedded", "--shard-rows", "48"]
-    assert main(["extract", "--manifest", str(data / "manifest.parquet"), "--bank", str(bank), *encoder]) == 0
-    fast = ["--epochs", "40", "--head.width", "16", "--head.depth", "1", "--batch-size", "16", "--loss.alpha", "1", "--optim.lr", "0.01", "--device", "cpu"]
-    assert main(["train", "erm", "--bank", str(bank), "--labels", str(data), "--out", str(head), *fast]) == 0
+    assert (
+        main(
+            [
+                "prepare",
+                "--dataset",
+                "table",
+                "--images",
+                str(tmp_path / "images"),
+                "--annotations",
+                str(table),
+                "--task",
+                "light",
+                "--out",
+                str(data),
+            ]
+        )
+        == 0
+    )
+    encoder = [
+        "--encoder.model",
+        "raffect-faces",
+        "--encoder.weights",
+        "embedded",
+        "--allow-embedded",
+        "--shard-rows",
+        "48",
+    ]
+    assert (
+        main(
+            ["extract", "--manifest", str(data / "manifest.parquet"), "--bank", str(bank), *encoder]
+        )
+        == 0
+    )
+    fast = [
+        "--epochs",
+        "40",
+        "--head.width",
+        "16",
+        "--head.depth",
+        "1",
+        "--batch-size",
+        "16",
+        "--loss.alpha",
+        "1",
+        "--optim.lr",
+        "0.01",
+        "--device",
+        "cpu",
+    ]
+    assert (
+        main(
+            ["train", "erm", "--bank", str(bank), "--labels", str(data), "--out", str(head), *fast]
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     assert "over subjects" in text
     assert json.loads((head / "metrics.json").read_text())["scores"]["last"]["mean"] > 0.5

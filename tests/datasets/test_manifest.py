@@ -6,7 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raffect.datasets.manifest import is_synthetic_manifest, list_images, read_manifest, write_manifest
+from raffect.datasets.manifest import (
+    is_synthetic_manifest,
+    list_images,
+    read_manifest,
+    write_manifest,
+)
 from raffect.errors import RaffectError
 from raffect.storage.keys import Vocabulary, digest_keys, positions
 from tests.helpers.banks import make_manifest
@@ -26,20 +31,41 @@ def rows(listing):
 
 def test_a_gap_in_the_files_is_a_gap_in_the_numbers(tmp_path):
     touch(tmp_path, "b/00007.jpg", "b/00002.jpg", "a_left/00010.JPG", "a_left/00001.png")
-    assert rows(list_images([tmp_path])) == [("a_left", 1, "a_left/00001.png"), ("a_left", 10, "a_left/00010.JPG"), ("b", 2, "b/00002.jpg"), ("b", 7, "b/00007.jpg")]
+    assert rows(list_images([tmp_path])) == [
+        ("a_left", 1, "a_left/00001.png"),
+        ("a_left", 10, "a_left/00010.JPG"),
+        ("b", 2, "b/00002.jpg"),
+        ("b", 7, "b/00007.jpg"),
+    ]
 
 
 def test_other_files_are_counted_and_frame_zero_is_none(tmp_path):
-    touch(tmp_path, "a/00001.jpg", "a/.DS_Store", "a/00000.jpg", "a/00002_mask.png", "a/٣.jpg", "a/1e3.jpg", "readme.txt")
+    touch(
+        tmp_path,
+        "a/00001.jpg",
+        "a/.DS_Store",
+        "a/00000.jpg",
+        "a/00002_mask.png",
+        "a/٣.jpg",
+        "a/1e3.jpg",
+        "readme.txt",
+    )
     listing = list_images([tmp_path])
     assert rows(listing) == [("a", 1, "a/00001.jpg")]
     assert listing.num_other == 6
 
 
 def test_nested_archives_and_several_roots_with_the_first_one_winning(tmp_path):
-    one, two = touch(tmp_path / "one", "cropped_aligned/a/00001.jpg"), touch(tmp_path / "two", "a/00001.jpg", "a/00002.jpg", "c/00001.jpg")
+    one, two = (
+        touch(tmp_path / "one", "cropped_aligned/a/00001.jpg"),
+        touch(tmp_path / "two", "a/00001.jpg", "a/00002.jpg", "c/00001.jpg"),
+    )
     listing = list_images([one, two])
-    assert [row["root"].rsplit("/", 1)[-1] for row in listing.table.to_pylist()] == ["cropped_aligned", "two", "two"]
+    assert [row["root"].rsplit("/", 1)[-1] for row in listing.table.to_pylist()] == [
+        "cropped_aligned",
+        "two",
+        "two",
+    ]
     assert any("repeat" in text or "same frame" in text for text in listing.problems)
 
 
@@ -129,7 +155,9 @@ def test_a_file_that_is_no_parquet_is_one_clear_error(tmp_path, content):
 
 def test_keys_join_as_a_dictionary_does():
     rng = np.random.default_rng(0)
-    left = make_manifest({"a": 40, "b": 30, "c": 20}).take(np.sort(rng.choice(90, 50, replace=False)))
+    left = make_manifest({"a": 40, "b": 30, "c": 20}).take(
+        np.sort(rng.choice(90, 50, replace=False))
+    )
     right = make_manifest({"b": 40, "a": 10, "d": 5})
     vocabulary = Vocabulary()
     keys, among = vocabulary.keys(left), vocabulary.keys(right)
@@ -158,12 +186,21 @@ def test_folders_beside_frames_are_reported(tmp_path):
 
 
 def test_links_are_followed_and_those_that_leave_the_root_are_counted(tmp_path):
-    root, elsewhere = touch(tmp_path / "root", "a/00001.jpg", "d/00001.jpg"), touch(tmp_path / "elsewhere", "b/00001.jpg", "00002.jpg")
+    root, elsewhere = (
+        touch(tmp_path / "root", "a/00001.jpg", "d/00001.jpg"),
+        touch(tmp_path / "elsewhere", "b/00001.jpg", "00002.jpg"),
+    )
     (root / "b").symlink_to(elsewhere / "b")
     (root / "c").symlink_to(root / "d")
     (root / "a" / "00002.jpg").symlink_to(elsewhere / "00002.jpg")
     listing = list_images([root])
-    assert [(video, frame) for video, frame, _ in rows(listing)] == [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("d", 1)]
+    assert [(video, frame) for video, frame, _ in rows(listing)] == [
+        ("a", 1),
+        ("a", 2),
+        ("b", 1),
+        ("c", 1),
+        ("d", 1),
+    ]
     assert listing.links_out == [f"a/00002.jpg -> {elsewhere}/00002.jpg", f"b -> {elsewhere}/b"]
     assert listing.problems == []
 
@@ -182,4 +219,6 @@ def test_a_looping_link_is_a_problem_and_not_the_end(tmp_path):
     (tmp_path / "a" / "here").symlink_to(".")
     listing = list_images([tmp_path])
     assert rows(listing) == [("a", 1, "a/00001.jpg")]
-    assert sorted(problem.partition(": ")[0] for problem in listing.problems) == [str(tmp_path / name) for name in ("a/00002.jpg", "a/here", "above", "loop")]
+    assert sorted(problem.partition(": ")[0] for problem in listing.problems) == [
+        str(tmp_path / name) for name in ("a/00002.jpg", "a/here", "above", "loop")
+    ]

@@ -8,7 +8,14 @@ from raffect.datasets.affwild2.annotations import read_annotations
 from raffect.datasets.affwild2.tasks import ACTION_UNITS, EXPRESSIONS
 from raffect.datasets.manifest import list_images
 from raffect.datasets.synthetic.faces import DRAWN_UNITS, Pose, draw_face, draw_look
-from raffect.datasets.synthetic.tree import EDITION, contact_sheet, draw_course, is_synthetic, plan_videos, write_synthetic
+from raffect.datasets.synthetic.tree import (
+    EDITION,
+    contact_sheet,
+    draw_course,
+    is_synthetic,
+    plan_videos,
+    write_synthetic,
+)
 from raffect.errors import RaffectError
 
 
@@ -16,7 +23,9 @@ from raffect.errors import RaffectError
 def test_every_unit_changes_the_picture_where_the_face_is(unit):
     look = draw_look(np.random.default_rng(0))
     base = {"AU25": 1.0} if unit == "AU26" else {}
-    rest, shown = (draw_face(look, units, Pose(noise=0), 0).astype(int) for units in (base, base | {unit: 1.0}))
+    rest, shown = (
+        draw_face(look, units, Pose(noise=0), 0).astype(int) for units in (base, base | {unit: 1.0})
+    )
     changed = np.abs(rest - shown).max(axis=2) > 20
     assert changed.sum() > 15
     upper = unit in ("AU1", "AU2", "AU4", "AU5", "AU6", "AU7")
@@ -35,7 +44,14 @@ def test_a_face_is_a_pure_function_of_its_arguments():
 def test_the_same_seed_draws_the_same_files(tmp_path):
     for name, seed in (("one", 7), ("two", 7), ("three", 8)):
         write_synthetic(tmp_path / name, 240, seed, workers=2)
-    one, two, three = ({str(file.relative_to(tmp_path / name)): file.read_bytes() for file in (tmp_path / name).rglob("*") if file.is_file()} for name in ("one", "two", "three"))
+    one, two, three = (
+        {
+            str(file.relative_to(tmp_path / name)): file.read_bytes()
+            for file in (tmp_path / name).rglob("*")
+            if file.is_file()
+        }
+        for name in ("one", "two", "three")
+    )
     assert one == two
     assert one != three
 
@@ -52,8 +68,14 @@ def test_the_layout_is_the_real_one_with_its_blemishes(tree):
         assert (image.size, image.mode, image.format) == ((112, 112), "RGB", "JPEG")
     found, listing = read_annotations(tree / EDITION), list_images([tree / "cropped_aligned"])
     assert {task.name for task in found.tables} == {"expr", "au", "va"}
-    images = set(zip(listing.table["video"].to_pylist(), listing.table["frame"].to_pylist(), strict=True))
-    lines = {(video, frame) for table in found.tables.values() for video, frame in zip(table["video"].to_pylist(), table["frame"].to_pylist(), strict=True)}
+    images = set(
+        zip(listing.table["video"].to_pylist(), listing.table["frame"].to_pylist(), strict=True)
+    )
+    lines = {
+        (video, frame)
+        for table in found.tables.values()
+        for video, frame in zip(table["video"].to_pylist(), table["frame"].to_pylist(), strict=True)
+    }
     assert lines - images, "lines without an image"
     assert is_synthetic(tree / "cropped_aligned")
     assert not is_synthetic(tree.parent)
@@ -62,7 +84,9 @@ def test_the_layout_is_the_real_one_with_its_blemishes(tree):
 def test_every_expression_is_in_both_splits_and_classes_are_unequal():
     videos = plan_videos(4000, 0)
     for split in ("train", "validation"):
-        labels = np.concatenate([draw_course(video, 0).expr for video in videos if video.splits["expr"] == split])
+        labels = np.concatenate(
+            [draw_course(video, 0).expr for video in videos if video.splits["expr"] == split]
+        )
         counts = np.bincount(labels[labels >= 0], minlength=len(EXPRESSIONS))
         assert (counts > 0).all()
         assert counts.max() > 8 * counts.min()
@@ -79,7 +103,10 @@ def test_units_follow_the_expression_smoothly():
     video = max(plan_videos(4000, 0), key=lambda video: video.num_frames)
     course = draw_course(video, 0)
     assert np.abs(np.diff(course.units, axis=0)).mean() < 0.06
-    happy, smile = course.expr == EXPRESSIONS.index("Happiness"), course.au[:, list(ACTION_UNITS).index("AU12")] == 1
+    happy, smile = (
+        course.expr == EXPRESSIONS.index("Happiness"),
+        course.au[:, list(ACTION_UNITS).index("AU12")] == 1,
+    )
     assert smile[happy].mean() > 0.8
     assert smile[~happy].mean() < 0.5
 

@@ -16,7 +16,18 @@ def tiny_vit(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
     text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     for name, quick in (("tiny-vit", False), ("tiny-vit-quickgelu", True)):
-        config = {"embed_dim": 24, "quick_gelu": quick, "vision_cfg": {"image_size": 224, "layers": 2, "width": 32, "head_width": 16, "patch_size": 32}, "text_cfg": text}
+        config = {
+            "embed_dim": 24,
+            "quick_gelu": quick,
+            "vision_cfg": {
+                "image_size": 224,
+                "layers": 2,
+                "width": 32,
+                "head_width": 16,
+                "patch_size": 32,
+            },
+            "text_cfg": text,
+        }
         (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
     from raffect.encoders import weights

@@ -3,7 +3,13 @@ import pytest
 import torch
 from torch import nn
 
-from raffect.encoders.attention import FusedAttention, Patches, fuse_attention, fuse_gelu, fuse_patches
+from raffect.encoders.attention import (
+    FusedAttention,
+    Patches,
+    fuse_attention,
+    fuse_gelu,
+    fuse_patches,
+)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
@@ -30,11 +36,15 @@ def test_a_fused_tower_sees_what_open_clips_sees(name):
         weights = {tensor.data_ptr() for tensor in tower.parameters()}
         fused = fuse_attention(tower)
         found = fused(pictures)
-    for one, other in zip(*((part if isinstance(part, tuple) else (part,)) for part in (found, expected)), strict=True):
+    for one, other in zip(
+        *((part if isinstance(part, tuple) else (part,)) for part in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     kinds = [type(module) for module in fused.modules()]
     assert kinds.count(FusedAttention) == {"ViT-S-32-alt": 12, "coca_ViT-B-32": 12, "RN50": 0}[name]
-    assert kinds.count(nn.MultiheadAttention) == (name == "coca_ViT-B-32")  # its pooler asks with other tokens than it looks at
+    assert kinds.count(nn.MultiheadAttention) == (
+        name == "coca_ViT-B-32"
+    )  # its pooler asks with other tokens than it looks at
     assert {tensor.data_ptr() for tensor in fused.parameters()} == weights
 
 
@@ -50,7 +60,10 @@ def test_quickgelu_as_silu_is_the_same_function(name, blocks):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "side", "replaced"), [("ViT-B-32-quickgelu", 224, True), ("ViT-S-16", 224, True), ("RN50", 224, False)])
+@pytest.mark.parametrize(
+    ("name", "side", "replaced"),
+    [("ViT-B-32-quickgelu", 224, True), ("ViT-S-16", 224, True), ("RN50", 224, False)],
+)
 def test_a_patch_embedding_as_a_product_is_the_same_function(name, side, replaced):
     torch.manual_seed(0)
     tower = open_clip.create_model(name, pretrained=None).visual.double().eval()

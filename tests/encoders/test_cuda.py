@@ -26,16 +26,27 @@ def test_every_pixel_is_open_clips(height, width, interpolation, resize_mode, si
     pixels[0], pixels[1, ::2] = 255, 255  # the largest sums
     load_encoder_flags()
     ours = Preprocess(
-        size=size, mean=(0.48, 0.45, 0.4), std=(0.26, 0.26, 0.27), interpolation=interpolation,
+        size=size,
+        mean=(0.48, 0.45, 0.4),
+        std=(0.26, 0.26, 0.27),
+        interpolation=interpolation,
         resize_mode=resize_mode,
-    )  # fmt: skip
+    )
     theirs = image_transform_v2(
-        PreprocessCfg(size=size, mean=ours.mean, std=ours.std, interpolation=interpolation, resize_mode=resize_mode),
+        PreprocessCfg(
+            size=size,
+            mean=ours.mean,
+            std=ours.std,
+            interpolation=interpolation,
+            resize_mode=resize_mode,
+        ),
         is_train=False,
     )
     resized = ours.resize(torch.from_numpy(pixels).to(CUDA))
     expected = torch.stack([theirs(Image.fromarray(picture)) for picture in pixels])
-    whole = (expected * torch.tensor(ours.std).view(3, 1, 1) + torch.tensor(ours.mean).view(3, 1, 1)) * 255
+    whole = (
+        expected * torch.tensor(ours.std).view(3, 1, 1) + torch.tensor(ours.mean).view(3, 1, 1)
+    ) * 255
     assert torch.equal(resized.cpu(), whole.round())
     torch.testing.assert_close(ours.normalise(resized).cpu(), expected, rtol=0, atol=1e-6)
 
@@ -93,4 +104,6 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(tiny_vit, caplog):
     print(f"{encoder.batch_size} pictures fit")
     assert encoder.batch_size < 8192
     assert "out of memory" in caplog.text
-    np.testing.assert_allclose(ours.astype(np.float32), expected.astype(np.float32), rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(
+        ours.astype(np.float32), expected.astype(np.float32), rtol=0.02, atol=0.02
+    )

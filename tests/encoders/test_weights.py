@@ -8,7 +8,16 @@ import open_clip
 import pytest
 
 from raffect.config import EncoderConfig
-from raffect.encoders.weights import EMBEDDED_CAVEAT, RANDOM_CAVEAT, get_tag_config, list_tags, model_configs, read_model_config, resolve, weights_folder
+from raffect.encoders.weights import (
+    EMBEDDED_CAVEAT,
+    RANDOM_CAVEAT,
+    get_tag_config,
+    list_tags,
+    model_configs,
+    read_model_config,
+    resolve,
+    weights_folder,
+)
 from raffect.errors import RaffectError
 
 
@@ -19,19 +28,28 @@ def no_weights_here(tmp_path, monkeypatch):
 
 
 def test_tables_are_those_of_open_clip():
-    ours, theirs = set(model_configs()), set(open_clip.list_models())  # other tests add models of their own to open_clip
-    assert {name for name in ours ^ theirs if not name.startswith(("tiny-vit", "raffect-faces"))} == set()
+    ours, theirs = (
+        set(model_configs()),
+        set(open_clip.list_models()),
+    )  # other tests add models of their own to open_clip
+    assert {
+        name for name in ours ^ theirs if not name.startswith(("tiny-vit", "raffect-faces"))
+    } == set()
     for model in ("ViT-L-14", "ViT-L-14-quickgelu", "RN50", "coca_ViT-L-14"):
         assert list_tags(model) == open_clip.list_pretrained_tags_by_model(model)
         assert read_model_config(model) == open_clip.get_model_config(model)
-    assert get_tag_config("ViT-L-14", "openai") == open_clip.get_pretrained_cfg("ViT-L-14", "openai")
+    assert get_tag_config("ViT-L-14", "openai") == open_clip.get_pretrained_cfg(
+        "ViT-L-14", "openai"
+    )
 
 
 def test_missing_weights_fail_in_a_moment_and_say_what_to_bring():
     code = "import sys\nfrom raffect.cli import main\nstatus = main(['models', 'path'])\nprint([m for m in ('torch', 'ray', 'open_clip') if m in sys.modules])\nsys.exit(status)"
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert time.perf_counter() - start < 10  # half a second on a quiet machine; open_clip alone tries for 46 s
+    assert (
+        time.perf_counter() - start < 10
+    )  # half a second on a quiet machine; open_clip alone tries for 46 s
     assert done.returncode == 2
     assert done.stdout.splitlines()[-1] == "[]"
     assert "raffect models pull" in done.stderr
@@ -63,7 +81,9 @@ def test_a_tag_is_found_where_open_clip_and_the_hub_keep_it(tmp_path):
     assert resolve(EncoderConfig(model="ViT-L-14", weights="laion400m_e31")).file == cache / url
 
 
-@pytest.mark.parametrize(("model", "right"), [("ViT-L-14", "ViT-L-14-quickgelu"), ("ViT-B-32", "ViT-B-32-quickgelu")])
+@pytest.mark.parametrize(
+    ("model", "right"), [("ViT-L-14", "ViT-L-14-quickgelu"), ("ViT-B-32", "ViT-B-32-quickgelu")]
+)
 def test_openai_weights_in_a_plain_gelu_model_are_an_error(model, right, tmp_path):
     touch(f"{model}--openai.safetensors")
     file = tmp_path / "openai-vit.safetensors"
@@ -76,10 +96,17 @@ def test_openai_weights_in_a_plain_gelu_model_are_an_error(model, right, tmp_pat
 def test_a_local_file_is_what_its_name_or_all_tags_of_its_model_say(tmp_path):
     siglip = tmp_path / "mine.safetensors"
     siglip.write_bytes(b"x")
-    assert resolve(EncoderConfig(model="ViT-B-16-SigLIP", weights=str(siglip))).preprocess["resize_mode"] == "squash"
+    assert (
+        resolve(EncoderConfig(model="ViT-B-16-SigLIP", weights=str(siglip))).preprocess[
+            "resize_mode"
+        ]
+        == "squash"
+    )
     named = tmp_path / "ViT-H-14-378-quickgelu--dfn5b.safetensors"
     named.write_bytes(b"x")
-    assert resolve(EncoderConfig(model="ViT-H-14-378-quickgelu", weights=str(named))).preprocess == {
+    assert resolve(
+        EncoderConfig(model="ViT-H-14-378-quickgelu", weights=str(named))
+    ).preprocess == {
         key: get_tag_config("ViT-H-14-378-quickgelu", "dfn5b")[key]
         for key in ("mean", "std", "interpolation", "resize_mode")
         if get_tag_config("ViT-H-14-378-quickgelu", "dfn5b").get(key)
@@ -96,7 +123,9 @@ def test_plain_weights_in_a_quickgelu_model_are_not_offered():
 
 def test_stamps():
     assert resolve(EncoderConfig(model="RN50", weights="random:7")).caveat == RANDOM_CAVEAT
-    assert resolve(EncoderConfig(model="raffect-faces", weights="embedded")).caveat == EMBEDDED_CAVEAT
+    assert (
+        resolve(EncoderConfig(model="raffect-faces", weights="embedded")).caveat == EMBEDDED_CAVEAT
+    )
 
 
 @pytest.mark.parametrize(

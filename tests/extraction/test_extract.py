@@ -39,7 +39,12 @@ import kill_extract
 
 @pytest.fixture(scope="module")
 def config(prepared, tmp_path_factory) -> ExtractConfig:
-    return ExtractConfig(manifest=prepared / "manifest.parquet", bank=tmp_path_factory.mktemp("bank") / "bank", encoder=TINY, shard_rows=100)
+    return ExtractConfig(
+        manifest=prepared / "manifest.parquet",
+        bank=tmp_path_factory.mktemp("bank") / "bank",
+        encoder=TINY,
+        shard_rows=100,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +68,23 @@ def test_features_are_the_encoders_own_in_the_order_of_the_manifest(bank, config
     threads = torch.get_num_threads()
     expected = load_encoder(TINY, "cpu").encode(read_frames(manifest))
     shards = [pq.read_table(bank.shard_path(shard)) for shard in range(bank.plan.num_shards)]
-    stored = np.concatenate([np.stack([np.frombuffer(cell, "<f2") for cell in table["feature"].to_pylist()]) for table in shards])
-    keys = [(row["video"], row["frame"]) for table in shards for row in table.select(["video", "frame"]).to_pylist()]
-    assert keys == list(zip(manifest["video"].to_pylist(), manifest["frame"].to_pylist(), strict=True))
-    np.testing.assert_allclose(stored.astype(np.float32), expected.astype(np.float32), rtol=2e-3, atol=2e-3)
+    stored = np.concatenate(
+        [
+            np.stack([np.frombuffer(cell, "<f2") for cell in table["feature"].to_pylist()])
+            for table in shards
+        ]
+    )
+    keys = [
+        (row["video"], row["frame"])
+        for table in shards
+        for row in table.select(["video", "frame"]).to_pylist()
+    ]
+    assert keys == list(
+        zip(manifest["video"].to_pylist(), manifest["frame"].to_pylist(), strict=True)
+    )
+    np.testing.assert_allclose(
+        stored.astype(np.float32), expected.astype(np.float32), rtol=2e-3, atol=2e-3
+    )
     assert threads == torch.get_num_threads()
 
 
@@ -95,13 +113,17 @@ def test_a_finished_bank_touches_no_encoder(bank, config):
 def test_another_encoder_on_a_bank_is_refused_finished_or_not(bank, config):
     with pytest.raises(RaffectError, match=r"model: raffect-faces against RN50"):
         extract(replace(config, encoder=EncoderConfig(model="RN50", weights="random:0")))
-    with pytest.raises(RaffectError, match=r"weights_sha256: .*\(embedded\) against .*\(random:0\)"):
+    with pytest.raises(
+        RaffectError, match=r"weights_sha256: .*\(embedded\) against .*\(random:0\)"
+    ):
         extract(replace(config, encoder=replace(TINY, weights="random:0")))
     commit = bank.commit_path(1)
     content = commit.read_bytes()
     commit.unlink()
     try:
-        with pytest.raises(RaffectError, match=r"weights_sha256: .*\(embedded\) against .*\(random:0\)"):
+        with pytest.raises(
+            RaffectError, match=r"weights_sha256: .*\(embedded\) against .*\(random:0\)"
+        ):
             extract(replace(config, encoder=replace(TINY, weights="random:0")))
     finally:
         commit.write_bytes(content)
@@ -112,8 +134,13 @@ def test_another_file_of_the_same_name_is_refused_by_a_finished_bank(bank, confi
     for number in (0, 1):
         state = build_model(resolve(replace(TINY, weights=f"random:{number}"))).state_dict()
         (folder / f"{number}").mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / f"{number}" / "w.safetensors")
-    weights = [replace(TINY, weights=str(folder / f"{number}" / "w.safetensors")) for number in (0, 1)]
+        save_file(
+            {name: tensor.contiguous() for name, tensor in state.items()},
+            folder / f"{number}" / "w.safetensors",
+        )
+    weights = [
+        replace(TINY, weights=str(folder / f"{number}" / "w.safetensors")) for number in (0, 1)
+    ]
     extract(replace(own, encoder=weights[0]))
     assert extract(replace(own, encoder=weights[0])).encoded == 0
     with pytest.raises(RaffectError, match="weights_sha256"):
@@ -127,7 +154,9 @@ def test_a_truncated_shard_is_encoded_again_to_the_same_bytes(bank, config):
     assert kill_extract.stable_bytes(config.bank) == whole
 
 
-def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reasons(prepared, tree, tmp_path, local_ray):
+def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reasons(
+    prepared, tree, tmp_path, local_ray
+):
     manifest = read_manifest(prepared / "manifest.parquet").slice(0, 90).combine_chunks()
     root = tmp_path / "images"
     for row in manifest.to_pylist():
@@ -141,18 +170,42 @@ def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reason
 
     manifest = manifest.set_column(3, "root", pa.array([str(root)] * 90).dictionary_encode())
     write_manifest(manifest, tmp_path / "m.parquet", synthetic=True)
-    loose = extract(ExtractConfig(manifest=tmp_path / "m.parquet", bank=tmp_path / "loose", encoder=TINY, shard_rows=40))
-    report = pack(PackConfig(manifest=tmp_path / "m.parquet", out=tmp_path / "packed", shard_rows=40, groups_per_file=2))
+    loose = extract(
+        ExtractConfig(
+            manifest=tmp_path / "m.parquet", bank=tmp_path / "loose", encoder=TINY, shard_rows=40
+        )
+    )
+    report = pack(
+        PackConfig(
+            manifest=tmp_path / "m.parquet",
+            out=tmp_path / "packed",
+            shard_rows=40,
+            groups_per_file=2,
+        )
+    )
     assert (report.unreadable, len(report.files), report.frames) == (2, 2, 90)
     assert report.size_bytes == sum(file.stat().st_size for file in report.files)
     assert "into 2 file(s)" in report.lines()[0]
     (root / paths[3]).unlink()  # the packed copy alone is read now
-    packed = extract(ExtractConfig(manifest=tmp_path / "packed" / "manifest.parquet", bank=tmp_path / "packed-bank", encoder=TINY, shard_rows=40))
+    packed = extract(
+        ExtractConfig(
+            manifest=tmp_path / "packed" / "manifest.parquet",
+            bank=tmp_path / "packed-bank",
+            encoder=TINY,
+            shard_rows=40,
+        )
+    )
     for summary in (loose, packed):
         assert (summary.rows, summary.rejects, summary.planned) == (87, 3, 90)
-        assert summary.reasons == {"empty file": 1, "not a picture": 1, "cannot be read: No such file or directory": 1}
+        assert summary.reasons == {
+            "empty file": 1,
+            "not a picture": 1,
+            "cannot be read: No such file or directory": 1,
+        }
         assert summary.reject_share == pytest.approx(3 / 90)
-    assert kill_extract.stable_bytes(tmp_path / "loose") == kill_extract.stable_bytes(tmp_path / "packed-bank")
+    assert kill_extract.stable_bytes(tmp_path / "loose") == kill_extract.stable_bytes(
+        tmp_path / "packed-bank"
+    )
     assert verify(Bank(tmp_path / "loose"), manifest).complete
 
 
@@ -164,7 +217,9 @@ def test_a_folder_that_is_no_bank_is_left_alone(config, tmp_path):
 
 
 def test_images_that_were_not_drawn_need_allow_embedded(config, tmp_path):
-    write_manifest(read_manifest(config.manifest).slice(0, 5), tmp_path / "m.parquet", synthetic=False)
+    write_manifest(
+        read_manifest(config.manifest).slice(0, 5), tmp_path / "m.parquet", synthetic=False
+    )
     with pytest.raises(RaffectError, match="--allow-embedded"):
         extract(replace(config, manifest=tmp_path / "m.parquet", bank=tmp_path / "bank"))
     assert not (tmp_path / "bank").exists()
@@ -188,12 +243,16 @@ def test_more_gpus_than_there_are_is_one_clear_error(config, tmp_path, local_ray
         extract(replace(config, bank=tmp_path / "bank", gpus_per_actor=1.0))
 
 
-def test_an_encoder_that_never_starts_ends_the_run_with_one_line(config, tmp_path, monkeypatch, local_ray):
+def test_an_encoder_that_never_starts_ends_the_run_with_one_line(
+    config, tmp_path, monkeypatch, local_ray
+):
     def load(config, device, threads):
         time.sleep(600)
 
     monkeypatch.setitem(NO_PROGRESS_S, "cpu", 8)
-    with pytest.raises(RaffectError, match=r"nothing moved for 8\.0 s: the cluster lacks .* goes on from there"):
+    with pytest.raises(
+        RaffectError, match=r"nothing moved for 8\.0 s: the cluster lacks .* goes on from there"
+    ):
         extract(replace(config, bank=tmp_path / "bank"), load=load, geometry=Geometry(size=32))
 
 
@@ -226,13 +285,17 @@ def test_encoders_that_die_while_they_load_are_started_again(config, tmp_path, l
     assert summary.rows + summary.rejects == summary.planned
 
 
-def test_a_dry_run_takes_the_device_and_the_precision_that_the_run_would(config, tmp_path, monkeypatch):
+def test_a_dry_run_takes_the_device_and_the_precision_that_the_run_would(
+    config, tmp_path, monkeypatch
+):
     seen = []
 
     def load(config, device):
         seen.append(device)
         encoder = load_encoder(config, "cpu")
-        encoder.identity = replace(encoder.identity, precision="float32" if device == "cpu" else "float16")  # as on a machine with a GPU
+        encoder.identity = replace(
+            encoder.identity, precision="float32" if device == "cpu" else "float16"
+        )  # as on a machine with a GPU
         return encoder
 
     monkeypatch.setattr("raffect.encoders.tower.load_encoder", load)
@@ -240,23 +303,34 @@ def test_a_dry_run_takes_the_device_and_the_precision_that_the_run_would(config,
     bank.extend_plan(read_manifest(config.manifest), 32)
     bank.claim(load(config.encoder, "cpu").identity)
     assert "would encode" in estimate(replace(config, bank=bank.path, device="cpu")).lines()[0]
-    assert "would encode" in estimate(replace(config, bank=bank.path, gpus_per_actor=0.0)).lines()[0]
+    assert (
+        "would encode" in estimate(replace(config, bank=bank.path, gpus_per_actor=0.0)).lines()[0]
+    )
     lines = estimate(replace(config, bank=bank.path)).lines()
     assert "would encode" in lines[0]
     assert any("refused, unless you add --encoder.precision float32" in line for line in lines)
     assert seen == ["cpu", "cpu", "cpu", None]
     with pytest.raises(RaffectError, match="precision"):
-        estimate(replace(config, bank=bank.path, encoder=replace(config.encoder, precision="bfloat16")))
+        estimate(
+            replace(config, bank=bank.path, encoder=replace(config.encoder, precision="bfloat16"))
+        )
 
 
 @pytest.mark.cluster
 def test_killed_drivers_and_workers_lose_and_change_nothing(tree, tmp_path):
     """A few kills; `scripts/kill_extract.py` does the full count."""
-    prepare(PrepareConfig(images=(tree / "cropped_aligned",), annotations=tree / EDITION, out=tmp_path / "data"))
+    prepare(
+        PrepareConfig(
+            images=(tree / "cropped_aligned",), annotations=tree / EDITION, out=tmp_path / "data"
+        )
+    )
     manifest = tmp_path / "data" / "manifest.parquet"
     kill_extract.finish(kill_extract.start_extract(manifest, tmp_path / "whole", 32))
     whole = kill_extract.stable_bytes(tmp_path / "whole")
-    for name, kill in (("driver", lambda *args: kill_extract.kill_drivers(*args[:5], 14.0, *args[5:])), ("worker", kill_extract.kill_workers)):
+    for name, kill in (
+        ("driver", lambda *args: kill_extract.kill_drivers(*args[:5], 14.0, *args[5:])),
+        ("worker", kill_extract.kill_workers),
+    ):
         tally = kill_extract.Tally()
         (tmp_path / name).mkdir()
         kill(random.Random(1), manifest, tmp_path / name, whole, 1, 32, tally)

@@ -23,12 +23,17 @@ def config(tree, tmp_path, request):
     for k, path in enumerate(pictures, start=1):
         shutil.copy(path, tmp_path / "images" / "v" / f"{k:05d}.jpg")
     (tmp_path / "images" / "v" / "00003.jpg").write_bytes(kind)
-    write_manifest(make_manifest({"v": 6}, str(tmp_path / "images")), tmp_path / "m.parquet", synthetic=True)
+    write_manifest(
+        make_manifest({"v": 6}, str(tmp_path / "images")), tmp_path / "m.parquet", synthetic=True
+    )
     return PackConfig(manifest=tmp_path / "m.parquet", out=tmp_path / "packed", shard_rows=4)
 
 
 def bad_frames(config) -> list[bool]:
-    return [isinstance(frame, BadFrame) for frame in read_frames(read_manifest(config.out / "manifest.parquet"))]
+    return [
+        isinstance(frame, BadFrame)
+        for frame in read_frames(read_manifest(config.out / "manifest.parquet"))
+    ]
 
 
 def holds(config) -> bytes:
@@ -54,7 +59,10 @@ def test_pictures_that_are_gone_leave_their_copies(config, tmp_path):
     pack(config)
     content = holds(config)
     os.rename(tmp_path / "images" / "v", tmp_path / "elsewhere")
-    assert any(re.match("kept: the pictures of [56] packed frames are gone", line) for line in pack(config).lines())
+    assert any(
+        re.match("kept: the pictures of [56] packed frames are gone", line)
+        for line in pack(config).lines()
+    )
     assert holds(config) == content
 
 
@@ -62,6 +70,12 @@ def test_other_frames_are_packed_again(config):
     pack(config)
     before = stamp(config)
     manifest = read_manifest(config.manifest)
-    write_manifest(manifest.slice(0, 5).replace_schema_metadata(None).set_column(1, "frame", pa.array(range(1, 6), pa.int32())), config.manifest, synthetic=True)
+    write_manifest(
+        manifest.slice(0, 5)
+        .replace_schema_metadata(None)
+        .set_column(1, "frame", pa.array(range(1, 6), pa.int32())),
+        config.manifest,
+        synthetic=True,
+    )
     assert "packed 5 frames" in pack(config).lines()[0]
     assert stamp(config) != before

@@ -27,7 +27,9 @@ class Mean:
     batch_size = 4
 
     def encode(self, pictures):
-        return np.array([[*frame.shape[:2], frame.mean(), 0, 0, 0] for frame in pictures], np.float16).reshape(-1, 6)
+        return np.array(
+            [[*frame.shape[:2], frame.mean(), 0, 0, 0] for frame in pictures], np.float16
+        ).reshape(-1, 6)
 
     def probe(self):
         return 1.0
@@ -37,10 +39,17 @@ class Mean:
 def rows(tmp_path):
     (tmp_path / "v").mkdir()
     for k, (height, width) in enumerate(SIZES, start=1):
-        Image.fromarray(np.full((height, width, 3), 40 * k, np.uint8)).save(tmp_path / "v" / f"{k:05d}.png")
+        Image.fromarray(np.full((height, width, 3), 40 * k, np.uint8)).save(
+            tmp_path / "v" / f"{k:05d}.png"
+        )
     count = len(SIZES)
     return pa.table(
-        {"video": ["v"] * count, "frame": np.arange(1, count + 1, dtype=np.int32), "root": [str(tmp_path)] * count, "path": [f"v/{k:05d}.png" for k in range(1, count + 1)]}
+        {
+            "video": ["v"] * count,
+            "frame": np.arange(1, count + 1, dtype=np.int32),
+            "root": [str(tmp_path)] * count,
+            "path": [f"v/{k:05d}.png" for k in range(1, count + 1)],
+        }
     )
 
 
@@ -73,7 +82,13 @@ def test_frames_of_mixed_sizes_cross_unmixed_and_large_ones_shrunk(bank, rows):
     from raffect.bank.features import read_shard_features
 
     stored = read_shard_features(bank, 0, bank.read_commits()[0].sha256, 6)
-    assert stored[:, :3].tolist() == [[112, 112, 40], [40, 30, 80], [112, 112, 120], [224, 224, 160], [1, 1, 200]]
+    assert stored[:, :3].tolist() == [
+        [112, 112, 40],
+        [40, 30, 80],
+        [112, 112, 120],
+        [224, 224, 160],
+        [1, 1, 200],
+    ]
     assert verify(bank).complete
     assert not bank.attempt_path(0).exists()
 
@@ -93,7 +108,9 @@ def test_a_frame_that_killed_an_earlier_attempt_is_rejected_alone(bank, rows, mo
     bank.commit_path(0).unlink()
     bank.attempt_path(0).touch()
     assert run(bank, rows).rejects == 1
-    assert bank.read_rejects(bank.read_commits().values()).to_pylist() == [{"video": "v", "frame": 3, "reason": "kills its decoder (SIGABRT)"}]
+    assert bank.read_rejects(bank.read_commits().values()).to_pylist() == [
+        {"video": "v", "frame": 3, "reason": "kills its decoder (SIGABRT)"}
+    ]
     assert verify(bank).complete
 
 
@@ -116,11 +133,17 @@ def test_an_encoder_that_cannot_be_loaded_is_a_failure_in_the_statistics(bank, r
     assert not bank.commit_path(0).exists()
 
 
-def test_a_full_disk_is_a_failure_that_names_the_bank_and_leaves_nothing_half_written(bank, rows, monkeypatch):
+def test_a_full_disk_is_a_failure_that_names_the_bank_and_leaves_nothing_half_written(
+    bank, rows, monkeypatch
+):
     read = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
-    encoded = EncodeShard(EncoderConfig(), str(bank.path), "cpu", 1, lambda config, device, threads: Mean())(read)
+    encoded = EncodeShard(
+        EncoderConfig(), str(bank.path), "cpu", 1, lambda config, device, threads: Mean()
+    )(read)
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     assert f"{bank.path}: cannot write (No space left on device)" in answer(encoded, bank)
     assert bank.read_commits() == {}
     monkeypatch.setattr(os, "fsync", real)
@@ -131,7 +154,10 @@ def test_a_full_disk_is_a_failure_that_names_the_bank_and_leaves_nothing_half_wr
 def test_handing_pixels_over_copies_them_once(bank, rows):
     table = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
     assert table["pixels"].type == pa.large_binary()
-    expected = sum(height * width * 3 for height, width in [(112, 112), (40, 30), (112, 112), (224, 224), (1, 1)])
+    expected = sum(
+        height * width * 3
+        for height, width in [(112, 112), (40, 30), (112, 112), (224, 224), (1, 1)]
+    )
     assert len(table["pixels"][0].as_buffer()) == expected
 
 
@@ -164,11 +190,15 @@ def test_a_batch_that_the_probe_already_cut_is_said(bank, rows):
 @pytest.mark.parametrize("step", ["read", "encode"])
 def test_notes_of_another_version_are_one_line(bank, rows, step):
     read = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
-    encoded = EncodeShard(EncoderConfig(), str(bank.path), "cpu", 1, lambda config, device, threads: Mean())(read)
+    encoded = EncodeShard(
+        EncoderConfig(), str(bank.path), "cpu", 1, lambda config, device, threads: Mean()
+    )(read)
     column = encoded.column_names.index(step)
     line = answer(encoded.set_column(column, step, pa.array([b'{"more": 1}'])), bank)
     assert line.startswith(f"{bank.path}: notes between two steps: damaged, ")
-    assert line.endswith("; install the same raffect on every machine, then run the same command again")
+    assert line.endswith(
+        "; install the same raffect on every machine, then run the same command again"
+    )
     assert "\n" not in line
     assert bank.read_commits() == {}
 
@@ -179,5 +209,7 @@ def test_negative_times_are_refused(kind, bank, rows):
     notes = {ReadNotes: stats.read, EncodeNotes: stats.encode, ShardStats: stats}[kind]
     assert kind.from_json(notes.to_bytes(), "x", "do") == notes
     name = {ReadNotes: "read_s", EncodeNotes: "encode_start", ShardStats: "commit_s"}[kind]
-    with pytest.raises(RaffectError, match=f"x: damaged, {name} -1.0: .*greater than or equal to 0; do"):
+    with pytest.raises(
+        RaffectError, match=f"x: damaged, {name} -1.0: .*greater than or equal to 0; do"
+    ):
         kind.from_json(notes.to_json() | {name: -1.0}, "x", "do")

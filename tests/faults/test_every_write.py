@@ -39,8 +39,21 @@ class Disk:
 
     def __init__(self, monkeypatch, last: float = float("inf"), full: bool = False):
         self.count, self.last, self.full = 0, last, full
-        for owner, name in ((os, "replace"), (os, "link"), (os, "fsync"), (os, "unlink"), (Path, "write_bytes"), (Path, "unlink")):
-            monkeypatch.setattr(owner, name, partial(self._operate, getattr(owner, name), name) if owner is os else self._method(getattr(owner, name), name))
+        for owner, name in (
+            (os, "replace"),
+            (os, "link"),
+            (os, "fsync"),
+            (os, "unlink"),
+            (Path, "write_bytes"),
+            (Path, "unlink"),
+        ):
+            monkeypatch.setattr(
+                owner,
+                name,
+                partial(self._operate, getattr(owner, name), name)
+                if owner is os
+                else self._method(getattr(owner, name), name),
+            )
 
     def _method(self, real, name):
         return lambda path, *args, **kwargs: self._operate(real, name, path, *args, **kwargs)
@@ -67,14 +80,23 @@ def _no_killers(monkeypatch):
 class Mean:
     """A stand-in whose vector is a frame's number, drawn as its brightness."""
 
-    identity = Identity(model="m", weights_sha256="a" * 64, weights="none", preprocess={"size": 4}, precision="float32", dim=2)
+    identity = Identity(
+        model="m",
+        weights_sha256="a" * 64,
+        weights="none",
+        preprocess={"size": 4},
+        precision="float32",
+        dim=2,
+    )
     batch_size = 4
 
     def probe(self):
         return 1.0
 
     def encode(self, frames):
-        return np.array([[frame.mean(), frame.shape[0]] for frame in frames], np.float16).reshape(-1, 2)
+        return np.array([[frame.mean(), frame.shape[0]] for frame in frames], np.float16).reshape(
+            -1, 2
+        )
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +108,14 @@ def manifest(tmp_path_factory) -> pa.Table:
         Image.fromarray(np.full((8, 8, 3), 10 * k, np.uint8)).save(root / "v" / f"{k:05d}.png")
     (root / "v" / "00006.png").write_bytes(b"no picture")
     paths = [f"v/{k:05d}.png" for k in range(1, FRAMES + 1)]
-    return pa.table({"video": ["v"] * FRAMES, "frame": np.arange(1, FRAMES + 1, dtype=np.int32), "root": [str(root)] * FRAMES, "path": paths})
+    return pa.table(
+        {
+            "video": ["v"] * FRAMES,
+            "frame": np.arange(1, FRAMES + 1, dtype=np.int32),
+            "root": [str(root)] * FRAMES,
+            "path": paths,
+        }
+    )
 
 
 def extract(folder: Path, manifest: pa.Table) -> None:
@@ -96,7 +125,9 @@ def extract(folder: Path, manifest: pa.Table) -> None:
     for shard in sorted(set(range(plan.num_shards)) - set(bank.read_commits())):
         rows = manifest.slice(plan.offsets[shard], plan.offsets[shard + 1] - plan.offsets[shard])
         table = pa.table({name: [value] for name, value in to_item(shard, rows).items()})
-        encoded = EncodeShard(EncoderConfig(), str(folder), "cpu", 1, lambda config, device, threads: Mean())(read_shard(table, str(folder), Geometry(size=8)))
+        encoded = EncodeShard(
+            EncoderConfig(), str(folder), "cpu", 1, lambda config, device, threads: Mean()
+        )(read_shard(table, str(folder), Geometry(size=8)))
         failure = commit_shard(encoded, str(folder))["failure"][0].as_py()
         if failure is not None:
             raise RaffectError(failure)
@@ -104,8 +135,15 @@ def extract(folder: Path, manifest: pa.Table) -> None:
 
 def contents(folder: Path) -> dict[str, str]:
     """Every file a reader may see, by name below the folder."""
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(atomic.PREFIX))
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    files = (
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(atomic.PREFIX)
+    )
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def operations(monkeypatch, work) -> int:
@@ -124,7 +162,9 @@ def break_at(monkeypatch, k: int, full: bool, work) -> None:
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["death", "full"])
-def test_an_extract_broken_at_any_write_is_finished_by_the_next_to_the_same_bytes(tmp_path, manifest, monkeypatch, full):
+def test_an_extract_broken_at_any_write_is_finished_by_the_next_to_the_same_bytes(
+    tmp_path, manifest, monkeypatch, full
+):
     extract(tmp_path / "whole", manifest)
     whole = contents(tmp_path / "whole")
     total = operations(monkeypatch, lambda: extract(tmp_path / "counted", manifest))
@@ -137,7 +177,11 @@ def test_an_extract_broken_at_any_write_is_finished_by_the_next_to_the_same_byte
             found = verify(Bank(folder))
             assert found.sound, f"operation {k}: {found}"
             assert found.rows + found.rejects + found.missing == found.planned
-        assert {name: digest for name, digest in contents(folder).items() if name in whole and whole[name] != digest} == {}, f"operation {k}: half-written"
+        assert {
+            name: digest
+            for name, digest in contents(folder).items()
+            if name in whole and whole[name] != digest
+        } == {}, f"operation {k}: half-written"
         extract(folder, manifest)
         verdict = verify(Bank(folder), manifest)
         assert verdict.complete, f"operation {k}"
@@ -153,7 +197,9 @@ def test_a_naive_writer_fails_this_very_test(tmp_path, manifest, monkeypatch):
 
     monkeypatch.setattr("raffect.bank.format.write_atomic", in_place)
     with pytest.raises(AssertionError, match="half-written"):
-        test_an_extract_broken_at_any_write_is_finished_by_the_next_to_the_same_bytes(tmp_path, manifest, monkeypatch, False)
+        test_an_extract_broken_at_any_write_is_finished_by_the_next_to_the_same_bytes(
+            tmp_path, manifest, monkeypatch, False
+        )
 
 
 # Training
@@ -196,9 +242,15 @@ def test_training_broken_at_any_write_goes_on_to_the_same_heads(data, tmp_path, 
         learn(data, out)
         assert heads(out) == whole, f"operation {k}"
         assert len(list((out / "heads").glob("[!.]*.json"))) == 2
-        assert not list((out / "state").glob("*.safetensors")), f"operation {k}: state of a finished run"
+        assert not list((out / "state").glob("*.safetensors")), (
+            f"operation {k}: state of a finished run"
+        )
 
 
 def heads(out: Path) -> dict[str, str]:
     """Bytes of every head and table that does not tell the time."""
-    return {name: digest for name, digest in contents(out).items() if name.endswith(".safetensors") or name == "per_group.csv"}
+    return {
+        name: digest
+        for name, digest in contents(out).items()
+        if name.endswith(".safetensors") or name == "per_group.csv"
+    }

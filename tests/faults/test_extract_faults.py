@@ -37,7 +37,12 @@ def start(prepared: Path, bank: Path) -> subprocess.Popen:
         "--encoder.weights",
         "embedded",
     ]
-    return subprocess.Popen([sys.executable, "-m", "raffect.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "raffect.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -61,7 +66,11 @@ def test_two_extracts_on_one_bank_at_once_write_the_same_bank(prepared, whole, t
 def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(prepared, whole, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "raffect-test", str(disk)], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "raffect-test", str(disk)],
+        check=False,
+        capture_output=True,
+    ).returncode:
         pytest.skip("this machine lets nobody mount a small disk")
     try:
         code, out, err = finish(start(prepared, disk / "bank"))
@@ -113,7 +122,13 @@ print(extract(config, load=lambda config, device, threads: Slow(), geometry=Geom
 def test_sixteen_shards_pass_through_an_object_store_that_holds_four(tmp_path):
     # 128 frames of 224x224x3 are 19 MB; 16 such shards are 308 MB, and there is room for 80.
     (tmp_path / "pressed.py").write_text(PRESSED)
-    done = subprocess.run([sys.executable, str(tmp_path / "pressed.py"), str(tmp_path)], capture_output=True, text=True, check=False, timeout=400)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "pressed.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[-1] == str(16 * 128)
     assert verify(Bank(tmp_path / "bank"), read_manifest(tmp_path / "manifest.parquet")).complete

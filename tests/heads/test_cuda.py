@@ -50,7 +50,10 @@ def make_recipes(settings, heads):
     settings = dict(settings)
     task = settings.pop("task", "expr")
     one = make_recipe(task, **settings)
-    others = [make_recipe(task, **{**settings, "seed": s, "optim__lr": lr}) for s, lr in ((1, 1e-3), (0, 3e-3))]
+    others = [
+        make_recipe(task, **{**settings, "seed": s, "optim__lr": lr})
+        for s, lr in ((1, 1e-3), (0, 3e-3))
+    ]
     return [one, *others][:heads]
 
 
@@ -174,19 +177,27 @@ def test_the_papers_size_agrees_too():
     recipes = [dataclasses.replace(r, head=dataclasses.replace(r.head, width=768)) for r in recipes]
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(96, 768)).astype(np.float16))
-    rows = Samples(x, torch.from_numpy(rng.integers(0, 8, 96)), torch.zeros(96, dtype=torch.int64), 1)
+    rows = Samples(
+        x, torch.from_numpy(rng.integers(0, 8, 96)), torch.zeros(96, dtype=torch.int64), 1
+    )
     prior, spec = prior_of("expr", rows), MlpSpec(768, 768, 3, 8)
 
     def weights(device, dtype, chosen=recipes):
         return train(Learner(chosen, spec, prior, device, dtype), rows, 1).state()["rows"].double()
 
-    exact, ours, theirs = weights(CPU, torch.float64), weights(CUDA, torch.float32), weights(CPU, torch.float32)
+    exact, ours, theirs = (
+        weights(CPU, torch.float64),
+        weights(CUDA, torch.float32),
+        weights(CPU, torch.float32),
+    )
     errors = [((w - exact).norm() / exact.norm()).item() for w in (ours, theirs)]
     double = ((weights(CUDA, torch.float64) - exact).norm() / exact.norm()).item()
     alone = weights(CUDA, torch.float32, recipes[:1])[0]
     apart = ((alone - ours[0]).norm() / alone.norm()).item()
-    print(f"768 wide: cuda float32 {errors[0]:.1e}, cpu float32 {errors[1]:.1e}, cuda float64 {double:.1e}; "
-          f"alone against in a batch {apart:.1e}, equal bytes {torch.equal(alone, ours[0])}")  # fmt: skip
+    print(
+        f"768 wide: cuda float32 {errors[0]:.1e}, cpu float32 {errors[1]:.1e}, cuda float64 {double:.1e}; "
+        f"alone against in a batch {apart:.1e}, equal bytes {torch.equal(alone, ours[0])}"
+    )
     assert double < 1e-6
     assert errors[0] < 1e-4
     assert apart < 1e-4
@@ -237,7 +248,9 @@ def test_fit_scores_as_on_the_cpu_and_a_killed_run_goes_on_to_the_same_bytes(tas
     recipes = [make_recipe(task, seed=s, epochs=4, optim__lr=0.01) for s in (0, 1)]
     straight, expected = run_fit(task, CUDA, recipes), run_fit(task, CPU, recipes)
     # One epoch: these heads, at this rate, answer to 1e-6 in their weights with .1 in their scores.
-    np.testing.assert_allclose(straight.history[0]["train_loss"], expected.history[0]["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(
+        straight.history[0]["train_loss"], expected.history[0]["train_loss"], rtol=1e-4
+    )
     np.testing.assert_allclose(curve(straight)[0], curve(expected)[0], atol=0.01)
     state = tmp_path / "state.safetensors"
     with pytest.raises(Killed):
@@ -246,7 +259,9 @@ def test_fit_scores_as_on_the_cpu_and_a_killed_run_goes_on_to_the_same_bytes(tas
     assert curve(straight) == curve(resumed)
     for name, kept in straight.snapshots.items():
         found = resumed.snapshots[name].tensors("")
-        assert all(torch.equal(tensor, found[key]) for key, tensor in kept.tensors("").items()), name
+        assert all(torch.equal(tensor, found[key]) for key, tensor in kept.tensors("").items()), (
+            name
+        )
         assert kept.epoch.tolist() == resumed.snapshots[name].epoch.tolist()
 
 
@@ -292,7 +307,11 @@ def test_nccl_sums_and_gathers():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.distributed.init_process_group(
-        "nccl", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1, device_id=CUDA.index or 0
+        "nccl",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=0,
+        world_size=1,
+        device_id=CUDA.index or 0,
     )
     try:
         tensor = torch.ones(3, device=CUDA)

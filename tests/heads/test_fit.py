@@ -10,7 +10,17 @@ from raffect.heads.fit import count, fit
 from raffect.heads.loss_kinds import loss_kind
 from raffect.metrics.kinds import kind_of
 from raffect.recipe import with_settings
-from tests.helpers.small_heads import CPU, TASKS, Batches, Killed, kill_after, make_job, make_recipe, make_samples, spec_of
+from tests.helpers.small_heads import (
+    CPU,
+    TASKS,
+    Batches,
+    Killed,
+    kill_after,
+    make_job,
+    make_recipe,
+    make_samples,
+    spec_of,
+)
 
 EXPR = TASKS["expr"]
 

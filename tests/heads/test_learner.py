@@ -308,7 +308,9 @@ def test_four_workers_together_give_the_result_of_one(tmp_path):
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("settings", [{}, {"sam__independent_dropout": True, "sam__rho": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"sam__independent_dropout": True, "sam__rho": 0.2}], ids=str
+)
 def test_fused_steps_agree_with_plain_ones(settings):
     recipes, samples = [make_recipe(seed=seed, **settings) for seed in (0, 1)], make_samples()
     plain, fused = (make_learner(recipes, samples) for _ in range(2))

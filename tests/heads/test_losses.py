@@ -9,7 +9,18 @@ from scipy.optimize import fminbound, linprog
 from torch.nn import functional as F
 
 from raffect.heads import losses, sam
-from raffect.heads.losses import ccc_loss, class_shift, class_weights, cvar, frame_means, sigmoid_losses, softmax_losses, squared_errors, unit_shift, unit_weights
+from raffect.heads.losses import (
+    ccc_loss,
+    class_shift,
+    class_weights,
+    cvar,
+    frame_means,
+    sigmoid_losses,
+    softmax_losses,
+    squared_errors,
+    unit_shift,
+    unit_weights,
+)
 
 ALPHAS = (1e-6, 0.01, 0.1, 0.3, 0.5, 0.7, 0.95, 1.0)
 
@@ -42,14 +53,22 @@ def test_cvar_is_the_optimum_of_its_linear_program(alpha):
     n = len(values)
     # The dual: the worst reweighting whose weights are at most 1 / (alpha n).
     found = linprog(-values, A_eq=np.ones((1, n)), b_eq=[1], bounds=[(0, 1 / (alpha * n))] * n)
-    assert cvar(torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)).item() == pytest.approx(-found.fun, rel=1e-9)
+    assert cvar(
+        torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)
+    ).item() == pytest.approx(-found.fun, rel=1e-9)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5])
 def test_cvar_agrees_with_a_search_for_lambda_as_released(alpha):
     values = np.random.default_rng(2).exponential(size=32)
-    searched = eq_1(values, alpha, fminbound(lambda lam: eq_1(values, alpha, lam), values.min(), values.max(), xtol=1e-10))
-    assert cvar(torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)).item() == pytest.approx(searched, rel=1e-7)
+    searched = eq_1(
+        values,
+        alpha,
+        fminbound(lambda lam: eq_1(values, alpha, lam), values.min(), values.max(), xtol=1e-10),
+    )
+    assert cvar(
+        torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)
+    ).item() == pytest.approx(searched, rel=1e-7)
 
 
 def test_cvar_of_alpha_one_is_the_mean_and_of_a_tiny_alpha_the_maximum():
@@ -68,12 +87,16 @@ def test_each_member_has_its_own_alpha():
     loss = torch.rand(4, 32)
     alpha = torch.tensor([0.1, 0.3, 0.31, 1.0])
     together = cvar(loss, alpha)
-    assert torch.equal(together, torch.cat([cvar(loss[p : p + 1], alpha[p : p + 1]) for p in range(4)]))
+    assert torch.equal(
+        together, torch.cat([cvar(loss[p : p + 1], alpha[p : p + 1]) for p in range(4)])
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.77, 1.0])
 def test_gradient_of_cvar_agrees_with_finite_differences(alpha):
-    loss = torch.tensor(np.random.default_rng(3).permutation(13) * 0.37 + 0.1, dtype=torch.float64)[None].requires_grad_()
+    loss = torch.tensor(np.random.default_rng(3).permutation(13) * 0.37 + 0.1, dtype=torch.float64)[
+        None
+    ].requires_grad_()
     mask = torch.ones(1, 13, dtype=torch.bool)
     mask[0, ::4] = False
     tail = torch.tensor([alpha], dtype=torch.float64)
@@ -102,15 +125,29 @@ def test_without_any_label_the_loss_is_zero_with_a_zero_gradient():
 def test_softmax_losses_are_torchs_weighted_cross_entropy():
     logits, target, weight = torch.randn(3, 16, 8), torch.randint(0, 8, (3, 16)), torch.rand(3, 8)
     for p in range(3):
-        assert torch.allclose(softmax_losses(logits, target, weight)[p], F.cross_entropy(logits[p], target[p], weight[p], reduction="none"), atol=1e-6)
-        assert torch.allclose(softmax_losses(logits, target)[p], F.cross_entropy(logits[p], target[p], reduction="none"), atol=1e-6)
+        assert torch.allclose(
+            softmax_losses(logits, target, weight)[p],
+            F.cross_entropy(logits[p], target[p], weight[p], reduction="none"),
+            atol=1e-6,
+        )
+        assert torch.allclose(
+            softmax_losses(logits, target)[p],
+            F.cross_entropy(logits[p], target[p], reduction="none"),
+            atol=1e-6,
+        )
 
 
 def test_sigmoid_losses_are_torchs_where_labelled_and_zero_elsewhere():
-    logits, target, weight = torch.randn(2, 16, 12), torch.randint(-1, 2, (2, 16, 12)), torch.rand(2, 12) * 5
+    logits, target, weight = (
+        torch.randn(2, 16, 12),
+        torch.randint(-1, 2, (2, 16, 12)),
+        torch.rand(2, 12) * 5,
+    )
     found = sigmoid_losses(logits, target, weight)
     for p in range(2):
-        expected = F.binary_cross_entropy_with_logits(logits[p], target[p].clamp(min=0).float(), pos_weight=weight[p], reduction="none")
+        expected = F.binary_cross_entropy_with_logits(
+            logits[p], target[p].clamp(min=0).float(), pos_weight=weight[p], reduction="none"
+        )
         known = target[p] >= 0
         assert torch.allclose(found[p][known], expected[known], atol=1e-6)
         assert (found[p][~known] == 0).all()
@@ -139,7 +176,9 @@ def test_class_weights_average_to_one_over_frames(kind):
     if kind == "inverse":
         assert (weights[0] / weights[1]).item() == pytest.approx(10 / 1000)
     if kind == "effective":
-        assert (weights[0] / weights[1]).item() == pytest.approx((1 - 0.999**10) / (1 - 0.999**1000))
+        assert (weights[0] / weights[1]).item() == pytest.approx(
+            (1 - 0.999**10) / (1 - 0.999**1000)
+        )
 
 
 def test_unit_weights_balance_positives_and_leave_hopeless_units_alone():
@@ -160,7 +199,10 @@ def test_examples_in_docstrings_run(module):
 
 def values_case(seed=0, heads=3, frames=20, values=2):
     generator = torch.Generator().manual_seed(seed)
-    outputs, target = (torch.randn(heads, frames, values, generator=generator, dtype=torch.float64) for _ in range(2))
+    outputs, target = (
+        torch.randn(heads, frames, values, generator=generator, dtype=torch.float64)
+        for _ in range(2)
+    )
     target[torch.rand(target.shape, generator=generator) < 0.3] = torch.nan
     return outputs, target
 
@@ -181,7 +223,9 @@ def test_ccc_loss_is_numpys_over_the_labelled_frames_of_each_value(seed):
         for k in range(2):
             known = target[p, :, k].isfinite()
             t, o = target[p, known, k].numpy(), outputs[p, known, k].numpy()
-            parts.append(2 * np.cov(t, o, ddof=0)[0, 1] / (t.var() + o.var() + (t.mean() - o.mean()) ** 2))
+            parts.append(
+                2 * np.cov(t, o, ddof=0)[0, 1] / (t.var() + o.var() + (t.mean() - o.mean()) ** 2)
+            )
         assert ccc_loss(outputs, target)[p].item() == pytest.approx(1 - np.mean(parts))
 
 
@@ -190,7 +234,10 @@ def test_gradients_of_losses_of_values_are_those_of_differences_and_never_nan():
     outputs.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: ccc_loss(x, target), outputs)
     assert torch.autograd.gradcheck(lambda x: squared_errors(x, target), outputs)
-    for constant in (torch.full_like(target, torch.nan), torch.zeros_like(target)):  # nothing labelled; nothing varies
+    for constant in (
+        torch.full_like(target, torch.nan),
+        torch.zeros_like(target),
+    ):  # nothing labelled; nothing varies
         flat = torch.zeros_like(outputs, requires_grad=True)
         loss = ccc_loss(flat, constant)
         (gradient,) = torch.autograd.grad(loss.sum(), flat)
@@ -202,4 +249,6 @@ def test_perfect_agreement_costs_nothing_and_its_opposite_two():
     target = torch.linspace(-1, 1, 9, dtype=torch.float64)[None, :, None]
     assert ccc_loss(target, target).item() == pytest.approx(0)
     assert ccc_loss(-target, target).item() == pytest.approx(2)
-    assert 0 < ccc_loss(target + 0.5, target).item() < 1  # shifted, which Pearson's correlation would not see
+    assert (
+        0 < ccc_loss(target + 0.5, target).item() < 1
+    )  # shifted, which Pearson's correlation would not see

@@ -5,21 +5,35 @@ import pytest
 import torch
 from scipy import stats
 
-from raffect.heads.random import dropout_bits, dropout_key, epoch_order, keep_threshold, weights_generator
+from raffect.heads.random import (
+    dropout_bits,
+    dropout_key,
+    epoch_order,
+    keep_threshold,
+    weights_generator,
+)
 from raffect.heads.sam import perturb
 
 
 def test_l2_goes_rho_along_the_gradient():
-    weights, gradient = torch.randn(3, 50, dtype=torch.float64), torch.randn(3, 50, dtype=torch.float64)
+    weights, gradient = (
+        torch.randn(3, 50, dtype=torch.float64),
+        torch.randn(3, 50, dtype=torch.float64),
+    )
     rho = torch.tensor([0.0, 0.05, 2.0], dtype=torch.float64)
     moved = perturb(weights, gradient, rho, "l2", torch.empty_like(weights)) - weights
     assert torch.allclose(moved.norm(dim=1), rho, atol=1e-12)
-    assert torch.allclose((moved * gradient).sum(1), rho * gradient.norm(dim=1), rtol=1e-9)  # no other direction of that length gains more
+    assert torch.allclose(
+        (moved * gradient).sum(1), rho * gradient.norm(dim=1), rtol=1e-9
+    )  # no other direction of that length gains more
 
 
 def test_sign_goes_rho_in_every_weight():
     weights, gradient = torch.randn(2, 9), torch.tensor([[1.0, -2.0, 0.0] * 3] * 2)
-    moved = perturb(weights, gradient, torch.tensor([0.5, 0.0]), "sign", torch.empty_like(weights)) - weights
+    moved = (
+        perturb(weights, gradient, torch.tensor([0.5, 0.0]), "sign", torch.empty_like(weights))
+        - weights
+    )
     assert torch.allclose(moved, torch.tensor([[0.5, -0.5, 0.0] * 3, [0.0] * 9]), atol=1e-7)
 
 
@@ -33,8 +47,17 @@ def test_rho_zero_and_a_zero_gradient_change_no_bit(kind):
 
 
 def bits(seed=0, step=0, n=100_000, start=0):
-    key, out = torch.tensor([dropout_key(seed)], dtype=torch.int32), torch.empty(1, n, dtype=torch.int32)
-    return dropout_bits(key, torch.tensor(step, dtype=torch.int32), torch.arange(start, start + n, dtype=torch.int32), out, torch.empty_like(out))[0]
+    key, out = (
+        torch.tensor([dropout_key(seed)], dtype=torch.int32),
+        torch.empty(1, n, dtype=torch.int32),
+    )
+    return dropout_bits(
+        key,
+        torch.tensor(step, dtype=torch.int32),
+        torch.arange(start, start + n, dtype=torch.int32),
+        out,
+        torch.empty_like(out),
+    )[0]
 
 
 def test_bits_are_uniform_and_unrelated_between_steps_seeds_and_neighbours():
@@ -58,7 +81,12 @@ def test_dropout_drops_its_share(rate):
 
 
 def test_epoch_orders_are_permutations_of_their_own():
-    one, same, later, other = epoch_order(3, 0, 1000), epoch_order(3, 0, 1000), epoch_order(3, 1, 1000), epoch_order(4, 0, 1000)
+    one, same, later, other = (
+        epoch_order(3, 0, 1000),
+        epoch_order(3, 0, 1000),
+        epoch_order(3, 1, 1000),
+        epoch_order(4, 0, 1000),
+    )
     assert sorted(one) == list(range(1000))
     assert np.array_equal(one, same)
     assert (one == later).mean() < 0.02
@@ -66,5 +94,9 @@ def test_epoch_orders_are_permutations_of_their_own():
 
 
 def test_weights_follow_their_seed():
-    assert torch.equal(torch.rand(5, generator=weights_generator(1)), torch.rand(5, generator=weights_generator(1)))
-    assert not torch.equal(torch.rand(5, generator=weights_generator(1)), torch.rand(5, generator=weights_generator(2)))
+    assert torch.equal(
+        torch.rand(5, generator=weights_generator(1)), torch.rand(5, generator=weights_generator(1))
+    )
+    assert not torch.equal(
+        torch.rand(5, generator=weights_generator(1)), torch.rand(5, generator=weights_generator(2))
+    )

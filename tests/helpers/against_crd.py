@@ -13,21 +13,47 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
-KEEP = ("type", "enum", "required", "pattern", "minimum", "maximum", "minItems", "format", "allOf", "anyOf", "oneOf", "not")
+KEEP = (
+    "type",
+    "enum",
+    "required",
+    "pattern",
+    "minimum",
+    "maximum",
+    "minItems",
+    "format",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+)
 
 
 def main(argv: list[str]) -> int:
     """Print each problem; the exit status is 1 if there is one."""
     definitions = dict(read_definitions(Path(argv[0])))
-    problems = [f"{file}: {problem}" for file in argv[1:] for manifest in read_objects(Path(file)) for problem in find_problems(manifest, definitions)]
-    print("\n".join(problems) or f"{len(argv) - 1} files are as {', '.join(f'{v}/{k}' for v, k in definitions)} want them")
+    problems = [
+        f"{file}: {problem}"
+        for file in argv[1:]
+        for manifest in read_objects(Path(file))
+        for problem in find_problems(manifest, definitions)
+    ]
+    print(
+        "\n".join(problems)
+        or f"{len(argv) - 1} files are as {', '.join(f'{v}/{k}' for v, k in definitions)} want them"
+    )
     return 1 if problems else 0
 
 
-def find_problems(manifest: dict[str, Any], definitions: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+def find_problems(
+    manifest: dict[str, Any], definitions: dict[tuple[str, str], dict[str, Any]]
+) -> list[str]:
     """What a definition has against an object; nothing for kinds without one."""
     schema = definitions.get((manifest["apiVersion"], manifest["kind"]), {})
-    return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in Draft202012Validator(schema).iter_errors(manifest)]
+    return [
+        f"{'.'.join(map(str, error.absolute_path))}: {error.message}"
+        for error in Draft202012Validator(schema).iter_errors(manifest)
+    ]
 
 
 def read_definitions(file: Path) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:

@@ -18,13 +18,33 @@ def make_manifest(counts: dict[str, int], root: str = "/nowhere") -> pa.Table:
     video = [name for name in sorted(counts) for _ in range(counts[name])]
     frame = [k for name in sorted(counts) for k in range(1, counts[name] + 1)]
     path = [f"{name}/{k:05d}.jpg" for name, k in zip(video, frame, strict=True)]
-    return pa.table({"video": pa.array(video).dictionary_encode(), "frame": pa.array(frame, pa.int32()), "path": path, "root": pa.array([root] * len(video)).dictionary_encode()})
+    return pa.table(
+        {
+            "video": pa.array(video).dictionary_encode(),
+            "frame": pa.array(frame, pa.int32()),
+            "path": path,
+            "root": pa.array([root] * len(video)).dictionary_encode(),
+        }
+    )
 
 
-IDENTITY = Identity(model="m", weights_sha256="a" * 64, weights="random:0", preprocess={"size": 4}, precision="float32", dim=6)
+IDENTITY = Identity(
+    model="m",
+    weights_sha256="a" * 64,
+    weights="random:0",
+    preprocess={"size": 4},
+    precision="float32",
+    dim=6,
+)
 
 
-def fill_bank(path: Path, manifest: pa.Table, shard_rows: int = 16, rejects: dict[int, dict[int, str]] | None = None, identity: Identity = IDENTITY) -> Bank:
+def fill_bank(
+    path: Path,
+    manifest: pa.Table,
+    shard_rows: int = 16,
+    rejects: dict[int, dict[int, str]] | None = None,
+    identity: Identity = IDENTITY,
+) -> Bank:
     """A finished bank whose feature of row k of the plan is k, k+0.25, ... (so that a test can tell them apart)."""
     bank = Bank(path)
     plan = bank.extend_plan(manifest, shard_rows)

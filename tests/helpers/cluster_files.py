@@ -14,7 +14,11 @@ ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 LAUNCHERS = ("onprem.yaml", "aws.yaml")
 KUBERAY = sorted(path.name for path in (CLUSTER / "kuberay").glob("*.yaml"))
-TEXTS = sorted(path.relative_to(CLUSTER).as_posix() for path in CLUSTER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+TEXTS = sorted(
+    path.relative_to(CLUSTER).as_posix()
+    for path in CLUSTER.rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+)
 
 
 def read(name: str) -> str:
@@ -26,12 +30,16 @@ def launcher(name: str) -> dict[str, Any]:
 
 
 def kubernetes_objects() -> list[dict[str, Any]]:
-    return [part for name in KUBERAY for part in against_crd.read_objects(CLUSTER / "kuberay" / name)]
+    return [
+        part for name in KUBERAY for part in against_crd.read_objects(CLUSTER / "kuberay" / name)
+    ]
 
 
 def ray_clusters() -> list[dict[str, Any]]:
     """The cluster of each RayCluster and RayJob."""
-    specs = [part["spec"] for part in kubernetes_objects() if part["kind"] in ("RayCluster", "RayJob")]
+    specs = [
+        part["spec"] for part in kubernetes_objects() if part["kind"] in ("RayCluster", "RayJob")
+    ]
     return [spec.get("rayClusterSpec", spec) for spec in specs]
 
 

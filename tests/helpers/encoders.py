@@ -15,7 +15,12 @@ RNG = np.random.default_rng(0)
 
 
 def faces(*sizes):
-    return [np.asarray(Image.fromarray(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((width, height))) for height, width in sizes]
+    return [
+        np.asarray(
+            Image.fromarray(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((width, height))
+        )
+        for height, width in sizes
+    ]
 
 
 def reference(config: EncoderConfig, frames) -> np.ndarray:
@@ -23,4 +28,6 @@ def reference(config: EncoderConfig, frames) -> np.ndarray:
     model = build_model(resolve(config)).eval()
     transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     with torch.no_grad():
-        return model.encode_image(torch.stack([transform(Image.fromarray(frame)) for frame in frames])).numpy()
+        return model.encode_image(
+            torch.stack([transform(Image.fromarray(frame)) for frame in frames])
+        ).numpy()

@@ -13,7 +13,15 @@ from raffect.datasets.affwild2.tasks import AU
 from raffect.storage.tables import write_table
 
 DIM = 24
-IDENTITY = Identity(model="m", weights_sha256="a" * 64, weights="random:0", preprocess={"size": 4}, precision="float32", dim=DIM, caveat="made by a test")
+IDENTITY = Identity(
+    model="m",
+    weights_sha256="a" * 64,
+    weights="random:0",
+    preprocess={"size": 4},
+    precision="float32",
+    dim=DIM,
+    caveat="made by a test",
+)
 LEARN = ["--loss.alpha", "1", "--optim.lr", "0.01", "--head.dropout", "0", "--epochs", "10"]
 FAST = ["--epochs", "3", "--head.width", "16", "--head.depth", "2", "--device", "cpu"]
 
@@ -39,15 +47,40 @@ def make_data(folder: Path, seed=0, videos=12, length=40, change=None):
     for shard in range(plan.num_shards):
         rows = slice(plan.offsets[shard], plan.offsets[shard + 1])
         bank.commit(shard, plan.rows(shard), x[rows], {}, IDENTITY)
-    keys = {"video": pa.array(names).dictionary_encode(), "frame": frames, "split": pa.array(split).dictionary_encode()}
+    keys = {
+        "video": pa.array(names).dictionary_encode(),
+        "frame": frames,
+        "split": pa.array(split).dictionary_encode(),
+    }
     meta = {"raffect": "labels/1", "edition": "test", "digest": "", "synthetic": "true"}
-    write_table(pa.table(keys | {"expression": expr.astype(np.int8)}), folder / "labels" / "expr.parquet", meta | {"task": "expr"})
-    write_table(pa.table(keys | {name: au[:, k] for k, name in enumerate(AU.columns)}), folder / "labels" / "au.parquet", meta | {"task": "au"})
+    write_table(
+        pa.table(keys | {"expression": expr.astype(np.int8)}),
+        folder / "labels" / "expr.parquet",
+        meta | {"task": "expr"},
+    )
+    write_table(
+        pa.table(keys | {name: au[:, k] for k, name in enumerate(AU.columns)}),
+        folder / "labels" / "au.parquet",
+        meta | {"task": "au"},
+    )
     return folder
 
 
 def words(command, data, out, *more, recipe="paper", task="expr"):
-    return [command, recipe, "--task", task, "--bank", str(data / "bank"), "--labels", str(data), "--out", str(out), *FAST, *more]
+    return [
+        command,
+        recipe,
+        "--task",
+        task,
+        "--bank",
+        str(data / "bank"),
+        "--labels",
+        str(data),
+        "--out",
+        str(out),
+        *FAST,
+        *more,
+    ]
 
 
 def scores_of(out):

@@ -10,16 +10,31 @@ def test_the_demo_shows_that_features_carry_the_signal(tmp_path, local_ray, caps
     words = ["demo", "--out", str(out), "--frames", "1200"]
     assert main(words) == 0
     text = capsys.readouterr().out
-    sweep, run = (json.loads((out / name / "metrics.json").read_text()) for name in ("expr-alpha", "au"))
-    assert max(row["scores"]["last"]["mean"] for row in sweep["settings"]) > 3 * sweep["trivial"]["macro_f1"]
+    sweep, run = (
+        json.loads((out / name / "metrics.json").read_text()) for name in ("expr-alpha", "au")
+    )
+    assert (
+        max(row["scores"]["last"]["mean"] for row in sweep["settings"])
+        > 3 * sweep["trivial"]["macro_f1"]
+    )
     assert run["scores"]["last"]["mean"] > run["trivial"]["macro_f1"]
     assert len(sweep["settings"]) == 7
     assert "caveat: embedded encoder, drawn faces" in text
     assert "sound and complete" in text
-    for name in ("report.html", "report.md", "plots/expr-alpha-alpha.png", "plots/expr-alpha-alpha.csv", "plots/au-classes.png"):
+    for name in (
+        "report.html",
+        "report.md",
+        "plots/expr-alpha-alpha.png",
+        "plots/expr-alpha-alpha.csv",
+        "plots/au-classes.png",
+    ):
         assert (out / name).stat().st_size > 0
     assert "embedded encoder, drawn faces" in (out / "report.md").read_text()
-    stamps = {path: path.stat().st_mtime_ns for path in (out / "expr-alpha" / "heads").glob("*.json")}
+    stamps = {
+        path: path.stat().st_mtime_ns for path in (out / "expr-alpha" / "heads").glob("*.json")
+    }
     assert main(words) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in (out / "expr-alpha" / "heads").glob("*.json")} == stamps
+    assert {
+        path: path.stat().st_mtime_ns for path in (out / "expr-alpha" / "heads").glob("*.json")
+    } == stamps

@@ -7,7 +7,13 @@ import socket
 import pytest
 
 from raffect.cli import main
-from raffect.config import DoctorConfig, EncoderConfig, ModelsListConfig, ModelsPullConfig, ModelsVerifyConfig
+from raffect.config import (
+    DoctorConfig,
+    EncoderConfig,
+    ModelsListConfig,
+    ModelsPullConfig,
+    ModelsVerifyConfig,
+)
 from raffect.encoders import catalogue as models
 from raffect.errors import RaffectError
 from raffect.pipelines import doctor
@@ -25,7 +31,12 @@ def no_weights_here(tmp_path, monkeypatch):
 def test_the_doctor_names_what_is_missing_and_the_fix(tmp_path, prepared):
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}))
     bank.commit_path(1).unlink()
-    checks = {check.name: check for check in doctor.diagnose(DoctorConfig(data=prepared, bank=bank.path, start_ray=False)).checks}
+    checks = {
+        check.name: check
+        for check in doctor.diagnose(
+            DoctorConfig(data=prepared, bank=bank.path, start_ray=False)
+        ).checks
+    }
     assert checks["python"].ok
     assert checks["packages"].ok
     assert checks["data"].ok
@@ -35,7 +46,9 @@ def test_the_doctor_names_what_is_missing_and_the_fix(tmp_path, prepared):
 
 
 def test_the_doctor_survives_whatever_it_meets(monkeypatch, tmp_path):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: (_ for _ in ()).throw(RuntimeError("boom\nbang")))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: (_ for _ in ()).throw(RuntimeError("boom\nbang"))
+    )
     checks = doctor.diagnose(DoctorConfig(data=tmp_path / "gone", start_ray=False)).checks
     lines = {check.name: check.line() for check in checks}
     assert "boom bang" in lines["disk"]
@@ -89,22 +102,32 @@ def models_source(file):
 
 
 def test_pull_without_a_network_fails_in_a_moment(monkeypatch):
-    monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(101, "Network is unreachable")))
+    monkeypatch.setattr(
+        socket,
+        "create_connection",
+        lambda *args, **kwargs: (_ for _ in ()).throw(OSError(101, "Network is unreachable")),
+    )
     for name in ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(RaffectError, match="huggingface.co is out of reach"):
         models.pull(ModelsPullConfig(encoder=EncoderConfig(model="ViT-B-16-quickgelu")))
     assert "already here" in models.pull(ModelsPullConfig(encoder=EMBEDDED)).lines()[0]
     with pytest.raises(RaffectError, match="only a tag can be pulled"):
-        models.pull(ModelsPullConfig(encoder=EncoderConfig(model="ViT-B-16-quickgelu", weights="random:0")))
+        models.pull(
+            ModelsPullConfig(encoder=EncoderConfig(model="ViT-B-16-quickgelu", weights="random:0"))
+        )
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(3.14, "3.1 s"), (59, "59 s"), (75, "1 min 15 s"), (3723, "1 h 02 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.14, "3.1 s"), (59, "59 s"), (75, "1 min 15 s"), (3723, "1 h 02 min")]
+)
 def test_times_read_well(seconds, text):
     assert format_seconds(seconds) == text
 
 
-@pytest.mark.parametrize(("size", "text"), [(12, "12 B"), (4_300_000_000, "4.3 GB"), (2_000_000_000_000, "2.0 TB")])
+@pytest.mark.parametrize(
+    ("size", "text"), [(12, "12 B"), (4_300_000_000, "4.3 GB"), (2_000_000_000_000, "2.0 TB")]
+)
 def test_sizes_read_well(size, text):
     assert format_bytes(size) == text
 

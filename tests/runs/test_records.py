@@ -42,14 +42,22 @@ def test_a_record_comes_back_from_json_as_it_was(task):
     shape = {"multiclass": (8, 8), "multilabel": (12, 4), "regression": (2, 6)}[task.kind]
     statistics = np.random.default_rng(0).integers(1, 50, shape)
     score = JudgedScore(**vars(kind_of(task).score(statistics, task)), epoch=1)
-    record = replace(RECORD, task=task, scores={"last": score, "cv": score}, chance=kind_of(task).chance(statistics, task))
+    record = replace(
+        RECORD,
+        task=task,
+        scores={"last": score, "cv": score},
+        chance=kind_of(task).chance(statistics, task),
+    )
     assert HeadRecord.from_json(record.to_bytes(), "heads/a.json", "do") == record
 
 
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"status": "fine"}, "status 'fine': input should be 'done', 'diverged', 'running' or 'stopped'"),
+        (
+            {"status": "fine"},
+            "status 'fine': input should be 'done', 'diverged', 'running' or 'stopped'",
+        ),
         ({"fold": -1}, "fold -1: input should be greater than or equal to 0"),
         ({"more": 1}, "more: unexpected keyword argument"),
         ({"curve": {"lr": ["x"]}}, "curve.lr.0 'x': input should be a valid number"),
@@ -76,13 +84,23 @@ def test_a_damaged_head_record_is_one_line_with_its_file(tmp_path, change, fault
 @pytest.mark.parametrize("dtype", [np.int64, np.float64])
 def test_statistics_come_back_as_they_were_and_equal_ones_have_equal_names(tmp_path, dtype):
     rng = np.random.default_rng(0)
-    heads = {name: {epoch: rng.integers(0, 9, (3, 2, 4)).astype(dtype) for epoch in epochs} for name, epochs in (("a", [1, 2]), ("b", [2]))}
+    heads = {
+        name: {epoch: rng.integers(0, 9, (3, 2, 4)).astype(dtype) for epoch in epochs}
+        for name, epochs in (("a", [1, 2]), ("b", [2]))
+    }
     statistics = Statistics(["x", "y", "z"], heads)
     file = write_statistics(tmp_path, statistics)
     found = read_statistics(tmp_path, file)
     assert list(found.groups) == ["x", "y", "z"]
-    assert {name: list(by_epoch) for name, by_epoch in found.heads.items()} == {"a": [1, 2], "b": [2]}
-    assert all(np.array_equal(found.heads[name][epoch], values) for name, by_epoch in heads.items() for epoch, values in by_epoch.items())
+    assert {name: list(by_epoch) for name, by_epoch in found.heads.items()} == {
+        "a": [1, 2],
+        "b": [2],
+    }
+    assert all(
+        np.array_equal(found.heads[name][epoch], values)
+        for name, by_epoch in heads.items()
+        for epoch, values in by_epoch.items()
+    )
     assert write_statistics(tmp_path, statistics) == file
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -93,7 +111,10 @@ def test_statistics_that_are_not_those_the_records_name_are_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(bytes(content))
-    with pytest.raises(RaffectError, match=r"not the file that the records name \(SHA-256 differs\); delete the records"):
+    with pytest.raises(
+        RaffectError,
+        match=r"not the file that the records name \(SHA-256 differs\); delete the records",
+    ):
         read_statistics(tmp_path, file)
     path.unlink()
     with pytest.raises(RaffectError, match=re.escape(f"{path}: missing; delete the records")):
@@ -105,21 +126,39 @@ def test_statistics_that_are_not_those_the_records_name_are_refused(tmp_path):
 def test_heads_of_the_first_format_say_what_they_said():
     folder = RunFolder(FIRST / "expr")
     records = folder.read_records()
-    old = {path.stem: json.loads(path.read_text()) for path in (FIRST / "expr" / "members").glob("*.json")}
+    old = {
+        path.stem: json.loads(path.read_text())
+        for path in (FIRST / "expr" / "members").glob("*.json")
+    }
     assert {record.id for record in records} == old.keys()
     for record in records:
         was = old[record.id]
-        assert record.settings == {name: was["recipe"].get(name, record.settings[name]) for name in NAMES} | {
-            "loss.tail_over": "units", "sam.independent_dropout": was["recipe"]["sam.redraw_dropout"],
-        }  # fmt: skip
-        assert record.id == digest(record.recipe) + (f"-fold{record.fold + 1}of2" if record.fold is not None else "")
+        assert record.settings == {
+            name: was["recipe"].get(name, record.settings[name]) for name in NAMES
+        } | {
+            "loss.tail_over": "units",
+            "sam.independent_dropout": was["recipe"]["sam.redraw_dropout"],
+        }
+        assert record.id == digest(record.recipe) + (
+            f"-fold{record.fold + 1}of2" if record.fold is not None else ""
+        )
         assert record.curve.validation == tuple(was["history"]["val_macro_f1"])
         assert record.scores["last"].headline == was["scores"]["last"]["macro_f1"]
-        assert record.scores["last"].outputs["Happiness"]["predicted"] == was["scores"]["last"]["classes"]["Happiness"]["said"]
+        assert (
+            record.scores["last"].outputs["Happiness"]["predicted"]
+            == was["scores"]["last"]["classes"]["Happiness"]["said"]
+        )
         assert np.array_equal(folder.statistics_of(record, "last"), was["videos"]["last"])
-        assert (record.chance.answer, record.chance.majority) == (was["trivial"]["answer"], was["trivial"]["macro_f1"])
+        assert (record.chance.answer, record.chance.majority) == (
+            was["trivial"]["answer"],
+            was["trivial"]["macro_f1"],
+        )
     run = folder.read_run()
-    assert (run.command, run.data.splits["train"].frames, run.data.encoders[0].model) == ("train", 144, "raffect-faces")
+    assert (run.command, run.data.splits["train"].frames, run.data.encoders[0].model) == (
+        "train",
+        144,
+        "raffect-faces",
+    )
     assert run.data.caveat == "embedded encoder, drawn faces"
 
 
@@ -151,10 +190,20 @@ def test_a_damaged_record_of_the_first_format_is_one_line(tmp_path, harm):
 def test_renamed_settings_of_the_first_format_are_understood_in_a_recipe():
     from raffect.recipe import in_todays_words
 
-    first = {"loss.granularity": "sample", "sam.redraw_dropout": True, "select": "folds", "members_per_trial": 3, "optim.name": "adam"}
+    first = {
+        "loss.granularity": "sample",
+        "sam.redraw_dropout": True,
+        "select": "folds",
+        "members_per_trial": 3,
+        "optim.name": "adam",
+    }
     assert in_todays_words(first) == {
-        "loss.tail_over": "frames", "sam.independent_dropout": True, "select": "cv", "heads_per_trial": 3, "optim.name": "adam",
-    }  # fmt: skip
+        "loss.tail_over": "frames",
+        "sam.independent_dropout": True,
+        "select": "cv",
+        "heads_per_trial": 3,
+        "optim.name": "adam",
+    }
     assert with_settings(Recipe(), {"loss.tail_over": "frames"}).loss.tail_over == "frames"
 
 

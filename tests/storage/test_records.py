@@ -37,11 +37,26 @@ def test_what_is_written_is_read_again():
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ({"inner": {"count": -1}, "kind": "a"}, "inner.count -1: input should be greater than or equal to 0"),
-        ({"inner": {"count": True}, "kind": "a"}, "inner.count True: input should be a valid integer"),
-        ({"inner": {"count": "3"}, "kind": "a"}, "inner.count '3': input should be a valid integer"),
-        ({"inner": {"count": 3, "sizes": [1, "x"]}, "kind": "a"}, "inner.sizes.1 'x': input should be a valid number"),
-        ({"inner": {"count": 3, "more": 1}, "kind": "a"}, "inner.more: unexpected keyword argument"),
+        (
+            {"inner": {"count": -1}, "kind": "a"},
+            "inner.count -1: input should be greater than or equal to 0",
+        ),
+        (
+            {"inner": {"count": True}, "kind": "a"},
+            "inner.count True: input should be a valid integer",
+        ),
+        (
+            {"inner": {"count": "3"}, "kind": "a"},
+            "inner.count '3': input should be a valid integer",
+        ),
+        (
+            {"inner": {"count": 3, "sizes": [1, "x"]}, "kind": "a"},
+            "inner.sizes.1 'x': input should be a valid number",
+        ),
+        (
+            {"inner": {"count": 3, "more": 1}, "kind": "a"},
+            "inner.more: unexpected keyword argument",
+        ),
         ({"inner": {"count": 3}}, "kind: field required"),
         ({"inner": {"count": 3}, "kind": "c"}, "kind 'c': input should be 'a' or 'b'"),
         ([], "input should be an object"),
@@ -57,7 +72,11 @@ def test_a_fault_is_one_line_that_names_file_field_value_and_remedy(content, fau
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 50_000], ids=["empty", "cut", "bytes", "deep", "deep-objects"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 50_000],
+    ids=["empty", "cut", "bytes", "deep", "deep-objects"],
+)
 def test_what_is_not_json_is_one_line(content):
     with pytest.raises(RaffectError, match="f: damaged, "):
         Outer.from_json(content, "f", "do")

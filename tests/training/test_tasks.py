@@ -25,12 +25,47 @@ from raffect.runs.data import open_dataset
 from raffect.storage.tables import write_table
 from tests.helpers.banks import IDENTITY
 
-MOODS = Task(name="moods", kind="multiclass", outputs=("calm", "glad", "cross", "low", "odd"), columns=("mood",), unlabelled=99)
-SIGNS = Task(name="signs", kind="multilabel", outputs=("smile", "frown", "blink"), columns=("s", "f", "b"), unlabelled=9, descriptions=("a", "b", "c"))
-PAINS = Task(name="pains", kind="regression", outputs=("pain", "effort"), columns=("pspi", "effort"), unlabelled=None, limits=(0, 16))
+MOODS = Task(
+    name="moods",
+    kind="multiclass",
+    outputs=("calm", "glad", "cross", "low", "odd"),
+    columns=("mood",),
+    unlabelled=99,
+)
+SIGNS = Task(
+    name="signs",
+    kind="multilabel",
+    outputs=("smile", "frown", "blink"),
+    columns=("s", "f", "b"),
+    unlabelled=9,
+    descriptions=("a", "b", "c"),
+)
+PAINS = Task(
+    name="pains",
+    kind="regression",
+    outputs=("pain", "effort"),
+    columns=("pspi", "effort"),
+    unlabelled=None,
+    limits=(0, 16),
+)
 TASKS = (MOODS, SIGNS, PAINS)
 DIM = 24
-FAST = ["--epochs", "40", "--head.width", "32", "--head.depth", "2", "--head.dropout", "0", "--optim.lr", "0.01", "--loss.alpha", "1", "--device", "cpu"]
+FAST = [
+    "--epochs",
+    "40",
+    "--head.width",
+    "32",
+    "--head.depth",
+    "2",
+    "--head.dropout",
+    "0",
+    "--optim.lr",
+    "0.01",
+    "--loss.alpha",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 def make_values(task: Task, x: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -39,7 +74,10 @@ def make_values(task: Task, x: np.ndarray, rng: np.random.Generator) -> dict[str
     if task is MOODS:
         return {"mood": np.where(lost[:, 0], 99, x[:, :5].argmax(1)).astype(np.int16)}
     if task is SIGNS:
-        return {name: np.where(lost[:, k], 9, x[:, k] > 0.3).astype(np.int8) for k, name in enumerate(task.columns)}
+        return {
+            name: np.where(lost[:, k], 9, x[:, k] > 0.3).astype(np.int8)
+            for k, name in enumerate(task.columns)
+        }
     clean = np.clip(8 + 3 * x[:, :2], 0, 16)
     return {name: np.where(lost[:, k], np.nan, clean[:, k]) for k, name in enumerate(task.columns)}
 
@@ -48,28 +86,52 @@ def make_values(task: Task, x: np.ndarray, rng: np.random.Generator) -> dict[str
 def data(tmp_path_factory) -> Path:
     """A bank of 12 videos and the three label tables."""
     folder, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
-    video, frame = np.repeat([f"v{k:02d}" for k in range(12)], 40), np.tile(np.arange(1, 41), 12).astype(np.int32)
+    video, frame = (
+        np.repeat([f"v{k:02d}" for k in range(12)], 40),
+        np.tile(np.arange(1, 41), 12).astype(np.int32),
+    )
     x = rng.normal(size=(len(video), DIM)).astype(np.float16)
     bank, identity = Bank(folder / "bank"), replace(IDENTITY, dim=DIM, caveat="made by a test")
     plan = bank.extend_plan(pa.table({"video": video, "frame": frame}), 64)
     bank.claim(identity)
     for shard in range(plan.num_shards):
-        bank.commit(shard, plan.rows(shard), x[plan.offsets[shard] : plan.offsets[shard + 1]], {}, identity)
+        bank.commit(
+            shard, plan.rows(shard), x[plan.offsets[shard] : plan.offsets[shard + 1]], {}, identity
+        )
     split = np.where(np.repeat(np.arange(12) % 3 == 2, 40), "validation", "train")
     for task in TASKS:
-        table = pa.table({"video": video, "frame": frame, "split": split, **make_values(task, x, rng)})
-        write_table(table, folder / "labels" / f"{task.name}.parquet", {"task": json.dumps(task.to_json()), "synthetic": "true"})
+        table = pa.table(
+            {"video": video, "frame": frame, "split": split, **make_values(task, x, rng)}
+        )
+        write_table(
+            table,
+            folder / "labels" / f"{task.name}.parquet",
+            {"task": json.dumps(task.to_json()), "synthetic": "true"},
+        )
     return folder
 
 
 def words(command: str, data: Path, out: Path, *more: str) -> list[str]:
-    return [command, "paper", "--bank", str(data / "bank"), "--labels", str(data), "--out", str(out), *FAST, *more]
+    return [
+        command,
+        "paper",
+        "--bank",
+        str(data / "bank"),
+        "--labels",
+        str(data),
+        "--out",
+        str(out),
+        *FAST,
+        *more,
+    ]
 
 
 def oracle(task: Task, true: np.ndarray, outputs: np.ndarray) -> float:
     """The headline score by other libraries."""
     if task is MOODS:
-        return f1_score(true[:, 0], outputs.argmax(1), labels=range(5), average="macro", zero_division=0)
+        return f1_score(
+            true[:, 0], outputs.argmax(1), labels=range(5), average="macro", zero_division=0
+        )
     known = np.isfinite(true) if task is PAINS else true != 9
     parts = []
     for k in range(true.shape[1]):
@@ -78,36 +140,82 @@ def oracle(task: Task, true: np.ndarray, outputs: np.ndarray) -> float:
             parts.append(f1_score(t, p >= 0, zero_division=0))
         else:
             p = np.clip(p, 0, 16)
-            parts.append(2 * np.cov(t, p, ddof=0)[0, 1] / (t.var() + p.var() + (t.mean() - p.mean()) ** 2))
+            parts.append(
+                2 * np.cov(t, p, ddof=0)[0, 1] / (t.var() + p.var() + (t.mean() - p.mean()) ** 2)
+            )
     return float(np.mean(parts))
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_a_task_that_is_data_alone_is_trained_judged_and_reported(data, tmp_path, capsys, task):
     run, kind = tmp_path / "run", kind_of(task)
-    assert main(words("train", data, run, "--task", task.name, "--num-seeds", "2", "--select", "cv", "--folds", "2")) == 0
+    assert (
+        main(
+            words(
+                "train",
+                data,
+                run,
+                "--task",
+                task.name,
+                "--num-seeds",
+                "2",
+                "--select",
+                "cv",
+                "--folds",
+                "2",
+            )
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     assert f"{task.name.upper()} val-last  {kind.title} " in text
     assert "over 2 seeds" in text
     assert f"{task.name.upper()} chance" in text
     heads = json.loads((run / "metrics.json").read_text())["heads"]
-    features = read_features(Bank(data / "bank"), read_labels(data / "labels" / f"{task.name}.parquet"), task, "validation")
+    features = read_features(
+        Bank(data / "bank"),
+        read_labels(data / "labels" / f"{task.name}.parquet"),
+        task,
+        "validation",
+    )
     for name, about in heads.items():
         head, card = load_head(run / "weights" / name / "last")
         assert card.task == task
         with torch.no_grad():
             outputs = head(torch.from_numpy(features.x).float()).numpy()
-        assert about["scores"]["last"]["headline"] == pytest.approx(oracle(task, features.y.astype(float), outputs), abs=1e-6)
+        assert about["scores"]["last"]["headline"] == pytest.approx(
+            oracle(task, features.y.astype(float), outputs), abs=1e-6
+        )
         assert about["scores"]["last"]["headline"] > 0.5
         low, high = about["scores"]["last"]["interval_95"]
         assert low < about["scores"]["last"]["headline"] < high
         assert set(about["scores"]["last"]["outputs"]) == set(task.outputs)
     out = tmp_path / "judged"
-    assert main(["evaluate", "--run", str(run), "--bank", str(data / "bank"), "--labels", str(data), "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                "--run",
+                str(run),
+                "--bank",
+                str(data / "bank"),
+                "--labels",
+                str(data),
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     judged = capsys.readouterr().out
     assert all(name in judged for name in task.outputs)
-    again = {head["id"]: head["score"]["headline"] for head in json.loads((out / "metrics.json").read_text())["heads"]}
-    assert again == pytest.approx({name: about["scores"]["last"]["headline"] for name, about in heads.items()})
+    again = {
+        head["id"]: head["score"]["headline"]
+        for head in json.loads((out / "metrics.json").read_text())["heads"]
+    }
+    assert again == pytest.approx(
+        {name: about["scores"]["last"]["headline"] for name, about in heads.items()}
+    )
     videos = {row["group"] for row in csv.DictReader((out / "per_group.csv").open())}
     assert videos == set(features.videos)
     assert main(["report", "--runs", str(run)]) == 0
@@ -117,10 +225,30 @@ def test_a_task_that_is_data_alone_is_trained_judged_and_reported(data, tmp_path
     assert (run / "plots" / f"run-{kind.parts}.png").exists()
 
 
-@pytest.mark.parametrize("task", [PAINS, *(pytest.param(task, marks=pytest.mark.cluster) for task in (MOODS, SIGNS))], ids=lambda task: task.name)
+@pytest.mark.parametrize(
+    "task",
+    [PAINS, *(pytest.param(task, marks=pytest.mark.cluster) for task in (MOODS, SIGNS))],
+    ids=lambda task: task.name,
+)
 def test_a_task_that_is_data_alone_is_swept(data, tmp_path, capsys, local_ray, task):
     run, kind = tmp_path / "sweep", kind_of(task)
-    assert main(words("tune", data, run, "--task", task.name, "--epochs", "2", "--space", "loss.alpha=0.3,0.6,1", "seed=0,1")) == 0
+    assert (
+        main(
+            words(
+                "tune",
+                data,
+                run,
+                "--task",
+                task.name,
+                "--epochs",
+                "2",
+                "--space",
+                "loss.alpha=0.3,0.6,1",
+                "seed=0,1",
+            )
+        )
+        == 0
+    )
     assert "8 heads" in capsys.readouterr().out
     rows = list(csv.DictReader((run / "heads.csv").open()))
     assert all(float(row[f"last.{kind.key}"]) >= kind.lowest for row in rows)
@@ -159,16 +287,42 @@ def test_a_task_comes_back_from_json_as_it_was(task):
     ],
 )
 def test_a_damaged_task_is_one_line_with_its_file(change):
-    with pytest.raises(RaffectError, match=r"^labels/x.parquet, its task: damaged, .*`raffect prepare`$"):
+    with pytest.raises(
+        RaffectError, match=r"^labels/x.parquet, its task: damaged, .*`raffect prepare`$"
+    ):
         Task.from_json(MOODS.to_json() | change, "labels/x.parquet")
 
 
 def test_a_folder_of_several_tasks_asks_which_and_one_of_one_does_not(data, tmp_path, capsys):
-    with pytest.raises(RaffectError, match="holds labels of moods, pains, signs; choose one with --task"):
+    with pytest.raises(
+        RaffectError, match="holds labels of moods, pains, signs; choose one with --task"
+    ):
         open_dataset(data / "bank", data)
-    assert main(["train", "erm", "--bank", str(data / "bank"), "--labels", str(data / "labels" / "signs.parquet"), "--out", str(tmp_path / "run"), *FAST, "--epochs", "1"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "erm",
+                "--bank",
+                str(data / "bank"),
+                "--labels",
+                str(data / "labels" / "signs.parquet"),
+                "--out",
+                str(tmp_path / "run"),
+                *FAST,
+                "--epochs",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert "SIGNS val-last" in capsys.readouterr().out
-    assert {record["recipe"]["task"] for record in map(json.loads, (path.read_text() for path in (tmp_path / "run" / "heads").iterdir()))} == {"signs"}
+    assert {
+        record["recipe"]["task"]
+        for record in map(
+            json.loads, (path.read_text() for path in (tmp_path / "run" / "heads").iterdir())
+        )
+    } == {"signs"}
 
 
 def test_labels_that_a_task_does_not_have_are_refused_with_their_frame(data, tmp_path):
@@ -177,8 +331,15 @@ def test_labels_that_a_task_does_not_have_are_refused_with_their_frame(data, tmp
         values = table[column].to_numpy().copy()
         values[7] = value
         file = tmp_path / f"{task.name}.parquet"
-        write_table(table.set_column(table.column_names.index(column), column, pa.array(values)), file, {"task": json.dumps(task.to_json())})
-        with pytest.raises(RaffectError, match=rf"{task.name}.parquet: 1 values are no labels of task {task.name}, first {column} {value:g} of v00 frame 8"):
+        write_table(
+            table.set_column(table.column_names.index(column), column, pa.array(values)),
+            file,
+            {"task": json.dumps(task.to_json())},
+        )
+        with pytest.raises(
+            RaffectError,
+            match=rf"{task.name}.parquet: 1 values are not labels of task {task.name}, first {column} {value:g} of v00 frame 8",
+        ):
             open_dataset(data / "bank", file)
 
 
@@ -187,20 +348,51 @@ def test_heads_are_not_judged_on_another_task(data, tmp_path, capsys):
     other = replace(MOODS, outputs=("calm", "glad", "low", "cross", "odd"))
     table = read_labels(data / "labels" / "moods.parquet")
     write_table(table, tmp_path / "moods.parquet", {"task": json.dumps(other.to_json())})
-    assert main(["evaluate", "--run", str(tmp_path / "run"), "--bank", str(data / "bank"), "--labels", str(tmp_path / "moods.parquet")]) == 2
+    assert (
+        main(
+            [
+                "evaluate",
+                "--run",
+                str(tmp_path / "run"),
+                "--bank",
+                str(data / "bank"),
+                "--labels",
+                str(tmp_path / "moods.parquet"),
+            ]
+        )
+        == 2
+    )
     assert "has other outputs than the heads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("task", "more", "match"),
     [
-        ("pains", ["--loss.name", "ccc", "--loss.alpha", "0.3"], "loss.name ccc: a batch has one CCC and so no worst share; expected loss.alpha 1, not 0.3"),
-        ("moods", ["--loss.name", "ccc"], "loss.name ccc: task moods is multiclass; expected default"),
-        ("pains", ["--loss.weighting", "inverse"], "loss.weighting inverse: task pains has numbers, not classes; expected none"),
-        ("pains", ["--loss.logit-adjustment", "1"], "loss.logit-adjustment 1: task pains has numbers"),
+        (
+            "pains",
+            ["--loss.name", "ccc", "--loss.alpha", "0.3"],
+            "loss.name ccc: a batch has one CCC and so no worst share; expected loss.alpha 1, not 0.3",
+        ),
+        (
+            "moods",
+            ["--loss.name", "ccc"],
+            "loss.name ccc: task moods is multiclass; expected default",
+        ),
+        (
+            "pains",
+            ["--loss.weighting", "inverse"],
+            "loss.weighting inverse: task pains has numbers, not classes; expected none",
+        ),
+        (
+            "pains",
+            ["--loss.logit-adjustment", "1"],
+            "loss.logit-adjustment 1: task pains has numbers",
+        ),
     ],
 )
-def test_a_loss_that_a_kind_does_not_have_is_one_line_before_anything_is_written(data, tmp_path, capsys, task, more, match):
+def test_a_loss_that_a_kind_does_not_have_is_one_line_before_anything_is_written(
+    data, tmp_path, capsys, task, more, match
+):
     assert main(words("train", data, tmp_path / "run", "--task", task, *more)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert match in line
@@ -208,7 +400,9 @@ def test_a_loss_that_a_kind_does_not_have_is_one_line_before_anything_is_written
 
 
 def test_ccc_is_a_loss_that_learns(data, tmp_path, capsys):
-    assert main(words("train", data, tmp_path / "run", "--task", "pains", "--loss.name", "ccc")) == 0
+    assert (
+        main(words("train", data, tmp_path / "run", "--task", "pains", "--loss.name", "ccc")) == 0
+    )
     score = float(re.search(r"PAINS val-last  CCC (\.\d+)", capsys.readouterr().out)[1])
     assert score > 0.5
     history = json.loads(next((tmp_path / "run" / "heads").iterdir()).read_text())["curve"]
@@ -217,6 +411,26 @@ def test_ccc_is_a_loss_that_learns(data, tmp_path, capsys):
 
 def test_cvar_of_squared_errors_looks_at_the_worst_frames(data, tmp_path, capsys):
     for alpha in ("0.2", "1"):
-        assert main(words("train", data, tmp_path / alpha, "--task", "pains", "--loss.alpha", alpha, "--epochs", "1")) == 0
-    losses = [json.loads(next((tmp_path / alpha / "heads").iterdir()).read_text())["curve"]["train_loss"][0] for alpha in ("0.2", "1")]
+        assert (
+            main(
+                words(
+                    "train",
+                    data,
+                    tmp_path / alpha,
+                    "--task",
+                    "pains",
+                    "--loss.alpha",
+                    alpha,
+                    "--epochs",
+                    "1",
+                )
+            )
+            == 0
+        )
+    losses = [
+        json.loads(next((tmp_path / alpha / "heads").iterdir()).read_text())["curve"]["train_loss"][
+            0
+        ]
+        for alpha in ("0.2", "1")
+    ]
     assert losses[0] > 1.5 * losses[1]

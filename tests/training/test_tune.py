@@ -36,23 +36,36 @@ BASE = Recipe(task="expr")
 
 
 def test_axes_are_lists_and_ranges_with_both_ends():
-    assert read_space(["loss.alpha=0.1:1:0.1"])["loss.alpha"] == pytest.approx([k / 10 for k in range(1, 11)])
-    assert read_space(["seed=0:4", "optim.name=adam,adamw", "sam.independent_dropout=true,false"]) == {
-        "seed": [0, 1, 2, 3, 4], "optim.name": ["adam", "adamw"], "sam.independent_dropout": [True, False],
-    }  # fmt: skip
+    assert read_space(["loss.alpha=0.1:1:0.1"])["loss.alpha"] == pytest.approx(
+        [k / 10 for k in range(1, 11)]
+    )
+    assert read_space(
+        ["seed=0:4", "optim.name=adam,adamw", "sam.independent_dropout=true,false"]
+    ) == {
+        "seed": [0, 1, 2, 3, 4],
+        "optim.name": ["adam", "adamw"],
+        "sam.independent_dropout": [True, False],
+    }
 
 
 def test_a_grid_has_every_combination_once_and_the_baseline_behind_it():
     recipes = list_recipes(BASE, ["loss.alpha=0.3,1,0.3", "seed=0,1"], 0)
     assert [(r.loss.alpha, r.seed) for r in recipes] == [(0.3, 0), (0.3, 1), (1.0, 0), (1.0, 1)]
     with_erm = add_baseline(recipes)
-    assert [(r.loss.alpha, r.sam.rho, r.seed) for r in with_erm[4:]] == [(1.0, 0.0, 0), (1.0, 0.0, 1)]
+    assert [(r.loss.alpha, r.sam.rho, r.seed) for r in with_erm[4:]] == [
+        (1.0, 0.0, 0),
+        (1.0, 0.0, 1),
+    ]
     assert add_baseline(with_erm) == with_erm
 
 
 def test_random_draws_repeat_and_follow_the_seed():
     axes = ["optim.lr=loguniform(1e-4,1e-2)", "sam.rho=uniform(0,0.5)", "seed=0,1"]
-    one, again, other = list_recipes(BASE, axes, 5), list_recipes(BASE, axes, 5), list_recipes(with_settings(BASE, {"seed": 9}), axes, 5)
+    one, again, other = (
+        list_recipes(BASE, axes, 5),
+        list_recipes(BASE, axes, 5),
+        list_recipes(with_settings(BASE, {"seed": 9}), axes, 5),
+    )
     assert one == again
     assert len(one) == 10
     assert all(1e-4 <= r.optim.lr <= 1e-2 and 0 <= r.sam.rho <= 0.5 for r in one)
@@ -68,9 +81,13 @@ def test_random_draws_repeat_and_follow_the_seed():
         (["loss.alpha=x"], 0, "expected a number"),
         (["loss.alpha=1:0.1:0.1"], 0, "FROM <= TO"),
         (["loss.alpha=0.1:1:0"], 0, "STEP > 0"),
-        (["loss.alpha=0.1:1"], 0, "FROM:TO without STEP is for whole numbers; expected a step, such as 0.1:1:0.1"),
+        (
+            ["loss.alpha=0.1:1"],
+            0,
+            "FROM:TO without STEP is for whole numbers; expected a step, such as 0.1:1:0.1",
+        ),
         (["loss.alpha=1:2.5"], 0, "FROM:TO without STEP is for whole numbers"),
-        (["loss.alpha=a:b"], 0, "'a' is no number"),
+        (["loss.alpha=a:b"], 0, "'a' is not a number"),
         (["seed=0,1", "seed=2"], 0, "seed is there twice"),
         (["task=expr,au"], 0, "a sweep has one task"),
         (["optim.lr=loguniform(0,1)"], 3, "above 0"),
@@ -84,7 +101,10 @@ def test_a_wrong_space_is_one_line(axes, samples, match):
 
 
 def test_packs_hold_members_that_can_train_together_and_nobody_is_lost():
-    members = [PlannedHead(r) for r in list_recipes(BASE, ["loss.alpha=0.1:1:0.1", "seed=0:2", "batch_size=16,32"], 0)]
+    members = [
+        PlannedHead(r)
+        for r in list_recipes(BASE, ["loss.alpha=0.1:1:0.1", "seed=0:2", "batch_size=16,32"], 0)
+    ]
     members += [PlannedHead(BASE, fold, 3) for fold in range(3)]
     packs = partition(members, 8)
     assert sorted(m.id for pack in packs for m in pack) == sorted(m.id for m in members)
@@ -95,7 +115,22 @@ def test_packs_hold_members_that_can_train_together_and_nobody_is_lost():
 
 
 def sweep(data, out, *more, space=("loss.alpha=0.3,1", "seed=0,1")):
-    return ["tune", "paper", "--task", "expr", "--bank", str(data / "bank"), "--labels", str(data), "--out", str(out), *FAST, "--space", *space, *more]
+    return [
+        "tune",
+        "paper",
+        "--task",
+        "expr",
+        "--bank",
+        str(data / "bank"),
+        "--labels",
+        str(data),
+        "--out",
+        str(out),
+        *FAST,
+        "--space",
+        *space,
+        *more,
+    ]
 
 
 def test_a_sweep_trains_each_member_once_goes_on_and_is_reported(data, tmp_path, capsys, local_ray):
@@ -119,12 +154,17 @@ def test_a_sweep_trains_each_member_once_goes_on_and_is_reported(data, tmp_path,
     again = json.loads((out / "heads" / f"{rows[0]['id']}.json").read_text())
     assert again["curve"] == lost["curve"]
     assert again["scores"] == lost["scores"]
-    assert sum(p.stat().st_mtime_ns == kept.get(p.name) for p in (out / "heads").glob("*.json")) >= 3  # packs without the lost one
+    assert (
+        sum(p.stat().st_mtime_ns == kept.get(p.name) for p in (out / "heads").glob("*.json")) >= 3
+    )  # packs without the lost one
 
     # A larger space trains only what is new.
     capsys.readouterr()
     kept = {p.name: p.stat().st_mtime_ns for p in (out / "heads").glob("*.json")}
-    assert main(sweep(data, out, "--heads-per-trial", "1", space=("loss.alpha=0.3,0.6,1", "seed=0,1"))) == 0
+    assert (
+        main(sweep(data, out, "--heads-per-trial", "1", space=("loss.alpha=0.3,0.6,1", "seed=0,1")))
+        == 0
+    )
     stamps = {p.name: p.stat().st_mtime_ns for p in (out / "heads").glob("*.json")}
     assert len(stamps) == 8
     assert {name: stamps[name] for name in kept} == kept
@@ -138,7 +178,11 @@ def test_a_sweep_trains_each_member_once_goes_on_and_is_reported(data, tmp_path,
         assert list(csv.DictReader((out / picture).with_suffix(".csv").open()))
     assert html.count("data:image/png;base64,") == report.count("![")
     assert "http" not in re.sub(r"data:image[^\"]+", "", html)
-    assert {row["alpha"] for row in csv.DictReader((out / "plots" / "sweep-alpha.csv").open())} == {"0.3", "0.6", "1.0"}
+    assert {row["alpha"] for row in csv.DictReader((out / "plots" / "sweep-alpha.csv").open())} == {
+        "0.3",
+        "0.6",
+        "1.0",
+    }
 
 
 def test_published_scores_stand_beside_aff_wild2_alone(data, tmp_path, capsys):
@@ -146,7 +190,11 @@ def test_published_scores_stand_beside_aff_wild2_alone(data, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(words("train", data, out)) == 0
     env = json.loads((out / "env.json").read_text())
-    env["data"] |= {"published": published_scores(EXPR, 279_749, 70), "caveat": "", "synthetic": False}
+    env["data"] |= {
+        "published": published_scores(EXPR, 279_749, 70),
+        "caveat": "",
+        "synthetic": False,
+    }
     (out / "env.json").write_text(json.dumps(env))
     assert main(["report", "--runs", str(out), "--out", str(tmp_path / "report")]) == 0
     report = (tmp_path / "report" / "report.md").read_text()
@@ -154,7 +202,9 @@ def test_published_scores_stand_beside_aff_wild2_alone(data, tmp_path, capsys):
     assert "| EXPR | official baseline (VGG16) | unstated | .250 |" in report
 
 
-@pytest.mark.parametrize(("frames", "videos"), [(270_000, 70), (279_749, 69), (284_231, 70), (0, 0)])
+@pytest.mark.parametrize(
+    ("frames", "videos"), [(270_000, 70), (279_749, 69), (284_231, 70), (0, 0)]
+)
 def test_published_scores_are_of_the_whole_validation_split_alone(frames, videos):
     assert published_scores(EXPR, frames, videos) == {}
     assert published_scores(replace(EXPR, name="mine"), 279_749, 70) == {}
@@ -180,7 +230,10 @@ def test_reports_and_sweeps_refuse_what_makes_no_sense(data, tmp_path, capsys):
     assert "not a run folder" in capsys.readouterr().err
     for more, match in (
         (["--scheduler", "asha"], "add --heads-per-trial 1"),
-        (["--scheduler", "asha", "--heads-per-trial", "1", "--select", "cv"], "does not go with --select cv"),
+        (
+            ["--scheduler", "asha", "--heads-per-trial", "1", "--select", "cv"],
+            "does not go with --select cv",
+        ),
         (["--gpus-per-trial", "2"], "--gpus-per-trial 2.0: expected 0 to 1"),
         (["--track", "mlflow"], "--track mlflow: not installed"),
         (["--heads-per-trial", "0"], "--heads-per-trial 0"),
@@ -207,50 +260,84 @@ def test_tunes_callback_pickles_while_a_live_line_is_shown(monkeypatch):
 
 
 def test_tracked_curves_of_heads_have_names_of_their_own():
-    heads = add_baseline(list_recipes(with_settings(BASE, {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "inverse"}), ["seed=0,1"], 0))
+    heads = add_baseline(
+        list_recipes(
+            with_settings(BASE, {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "inverse"}),
+            ["seed=0,1"],
+            0,
+        )
+    )
     assert len({_axis_text(PlannedHead(recipe), ["seed"]) for recipe in heads}) == len(heads) == 4
 
 
 def record_of(member, keep_epoch=None):
     chance = Chance(answer="always Other", majority=0.07)
-    return HeadRecord(id=member.id, task=EXPR, recipe=member.recipe, fingerprint="f", status="done", cv_epoch=keep_epoch, curve=Curve(), chance=chance)
+    return HeadRecord(
+        id=member.id,
+        task=EXPR,
+        recipe=member.recipe,
+        fingerprint="f",
+        status="done",
+        cv_epoch=keep_epoch,
+        curve=Curve(),
+        chance=chance,
+    )
 
 
 def test_a_run_that_goes_on_keeps_packs_as_they_were_cut_and_repeats_nothing(tmp_path):
     folder = RunFolder(tmp_path)
-    members = [PlannedHead(recipe) for recipe in list_recipes(BASE, ["loss.alpha=0.1:0.6:0.1", "seed=0,1"], 0)]
+    members = [
+        PlannedHead(recipe)
+        for recipe in list_recipes(BASE, ["loss.alpha=0.1:0.6:0.1", "seed=0,1"], 0)
+    ]
     packs = plan_batches(folder, members, 4, one_seed=False)
     assert [len(pack) for pack in packs] == [4, 4, 4]
     for member in packs[0]:
         folder.write_record(record_of(member))
     for pack in packs:
-        folder.note_batch({member.id: 0 for member in pack})  # the first one: killed between its records and clean-up
+        folder.note_batch(
+            {member.id: 0 for member in pack}
+        )  # the first one: killed between its records and clean-up
     for pack in packs[:2]:  # the last one: killed before its first save
         folder.state_path([member.id for member in pack]).touch()
     larger = [*members, PlannedHead(with_settings(BASE, {"seed": 9}))]
     again = plan_batches(folder, larger, 2, one_seed=False)
     assert again[0] == packs[1]
     assert not folder.state_path([member.id for member in packs[0]]).exists()
-    assert sorted(m.id for pack in again[1:] for m in pack) == sorted(m.id for m in [*packs[2], larger[-1]])
+    assert sorted(m.id for pack in again[1:] for m in pack) == sorted(
+        m.id for m in [*packs[2], larger[-1]]
+    )
     assert all(len(pack) <= 2 for pack in again[1:])
-    assert all(len({m.recipe.seed for m in pack}) == 1 for pack in plan_batches(folder, larger, 3, one_seed=True)[1:])
+    assert all(
+        len({m.recipe.seed for m in pack}) == 1
+        for pack in plan_batches(folder, larger, 3, one_seed=True)[1:]
+    )
     # Fewer members were asked for in between, and that run was killed too: one of the two packs goes on, nobody is trained twice.
     folder.note_batch({packs[1][0].id: 0})
     folder.state_path([packs[1][0].id]).touch()
     planned = [m.id for pack in plan_batches(folder, larger, 2, one_seed=False) for m in pack]
     assert len(planned) == len(set(planned)) == len(larger) - len(packs[0])
     # Folds chose another epoch than a pack under way keeps: it begins again.
-    assert packs[1] not in plan_batches(folder, packs[1], 4, False, {member.id: 7 for member in packs[1]})[1:]
+    assert (
+        packs[1]
+        not in plan_batches(folder, packs[1], 4, False, {member.id: 7 for member in packs[1]})[1:]
+    )
     assert not folder.state_path([member.id for member in packs[1]]).exists()
     # Another epoch chosen on folds: heads that kept the old one are trained again.
     keep = {member.id: 5 for member in packs[0]}
     folder.write_record(record_of(packs[0][0], keep_epoch=5))
-    assert packs[0][1] in [m for pack in plan_batches(folder, packs[0], 4, False, keep) for m in pack]
-    assert packs[0][0] not in [m for pack in plan_batches(folder, packs[0], 4, False, keep) for m in pack]
+    assert packs[0][1] in [
+        m for pack in plan_batches(folder, packs[0], 4, False, keep) for m in pack
+    ]
+    assert packs[0][0] not in [
+        m for pack in plan_batches(folder, packs[0], 4, False, keep) for m in pack
+    ]
 
 
 @pytest.mark.cluster
-def test_a_trial_that_keeps_dying_ends_the_sweep_with_one_line(data, tmp_path, monkeypatch, capfd, local_ray):
+def test_a_trial_that_keeps_dying_ends_the_sweep_with_one_line(
+    data, tmp_path, monkeypatch, capfd, local_ray
+):
     def die(trial, sweep):
         os._exit(1)
 
@@ -259,13 +346,30 @@ def test_a_trial_that_keeps_dying_ends_the_sweep_with_one_line(data, tmp_path, m
     assert main(sweep(data, tmp_path / "run", "--heads-per-trial", "2")) == 2
     errors = capfd.readouterr().err
     assert "Traceback" not in errors
-    assert re.match(r"raffect tune: 6 of 6 heads are not finished: a trial died 2 times \(.*died\.\); finished ones are kept", errors.splitlines()[-1])
+    assert re.match(
+        r"raffect tune: 6 of 6 heads are not finished: a trial died 2 times \(.*died\.\); finished ones are kept",
+        errors.splitlines()[-1],
+    )
 
 
 def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):
     out = tmp_path / "sweep"
     assert (
-        main(sweep(data, out, "--heads-per-trial", "1", "--scheduler", "asha", "--epochs", "9", "--no-baseline", "--no-save-heads", space=("optim.lr=1e-6,1e-2", "seed=0:2")))
+        main(
+            sweep(
+                data,
+                out,
+                "--heads-per-trial",
+                "1",
+                "--scheduler",
+                "asha",
+                "--epochs",
+                "9",
+                "--no-baseline",
+                "--no-save-heads",
+                space=("optim.lr=1e-6,1e-2", "seed=0:2"),
+            )
+        )
         == 0
     )
     records = [json.loads(path.read_text()) for path in (out / "heads").glob("*.json")]
@@ -286,16 +390,26 @@ def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):
     whole = ["--heads-per-trial", "3", "--epochs", "9", "--no-baseline"]
     assert main(sweep(data, out, *whole, space=("optim.lr=1e-6,1e-2", "seed=0:2"))) == 2
     assert "trained with --no-save-heads" in capsys.readouterr().err
-    assert main(sweep(data, out, *whole, "--no-save-heads", space=("optim.lr=1e-6,1e-2", "seed=0:2"))) == 0
-    assert {json.loads(path.read_text())["status"] for path in (out / "heads").glob("*.json")} == {"done"}
+    assert (
+        main(sweep(data, out, *whole, "--no-save-heads", space=("optim.lr=1e-6,1e-2", "seed=0:2")))
+        == 0
+    )
+    assert {json.loads(path.read_text())["status"] for path in (out / "heads").glob("*.json")} == {
+        "done"
+    }
 
 
 def test_settings_in_which_plain_erm_differs_are_named(data, tmp_path, capsys, local_ray):
     words = sweep(data, tmp_path / "run", "--no-save-heads", space=("seed=0",))
     assert main([words[0], "weighted", *words[2:]]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("alpha 1")]
-    assert [("weighting inverse" in row, "weighting none (ERM)" in row) for row in rows] == [(True, False), (False, True)]
-    assert len({json.dumps(row["settings"]) for row in scores_of(tmp_path / "run")["settings"]}) == 2
+    assert [("weighting inverse" in row, "weighting none (ERM)" in row) for row in rows] == [
+        (True, False),
+        (False, True),
+    ]
+    assert (
+        len({json.dumps(row["settings"]) for row in scores_of(tmp_path / "run")["settings"]}) == 2
+    )
 
 
 def test_a_run_that_goes_on_streams_as_it_began(tmp_path):
@@ -307,11 +421,25 @@ def test_a_run_that_goes_on_streams_as_it_began(tmp_path):
 
 @pytest.mark.cluster
 def test_ctrl_c_interrupts_a_sweep_and_stops_no_head_for_good(data, tmp_path):
-    words = sweep(data, tmp_path / "run", "--scheduler", "asha", "--heads-per-trial", "1", "--epochs", "400", "--no-baseline", space=("seed=0:2",))
-    listen = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from raffect.cli import main; sys.exit(main(sys.argv[1:]))"  # a background shell ignores it
+    words = sweep(
+        data,
+        tmp_path / "run",
+        "--scheduler",
+        "asha",
+        "--heads-per-trial",
+        "1",
+        "--epochs",
+        "400",
+        "--no-baseline",
+        space=("seed=0:2",),
     )
-    process = subprocess.Popen([sys.executable, "-c", listen, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from raffect.cli import main; sys.exit(main(sys.argv[1:]))"  # a background shell ignores it
+    process = subprocess.Popen(
+        [sys.executable, "-c", listen, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         end = time.monotonic() + 120
         while not list((tmp_path / "run" / "heads").glob("*.json")) and time.monotonic() < end:
@@ -328,12 +456,27 @@ def test_ctrl_c_interrupts_a_sweep_and_stops_no_head_for_good(data, tmp_path):
 
 def test_asha_lets_the_longest_heads_of_a_space_end():
     recipes = list_recipes(BASE, ["epochs=16,64"], 0)
-    config = TuneConfig(task="expr", bank=Path("b"), labels=Path("l"), out=Path("o"), scheduler="asha", heads_per_trial=1)
+    config = TuneConfig(
+        task="expr",
+        bank=Path("b"),
+        labels=Path("l"),
+        out=Path("o"),
+        scheduler="asha",
+        heads_per_trial=1,
+    )
     assert _build_scheduler(config, [[PlannedHead(recipe)] for recipe in recipes])._max_t == 64
 
 
 def test_erm_is_plain_whatever_the_sweep_is_of():
-    weighted = with_settings(BASE, {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "effective", "loss.logit_adjustment": 1.0})
+    weighted = with_settings(
+        BASE,
+        {
+            "loss.alpha": 1.0,
+            "sam.rho": 0.0,
+            "loss.weighting": "effective",
+            "loss.logit_adjustment": 1.0,
+        },
+    )
     assert [is_erm(recipe) for recipe in add_baseline([weighted])] == [False, True]
 
 
@@ -345,6 +488,8 @@ def test_pictures_of_runs_have_names_of_their_own():
     assert name_pictures(["a", "b"]) == ["a", "b"]
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.4123, ".412"), (0.0, ".000"), (1.0, "1.000"), (None, "-")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.4123, ".412"), (0.0, ".000"), (1.0, "1.000"), (None, "-")]
+)
 def test_scores_are_written_as_the_field_does(value, text):
     assert short(value) == text

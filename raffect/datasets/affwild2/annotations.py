@@ -30,9 +30,15 @@ _TASK_FOLDERS = {
     AU: re.compile(r"au_detection_challenge|au_set", re.I),
     VA: re.compile(r"va_estimation_challenge|va_set", re.I),
 }
-_SPLIT_FOLDERS = {"train": re.compile(r"train(ing)?_set", re.I), "validation": re.compile(r"validation_set", re.I)}
+_SPLIT_FOLDERS = {
+    "train": re.compile(r"train(ing)?_set", re.I),
+    "validation": re.compile(r"validation_set", re.I),
+}
 _MTL_SPLITS = {"train": re.compile(r"train", re.I), "validation": re.compile(r"val", re.I)}
-_EDITION_2020 = {"Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise": "7 expressions", "AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25": "8 action units"}
+_EDITION_2020 = {
+    "Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise": "7 expressions",
+    "AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25": "8 action units",
+}
 _INT = re.compile(rb"-?[0-9]{1,3}")
 _FLOAT = re.compile(rb"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 _MTL_IMAGE = re.compile(rb"(.+)/0*([0-9]{1,9})\.[A-Za-z]{3,4}", re.S)
@@ -66,13 +72,17 @@ def read_annotations(root: Path) -> Annotations:
         RaffectError: If there is no such folder or nothing in it is an annotation.
     """
     if not root.is_dir():
-        raise RaffectError(f"--annotations {root}: no such folder; give the folder that holds EXPR_*_Challenge, AU_*_Challenge or VA_*_Challenge")
+        raise RaffectError(
+            f"--annotations {root}: no such folder; give the folder that holds EXPR_*_Challenge, AU_*_Challenge or VA_*_Challenge"
+        )
     root = Path(os.path.abspath(root))  # so that `.` has a name
     reader = _Reader(root)
     folders = list(_find_task_folders(root))
     editions = sorted({folder.parent.parent for _, _, folder in folders})
     if len(editions) > 1:
-        raise RaffectError(f"--annotations {root}: holds {len(editions)} editions ({', '.join(_printable(path, root) for path in editions)}); give the folder of one")
+        raise RaffectError(
+            f"--annotations {root}: holds {len(editions)} editions ({', '.join(_printable(path, root) for path in editions)}); give the folder of one"
+        )
     for task, split, folder in folders:
         for file in sorted(folder.glob("*.txt")):
             if not file.name.startswith("."):
@@ -82,8 +92,14 @@ def read_annotations(root: Path) -> Annotations:
             reader.read_mtl(file)
     tables = reader.tables()
     if not tables:
-        hint = f"; first problem: {reader.problems[0].file}: {reader.problems[0].what}" if reader.problems else ""
-        raise RaffectError(f"--annotations {root}: no readable annotations; expected e.g. EXPR_Recognition_Challenge/Train_Set/<video>.txt below it{hint}")
+        hint = (
+            f"; first problem: {reader.problems[0].file}: {reader.problems[0].what}"
+            if reader.problems
+            else ""
+        )
+        raise RaffectError(
+            f"--annotations {root}: no readable annotations; expected e.g. EXPR_Recognition_Challenge/Train_Set/<video>.txt below it{hint}"
+        )
     edition = folders[0][2].parent.parent.name if folders else root.name
     return Annotations(edition, reader.digest.hexdigest(), tables, reader.problems)
 
@@ -125,7 +141,11 @@ def parse_valence_arousal(line: bytes) -> tuple[float, ...]:
     raise ValueError(f"expected two values from -1 to 1 (or -5), found {_show(line)}")
 
 
-_PARSERS: dict[Task, Callable[[bytes], tuple]] = {EXPR: parse_expression, AU: parse_units, VA: parse_valence_arousal}
+_PARSERS: dict[Task, Callable[[bytes], tuple]] = {
+    EXPR: parse_expression,
+    AU: parse_units,
+    VA: parse_valence_arousal,
+}
 
 
 def _printable(path: Path, root: Path) -> str:
@@ -144,7 +164,9 @@ class _Reader:
         self.root = root
         self.problems: list[Problem] = []
         self.digest = hashlib.sha256()
-        self._rows: dict[Task, list[tuple[str, str, np.ndarray, np.ndarray]]] = {task: [] for task in TASKS}
+        self._rows: dict[Task, list[tuple[str, str, np.ndarray, np.ndarray]]] = {
+            task: [] for task in TASKS
+        }
         self._splits: dict[tuple[str, str], str] = {}
 
     def read_video(self, file: Path, task: Task, split: str) -> None:
@@ -155,21 +177,33 @@ class _Reader:
         if lines is None or not self._check_header(name, lines, task):
             return
         if not is_utf8(video):
-            self._report(name, 0, "file name is not UTF-8, video left out; rename the file and its image folder")
+            self._report(
+                name,
+                0,
+                "file name is not UTF-8, video left out; rename the file and its image folder",
+            )
             return
         if other := self._splits.get((task.name, video)):
-            self._report(name, 0, f"video stands in the {other} split of {task.name} too, left out here")
+            self._report(
+                name, 0, f"video stands in the {other} split of {task.name} too, left out here"
+            )
             return
         self._splits[task.name, video] = split
         values = self._parse(name, lines[1:], task)
-        self._rows[task].append((video, split, np.arange(1, len(values) + 1, dtype=np.int32), values))
+        self._rows[task].append(
+            (video, split, np.arange(1, len(values) + 1, dtype=np.int32), values)
+        )
 
     def read_mtl(self, file: Path) -> None:
         """Read one MTL file of 16 columns; a frame that occurs twice counts once."""
         name = self._name(file)
         splits = [split for split, pattern in _MTL_SPLITS.items() if pattern.search(file.stem)]
         if len(splits) != 1:
-            self._report(name, 0, "file name says neither train nor validation, or both; file left out, rename it")
+            self._report(
+                name,
+                0,
+                "file name says neither train nor validation, or both; file left out, rename it",
+            )
             return
         lines, split = self._lines(file, name), splits[0]
         if lines is None:
@@ -185,7 +219,11 @@ class _Reader:
             if key in rows:
                 repeats += 1
                 if rows[key] != values:
-                    self._report(name, number, f"frame {key[0]}/{key[1]:05d} occurs again with other values, first ones kept")
+                    self._report(
+                        name,
+                        number,
+                        f"frame {key[0]}/{key[1]:05d} occurs again with other values, first ones kept",
+                    )
             else:
                 rows[key] = values
         if repeats:
@@ -195,7 +233,11 @@ class _Reader:
             videos.setdefault(video, []).append((frame, values))
         for video, items in videos.items():
             if other := self._splits.get(("mtl", video)):
-                self._report(name, 0, f"video {video} stands in another file of the {other} split too, left out here")
+                self._report(
+                    name,
+                    0,
+                    f"video {video} stands in another file of the {other} split too, left out here",
+                )
                 continue
             self._splits["mtl", video] = split
             frames = np.array([frame for frame, _ in items], np.int32)
@@ -223,14 +265,25 @@ class _Reader:
         return np.array(values, DTYPES[task]).reshape(len(values), len(task.columns))
 
     def _check_header(self, name: str, lines: list[bytes], task: Task) -> bool:
-        names = [cell.strip() for cell in (lines[0] if lines else b"").decode("utf-8", "replace").split(",")]
+        names = [
+            cell.strip()
+            for cell in (lines[0] if lines else b"").decode("utf-8", "replace").split(",")
+        ]
         header = ",".join(names).rstrip(",")
         if header == HEADERS[task]:
             return True
         if header in _EDITION_2020:
-            self._report(name, 1, f"2020 edition with {_EDITION_2020[header]}, which this program does not read; take edition 3 or later")
+            self._report(
+                name,
+                1,
+                f"2020 edition with {_EDITION_2020[header]}, which this program does not read; take edition 3 or later",
+            )
         else:
-            self._report(name, 1, f"expected the header {HEADERS[task]!r}, found {header[:80]!r}; file left out")
+            self._report(
+                name,
+                1,
+                f"expected the header {HEADERS[task]!r}, found {header[:80]!r}; file left out",
+            )
         return False
 
     def _lines(self, file: Path, name: str) -> list[bytes] | None:
@@ -238,7 +291,11 @@ class _Reader:
         try:
             content = read_regular(file)
         except (OSError, Damaged) as error:
-            self._report(name, 0, f"cannot be read ({error.strerror if isinstance(error, OSError) else error}); file left out")
+            self._report(
+                name,
+                0,
+                f"cannot be read ({error.strerror if isinstance(error, OSError) else error}); file left out",
+            )
             return None
         self.digest.update(name.encode() + b"\0" + content + b"\0")
         if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -263,7 +320,11 @@ def _parse_mtl(line: bytes) -> tuple[tuple[str, int], tuple]:
     if len(cells) != 16 or not match or int(match[2]) < 1:
         raise ValueError(f"expected video/00001.jpg and 15 values, found {_show(line)}")
     video = match[1].decode("utf-8", "strict")
-    values = (parse_valence_arousal(b",".join(cells[1:3])), parse_expression(cells[3]), parse_units(b",".join(cells[4:])))
+    values = (
+        parse_valence_arousal(b",".join(cells[1:3])),
+        parse_expression(cells[3]),
+        parse_units(b",".join(cells[4:])),
+    )
     return (video, int(match[2])), values
 
 
@@ -307,14 +368,24 @@ def _has_mtl_header(file: Path) -> bool:
             head = handle.read(200)
     except (OSError, Damaged):
         return False
-    return head.removeprefix(b"\xef\xbb\xbf").replace(b" ", b"").strip().rstrip(b",").startswith(MTL_HEADER.encode())
+    return (
+        head.removeprefix(b"\xef\xbb\xbf")
+        .replace(b" ", b"")
+        .strip()
+        .rstrip(b",")
+        .startswith(MTL_HEADER.encode())
+    )
 
 
 def _walk(root: Path, depth: int) -> Iterator[Path]:
     yield root
     if depth:
         try:
-            below = sorted(entry.path for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+            below = sorted(
+                entry.path
+                for entry in os.scandir(root)
+                if entry.is_dir() and not entry.name.startswith(".")
+            )
         except OSError:
             return
         for path in below:

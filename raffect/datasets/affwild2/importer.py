@@ -72,7 +72,11 @@ def import_affwild2(config: PrepareConfig) -> Imported:
     assert config.annotations is not None  # the configuration has seen to it
     annotations = read_annotations(config.annotations)
     synthetic = all(is_synthetic(root) for root in listing.table["root"].unique().to_pylist())
-    coverage = [measure(task, split, table, listing.table) for task, table in annotations.tables.items() for split in SPLITS]
+    coverage = [
+        measure(task, split, table, listing.table)
+        for task, table in annotations.tables.items()
+        for split in SPLITS
+    ]
     coverage = [part for part in coverage if part.lines]
     return Imported(
         manifest=listing.table,
@@ -100,23 +104,48 @@ def measure(task: Task, split: str, labels: pa.Table, manifest: pa.Table) -> Cov
     numbers = np.array([vocabulary.number(video) for video in videos], np.int64)
     beyond = np.isin(images >> 32, numbers) & absent(images, lines)
     return Coverage(
-        task=task, split=split, videos=len(videos), lines=len(lines), annotated=int(known.sum()),
-        with_image=int((known & has_image).sum()), without_image=int((~has_image).sum()), images_without_line=int(beyond.sum()),
-        missing_videos=sorted(vocabulary.names[number] for number in numbers if number >= known_videos), shares=kind_of(task).shares(task, values[known & has_image]),
-    )  # fmt: skip
+        task=task,
+        split=split,
+        videos=len(videos),
+        lines=len(lines),
+        annotated=int(known.sum()),
+        with_image=int((known & has_image).sum()),
+        without_image=int((~has_image).sum()),
+        images_without_line=int(beyond.sum()),
+        missing_videos=sorted(
+            vocabulary.names[number] for number in numbers if number >= known_videos
+        ),
+        shares=kind_of(task).shares(task, values[known & has_image]),
+    )
 
 
-def _all_problems(annotations: Annotations, listing: Listing, coverage: list[Coverage]) -> list[Problem]:
+def _all_problems(
+    annotations: Annotations, listing: Listing, coverage: list[Coverage]
+) -> list[Problem]:
     problems = list(annotations.problems)
-    problems += [Problem(path, 0, what) for path, _, what in (problem.partition(": ") for problem in listing.problems)]
+    problems += [
+        Problem(path, 0, what)
+        for path, _, what in (problem.partition(": ") for problem in listing.problems)
+    ]
     for part in coverage:
         problems += [
-            Problem(f"{part.task.name}/{part.split}/{video}.txt", 0, "no image folder of this name; is a second archive missing from --images?") for video in part.missing_videos
+            Problem(
+                f"{part.task.name}/{part.split}/{video}.txt",
+                0,
+                "no image folder of this name; is a second archive missing from --images?",
+            )
+            for video in part.missing_videos
         ]
     return problems
 
 
-def _report(listing: Listing, annotations: Annotations, coverage: list[Coverage], listed_s: float, synthetic: bool) -> list[str]:
+def _report(
+    listing: Listing,
+    annotations: Annotations,
+    coverage: list[Coverage],
+    listed_s: float,
+    synthetic: bool,
+) -> list[str]:
     videos = len(listing.table["video"].unique())
     out = [
         f"images: {len(listing.table):,} frames in {videos:,} videos, listed in {listed_s:.1f} s ({listing.num_other:,} other files ignored)"
@@ -137,8 +166,14 @@ def _report(listing: Listing, annotations: Annotations, coverage: list[Coverage]
         out += _share_lines(part)
     for part in coverage:
         if part.missing_videos:
-            names = ", ".join(part.missing_videos[:_SHOWN]) + (f" and {len(part.missing_videos) - _SHOWN} more" if len(part.missing_videos) > _SHOWN else "")
-            out.append(f"missing: {len(part.missing_videos)} of {part.videos} {part.task.name} {part.split} videos have no image folder: {names}")
+            names = ", ".join(part.missing_videos[:_SHOWN]) + (
+                f" and {len(part.missing_videos) - _SHOWN} more"
+                if len(part.missing_videos) > _SHOWN
+                else ""
+            )
+            out.append(
+                f"missing: {len(part.missing_videos)} of {part.videos} {part.task.name} {part.split} videos have no image folder: {names}"
+            )
     return out
 
 
@@ -146,8 +181,13 @@ def _share_lines(part: Coverage) -> list[str]:
     """Class counts, label rates or means of values, with those of a complete copy below where they are known."""
     title = f"{part.task.name} {part.split}"
     if any(name not in part.task.outputs for name in part.shares):  # means say so in their names
-        return [f"{title}: " + ", ".join(f"{name} {value:+.3f}" for name, value in part.shares.items()), ""]
-    here = [f"{value:,}" if isinstance(value, int) else f"{value:.3f}" for value in part.shares.values()]
+        return [
+            f"{title}: " + ", ".join(f"{name} {value:+.3f}" for name, value in part.shares.items()),
+            "",
+        ]
+    here = [
+        f"{value:,}" if isinstance(value, int) else f"{value:.3f}" for value in part.shares.values()
+    ]
     rows = [(title, list(part.shares)), ("  here", here)]
     if part.split in (complete := COMPLETE[part.task].shares):
         rows.append(("  complete copy", list(complete[part.split])))

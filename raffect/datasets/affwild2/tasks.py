@@ -30,8 +30,21 @@ ACTION_UNITS = {
 """AU names in file order, with what the FACS manual sees."""
 
 EXPR = Task(name="expr", kind="multiclass", outputs=EXPRESSIONS, columns=("expression",))
-AU = Task(name="au", kind="multilabel", outputs=tuple(ACTION_UNITS), columns=tuple(ACTION_UNITS), descriptions=tuple(ACTION_UNITS.values()))
-VA = Task(name="va", kind="regression", outputs=("valence", "arousal"), columns=("valence", "arousal"), unlabelled=-5, limits=(-1, 1))
+AU = Task(
+    name="au",
+    kind="multilabel",
+    outputs=tuple(ACTION_UNITS),
+    columns=tuple(ACTION_UNITS),
+    descriptions=tuple(ACTION_UNITS.values()),
+)
+VA = Task(
+    name="va",
+    kind="regression",
+    outputs=("valence", "arousal"),
+    columns=("valence", "arousal"),
+    unlabelled=-5,
+    limits=(-1, 1),
+)
 TASKS = (EXPR, AU, VA)
 HEADERS = {EXPR: ",".join(EXPRESSIONS), AU: ",".join(ACTION_UNITS), VA: "valence,arousal"}
 """Header line of an annotation file of each task, exact."""
@@ -53,7 +66,9 @@ def read_task(content: Any, where: str) -> Task:
         if (task := next((task for task in TASKS if task.name == content), None)) is not None:
             return task
         names = ", ".join(task.name for task in TASKS)
-        raise RaffectError(f"{where}: task {content[:40]!r} is not one that raffect knows ({names}); make the label table again with `raffect prepare`")
+        raise RaffectError(
+            f"{where}: task {content[:40]!r} is not one that raffect knows ({names}); make the label table again with `raffect prepare`"
+        )
     return Task.from_json(content, where)
 
 
@@ -82,7 +97,20 @@ COMPLETE_EXPR_COUNTS = {
 }
 """EXPR frames a class in a complete copy (train counted over ``cropped`` images)."""
 
-COMPLETE_AU_RATES = (0.118, 0.050, 0.154, 0.266, 0.397, 0.344, 0.245, 0.028, 0.031, 0.026, 0.627, 0.074)
+COMPLETE_AU_RATES = (
+    0.118,
+    0.050,
+    0.154,
+    0.266,
+    0.397,
+    0.344,
+    0.245,
+    0.028,
+    0.031,
+    0.026,
+    0.627,
+    0.074,
+)
 """Share of positive frames a unit in a complete copy's training split."""
 
 COMPLETE = {
@@ -90,7 +118,10 @@ COMPLETE = {
         annotated={"train": 597_361, "validation": 284_230},
         videos={"train": 248, "validation": 70},
         with_image={"train": 586_959, "validation": 279_749},
-        shares={split: tuple(f"{count:,}" for count in counts) for split, counts in COMPLETE_EXPR_COUNTS.items()},
+        shares={
+            split: tuple(f"{count:,}" for count in counts)
+            for split, counts in COMPLETE_EXPR_COUNTS.items()
+        },
         published={"official baseline (VGG16)": 0.25, "Lin et al. 2024": 0.36},
     ),
     AU: CompleteCopy(
@@ -99,11 +130,16 @@ COMPLETE = {
         shares={"train": tuple(f"{rate:.3f}" for rate in COMPLETE_AU_RATES)},
         published={"official baseline (VGG16)": 0.39, "Lin et al. 2024": 0.43},
     ),
-    VA: CompleteCopy(annotated={"train": 1_679_857, "validation": 382_021}, videos={"train": 356, "validation": 76}),
+    VA: CompleteCopy(
+        annotated={"train": 1_679_857, "validation": 382_021},
+        videos={"train": 356, "validation": 76},
+    ),
 }
 
 
-def published_scores(task: Task, validation_frames: int, validation_videos: int) -> dict[str, float]:
+def published_scores(
+    task: Task, validation_frames: int, validation_videos: int
+) -> dict[str, float]:
     """Scores of others that may stand beside ours: none, unless a validation split is Aff-Wild2's own, whole."""
     copy = COMPLETE.get(task)
     if copy is None or validation_videos != copy.videos["validation"]:

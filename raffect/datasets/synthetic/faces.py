@@ -18,12 +18,42 @@ from PIL import Image, ImageDraw
 SIZE = 112
 """Side of a drawn face in pixels, as in Aff-Wild2's ``cropped_aligned``."""
 
-DRAWN_UNITS = ("AU1", "AU2", "AU4", "AU5", "AU6", "AU7", "AU9", "AU10", "AU12", "AU15", "AU17", "AU20", "AU23", "AU24", "AU25", "AU26")
+DRAWN_UNITS = (
+    "AU1",
+    "AU2",
+    "AU4",
+    "AU5",
+    "AU6",
+    "AU7",
+    "AU9",
+    "AU10",
+    "AU12",
+    "AU15",
+    "AU17",
+    "AU20",
+    "AU23",
+    "AU24",
+    "AU25",
+    "AU26",
+)
 """Units the pencil knows: the 12 that Aff-Wild2 labels, and AU5, AU9, AU17, AU20, which real faces show as well."""
 
 _SUPERSAMPLE = 2
-_SKINS = np.array([(247, 215, 190), (236, 188, 152), (214, 160, 120), (178, 120, 82), (134, 86, 58), (92, 60, 44)], float)
-_HAIRS = np.array([(30, 26, 24), (62, 42, 30), (104, 70, 42), (168, 126, 70), (150, 60, 34), (150, 150, 154)], float)
+_SKINS = np.array(
+    [
+        (247, 215, 190),
+        (236, 188, 152),
+        (214, 160, 120),
+        (178, 120, 82),
+        (134, 86, 58),
+        (92, 60, 44),
+    ],
+    float,
+)
+_HAIRS = np.array(
+    [(30, 26, 24), (62, 42, 30), (104, 70, 42), (168, 126, 70), (150, 60, 34), (150, 150, 154)],
+    float,
+)
 _IRISES = np.array([(70, 46, 30), (40, 30, 26), (70, 96, 130), (84, 110, 70)], float)
 _HAIRCUTS = ("short", "long", "fringe", "bun", "bald")
 
@@ -131,7 +161,11 @@ def draw_face(look: Look, units: Mapping[str, float], pose: Pose, seed: int) -> 
     if look.glasses:
         for side in (-1, 1):
             pencil.line(_ellipse(side * look.eye_distance, -0.11, 0.2, 0.15), (40, 40, 46), 0.018)
-        pencil.line([(-look.eye_distance + 0.2, -0.12), (look.eye_distance - 0.2, -0.12)], (40, 40, 46), 0.018)
+        pencil.line(
+            [(-look.eye_distance + 0.2, -0.12), (look.eye_distance - 0.2, -0.12)],
+            (40, 40, 46),
+            0.018,
+        )
     return pencil.finish(seed)
 
 
@@ -149,7 +183,9 @@ class _Pencil:
         xy = np.asarray(points, float)
         x, y = xy[:, 0], xy[:, 1]
         # The middle of a face is nearer to the camera than its rim, so turning moves it further.
-        x = x * (1 - 0.1 * abs(self.pose.yaw)) + 0.16 * self.pose.yaw * np.clip(1 - x * x * 1.6, 0, 1)
+        x = x * (1 - 0.1 * abs(self.pose.yaw)) + 0.16 * self.pose.yaw * np.clip(
+            1 - x * x * 1.6, 0, 1
+        )
         c, s = np.cos(self.pose.roll), np.sin(self.pose.roll)
         x, y = x * c - y * s, x * s + y * c
         out = np.stack([x, y], 1) * self.pose.scale + self.pose.shift
@@ -167,7 +203,9 @@ class _Pencil:
         pixels = np.asarray(self.image.reduce(_SUPERSAMPLE), np.float32)
         ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)[None, :, None]
         noise = np.random.default_rng(seed).normal(0, pose.noise, pixels.shape).astype(np.float32)
-        return np.clip(pixels * (pose.light * (1 + pose.light_side * ramp)) + noise, 0, 255).astype(np.uint8)
+        return np.clip(pixels * (pose.light * (1 + pose.light_side * ramp)) + noise, 0, 255).astype(
+            np.uint8
+        )
 
 
 def _rgb(colour) -> tuple[int, int, int]:
@@ -175,7 +213,15 @@ def _rgb(colour) -> tuple[int, int, int]:
     return r, g, b
 
 
-def _ellipse(cx: float, cy: float, rx: float, ry: float, start: float = 0, stop: float = 2 * np.pi, num: int = 28) -> np.ndarray:
+def _ellipse(
+    cx: float,
+    cy: float,
+    rx: float,
+    ry: float,
+    start: float = 0,
+    stop: float = 2 * np.pi,
+    num: int = 28,
+) -> np.ndarray:
     t = np.linspace(start, stop, num)
     return np.stack([cx + rx * np.cos(t), cy + ry * np.sin(t)], 1)
 
@@ -204,16 +250,34 @@ def _draw_head(pencil: _Pencil, look: Look, au: Mapping[str, float]) -> None:
     y = np.where(np.sin(t) > 0, chin * np.sin(t), 0.86 * np.sin(t))
     pencil.fill(np.stack([x, y], 1), look.skin)
     if look.beard:
-        pencil.fill(np.concatenate([_ellipse(0, 0.28, width * 0.97, chin - 0.29, 0.12, np.pi - 0.12), [(-0.3, 0.4), (0, 0.33), (0.3, 0.4)]]), look.hair * 0.6 + look.skin * 0.4)
+        pencil.fill(
+            np.concatenate(
+                [
+                    _ellipse(0, 0.28, width * 0.97, chin - 0.29, 0.12, np.pi - 0.12),
+                    [(-0.3, 0.4), (0, 0.33), (0.3, 0.4)],
+                ]
+            ),
+            look.hair * 0.6 + look.skin * 0.4,
+        )
     if look.haircut in ("short", "fringe", "bun", "long"):
         drop = -0.42 if look.haircut == "fringe" else -0.56
-        pencil.fill(np.concatenate([_ellipse(0, -0.28, width + 0.04, 0.64, np.pi, 2 * np.pi), _curve((width, -0.3), (0, drop - 0.2), (-width, -0.3))]), hair)
+        pencil.fill(
+            np.concatenate(
+                [
+                    _ellipse(0, -0.28, width + 0.04, 0.64, np.pi, 2 * np.pi),
+                    _curve((width, -0.3), (0, drop - 0.2), (-width, -0.3)),
+                ]
+            ),
+            hair,
+        )
 
 
 def _draw_eye(pencil: _Pencil, look: Look, au: Mapping[str, float], side: int) -> None:
     cx, cy = side * look.eye_distance, -0.11
     rx = look.eye_width
-    up = look.eye_height * (1 + 0.75 * au["AU5"] - 0.5 * au["AU7"] - 0.15 * au["AU6"] - 0.12 * au["AU9"])
+    up = look.eye_height * (
+        1 + 0.75 * au["AU5"] - 0.5 * au["AU7"] - 0.15 * au["AU6"] - 0.12 * au["AU9"]
+    )
     down = look.eye_height * (0.85 - 0.5 * au["AU7"] - 0.45 * au["AU6"])
     up, down = max(up, 0.008), max(down, 0.005)
     lid_up = _curve((cx - rx, cy), (cx, cy - 2 * up), (cx + rx, cy))
@@ -229,14 +293,27 @@ def _draw_eye(pencil: _Pencil, look: Look, au: Mapping[str, float], side: int) -
     pencil.line(lid_down, look.skin * 0.62, 0.012)
     fold = look.skin * 0.72
     if au["AU7"] > 0.15:  # tight lower lid: a straight crease close to the eye
-        pencil.line([(cx - rx, cy + down + 0.035), (cx + rx, cy + down + 0.035)], look.skin * (1 - 0.42 * au["AU7"]), 0.016)
+        pencil.line(
+            [(cx - rx, cy + down + 0.035), (cx + rx, cy + down + 0.035)],
+            look.skin * (1 - 0.42 * au["AU7"]),
+            0.016,
+        )
     if au["AU6"] > 0.1:  # raised cheek: bulge, pouch under the eye and crow's feet
         strength = au["AU6"]
-        pencil.fill(_ellipse(cx + side * 0.02, 0.14 - 0.03 * strength, 0.15, 0.085 * strength), look.skin * (1.0, 0.86, 0.84) + 6)
-        pencil.line(_curve((cx - rx, cy + 0.09), (cx, cy + 0.17), (cx + rx, cy + 0.08)), fold, 0.018)
+        pencil.fill(
+            _ellipse(cx + side * 0.02, 0.14 - 0.03 * strength, 0.15, 0.085 * strength),
+            look.skin * (1.0, 0.86, 0.84) + 6,
+        )
+        pencil.line(
+            _curve((cx - rx, cy + 0.09), (cx, cy + 0.17), (cx + rx, cy + 0.08)), fold, 0.018
+        )
         for dy in (-0.05, 0.0, 0.05):
             start = cx + side * (rx + 0.025)
-            pencil.line([(start, cy + dy * 0.5), (start + side * 0.09 * strength, cy + dy * 1.5)], look.skin * (1 - 0.4 * strength), 0.014)
+            pencil.line(
+                [(start, cy + dy * 0.5), (start + side * 0.09 * strength, cy + dy * 1.5)],
+                look.skin * (1 - 0.4 * strength),
+                0.014,
+            )
 
 
 def _draw_brow(pencil: _Pencil, look: Look, au: Mapping[str, float], side: int) -> None:
@@ -247,7 +324,15 @@ def _draw_brow(pencil: _Pencil, look: Look, au: Mapping[str, float], side: int) 
     inner_x = side * (look.eye_distance - 0.145 - 0.045 * au["AU4"])
     outer_x = side * (look.eye_distance + 0.165)
     colour = look.hair * 0.75 if look.haircut != "bald" else look.skin * 0.4
-    pencil.line(_curve((inner_x, inner_y), (side * look.eye_distance, 2 * middle_y - (inner_y + outer_y) / 2), (outer_x, outer_y)), colour, look.brow_thickness * 1.2)
+    pencil.line(
+        _curve(
+            (inner_x, inner_y),
+            (side * look.eye_distance, 2 * middle_y - (inner_y + outer_y) / 2),
+            (outer_x, outer_y),
+        ),
+        colour,
+        look.brow_thickness * 1.2,
+    )
 
 
 def _draw_folds(pencil: _Pencil, look: Look, au: Mapping[str, float]) -> None:
@@ -255,38 +340,77 @@ def _draw_folds(pencil: _Pencil, look: Look, au: Mapping[str, float]) -> None:
     for k, y in enumerate((-0.42, -0.49)):
         inner = max(au["AU1"], 0.25 * look.age)
         if inner > 0.15:
-            pencil.line(_curve((-0.16, y + 0.015), (0, y - 0.03), (0.16, y + 0.015)), look.skin * (1 - 0.34 * inner), 0.016)
+            pencil.line(
+                _curve((-0.16, y + 0.015), (0, y - 0.03), (0.16, y + 0.015)),
+                look.skin * (1 - 0.34 * inner),
+                0.016,
+            )
         if au["AU2"] > 0.15:
             for side in (-1, 1):
-                pencil.line(_curve((side * 0.22, y), (side * 0.34, y - 0.05), (side * 0.46, y + 0.03 * k)), look.skin * (1 - 0.34 * au["AU2"]), 0.016)
+                pencil.line(
+                    _curve((side * 0.22, y), (side * 0.34, y - 0.05), (side * 0.46, y + 0.03 * k)),
+                    look.skin * (1 - 0.34 * au["AU2"]),
+                    0.016,
+                )
     if au["AU4"] > 0.1:
         for side in (-1, 1):
-            pencil.line([(side * 0.035, -0.36), (side * 0.05, -0.22)], look.skin * (1 - 0.5 * au["AU4"]), 0.02)
+            pencil.line(
+                [(side * 0.035, -0.36), (side * 0.05, -0.22)],
+                look.skin * (1 - 0.5 * au["AU4"]),
+                0.02,
+            )
     nasolabial = max(au["AU10"], 0.55 * au["AU12"], 0.5 * au["AU9"], 0.35 * look.age)
     if nasolabial > 0.12:
         reach = 0.06 * au["AU12"]
         for side in (-1, 1):
             x = side * (look.nose_width + 0.035)
             bend = (side * (look.nose_width + 0.12 + reach), 0.2 + 0.06 * (1 - au["AU10"]))
-            pencil.line(_curve((x, 0.17 - 0.03 * au["AU10"]), bend, (side * (look.mouth_width + 0.03 + reach), 0.4)), look.skin * (1 - 0.38 * nasolabial), 0.02)
+            pencil.line(
+                _curve(
+                    (x, 0.17 - 0.03 * au["AU10"]),
+                    bend,
+                    (side * (look.mouth_width + 0.03 + reach), 0.4),
+                ),
+                look.skin * (1 - 0.38 * nasolabial),
+                0.02,
+            )
 
 
 def _draw_nose(pencil: _Pencil, look: Look, au: Mapping[str, float]) -> None:
     top, bottom = -0.1, -0.1 + look.nose_length - 0.035 * au["AU9"] - 0.015 * au["AU10"]
     width = look.nose_width * (1 + 0.22 * au["AU10"] + 0.15 * au["AU9"])
     shade = look.skin * 0.74
-    pencil.line(_curve((0.03, top), (0.05, (top + bottom) / 2), (width * 0.8, bottom - 0.03)), shade, 0.014)
-    pencil.line(_curve((-width, bottom - 0.02), (0, bottom + 0.07), (width, bottom - 0.02)), look.skin * 0.62, 0.02)
+    pencil.line(
+        _curve((0.03, top), (0.05, (top + bottom) / 2), (width * 0.8, bottom - 0.03)), shade, 0.014
+    )
+    pencil.line(
+        _curve((-width, bottom - 0.02), (0, bottom + 0.07), (width, bottom - 0.02)),
+        look.skin * 0.62,
+        0.02,
+    )
     for side in (-1, 1):
-        pencil.fill(_ellipse(side * width * 0.45, bottom + 0.005, 0.022, 0.014, num=10), look.skin * 0.4)
+        pencil.fill(
+            _ellipse(side * width * 0.45, bottom + 0.005, 0.022, 0.014, num=10), look.skin * 0.4
+        )
     if au["AU9"] > 0.15:  # wrinkled root of the nose
         for y in (-0.12, -0.07, -0.02):
-            pencil.line(_curve((-0.085, y + 0.02), (0, y - 0.04), (0.085, y + 0.02)), look.skin * (1 - 0.45 * au["AU9"]), 0.016)
+            pencil.line(
+                _curve((-0.085, y + 0.02), (0, y - 0.04), (0.085, y + 0.02)),
+                look.skin * (1 - 0.45 * au["AU9"]),
+                0.016,
+            )
 
 
 def _draw_mouth(pencil: _Pencil, look: Look, au: Mapping[str, float]) -> None:
     tight, press = au["AU23"], au["AU24"]
-    half = look.mouth_width * (1 + 0.28 * au["AU12"] + 0.36 * au["AU20"] - 0.42 * tight - 0.06 * press - 0.2 * au["AU26"] * (1 - au["AU20"]))
+    half = look.mouth_width * (
+        1
+        + 0.28 * au["AU12"]
+        + 0.36 * au["AU20"]
+        - 0.42 * tight
+        - 0.06 * press
+        - 0.2 * au["AU26"] * (1 - au["AU20"])
+    )
     y = look.mouth_y + 0.02 * au["AU26"] - 0.015 * au["AU17"]
     corner = y - 0.1 * au["AU12"] + 0.1 * au["AU15"] + 0.02 * au["AU20"]
     gap = 0.055 * au["AU25"] + 0.17 * au["AU26"]
@@ -309,25 +433,54 @@ def _draw_mouth(pencil: _Pencil, look: Look, au: Mapping[str, float]) -> None:
         inside = np.concatenate([lip(upper_in), lip(lower_in)[::-1]])
         pencil.fill(inside, (58, 18, 22))
         if gap > 0.03:  # upper teeth; they show most in a smile or under a raised lip
-            teeth = upper_in + min(0.5 * gap, 0.035 + 0.03 * max(au["AU12"], au["AU10"], au["AU20"]))
-            pencil.fill(np.concatenate([lip(upper_in) * (0.86, 1), (lip(teeth) * (0.86, 1))[::-1]]), (238, 234, 224))
+            teeth = upper_in + min(
+                0.5 * gap, 0.035 + 0.03 * max(au["AU12"], au["AU10"], au["AU20"])
+            )
+            pencil.fill(
+                np.concatenate([lip(upper_in) * (0.86, 1), (lip(teeth) * (0.86, 1))[::-1]]),
+                (238, 234, 224),
+            )
     else:
         pencil.line(lip((upper_in + lower_in) / 2), look.lips * 0.5, 0.018 + 0.014 * press)
     if press > 0.15:  # pressed lips: skin bulges above and below the line
         for dy, bend in ((-0.06, -0.03), (0.065, 0.03)):
-            pencil.line(_curve((-half * 0.8, y + dy), (0, y + dy + bend), (half * 0.8, y + dy)), look.skin * (1 - 0.32 * press), 0.018)
+            pencil.line(
+                _curve((-half * 0.8, y + dy), (0, y + dy + bend), (half * 0.8, y + dy)),
+                look.skin * (1 - 0.32 * press),
+                0.018,
+            )
     if tight > 0.15:  # tight lips: fine vertical lines around a narrow mouth
         for x in (-0.6, 0.0, 0.6):
-            pencil.line([(x * half, upper_out - 0.05), (x * half, upper_out - 0.012)], look.skin * (1 - 0.34 * tight), 0.014)
+            pencil.line(
+                [(x * half, upper_out - 0.05), (x * half, upper_out - 0.012)],
+                look.skin * (1 - 0.34 * tight),
+                0.014,
+            )
     if au["AU15"] > 0.15:  # pouches below the corners
         for side in (-1, 1):
             pencil.line(
-                _curve((side * (half + 0.01), corner), (side * (half + 0.045), corner + 0.05), (side * (half + 0.02), corner + 0.11)), look.skin * (1 - 0.42 * au["AU15"]), 0.02
+                _curve(
+                    (side * (half + 0.01), corner),
+                    (side * (half + 0.045), corner + 0.05),
+                    (side * (half + 0.02), corner + 0.11),
+                ),
+                look.skin * (1 - 0.42 * au["AU15"]),
+                0.02,
             )
     if au["AU12"] > 0.2:  # dimples beyond the corners
         for side in (-1, 1):
             pencil.line(
-                _curve((side * (half + 0.035), corner - 0.04), (side * (half + 0.06), corner), (side * (half + 0.035), corner + 0.045)), look.skin * (1 - 0.38 * au["AU12"]), 0.018
+                _curve(
+                    (side * (half + 0.035), corner - 0.04),
+                    (side * (half + 0.06), corner),
+                    (side * (half + 0.035), corner + 0.045),
+                ),
+                look.skin * (1 - 0.38 * au["AU12"]),
+                0.018,
             )
     if au["AU17"] > 0.15:  # puckered chin
-        pencil.line(_curve((-0.09, y + 0.2), (0, y + 0.15), (0.09, y + 0.2)), look.skin * (1 - 0.4 * au["AU17"]), 0.022)
+        pencil.line(
+            _curve((-0.09, y + 0.2), (0, y + 0.15), (0.09, y + 0.2)),
+            look.skin * (1 - 0.4 * au["AU17"]),
+            0.022,
+        )

@@ -33,25 +33,61 @@ GENERATOR = 2
 
 SIZES = {"tiny": 400, "small": 4_000, "medium": 40_000}
 EDITION = "8th_ABAW_Annotations"
-TASK_FOLDERS = {"expr": "EXPR_Recognition_Challenge", "au": "AU_Detection_Challenge", "va": "VA_Estimation_Challenge"}
+TASK_FOLDERS = {
+    "expr": "EXPR_Recognition_Challenge",
+    "au": "AU_Detection_Challenge",
+    "va": "VA_Estimation_Challenge",
+}
 
 PROTOTYPES: dict[str, tuple[dict[str, float], ...]] = {
     "Neutral": ({},),
-    "Anger": ({"AU4": 1, "AU5": 0.5, "AU7": 0.8, "AU23": 0.9}, {"AU4": 1, "AU7": 0.9, "AU24": 0.8, "AU10": 0.3}),
-    "Disgust": ({"AU9": 1, "AU10": 1, "AU4": 0.4, "AU7": 0.5, "AU25": 0.4}, {"AU9": 0.9, "AU10": 0.8, "AU15": 0.6, "AU17": 0.5}),
+    "Anger": (
+        {"AU4": 1, "AU5": 0.5, "AU7": 0.8, "AU23": 0.9},
+        {"AU4": 1, "AU7": 0.9, "AU24": 0.8, "AU10": 0.3},
+    ),
+    "Disgust": (
+        {"AU9": 1, "AU10": 1, "AU4": 0.4, "AU7": 0.5, "AU25": 0.4},
+        {"AU9": 0.9, "AU10": 0.8, "AU15": 0.6, "AU17": 0.5},
+    ),
     "Fear": ({"AU1": 1, "AU2": 0.8, "AU4": 0.7, "AU5": 1, "AU20": 0.9, "AU25": 0.7, "AU26": 0.3},),
     "Happiness": ({"AU6": 1, "AU12": 1, "AU25": 0.8}, {"AU6": 0.8, "AU12": 1, "AU7": 0.4}),
-    "Sadness": ({"AU1": 1, "AU4": 0.7, "AU15": 1, "AU17": 0.7}, {"AU1": 0.8, "AU15": 0.9, "AU7": 0.4}),
-    "Surprise": ({"AU1": 1, "AU2": 1, "AU5": 1, "AU25": 1, "AU26": 1}, {"AU1": 0.9, "AU2": 0.9, "AU5": 0.8, "AU25": 0.6}),
-    "Other": ({"AU24": 1, "AU6": 0.8}, {"AU12": 0.9, "AU4": 0.8}, {"AU7": 0.9, "AU10": 0.7, "AU12": 0.5}, {"AU26": 0.9, "AU25": 0.9, "AU7": 0.7}, {"AU23": 0.8, "AU1": 0.7, "AU2": 0.7}),
-}  # fmt: skip
+    "Sadness": (
+        {"AU1": 1, "AU4": 0.7, "AU15": 1, "AU17": 0.7},
+        {"AU1": 0.8, "AU15": 0.9, "AU7": 0.4},
+    ),
+    "Surprise": (
+        {"AU1": 1, "AU2": 1, "AU5": 1, "AU25": 1, "AU26": 1},
+        {"AU1": 0.9, "AU2": 0.9, "AU5": 0.8, "AU25": 0.6},
+    ),
+    "Other": (
+        {"AU24": 1, "AU6": 0.8},
+        {"AU12": 0.9, "AU4": 0.8},
+        {"AU7": 0.9, "AU10": 0.7, "AU12": 0.5},
+        {"AU26": 0.9, "AU25": 0.9, "AU7": 0.7},
+        {"AU23": 0.8, "AU1": 0.7, "AU2": 0.7},
+    ),
+}
 """Expressions as combinations of units, after EMFACS; "Other" is what fits none of them."""
 
-_BACKGROUND = {"AU25": 0.5, "AU7": 0.27, "AU10": 0.24, "AU6": 0.14, "AU12": 0.06, "AU4": 0.06, "AU26": 0.03}
+_BACKGROUND = {
+    "AU25": 0.5,
+    "AU7": 0.27,
+    "AU10": 0.24,
+    "AU6": 0.14,
+    "AU12": 0.06,
+    "AU4": 0.06,
+    "AU26": 0.03,
+}
 _CIRCUMPLEX = {
-    "Neutral": (0.05, 0.05), "Anger": (-0.55, 0.65), "Disgust": (-0.6, 0.35), "Fear": (-0.5, 0.75),
-    "Happiness": (0.75, 0.45), "Sadness": (-0.65, -0.15), "Surprise": (0.15, 0.75), "Other": (0.0, 0.2),
-}  # fmt: skip
+    "Neutral": (0.05, 0.05),
+    "Anger": (-0.55, 0.65),
+    "Disgust": (-0.6, 0.35),
+    "Fear": (-0.5, 0.75),
+    "Happiness": (0.75, 0.45),
+    "Sadness": (-0.65, -0.15),
+    "Surprise": (0.15, 0.75),
+    "Other": (0.0, 0.2),
+}
 _MOST_TRACE = 0.7
 _DOUBT = 0.15
 _AU_THRESHOLD = 0.3
@@ -121,13 +157,23 @@ def sample_prototype(rng: np.random.Generator, expression: str) -> np.ndarray:
 def sample_pose(rng: np.random.Generator) -> Pose:
     """A camera at random: what a face detector and a cheap webcam leave."""
     return Pose(
-        roll=rng.normal(0, 0.07), yaw=float(np.clip(rng.normal(0, 0.35), -1, 1)),
-        shift=(rng.normal(0, 0.03), rng.normal(0, 0.03)), scale=rng.uniform(0.93, 1.08),
-        light=rng.uniform(0.7, 1.15), light_side=rng.normal(0, 0.12), noise=rng.uniform(1, 6),
-    )  # fmt: skip
+        roll=rng.normal(0, 0.07),
+        yaw=float(np.clip(rng.normal(0, 0.35), -1, 1)),
+        shift=(rng.normal(0, 0.03), rng.normal(0, 0.03)),
+        scale=rng.uniform(0.93, 1.08),
+        light=rng.uniform(0.7, 1.15),
+        light_side=rng.normal(0, 0.12),
+        noise=rng.uniform(1, 6),
+    )
 
 
-def write_synthetic(out: Path, num_frames: int, seed: int, workers: int | None = None, progress: Callable[[int], None] = lambda n: None) -> dict[str, int]:
+def write_synthetic(
+    out: Path,
+    num_frames: int,
+    seed: int,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda n: None,
+) -> dict[str, int]:
     """Write a drawn data set: ``out/cropped_aligned`` and ``out/8th_ABAW_Annotations``.
 
     A finished one with the same size and seed is left as it is; an interrupted one is drawn again.
@@ -150,7 +196,9 @@ def write_synthetic(out: Path, num_frames: int, seed: int, workers: int | None =
     if marker.exists():
         found = Drawn.from_json(marker.read_bytes(), marker, "delete its folder and draw it again")
         if found.spec != spec:
-            raise RaffectError(f"{out} holds another drawn data set ({found.spec}); choose another --out or delete the folder")
+            raise RaffectError(
+                f"{out} holds another drawn data set ({found.spec}); choose another --out or delete the folder"
+            )
         if found.counts:
             return dict(found.counts)
     elif out.exists() and any(out.iterdir()):
@@ -185,7 +233,9 @@ def plan_videos(num_frames: int, seed: int) -> list[Video]:
         Videos in order; the last two are a ``<name>`` and ``<name>_right`` pair, the two before ``_left`` and ``_right``.
     """
     if num_frames < 200:
-        raise RaffectError(f"--frames {num_frames} is too few to show 8 expressions in two splits; take 200 or more")
+        raise RaffectError(
+            f"--frames {num_frames} is too few to show 8 expressions in two splits; take 200 or more"
+        )
     rng = np.random.default_rng([seed, _LAYOUT_STREAM])
     num_videos = int(np.clip(round(4 * (num_frames / 400) ** 0.5) * 2, 8, 594))
     lengths = rng.lognormal(0, 0.6, num_videos)
@@ -193,17 +243,37 @@ def plan_videos(num_frames: int, seed: int) -> list[Video]:
     lengths[lengths.argmax()] += num_frames - lengths.sum()
     segment = float(np.clip(num_frames / 250, 6, 45))
     names = [f"{i}-30-1920x1080" if i % 2 else f"video{i}" for i in range(num_videos)]
-    names[-4:] = [f"{num_videos}_left", f"{num_videos}_right", f"{num_videos + 1}", f"{num_videos + 1}_right"]
+    names[-4:] = [
+        f"{num_videos}_left",
+        f"{num_videos}_right",
+        f"{num_videos + 1}",
+        f"{num_videos + 1}_right",
+    ]
     # A subject keeps to one split of a task; tasks have splits of their own.
-    splits = {task: ["validation" if k == rest else "train" for k in np.arange(num_videos) % 3] for task, rest in (("expr", 2), ("au", 1), ("va", 0))}
+    splits = {
+        task: ["validation" if k == rest else "train" for k in np.arange(num_videos) % 3]
+        for task, rest in (("expr", 2), ("au", 1), ("va", 0))
+    }
     videos = []
     for split in ("train", "validation"):
         members = [i for i in range(num_videos) if splits["expr"][i] == split]
         counts = [max(1, round(lengths[i] / segment)) for i in members]
         queue = _share_expressions(rng, sum(counts), split)
         for i, count in zip(members, counts, strict=True):
-            own = {task: splits[task][i] if rng.random() > 0.08 or num_videos < 20 else None for task in splits}
-            videos.append(Video(name=names[i], index=i, num_frames=int(lengths[i]), subject=i, splits=own, expressions=tuple(queue[:count])))
+            own = {
+                task: splits[task][i] if rng.random() > 0.08 or num_videos < 20 else None
+                for task in splits
+            }
+            videos.append(
+                Video(
+                    name=names[i],
+                    index=i,
+                    num_frames=int(lengths[i]),
+                    subject=i,
+                    splits=own,
+                    expressions=tuple(queue[:count]),
+                )
+            )
             queue = queue[count:]
     return sorted(videos, key=lambda video: video.index)
 
@@ -217,7 +287,11 @@ def _share_expressions(rng: np.random.Generator, num_segments: int, split: str) 
     queue = np.repeat(np.arange(len(quota)), quota)
     extra = rng.choice(len(quota), max(0, num_segments - len(queue)), p=share / share.sum())
     queue = np.concatenate([queue, extra])
-    return rng.permutation(queue)[:num_segments].tolist() if len(queue) > num_segments else rng.permutation(queue).tolist()
+    return (
+        rng.permutation(queue)[:num_segments].tolist()
+        if len(queue) > num_segments
+        else rng.permutation(queue).tolist()
+    )
 
 
 def draw_course(video: Video, seed: int) -> Course:
@@ -225,10 +299,18 @@ def draw_course(video: Video, seed: int) -> Course:
     rng = np.random.default_rng([seed, _COURSE_STREAM, video.index])
     frames = video.num_frames
     bounds = np.linspace(0, frames, len(video.expressions) + 1).round().astype(int)
-    target, envelope, expression = np.zeros((frames, len(DRAWN_UNITS))), np.zeros(frames), np.zeros(frames, int)
+    target, envelope, expression = (
+        np.zeros((frames, len(DRAWN_UNITS))),
+        np.zeros(frames),
+        np.zeros(frames, int),
+    )
     for start, stop, label in zip(bounds, bounds[1:], video.expressions, strict=False):
         length = stop - start
-        rise = rng.uniform(0.4, 1.0) * np.clip(np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)) / max(2.0, length / 5), 0, 1)
+        rise = rng.uniform(0.4, 1.0) * np.clip(
+            np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)) / max(2.0, length / 5),
+            0,
+            1,
+        )
         target[start:stop] = rise[:, None] * _sample_blend(rng, label)
         envelope[start:stop], expression[start:stop] = rise, _sample_verdict(rng, label)
     units = np.maximum(target, _draw_background(rng, frames))
@@ -248,13 +330,19 @@ def draw_course(video: Video, seed: int) -> Course:
 def _sample_blend(rng: np.random.Generator, label: int) -> np.ndarray:
     """An expression with a trace of another one in it, as spontaneous ones have."""
     trace = sample_prototype(rng, EXPRESSIONS[rng.integers(1, len(EXPRESSIONS))])
-    return np.maximum(sample_prototype(rng, EXPRESSIONS[label]), rng.uniform(0, _MOST_TRACE) * trace)
+    return np.maximum(
+        sample_prototype(rng, EXPRESSIONS[label]), rng.uniform(0, _MOST_TRACE) * trace
+    )
 
 
 def _sample_verdict(rng: np.random.Generator, label: int) -> int:
     """What an annotator says of a segment: now and then Neutral or Other, the safe answers."""
     doubts = rng.random() < _DOUBT
-    return int(rng.choice([EXPRESSIONS.index("Neutral"), EXPRESSIONS.index("Other")])) if doubts else label
+    return (
+        int(rng.choice([EXPRESSIONS.index("Neutral"), EXPRESSIONS.index("Other")]))
+        if doubts
+        else label
+    )
 
 
 def _draw_background(rng: np.random.Generator, frames: int) -> np.ndarray:
@@ -271,7 +359,15 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
     """Moving average over time that keeps the spread of white noise."""
     kernel = np.hanning(width + 2)[1:-1]
     kernel /= kernel.sum()
-    return np.stack([np.convolve(np.pad(column, width // 2, mode="edge"), kernel, mode="valid")[: len(column)] for column in values.T], 1)
+    return np.stack(
+        [
+            np.convolve(np.pad(column, width // 2, mode="edge"), kernel, mode="valid")[
+                : len(column)
+            ]
+            for column in values.T
+        ],
+        1,
+    )
 
 
 def _spans(rng: np.random.Generator, frames: int, share: float) -> np.ndarray:
@@ -301,19 +397,28 @@ def iter_frames(video: Video, course: Course, seed: int) -> Iterator[tuple[int, 
     drift = _smooth(rng.normal(0, 1, (video.num_frames, 4)), 15)
     for t in np.flatnonzero(course.face):
         pose = Pose(
-            roll=base.roll + 0.1 * drift[t, 0], yaw=float(np.clip(base.yaw + 0.5 * drift[t, 1], -1, 1)),
+            roll=base.roll + 0.1 * drift[t, 0],
+            yaw=float(np.clip(base.yaw + 0.5 * drift[t, 1], -1, 1)),
             shift=(base.shift[0] + 0.04 * drift[t, 2], base.shift[1] + 0.04 * drift[t, 3]),
-            scale=base.scale, light=base.light, light_side=base.light_side, noise=base.noise,
-        )  # fmt: skip
+            scale=base.scale,
+            light=base.light,
+            light_side=base.light_side,
+            noise=base.noise,
+        )
         units = dict(zip(DRAWN_UNITS, course.units[t].tolist(), strict=True))
-        yield int(t) + 1, draw_face(look, units, pose, seed=seed * 1_000_003 + video.index * 100_003 + int(t))
+        yield (
+            int(t) + 1,
+            draw_face(look, units, pose, seed=seed * 1_000_003 + video.index * 100_003 + int(t)),
+        )
 
 
 def _annotation_lines(course: Course) -> dict[str, list[str]]:
     return {
         "expr": [str(label) for label in course.expr.tolist()],
         "au": [",".join(map(str, row)) for row in course.au.tolist()],
-        "va": ["-5,-5" if v == -5 or a == -5 else f"{v:.3f},{a:.3f}" for v, a in course.va.tolist()],
+        "va": [
+            "-5,-5" if v == -5 or a == -5 else f"{v:.3f},{a:.3f}" for v, a in course.va.tolist()
+        ],
     }
 
 
@@ -326,7 +431,12 @@ def _write_annotation(out: Path, video: Video, task: str, split: str, lines: lis
     elif video.index % 5 == 3:
         lines = [*lines, lines[-1]]  # more lines than images
     text = ending.join([header, *lines]) + ("" if video.index % 3 == 1 else ending)
-    folder = out / EDITION / TASK_FOLDERS[task] / {"train": "Train_Set", "validation": "Validation_Set"}[split]
+    folder = (
+        out
+        / EDITION
+        / TASK_FOLDERS[task]
+        / {"train": "Train_Set", "validation": "Validation_Set"}[split]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{video.name}.txt").write_bytes(text.encode())
 
@@ -340,7 +450,13 @@ def contact_sheet(seed: int, num_subjects: int = 6) -> np.ndarray:
     rows = []
     for subject in range(num_subjects):
         rng = np.random.default_rng([seed, _COURSE_STREAM, subject, 2])
-        look, pose = draw_look(np.random.default_rng([seed, _LOOK_STREAM, subject])), sample_pose(rng)
-        cells = [dict(zip(DRAWN_UNITS, sample_prototype(rng, name).tolist(), strict=True)) for name in EXPRESSIONS]
+        look, pose = (
+            draw_look(np.random.default_rng([seed, _LOOK_STREAM, subject])),
+            sample_pose(rng),
+        )
+        cells = [
+            dict(zip(DRAWN_UNITS, sample_prototype(rng, name).tolist(), strict=True))
+            for name in EXPRESSIONS
+        ]
         rows.append(np.concatenate([draw_face(look, units, pose, seed) for units in cells], axis=1))
     return np.concatenate(rows)
