@@ -50,8 +50,8 @@ def test_a_job_that_trained_ends_with_scores_run_and_report(tmp_path):
         "made by a test",
     )
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert result["scores"] == metrics["scores"]
-    assert result["trivial"] == metrics["trivial"]
+    assert result["headline"] == metrics["settings"][0]
+    assert result["chance"] == metrics["chance"]
     assert Path(result["report"]) == tmp_path / "run" / "report.html"
     assert Path(result["report"]).is_file()
 

@@ -12,7 +12,8 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from types import MappingProxyType
+from typing import Any, Self
 
 from raffect.errors import RaffectError
 
@@ -23,7 +24,8 @@ _SHOWN = 60
 class Record:
     """What all records share. Unknown fields are refused, and types are those that are declared: no number is read from a text."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    # Without an annotation, or tyro would take it for a setting.
+    __pydantic_config__ = MappingProxyType({"extra": "forbid", "strict": True})
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, of which `from_json` makes an equal record."""

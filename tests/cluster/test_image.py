@@ -72,8 +72,8 @@ def test_a_job_brings_the_package_and_jobs_and_neither_data_nor_environment(tmp_
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
     assert any(
-        name.startswith("raffect/data/") for name in wanted
-    )  # which an unanchored `data` would take along
+        name.startswith("raffect/bank/") for name in wanted
+    )  # which an unanchored `bank*` would take along
     assert packed(folder, tmp_path / "p.zip") == wanted
     assert (tmp_path / "p.zip").stat().st_size < 50e6
 
