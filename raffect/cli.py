@@ -1,16 +1,23 @@
-"""The command line: one subcommand a stage. It parses, then imports the stage, so that `--help` is instant.
+"""The command line: one subcommand per stage.
 
-Exit status: 0 done; 1 a check failed (`bank verify`, `doctor`); 2 bad input, said in one line; 3 done, but too many
-frames were rejected; 130 interrupted.
+A stage is imported only after its words were parsed, so that `--help` is instant.
+
+Exit status: 0 done; 1 a check failed (`bank verify`, `doctor`); 2 bad input, with a message of one
+line; 3 done, but too many frames were rejected; 130 interrupted.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
+import inspect
+import itertools
 import json
 import os
 import shlex
 import sys
+import types
 import typing
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +25,7 @@ from typing import Annotated, Any
 import tyro
 
 from raffect import config as c
+from raffect import recipe
 from raffect.errors import RaffectError
 
 _sub = tyro.conf.subcommand
@@ -50,12 +58,14 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "bank": (BankCommand, "info | verify | export | import: look at a bank, prove it, share it"),
     "models": (ModelsCommand, "list | path | pull | verify: encoders and their weights"),
 }
-DESCRIPTION = """raffect: frozen CLIP features and small robust heads for facial expressions and action units.
+DESCRIPTION = """\
+raffect: frozen CLIP features and small robust heads for facial expressions and action units.
 
 commands:
 {commands}
 
-`raffect COMMAND --help` explains one. `--debug` anywhere shows the traceback of an error. Start with `raffect demo`."""
+`raffect COMMAND --help` explains one. `--debug` anywhere shows the traceback of an error. \
+Start with `raffect demo`."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    # Words that are not of one command
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -78,39 +89,36 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"raffect {__version__}")
         return 0
+
+    # The command; an error is one line, unless it is a fault of raffect
     try:
         return _dispatch(words[0], words[1:])
-    except RaffectError as error:
-        if debug:
-            raise
-        print(f"raffect {words[0]}: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print(
-            f"raffect {words[0]}: interrupted; what is finished is kept, the same command goes on from there",
-            file=sys.stderr,
-        )
+        kept = "what is finished is kept, the same command goes on from there"
+        print(f"raffect {words[0]}: interrupted; {kept}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `raffect ... | head` has seen enough
+    except BrokenPipeError:  # `raffect ... | head` has read all that it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except OSError as error:
-        if debug:
-            raise
-        name = f"{error.filename}: " if error.filename else ""
-        print(
-            f"raffect {words[0]}: {name}{error.strerror or error}; check the path, its rights and the free space, or see --debug",
-            file=sys.stderr,
-        )
-        return 2
     except Exception as error:
-        from raffect.storage.paths import explain
-
-        line = explain(error)
+        line = _explain(error)
         if debug or line is None:
             raise
         print(f"raffect {words[0]}: {line}", file=sys.stderr)
         return 2
+
+
+def _explain(error: Exception) -> str | None:
+    """One line for a user; None for an error that only a traceback explains."""
+    if isinstance(error, RaffectError):
+        return str(error)
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        remedy = "check the path, its rights and the free space, or see --debug"
+        return f"{name}{error.strerror or error}; {remedy}"
+    from raffect.storage.paths import explain
+
+    return explain(error)
 
 
 def usage() -> str:
@@ -131,10 +139,10 @@ def parse(command: str, words: list[str]) -> Any:
         import difflib
 
         near = difflib.get_close_matches(command, COMMANDS, n=1)
-        raise RaffectError(
-            f"no such command; {f'did you mean {near[0]}? ' if near else ''}`raffect --help` lists all"
-        )
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise RaffectError(f"no such command; {hint}`raffect --help` lists all")
     kind, _ = COMMANDS[command]
+    _set_help()
     takes_recipe = command in ("train", "tune")
     with _paths_may_be_urls():
         return tyro.cli(
@@ -144,8 +152,35 @@ def parse(command: str, words: list[str]) -> Any:
         )
 
 
+@functools.cache
+def _set_help() -> None:
+    """Make the text below each field of a configuration its help, as one paragraph.
+
+    tyro reads these texts itself, but keeps a line break before each indented line of them.
+    """
+    for module in (c, recipe):
+        for node in ast.parse(inspect.getsource(module)).body:
+            if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(vars(module)[node.name]):
+                fields = vars(module)[node.name].__dataclass_fields__
+                for name, text in _texts_below_fields(node).items():
+                    fields[name].metadata = types.MappingProxyType({"help": text})
+
+
+def _texts_below_fields(node: ast.ClassDef) -> dict[str, str]:
+    """The text below each field of a class, in one line."""
+    texts = {}
+    for statement, below in itertools.pairwise(node.body):
+        match statement, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                texts[name] = " ".join(text.split())
+    return texts
+
+
 def _paths_may_be_urls() -> tyro.constructors.ConstructorRegistry:
-    """What makes tyro read ``s3://bucket/folder`` where a setting is a path."""
+    """Rules by which tyro also reads ``s3://bucket/folder`` where a setting is a path."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
@@ -172,22 +207,18 @@ def _paths_may_be_urls() -> tyro.constructors.ConstructorRegistry:
 
 
 def _recipe_words(kind: Any, words: list[str]) -> list[str]:
-    """Replace a recipe in front by the flags it stands for; what follows wins."""
+    """Replace a recipe in front by the flags it stands for; flags that follow override them."""
     if not words or words[0].startswith("-"):
         return words
-    from raffect.recipe import find_recipe, read_recipe
-
-    settings = read_recipe(find_recipe(words[0]), dotted_names(kind))
+    settings = recipe.read_recipe(recipe.find_recipe(words[0]), dotted_names(kind))
     flags: list[str] = []
     for name, value in settings.items():
         group, dot, key = name.replace("_", "-").rpartition(".")
         if isinstance(value, bool):
             flags.append(f"--{group}{dot}{'' if value else 'no-'}{key}")
         else:
-            flags += [
-                f"--{group}{dot}{key}",
-                *(map(str, value) if isinstance(value, list) else [str(value)]),
-            ]
+            values = value if isinstance(value, list) else [value]
+            flags += [f"--{group}{dot}{key}", *map(str, values)]
     return [*flags, *words[1:]]
 
 
@@ -195,17 +226,18 @@ def dotted_names(kind: Any, prefix: str = "") -> list[str]:
     """Names of all settings of a configuration, those of nested ones behind a dot."""
     names: list[str] = []
     for name, hint in typing.get_type_hints(kind).items():
-        names += (
-            dotted_names(hint, f"{prefix}{name}.")
-            if dataclasses.is_dataclass(hint)
-            else [f"{prefix}{name}"]
-        )
+        if dataclasses.is_dataclass(hint):
+            names += dotted_names(hint, f"{prefix}{name}.")
+        else:
+            names.append(f"{prefix}{name}")
     return names
 
 
 def _dispatch(command: str, words: list[str]) -> int:
+    """Parse the words of a command, run it, and print its result."""
     config = parse(command, words)
     match config:
+        # This machine
         case c.DemoConfig():
             from raffect.pipelines.demo import demo
 
@@ -213,6 +245,7 @@ def _dispatch(command: str, words: list[str]) -> int:
             return 0
         case c.DoctorConfig():
             return _doctor(config)
+        # Data sets
         case c.SynthConfig():
             return _synth(config)
         case c.PrepareConfig():
@@ -225,6 +258,7 @@ def _dispatch(command: str, words: list[str]) -> int:
             return _print(pack(config).lines())
         case c.ExtractConfig():
             return _extract(config)
+        # Heads and their results
         case c.TrainConfig():
             from raffect.training.train import train
 
@@ -241,9 +275,8 @@ def _dispatch(command: str, words: list[str]) -> int:
             from raffect.reporting.report import report
 
             return _print(report(config.runs, config.out).lines())
-        case (
-            c.BankInfoConfig() | c.BankVerifyConfig() | c.BankExportConfig() | c.BankImportConfig()
-        ):
+        # Banks and weights have subcommands
+        case _ if command == "bank":
             return _bank(config)
         case _:
             return _models(config)
@@ -258,17 +291,18 @@ def _extract(config: c.ExtractConfig) -> int:
 
     summary = extract(config)
     _print(summary.lines())
+
+    # Too many rejects, or the next command
     if summary.reject_share > config.max_reject_share:
-        most = f"more than --max-reject-share {config.max_reject_share:.2%}; reasons in {config.bank}/rejects"
         print(
-            f"raffect extract: {summary.reject_share:.2%} of the frames could not be read, {most}",
+            f"raffect extract: {summary.reject_share:.2%} of the frames could not be read, "
+            f"more than --max-reject-share {config.max_reject_share:.2%}; "
+            f"reasons in {config.bank}/rejects",
             file=sys.stderr,
         )
         return 3
-    if summary.shards_done < summary.shards_planned:
-        print(
-            f"next: the same command encodes the other {summary.shards_planned - summary.shards_done} shards"
-        )
+    if left := summary.shards_planned - summary.shards_done:
+        print(f"next: the same command encodes the other {left} shards")
     else:
         print(f"next: raffect bank verify --bank {config.bank}")
     return 0
@@ -322,21 +356,26 @@ def _synth(config: c.SynthConfig) -> int:
     from raffect.datasets.synthetic.tree import EDITION, SIZES, contact_sheet, write_synthetic
     from raffect.progress import Progress
 
+    # Faces and annotations
     frames = config.frames or SIZES[config.size]
     with Progress("synth", frames) as progress:
         counts = write_synthetic(config.out, frames, config.seed, progress=progress.advance)
+
+    # A contact sheet
     if config.sheet:
         from PIL import Image
 
         config.sheet.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(contact_sheet(config.seed)).save(config.sheet, format="PNG")
         print(f"contact sheet: {config.sheet}, a row a subject, columns {', '.join(EXPRESSIONS)}")
+
+    # What was drawn, and the next command
     print(
-        f"{counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images in {config.out} (drawn faces)"
+        f"{counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images "
+        f"in {config.out} (drawn faces)"
     )
-    images, annotations = (
-        shlex.quote(str(config.out / name)) for name in ("cropped_aligned", EDITION)
-    )
+    images = shlex.quote(str(config.out / "cropped_aligned"))
+    annotations = shlex.quote(str(config.out / EDITION))
     print(f"next: raffect prepare --images {images} --annotations {annotations} --out DATA")
     return 0
 

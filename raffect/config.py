@@ -1,6 +1,7 @@
-"""Every knob of every command, on one page. tyro turns these classes into flags; each text below a field is its help.
+"""Every setting of every command, on one page.
 
-All are frozen and checked on construction, so that a wrong value is one line at the start and never a surprise later.
+tyro turns these classes into flags; the text below a field is its help. All are frozen and checked
+on construction, so that a wrong value is one line at the start and not an error hours later.
 """
 
 from __future__ import annotations
@@ -21,24 +22,29 @@ EMBEDDED_MODEL = "raffect-faces"
 T = TypeVar("T")
 _MAY_CHANGE = "may change"
 MayChange = Annotated[T, _MAY_CHANGE]
-"""A setting of a run that may change when the run goes on, because it does not decide what a head becomes."""
+"""A setting of a run that may change when the run goes on: it does not decide what a head is."""
 
 
 def count_cores() -> int:
     """CPU cores that this process may use: those that Slurm, taskset or a container leave it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def may_change(kind: type) -> set[str]:
     """Names of the settings of a configuration that are marked as `MayChange`."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    return {
-        name for name, hint in hints.items() if _MAY_CHANGE in getattr(hint, "__metadata__", ())
-    }
+    marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name for name in marks if _MAY_CHANGE in marks[name]}
 
 
 def _require_local(config: object, *names: str) -> None:
-    """These paths cannot be in an object store; one that is, is not a `Path`."""
+    """Refuse paths in an object store, which are not instances of `Path`.
+
+    Raises:
+        RaffectError: If one of the settings ``names`` holds such a path.
+    """
     for name in names:
         value = getattr(config, name)
         for path in value if isinstance(value, tuple) else (value,):
@@ -48,20 +54,28 @@ def _require_local(config: object, *names: str) -> None:
             )
 
 
+# Encoders
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Which frozen image tower makes the features."""
 
     model: str = "ViT-L-14-quickgelu"
-    """open_clip model name (`raffect models list`), or raffect-faces, the small one that ships with raffect."""
+    """Name of an open_clip model (`raffect models list`), or raffect-faces, the small encoder that
+    ships with raffect."""
     weights: str = "openai"
-    """Tag (openai, laion2b_s32b_b82k ...), local file (.safetensors, .pt, .bin), random:SEED, or embedded."""
+    """Tag (openai, laion2b_s32b_b82k ...), local file (.safetensors, .pt, .bin), random:SEED, or
+    embedded."""
     precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    """Arithmetic; auto is float16 on CUDA and float32 on a CPU. bfloat16 is several times faster on CPUs with AMX and less exact. Vectors are stored as float16."""
+    """Arithmetic; auto is float16 on CUDA and float32 on a CPU. bfloat16 is several times faster
+    on CPUs with AMX and less exact. Features are stored as float16 in any case."""
     batch_size: int = 0
-    """Pictures an encoder step; 0 is 256 on CUDA and 8 on a CPU. Batches always have this one shape."""
+    """Pictures per encoder step; 0 is 256 on CUDA and 8 on a CPU. The last batch is filled up to
+    this size."""
     compile: bool = False
-    """Compile the tower with torch.compile (slower to start, faster on CUDA; changes the last bits)."""
+    """Compile the tower with torch.compile: slower to start and faster on CUDA; the last bits of
+    the features change."""
 
     def __post_init__(self) -> None:
         require(
@@ -76,6 +90,9 @@ class EncoderConfig:
             0 <= self.batch_size <= 65536,
             f"--encoder.batch-size {self.batch_size}: expected 0 (choose for me) to 65536",
         )
+
+
+# Data sets: pictures, manifests, label tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,34 +121,41 @@ class SynthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Turn image folders and labels into a manifest and label tables, and say what is missing."""
+    """Turn image folders and labels into a manifest and label tables, and list what is missing."""
 
     images: tuple[Path, ...]
-    """Image roots, e.g. cropped_aligned cropped_aligned_new_50_vids; the first one wins where both have a frame."""
+    """Image folders, e.g. cropped_aligned cropped_aligned_new_50_vids; where several have a frame,
+    the first one is used."""
     out: Path
     """Folder, or s3://bucket/folder, for manifest.parquet, labels/*.parquet and problems.csv."""
     dataset: Literal["affwild2", "table", "folder"] = "affwild2"
-    """affwild2: one folder a video, ABAW annotations. table: a CSV or Parquet file with path, or video and frame, and label columns. folder: pictures of any name; a folder a class, or no labels."""
+    """affwild2: one folder per video, ABAW annotations. table: a CSV or Parquet file with path, or
+    video and frame, and label columns. folder: pictures of any name, in one folder per class or
+    without labels."""
     annotations: Path | None = None
-    """affwild2: folder of one ABAW edition. table: the file."""
+    """affwild2: folder of one ABAW edition. table: the CSV or Parquet file."""
     task: str = "labels"
     """table and folder: name of the task, and so of its label table."""
     kind: Literal["auto", "multiclass", "multilabel", "regression"] = "auto"
-    """table: what the labels are; auto is multiclass for one column of names or whole numbers, multilabel for columns of 0 and 1, regression for columns of decimals."""
+    """table: what the labels are. auto is multiclass for one column of names or whole numbers,
+    multilabel for columns of 0 and 1, and regression for columns of decimals."""
     columns: tuple[str, ...] = ()
     """table: label columns; all but path, video, frame, split and subject by default."""
     classes: tuple[str, ...] = ()
-    """table and folder: names of the classes in the order of their numbers; by name, or as numbered, by default."""
+    """table and folder: names of the classes in the order of their numbers. By default they are
+    sorted by name, or keep the numbers that the table has."""
     with_labels: bool = True
     """table and folder: read labels; --no-with-labels lists the pictures alone."""
     validation_share: float = 0.2
-    """table and folder: share of subjects, videos or pictures that is held out for validation where the data have no split."""
+    """table and folder: share of subjects, videos or pictures that is held out for validation where
+    the data have no split."""
 
     def __post_init__(self) -> None:
         require(bool(self.images), "--images: expected one folder or more")
         require(
             self.dataset != "affwild2" or self.annotations is not None,
-            "--annotations: expected the folder of one ABAW edition, such as '6th ABAW Annotations'",
+            "--annotations: expected the folder of one ABAW edition, "
+            "such as '6th ABAW Annotations'",
         )
         require(
             self.dataset != "table" or self.annotations is not None,
@@ -139,7 +163,8 @@ class PrepareConfig:
         )
         require(
             bool(re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", self.task)),
-            f"--task {self.task}: expected a short name of lower-case letters, digits, - and _; it names a file",
+            f"--task {self.task}: expected a short name of lower-case letters, digits, - and _; "
+            "it names a file",
         )
         require(
             len(set(self.classes)) == len(self.classes) != 1,
@@ -154,16 +179,19 @@ class PrepareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """Pack loose frames into Parquet, one row group a shard: far fewer files to open on network storage."""
+    """Pack loose frames into Parquet, one row group per shard: far fewer files to open on network
+    storage.
+    """
 
     manifest: Path
     """manifest.parquet of `raffect prepare`."""
     out: Path
-    """Folder, or s3://bucket/folder, for frames-*.parquet and a manifest.parquet that points into them."""
+    """Folder, or s3://bucket/folder, for frames-*.parquet and a manifest.parquet that points into
+    them."""
     shard_rows: int = 2048
-    """Frames a row group; the same as the bank's --shard-rows makes each shard one read."""
+    """Frames per row group; if equal to the bank's --shard-rows, each shard is one read."""
     groups_per_file: int = 64
-    """Row groups a file."""
+    """Row groups per file."""
 
     def __post_init__(self) -> None:
         require(
@@ -175,9 +203,14 @@ class PackConfig:
         )
 
 
+# Banks of features
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """Encode every frame of a manifest into a bank. Run it again after any stop: only what is missing is encoded."""
+    """Encode every frame of a manifest into a bank. Run it again after any stop: it encodes only
+    what is missing.
+    """
 
     manifest: Path
     """manifest.parquet of `raffect prepare` or `raffect pack`."""
@@ -185,23 +218,25 @@ class ExtractConfig:
     """Folder of the bank, or s3://bucket/folder; made, continued or extended."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     address: str | None = None
-    """Ray cluster: auto (the one this machine belongs to) or an address; none starts Ray on this machine alone."""
+    """Ray cluster: auto (the one this machine belongs to) or an address. Without it Ray starts on
+    this machine alone."""
     num_actors: int = 0
-    """Encoders side by side; 0 is one a GPU, or one in all without a GPU."""
+    """Encoders side by side; 0 is one per GPU, or one in all without a GPU."""
     gpus_per_actor: float | None = None
     """GPUs an encoder takes: 1, a fraction, or 0 for the CPU; default 1 where there are GPUs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to encode; auto is CUDA for an encoder that has a GPU. cpu with --gpus-per-actor tries a cluster of logical GPUs out."""
+    """Where to encode; auto is CUDA for an encoder that has a GPU. cpu with --gpus-per-actor is for
+    trying out a cluster of logical GPUs."""
     cpus_per_read: float = 1.0
     """CPUs a reading task takes; fewer CPUs mean more readers."""
     shard_rows: int | None = None
-    """Frames a shard in a new bank, 2048 by default; a bank keeps its own."""
+    """Frames per shard in a new bank, 2048 by default; an existing bank keeps its own number."""
     limit: int | None = None
     """Encode about this many frames in this run (whole shards), then stop."""
     max_reject_share: float = 0.01
     """Exit with status 3 when more than this share of the bank's frames could not be read."""
     dry_run: bool = False
-    """Say what would be done and how long it would take; probe the encoder; write nothing."""
+    """Time the encoder, and print what would be done and how long it would take; write nothing."""
     allow_embedded: bool = False
     """Let the embedded encoder, which only knows drawn faces, encode other images."""
 
@@ -217,7 +252,8 @@ class ExtractConfig:
         )
         require(
             self.device != "cuda" or gpus != 0,
-            "--device cuda: an encoder without a GPU; leave --gpus-per-actor 0 out, or use --device cpu",
+            "--device cuda: an encoder without a GPU; leave --gpus-per-actor 0 out, "
+            "or use --device cpu",
         )
         require(
             0 < self.cpus_per_read <= 64,
@@ -246,16 +282,20 @@ class BankInfoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BankVerifyConfig:
-    """Read every byte of a bank and prove that it is whole: rows + rejects = plan, and every SHA-256."""
+    """Read every byte of a bank and prove that it is whole: rows + rejects = plan, and the SHA-256
+    of every file.
+    """
 
     bank: Path
     """Folder of the bank."""
     manifest: Path | None = None
     """Also check that the bank covers this manifest."""
     repair: bool = False
-    """Withdraw damaged shards, so that the next extract encodes them again, and delete unfinished files older than an hour."""
+    """Withdraw damaged shards, so that the next extract encodes them again, and delete unfinished
+    files older than an hour."""
     retry_rejects: bool = False
-    """Withdraw shards that have rejects, so that the next extract reads their frames again (after fixing the files)."""
+    """Withdraw shards that have rejects, so that the next extract reads their frames again (after
+    fixing the files)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,10 +315,13 @@ class BankExportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BankImportConfig:
-    """Bring *_clip.h5 features and the list file of the paper's released code into a bank (needs `pip install raffect[h5]`)."""
+    """Bring *_clip.h5 features and the list file of the paper's released code into a bank. Needs
+    HDF5: `pip install raffect[h5]`.
+    """
 
     features: Path
-    """HDF5 file with one dataset: train_features, val_features or test_features, float16 (N, 768)."""
+    """HDF5 file with one dataset: train_features, val_features or test_features, float16 of shape
+    (N, 768)."""
     list: Path
     """Text file in the same order: data/cropped_aligned/<video>/00001.jpg, a tab, the label."""
     task: str
@@ -290,6 +333,9 @@ class BankImportConfig:
 
     def __post_init__(self) -> None:
         _require_local(self, "features", "list")
+
+
+# Weights of encoders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,9 +364,12 @@ class ModelsPullConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsVerifyConfig:
-    """Load an encoder's weights, check that they are finite and complete, and print their fingerprint."""
+    """Load an encoder's weights, check that all are there and finite, print their fingerprint."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+
+# Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,19 +383,23 @@ class LearnConfig(Recipe):
     out: MayChange[Path]
     """Run folder, or s3://bucket/folder; the same command goes on in it after a stop."""
     select: Literal["last", "cv"] = "last"
-    """last: the last epoch is the headline. cv: epoch (and, in a sweep, the settings) are cross-validated on folds of the training split."""
+    """last: the last epoch is the headline. cv: the epoch (and, in a sweep, the settings) are
+    cross-validated on folds of the training split."""
     folds: int = 5
     """Folds of whole videos for --select cv."""
     device: MayChange[Literal["auto", "cpu", "cuda"]] = "auto"
     """Where to train; auto is CUDA where there is one."""
     threads: MayChange[int] = 0
-    """CPU threads of one process; 0 is all cores for a run, and --cpus-per-trial for a trial. The last bits depend on it."""
+    """CPU threads of one process; 0 is all cores for a run, and --cpus-per-trial for a trial. The
+    last bits of results depend on it."""
     stream: Literal["auto", "always", "never"] = "auto"
-    """Read features through Ray Data while training; auto does so when they do not fit the device."""
+    """Read features through Ray Data while training; auto does so if they do not fit the device."""
     allow_incomplete: MayChange[bool] = False
-    """Train on a bank that lacks planned frames (not extracted yet, or damaged); every score then says so."""
+    """Train on a bank that lacks planned frames (not extracted yet, or damaged). Every score is
+    then marked as such."""
     address: MayChange[str | None] = None
-    """Ray cluster: auto (the one this machine belongs to) or an address; none uses this machine alone."""
+    """Ray cluster: auto (the one this machine belongs to) or an address. Without it this machine
+    works alone."""
 
     @classmethod
     def from_recipe(
@@ -355,15 +408,15 @@ class LearnConfig(Recipe):
         """A configuration whose head is decided by a recipe.
 
         Args:
-            recipe: A shipped one, such as ``paper``, or a TOML file.
-            settings: By dotted name, such as ``{"loss.alpha": 0.5}``; they win over the recipe.
+            recipe: Name of a recipe that ships with raffect, such as ``paper``, or a TOML file.
+            settings: By dotted name, such as ``{"loss.alpha": 0.5}``; they override the recipe.
             fields: All others: ``bank``, ``labels``, ``out`` ...
 
         Raises:
             RaffectError: If there is no such recipe or setting, or a value is out of range.
         """
-        chosen = with_settings(Recipe(), {**read_recipe(find_recipe(recipe)), **(settings or {})})
-        return cls(**vars(chosen) | fields)
+        values = read_recipe(find_recipe(recipe)) | dict(settings or {})
+        return cls(**vars(with_settings(Recipe(), values)) | fields)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -376,12 +429,15 @@ class LearnConfig(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LearnConfig):
-    """Train heads on a bank: `raffect train RECIPE --task expr ...`; a recipe is paper, released, erm, weighted or a TOML file, and flags override it."""
+    """Train heads on a bank: `raffect train RECIPE --task expr ...`. A recipe is paper, released,
+    erm, weighted or a TOML file, and flags override it.
+    """
 
     num_seeds: MayChange[int] = 1
-    """Heads to train side by side, with seeds from --seed on; their spread is printed."""
+    """Heads to train side by side, with seeds from --seed on; the spread of scores is printed."""
     num_workers: MayChange[int] = 1
-    """Processes of Ray Train that share each batch, with the result of one; 1 needs no Ray."""
+    """Processes of Ray Train that share each batch. The result does not depend on their number; 1
+    needs no Ray."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -389,22 +445,27 @@ class TrainConfig(LearnConfig):
         require(self.num_workers >= 1, f"--num-workers {self.num_workers}: expected 1 or more")
         require(
             self.batch_size % self.num_workers == 0,
-            f"--num-workers {self.num_workers}: does not divide --batch-size {self.batch_size}; each worker takes an equal part",
+            f"--num-workers {self.num_workers}: does not divide --batch-size {self.batch_size}; "
+            "each worker takes an equal part",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(LearnConfig):
-    """Train every combination of settings, in batches of heads on Ray Tune: `raffect tune RECIPE --task expr ...`; by default the paper's Figure 2."""
+    """Train every combination of settings (`raffect tune RECIPE --task expr ...`), in batches of
+    heads on Ray Tune. The default is the paper's Figure 2.
+    """
 
     space: MayChange[tuple[str, ...]] = ("loss.alpha=0.1:1:0.1", "seed=0:4")
-    """Axes: NAME=V1,V2,..., NAME=FROM:TO:STEP (NAME=FROM:TO for whole numbers), or, with --samples, NAME=uniform(A,B) or NAME=loguniform(A,B)."""
+    """Axes: NAME=V1,V2,..., NAME=FROM:TO:STEP (NAME=FROM:TO for whole numbers), or, with --samples,
+    NAME=uniform(A,B) or NAME=loguniform(A,B)."""
     samples: MayChange[int] = 0
-    """Random draws of the axes that are distributions."""
+    """Number of random draws from the axes that are distributions."""
     baseline: MayChange[bool] = True
-    """Also train plain ERM (alpha 1, rho 0, no class weights or logit adjustment) with every seed, for comparison."""
+    """Also train plain ERM (alpha 1, rho 0, no class weights or logit adjustment) with every seed,
+    for comparison."""
     heads_per_trial: MayChange[int | Literal["auto"]] = "auto"
-    """Heads that one trial trains side by side; 1 is classic Tune."""
+    """Heads that one trial trains side by side; with 1 each head is a trial of its own."""
     gpus_per_trial: MayChange[float | None] = None
     """GPUs a trial takes: 1 or a fraction; default 1 where there are GPUs, else 0."""
     cpus_per_trial: MayChange[int] = 1
@@ -414,7 +475,8 @@ class TuneConfig(LearnConfig):
     save_heads: MayChange[bool] = True
     """Keep the weights of every head."""
     track: MayChange[tuple[Literal["tensorboard", "mlflow", "wandb"], ...]] = ("tensorboard",)
-    """Where curves go besides the run folder; mlflow and wandb need `pip install raffect[mlflow]` or raffect[wandb]."""
+    """Where curves go besides the run folder; mlflow and wandb need `pip install raffect[mlflow]`
+    or raffect[wandb]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -431,7 +493,8 @@ class TuneConfig(LearnConfig):
         require(self.samples >= 0, f"--samples {self.samples}: expected 0 or more")
         require(
             self.scheduler == "none" or heads == 1,
-            "--scheduler asha: a batch's heads cannot be stopped one by one; add --heads-per-trial 1",
+            "--scheduler asha: a batch's heads cannot be stopped one by one; "
+            "add --heads-per-trial 1",
         )
         require(
             self.scheduler == "none" or self.select == "last",
@@ -439,9 +502,12 @@ class TuneConfig(LearnConfig):
         )
 
 
+# Results
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Judge trained heads on a bank."""
+    """Score trained heads on a bank."""
 
     run: Path
     """Run folder of train or tune, or the folder of one head."""
@@ -450,11 +516,12 @@ class EvaluateConfig:
     labels: Path
     """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
     split: Literal["train", "validation", "test"] = "validation"
-    """Frames to judge on."""
+    """Frames to score on."""
     epoch: Literal["last", "best", "cv"] = "last"
     """Which snapshot of each head: last epoch, best on validation, or the cross-validated epoch."""
     allow_incomplete: bool = False
-    """Judge on a bank that lacks planned frames (not extracted yet, or damaged); every score then says so."""
+    """Score on a bank that lacks planned frames (not extracted yet, or damaged). Every score is
+    then marked as such."""
     out: Path | None = None
     """Also write metrics.json and per_group.csv to this folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -463,7 +530,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Draw tables and figures of one run or several: report.md, and report.html to open in a browser."""
+    """Draw tables and figures of one run or several: report.md, and report.html for a browser."""
 
     runs: tuple[Path, ...]
     """Run folders of train and tune."""
@@ -474,9 +541,12 @@ class ReportConfig:
         require(bool(self.runs), "--runs: expected one run folder or more")
 
 
+# This machine
+
+
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """Check this machine: versions, GPU, Ray, disk, weights, data. Paste the output into an issue."""
+    """Check this machine: versions, GPU, Ray, disk, weights, data; output for a bug report."""
 
     data: Path | None = None
     """Folder of `raffect prepare` to look at."""
@@ -488,7 +558,7 @@ class DoctorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """See all of it work on this machine in about two minutes, with drawn faces and a small encoder."""
+    """Run every stage here in about two minutes, with drawn faces and a small encoder."""
 
     out: Path = Path("raffect-demo")
     """Folder for data, bank and results; a finished one is used again."""

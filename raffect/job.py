@@ -1,7 +1,8 @@
-"""What jobs/*.py share: the command line's own command, and at the end one line of JSON for programs.
+"""What jobs/*.py share: a command of the command line, and then one line of JSON for programs.
 
-On a cluster nobody reads pages of a log. The last line of a job says how it ended, in the exit status' words (see
-`raffect.cli`), and where its results are; after training and sweeps the report is drawn as well.
+The last line of a job says how it ended, in words for the exit status (see `raffect.cli`), and
+where its results are, so that nobody has to read pages of a cluster's log. After training and
+sweeps the report is drawn as well.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def run_job(command: str, words: list[str]) -> int:
     Returns:
         The exit status of the command.
     """
+    # The command, with a copy of its errors
     captured = io.StringIO()
     with contextlib.redirect_stderr(_Tee(sys.stderr, captured)):
         try:
@@ -35,26 +37,28 @@ def run_job(command: str, words: list[str]) -> int:
         except Exception:  # a fault of raffect, or --debug
             traceback.print_exc()
             code = 1
+
+    # How it ended, and its results or its error
     result: dict[str, Any] = {"job": command, "status": _STATUS.get(code, "failed"), "exit": code}
     if code in (0, 3) and not {"--help", "-h", "--dry-run"} & set(words):
         try:
             result |= describe(cli.parse(command, [word for word in words if word != "--debug"]))
-        except Exception as error:  # what was done is done
+        except Exception as error:  # the work itself is done
             result["not_described"] = f"{type(error).__name__}: {error}"
     elif code:
-        result["error"] = _last_words(captured.getvalue())
+        result["error"] = _last_line(captured.getvalue())
     print(json.dumps(result), flush=True)
     return code
 
 
-def _last_words(text: str) -> str:
-    """The last line that says something, without the box that tyro draws around errors."""
+def _last_line(text: str) -> str:
+    """The last line that is not empty, without the box that tyro draws around errors."""
     lines = [line.strip("│╭╮╰╯─ ") for line in text.partition("For full helptext")[0].splitlines()]
     return next((line for line in reversed(lines) if line), "")
 
 
 def describe(config: Any) -> dict[str, Any]:
-    """Where a finished job's results are and what they say, from what it left on disk.
+    """Where a finished job's results are and what they are, read from the files it left.
 
     Args:
         config: Of extract, train or tune.
@@ -80,11 +84,14 @@ def _describe_run(folder: Path) -> dict[str, Any]:
     from raffect.reporting.report import report
     from raffect.runs.metrics import Metrics
 
+    # The report
     result: dict[str, Any] = {"run": str(folder.absolute())}
     try:
         result["report"] = str(report((folder,), None).html)
-    except Exception as error:  # the heads are there all the same
+    except Exception as error:  # the heads are complete without a report
         result["report_failed"] = str(error)
+
+    # Scores
     file = folder / "metrics.json"
     metrics = Metrics.from_json(file.read_bytes(), file, "give the same command again")
     found = {"chance": metrics.chance.to_json(), "headline": metrics.headline.to_json()}

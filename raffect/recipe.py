@@ -1,7 +1,8 @@
-"""What makes a head: every setting of a training run by its dotted name, checked, and recipes as TOML.
+"""What makes a head: every setting of a training run by its dotted name, and recipes as TOML.
 
-The same dotted names are flags (``--loss.alpha 0.2``), keys of a recipe, axes of a sweep and columns of its results.
-The defaults are the paper's (Lin et al. 2024, section III-A); where it is silent they are its released code's.
+The same dotted names are flags (``--loss.alpha 0.2``), keys of a recipe, axes of a sweep and
+columns of its results. Every value is checked. The defaults are the paper's (Lin et al. 2024,
+section III-A); what the paper does not state is as in its released code.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from raffect.storage.records import Record
 RECIPES = Path(__file__).parent / "recipes"
 R = TypeVar("R", bound="Recipe")
 MOST_WIDTH, MOST_DEPTH, MOST_EPOCHS = 65_536, 32, 100_000
-"""Bounds of a recipe, and of what a head from elsewhere may claim to be."""
+"""Bounds of a recipe, and of what the file of a head may claim; such files can be hostile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +34,15 @@ class HeadConfig(Record):
     """Hidden blocks Linear -> BatchNorm -> ReLU -> Dropout, then one Linear."""
 
     width: int = 0
-    """Units a hidden block; 0 is as many as the feature has (768 for ViT-L/14)."""
+    """Units of a hidden block; 0 is as many as the feature has (768 for ViT-L/14)."""
     depth: int = 3
     """Hidden blocks; 0 is a linear probe, which has neither BatchNorm nor dropout."""
     dropout: float = 0.6
-    """Share of hidden units dropped; unstated in the paper, 0.6 in its code."""
+    """Share of hidden units that dropout drops; not stated in the paper, 0.6 in its code."""
     init: Literal["he", "torch"] = "he"
     """he: He-uniform weights and zero biases; torch: the defaults of torch.nn.Linear."""
     normalise: Literal["none", "l2"] = "none"
-    """l2: divide each feature by its norm first, as CLIP compares them; none: take it as it is."""
+    """l2: divide each feature by its norm first, as CLIP compares them; none: leave it as it is."""
 
     def __post_init__(self) -> None:
         require(
@@ -59,20 +60,26 @@ class HeadConfig(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(Record):
-    """Cross-entropy of classes, binary cross-entropy of labels, squared error of values, and of it the mean of the worst share."""
+    """Cross-entropy of classes, binary cross-entropy of labels or squared error of values, and CVaR
+    of it: the mean of the worst share.
+    """
 
     name: Literal["default", "ccc"] = "default"
-    """default: what the kind of task has; ccc, of values alone: 1 - CCC of the batch, the mean over the values, with loss.alpha 1."""
+    """default: the loss of the kind of task. ccc, for values only: 1 - CCC of the batch, the mean
+    over the values; needs loss.alpha 1."""
     alpha: float = 0.3
-    """CVaR's tail share of each batch, in (0, 1]: 1 is the plain mean, towards 0 the worst frame alone."""
+    """CVaR's tail share of each batch, in (0, 1]: 1 is the plain mean; near 0 only the worst frame
+    counts."""
     tail_over: Literal["units", "frames"] = "units"
-    """Of labels such as AU: the tail is taken over the (frame, unit) pairs of a batch, as released, or over its frames."""
+    """For labels such as AU: the tail is taken over the (frame, unit) pairs of a batch, as in the
+    released code, or over its frames."""
     weighting: Literal["none", "inverse", "effective"] = "none"
     """Class weights: none, inverse frequency, or effective number (Cui et al. 2019)."""
     beta: float = 0.9999
-    """Of the effective number (1 - beta^n) / (1 - beta)."""
+    """Beta of the effective number (1 - beta^n) / (1 - beta)."""
     logit_adjustment: float = 0.0
-    """Add this many times the log prior to the logits in training (Menon et al. 2021); 0 is off, 1 is the paper's."""
+    """Add this many times the log prior to the logits in training (Menon et al. 2021); 0 is off, 1
+    is that paper's value."""
 
     def __post_init__(self) -> None:
         require(
@@ -81,7 +88,8 @@ class LossConfig(Record):
         )
         require(
             self.name != "ccc" or self.alpha == 1,
-            f"loss.name ccc: a batch has one CCC and so no worst share; expected loss.alpha 1, not {self.alpha:g}",
+            "loss.name ccc: a batch has one CCC and so no worst share; "
+            f"expected loss.alpha 1, not {self.alpha:g}",
         )
         require(0 <= self.beta < 1, f"loss.beta {self.beta}: expected 0 or more, less than 1")
         require(
@@ -97,9 +105,11 @@ class SamConfig(Record):
     rho: float = 0.05
     """Radius (the paper's gamma); 0 is the base optimiser."""
     perturbation: Literal["l2", "sign"] = "l2"
-    """l2: rho * g / |g| (Foret et al. 2021, and the released code); sign: rho * sign(g), as eq. (2) prints."""
+    """l2: rho * g / |g| (Foret et al. 2021, and the released code). sign: rho * sign(g), as eq. (2)
+    is printed."""
     independent_dropout: bool = False
-    """Draw another dropout mask for the second pass, as the released code does without saying so."""
+    """Draw another dropout mask for the second pass, as the released code does (the paper does not
+    mention it)."""
 
     def __post_init__(self) -> None:
         require(
@@ -119,7 +129,8 @@ class OptimConfig(Record):
     weight_decay: float = 0.0
     """Weight decay."""
     schedule: Literal["cosine", "released", "constant"] = "cosine"
-    """cosine: down to min_lr at the end; released: T_max = epochs/4, so the rate goes down and up again twice in 32 epochs."""
+    """cosine: down to min_lr at the end. released: T_max = epochs/4, so that the rate goes down and
+    up again twice in 32 epochs."""
     min_lr: float = 0.0
     """Lowest rate of the schedule."""
 
@@ -146,7 +157,7 @@ class Recipe(Record):
     epochs: int = 32
     """Passes over the training split."""
     batch_size: int = 32
-    """Frames a step, over all workers; an epoch's last incomplete batch is left out."""
+    """Frames per step, over all workers; an epoch's last incomplete batch is left out."""
     head: HeadConfig = field(default_factory=HeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     sam: SamConfig = field(default_factory=SamConfig)
@@ -164,7 +175,8 @@ class Recipe(Record):
         )
         require(
             self.batch_size >= 2,
-            f"batch-size {self.batch_size}: expected 2 or more, since BatchNorm needs the spread within a batch",
+            f"batch-size {self.batch_size}: expected 2 or more, "
+            "since BatchNorm needs the spread within a batch",
         )
 
 
@@ -193,25 +205,28 @@ PLAIN_ERM: dict[str, Any] = {
     "loss.weighting": "none",
     "loss.logit_adjustment": 0.0,
 }
-"""Empirical risk minimisation: the mean of cross-entropies as they are, without CVaR, SAM, class weights or logit adjustment."""
+"""Empirical risk minimisation: the mean of the losses as they are, without CVaR, SAM, class weights
+or logit adjustment."""
+
+# The first run folders had other words. A recipe's digest, and so a head's name, is made of those.
 _FIRST_NAMES = {
     "loss.tail_over": "loss.granularity",
     "sam.independent_dropout": "sam.redraw_dropout",
     "heads_per_trial": "members_per_trial",
 }
-"""What settings were called in the first run folders; a recipe's digest, and so a head's name, is made of these."""
+"""Names of settings in the first run folders, by today's name."""
 _FIRST_VALUES: dict[tuple[str, Any], str] = {
     ("loss.tail_over", "units"): "element",
     ("loss.tail_over", "frames"): "sample",
     ("select", "cv"): "folds",
 }
-"""What values of settings were called then."""
+"""Values of settings in the first run folders, by today's name and value."""
 _LATER = ("loss.name", "head.normalise")
-"""Settings younger than the first run folders: at their default they leave a recipe's digest, and so a head's name, as it was."""
+"""Settings younger than the first run folders: at their default they leave the digest as it was."""
 
 
 def with_settings(recipe: R, settings: Mapping[str, Any]) -> R:
-    """A copy with other values.
+    """A copy of a recipe with other values.
 
     Args:
         recipe: The recipe to start from.
@@ -220,41 +235,39 @@ def with_settings(recipe: R, settings: Mapping[str, Any]) -> R:
     Raises:
         RaffectError: If a name is unknown, a type wrong or a value out of range.
     """
+    # Values by group; those of the recipe itself are in the group without a name
     nested: dict[str, dict[str, Any]] = {}
     flat = flatten(recipe)
     for name, value in settings.items():
         require(name in NAMES, unknown_name(name, NAMES))
         group, _, key = name.rpartition(".")
         nested.setdefault(group, {})[key] = _as_type_of(name, flat[name], value)
+    top = nested.pop("", {})
+
+    # Copies, of which each checks its own values
     groups = {
         group: dataclasses.replace(getattr(recipe, group), **values)
         for group, values in nested.items()
-        if group
     }
-    return dataclasses.replace(recipe, **nested.get("", {}), **groups)
+    return dataclasses.replace(recipe, **top, **groups)
 
 
 def plain(recipe: Recipe) -> Recipe:
-    """Only the recipe of a configuration that extends one."""
+    """The recipe alone of a configuration that extends one."""
     return Recipe(**{item.name: getattr(recipe, item.name) for item in dataclasses.fields(Recipe)})
 
 
 def digest(recipe: Recipe) -> str:
-    """Twelve hexadecimal digits that name a recipe: equal settings, equal digest, in the words of the first run folders."""
-    settings = {
-        name: value
-        for name, value in flatten(recipe).items()
-        if name not in _LATER or value != DEFAULTS[name]
-    }
-    first = {
-        _FIRST_NAMES.get(name, name): _FIRST_VALUES.get((name, value), value)
-        for name, value in settings.items()
-    }
+    """Twelve hexadecimal digits that name a recipe: equal settings have equal digests."""
+    first = {}
+    for name, value in flatten(recipe).items():
+        if name not in _LATER or value != DEFAULTS[name]:
+            first[_FIRST_NAMES.get(name, name)] = _FIRST_VALUES.get((name, value), value)
     return hashlib.sha256(json.dumps(first, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def in_todays_words(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name as raffect of November 2026 wrote them, by today's names and values."""
+    """Settings as the first run folders (November 2026) have them, by today's names and values."""
     names = {old: new for new, old in _FIRST_NAMES.items()}
     values = {(name, old): new for (name, new), old in _FIRST_VALUES.items()}
     renamed = {names.get(name, name): value for name, value in settings.items()}
@@ -265,17 +278,22 @@ def in_todays_words(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unknown_name(name: str, known: Sequence[str]) -> str:
-    """The line for a setting that does not exist."""
+    """The error message for a setting that does not exist."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"unknown setting {name!r}; {f'did you mean {near[0]}? ' if near else ''}all are: {', '.join(known)}"
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unknown setting {name!r}; {hint}all are: {', '.join(known)}"
 
 
 def find_recipe(name: str) -> Path:
-    """File of a recipe that ships with raffect, or of one's own.
+    """File of a recipe.
+
+    Args:
+        name: Of a recipe that ships with raffect, or else the path of a TOML file.
 
     Raises:
-        RaffectError: If there is none.
+        RaffectError: If there is no such recipe or file.
     """
+    # A recipe that ships with raffect, or a file
     shipped = RECIPES / f"{name}.toml"
     if shipped.is_file():
         return shipped
@@ -283,11 +301,13 @@ def find_recipe(name: str) -> Path:
 
     if (path := locate(name)).is_file():
         return path
+
+    # Neither
     names = sorted(file.stem for file in RECIPES.glob("*.toml"))
     near = difflib.get_close_matches(name, names, n=1)
-    raise RaffectError(
-        f"{name}: no such recipe{f'; did you mean {near[0]}?' if near else ''}; expected one of {', '.join(names)} or a TOML file"
-    )
+    hint = f"; did you mean {near[0]}?" if near else ""
+    expected = f"expected one of {', '.join(names)} or a TOML file"
+    raise RaffectError(f"{name}: no such recipe{hint}; {expected}")
 
 
 def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
@@ -298,20 +318,22 @@ def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
         known: Names that it may set.
 
     Raises:
-        RaffectError: If it is not TOML, a name is unknown or a value of another type.
+        RaffectError: If it is not TOML, a name is unknown or a value is of another type.
     """
+    # The file's tables and keys, as dotted names
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RaffectError(f"{path}: not a TOML file ({error})") from error
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        flat |= (
-            {f"{key}.{name}": inner for name, inner in value.items()}
-            if isinstance(value, dict)
-            else {key: value}
-        )
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
     flat = in_todays_words(flat)
+
+    # Checks; names that a configuration adds to a recipe are checked when it is made
     for name, value in flat.items():
         is_table = any(other.startswith(f"{name}.") for other in known)
         require(not is_table, f"{path}: {name} is a table; write [{name}] and its settings below")
@@ -333,6 +355,11 @@ def expand(recipe: Recipe, space: Mapping[str, Sequence[Any]]) -> list[Recipe]:
 
 
 def _as_type_of(name: str, default: Any, value: Any) -> Any:
+    """A value as the type of its default.
+
+    Raises:
+        RaffectError: If it is of another type, or not among the choices of the setting.
+    """
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     require(type(value) is type(default), f"{name} {value!r}: expected {_KINDS[type(default)]}")
