@@ -1,0 +1,28 @@
+"""Documents name what exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("", "raffect", "docs")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_ours_that_a_page_cites_exist(page):
+    for name in re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|md|yaml|sh|toml))(?:[`:]| )", page.read_text()):
+        if name.split("/")[0] in ("RUN", "bank", "data", "runs") or name == "config.toml":
+            continue  # files that commands write
+        assert any((ROOT / folder / name).exists() for folder in FOLDERS), f"{page.name} cites {name}"
+
+
+def test_the_first_screen_of_the_readme_shows_a_result():
+    text = (ROOT / "README.md").read_text()
+    first_screen = text[: text.index("## With your own copy")]
+    assert len(first_screen.splitlines()) < 60
+    assert "pip install uv && uv run raffect demo" in first_screen
+    assert "Done in" in first_screen
