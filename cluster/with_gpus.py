@@ -1,7 +1,8 @@
-"""Ask an autoscaling cluster for GPUs, wait for them, then run a job: `python cluster/with_gpus.py 4 jobs/extract.py --device cuda --manifest M --bank B`.
+"""Ask an autoscaling cluster for GPUs, wait for them, then run a job:
+`python cluster/with_gpus.py 4 jobs/extract.py --device cuda --manifest M --bank B`.
 
-raffect plans with the GPUs it sees when it starts, and a cluster that scales down to nothing shows none. After
-``RAFFECT_WAIT_S`` seconds (1200) it goes on with those that came, if any did.
+raffect plans with the GPUs it sees when it starts, and a cluster that scales down to nothing shows
+none. After ``RAFFECT_WAIT_S`` seconds (1200) it goes on with those that came, if any did.
 """
 
 from __future__ import annotations
@@ -18,26 +19,29 @@ HOLD_S = 5.0
 
 def main(argv: list[str]) -> int:
     """Wait, then become the job, so that its signals and exit status are this process's own."""
+    # The words: a number of GPUs, and the job
     if len(argv) < 2 or not (argv[0].isascii() and argv[0].isdigit() and int(argv[0]) > 0):
         print(
             "with_gpus.py: expected a number of GPUs, 1 or more, and a script with its flags",
             file=sys.stderr,
         )
         return 2
+
+    # The GPUs
     wanted, limit_s = int(argv[0]), float(os.environ.get("RAFFECT_WAIT_S", "1200"))
     found = gather_gpus(wanted, limit_s)
     if found < 1:
-        print(
-            f"with_gpus.py: no GPU joined within {limit_s:g} s; `ray status` on the head says what the autoscaler tried",
-            file=sys.stderr,
-        )
+        remedy = "`ray status` on the head says what the autoscaler tried"
+        print(f"with_gpus.py: no GPU joined within {limit_s:g} s; {remedy}", file=sys.stderr)
         return 1
+
+    # The job, in place of this process
     print(f"with_gpus.py: {found:g} of {wanted} GPUs", flush=True)
     os.execv(sys.executable, [sys.executable, *argv[1:]])
 
 
 def gather_gpus(wanted: int, limit_s: float) -> float:
-    """Have the cluster grow, and wait.
+    """Let the cluster grow, and wait.
 
     Returns:
         GPUs that are there in the end.
@@ -49,33 +53,33 @@ def gather_gpus(wanted: int, limit_s: float) -> float:
     try:
         request_resources(bundles=[{"GPU": 1}] * wanted)
         found = wait_for(lambda: float(ray.cluster_resources().get("GPU", 0)), wanted, limit_s)
-        # A machine is idle from its start, asked for or not: one that waited long for the others would leave with the request.
-        # A task on every GPU at once sets their clocks back, and the job takes them within the cluster's idle timeout.
+        # A machine's idle time runs from its start, requested or not: one that waited long for the
+        # others would be removed as soon as the request is withdrawn. A task on every GPU at once
+        # sets the idle time of all back to 0, and the job takes them before it runs out.
         with contextlib.suppress(Exception):
-            ray.get(
-                [
-                    ray.remote(num_cpus=0, num_gpus=1)(hold).remote(HOLD_S)
-                    for _ in range(int(found))
-                ],
-                timeout=120,
-            )
+            task = ray.remote(num_cpus=0, num_gpus=1)(hold)
+            ray.get([task.remote(HOLD_S) for _ in range(int(found))], timeout=120)
         return found
     finally:
-        # The request outlives this process and would keep the machines, and their price, for ever.
+        # The request outlives this process, and would keep the machines and cost money for ever.
         with contextlib.suppress(Exception):
             request_resources(bundles=[])
         ray.shutdown()
 
 
 def hold(seconds: float) -> None:
-    """Keep what the task has been given for a while."""
+    """Keep the resources of the task for a while."""
     time.sleep(seconds)
 
 
 def wait_for(
     count: Callable[[], float], wanted: int, limit_s: float, every_s: float = 5.0
 ) -> float:
-    """Call ``count`` until it gives ``wanted`` or more, for ``limit_s`` at most; returns what it gave last."""
+    """Call ``count`` until it returns ``wanted`` or more, for ``limit_s`` seconds at most.
+
+    Returns:
+        The last count.
+    """
     end = time.monotonic() + limit_s
     while (found := count()) < wanted and time.monotonic() < end:
         time.sleep(every_s)

@@ -1,11 +1,14 @@
-"""`ray job submit --working-dir . --runtime-env cluster/runtime-env.yaml -- python jobs/extract.py --manifest M --bank B ...`: the words of `raffect extract`; the last line is JSON."""
+"""`raffect extract` as a job, with the same words; its last line is JSON.
+
+    ray job submit --working-dir . --runtime-env cluster/runtime-env.yaml -- \\
+        python jobs/extract.py --manifest M --bank B ...
+"""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).parents[1])
-)  # the uploaded tree comes before an installed raffect
+# The uploaded tree comes before an installed raffect.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from raffect.job import run_job
 

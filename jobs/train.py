@@ -1,11 +1,14 @@
-"""`ray job submit --working-dir . --runtime-env cluster/runtime-env.yaml -- python jobs/train.py RECIPE --task expr --bank B --labels L --out RUN ...`: the words of `raffect train`; the last line is JSON."""
+"""`raffect train` as a job, with the same words; its last line is JSON.
+
+    ray job submit --working-dir . --runtime-env cluster/runtime-env.yaml -- \\
+        python jobs/train.py RECIPE --task expr --bank B --labels L --out RUN ...
+"""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).parents[1])
-)  # the uploaded tree comes before an installed raffect
+# The uploaded tree comes before an installed raffect.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from raffect.job import run_job
 

@@ -1,4 +1,7 @@
-"""`raffect evaluate`: judge trained heads on a bank, any split, with spread and interval, beside the chance level."""
+"""`raffect evaluate`: score trained heads on a bank, on any split.
+
+Scores have a spread over seeds and an interval, and stand beside the chance level.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +51,11 @@ class EvaluatedHead(Record):
     """One head with its score.
 
     Attributes:
-        folder: Where it lies.
-        id: Names it in its run.
+        folder: Its folder.
+        id: Its name in its run.
         recipe: Its settings.
-        incomplete: What the bank lacked that it was trained on; empty if nothing.
-        score: On the frames that were judged.
+        incomplete: What was missing in the bank that it was trained on; empty if nothing.
+        score: On the frames of the evaluation.
     """
 
     folder: str
@@ -64,18 +67,18 @@ class EvaluatedHead(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
-    """What `raffect evaluate` found; its ``metrics.json``.
+    """The results of `raffect evaluate`: its ``metrics.json``.
 
     Attributes:
         format: Of this file.
         run: Versions, commit, command and machine.
-        data: What the heads were judged on.
+        data: What the heads were scored on.
         split: Its split.
         snapshot: Which one of each head.
-        chance: What answering without looking would score.
+        chance: Scores of predictors that never look at a face.
         heads: One by one.
         settings: Together by settings, with spread over seeds.
-        caveats: What every score has to say, of heads and data.
+        caveats: Of heads and data: what the scores must not be taken for.
     """
 
     format: Literal[2] = 2
@@ -91,13 +94,13 @@ class Evaluation(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
-    """An evaluation, and the statistics it rests on.
+    """An evaluation, and the statistics that it was computed from.
 
     Attributes:
         evaluation: All scores.
         statistics: Of each head and group, shape (heads, groups, A, B).
-        notes: What happened to heads that diverged.
-        out: Where it was written; None if nowhere.
+        notes: What was done with heads that diverged.
+        out: Folder that it was written to; None if it was not written.
     """
 
     evaluation: Evaluation
@@ -130,24 +133,26 @@ class EvaluateResult:
         """For people."""
         found, facts = self.evaluation, self.evaluation.data
         split, kind = facts.splits[found.split], kind_of(facts.task)
+        frames = f"{split.frames:,} frames of {split.groups} {facts.group_name}"
         lines = [
             *self.notes,
             *facts.missing_lines(),
-            f"{facts.task.name.upper()} {found.split}: {split.frames:,} frames of {split.groups} {facts.group_name}; "
+            f"{facts.task.name.upper()} {found.split}: {frames}; "
             f"snapshot {found.snapshot} of {len(found.heads)} head(s)",
         ]
+
+        # Scores, and what they must not be taken for
         for setting in found.settings:
-            score = setting.scores[found.snapshot].text()
-            lines.append(
-                f"{settings_text(setting.settings)}: {kind.title} {score}{facts.incomplete_mark}"
-            )
+            name, score = settings_text(setting.settings), setting.scores[found.snapshot].text()
+            lines.append(f"{name}: {kind.title} {score}{facts.incomplete_mark}")
         lines.append(f"chance: {chance_text(found.chance)}")
         if found.split == "train":
             lines.append("these frames were trained on: this is no measure of how well a head does")
         elif found.snapshot == "best":
-            lines.append(
-                "epoch chosen on the validation split of the training run: optimistic there"
-            )
+            trained = "the validation split of the training run"
+            lines.append(f"epoch chosen on {trained}: optimistic there")
+
+        # Scores of each output, for one setting alone, and remaining caveats
         if len(found.settings) == 1:
             lines += _output_lines(self.statistics, facts.task)
         lacking = sorted({head.incomplete for head in found.heads if head.incomplete})
@@ -157,84 +162,101 @@ class EvaluateResult:
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
-    """Judge every head of a run, or one head.
+    """Score every head of a run, or one head.
 
     Raises:
         RaffectError: If there is no head, or it does not go with the bank.
     """
     if config.out is not None and (config.out / "env.json").exists():
         raise RaffectError(
-            f"--out {config.out}: is a run folder, whose own metrics.json would be overwritten; name another one"
+            f"--out {config.out}: is a run folder, whose own metrics.json would be overwritten; "
+            "name another one"
         )
-    # Heads, without those that diverged
-    folders = find_heads(config.run, config.epoch)
-    cards = [read_card(folder) for folder in folders]
-    kept = [k for k, card in enumerate(cards) if card.status == "done" or len(cards) == 1]
-    if not kept:
-        raise RaffectError(
-            f"{config.run}: every head diverged; train again with a smaller optim.lr or sam.rho"
-        )
-    left_out = [
-        f"left out: {folder}, which diverged" for k, folder in enumerate(folders) if k not in kept
-    ]
-    folders, cards = [folders[k] for k in kept], [cards[k] for k in kept]
-    judged = [
-        f"note: {folder} diverged; its last sound epoch is judged"
-        for folder, card in zip(folders, cards, strict=True)
-        if card.status != "done"
-    ]
-
-    # Frames, of the encoder and the task that the heads were trained on
+    folders, cards, notes = _pick_heads(config)
     dataset = _open(config, folders, cards)
     statistics = _count(config, dataset, folders)
     evaluation = _describe(config, dataset, folders, cards, statistics)
     result = EvaluateResult(
-        evaluation=evaluation, statistics=statistics, notes=(*left_out, *judged), out=config.out
+        evaluation=evaluation, statistics=statistics, notes=tuple(notes), out=config.out
     )
     if config.out is not None:
         _write(config.out, result, dataset.splits[config.split].groups)
     return result
 
 
+def _pick_heads(config: EvaluateConfig) -> tuple[list[Path], list[HeadCard], list[str]]:
+    """Folders and cards of the heads to score, without those that diverged, and notes on these.
+
+    A head that was given alone is scored even if it diverged, at its last sound epoch.
+
+    Raises:
+        RaffectError: If no head is left.
+    """
+    found = find_heads(config.run, config.epoch)
+    folders, cards, notes = [], [], []
+    for folder in found:
+        card = read_card(folder)
+        if card.status != "done" and len(found) > 1:
+            notes.append(f"left out: {folder}, which diverged")
+            continue
+        if card.status != "done":
+            notes.append(f"note: {folder} diverged; its last sound epoch is judged")
+        folders.append(folder)
+        cards.append(card)
+    if not folders:
+        raise RaffectError(
+            f"{config.run}: every head diverged; train again with a smaller optim.lr or sam.rho"
+        )
+    return folders, cards, notes
+
+
 def find_heads(path: Path, snapshot: Snapshot) -> list[Path]:
     """Folders of the heads of a run, or the one head that ``path`` is.
 
     Raises:
-        RaffectError: If there is none.
+        RaffectError: If there is no head.
     """
+    # One head, even if one of its files is missing: reading it says which
     if (path / "head.safetensors").exists() or (path / "config.json").exists():
         return [path]
-    names = [
-        snapshot,
-        *(old for old, new in first_format.SNAPSHOTS.items() if new == snapshot and old != new),
-    ]
+
+    # A run; the first run folders had other names of snapshots
+    older = [old for old, new in first_format.SNAPSHOTS.items() if new == snapshot != old]
+    names = [snapshot, *older]
     found = sorted(folder for name in names for folder in path.glob(f"weights/*/{name}"))
     if not found:
         hint = "; `cv` is there after --select cv only" if snapshot == "cv" else ""
         raise RaffectError(
-            f"{path}: no head in weights/*/{snapshot}; expected the --out of `raffect train` or `raffect tune` "
-            f"(with --save-heads){hint}"
+            f"{path}: no head in weights/*/{snapshot}; expected the --out of `raffect train` or "
+            f"`raffect tune` (with --save-heads){hint}"
         )
     return found
 
 
 def _open(config: EvaluateConfig, folders: Sequence[Path], cards: Sequence[HeadCard]) -> Dataset:
-    """The frames to judge on.
+    """The frames to score the heads on.
 
     Raises:
-        RaffectError: If the heads are of several tasks, of another one than the labels, or of another encoder than the bank.
+        RaffectError: If the heads are of several tasks, of another one than the labels, or of
+            another encoder than the bank.
     """
+    # One task
     tasks = list(dict.fromkeys(card.data.task for card in cards))
     if len(tasks) > 1:
         names = " and ".join(task.name for task in tasks)
         raise RaffectError(
-            f"{config.run}: heads of {names}; give the folder of one head, RUN/weights/<head>/{config.epoch}"
+            f"{config.run}: heads of {names}; give the folder of one head, "
+            f"RUN/weights/<head>/{config.epoch}"
         )
+
+    # One encoder
     identity = Bank(config.bank).require().read_identity()
     if identity is None:
         raise RaffectError(f"{config.bank}: nothing extracted yet; run `raffect extract` on it")
     for folder, card in zip(folders, cards, strict=True):
         require_encoder(card, identity, folder, config.bank)
+
+    # Labels of that task
     dataset = open_dataset(
         config.bank,
         config.labels,
@@ -245,15 +267,17 @@ def _open(config: EvaluateConfig, folders: Sequence[Path], cards: Sequence[HeadC
     ours, theirs = dataset.task, tasks[0]
     if (ours.kind, ours.outputs) != (theirs.kind, theirs.outputs):
         raise RaffectError(
-            f"{config.labels}: its task {ours.name} has other outputs than the heads of {config.run} "
-            f"({_outputs(ours)} against {_outputs(theirs)})"
+            f"{config.labels}: its task {ours.name} has other outputs than the heads of "
+            f"{config.run} ({_outputs(ours)} against {_outputs(theirs)})"
         )
     return dataset
 
 
 def _outputs(task: Task) -> str:
+    """The kind of a task and its first outputs, for an error message."""
     names = ", ".join(task.outputs[:_SHOWN_OUTPUTS])
-    return f"{task.kind}: {names}{' ...' if len(task.outputs) > _SHOWN_OUTPUTS else ''}"
+    more = " ..." if len(task.outputs) > _SHOWN_OUTPUTS else ""
+    return f"{task.kind}: {names}{more}"
 
 
 def _count(config: EvaluateConfig, dataset: Dataset, folders: Sequence[Path]) -> np.ndarray:
@@ -279,6 +303,7 @@ def _describe(
     statistics: np.ndarray,
 ) -> Evaluation:
     """Scores of each head and of each setting."""
+    # Each head, with an interval over its videos or other groups
     task, kind = dataset.task, kind_of(dataset.task)
     heads = tuple(
         EvaluatedHead(
@@ -294,6 +319,8 @@ def _describe(
         )
         for folder, card, found in zip(folders, cards, statistics, strict=True)
     )
+
+    # All heads together
     caveats = {card.data.caveat for card in cards} | {dataset.facts.caveat}
     return Evaluation(
         run=describe_run(),
@@ -310,10 +337,13 @@ def _describe(
 def _by_settings(
     heads: Sequence[EvaluatedHead], statistics: np.ndarray, snapshot: Snapshot, dataset: Dataset
 ) -> tuple[SettingScores, ...]:
-    """Heads that differ in their seed alone, together."""
+    """Scores of heads that differ in their seed alone, together."""
+    # Groups, and the settings in which they differ
     kind, row_of = kind_of(dataset.task), {head.folder: row for row, head in enumerate(heads)}
     groups = group_by_settings(heads)
     names = varying(groups) or ["loss.alpha", "sam.rho"]
+
+    # Spread over seeds of each group
     settings = []
     for group in groups:
         found = spread_of(
@@ -335,7 +365,7 @@ def _by_settings(
 
 
 def _output_lines(statistics: np.ndarray, task: Task) -> list[str]:
-    """A line a class, label or value, over all heads together."""
+    """A line for each class, label or value, over all heads together."""
     kind = kind_of(task)
     width = max(len(name) for name in task.outputs)
     lines = [f"{'':{width}} " + " ".join(f"{title:>9}" for title, _ in kind.columns)]

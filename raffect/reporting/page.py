@@ -1,4 +1,7 @@
-"""Markdown as one self-contained page: text from run folders stays text, and only pictures that were just drawn are shown."""
+"""Markdown as one self-contained page.
+
+Text from run folders stays text, and only pictures that were just drawn are shown.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,30 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:60rem;margin:2rem auto;padding:0 1rem}h1,h2{line-height:1.2}h2{margin-top:2.4rem;border-bottom:1px solid #d9dee4}
-table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}th,td{padding:.3rem .7rem;border-bottom:1px solid #e4e8ed;text-align:left}th{background:#f4f6f8}
-img{max-width:100%}blockquote{margin:1rem 0;padding:.6rem 1rem;background:#fff4d6;border-left:4px solid #e0a800}code{background:#f4f6f8;padding:0 .2rem}"""
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:60rem;margin:2rem auto;
+ padding:0 1rem}
+h1,h2{line-height:1.2}
+h2{margin-top:2.4rem;border-bottom:1px solid #d9dee4}
+table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}
+th,td{padding:.3rem .7rem;border-bottom:1px solid #e4e8ed;text-align:left}
+th{background:#f4f6f8}
+img{max-width:100%}
+blockquote{margin:1rem 0;padding:.6rem 1rem;background:#fff4d6;border-left:4px solid #e0a800}
+code{background:#f4f6f8;padding:0 .2rem}
+"""
+_PAGE = """\
+<!doctype html><html lang="en"><meta charset="utf-8"><title>raffect report</title>\
+<style>{style}</style><body>
+{body}</body></html>
+"""
 
 
 def as_text(value: object) -> str:
-    """Any text as Markdown that shows just that text: what comes from a run folder must not become a picture, a link or a cell of its own."""
+    """Any text as Markdown that shows exactly that text.
+
+    What comes from a run folder must not become a picture, a link or a cell of its own.
+    """
     return re.sub(r"([\\`*_{}\[\]<>|~&])", r"\\\1", " ".join(str(value).split()))
 
 
@@ -30,22 +50,22 @@ def to_html(markdown: str, pictures: Mapping[str, bytes]) -> str:
 
     Args:
         markdown: The report.
-        pictures: PNG files that were drawn for it, by the address it gives them; no other picture is shown.
+        pictures: PNG files that were drawn for it, by the address that it has for them; no other
+            picture is shown.
     """
     from markdown_it import MarkdownIt
 
-    renderer = (
-        MarkdownIt("commonmark", {"html": False})
-        .enable("table")
-        .disable(["link", "autolink", "reference"])
-    )
+    # Text alone: neither HTML nor links
+    renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
+    renderer.disable(["link", "autolink", "reference"])
 
+    # Pictures inside the page; one that was not drawn is shown as its text
     def show(tokens: Sequence[Any], index: int, options: Any, env: Any) -> str:
         address, text = tokens[index].attrs["src"], html.escape(tokens[index].content)
         if address not in pictures:
             return text
-        return f'<img src="data:image/png;base64,{base64.b64encode(pictures[address]).decode()}" alt="{text}">'
+        content = base64.b64encode(pictures[address]).decode()
+        return f'<img src="data:image/png;base64,{content}" alt="{text}">'
 
     renderer.add_render_rule("image", lambda _, *token: show(*token))
-    body = renderer.render(markdown)
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>raffect report</title><style>{_STYLE}</style><body>\n{body}</body></html>\n'
+    return _PAGE.format(style=_STYLE, body=renderer.render(markdown))

@@ -1,4 +1,7 @@
-"""`raffect report`: what runs found, as report.md and one self-contained report.html, with every picture's numbers beside it."""
+"""`raffect report`: the results of runs, as report.md and one self-contained report.html.
+
+Every picture has a CSV with its numbers beside it.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,8 @@ class ReportResult:
 
     def lines(self) -> list[str]:
         """For people."""
-        return [
-            f"wrote {self.html} (open it in a browser), report.md, and plots/ with a CSV beside every picture"
-        ]
+        others = "report.md, and plots/ with a CSV beside every picture"
+        return [f"wrote {self.html} (open it in a browser), {others}"]
 
 
 def report(paths: Sequence[Path], out: Path | None = None) -> ReportResult:
@@ -55,14 +57,20 @@ def report(paths: Sequence[Path], out: Path | None = None) -> ReportResult:
     Raises:
         RaffectError: If a folder holds no finished head.
     """
+    # All runs together
     runs = [read_run(path) for path in paths]
     out = (out or paths[0]).absolute()
     lines = ["# raffect report", "", *_caveat_lines(runs), "## Table I", "", *table_one(runs), ""]
     lines += [f"{as_text(line)}\n" for run in runs for line in run.data.missing_lines()]
+
+    # A section for each run
     pictures: dict[str, bytes] = {}
-    for run, stem in zip(runs, name_pictures([run.folder.path.name for run in runs]), strict=True):
+    stems = name_pictures([run.folder.path.name for run in runs])
+    for run, stem in zip(runs, stems, strict=True):
         lines += _Section(run, out / "plots", stem, pictures).lines()
     lines += ["## What was run", "", *_provenance(runs)]
+
+    # The files
     text = "\n".join(lines) + "\n"
     write_atomic(out / "report.md", text.encode())
     write_atomic(out / "report.html", to_html(text, pictures).encode())
@@ -74,7 +82,10 @@ def report(paths: Sequence[Path], out: Path | None = None) -> ReportResult:
 
 
 def table_one(runs: Sequence[Run]) -> list[str]:
-    """Scores of each run's headline settings beside the chance level, and published ones where the data are Aff-Wild2 itself."""
+    """Scores of each run's headline settings beside the chance level.
+
+    Published scores are added where the data are Aff-Wild2 itself.
+    """
     title = " / ".join(dict.fromkeys(run.kind.title for run in runs))
     groups = " / ".join(dict.fromkeys(as_text(run.data.group_name) for run in runs))
     lines = [
@@ -86,49 +97,44 @@ def table_one(runs: Sequence[Run]) -> list[str]:
     return [
         *lines,
         "",
-        f"95 % over {groups}: of the mean over seeds, when the {groups} of the validation split are drawn again "
-        "with replacement (1,000 draws); it says how far others might have scored.",
+        f"95 % over {groups}: of the mean over seeds, when the {groups} of the validation split "
+        "are drawn again with replacement (1,000 draws); it says how far others might have "
+        "scored.",
     ]
 
 
 def _table_one_rows(run: Run) -> list[str]:
     task, records, mark = as_text(run.title), run.headline(), as_text(run.data.incomplete_mark)
     lines = []
+
+    # The headline's heads, then plain ERM
+    method = as_text(describe(records[0], run))
     for name, label in NAMES.items():
         if found := run.spread(records, name):
-            method, chosen = (
-                as_text(describe(records[0], run)),
-                how_chosen(name, run.has_stopped).split(":")[0],
-            )
-            lines.append(
-                f"| {task} | raffect, {method}{mark} | {label}: {chosen} | {_cells(found)} |"
-            )
+            epoch = f"{label}: {how_chosen(name, run.has_stopped).split(':')[0]}"
+            lines.append(f"| {task} | raffect, {method}{mark} | {epoch} | {_cells(found)} |")
     if (erm := run.erm()) and erm[0].id != records[0].id and (found := run.spread(erm, "last")):
         lines.append(f"| {task} | raffect, ERM{mark} | {NAMES['last']} | {_cells(found)} |")
+
+    # The chance level, then published scores
     chance = records[0].chance
-    lines.append(
-        f"| {task} | chance: {as_text(chance.answer)} | - | {short(chance.majority)} | - | - |"
-    )
+    others = [(f"chance (majority): {as_text(chance.answer)}", "-", chance.majority)]
     if chance.prior is not None:
-        lines.append(
-            f"| {task} | chance: guesses by the class shares | - | {short(chance.prior)} | - | - |"
-        )
-    return lines + [
-        f"| {task} | {as_text(name)} | unstated | {short(value)} | - | - |"
-        for name, value in run.data.published.items()
-    ]
+        others.append(("chance (prior): guesses by the class shares", "-", chance.prior))
+    others += [(as_text(name), "unstated", value) for name, value in run.data.published.items()]
+    lines += [f"| {task} | {name} | {epoch} | {short(x)} | - | - |" for name, epoch, x in others]
+    return lines
 
 
 def describe(record: HeadRecord, run: Run) -> str:
-    """Settings in which a run's groups differ, or alpha and rho."""
+    """A head's values of the settings in which a run's groups differ, or of alpha and rho."""
     names = run.varying or ["loss.alpha", "sam.rho"]
-    return ", ".join(
-        f"{name.rpartition('.')[2]} {value_text(record.settings[name])}" for name in names
-    )
+    values = [(name.rpartition(".")[2], value_text(record.settings[name])) for name in names]
+    return ", ".join(f"{name} {value}" for name, value in values)
 
 
 def name_pictures(names: Sequence[str]) -> list[str]:
-    """A file name for each run's pictures, numbered where two would be one."""
+    """A file name for each run's pictures; all are numbered where two would be equal."""
     plain = [re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) for name in names]
     if len(set(plain)) == len(plain):
         return plain
@@ -160,28 +166,28 @@ class _Section:
         return self.plots / f"{self.stem}-{what}"
 
     def _show(self, what: str, text: str) -> list[str]:
-        """Lines that show a picture that was just drawn."""
+        """Lines that show the picture of `_path`, which was just drawn."""
         address = f"plots/{self.stem}-{what}.png"
         self.pictures[address] = (self.plots / f"{self.stem}-{what}.png").read_bytes()
         return [f"![{text}]({address})", "", f"Numbers: `plots/{self.stem}-{what}.csv`", ""]
 
     def _settings(self) -> list[str]:
-        """Figure 2 where alpha is an axis, else scores by settings; nothing for a run of one setting."""
+        """Figure 2 where alpha is an axis, else scores by settings; empty for one setting."""
         run = self.run
+
+        # Alpha is an axis if there are more values than ERM's and one other
         alphas = {group[0].recipe.loss.alpha for group in run.groups}
-        if len(alphas) > _MOST_ALPHAS_OF_A_PAIR:  # an axis, not just ERM beside one alpha
+        if len(alphas) > _MOST_ALPHAS_OF_A_PAIR:
             rows, references = _alpha_rows(run)
             title = f"{run.title} {run.kind.title} against alpha{run.mark}"
             figures.draw_alpha(rows, references, title, run.kind, self._path("alpha"))
             shown = self._show("alpha", f"{run.kind.title} against alpha")
             return ["### Figure 2", "", *shown, *_settings_table(run)]
+
+        # Other axes
         if len(run.groups) > 1:
-            figures.draw_scores(
-                _score_rows(run),
-                f"{run.title} by settings{run.mark}",
-                run.kind,
-                self._path("settings"),
-            )
+            title = f"{run.title} by settings{run.mark}"
+            figures.draw_scores(_score_rows(run), title, run.kind, self._path("settings"))
             return [*self._show("settings", f"{run.kind.title} by settings"), *_settings_table(run)]
         return []
 
@@ -205,32 +211,31 @@ class _Section:
         ]
 
     def _confusion(self) -> list[str]:
-        """Of classes alone."""
+        """The confusion matrix of classes; empty for other kinds of tasks."""
         run, about = self.run, self._about()
         found = [record.scores["last"].confusion for record in run.headline()]
         matrices = [np.array(matrix) for matrix in found if matrix is not None]
         if not matrices:
             return []
+        total, names, path = np.sum(matrices, 0), run.task.outputs, self._path("confusion")
         title = f"{run.title} confusion, shares of each true class: {about}{run.mark}"
-        figures.draw_confusion(
-            np.sum(matrices, 0), run.task.outputs, title, self._path("confusion")
-        )
+        figures.draw_confusion(total, names, title, path)
         text = f"{as_text(about)}; counts added over seeds, each row in shares of its true class."
         return ["### Confusion", "", text, "", *self._show("confusion", "confusion matrix")]
 
     def _curves(self) -> list[str]:
         run = self.run
-        figures.draw_curves(
-            _curve_rows(run),
-            f"{run.title} learning curves{run.mark}",
-            run.kind,
-            self._path("curves"),
-        )
+        title = f"{run.title} learning curves{run.mark}"
+        figures.draw_curves(_curve_rows(run), title, run.kind, self._path("curves"))
         return ["### Learning curves", "", *self._show("curves", "learning curves")]
 
 
 def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """A row a head and score of those with the headline's other settings; and the lines to draw across."""
+    """Rows and horizontal lines of Figure 2.
+
+    A row is a head and one of its scores; all heads have the headline's other settings.
+    """
+    # Heads that differ in alpha and seed alone
     reference, key = run.headline()[0].settings, run.kind.key
     others = [name for name in reference if name not in ("seed", "loss.alpha")]
     alike = [
@@ -250,6 +255,8 @@ def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
         for name in ("last", "best")
         for record in alike
     ]
+
+    # ERM and the chance level
     lines = {}
     if (erm := run.erm()) and (found := run.spread(erm, "last")):
         lines["ERM (no SAM), val-last"] = found.mean
@@ -259,31 +266,26 @@ def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
 
 def _settings_table(run: Run) -> list[str]:
     """A row a setting, then what the columns mean."""
-    with_cv = run.has_folds
-    lines = [
-        f"| settings | val-last | ± sd (seeds) | 95 % over {as_text(run.data.group_name)} | val-best |"
-        + (" val-cv |" if with_cv else ""),
-        "|---|---|---|---|---|" + ("---|" if with_cv else ""),
-    ]
+    titles = ["settings", "val-last", "± sd (seeds)", f"95 % over {as_text(run.data.group_name)}"]
+    titles += ["val-best", "val-cv"] if run.has_folds else ["val-best"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for group in run.groups:
         last, best, cv = (run.spread(group, name) for name in ("last", "best", "cv"))
         assert last is not None  # every finished head has both
         assert best is not None
         setting = as_text(describe(group[0], run)) + as_text(run.data.incomplete_mark)
         cells = [setting, _cells(last), short(best.mean)]
-        cells += [short(cv.mean if cv else None)] if with_cv else []
+        cells += [short(cv.mean if cv else None)] if run.has_folds else []
         lines.append(f"| {' | '.join(cells)} |")
-    meaning = f"val-last: {how_chosen('last', run.has_stopped)}. val-best: {CHOICE['best']}."
-    return [
-        *lines,
-        "",
-        f"{meaning} Comparing settings on the validation split is optimistic as well.",
-        "",
-    ]
+    meaning = (
+        f"val-last: {how_chosen('last', run.has_stopped)}. val-best: {CHOICE['best']}. "
+        "Comparing settings on the validation split is optimistic as well."
+    )
+    return [*lines, "", meaning, ""]
 
 
 def _output_rows(run: Run) -> list[dict[str, Any]]:
-    """A row a class, label or value: mean of each score over seeds, spread of the first one, and frames."""
+    """A row a class, label or value: each score's mean over seeds, the first one's sd, frames."""
     outputs = [record.scores["last"].outputs for record in run.headline()]
     *scores, (_, frames) = run.kind.columns
     rows = []
@@ -297,43 +299,31 @@ def _output_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _output_table(rows: list[dict[str, Any]], run: Run) -> list[str]:
+    """The same rows as a table."""
     (first, key), *others, _ = run.kind.columns
-    titles = "".join(f" {title} |" for title, _ in others)
-    lines = [
-        f"| {run.kind.part} | {first} | ± sd |{titles} frames |",
-        "|---" * (len(others) + 4) + "|",
-    ]
+    titles = [run.kind.part, first, "± sd", *(title for title, _ in others), "frames"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
-        name = as_text(run.task.describe(row["name"]))
-        cells = [
-            name,
-            short(row[key]),
-            short(row["sd"]),
-            *(short(row[other]) for _, other in others),
-        ]
-        lines.append(f"| {' | '.join(cells)} | {row['frames']:,} |")
+        scores = [short(row[name]) for name in (key, "sd", *(other for _, other in others))]
+        cells = [as_text(run.task.describe(row["name"])), *scores, f"{row['frames']:,}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
 def _curve_rows(run: Run) -> list[dict[str, Any]]:
-    rows = []
+    """A row a setting and epoch: training loss and validation score, mean over seeds."""
+    rows, score_name = [], f"val_{run.kind.key}"
     for group in run.groups:
         label = describe(group[0], run)
         losses = np.mean([record.curve.train_loss for record in group], 0)
         scores = np.mean([record.curve.validation for record in group], 0)
-        rows += [
-            {
-                "label": label,
-                "epoch": k + 1,
-                "train_loss": float(loss),
-                f"val_{run.kind.key}": float(score),
-            }
-            for k, (loss, score) in enumerate(zip(losses, scores, strict=True))
-        ]
+        for k, (loss, score) in enumerate(zip(losses.tolist(), scores.tolist(), strict=True)):
+            rows.append({"label": label, "epoch": k + 1, "train_loss": loss, score_name: score})
     return rows
 
 
 def _score_rows(run: Run) -> list[dict[str, Any]]:
+    """A row a setting: mean and standard deviation of its score at the last epoch."""
     found = [(group, run.spread(group, "last")) for group in run.groups]
     return [
         {"label": describe(group[0], run), run.kind.key: value.mean, "sd": value.sd}
@@ -351,6 +341,7 @@ def _cells(found: Spread) -> str:
 
 
 def _caveat_lines(runs: Sequence[Run]) -> list[str]:
+    """What no score below may be taken for, in quotation blocks."""
     caveats = sorted({run.data.caveat for run in runs if run.data.caveat})
     lines = [f"> **{as_text('; '.join(caveats))}**: {_NO_CAVEAT}", ""] if caveats else []
     marks = sorted({mark for run in runs if (mark := run.data.incomplete_mark.strip())})
@@ -358,33 +349,28 @@ def _caveat_lines(runs: Sequence[Run]) -> list[str]:
 
 
 def _provenance(runs: Sequence[Run]) -> list[str]:
+    """The command of each run, and facts about it."""
     lines = []
     for run in runs:
         command = as_code(shlex.join(["raffect", *run.record.run.command[1:]]))
         name, where = as_text(run.folder.path.name), as_code(run.record.run.folder)
-        lines += [
-            f"- **{name}**: {command} in {where}",
-            *(f"  - {as_text(line)}" for line in _facts(run)),
-        ]
+        lines.append(f"- **{name}**: {command} in {where}")
+        lines += [f"  - {as_text(line)}" for line in _facts(run)]
     return lines
 
 
 def _facts(run: Run) -> list[str]:
     """Heads, data, encoder and versions of a run, a line each."""
-    made, data = run.record.run, run.data
-    batches = {
-        (record.trained_by.wall_s, record.trained_by.batch_of_heads) for record in run.records
-    }
-    commits = sorted(
-        {str(record.trained_by.git_commit or "unknown")[:20] for record in run.records}
-    )
-    counts = Counter(record.status for record in run.records)
-    statuses = ", ".join(
-        f"{counts[name]} {name}"
-        for name in ("done", "diverged", "stopped", "running")
-        if counts[name]
-    )
+    # Heads; those of one batch share its wall time
+    trained = [record.trained_by for record in run.records]
+    batches = {(part.wall_s, part.batch_of_heads) for part in trained}
     seconds = format_seconds(sum(wall_s for wall_s, _ in batches))
+    counts = Counter(record.status for record in run.records)
+    statuses = ("done", "diverged", "stopped", "running")
+    by_status = ", ".join(f"{counts[name]} {name}" for name in statuses if counts[name])
+
+    # Data and encoder
+    data = run.data
     splits = [
         f"{name} {split.frames:,} frames of {split.groups} {data.group_name}"
         for name, split in data.splits.items()
@@ -393,12 +379,16 @@ def _facts(run: Run) -> list[str]:
         f"{encoder.model}, weights {encoder.weights} ({encoder.weights_sha256[:12]})"
         for encoder in data.encoders
     ]
-    versions = made.versions
+
+    # Versions; a run that went on may have been trained by several commits
+    made, versions = run.record.run, run.record.run.versions
+    commits = sorted({str(part.git_commit or "unknown")[:20] for part in trained})
     return [
-        f"{len(run.records)} heads ({statuses}), {seconds} of training, batches added up, "
-        f"on {run.records[0].trained_by.device}",
+        f"{len(trained)} heads ({by_status}), {seconds} of training, batches added up, "
+        f"on {trained[0].device}",
         f"{', '.join(splits)}; edition {data.edition!r}",
-        f"encoder {' and '.join(encoders)}, bank {data.bank_digest[:12]}, labels {data.labels_sha256[:12]}",
-        f"raffect {versions['raffect']}, commit {', '.join(commits)}, torch {versions['torch']}, "
-        f"Python {versions['python']}, {made.time}",
+        f"encoder {' and '.join(encoders)}, bank {data.bank_digest[:12]}, "
+        f"labels {data.labels_sha256[:12]}",
+        f"raffect {versions['raffect']}, commit {', '.join(commits)}, "
+        f"torch {versions['torch']}, Python {versions['python']}, {made.time}",
     ]

@@ -45,7 +45,7 @@ class Run:
 
     @property
     def data(self) -> DataFacts:
-        """What it was trained and judged on."""
+        """What its heads were trained and scored on."""
         return self.record.data
 
     @property
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def mark(self) -> str:
-        """What every picture of it must say, as lines below a title."""
+        """Caveats that every picture of it must show, as lines below a title."""
         caveat = f"[{self.data.caveat}]" if self.data.caveat else ""
         return "".join(f"\n{line}" for line in (caveat, self.data.incomplete_mark.strip()) if line)
 
@@ -85,9 +85,13 @@ class Run:
         return varying(self.groups)
 
     def headline(self) -> list[HeadRecord]:
-        """Heads of the settings it stands for: what cross-validation chose, else the paper's alpha where it is among them, else the first."""
-        if (chosen := select_by_cv(self.groups, self.records)) is not None:
-            return list(chosen)
+        """Heads of the settings that stand for the run.
+
+        Those that cross-validation chose, else the paper's alpha where it is among them, else the
+        first.
+        """
+        if (best := select_by_cv(self.groups, self.records)) is not None:
+            return list(best)
         at_paper = [group for group in self.groups if _is_at_paper(group[0])]
         return (at_paper or self.groups)[0]
 
