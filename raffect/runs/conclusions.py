@@ -1,4 +1,7 @@
-"""What a run or a sweep found: tables and metrics.json in its folder, and an object that says it to people and programs."""
+"""What a run or a sweep found: tables and metrics.json in its folder, and an object with the same.
+
+The object is for programs, its `lines` are for people.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ class RunResult:
     Attributes:
         folder: The run folder.
         metrics: Scores, as in its metrics.json.
-        records: All heads of the command, by settings and seed; heads of folds are in the folder alone.
+        records: All heads of the command, by settings and seed; heads of folds are in the folder
+            alone.
+        saved_heads: Whether weights were kept.
     """
 
     folder: Path
@@ -58,7 +63,7 @@ class RunResult:
 
     @property
     def chance(self) -> Chance:
-        """What answering without looking would score."""
+        """Scores of predictors that do not look at the frames."""
         return self.metrics.chance
 
     def _missing(self) -> list[str]:
@@ -90,11 +95,12 @@ class TrainResult(RunResult):
         facts, kind = self.data, kind_of(self.data.task)
         name = facts.task.name.upper()
         lines = [*_diverged_lines(self.records), *self._missing()]
+
+        # A line a snapshot; heads of several seeds may have several best epochs
         for snapshot, found in self.scores.items():
             epochs = sorted(set(found.epochs))
-            shown = ", ".join(map(str, epochs[:_SHOWN_EPOCHS])) + (
-                " ..." if len(epochs) > _SHOWN_EPOCHS else ""
-            )
+            more = " ..." if len(epochs) > _SHOWN_EPOCHS else ""
+            shown = ", ".join(map(str, epochs[:_SHOWN_EPOCHS])) + more
             score = f"{name} {NAMES[snapshot]:9} {kind.title} {found.text()}"
             lines.append(f"{score}; {CHOICE[snapshot]} (epoch {shown}){facts.incomplete_mark}")
         lines.append(f"{name} chance    {kind.title} {chance_text(self.chance)}")
@@ -112,13 +118,16 @@ class SweepResult(RunResult):
 
     @property
     def best(self) -> SettingScores:
-        """The setting with the highest val-last: chosen on the validation split itself, so optimistic."""
+        """The setting with the highest val-last.
+
+        Chosen on the validation split itself, so optimistic.
+        """
         assert self.metrics.best is not None  # every sweep has one
         return self.metrics.best
 
     @property
     def cross_validated(self) -> SettingScores | None:
-        """The setting that folds of the training split chose; None without ``--select cv``."""
+        """The setting chosen on folds of the training split; None without ``--select cv``."""
         return self.metrics.cross_validated
 
     def to_pandas(self) -> Any:
@@ -127,21 +136,27 @@ class SweepResult(RunResult):
 
     def lines(self) -> list[str]:
         """For people."""
+        # A line a setting
         facts, mark = self.data, self.data.incomplete_mark
-        lines = [
-            *self._missing(),
-            self._opening(),
-            *(setting.text() + mark for setting in self.settings),
-        ]
+        rows = [setting.text() + mark for setting in self.settings]
+        lines = [*self._missing(), self._opening(), *rows]
+
+        # What to compare them with, and what the highest score is worth
         if self.metrics.left_out.get(STOPPED):
             lines.append(
-                "heads that ASHA stopped had poor scores on the validation split: means over the others are optimistic"
+                "heads that ASHA stopped had poor scores on the validation split: "
+                "means over the others are optimistic"
             )
-        compared = f"of {len(self.settings)} settings compared on the validation split itself, so optimistic"
+        compared = (
+            f"of {len(self.settings)} settings compared on the validation split itself, "
+            "so optimistic"
+        )
         lines += [
             f"chance  {chance_text(self.chance)}",
             f"highest val-last: {settings_text(self.best.settings)}, {compared}{mark}",
         ]
+
+        # The setting that was chosen without the validation split
         if (found := self.cross_validated) is not None:
             score = f"val-cv {kind_of(facts.task).title} {found.scores['cv'].text()}"
             lines.append(
@@ -153,14 +168,16 @@ class SweepResult(RunResult):
         return [*lines, *self._closing()]
 
     def _opening(self) -> str:
-        train, validation = self.data.splits["train"], self.data.splits["validation"]
-        left_out = self.metrics.left_out.items()
+        """How many heads on how many frames, and how many heads are in no mean."""
+        data, left_out = self.data, self.metrics.left_out.items()
+        train, validation = data.splits["train"], data.splits["validation"]
         others = "".join(
             f"; {count} {status} and left out, see heads.csv" for status, count in left_out if count
         )
         return (
-            f"{self.data.task.name.upper()}: {len(self.records)} heads on {train.frames:,} frames, judged on "
-            f"{validation.frames:,} frames of {validation.groups} other {self.data.group_name}{others}"
+            f"{data.task.name.upper()}: {len(self.records)} heads on {train.frames:,} frames, "
+            f"judged on {validation.frames:,} frames of {validation.groups} other "
+            f"{data.group_name}{others}"
         )
 
 
@@ -175,13 +192,15 @@ def conclude_run(folder: RunFolder, facts: DataFacts, records: Sequence[HeadReco
     Raises:
         RaffectError: If no head was trained to the end.
     """
+    # Tables, which show what went wrong if no head was trained to the end
     write_tables(folder, folder.read_records())
     sound = finished(records)
     require(bool(sound), f"no head finished; {'; '.join(_diverged_lines(records))}")
-    settings = SettingScores(
-        settings=_settings(sound[0], ["loss.alpha", "sam.rho"]), scores=_spreads(folder, sound)
-    )
-    metrics = _describe(facts, records, (settings,))
+
+    # Scores of the one setting
+    named = _settings(sound[0], ["loss.alpha", "sam.rho"])
+    scores = SettingScores(settings=named, scores=_spreads(folder, sound))
+    metrics = _describe(facts, records, (scores,))
     write_atomic(folder.path / "metrics.json", metrics.to_bytes())
     return TrainResult(folder=folder.path, metrics=metrics, records=tuple(records))
 
@@ -202,27 +221,28 @@ def conclude_sweep(
         axes: Settings that the sweep varies, by dotted name.
         saved_heads: Whether weights were kept.
     """
+    # Tables, which show what went wrong if no head was trained to the end
     every = folder.read_records()
     write_tables(folder, every)
     sound = finished(records)
-    require(
-        bool(sound), f"no head finished: {records[0].note if records else 'nothing was trained'}"
-    )
+    why = records[0].note if records else "nothing was trained"
+    require(bool(sound), f"no head finished: {why}")
 
-    # One row a setting, named by the axes and by what tells plain ERM from the others
+    # One row a setting, named by the axes and by the settings in which plain ERM differs
     groups = group_by_settings(sound)
     axes = [name for name in axes if name != "seed"] or ["loss.alpha"]
     differing = {"loss.alpha", "sam.rho", *varying(groups)}
-    has_erm = any(is_erm(group[0].recipe) for group in groups)
-    names = [
-        *axes,
-        *(name for name in PLAIN_ERM if has_erm and name in differing and name not in axes),
-    ]
+    names = list(axes)
+    if any(is_erm(group[0].recipe) for group in groups):
+        names += [name for name in PLAIN_ERM if name in differing and name not in axes]
     rows = [_row(folder, group, names) for group in groups]
 
-    # What stands out
+    # The best setting, and the one that cross-validation chose
     best = max(rows, key=lambda row: row.scores["last"].mean)
-    by_best = f"highest val-last of {len(rows)} settings, compared on the validation split itself: optimistic"
+    by_best = (
+        f"highest val-last of {len(rows)} settings, compared on the validation split itself: "
+        "optimistic"
+    )
     metrics = _describe(facts, records, tuple(rows), best=replace(best, chosen_by=by_best))
     selected = select_by_cv(groups, every)
     if selected is not None and any("cv" in record.scores for record in selected):
@@ -241,6 +261,10 @@ def _describe(
     best: SettingScores | None = None,
 ) -> Metrics:
     statuses = Counter(record.status for record in records)
+    heads = {
+        record.id: HeadScores(seed=record.recipe.seed, status=record.status, scores=record.scores)
+        for record in records
+    }
     return Metrics(
         run=describe_run(),
         data=facts,
@@ -248,12 +272,7 @@ def _describe(
         settings=settings,
         best=best,
         left_out={status: statuses[status] for status in ("diverged", STOPPED)},
-        heads={
-            record.id: HeadScores(
-                seed=record.recipe.seed, status=record.status, scores=record.scores
-            )
-            for record in records
-        },
+        heads=heads,
     )
 
 

@@ -1,4 +1,7 @@
-"""What a run trains and judges on: features and labels of its splits, checked, and the facts that go with every result."""
+"""What a run trains and judges on: checked features and labels of its splits.
+
+Beside them are the facts that go with every result.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ from raffect.metrics.kinds import kind_of
 from raffect.storage.tables import read_metadata
 
 _FOLD_SEED = 0
-_CHECKED_ROWS = 256  # so few that they stay in the cache
+_CHECKED_ROWS = 256
+"""Rows that are checked at a time: so few that they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +51,34 @@ class Dataset:
     )
 
     def fold_of_frames(self, folds: int) -> np.ndarray:
-        """Fold of each training frame, shape (N,): whole videos, or other groups, the same for every run.
+        """Fold of each training frame, shape (N,), the same for every run.
 
-        Classes are spread over the folds as evenly as whole groups allow.
+        Videos, or other groups, stay whole. Classes are spread over the folds as evenly as whole
+        groups allow.
         """
-        if folds not in self._folds:  # every batch of heads of a fold asks again
+        # Kept, since every batch of heads of a fold asks again
+        if folds not in self._folds:
             self._folds[folds] = self._deal_groups(folds)
         return self._folds[folds]
 
     def _deal_groups(self, folds: int) -> np.ndarray:
         from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
+        # As many groups as folds at least
         train = self.splits["train"]
         classes = kind_of(self.task).strata(targets_of(train, self.task))
         require(
             len(train.groups) >= folds,
-            f"--folds {folds}: the training split has {len(train.groups)} {self.facts.group_name}; take at most as many folds",
+            f"--folds {folds}: the training split has {len(train.groups)} "
+            f"{self.facts.group_name}; take at most as many folds",
         )
+
+        # By classes where each has enough frames for every fold
         stratified = (
             classes is not None and np.unique(classes, return_counts=True)[1].min() >= folds
         )
-        splitter = (StratifiedGroupKFold if stratified else GroupKFold)(
-            folds, shuffle=True, random_state=_FOLD_SEED
-        )
+        kind = StratifiedGroupKFold if stratified else GroupKFold
+        splitter = kind(folds, shuffle=True, random_state=_FOLD_SEED)
         out = np.empty(len(train), np.int64)
         strata = train.y[:, 0] if classes is None else classes
         for number, (_, held_out) in enumerate(splitter.split(out, strata, train.group)):
@@ -90,12 +99,13 @@ def open_dataset(
     Args:
         bank_path: The bank.
         labels_path: A label table, or the folder that `raffect prepare` wrote.
-        task_name: Which task of a folder; may be left out where there is one.
+        task_name: Which task of a folder; may be left out if there is only one.
         wanted: Splits.
         allow_incomplete: Take a bank that lacks planned frames; ``facts.incomplete`` then says so.
 
     Raises:
-        RaffectError: If bank or labels are missing, of another task, a split is empty, or planned frames are not in the bank.
+        RaffectError: If bank or labels are missing, labels are of another task, a split is empty,
+            or planned frames are not in the bank.
     """
     # Labels of the task
     bank, file = Bank(bank_path).require(), _find_labels(labels_path, task_name)
@@ -103,7 +113,8 @@ def open_dataset(
     task = affwild2.read_task(read_metadata(table).get("task", task_name), str(file))
     require(
         task_name in ("", task.name),
-        f"{file}: labels of task {task.name}, not {task_name}; give labels/{task_name}.parquet or another --task",
+        f"{file}: labels of task {task.name}, not {task_name}; "
+        f"give labels/{task_name}.parquet or another --task",
     )
     _require_labels(table, task, file)
 
@@ -113,9 +124,12 @@ def open_dataset(
     incomplete = _describe_incomplete(splits)
     require(
         allow_incomplete or not incomplete,
-        f"{bank_path}: {incomplete} are planned and not there, not extracted yet or damaged; finish `raffect extract` "
-        f"(`raffect bank verify --bank {bank_path} --repair` withdraws what is damaged), or add --allow-incomplete, and every score will say so",
+        f"{bank_path}: {incomplete} are planned and not there, not extracted yet or damaged; "
+        f"finish `raffect extract` (`raffect bank verify --bank {bank_path} --repair` withdraws "
+        "what is damaged), or add --allow-incomplete, and every score will say so",
     )
+
+    # The facts, and a fingerprint of what would change a score
     facts = _describe(bank, bank.digest(commits), file, table, task, splits, incomplete)
     key = json.dumps([facts.bank_digest, facts.labels_sha256, task.name])
     return Dataset(task, splits, facts, hashlib.sha256(key.encode()).hexdigest()[:16])
@@ -134,17 +148,15 @@ def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Samples:
     """
     x = index.read()
     check_finite(x, index)
-    targets, groups = (
-        torch.from_numpy(targets_of(index, task)),
-        torch.from_numpy(index.group.astype(np.int64)),
-    )
-    return Samples(
-        torch.from_numpy(x).to(device), targets.to(device), groups.to(device), len(index.groups)
-    )
+    arrays = (x, targets_of(index, task), index.group.astype(np.int64))
+    features, targets, groups = (torch.from_numpy(array).to(device) for array in arrays)
+    return Samples(features, targets, groups, len(index.groups))
 
 
 def check_finite(x: np.ndarray, index: FeatureIndex, rows: np.ndarray | None = None) -> None:
-    """Refuse NaN and infinity by the frame that has them: one such feature makes every weight NaN within an epoch.
+    """Refuse NaN and infinity, and name the frame that has them.
+
+    One such feature makes every weight NaN within an epoch.
 
     Args:
         x: Features, shape (N, dim).
@@ -155,6 +167,7 @@ def check_finite(x: np.ndarray, index: FeatureIndex, rows: np.ndarray | None = N
         RaffectError: Names the first one.
     """
     for start in range(0, len(x), _CHECKED_ROWS):
+        # In float16, infinity has the exponent 0x7C00 and NaN the same with a fraction behind it.
         part = x[start : start + _CHECKED_ROWS].view(np.uint16)
         if (part & 0x7FFF).max() >= 0x7C00:
             row = start + int(((part & 0x7FFF) >= 0x7C00).any(axis=1).argmax())
@@ -174,14 +187,15 @@ def check_trainable(y: np.ndarray, task: Task, batch_size: int, where: str) -> N
     """
     require(
         len(y) >= batch_size,
-        f"{where} has {len(y)} frames, fewer than --batch-size {batch_size}; take a smaller batch or more frames",
+        f"{where} has {len(y)} frames, fewer than --batch-size {batch_size}; "
+        "take a smaller batch or more frames",
     )
     why = kind_of(task).why_untrainable(task, y)
     require(not why, f"{where} has {why}; check --labels")
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one.
+    """The device of that name; ``auto`` is CUDA if there is one.
 
     Raises:
         RaffectError: If CUDA is asked for and missing.
@@ -203,12 +217,16 @@ def _describe(
     splits: Mapping[str, FeatureIndex],
     incomplete: str,
 ) -> DataFacts:
+    """The facts of bank, labels and splits."""
     identity, metadata = bank.read_identity(), read_metadata(table)
-    assert identity is not None  # find_features has seen it
+    assert identity is not None  # find_features has read it
+
+    # Published scores stand beside those on the same frames alone
     synthetic = metadata.get("synthetic") == "true"
     published = {}
     if not synthetic and (validation := splits.get("validation")) is not None:
         published = affwild2.published_scores(task, len(validation), len(validation.videos))
+    missing = {name: asdict(index.missing) for name, index in splits.items()}
     return DataFacts(
         task=task,
         bank=str(bank.path.absolute()),
@@ -221,7 +239,7 @@ def _describe(
         caveat=identity.caveat or ("drawn faces" if synthetic else ""),
         published=published,
         splits={
-            name: SplitFacts(frames=len(index), groups=len(index.groups), **asdict(index.missing))
+            name: SplitFacts(frames=len(index), groups=len(index.groups), **missing[name])
             for name, index in splits.items()
         },
         incomplete=incomplete,
@@ -231,19 +249,15 @@ def _describe(
 
 def _describe_incomplete(splits: Mapping[str, FeatureIndex]) -> str:
     """``1,024 of 8,000 train frames``, for each split that lacks planned frames."""
-    lacking = {
-        name: index.missing.not_extracted
-        for name, index in splits.items()
-        if index.missing.not_extracted
-    }
-    return " and ".join(
-        f"{count:,} of {len(splits[name]) + count:,} {name} frames"
-        for name, count in lacking.items()
-    )
+    lacking = []
+    for name, index in splits.items():
+        if count := index.missing.not_extracted:
+            lacking.append(f"{count:,} of {len(index) + count:,} {name} frames")
+    return " and ".join(lacking)
 
 
 def _find_labels(path: Path, task_name: str) -> Path:
-    """The label table: ``path`` itself, or the one of a task in the folder that `raffect prepare` wrote."""
+    """The label table: ``path`` itself, or a task's in the folder that `raffect prepare` wrote."""
     folder = path / "labels" if (path / "labels").is_dir() else path
     if not folder.is_dir():
         return path
@@ -259,7 +273,7 @@ def _find_labels(path: Path, task_name: str) -> Path:
 
 
 def _require_labels(table: pa.Table, task: Task, file: Path) -> None:
-    """Refuse labels that the task does not have: they would be other classes without a word.
+    """Refuse labels that the task does not have: they would silently be other classes.
 
     Raises:
         RaffectError: Names the first one.
@@ -271,5 +285,6 @@ def _require_labels(table: pa.Table, task: Task, file: Path) -> None:
         frame = f"{table['video'][row].as_py()} frame {table['frame'][row].as_py()}"
         first = f"first {task.columns[column]} {values[row, column]:g} of {frame}"
         raise RaffectError(
-            f"{file}: {int(wrong.sum())} values are not labels of task {task.name}, {first}; make it again with `raffect prepare`"
+            f"{file}: {int(wrong.sum())} values are not labels of task {task.name}, {first}; "
+            "make it again with `raffect prepare`"
         )

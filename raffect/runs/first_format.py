@@ -1,6 +1,7 @@
-"""Run folders of November 2026 (format 1): their JSON in today's words, so that everything else knows one format.
+"""Run folders of November 2026 (format 1): their JSON in today's words.
 
-Such a folder has ``members/<id>.json``, in which the counts of every video stand, snapshots named ``chosen``, and flat recipes.
+All other modules know one format. A folder of format 1 has ``members/<id>.json``, which hold the
+counts of every video, snapshots named ``chosen``, and flat recipes.
 """
 
 from __future__ import annotations
@@ -23,9 +24,15 @@ HEADS = "members"
 """Folder of the records of heads."""
 _REMEDY = "restore the folder from a backup, or train into a new --out"
 
+# Names that are the same in both formats
+_RUN = ("command", "fingerprint", "run")
+_FACTS = ("bank", "labels", "bank_digest", "labels_sha256", "edition", "synthetic")
+_HEAD = ("id", "fold", "num_folds", "fingerprint", "status", "note")
+_TRAINED = ("device", "threads", "num_workers", "streamed", "wall_s", "git_commit", "versions")
+
 
 def is_first(content: Mapping[str, Any]) -> bool:
-    """Whether a JSON object of a run folder is of format 1, which did not say so."""
+    """Whether a JSON object of a run folder is of format 1, which wrote no number."""
     return "format" not in content
 
 
@@ -36,36 +43,22 @@ def read_run(content: dict[str, Any], where: Path) -> RunRecord:
         RaffectError: If it is damaged.
     """
     try:
+        # Facts of the data: renamed, or made of what was written another way
         data = content["data"]
+        splits = [split for split in ("train", "validation", "test") if split in data]
         facts = {
             "task": affwild2.read_task(data["task"], str(where)).to_json(),
-            **{
-                name: data[name]
-                for name in (
-                    "bank",
-                    "labels",
-                    "bank_digest",
-                    "labels_sha256",
-                    "edition",
-                    "synthetic",
-                )
-            },
+            **{name: data[name] for name in _FACTS},
             "encoders": [in_todays_words(data["encoder"])],
             "caveat": data["stamp"],
             "published": data.get("published", {}),
-            "splits": {
-                split: read_split(data[split])
-                for split in ("train", "validation", "test")
-                if split in data
-            },
+            "splits": {split: read_split(data[split]) for split in splits},
             "incomplete": data.get("incomplete", ""),
             "group_name": data.get("groups", "videos"),
         }
-        new = {name: content[name] for name in ("command", "fingerprint", "run")} | {"data": facts}
+        new = {name: content[name] for name in _RUN} | {"data": facts}
     except (KeyError, TypeError, AttributeError) as error:
-        raise RaffectError(
-            f"{where}: damaged ({error} is missing or not as expected); {_REMEDY}"
-        ) from error
+        raise RaffectError(f"{where}: {_damage(error)}; {_REMEDY}") from error
     return RunRecord.from_json(new, where, _REMEDY)
 
 
@@ -77,58 +70,43 @@ def read_head(content: dict[str, Any], where: Path) -> HeadRecord:
     """
     try:
         task = affwild2.read_task(content.get("task", content["recipe"]["task"]), str(where))
-        kind = kind_of(task)
-        history = content["history"]
-        trained = (
-            "device",
-            "threads",
-            "num_workers",
-            "streamed",
-            "wall_s",
-            "git_commit",
-            "versions",
-        )
+        # A head's values by their names of today
+        kind, history = kind_of(task), content["history"]
+        trained_by = {name: content[name] for name in _TRAINED if name in content}
+        scores = content["scores"].items()
         new = {
-            name: content[name]
-            for name in ("id", "fold", "num_folds", "fingerprint", "status", "note")
-        } | {
+            **{name: content[name] for name in _HEAD},
             "format": 1,
             "task": task.to_json(),
             "recipe": nest_recipe(content["recipe"]),
             "incomplete": content.get("incomplete", ""),
             "group_name": content.get("groups", "videos"),
             "cv_epoch": content["keep_epoch"],
-            "trained_by": {name: content[name] for name in trained if name in content}
-            | {"batch_of_heads": content["pack_size"]},
+            "trained_by": trained_by | {"batch_of_heads": content["pack_size"]},
             "curve": {
                 "lr": history["lr"],
                 "train_loss": history["train_loss"],
                 "validation": history[f"val_{kind.key}"],
             },
-            "scores": {
-                SNAPSHOTS[name]: read_score(score, kind)
-                for name, score in content["scores"].items()
-            },
+            "scores": {SNAPSHOTS[name]: read_score(score, kind) for name, score in scores},
             "chance": read_chance(content["trivial"], kind),
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise RaffectError(
-            f"{where}: damaged ({error} is missing or not as expected); {_REMEDY}"
-        ) from error
+        raise RaffectError(f"{where}: {_damage(error)}; {_REMEDY}") from error
     return HeadRecord.from_json(new, where, _REMEDY)
 
 
 def read_statistics(content: dict[str, Any], record: HeadRecord, where: Path) -> Statistics:
-    """The statistics that stand in a head's members/<id>.json, by the epochs of its snapshots.
+    """The statistics in a head's members/<id>.json, by the epochs of its snapshots.
 
     Raises:
         RaffectError: If they are damaged.
     """
     try:
+        # Moments of numbers are not whole, counts are
+        dtype = np.float64 if record.task.kind == "regression" else np.int64
         by_epoch = {
-            content["scores"][name]["epoch"]: np.array(
-                values, np.float64 if record.task.kind == "regression" else np.int64
-            )
+            content["scores"][name]["epoch"]: np.array(values, dtype)
             for name, values in content["videos"].items()
         }
         groups = [str(name) for name in content["video_names"]]
@@ -137,3 +115,7 @@ def read_statistics(content: dict[str, Any], record: HeadRecord, where: Path) ->
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RaffectError(f"{where}: damaged ({str(error)[:80]}); {_REMEDY}") from error
     return Statistics(groups, {record.id: by_epoch})
+
+
+def _damage(error: Exception) -> str:
+    return f"damaged ({error} is missing or not as expected)"

@@ -3,7 +3,7 @@
 config.toml        the command's settings; `raffect train RUN/config.toml --out NEW` repeats it
 env.json           versions, commit, machine, and the facts of the data
 heads/<id>.json    one head's record: settings, curve and scores; written last
-statistics/        counts by head, epoch and video behind the scores, one Parquet file a batch of heads
+statistics/        counts by head, epoch and video behind the scores, a Parquet file a batch
 weights/<id>/{last,best,cv}/   head.safetensors and config.json
 state/             what unfinished batches of heads go on from
 heads.csv, heads.parquet       one row a head, with its curve
@@ -12,7 +12,8 @@ per_group.csv      one row a head and video (or subject, or picture)
 metrics.json       scores for programs
 report.md, report.html, plots/ for people
 
-Folders of November 2026 have other names; they are read, continued and reported alike (`raffect.runs.first_format`).
+Folders of November 2026 have other names; they are read, continued and reported alike
+(`raffect.runs.first_format`).
 """
 
 from __future__ import annotations
@@ -40,11 +41,16 @@ from raffect.storage.atomic import PREFIX, write_atomic
 from raffect.storage.records import Record, parse_object
 
 _RERUN = "delete it and run the same command again"
+_RESTORE = "restore it from a backup, or train into a new --out"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNote(Record):
-    """Which heads a batch under way has, by id, with the epoch that the ``cv`` snapshot of each keeps (0 for none)."""
+    """Heads of a batch under way.
+
+    Attributes:
+        heads: By id, the epoch that the ``cv`` snapshot of each keeps; 0 for none.
+    """
 
     heads: dict[str, int] = field(default_factory=dict)
 
@@ -67,21 +73,21 @@ class RunFolder:
         Raises:
             RaffectError: If the folder holds something else.
         """
+        # A folder that holds nothing else
         folder = cls(config.out.absolute())
         known = (folder.path / "env.json").exists()
         if folder.path.exists() and not known and not _is_free(folder.path):
             raise RaffectError(
                 f"--out {config.out}: exists and is not a run folder; name a new or an empty one"
             )
+
+        # The same run as before, or a new one
         command: Any = type(config).__name__.removesuffix("Config").lower()
         if known:
             folder._require_same(config, fingerprint, command)
         else:
             run = RunRecord(
-                command=command,
-                fingerprint=fingerprint,
-                run=describe_run(),
-                data=facts,
+                command=command, fingerprint=fingerprint, run=describe_run(), data=facts
             )
             write_atomic(folder.path / "env.json", run.to_bytes())
         write_atomic(folder.path / "config.toml", to_toml(config).encode())
@@ -95,21 +101,21 @@ class RunFolder:
         """
         file = self.path / "env.json"
         try:
-            content = parse_object(
-                file.read_bytes(), file, "restore it from a backup, or train into a new --out"
-            )
+            content = parse_object(file.read_bytes(), file, _RESTORE)
         except FileNotFoundError as error:
             raise RaffectError(
-                f"{self.path}: not a run folder, env.json is missing; expected the --out of `raffect train` or `raffect tune`"
+                f"{self.path}: not a run folder, env.json is missing; "
+                "expected the --out of `raffect train` or `raffect tune`"
             ) from error
         if first_format.is_first(content):
             return first_format.read_run(content, file)
-        return RunRecord.from_json(
-            content, file, "restore it from a backup, or train into a new --out"
-        )
+        return RunRecord.from_json(content, file, _RESTORE)
 
     def recorded_stream(self, choice: str) -> Literal["always", "never"] | None:
-        """How a run that goes on reads its rows, where ``auto`` leaves it open; None for a new run."""
+        """How a run that goes on reads its rows.
+
+        None if the choice does not leave it open, as ``auto`` does, and for a new run.
+        """
         path = self.path / "config.toml"
         if choice != "auto" or not path.exists():
             return None
@@ -127,12 +133,15 @@ class RunFolder:
         return self.path / "state" / f"{name}.safetensors"
 
     def note_batch(self, cv_epochs: Mapping[str, int]) -> None:
-        """Note which heads a batch under way has, by id, and which epoch of each its ``cv`` snapshot keeps (0 for none)."""
+        """Note the heads of a batch under way; see `BatchNote`."""
         note = BatchNote(heads=dict(cv_epochs))
         write_atomic(self.state_path(cv_epochs).with_suffix(".json"), note.to_bytes())
 
     def batches_under_way(self) -> list[dict[str, int]]:
-        """What `note_batch` noted of each batch that has saved something to go on from; a damaged note is a batch that begins again."""
+        """What `note_batch` noted of each batch that has saved something to go on from.
+
+        A batch whose note is damaged begins again.
+        """
         noted = []
         for path in sorted((self.path / "state").glob("*.json")):
             if path.with_suffix(".safetensors").exists():
@@ -165,9 +174,9 @@ class RunFolder:
 
     def read_record(self, head_id: str) -> HeadRecord | None:
         """A head's record, or None."""
-        return next(
-            (self._read_record(path) for path in self._record_paths(head_id) if path.exists()), None
-        )
+        found = (path for path in self._record_paths(head_id) if path.exists())
+        path = next(found, None)
+        return self._read_record(path) if path else None
 
     def read_records(self) -> list[HeadRecord]:
         """All records, by id."""
@@ -181,30 +190,32 @@ class RunFolder:
     # Statistics
 
     def write_statistics(self, statistics: Statistics) -> Any:
-        """Keep the statistics of a batch of heads; see `raffect.runs.statistics.write_statistics`."""
+        """Keep statistics of a batch of heads; see `raffect.runs.statistics.write_statistics`."""
         return write_statistics(self.path / "statistics", statistics)
 
     def read_statistics(self, record: HeadRecord) -> Statistics | None:
-        """Statistics behind a head's scores, perhaps with those of others; None for a head that was stopped before it had any.
+        """Statistics behind a head's scores, perhaps with those of others.
+
+        Returns:
+            None for a head that was stopped before it had any.
 
         Raises:
             RaffectError: If the file that the record names is missing or another one.
         """
         if record.format == 1:
             path = self.path / first_format.HEADS / f"{record.id}.json"
-            return first_format.read_statistics(
-                parse_object(path.read_bytes(), path, _RERUN), record, path
-            )
+            content = parse_object(path.read_bytes(), path, _RERUN)
+            return first_format.read_statistics(content, record, path)
         if record.statistics is None:
             return None
-        if record.statistics.sha256 not in self._statistics:
-            self._statistics[record.statistics.sha256] = read_statistics(
-                self.path / "statistics", record.statistics
-            )
-        return self._statistics[record.statistics.sha256]
+        # Kept, since all heads of a batch have the same file
+        key = record.statistics.sha256
+        if key not in self._statistics:
+            self._statistics[key] = read_statistics(self.path / "statistics", record.statistics)
+        return self._statistics[key]
 
     def statistics_of(self, record: HeadRecord, snapshot: str) -> np.ndarray | None:
-        """Statistics of one snapshot of a head by group, shape (groups, A, B); None where there are none."""
+        """Statistics of one snapshot of a head by group, shape (groups, A, B); None if none."""
         statistics = self.read_statistics(record) if snapshot in record.scores else None
         if statistics is None:
             return None
@@ -229,26 +240,32 @@ class RunFolder:
 
     def _require_same(self, config: LearnConfig, fingerprint: str, command: str) -> None:
         """Refuse to go on in a folder of another command, other data or other settings."""
+        # Command and data
         run, wrong = self.read_run(), f"--out {config.out}"
         if run.command != command:
             raise RaffectError(
-                f"{wrong}: made by `raffect {run.command}`, not by `raffect {command}`; name a new folder"
+                f"{wrong}: made by `raffect {run.command}`, not by `raffect {command}`; "
+                "name a new folder"
             )
         if run.fingerprint != fingerprint:
             what = f"{run.data.bank}, {run.data.labels}, or their content has changed"
             raise RaffectError(f"{wrong}: a run on other data ({what}); name a new folder")
-        if not (self.path / "config.toml").exists():  # killed before it was written
+
+        # Settings, unless the command was killed before it wrote them
+        if not (self.path / "config.toml").exists():
             return
         # A setting of the other command may stand there as well.
         free = may_change(type(config))
         known = [*NAMES, *(item.name for item in dataclasses.fields(type(config))), *free]
         before = read_recipe(self.path / "config.toml", known)
+        # What the sweep varies does not have one value.
         axes = (*before.get("space", ()), *getattr(config, "space", ()))
         swept = {axis.partition("=")[0].strip() for axis in axes}
         for name, value in _settings(config).items():
             if name not in free and name not in swept and before.get(name, value) != value:
                 raise RaffectError(
-                    f"{wrong}: a run with {name} {before[name]}, this one has {value}; name a new folder"
+                    f"{wrong}: a run with {name} {before[name]}, this one has {value}; "
+                    "name a new folder"
                 )
 
 
@@ -258,14 +275,14 @@ def to_toml(config: LearnConfig) -> str:
     for name, value in _settings(config).items():
         group, _, key = name.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[key] = value
+    # TOML wants plain values before tables.
     tables = {name: value for name, value in nested.items() if isinstance(value, dict)}
-    return tomli_w.dumps(
-        {name: value for name, value in nested.items() if name not in tables} | tables
-    )
+    plain_values = {name: value for name, value in nested.items() if name not in tables}
+    return tomli_w.dumps(plain_values | tables)
 
 
 def _is_free(path: Path) -> bool:
-    """Whether nothing but our own unfinished beginnings is in a folder."""
+    """Whether a folder holds nothing but what a killed command of ours may have left."""
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else ["a file"]
     return all(name == "config.toml" or name.startswith(PREFIX) for name in names)
 

@@ -33,30 +33,26 @@ class SettingScores(Record):
 
     def text(self) -> str:
         """One line of a sweep's table."""
-        last, best = self.scores["last"], self.scores["best"]
-        val_best = f"val-best {short(best.mean)}" + (
-            f" ± {short(best.sd)}" if best.sd is not None else ""
-        )
+        # The optimistic score has its spread over seeds, but no interval: it is not the headline.
+        best = self.scores["best"]
+        mark = " (ERM)" if self.erm else ""
+        best_sd = f" ± {short(best.sd)}" if best.sd is not None else ""
         parts = [
-            f"{settings_text(self.settings)}{' (ERM)' if self.erm else ''}",
-            f"val-last {last.text()}",
-            val_best,
+            f"{settings_text(self.settings)}{mark}",
+            f"val-last {self.scores['last'].text()}",
+            f"val-best {short(best.mean)}{best_sd}",
         ]
         if "cv" in self.scores:
             parts.append(f"val-cv {short(self.scores['cv'].mean)}")
         return "  ".join(parts)
 
     def row(self) -> dict[str, Any]:
-        """One row of a table: settings, and of each snapshot mean, sd, interval and number of heads."""
+        """One row of a table: settings, each snapshot's mean, sd and interval, number of heads."""
         row: dict[str, Any] = {**self.settings, "erm": self.erm}
         for name, found in self.scores.items():
             low, high = found.interval_95 or (None, None)
-            row |= {
-                name: found.mean,
-                f"{name}.sd": found.sd,
-                f"{name}.low": low,
-                f"{name}.high": high,
-            }
+            row |= {name: found.mean, f"{name}.sd": found.sd}
+            row |= {f"{name}.low": low, f"{name}.high": high}
         return row | {"heads": self.scores["last"].heads}
 
 
@@ -77,7 +73,7 @@ class Metrics(Record):
         format: Of the run folder.
         run: Versions, commit, command and machine.
         data: What it was trained and judged on.
-        chance: What answering without looking would score.
+        chance: Scores of predictors that do not look at the frames.
         settings: Scores of each setting; one for a run.
         best: The setting with the highest val-last of a sweep: optimistic.
         cross_validated: The setting that cross-validation chose, without the validation split.
@@ -97,7 +93,7 @@ class Metrics(Record):
 
     @property
     def headline(self) -> SettingScores:
-        """What stands for the run: the setting that was cross-validated, else the best, else the only one."""
+        """The setting that a report names: cross-validated, else the best, else the only one."""
         return self.cross_validated or self.best or self.settings[0]
 
 

@@ -1,6 +1,7 @@
 """What a run folder says of its data and of each head, as records.
 
-``env.json`` holds a `RunRecord`, ``heads/<id>.json`` a `HeadRecord`; those of November 2026 are read by `raffect.runs.first_format`.
+``env.json`` holds a `RunRecord`, ``heads/<id>.json`` a `HeadRecord`; those of November 2026 are
+read by `raffect.runs.first_format`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RUNNING, STOPPED = "running", "stopped"
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Record):
-    """What a run folder is of.
+    """Where a run folder comes from.
 
     Attributes:
         format: Of the folder.
@@ -46,7 +47,13 @@ class RunRecord(Record):
 
 @dataclass(frozen=True)
 class PlannedHead:
-    """One head to train: a recipe, and for cross-validation the fold of the training split that judges it."""
+    """One head to train: a recipe, and for cross-validation the fold that it is judged on.
+
+    Attributes:
+        recipe: Its settings.
+        fold: 0-based fold of the training split; None for a head of the whole split.
+        num_folds: How many folds there are; 0 without.
+    """
 
     recipe: Recipe
     fold: int | None = None
@@ -54,7 +61,7 @@ class PlannedHead:
 
     @cached_property
     def id(self) -> str:
-        """Names it on disk; equal for equal settings."""
+        """Its name on disk; equal for equal settings."""
         fold = "" if self.fold is None else f"-fold{self.fold + 1}of{self.num_folds}"
         return digest(self.recipe) + fold
 
@@ -109,7 +116,7 @@ class StatisticsFile(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRecord(Record):
-    """All that is known of one head. Once it says ``done`` the head is not trained again.
+    """All that is known about one head. Once its status is ``done`` it is not trained again.
 
     Attributes:
         format: Of the run folder.
@@ -127,8 +134,9 @@ class HeadRecord(Record):
         trained_by: Device, versions and time.
         curve: A value an epoch.
         scores: By snapshot.
-        chance: What answering without looking would score on the same frames.
-        statistics: Where the counts behind the scores lie; None in records of format 1, which hold them.
+        chance: Scores of predictors that do not look at the frames, on the same frames.
+        statistics: Where the counts behind the scores lie; None in records of format 1, which hold
+            them.
     """
 
     format: Literal[1, 2] = 2
@@ -160,7 +168,7 @@ class HeadRecord(Record):
         return self.recipe.settings
 
     def is_finished(self, cv_epoch: int | None = None) -> bool:
-        """Whether the head needs no more training, and keeps the epoch that cross-validation chose."""
+        """Whether the head needs no more training, and keeps the cross-validated epoch."""
         return self.status != RUNNING and (cv_epoch is None or self.cv_epoch == cv_epoch)
 
     def replace(self, **changes: Any) -> HeadRecord:

@@ -1,4 +1,7 @@
-"""Scores of several heads together: mean, spread over seeds, interval over videos, each named for how its epoch was chosen."""
+"""Scores of several heads together: mean, spread over seeds, interval over videos.
+
+Each is named for how its epoch was chosen.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from raffect.runs.folder import RunFolder
 from raffect.runs.records import HeadRecord
 from raffect.storage.records import Record
 
+# Words that go with a score wherever it is printed
+
 NAMES: dict[Snapshot, str] = {"last": "val-last", "best": "val-best", "cv": "val-cv"}
 """What a snapshot's score on the validation split is called."""
 
@@ -29,7 +34,7 @@ CHOICE: dict[Snapshot, str] = {
 
 
 class HasRecipe(Protocol):
-    """Anything that is of one recipe."""
+    """Anything that has one recipe."""
 
     @property
     def recipe(self) -> Recipe:
@@ -47,7 +52,8 @@ class Spread(Record):
     Attributes:
         mean: Over heads.
         sd: Standard deviation over heads (n - 1); None for one head.
-        interval_95: Of the mean when validation videos (or other groups) are drawn again; None without their statistics.
+        interval_95: Of the mean when validation videos (or other groups) are drawn again; None
+            without their statistics.
         heads: How many.
         epochs: Epoch of each.
         group_name: What the interval draws: videos, subjects or pictures.
@@ -62,15 +68,12 @@ class Spread(Record):
 
     def text(self) -> str:
         """``.412 ± .005 over 5 seeds, [.380, .440] over videos``."""
-        over_seeds = (
-            " (one seed)" if self.sd is None else f" ± {short(self.sd)} over {self.heads} seeds"
-        )
+        over_seeds = f" ± {short(self.sd)} over {self.heads} seeds"
+        mean = short(self.mean) + (" (one seed)" if self.sd is None else over_seeds)
         if self.interval_95 is None:
-            return short(self.mean) + over_seeds
+            return mean
         low, high = self.interval_95
-        return (
-            f"{short(self.mean)}{over_seeds}, [{short(low)}, {short(high)}] over {self.group_name}"
-        )
+        return f"{mean}, [{short(low)}, {short(high)}] over {self.group_name}"
 
 
 def spread_of(
@@ -85,10 +88,12 @@ def spread_of(
     Args:
         scores: One a head.
         epochs: Likewise.
-        statistics: By group behind each score, shape (groups, A, B); without all of them there is no interval.
+        statistics: By group behind each score, shape (groups, A, B); without all of them there is
+            no interval.
         kind: Of the task.
         group_name: What the groups are called.
     """
+    # An interval over some of the heads would not be that of their mean.
     counts = [found for found in statistics if found is not None]
     whole = len(counts) == len(scores)
     return Spread(
@@ -102,7 +107,7 @@ def spread_of(
 
 
 def spread(folder: RunFolder, records: Sequence[HeadRecord], snapshot: Snapshot) -> Spread | None:
-    """Mean and spread of a snapshot's score over heads of a run; None where none has it."""
+    """Mean and spread of a snapshot's score over heads of a run; None if no head has it."""
     having = [record for record in records if snapshot in record.scores]
     if not having:
         return None
@@ -119,7 +124,7 @@ def spread(folder: RunFolder, records: Sequence[HeadRecord], snapshot: Snapshot)
 
 
 def group_by_settings(items: Sequence[T]) -> list[list[T]]:
-    """Those that differ in their seed alone, together, in the order of their settings."""
+    """Groups of items that differ in their seed alone, in the order of their settings."""
     groups: dict[tuple, list[T]] = {}
     for item in items:
         key = tuple((name, value) for name, value in item.recipe.settings.items() if name != "seed")
@@ -128,15 +133,14 @@ def group_by_settings(items: Sequence[T]) -> list[list[T]]:
 
 
 def _order(key: tuple) -> list[tuple[str, Any]]:
-    """Settings of one name may be of two types, which do not compare."""
+    """A key to sort settings by: values of one name may be of two types, which do not compare."""
     return [(str(type(value)), value) for _, value in key]
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
     """``alpha 0.3 rho 0.05``."""
-    return " ".join(
-        f"{name.rpartition('.')[2]} {value_text(value)}" for name, value in settings.items()
-    )
+    parts = [(name.rpartition(".")[2], value_text(value)) for name, value in settings.items()]
+    return " ".join(f"{name} {text}" for name, text in parts)
 
 
 def value_text(value: Any) -> str:
@@ -147,30 +151,31 @@ def value_text(value: Any) -> str:
 def varying(groups: Sequence[Sequence[HasRecipe]]) -> list[str]:
     """Names of the settings, but for the seed, in which groups of one setting each differ."""
     settings = [group[0].recipe.settings for group in groups]
-    return [
-        name
-        for name in settings[0]
-        if name != "seed" and len({str(found[name]) for found in settings}) > 1
-    ]
+    values = {name: {str(found[name]) for found in settings} for name in settings[0]}
+    return [name for name in values if name != "seed" and len(values[name]) > 1]
 
 
 def finished(records: Sequence[HeadRecord]) -> list[HeadRecord]:
-    """Heads trained to the end on the whole training split; neither folds, nor what diverged or was stopped early."""
+    """Heads trained to the end on the whole training split.
+
+    Heads of folds are left out, and those that diverged or were stopped early.
+    """
     return [record for record in records if record.fold is None and record.status == "done"]
 
 
 def chance_text(chance: Chance) -> str:
     """``.125 (guesses by the class shares), .069 (always Other)``: the chance level first."""
     majority = f"{short(chance.majority)} ({chance.answer})"
-    return (
-        majority
-        if chance.prior is None
-        else f"{short(chance.prior)} (guesses by the class shares), {majority}"
-    )
+    if chance.prior is None:
+        return majority
+    return f"{short(chance.prior)} (guesses by the class shares), {majority}"
 
 
 def is_erm(recipe: Recipe) -> bool:
-    """Whether a recipe is plain empirical risk minimisation: no CVaR, SAM, class weights or logit adjustment."""
+    """Whether a recipe is plain empirical risk minimisation.
+
+    That is without CVaR, SAM, class weights and logit adjustment.
+    """
     settings = recipe.settings
     return all(settings[name] == value for name, value in PLAIN_ERM.items())
 
@@ -186,26 +191,34 @@ def short(value: float | None) -> str:
     """``0.4123`` -> ``.412``, as the field writes scores."""
     if value is None:
         return "-"
+    # A score of 1 keeps its digit before the point.
     return f"{value:.3f}".replace("0.", ".", 1) if value < 1 else f"{value:.3f}"
 
 
 def choose_epoch(records: Sequence[HeadRecord]) -> tuple[int, float]:
-    """Epoch with the highest headline score on held-out folds, mean over folds and seeds; the first of equals.
+    """Epoch with the highest headline score on held-out folds; the first of equals.
+
+    The score is the mean over folds and seeds.
 
     Args:
-        records: All folds of heads of one setting; one that diverged counts as the worst there is in every epoch.
+        records: All folds of heads of one setting; a head that diverged has the lowest score of the
+            metric in every epoch.
 
     Returns:
-        The 1-based epoch and its mean score; 0 and 0 where no fold was trained to the end.
+        The 1-based epoch and its mean score; 0 and 0 if no fold was trained to the end.
     """
     done = [record for record in records if record.status == "done"]
     if not done:
         return 0, 0.0
+
+    # One row a head; the lowest score stays where a head diverged
     epochs = max(len(record.curve.lr) for record in records)
     curves = np.full((len(records), epochs), done[0].kind.lowest)
     for row, record in zip(curves, records, strict=True):
         if record.status == "done":
             row[:] = record.curve.validation
+
+    # `argmax` finds the first of equals
     mean = curves.mean(0)
     return int(mean.argmax()) + 1, float(mean.max())
 
@@ -213,14 +226,18 @@ def choose_epoch(records: Sequence[HeadRecord]) -> tuple[int, float]:
 def select_by_cv(
     groups: Sequence[Sequence[HeadRecord]], records: Sequence[HeadRecord]
 ) -> Sequence[HeadRecord] | None:
-    """The group whose settings score highest on held-out folds, at their own best epoch; None without folds.
+    """The group whose settings score highest on held-out folds, each at its own best epoch.
 
     Args:
         groups: Of `group_by_settings`.
         records: All records, those of folds among them.
+
+    Returns:
+        None without folds.
     """
     folds = [record for record in records if record.fold is not None]
 
+    # Settings of which no fold was trained to the end come last.
     def held_out(group: Sequence[HeadRecord]) -> float:
         recipes = {record.recipe for record in group}
         epoch, score = choose_epoch([record for record in folds if record.recipe in recipes])

@@ -1,8 +1,10 @@
-"""Additive statistics of a batch of heads by group and epoch, as one Parquet file: what every score and interval is made of.
+"""Additive statistics of a batch of heads by group and epoch, as one Parquet file.
 
-A row is a head, an epoch and a group: ``head, epoch, group, statistics``; the last is an (A, B) matrix, row by row (its shape is in
-the metadata): a confusion matrix of classes, counts of labels, or moments of numbers (see `raffect.metrics.kinds`). Heads of the whole
-training split keep the epochs of their snapshots, heads of folds every epoch, so that epochs can be chosen from pooled counts later.
+Every score and interval is computed from them. A row is a head, an epoch and a group:
+``head, epoch, group, statistics``; the last is an (A, B) matrix, row by row (its shape is in the
+metadata): a confusion matrix of classes, counts of labels, or moments of numbers (see
+`raffect.metrics.kinds`). Heads of the whole training split keep the epochs of their snapshots,
+heads of folds every epoch, so that epochs can be chosen from pooled counts later.
 """
 
 from __future__ import annotations
@@ -54,19 +56,23 @@ def write_statistics(folder: Path, statistics: Statistics) -> StatisticsFile:
     Returns:
         What their records name. Equal statistics have equal names and bytes.
     """
+    # A block of rows for each head and epoch
     keys = [(head, epoch) for head, by_epoch in statistics.heads.items() for epoch in by_epoch]
     values = np.concatenate([statistics.heads[head][epoch] for head, epoch in keys])
     shape, groups = values.shape[1:], statistics.groups
+    flat = pa.array(values.ravel())
     table = pa.table(
         {
             "head": pa.array([head for head, _ in keys for _ in groups]).dictionary_encode(),
             "epoch": pa.array([epoch for _, epoch in keys for _ in groups], pa.int32()),
             "group": pa.array([*groups] * len(keys), pa.string()).dictionary_encode(),
-            "statistics": pa.FixedSizeListArray.from_arrays(
-                pa.array(values.ravel()), shape[0] * shape[1]
-            ),
+            "statistics": pa.FixedSizeListArray.from_arrays(flat, shape[0] * shape[1]),
         }
-    ).replace_schema_metadata({"raffect": "statistics/1", "shape": f"{shape[0]},{shape[1]}"})
+    )
+    metadata = {"raffect": "statistics/1", "shape": f"{shape[0]},{shape[1]}"}
+    table = table.replace_schema_metadata(metadata)
+
+    # The file, named by its content
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     content = sink.getvalue().to_pybytes()
@@ -96,17 +102,17 @@ def read_statistics(folder: Path, file: StatisticsFile) -> Statistics:
 
 
 def _parse(content: pa.Buffer) -> Statistics:
+    # All values as one array, in the order of the rows
     table = parse_parquet(content, _COLUMNS)
     rows, columns = (int(size) for size in read_metadata(table)["shape"].split(","))
     values = table["statistics"].combine_chunks().flatten().to_numpy().reshape(-1, rows, columns)
     groups = table["group"].unique().to_pylist()
+
+    # A block of rows is a head and an epoch, which stand in its first row
     blocks = values.reshape(-1, len(groups), rows, columns)
+    firsts = table.take(np.arange(0, len(table), len(groups)))
+    names, epochs = firsts["head"].to_pylist(), firsts["epoch"].to_pylist()
     heads: dict[str, dict[int, np.ndarray]] = {}
-    firsts = table.take(
-        np.arange(0, len(table), len(groups))
-    )  # a block of rows is a head and epoch
-    for block, head, epoch in zip(
-        blocks, firsts["head"].to_pylist(), firsts["epoch"].to_pylist(), strict=True
-    ):
+    for block, head, epoch in zip(blocks, names, epochs, strict=True):
         heads.setdefault(head, {})[epoch] = block
     return Statistics(groups, heads)

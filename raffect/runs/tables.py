@@ -22,39 +22,31 @@ def write_tables(folder: RunFolder, records: Sequence[HeadRecord]) -> None:
     rows = [head_row(record) for record in records]
     write_table(pa.Table.from_pylist(rows), folder.path / "heads.parquet", {"raffect": "heads/2"})
     write_csv(folder.path / "heads.csv", [_flat(row) for row in rows])
-    write_csv(
-        folder.path / "results.csv", [line for record in records for line in _epoch_rows(record)]
-    )
-    write_csv(
-        folder.path / "per_group.csv",
-        [line for record in records for line in _group_rows(folder, record)],
-    )
+    epochs = [row for record in records for row in _epoch_rows(record)]
+    write_csv(folder.path / "results.csv", epochs)
+    groups = [row for record in records for row in _group_rows(folder, record)]
+    write_csv(folder.path / "per_group.csv", groups)
 
 
 def head_row(record: HeadRecord) -> Row:
     """One row of heads.csv: settings, scores by snapshot, curve."""
-    key = record.kind.key
-    row: Row = {
-        "id": record.id,
-        "status": record.status,
-        "fold": record.fold,
-        "num_folds": record.num_folds,
-    }
-    row |= record.settings
+    # What the head is
+    key, trained = record.kind.key, record.trained_by
+    row: Row = {"id": record.id, "status": record.status}
+    row |= {"fold": record.fold, "num_folds": record.num_folds} | record.settings
+
+    # Its scores, beside those by chance
     for name in SNAPSHOTS:
         score = record.scores.get(name)
         low, high = (score.interval_95 if score else None) or (None, None)
-        row |= {
-            f"{name}.epoch": score.epoch if score else None,
-            f"{name}.{key}": score.headline if score else None,
-        }
+        row[f"{name}.epoch"] = score.epoch if score else None
+        row[f"{name}.{key}"] = score.headline if score else None
         row |= {f"{name}.low": low, f"{name}.high": high}
     row |= {"chance.majority": record.chance.majority, "chance.prior": record.chance.prior}
-    row |= {
-        "wall_s": record.trained_by.wall_s,
-        "batch_of_heads": record.trained_by.batch_of_heads,
-        "note": record.note,
-    }
+
+    # How it was trained
+    row |= {"wall_s": trained.wall_s, "batch_of_heads": trained.batch_of_heads}
+    row["note"] = record.note
     return row | {
         "curve.train_loss": list(record.curve.train_loss),
         f"curve.val_{key}": list(record.curve.validation),
@@ -62,7 +54,10 @@ def head_row(record: HeadRecord) -> Row:
 
 
 def group_rows(kind: Kind, statistics: np.ndarray, names: Sequence[str]) -> list[Row]:
-    """A row a group of one head's statistics (groups, A, B): its frames, and the headline score over all classes or values."""
+    """Rows of one head's statistics, shape (groups, A, B), one a group.
+
+    A row has the group's frames, and its headline score over all classes or values.
+    """
     frames, scores = kind.count_frames(statistics), kind.headline(statistics)
     column = f"{kind.key}_over_all_{kind.parts}"
     return [
@@ -73,16 +68,11 @@ def group_rows(kind: Kind, statistics: np.ndarray, names: Sequence[str]) -> list
 
 def _epoch_rows(record: HeadRecord) -> list[Row]:
     curve, score = record.curve, f"val_{record.kind.key}"
-    return [
-        {
-            "id": record.id,
-            "epoch": k + 1,
-            "lr": lr,
-            "train_loss": curve.train_loss[k],
-            score: curve.validation[k],
-        }
-        for k, lr in enumerate(curve.lr)
-    ]
+    rows: list[Row] = []
+    for k, lr in enumerate(curve.lr):
+        row = {"id": record.id, "epoch": k + 1, "lr": lr}
+        rows.append(row | {"train_loss": curve.train_loss[k], score: curve.validation[k]})
+    return rows
 
 
 def _group_rows(folder: RunFolder, record: HeadRecord) -> list[Row]:
@@ -95,8 +85,9 @@ def _group_rows(folder: RunFolder, record: HeadRecord) -> list[Row]:
 def _flat(row: Row) -> Row:
     """A row for CSV: curves as numbers with spaces between."""
     return {
-        name: " ".join("nan" if item is None else f"{item:.4g}" for item in value)
-        if isinstance(value, list)
-        else value
-        for name, value in row.items()
+        name: _numbers(value) if isinstance(value, list) else value for name, value in row.items()
     }
+
+
+def _numbers(values: Sequence[float | None]) -> str:
+    return " ".join("nan" if value is None else f"{value:.4g}" for value in values)

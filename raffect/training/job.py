@@ -1,4 +1,7 @@
-"""One batch of heads: train it, judge it, record it. What a run, a worker of Ray Train and a trial of Ray Tune do."""
+"""One batch of heads: train it, judge it, record it.
+
+This is what a run, a worker of Ray Train and a trial of Ray Tune do.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,14 @@ from raffect.metrics.kinds import kind_of
 from raffect.metrics.scores import SNAPSHOTS, JudgedScore, Snapshot
 from raffect.provenance import git_commit, versions
 from raffect.ray_session import ray_session
-from raffect.runs.data import Dataset, check_trainable, pick_device, read_rows, targets_of
+from raffect.runs.data import (
+    Dataset,
+    check_trainable,
+    open_dataset,
+    pick_device,
+    read_rows,
+    targets_of,
+)
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import Curve, HeadRecord, PlannedHead, TrainedBy, is_finished
 from raffect.runs.statistics import Statistics
@@ -36,16 +46,17 @@ from raffect.training.stream import RayStream
 
 C = TypeVar("C", bound=LearnConfig)
 CvEpochs = Mapping[str, int]
-"""Epoch that a head's ``cv`` snapshot keeps, by id; 0 where no fold was trained to the end."""
+"""Epoch that a head's ``cv`` snapshot keeps, by head; 0 where no fold was trained to the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchJob:
-    """A batch of heads to train, with everything that decides how; what it trains on is found by ``config``.
+    """A batch of heads to train, with everything that decides how.
 
     Attributes:
         config: Data, run folder, device and threads; the recipe in it is not used.
-        heads: Those of the batch; they agree in `raffect.heads.learner.SHARED_SETTINGS` and in their fold.
+        heads: Those of the batch, which have the same `raffect.heads.learner.SHARED_SETTINGS` and
+            the same fold.
         cv_epochs: Epochs that cross-validation chose.
         threads: Of this process; 0 is all cores.
         save_heads: Whether weights are kept.
@@ -72,14 +83,18 @@ def plan_batches(
     one_seed: bool,
     cv_epochs: CvEpochs | None = None,
 ) -> list[list[PlannedHead]]:
-    """Batches that are still to be trained: those under way as they were cut, then new ones of the other heads without a record.
+    """Batches that are still to be trained.
+
+    First those under way, with the heads they began with; then new ones of the other heads that
+    have no record.
 
     Args:
         folder: The run.
-        heads: All of it.
+        heads: All heads of the run.
         size: Most heads of a new batch.
-        one_seed: Whether a batch's heads must share their seed, as a stream wants it.
-        cv_epochs: Epochs that cross-validation chose; a head that kept another one is trained again.
+        one_seed: Whether heads of a batch must share their seed, as a stream needs it.
+        cv_epochs: Epochs that cross-validation chose; a head that kept another one is trained
+            again.
     """
     cv = cv_epochs or {}
     todo = {
@@ -87,35 +102,42 @@ def plan_batches(
         for head in heads
         if not is_finished(folder.read_record(head.id), cv.get(head.id))
     }
+
+    # Batches under way; two may share a head, if a run of fewer seeds came in between
     under_way = []
-    # Two may share a head, if fewer seeds were asked for in between
     for noted in sorted(folder.batches_under_way(), key=len, reverse=True):
         if all(name in todo for name in noted):
             if noted == {name: cv.get(name, 0) for name in noted}:
                 under_way.append([todo.pop(name) for name in noted])
-            else:  # cross-validation chose another epoch since, of which that batch may have kept nothing
+            else:
+                # Cross-validation has chosen another epoch since, which that batch may not have.
                 folder.drop_state(noted)
         elif all(name in todo or is_finished(folder.read_record(name)) for name in noted):
-            folder.drop_state(noted)  # it died between records and clean-up
+            # It was killed between writing its records and deleting its state.
+            folder.drop_state(noted)
     return under_way + partition(list(todo.values()), size, one_seed)
 
 
 def partition(
     heads: Sequence[PlannedHead], size: int, one_seed: bool = False
 ) -> list[list[PlannedHead]]:
-    """Share heads out over batches of at most ``size``, whose heads can be trained side by side on the same frames."""
+    """Share heads out over batches of at most ``size``.
+
+    Heads of a batch can be trained side by side on the same frames.
+    """
+    # Heads that can be trained together
     alike: dict[tuple, list[PlannedHead]] = {}
     for head in heads:
         settings = head.recipe.settings
         seed = settings["seed"] if one_seed else None
         key = (*(settings[name] for name in SHARED_SETTINGS), head.fold, head.num_folds, seed)
         alike.setdefault(key, []).append(head)
+
+    # As few batches as will do, of nearly equal size
     batches = []
     for group in alike.values():
-        count = -(-len(group) // size)
-        batches += [
-            [group[k] for k in part] for part in np.array_split(np.arange(len(group)), count)
-        ]
+        parts = np.array_split(np.arange(len(group)), -(-len(group) // size))
+        batches += [[group[k] for k in part] for part in parts]
     return batches
 
 
@@ -127,7 +149,9 @@ def run_batch(
     on_step: Callable[[], None] = lambda: None,
     on_epoch: Callable[[History], None] = lambda history: None,
 ) -> None:
-    """Train heads side by side, judge them, and record them in the run folder; safe to run again at any time.
+    """Train heads side by side, judge them, and record them in the run folder.
+
+    Safe to run again at any time.
 
     Args:
         job: The batch.
@@ -137,7 +161,8 @@ def run_batch(
         on_epoch: Called after each epoch with the history so far.
 
     Raises:
-        RaffectError: If the rows cannot be trained on, are not those the run began with, or the GPU is too small.
+        RaffectError: If the rows cannot be trained on or are not those the run began with, or if
+            the GPU is too small.
     """
     workers, device, config = workers or Workers(), pick_device(job.config.device), job.config
     torch.set_num_threads(job.threads or count_cores())
@@ -148,6 +173,8 @@ def run_batch(
     )
     if workers.rank == 0:
         folder.note_batch({name: job.cv_epochs.get(name, 0) for name in job.ids})
+
+    # Training, which goes on from the saved state if there is one
     streams = config.stream == "always"
     try:
         with ray_session(config.address) if streams else contextlib.nullcontext():
@@ -155,20 +182,13 @@ def run_batch(
             fitted = fit(fit_job, on_step=on_step, on_epoch=on_epoch)
     except torch.OutOfMemoryError as error:
         raise RaffectError(
-            f"out of GPU memory with {len(job.heads)} heads; take fewer at a time (--num-seeds, --heads-per-trial), "
-            "a smaller --head.width, or --stream always"
+            f"out of GPU memory with {len(job.heads)} heads; take fewer at a time "
+            "(--num-seeds, --heads-per-trial), a smaller --head.width, or --stream always"
         ) from error
+
+    # Records, and then the state is not needed any more
     if workers.rank == 0:
-        trained_by = TrainedBy(
-            device=describe_device(device),
-            threads=torch.get_num_threads(),
-            num_workers=workers.size,
-            streamed=streams,
-            batch_of_heads=len(job.heads),
-            wall_s=sum(entry["wall_s"] for entry in fitted.history),
-            git_commit=git_commit(),
-            versions=versions(),
-        )
+        trained_by = _describe_training(job, fitted, device, workers, streams)
         _record(job, dataset, folder, fitted, fit_job.validation, groups, trained_by)
         folder.drop_state(job.ids)
 
@@ -181,7 +201,8 @@ def _plan_fit(
     workers: Workers,
     streams: bool,
 ) -> tuple[FitJob, list[str]]:
-    """What the loop is to do, with its data on the device; and the names of the groups that are judged on."""
+    """What the training loop needs, and the names of the validation frames' groups."""
+    # Rows, and where they are read from
     task, recipe = dataset.task, job.heads[0].recipe
     train, validation = split_rows(dataset, job.heads[0])
     targets = targets_of(train, task)
@@ -193,6 +214,8 @@ def _plan_fit(
         if streams
         else read_rows(train, task, device)
     )
+
+    # The loop's settings; the state is saved under the names of the heads
     fit_job = FitJob(
         recipes=[head.recipe for head in job.heads],
         spec=head_spec(recipe.head, train.dim, len(task.outputs)),
@@ -211,7 +234,7 @@ def _plan_fit(
 
 
 def for_elsewhere(config: C, folder: RunFolder, device: str) -> C:
-    """The configuration for processes with another working folder, on the device that Ray gives them."""
+    """The configuration for processes in another working folder, on the device Ray gives them."""
     paths = {"bank": config.bank.absolute(), "labels": config.labels.absolute(), "out": folder.path}
     return dataclasses.replace(config, **paths, device=device)
 
@@ -225,9 +248,32 @@ def split_rows(dataset: Dataset, head: PlannedHead) -> tuple[FeatureIndex, Featu
     return train.select(fold != head.fold), train.select(fold == head.fold)
 
 
+def open_data(config: LearnConfig) -> Dataset:
+    """The data of a configuration; see `raffect.runs.data.open_dataset`."""
+    return open_dataset(
+        config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
+    )
+
+
 def describe_device(device: torch.device) -> str:
     """Name of the card, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _describe_training(
+    job: BatchJob, fitted: Fitted, device: torch.device, workers: Workers, streams: bool
+) -> TrainedBy:
+    """Device, versions and time of a batch that was trained in this process."""
+    return TrainedBy(
+        device=describe_device(device),
+        threads=torch.get_num_threads(),
+        num_workers=workers.size,
+        streamed=streams,
+        batch_of_heads=len(job.heads),
+        wall_s=sum(entry["wall_s"] for entry in fitted.history),
+        git_commit=git_commit(),
+        versions=versions(),
+    )
 
 
 def _record(
@@ -240,23 +286,20 @@ def _record(
     trained_by: TrainedBy,
 ) -> None:
     """Write statistics and heads, and last the record, of every head of a batch."""
-    # Statistics of every snapshot; of folds, of every epoch
-    loss = loss_kind(dataset.task)
-    counts: dict[Snapshot, np.ndarray] = {
-        name: count(loss, fitted.heads(name), judged)
-        for name in SNAPSHOTS
-        if name in fitted.snapshots
-    }
+    # Statistics of every snapshot, and of every epoch for heads of folds
+    loss, kind = loss_kind(dataset.task), kind_of(dataset.task)
+    kept_snapshots = [name for name in SNAPSHOTS if name in fitted.snapshots]
+    counts = {name: count(loss, fitted.heads(name), judged) for name in kept_snapshots}
     by_head = {head.id: _by_epoch(fitted, counts, p) for p, head in enumerate(job.heads)}
     kept = {name: by_epoch for name, by_epoch in by_head.items() if by_epoch}
     file = folder.write_statistics(Statistics(groups, kept)) if kept else None
 
-    # One record a head, behind its weights
+    # One record a head, written after its weights: a record says that the head is finished
+    any_counts = next(iter(counts.values()))
     for p, head in enumerate(job.heads):
+        epochs = {name: int(fitted.snapshots[name].epoch[p]) for name in counts}
         scores = {
-            name: _judge(dataset, counts[name][p], int(fitted.snapshots[name].epoch[p]))
-            for name in counts
-            if fitted.snapshots[name].epoch[p]
+            name: _judge(dataset, counts[name][p], epoch) for name, epoch in epochs.items() if epoch
         }
         record = HeadRecord(
             id=head.id,
@@ -273,9 +316,7 @@ def _record(
             trained_by=trained_by,
             curve=curve_of(fitted.history, p, dataset.task),
             scores=scores,
-            chance=kind_of(dataset.task).chance(
-                next(iter(counts.values()))[p].sum(0), dataset.task
-            ),
+            chance=kind.chance(any_counts[p].sum(0), dataset.task),
             statistics=file if head.id in kept else None,
         )
         if job.save_heads and head.fold is None:
@@ -287,7 +328,7 @@ def _record(
 def _by_epoch(
     fitted: Fitted, counts: Mapping[Snapshot, np.ndarray], p: int
 ) -> dict[int, np.ndarray]:
-    """Statistics of one head by epoch: of its snapshots, and of every epoch where the loop kept them."""
+    """Statistics of one head by epoch: those of its snapshots, and all that the loop kept."""
     found = {epoch + 1: statistics[p] for epoch, statistics in enumerate(fitted.statistics)}
     found |= {int(fitted.snapshots[name].epoch[p]): counts[name][p] for name in counts}
     return {epoch: found[epoch] for epoch in sorted(found) if epoch}
@@ -314,7 +355,7 @@ def curve_of(history: History, p: int, task: Any) -> Curve:
 def _save_head(
     folder: RunFolder, fitted: Fitted, name: Snapshot, p: int, record: HeadRecord, facts: DataFacts
 ) -> None:
-    """Write the weights of one snapshot of a head, with all that is known of it."""
+    """Write the weights of one snapshot of a head, with all that is known about it."""
     trained = record.trained_by
     card = HeadCard(
         head=fitted.spec.to_json(),

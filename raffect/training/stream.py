@@ -1,7 +1,9 @@
-"""Training rows through Ray Data, for banks that do not fit the device: the same step, another order of frames.
+"""Training rows through Ray Data, for banks that do not fit the device.
 
-An epoch is a seeded order of shards, cut into windows; Ray Data reads windows ahead, in order, and each is shuffled as a whole.
-What a window holds follows from (seed, epoch) alone, never from the number of readers, so runs repeat and workers agree.
+The training step is the same, the order of frames another. An epoch is a seeded order of shards,
+cut into windows; Ray Data reads windows ahead, in order, and each is shuffled as a whole. What a
+window holds follows from (seed, epoch) alone, never from the number of readers, so that runs repeat
+and workers agree.
 """
 
 from __future__ import annotations
@@ -27,14 +29,22 @@ from raffect.storage.cells import as_cell, read_cell
 WINDOW_ROWS = 32_768
 """Rows that are shuffled together: 50 MB of 768-d features."""
 _MEMORY_SHARE = 0.5
+"""Share of the memory that features may take before they are streamed."""
+
+Window = list[tuple[int, int, int]]
+"""Shards that are shuffled together, as (shard, first row, last row + 1 of the index)."""
 
 
 def decide_stream(
     choice: str, index: FeatureIndex, device: str, share: float = 1.0
 ) -> Literal["always", "never"]:
-    """Whether features are streamed: ``auto`` does so when they take more than half of the memory of the GPU, or a trial's ``share`` of it, or of the machine.
+    """Whether features are streamed.
 
-    Decided once for a run, because it decides the order of frames; one that goes on takes what was recorded.
+    With ``auto`` they are if they would take more than half of the memory: of the GPU, or of a
+    trial's ``share`` of it, or of the machine.
+
+    This is decided once for a run, because it decides the order of frames; a run that goes on takes
+    what was recorded.
     """
     if choice == "always" or choice == "never":  # noqa: PLR1714
         return choice
@@ -73,9 +83,9 @@ class RayStream:
             zip(shards.tolist(), starts.tolist(), [*starts[1:].tolist(), len(index)], strict=True)
         )
 
-    def windows(self, epoch: int) -> list[list[tuple[int, int, int]]]:
-        """Shards of each window as (shard, first row, last row + 1 of the index)."""
-        out: list[list[tuple[int, int, int]]] = [[]]
+    def windows(self, epoch: int) -> list[Window]:
+        """The windows of an epoch, in order."""
+        out: list[Window] = [[]]
         for k in np.random.default_rng([self.seed, epoch]).permutation(len(self._shards)):
             if sum(stop - start for _, start, stop in out[-1]) >= self.window_rows:
                 out.append([])
@@ -87,10 +97,13 @@ class RayStream:
         x_left = np.empty((0, self.index.dim), np.float16)
         y_left = self.y[:0]
         for number, (window, x) in enumerate(self._read(self.windows(epoch))):
+            # Rows of a window in an order of their own, behind what the last one left
             rows = np.concatenate([np.arange(start, stop) for _, start, stop in window])
             check_finite(x, self.index, rows)
             order = np.random.default_rng([self.seed, epoch, number]).permutation(len(rows))
             x, y = np.concatenate([x_left, x[order]]), np.concatenate([y_left, self.y[rows[order]]])
+
+            # Whole batches; the rest waits for the next window
             whole = len(x) // self.batch_size * self.batch_size
             for start in range(0, whole, self.batch_size):
                 yield (
@@ -99,14 +112,15 @@ class RayStream:
                 )
             x_left, y_left = x[whole:], y[whole:]
 
-    def _read(
-        self, windows: list[list[tuple[int, int, int]]]
-    ) -> Iterator[tuple[list[tuple[int, int, int]], np.ndarray]]:
+    def _read(self, windows: list[Window]) -> Iterator[tuple[Window, np.ndarray]]:
+        """Each window with its features, shape (rows, D), in the order of its shards."""
         import ray
         from ray.data.exceptions import ExecutionTimeoutError
 
         configure_data()
         ray.data.DataContext.get_current().execution_options.preserve_order = True
+
+        # One item a window: what a reader needs to find its rows
         items = [
             {
                 "shards": [shard for shard, _, _ in window],
@@ -120,6 +134,8 @@ class RayStream:
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             read, batch_size=1, batch_format="pyarrow", num_cpus=0.5
         )
+
+        # Windows as they arrive; readers are two ahead
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
         try:
             for window, batch in zip(windows, batches, strict=True):
@@ -128,22 +144,25 @@ class RayStream:
                 yield window, read_cell(batch["x"]).view(np.float16).reshape(-1, self.index.dim)
         except ExecutionTimeoutError as error:
             raise RaffectError(
-                "nothing was read for hours: readers find no free CPU, or the bank's storage hangs; the same command goes on from the last saved epoch"
+                "nothing was read for hours: readers find no free CPU, or the bank's storage "
+                "hangs; the same command goes on from the last saved epoch"
             ) from error
 
 
 def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
-    """One window's rows, in the order of its shards, as one cell. What another attempt would not fix travels as data: Ray would wrap it in pages of its own."""
+    """One window's rows, in the order of its shards, as one cell.
+
+    An error that another attempt would not fix travels as data, because Ray would wrap an exception
+    in pages of its own text.
+    """
     item: dict[str, Any] = batch.to_pylist()[0]
     rows = np.frombuffer(item["rows"], np.int64)
     out = np.empty((len(rows), dim), np.float16)
-    start = 0
-    failure = None
+    start, failure = 0, None
     try:
         for shard, sha256, size in zip(item["shards"], item["sha256"], item["sizes"], strict=True):
-            read_rows(
-                Bank(bank), shard, sha256, rows[start : start + size], out[start : start + size]
-            )
+            part = slice(start, start + size)
+            read_rows(Bank(bank), shard, sha256, rows[part], out[part])
             start += size
     except RaffectError as error:
         failure = str(error)

@@ -17,23 +17,23 @@ from raffect.storage.paths import is_remote
 
 
 def build_trackers(config: TuneConfig, folder: RunFolder) -> list[Any]:
-    """Callbacks of Tune for what ``--track`` names."""
+    """Callbacks of Tune for the trackers that ``--track`` names."""
     from ray.tune.logger import TBXLoggerCallback
 
+    # TensorBoard writes beside the trials
     name, trackers = folder.path.name, []
     if "tensorboard" in config.track:
         trackers.append(TBXLoggerCallback())
+
+    # MLflow: a server, or a database in the run folder
     if "mlflow" in config.track:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-        trackers.append(
-            MLflowLoggerCallback(
-                tracking_uri=os.environ.get(
-                    "MLFLOW_TRACKING_URI", f"sqlite:///{folder.path / 'mlflow.db'}"
-                ),
-                experiment_name=name,
-            )
-        )
+        database = f"sqlite:///{folder.path / 'mlflow.db'}"
+        uri = os.environ.get("MLFLOW_TRACKING_URI", database)
+        trackers.append(MLflowLoggerCallback(tracking_uri=uri, experiment_name=name))
+
+    # Weights & Biases writes files of its own, which cannot lie in an object store
     if "wandb" in config.track:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
@@ -48,14 +48,15 @@ def build_trackers(config: TuneConfig, folder: RunFolder) -> list[Any]:
 
 
 def require_trackers(track: Sequence[str], remote: bool) -> None:
-    """Refuse trackers that are not installed, or have nowhere to write to.
+    """Refuse trackers that are not installed, or that have no place to write to.
 
     Raises:
         RaffectError: Names the first one.
     """
     require(
         not (remote and "mlflow" in track) or "MLFLOW_TRACKING_URI" in os.environ,
-        "--track mlflow: --out is in an object store, where there is no database file; set MLFLOW_TRACKING_URI",
+        "--track mlflow: --out is in an object store, where there is no database file; "
+        "set MLFLOW_TRACKING_URI",
     )
     for name in track:
         package = {"tensorboard": "tensorboardX"}.get(name, name)
@@ -64,11 +65,11 @@ def require_trackers(track: Sequence[str], remote: bool) -> None:
             f"--track {name}: not installed; `pip install 'raffect[{name}]'`, or leave it out",
         )
     if "wandb" in track and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-        with contextlib.redirect_stderr(
-            io.StringIO()
-        ):  # W&B's deprecation of what Ray's callback uses as well
+        # It warns of a deprecated call, which Ray's callback makes as well.
+        with contextlib.redirect_stderr(io.StringIO()):
             key = os.environ.get("WANDB_API_KEY") or importlib.import_module("wandb").api.api_key
         require(
             bool(key),
-            "--track wandb: no API key; run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline",
+            "--track wandb: no API key; run `wandb login`, or set WANDB_API_KEY, "
+            "or WANDB_MODE=offline",
         )

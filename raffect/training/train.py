@@ -1,4 +1,7 @@
-"""`raffect train`: one recipe, one seed or several side by side, in this process or on workers of Ray Train."""
+"""`raffect train`: one recipe, with one seed or several side by side.
+
+Heads are trained in this process or on workers of Ray Train.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from raffect.progress import Progress
 from raffect.ray_session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import Recipe, plain, with_settings
 from raffect.runs.conclusions import TrainResult, conclude_run
-from raffect.runs.data import Dataset, check_trainable, open_dataset, targets_of
+from raffect.runs.data import Dataset, check_trainable, targets_of
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import PlannedHead
 from raffect.runs.scores import choose_epoch
@@ -32,6 +35,7 @@ from raffect.training.job import (
     BatchJob,
     CvEpochs,
     for_elsewhere,
+    open_data,
     plan_batches,
     run_batch,
     split_rows,
@@ -39,12 +43,14 @@ from raffect.training.job import (
 from raffect.training.stream import decide_stream
 
 _FAILURE, _PROGRESS = "failure.txt", "progress.json"
+"""Files of the state folder by which workers tell the driver why they stopped, and how far."""
+_GOES_ON = "what is saved is kept, the same command goes on from there"
 _MAX_FAILURES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochNote(Record):
-    """What the first worker tells the driver: how many epochs are done, and a line about the last one."""
+    """What the first worker tells the driver: epochs done, and a line about the last one."""
 
     epoch: int
     text: str
@@ -57,15 +63,14 @@ def train(config: TrainConfig) -> TrainResult:
         RaffectError: If the data or settings do not allow it.
     """
     # Data, and whether they are streamed, which is decided once for a run
-    dataset = open_dataset(
-        config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
-    )
+    dataset = open_data(config)
     stream = RunFolder(config.out).recorded_stream(config.stream)
     stream = stream or decide_stream(config.stream, dataset.splits["train"], config.device)
     config = dataclasses.replace(config, task=dataset.task.name, stream=stream)
-    recipes = [
-        with_settings(plain(config), {"seed": config.seed + k}) for k in range(config.num_seeds)
-    ]
+
+    # One recipe a seed, checked before anything is written
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    recipes = [with_settings(plain(config), {"seed": seed}) for seed in seeds]
     check_before(config, dataset)
     folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)
 
@@ -77,7 +82,8 @@ def train(config: TrainConfig) -> TrainResult:
         epoch, _ = choose_epoch(find_records(folder, [head.id for head in folds]))
         require(
             epoch > 0,
-            "--select cv: no head was trained to the end on any fold; try a smaller optim.lr or sam.rho",
+            "--select cv: no head was trained to the end on any fold; "
+            "try a smaller optim.lr or sam.rho",
         )
         cv_epochs = {PlannedHead(recipe).id: epoch for recipe in recipes}
 
@@ -91,7 +97,8 @@ def check_before(config: LearnConfig, dataset: Dataset) -> None:
     """Refuse what cannot be trained before anything is written or started.
 
     Raises:
-        RaffectError: If there are too few rows, classes or videos, or the task does not have the loss.
+        RaffectError: If there are too few rows, classes or videos, or the task does not have the
+            loss.
     """
     if config.select == "cv":
         dataset.fold_of_frames(config.folds)
@@ -115,6 +122,7 @@ def _train_heads(
     cv_epochs: CvEpochs | None,
     label: str,
 ) -> None:
+    """Train the heads that have no record yet, batch by batch."""
     batches = plan_batches(folder, heads, len(heads), config.stream == "always", cv_epochs)
     steps = [count_steps(dataset, batch) for batch in batches]
     if not batches:
@@ -142,15 +150,13 @@ def _one_line() -> Generator[None]:
     try:
         yield
     except Exception as error:
-        from ray.exceptions import (
-            RayError,
-        )  # not before `ray_session` has set what Ray reads when it is imported
+        # Imported late: `ray_session` sets variables that Ray reads when it is imported.
+        from ray.exceptions import RayError
 
         if not isinstance(error, RayError):
             raise
-        raise RaffectError(
-            f"reading through Ray Data failed: {last_line(error)}; what is saved is kept, the same command goes on from there"
-        ) from error
+        failure = f"reading through Ray Data failed: {last_line(error)}"
+        raise RaffectError(f"{failure}; {_GOES_ON}") from error
 
 
 def count_steps(dataset: Dataset, batch: Sequence[PlannedHead]) -> int:
@@ -162,24 +168,26 @@ def count_steps(dataset: Dataset, batch: Sequence[PlannedHead]) -> int:
 
 def epoch_note(history: History, task: Task) -> str:
     """``epoch 3 loss 1.234 val macro F1 .412`` for the progress line: means over heads."""
-    losses, scores = (
-        [v for v in history[-1][name] if v is not None] for name in ("train_loss", score_name(task))
-    )
+    entry = history[-1]
+    losses = [value for value in entry["train_loss"] if value is not None]
+    scores = [value for value in entry[score_name(task)] if value is not None]
     if not scores:
         return f"epoch {len(history)}: no head is left"
-    return f"epoch {len(history)} loss {sum(losses) / max(len(losses), 1):.3f} val {kind_of(task).title} {sum(scores) / len(scores):.3f}"
+    loss, score = sum(losses) / max(len(losses), 1), sum(scores) / len(scores)
+    return f"epoch {len(history)} loss {loss:.3f} val {kind_of(task).title} {score:.3f}"
 
 
 def _train_on_workers(
     job: BatchJob, folder: RunFolder, label: str, progress: Progress, steps: int
 ) -> None:
-    """The same batch of heads on several processes of Ray Train, which share every batch of frames."""
+    """Train a batch of heads on processes of Ray Train, which share every batch of frames."""
     config = job.config
     assert isinstance(config, TrainConfig)
     with ray_session(config.address):
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
+        # The trainer: every process has the same job, and its part of each batch of frames
         on_gpus = _place_workers(config)
         settings = for_elsewhere(config, folder, "cuda" if on_gpus else "cpu")
         trainer = TorchTrainer(
@@ -193,16 +201,16 @@ def _train_on_workers(
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             ),
         )
-        _take(folder, _FAILURE)  # of a driver that was killed before it could read it
+
+        # Training; a failure that a killed driver did not read is deleted first
+        _take(folder, _FAILURE)
         try:
             with _follow(folder, progress, steps // config.epochs):
                 trainer.fit()
         except Exception as error:
             starts = f"it starts workers again {_MAX_FAILURES} times, its controller never"
             why = _take(folder, _FAILURE) or f"Ray Train gave up ({starts}): {last_line(error)}"
-            raise RaffectError(
-                f"{why}; what is saved is kept, the same command goes on from there"
-            ) from error
+            raise RaffectError(f"{why}; {_GOES_ON}") from error
     if failure := _take(folder, _FAILURE):
         raise RaffectError(failure)
 
@@ -215,33 +223,41 @@ def _place_workers(config: TrainConfig) -> bool:
     """
     import ray
 
+    # What Ray has
     gpus = cluster_gpus() if config.device != "cpu" else 0
     cpus = ray.cluster_resources().get("CPU", 0)
     require(
         config.device != "cuda" or gpus > 0,
         "--device cuda: Ray sees no GPU; start Ray where the GPUs are, or use --device cpu",
     )
+
+    # What each worker takes, and on CPUs what is left for Ray Data's readers
+    workers = f"--num-workers {config.num_workers}"
     what, there = ("GPU", gpus) if gpus else ("CPU", cpus)
     remedy = "use fewer workers or --device cpu" if gpus else "use fewer workers"
     require(
         config.num_workers <= there,
-        f"--num-workers {config.num_workers}: each takes a {what}, and Ray sees {there:g}; {remedy}",
+        f"{workers}: each takes a {what}, and Ray sees {there:g}; {remedy}",
     )
     require(
         config.stream != "always" or gpus > 0 or config.num_workers < cpus,
-        f"--num-workers {config.num_workers} --stream always: workers take all {cpus:g} CPUs and leave none "
+        f"{workers} --stream always: workers take all {cpus:g} CPUs and leave none "
         "to read with; use fewer",
     )
     return bool(gpus)
 
 
 def run_worker(settings: dict[str, BatchJob]) -> None:
-    """One process of Ray Train: trains its part of every batch of frames; the first one saves, and all go on from that after a failure."""
+    """One process of Ray Train: trains its part of every batch of frames.
+
+    The first process saves the state, and all go on from it after a failure.
+    """
     import ray.train
 
     job, workers = settings["job"], Workers.current()
     config, folder = job.config, RunFolder(job.config.out)
-    if (folder.path / "state" / _FAILURE).exists():  # a worker has said why not; do not try again
+    # A worker has written why this cannot work; another attempt would not help.
+    if (folder.path / "state" / _FAILURE).exists():
         return
 
     def on_epoch(history: History) -> None:
@@ -251,16 +267,13 @@ def run_worker(settings: dict[str, BatchJob]) -> None:
         ray.train.report({"epoch": len(history), "wall_s": history[-1]["wall_s"]})
 
     try:
-        dataset = open_dataset(
-            config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
-        )
+        dataset = open_data(config)
         threads = config.threads or max(1, count_cores() // workers.size)
-        run_batch(
-            dataclasses.replace(job, threads=threads), dataset, workers=workers, on_epoch=on_epoch
-        )
+        job = dataclasses.replace(job, threads=threads)
+        run_batch(job, dataset, workers=workers, on_epoch=on_epoch)
     except RaffectError as error:
         write_atomic(folder.path / "state" / _FAILURE, str(error).encode())
-        raise  # or the others would wait for this one
+        raise  # else the other workers would wait for this one
 
 
 @contextlib.contextmanager
@@ -272,7 +285,8 @@ def _follow(folder: RunFolder, progress: Progress, steps_an_epoch: int) -> Gener
     def watch() -> None:
         epoch = 0
         while not done.wait(0.5):
-            with contextlib.suppress(Exception):  # it only draws progress
+            # Whatever fails here, only the progress line suffers.
+            with contextlib.suppress(Exception):
                 file = folder.path / "state" / _PROGRESS
                 note = EpochNote.from_json(file.read_bytes(), file, "")
                 if note.epoch > epoch:

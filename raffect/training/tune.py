@@ -1,7 +1,9 @@
-"""`raffect tune`: a space of settings becomes heads, heads become batches, and Ray Tune spreads batches over the machine or cluster.
+"""`raffect tune`: every head of a space of settings, trained on Ray Tune.
 
-What is finished is found by our own records, one a head, not by Tune's snapshot: the same command after a killed driver
-trains only heads without a record, and batches that were under way go on from their saved state.
+A space becomes heads, heads become batches, and Tune spreads batches over the machine or cluster.
+What is finished is found by our own records, one a head, not by Tune's snapshot: the same command
+after a killed driver trains only heads without a record, and batches that were under way go on from
+their saved state.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from raffect.progress import Progress
 from raffect.ray_session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import PLAIN_ERM, Recipe, plain
 from raffect.runs.conclusions import SweepResult, conclude_sweep
-from raffect.runs.data import Dataset, open_dataset
+from raffect.runs.data import Dataset
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import RUNNING, STOPPED, HeadRecord, PlannedHead, TrainedBy, is_finished
 from raffect.runs.scores import choose_epoch
@@ -37,6 +39,7 @@ from raffect.training.job import (
     CvEpochs,
     curve_of,
     for_elsewhere,
+    open_data,
     plan_batches,
     run_batch,
 )
@@ -47,9 +50,12 @@ from raffect.training.train import check_before, count_steps, epoch_note, heads_
 from raffect.training.watch import ended_batches, watched
 
 _HEADS_ON_CPU, _HEADS_ON_GPU = 8, 64
-"""Most heads of a batch, unless told otherwise."""
+"""Most heads of a batch if ``--heads-per-trial`` is ``auto``."""
 _MAX_FAILURES = 3
-"""How often a trial begins again, from the batch's saved state, when its process or node dies. What raffect refuses is no failure to Ray."""
+"""How often a trial begins again, from the batch's saved state, when its process or node dies.
+
+An error that raffect itself raises does not count as a failure in Ray.
+"""
 
 
 def tune(config: TuneConfig) -> SweepResult:
@@ -58,20 +64,14 @@ def tune(config: TuneConfig) -> SweepResult:
     Raises:
         RaffectError: If the data or settings do not allow it, or a trial failed.
     """
+    # Faults of the command, before anything is read
     require_trackers(config.track, is_remote(config.out))
-    list_recipes(
-        plain(config), config.space, config.samples
-    )  # a space that makes no sense is said before anything is read
+    list_recipes(plain(config), config.space, config.samples)
 
     # Data, and whether they are streamed, which is decided once for a sweep
-    dataset = open_dataset(
-        config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
-    )
-    device, share = (
-        ("cpu", 1.0)
-        if config.gpus_per_trial == 0
-        else (config.device, config.gpus_per_trial or 1.0)
-    )
+    dataset = open_data(config)
+    device = "cpu" if config.gpus_per_trial == 0 else config.device
+    share = config.gpus_per_trial or 1.0
     stream = RunFolder(config.out).recorded_stream(config.stream)
     stream = stream or decide_stream(config.stream, dataset.splits["train"], device, share)
     config = dataclasses.replace(config, task=dataset.task.name, stream=stream)
@@ -90,43 +90,42 @@ def tune(config: TuneConfig) -> SweepResult:
     _change_scheduler(config, folder, heads)
     _sweep(config, dataset, folder, heads, cv_epochs, "tune")
     records = find_records(folder, [head.id for head in heads])
-    return conclude_sweep(
-        folder, dataset.facts, records, list(read_space(config.space)), config.save_heads
-    )
+    axes = list(read_space(config.space))
+    return conclude_sweep(folder, dataset.facts, records, axes, config.save_heads)
 
 
 def _cross_validate(
     config: TuneConfig, dataset: Dataset, folder: RunFolder, recipes: Sequence[Recipe]
 ) -> dict[str, int]:
-    """The epoch that folds choose for each setting, by head."""
+    """The epoch that cross-validation chooses for each setting, by head."""
     _sweep(config, dataset, folder, heads_of_folds(recipes, config.folds), None, "folds")
     cv_epochs = {}
     for group in _alike(recipes):
-        epoch, _ = choose_epoch(
-            find_records(folder, [head.id for head in heads_of_folds(group, config.folds)])
-        )
+        folds = [head.id for head in heads_of_folds(group, config.folds)]
+        epoch, _ = choose_epoch(find_records(folder, folds))
         cv_epochs |= {PlannedHead(recipe).id: epoch for recipe in group}
     return cv_epochs
 
 
 def _require_weights(config: TuneConfig, folder: RunFolder, recipes: Sequence[Recipe]) -> None:
-    """Refuse to want weights of heads that are finished without them."""
+    """Refuse to go on with weights where heads were finished without them."""
     records = find_records(folder, [PlannedHead(recipe).id for recipe in recipes])
-    bare = [
-        record
-        for record in records
-        if record.status == "done"
-        and not (folder.weights_path(record.id, "last") / "config.json").exists()
-    ]
+    done = [record.id for record in records if record.status == "done"]
+    cards = [folder.weights_path(head_id, "last") / "config.json" for head_id in done]
+    bare = [card for card in cards if not card.exists()]
     require(
         not (config.save_heads and bare),
-        f"--out {config.out}: {len(bare)} finished heads were trained with --no-save-heads; give it again, "
-        "or name another --out to train them with weights",
+        f"--out {config.out}: {len(bare)} finished heads were trained with --no-save-heads; "
+        "give it again, or name another --out to train them with weights",
     )
 
 
 def _change_scheduler(config: TuneConfig, folder: RunFolder, heads: Sequence[PlannedHead]) -> None:
-    """Without a scheduler heads that one has stopped are to be trained; with one, which judges heads singly, batches under way begin again."""
+    """Make unfinished again what was begun under another scheduler.
+
+    Without a scheduler these are heads that one has stopped. With one, which judges each head by
+    itself, they are batches of several heads.
+    """
     if config.scheduler == "none":
         for record in find_records(folder, [head.id for head in heads]):
             if record.status == STOPPED:
@@ -156,13 +155,13 @@ def _sweep(
     """Train the heads that have no record, as batches on Ray Tune."""
     cv = cv_epochs or {}
 
-    def unfinished() -> list[PlannedHead]:
-        return [
-            head for head in heads if not is_finished(folder.read_record(head.id), cv.get(head.id))
-        ]
+    def is_open(head: PlannedHead) -> bool:
+        return not is_finished(folder.read_record(head.id), cv.get(head.id))
 
-    if not unfinished():
+    if not any(map(is_open, heads)):
         return
+
+    # Batches for the places that Ray has
     with ray_session(config.address):
         slots, resources = _place_trials(config)
         size = _batch_size(config, len(heads), slots, on_gpu=bool(resources.get("gpu")))
@@ -170,8 +169,10 @@ def _sweep(
         settings = for_elsewhere(config, folder, config.device if resources.get("gpu") else "cpu")
         sweep = SweepJob(settings, batches, dict(cv), list(read_space(config.space)), dataset.task)
         failures = _run_trials(sweep, dataset, folder, resources, slots, label)
-    if left := unfinished():
-        why = next(iter(failures), "see the trials' logs in " + str(folder.path / "ray"))
+
+    # Whether all were finished, by their records alone
+    if left := [head for head in heads if is_open(head)]:
+        why = next(iter(failures), f"see the trials' logs in {folder.path / 'ray'}")
         raise RaffectError(
             f"{len(left)} of {len(heads)} heads are not finished: {why}; finished ones are kept, "
             "the same command trains the others"
@@ -183,7 +184,7 @@ class SweepJob:
     """What every trial of a sweep knows; it trains the batch of its number.
 
     Attributes:
-        config: With paths that hold on every machine.
+        config: With paths that are valid on every machine.
         batches: Heads of each trial.
         cv_epochs: Epochs that cross-validation chose.
         axes: Settings that the sweep varies, which name its curves.
@@ -201,35 +202,33 @@ def _place_trials(config: TuneConfig) -> tuple[int, dict[str, float]]:
     """Trials at a time, and what each takes."""
     import ray
 
+    # GPUs, and the share of one that a trial takes
     gpus = cluster_gpus() if config.device != "cpu" or config.gpus_per_trial else 0.0
     share = config.gpus_per_trial if config.gpus_per_trial is not None else (1.0 if gpus else 0.0)
     require(
         config.device != "cuda" or share > 0,
-        "--device cuda: Ray sees no GPU, or --gpus-per-trial is 0; start Ray where the GPUs are, or use --device cpu",
+        "--device cuda: Ray sees no GPU, or --gpus-per-trial is 0; "
+        "start Ray where the GPUs are, or use --device cpu",
     )
     require(
         share <= gpus,
-        f"--gpus-per-trial {share:g}: Ray sees {gpus:g} GPUs; use 0 for the CPU, or start Ray where the GPUs are",
+        f"--gpus-per-trial {share:g}: Ray sees {gpus:g} GPUs; "
+        "use 0 for the CPU, or start Ray where the GPUs are",
     )
-    on_cluster = bool(config.address or os.environ.get("RAY_ADDRESS"))
-    nodes = (
-        [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        if on_cluster
-        else [count_cores()]
-    )
+
+    # Cores of each machine, of which one is left to Ray Data where trials stream
+    nodes = [count_cores()]
+    if config.address or os.environ.get("RAY_ADDRESS"):
+        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     require(
         config.cpus_per_trial <= max(nodes),
         f"--cpus-per-trial {config.cpus_per_trial}: no machine has more than {max(nodes)} cores",
     )
-    readers = (
-        1 if config.stream == "always" and sum(nodes) > 1 else 0
-    )  # what trials leave to Ray Data
+    readers = 1 if config.stream == "always" and sum(nodes) > 1 else 0
     slots = max(1, (sum(nodes) - readers) // config.cpus_per_trial)
-    return (
-        (min(int(gpus / share), slots), {"cpu": config.cpus_per_trial, "gpu": share})
-        if share
-        else (slots, {"cpu": config.cpus_per_trial})
-    )
+    if share:
+        return min(int(gpus / share), slots), {"cpu": config.cpus_per_trial, "gpu": share}
+    return slots, {"cpu": config.cpus_per_trial}
 
 
 def _batch_size(config: TuneConfig, num_heads: int, slots: int, on_gpu: bool) -> int:
@@ -254,6 +253,8 @@ def _run_trials(
 
     # Each death of a trial is a page of traceback; what matters of it is in our own line.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+    # One trial a batch
     config, batches = sweep.config, sweep.batches
     total = sum(count_steps(dataset, batch) for batch in batches)
     with Progress(label, total, "head-steps") as progress, watched(progress, batches) as watch:
@@ -278,14 +279,12 @@ def _run_trials(
         with contextlib.redirect_stdout(io.StringIO()):  # Tune's banner
             results = tuner.fit()
         ended = ended_batches(watch.name)
-    failures = [
-        f"a trial died {1 + _MAX_FAILURES} times ({last_line(error)})" for error in results.errors
-    ]
-    failures += [
-        result.metrics["failure"]
-        for result in results
-        if result.metrics and result.metrics.get("failure")
-    ]
+
+    # Trials that died, and those in which raffect raised an error
+    times = 1 + _MAX_FAILURES
+    failures = [f"a trial died {times} times ({last_line(error)})" for error in results.errors]
+    metrics = [result.metrics for result in results if result.metrics]
+    failures += [found["failure"] for found in metrics if found.get("failure")]
     if config.scheduler == "asha" and not failures:
         _mark_stopped(folder, ended)
     return failures
@@ -304,16 +303,15 @@ def run_trial(trial: dict[str, Any], sweep: SweepJob) -> None:
 
     def on_epoch(history: History) -> None:
         seen[:] = history
+        # A scheduler may end a trial at any report, so the last one waits for the records.
         if len(history) == heads[0].recipe.epochs:
-            return  # a scheduler may end a trial at any report, and this one is all but on record
+            return
         if config.scheduler != "none":
             folder.write_record(_unfinished_record(dataset, heads[0], history))
         report(history)
 
     try:
-        dataset = open_dataset(
-            config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
-        )
+        dataset = open_data(config)
         job = BatchJob(
             config=config,
             heads=tuple(heads),
@@ -322,7 +320,8 @@ def run_trial(trial: dict[str, Any], sweep: SweepJob) -> None:
             save_heads=config.save_heads,
         )
         run_batch(job, dataset, on_epoch=on_epoch)
-    except RaffectError as error:  # trying again would not help, so it is no failure in Ray's sense
+    except RaffectError as error:
+        # Another attempt would not help, so Ray must not see a failure.
         ray_tune.report({"failure": str(error), score: 0.0, "epoch": 0})
     else:
         if len(seen) == heads[0].recipe.epochs:
@@ -330,15 +329,19 @@ def run_trial(trial: dict[str, Any], sweep: SweepJob) -> None:
 
 
 def _report_of(history: History, heads: Sequence[PlannedHead], sweep: SweepJob) -> dict[str, Any]:
-    """What a trial reports of its last epoch: means over its heads, and the score of each by its name."""
+    """What a trial reports of its last epoch: means over its heads, and each one's score by name.
+
+    Heads that have diverged are left out.
+    """
     entry, score = history[-1], score_name(sweep.task)
-    scores = [value for value in entry[score] if value is not None]
+    sound = [
+        (head, value) for head, value in zip(heads, entry[score], strict=True) if value is not None
+    ]
+    by_head = {_axis_text(head, sweep.axes): value for head, value in sound}
+    scores = [value for _, value in sound]
     losses = [value for value in entry["train_loss"] if value is not None]
-    by_head = {
-        _axis_text(head, sweep.axes): value
-        for head, value in zip(heads, entry[score], strict=True)
-        if value is not None
-    }
+
+    # The report; where no head is left there is no loss to report
     found = {name: entry[name] for name in ("epoch", "steps", "wall_s")}
     found |= {
         score: sum(scores) / max(len(scores), 1),
@@ -357,11 +360,12 @@ def _axis_text(head: PlannedHead, axes: Sequence[str]) -> str:
 
 def _unfinished_record(dataset: Dataset, head: PlannedHead, history: History) -> HeadRecord:
     """What is known of a head that a scheduler may stop at any epoch."""
+    # The last and the highest score so far
     key, curve = kind_of(dataset.task).key, curve_of(history, 0, dataset.task)
     sound = [(value, k + 1) for k, value in enumerate(curve.validation) if value is not None]
-    chosen: dict[Snapshot, tuple[float, int]] = (
-        {"last": sound[-1], "best": max(sound)} if sound else {}
-    )
+    so_far: dict[Snapshot, tuple[float, int]] = {}
+    if sound:
+        so_far = {"last": sound[-1], "best": max(sound)}
     return HeadRecord(
         id=head.id,
         task=dataset.task,
@@ -375,20 +379,24 @@ def _unfinished_record(dataset: Dataset, head: PlannedHead, history: History) ->
         curve=curve,
         scores={
             name: JudgedScore(headline=value, metrics={key: value}, outputs={}, epoch=epoch)
-            for name, (value, epoch) in chosen.items()
+            for name, (value, epoch) in so_far.items()
         },
         chance=Chance(answer="not judged", majority=None),
     )
 
 
 def _mark_stopped(folder: RunFolder, batches: list[list[PlannedHead]]) -> None:
-    """Trials of these batches have ended: what is still running on record was stopped by the scheduler."""
+    """Mark heads that the scheduler stopped: their trials have ended, their records say running.
+
+    Args:
+        folder: The sweep.
+        batches: Those whose trials have ended.
+    """
     for head in (head for batch in batches for head in batch):
         record = folder.read_record(head.id)
         if record is not None and record.status == RUNNING:
-            folder.write_record(
-                record.replace(status=STOPPED, note=f"stopped by ASHA {record.note}")
-            )
+            note = f"stopped by ASHA {record.note}"
+            folder.write_record(record.replace(status=STOPPED, note=note))
             folder.drop_state([head.id])
 
 
@@ -397,9 +405,8 @@ def _build_scheduler(config: TuneConfig, batches: list[list[PlannedHead]]) -> An
         return None
     from ray.tune.schedulers import ASHAScheduler
 
-    epochs = max(
-        head.recipe.epochs for batch in batches for head in batch
-    )  # it ends whatever reaches its limit
+    # ASHA ends every trial that reaches its limit, so the limit is that of the longest head.
+    epochs = max(head.recipe.epochs for batch in batches for head in batch)
     return ASHAScheduler(
         time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 8), reduction_factor=3
     )

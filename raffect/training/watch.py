@@ -11,12 +11,15 @@ from raffect.progress import Progress
 from raffect.runs.records import PlannedHead
 
 _WATCHED: dict[str, tuple[Progress, list[list[PlannedHead]], set[int]]] = {}
-"""By the name of a sweep's callback: its progress line, its batches, and the numbers of those whose trials have ended."""
+"""By the name of a sweep's callback: progress line, batches, numbers of those that have ended."""
 
 
 @contextlib.contextmanager
 def watched(progress: Progress, batches: list[list[PlannedHead]]) -> Generator[Any]:
-    """A callback in the driver that moves the progress line, which it finds by name: Tune pickles callbacks, and a line cannot be."""
+    """A callback in the driver that moves the progress line.
+
+    It finds the line by name, because Tune pickles callbacks and a progress line cannot be pickled.
+    """
     from ray.tune import Callback
 
     class Watch(Callback):
@@ -26,21 +29,17 @@ def watched(progress: Progress, batches: list[list[PlannedHead]]) -> Generator[A
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
-            move_progress(
-                self.name,
-                sum(t.status == "TERMINATED" for t in trials),
-                trial.config["batch"],
-                result,
-            )
+            finished = sum(t.status == "TERMINATED" for t in trials)
+            move_progress(self.name, finished, trial.config["batch"], result)
 
         def on_trial_complete(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
             note_end(self.name, trial.config["batch"])
-            move_progress(
-                self.name, sum(t.status == "TERMINATED" for t in trials), trial.config["batch"], {}
-            )
+            finished = sum(t.status == "TERMINATED" for t in trials)
+            move_progress(self.name, finished, trial.config["batch"], {})
 
+    # Known by name for the duration of the block alone
     name = uuid.uuid4().hex
     _WATCHED[name] = (progress, batches, set())
     try:
@@ -52,11 +51,11 @@ def watched(progress: Progress, batches: list[list[PlannedHead]]) -> Generator[A
 def move_progress(name: str, finished: int, batch: int, result: Mapping[str, Any]) -> None:
     """Count an epoch of a batch of heads on the progress line of that name."""
     if name in _WATCHED:
+        # A trial reports steps of each head, the line counts those of all heads.
         progress, batches, _ = _WATCHED[name]
         progress.advance(result.get("steps", 0) * len(batches[batch]))
-        progress.note(
-            f"{finished} of {len(batches)} batches done; batch {batch + 1} {result.get('note', 'done')}"
-        )
+        done = f"{finished} of {len(batches)} batches done"
+        progress.note(f"{done}; batch {batch + 1} {result.get('note', 'done')}")
 
 
 def note_end(name: str, batch: int) -> None:
@@ -66,6 +65,9 @@ def note_end(name: str, batch: int) -> None:
 
 
 def ended_batches(name: str) -> list[list[PlannedHead]]:
-    """Batches whose trials have ended by themselves or by their scheduler; at SIGUSR1 Tune leaves the others as if they had, too."""
+    """Batches whose trials have ended by themselves or by their scheduler.
+
+    Tune alone does not tell: at SIGUSR1 it leaves the other trials as if they had ended too.
+    """
     _, batches, ended = _WATCHED[name]
     return [batches[number] for number in sorted(ended)]
