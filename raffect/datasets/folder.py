@@ -1,4 +1,7 @@
-"""`raffect prepare --dataset folder`: pictures of any name at any depth; a folder a class, or no labels at all."""
+"""`raffect prepare --dataset folder`: pictures of any name at any depth.
+
+The folders are the classes; pictures without such folders have no labels at all.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,36 @@ from raffect.datasets.importing import (
     count_splits,
     deal_split,
     describe_counts,
+    file_problems,
 )
 from raffect.datasets.manifest import list_pictures
 from raffect.datasets.tasks import Task
-from raffect.errors import require
+from raffect.errors import RaffectError, require
 from raffect.storage.keys import digest_keys
 
 _DEALT_SEED = 0
+
+_Place = tuple[str, str]
+"""Split and class of a picture; empty where its folders name none."""
 
 
 def import_folder(config: PrepareConfig) -> Imported:
     """List pictures, and take the class of each from the folder it lies in.
 
-    Below a root may stand the split (train, val, test ...), then the class, then anything: ``root/train/happy/2019/IMG_0001.jpg``.
-    A picture is its own group, and its key is its path below the root, frame 1.
+    Below a root may stand the split (train, val, test ...), then the class, then anything:
+    ``root/train/happy/2019/IMG_0001.jpg``. A picture is its own group, and its key is its path
+    below the root, frame 1.
 
     Raises:
-        RaffectError: If there is no picture, or ``--classes`` names a folder that is not there.
+        RaffectError: If no picture is found, or ``--classes`` names a folder that is missing.
     """
     require(
         config.annotations is None,
-        "--annotations: --dataset folder has none, the folders are the labels; --dataset table reads a file",
+        "--annotations: --dataset folder has none, the folders are the labels; "
+        "--dataset table reads a file",
     )
+
+    # Pictures
     listing = list_pictures(config.images)
     found = Imported(
         manifest=listing.table,
@@ -44,59 +55,26 @@ def import_folder(config: PrepareConfig) -> Imported:
         edition="folders",
         groups="pictures",
         digest=digest_keys(listing.table),
+        problems=file_problems(listing.problems),
     )
-    found.problems = [
-        Problem(path, 0, what)
-        for path, _, what in (problem.partition(": ") for problem in listing.problems)
-    ]
+    ignored = f"{listing.num_other:,} other files ignored"
     found.lines = [
-        f"images: {len(listing.table):,} pictures ({listing.num_other:,} other files ignored)",
+        f"images: {len(listing.table):,} pictures ({ignored})",
         *listing.link_lines(),
     ]
-    names = listing.table["video"].to_pylist()
-    places = [_read_place(name) for name in names]
+
+    # Labels, where two folders or more make classes
+    places = [_read_place(name) for name in listing.table["video"].to_pylist()]
     classes = _choose_classes(config, [label for _, label in places])
-    if len(classes) < 2:
-        found.lines.append(
-            f"labels: none ({'--no-with-labels' if not config.with_labels else 'no two folders of pictures side by side'})"
-        )
-        return found
-    task = Task(name=config.task, kind="multiclass", outputs=classes, columns=("label",))
-    number = {name: k for k, name in enumerate(classes)}
-    values = np.array([number.get(label, -1) for _, label in places], np.int16)
-    found.problems += [
-        Problem(name, 0, f"folder {label!r} is not among --classes; unlabelled")
-        for name, (_, label) in zip(names, places, strict=True)
-        if label and label not in number
-    ]
-    has_split = all(split for split, _ in places)
-    split = (
-        np.array([split for split, _ in places])
-        if has_split
-        else deal_split(names, config.validation_share, _DEALT_SEED)
-    )
-    table = pa.table(
-        {
-            "video": listing.table["video"],
-            "frame": listing.table["frame"],
-            "split": pa.array(split.tolist()).dictionary_encode(),
-            "label": values,
-        }
-    )
-    found.labels[task] = table
-    found.lines += [
-        f"labels: {task.name}, a class a folder: {', '.join(f'{k} {name}' for k, name in enumerate(classes))}"
-    ]
-    found.lines += [
-        f"split: {'as the folders say' if has_split else f'dealt by picture, {config.validation_share:g} held out'}"
-    ]
-    found.counts = count_splits(task, table, values >= 0, found.manifest)
-    found.lines += describe_counts(found.counts, found.groups)
+    if len(classes) >= 2:
+        _add_labels(found, config, places, classes)
+    else:
+        reason = "no two folders of pictures side by side"
+        found.lines.append(f"labels: none ({reason if config.with_labels else '--no-with-labels'})")
     return found
 
 
-def _read_place(path: str) -> tuple[str, str]:
-    """Split and class that the folders of a picture name; empty where they name none."""
+def _read_place(path: str) -> _Place:
     folders = path.split("/")[:-1]
     split = SPLIT_NAMES.get(folders[0].lower(), "") if folders else ""
     rest = folders[1:] if split else folders
@@ -108,9 +86,50 @@ def _choose_classes(config: PrepareConfig, labels: list[str]) -> tuple[str, ...]
     counts = Counter(label for label in labels if label)
     if not config.with_labels:
         return ()
-    if missing := [name for name in config.classes if name not in counts]:
-        require(
-            False,
-            f"--classes {missing[0]}: no such folder of pictures; there are {', '.join(sorted(counts)) or 'none'}",
+    missing = [name for name in config.classes if name not in counts]
+    if missing:
+        present = ", ".join(sorted(counts)) or "none"
+        raise RaffectError(
+            f"--classes {missing[0]}: no such folder of pictures; there are {present}"
         )
     return config.classes or tuple(sorted(counts))
+
+
+def _add_labels(
+    found: Imported, config: PrepareConfig, places: list[_Place], classes: tuple[str, ...]
+) -> None:
+    """Add the label table, its counts and its problems to what was found."""
+    names = found.manifest["video"].to_pylist()
+    task = Task(name=config.task, kind="multiclass", outputs=classes, columns=("label",))
+
+    # Class of each picture; a folder that is not among the classes leaves it unlabelled
+    number = {name: k for k, name in enumerate(classes)}
+    values = np.array([number.get(label, -1) for _, label in places], np.int16)
+    found.problems += [
+        Problem(name, 0, f"folder {label!r} is not among --classes; unlabelled")
+        for name, (_, label) in zip(names, places, strict=True)
+        if label and label not in number
+    ]
+
+    # Split of each picture: that of its folder only where every picture has one
+    if all(split for split, _ in places):
+        splits, how_split = [split for split, _ in places], "as the folders say"
+    else:
+        share = config.validation_share
+        splits = deal_split(names, share, _DEALT_SEED).tolist()
+        how_split = f"dealt by picture, {share:g} held out"
+
+    # Label table and report
+    table = pa.table(
+        {
+            "video": found.manifest["video"],
+            "frame": found.manifest["frame"],
+            "split": pa.array(splits).dictionary_encode(),
+            "label": values,
+        }
+    )
+    found.labels[task] = table
+    numbered = ", ".join(f"{k} {name}" for k, name in enumerate(classes))
+    found.lines += [f"labels: {task.name}, a class a folder: {numbered}", f"split: {how_split}"]
+    found.counts = count_splits(task, table, values >= 0, found.manifest)
+    found.lines += describe_counts(found.counts, found.groups)

@@ -1,9 +1,11 @@
-"""Read and decode frames: uint8 RGB exactly as PIL shows them, or a reason why not.
+"""Read and decode frames: uint8 RGB exactly as PIL shows them, or the reason why not.
 
-simplejpeg decodes plain JPEG (bit-identical to PIL at a third of the time); everything else, and every JPEG it
-complains of, goes to PIL. Fast-DCT options change pixels and are never used. EXIF rotation is ignored, as PIL's
-`Image.open` and open_clip do. Deviations from PIL, each because PIL's answer is wrong without a word: 16-bit grey is
-scaled to 8 bits instead of clipped to white; floating-point and 32-bit integer pixels are refused.
+simplejpeg decodes plain JPEG (bit-identical to PIL in a third of the time). Everything else goes to
+PIL, and so does every JPEG that simplejpeg complains of. Fast-DCT options change pixels and are
+never used. EXIF rotation is ignored, as PIL's `Image.open` and open_clip do.
+
+Deviations from PIL, each because PIL's answer is wrong without a warning: 16-bit grey is scaled to
+8 bits instead of clipped to white; floating-point and 32-bit integer pixels are refused.
 """
 
 from __future__ import annotations
@@ -29,37 +31,33 @@ from raffect.storage.cells import table_from_bytes, table_to_bytes
 from raffect.storage.paths import Damaged, locate, open_parquet, read_regular
 
 MAX_PIXELS = 64_000_000
-"""Largest picture that is decoded; its header is asked first, so that a bomb costs nothing."""
+"""Largest picture that is decoded. Its header is checked first, so that a decompression bomb takes
+no memory."""
 
 PACKED_SUFFIX = ".parquet"
 """A manifest root that ends so is a packed file; its paths are ``<row group>/<row>``."""
 
-_FRAME_FAULTS = {
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.ENXIO,
-    errno.ENODEV,
-    errno.EINVAL,
-}
+# Errors of one file; any other one is a fault of the disk or of the whole root.
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+_NOT_READABLE = {errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV}
+_FRAME_FAULTS = _MISSING | _NOT_READABLE
+
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 _MANIFEST = ("root", "path", "video", "frame")
+_PACKED = ("image", "reason", "video", "frame")
 _TRIAL = "import sys; from raffect.datasets.frames import _trial; _trial(sys.stdin.buffer)"
 
 
 class BadFrame(Exception):
-    """A frame that cannot be had; the message is the reason that goes to the rejects."""
+    """A frame that cannot be read or decoded; the message is the reason that the rejects give."""
 
 
 def read_bytes(root: str, path: str) -> bytes:
     """Bytes of a frame's file.
 
     Raises:
-        BadFrame: If the path leaves its root, or the file is missing, unreadable, empty, not a regular one or larger than `raffect.storage.paths.MAX_BYTES`.
+        BadFrame: If the path leaves its root, or the file is missing, unreadable, empty, not a
+            regular file or larger than `raffect.storage.paths.MAX_BYTES`.
         RaffectError: If the root or its disk is at fault: then nothing is wrong with the frame.
     """
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\0" in path:
@@ -69,9 +67,11 @@ def read_bytes(root: str, path: str) -> bytes:
     except Damaged as error:
         raise BadFrame(str(error)) from None
     except OSError as error:
+        # A missing root looks like a missing file, so the root is checked too.
         if error.errno not in _FRAME_FAULTS or not os.path.isdir(root):
+            remedy = "mount it or fix the disk, then run the same command again"
             raise RaffectError(
-                f"{root}: image root cannot be read ({error.strerror}); mount it or fix the disk, then run the same command again"
+                f"{root}: image root cannot be read ({error.strerror}); {remedy}"
             ) from error
         raise BadFrame(f"cannot be read: {error.strerror}") from None
     if not content:
@@ -80,11 +80,12 @@ def read_bytes(root: str, path: str) -> bytes:
 
 
 def decode(content: bytes, room: Callable[[int], np.ndarray] | None = None) -> np.ndarray:
-    """Decode a picture as PIL's ``convert("RGB")`` does, with the deviations this module names.
+    """Decode a picture as PIL's ``convert("RGB")`` does, except for this module's deviations.
 
     Args:
-        content: An encoded picture of any format that PIL reads; of an animation the first one.
-        room: Gives a uint8 buffer of so many bytes, which a plain JPEG is then decoded into.
+        content: An encoded picture of any format that PIL reads; of an animation the first picture.
+        room: Gives a uint8 buffer of as many bytes as it is asked for; a plain JPEG is decoded into
+            that buffer.
 
     Returns:
         uint8 array of shape (height, width, 3).
@@ -97,39 +98,33 @@ def decode(content: bytes, room: Callable[[int], np.ndarray] | None = None) -> n
             height, width, space, _ = simplejpeg.decode_jpeg_header(content, strict=True)
             height, width = int(height), int(width)
             if space in ("YCbCr", "Gray") and height * width <= MAX_PIXELS:
-                return simplejpeg.decode_jpeg(
-                    content,
-                    colorspace="RGB",
-                    strict=True,
-                    buffer=room(height * width * 3) if room else None,
-                )
+                buffer = room(height * width * 3) if room else None
+                return simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True, buffer=buffer)
         except ValueError:
             pass  # PIL decides about everything that libjpeg warns of
     return _decode_pil(content)
 
 
 def _decode_pil(content: bytes) -> np.ndarray:
+    most = f"{MAX_PIXELS // 1_000_000} megapixels"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Decoders of hostile files raise nearly anything (SyntaxError, struct.error, zlib.error ...).
+        # Decoders of hostile files raise nearly anything: SyntaxError, struct.error, zlib.error ...
         try:
             image = Image.open(io.BytesIO(content))
             if image.width * image.height > MAX_PIXELS:
-                raise BadFrame(
-                    f"{image.width}x{image.height} is larger than {MAX_PIXELS // 1_000_000} megapixels"
-                )
+                raise BadFrame(f"{image.width}x{image.height} is larger than {most}")
             image.load()
             return np.asarray(_to_rgb(image))
         except BadFrame:
             raise
         except Image.DecompressionBombError:
-            raise BadFrame(f"larger than {MAX_PIXELS // 1_000_000} megapixels") from None
+            raise BadFrame(f"larger than {most}") from None
         except Image.UnidentifiedImageError:
             raise BadFrame("not a picture") from None
         except Exception as error:
-            raise BadFrame(
-                f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            ) from None
+            message = " ".join(str(error).split())[:120]
+            raise BadFrame(f"cannot be decoded: {type(error).__name__}: {message}") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -137,9 +132,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise BadFrame(
-            f"{'32-bit integer' if image.mode == 'I' else 'floating-point'} pixels have no defined brightness; save it with 8 bits"
-        )
+        kind = "32-bit integer" if image.mode == "I" else "floating-point"
+        raise BadFrame(f"{kind} pixels have no defined brightness; save it with 8 bits")
     return image.convert("RGB")
 
 
@@ -150,7 +144,7 @@ def read_frames(rows: pa.Table) -> list[np.ndarray | BadFrame]:
         rows: Table with the columns of a manifest.
 
     Returns:
-        For each row uint8 (height, width, 3), or the `BadFrame` that says why not.
+        For each row uint8 (height, width, 3), or a `BadFrame` with the reason why not.
     """
     return [
         _attempt(decode, content) if isinstance(content, bytes) else content
@@ -176,27 +170,27 @@ def read_contents(rows: pa.Table) -> list[bytes | BadFrame]:
 def _read_group(root: str, group: str) -> dict[str, list]:
     try:
         with open_parquet(locate(root)) as file:
-            return file.read_row_group(
-                int(group), columns=["video", "frame", "image", "reason"]
-            ).to_pydict()
+            return file.read_row_group(int(group), columns=list(_PACKED)).to_pydict()
     except (OSError, pa.ArrowException, ValueError) as error:
+        reason = str(error).splitlines()[0][:120]
+        remedy = "bring the file back or run `raffect pack` again"
         raise RaffectError(
-            f"{root}: row group {group} cannot be read ({str(error).splitlines()[0][:120]}); bring the file back or run `raffect pack` again"
+            f"{root}: row group {group} cannot be read ({reason}); {remedy}"
         ) from error
 
 
 def _read_packed(group: dict[str, list], row: str, key: list, root: str) -> bytes:
     try:
-        content, reason, *found = (
-            group[name][int(row)] for name in ("image", "reason", "video", "frame")
-        )
+        content, reason, *found = (group[name][int(row)] for name in _PACKED)
     except (ValueError, IndexError):
         found = ["no", row]
-    if (
-        found != key
-    ):  # packed again since the manifest was written; a picture of another frame must never be encoded as this one
+    # The file may have been packed again since the manifest was written. A picture of another frame
+    # must never be encoded as this one.
+    if found != key:
+        held, wanted = f"{found[0]} frame {found[1]}", f"{key[0]} frame {key[1]}"
         raise RaffectError(
-            f"{root}: holds {found[0]} frame {found[1]} where the manifest has {key[0]} frame {key[1]}; finish `raffect pack`, and use the manifest that it writes"
+            f"{root}: holds {held} where the manifest has {wanted}; "
+            "finish `raffect pack`, and use the manifest that it writes"
         )
     if content is None:
         raise BadFrame(reason or "empty in the packed file")
@@ -204,6 +198,7 @@ def _read_packed(group: dict[str, list], row: str, key: list, root: str) -> byte
 
 
 def _attempt(function, *args):
+    """What ``function`` returns, or the `BadFrame` that it raises."""
     try:
         return function(*args)
     except BadFrame as bad:
@@ -213,10 +208,11 @@ def _attempt(function, *args):
 def shrink(
     pixels: np.ndarray, size: int, resample: Image.Resampling, keep_ratio: bool
 ) -> np.ndarray:
-    """Bring a picture with a side longer than the encoder's input down to it with PIL, where it is read.
+    """Shrink a picture with a side longer than the encoder's input to that input, with PIL.
 
-    Such pictures are cheaper to shrink than to hand over, and PIL from version 13 on chooses the order of its two passes
-    by rules of its own when it shrinks. Smaller ones are enlarged on the device, to the same pixels.
+    This happens where the picture is read: such pictures are cheaper to shrink than to send to the
+    device, and PIL from version 13 on has rules of its own for the order of its two passes when it
+    shrinks. Smaller ones are enlarged on the device, to the same pixels.
 
     Args:
         pixels: uint8 (height, width, 3).
@@ -236,26 +232,30 @@ def shrink(
     image = Image.fromarray(pixels)
     if not keep_ratio:
         return np.asarray(image.resize((size, size), resample))
+
+    # CLIP's resize and centre crop
     new_width, new_height = resized_shape(width, height, size)
     if new_width * new_height > MAX_PIXELS:
         raise BadFrame(f"{width}x{height} is too narrow to be a face")
     left, top = round((new_width - size) / 2.0), round((new_height - size) / 2.0)
-    return np.asarray(
-        image.resize((new_width, new_height), resample).crop((left, top, left + size, top + size))
-    )
+    resized = image.resize((new_width, new_height), resample)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 def resized_shape(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height after torchvision's ``Resize(size)``: the shorter side is ``size``, the longer one truncated."""
+    """Width and height after torchvision's ``Resize(size)``.
+
+    The shorter side is ``size``, the longer one is truncated to whole pixels.
+    """
     if width <= height:
         return size, int(size * height / width)
     return int(size * width / height), size
 
 
 def find_killers(rows: pa.Table) -> dict[int, str]:
-    """Which frames kill the process that decodes them, by decoding all of them in child processes.
+    """Which frames kill the process that decodes them, found by decoding all in child processes.
 
-    A suspect is tried once more alone; only a crash (not an out-of-memory kill, nor an exit) counts.
+    A suspect is tried once more alone. Only a crash counts, not an out-of-memory kill or an exit.
 
     Args:
         rows: Table with the columns of a manifest.
@@ -280,21 +280,27 @@ def find_killers(rows: pa.Table) -> dict[int, str]:
 
 
 def _run_trial(rows: pa.Table) -> tuple[int, int]:
-    """Decode rows in a child; returns how many passed and the child's exit status, negative for a crash."""
+    """Decode rows in a child process.
+
+    Returns:
+        How many rows passed, and the child's exit status, negative for a crash.
+    """
     jobs = table_to_bytes(rows.select(_MANIFEST))
-    done = subprocess.run(
-        [sys.executable, "-c", _TRIAL], input=jobs, capture_output=True, check=False
-    )
+    command = [sys.executable, "-c", _TRIAL]
+    done = subprocess.run(command, input=jobs, capture_output=True, check=False)
     passed = done.stdout.count(b".")
     if passed < len(rows) and -done.returncode not in _CRASHES:
         last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        remedy = "free memory or fix the installation, then run the same command again"
         raise RaffectError(
-            f"frames could not be tried in a child process (status {done.returncode}: {last[:200]}); free memory or fix the installation, then run the same command again"
+            "frames could not be tried in a child process "
+            f"(status {done.returncode}: {last[:200]}); {remedy}"
         )
     return passed, done.returncode
 
 
 def _trial(jobs: IO[bytes]) -> None:
+    """Decode the rows that the parent process sent, and print a dot after each."""
     for content in read_contents(table_from_bytes(jobs.read())):
         if isinstance(content, bytes):
             _attempt(decode, content)

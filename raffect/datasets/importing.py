@@ -1,4 +1,7 @@
-"""What every importer hands to `raffect prepare`: a list of images, label tables, and all that was wrong with them."""
+"""What every importer returns to `raffect prepare`.
+
+These are a list of images, label tables, and all that was wrong with them.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,12 @@ import pyarrow as pa
 from raffect.datasets.tasks import Task
 from raffect.storage.keys import Vocabulary, absent
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "train_set": "train",
-    "training_set": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "val_set": "validation",
-    "validation_set": "validation",
-    "test": "test",
-    "testing": "test",
-    "test_set": "test",
+_NAMES_OF_SPLITS = {
+    "train": ("train", "training", "train_set", "training_set"),
+    "validation": ("val", "valid", "validation", "dev", "val_set", "validation_set"),
+    "test": ("test", "testing", "test_set"),
 }
+SPLIT_NAMES = {name: split for split, names in _NAMES_OF_SPLITS.items() for name in names}
 """How data sets call their splits, in lower case."""
 
 
@@ -39,12 +33,19 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.file}{f':{self.line}' if self.line else ''}: {self.what}"
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.what}"
+
+
+def file_problems(lines: Iterable[str]) -> list[Problem]:
+    """Problems of whole files from lines ``<file>: <what is wrong>``, as a `Listing` has them."""
+    parts = (line.partition(": ") for line in lines)
+    return [Problem(file, 0, what) for file, _, what in parts]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCounts:
-    """How much of one split of a task there is.
+    """How many rows and groups one split of a task has.
 
     Attributes:
         task: Name of the task.
@@ -69,13 +70,14 @@ class Imported:
 
     Attributes:
         manifest: ``video, frame, path, root``, sorted by (video, frame).
-        labels: Task -> ``video, frame, split, <values>``, and ``group`` where intervals and folds keep together more than a video.
+        labels: Task -> ``video, frame, split, <values>``, and ``group`` where intervals and folds
+            keep together more than a video.
         edition: Which edition or file the labels come from.
         digest: SHA-256 of what the labels were read from.
         groups: What intervals and folds keep together: videos, subjects or pictures.
         synthetic: Whether raffect drew every image.
-        counts: How much of each split of each task there is.
-        lines: What the importer has to say, for people.
+        counts: Rows and groups of each split of each task.
+        lines: The importer's report, for people.
         problems: All that was wrong.
     """
 
@@ -91,7 +93,9 @@ class Imported:
 
 
 def deal_split(groups: list[str], share: float, seed: int) -> np.ndarray:
-    """``train`` or ``validation`` for each row, whole groups together, by a hash: the same for a group whatever others there are.
+    """``train`` or ``validation`` for each row, whole groups together.
+
+    A hash decides, so that a group's split does not depend on the other groups.
 
     Args:
         groups: Group of each row.
@@ -115,14 +119,15 @@ def count_splits(
         task: The task.
         table: Its label table.
         known: Which rows have a label, shape (rows,).
-        manifest: The images there are.
+        manifest: The images that were found.
     """
+    # What each row has: an image, a group and a split
     vocabulary = Vocabulary()
     has_image = ~absent(vocabulary.keys(table), vocabulary.keys(manifest))
-    names = np.array(
-        (table["group"] if "group" in table.column_names else table["video"]).to_pylist(), object
-    )
+    groups = table["group" if "group" in table.column_names else "video"]
+    names = np.array(groups.to_pylist(), object)
     splits = np.array(table["split"].to_pylist(), object)
+
     return [
         SplitCounts(
             task=task.name,
@@ -139,7 +144,8 @@ def count_splits(
 
 def describe_counts(counts: Iterable[SplitCounts], groups: str) -> list[str]:
     """A line a split; ``groups`` is the word for its groups."""
-    return [
-        f"{part.task} {part.split}: {part.rows:,} rows, {part.labelled:,} labelled, of {part.groups:,} {groups}"
-        for part in counts
-    ]
+    lines = []
+    for part in counts:
+        sizes = f"{part.rows:,} rows, {part.labelled:,} labelled, of {part.groups:,} {groups}"
+        lines.append(f"{part.task} {part.split}: {sizes}")
+    return lines

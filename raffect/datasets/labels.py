@@ -1,4 +1,4 @@
-"""Label tables: a row a frame with its split and values; the task stands in the metadata."""
+"""Label tables: a row a frame with its split and values; the task is kept in the metadata."""
 
 from __future__ import annotations
 
@@ -26,18 +26,23 @@ def select_split(labels: pa.Table, split: str) -> pa.Table:
 
 
 def read_values(labels: pa.Table, task: Task) -> np.ndarray:
-    """Label columns of a table, shape (N, columns), in the smallest type that holds them all; NaN where a cell is empty.
+    """Label columns of a table, shape (N, columns), in the smallest type that holds them all.
+
+    An empty cell is NaN.
 
     Raises:
-        RaffectError: If a column is missing or holds no numbers.
+        RaffectError: If a column is missing or does not hold numbers.
     """
     for name in task.columns:
         if name not in labels.column_names:
             raise RaffectError(
-                f"these are not {task.name} labels: column {name!r} is missing; give labels/{task.name}.parquet"
+                f"these are not {task.name} labels: column {name!r} is missing; "
+                f"give labels/{task.name}.parquet"
             )
-        if not (pa.types.is_integer(labels[name].type) or pa.types.is_floating(labels[name].type)):
+        kind = labels[name].type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise RaffectError(
-                f"{task.name} labels: column {name!r} is {labels[name].type}, expected numbers; make the table again with `raffect prepare`"
+                f"{task.name} labels: column {name!r} is {kind}, expected numbers; "
+                "make the table again with `raffect prepare`"
             )
     return np.stack([labels[column].to_numpy() for column in task.columns], 1)

@@ -1,7 +1,7 @@
-"""Image roots to a manifest: one sorted row per frame that has a file. It knows nothing of labels.
+"""Image roots to a manifest: one sorted row per frame that has a file. Labels play no part here.
 
-A frame's number is its file name's, never its position, because frames without a face have no file. Listing reads
-folders only and asks nothing of the files themselves.
+A frame's number is the one in its file name, never its position, because frames without a face have
+no file. Listing reads folders only and does not open the files.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +22,11 @@ from raffect.storage.tables import read_metadata, read_table, write_table
 
 COLUMNS = ("video", "frame", "path", "root")
 SYNTHETIC = "synthetic"
-"""Metadata key that says that every image of the manifest was drawn."""
+"""Metadata key: whether every image of the manifest was drawn."""
 
 _FRAME = re.compile(r"0*([0-9]{1,9})\.(?:jpe?g|png|bmp|webp|tiff?)", re.I | re.A)
 _PICTURE = re.compile(r"\.(?:jpe?g|png|bmp|webp|tiff?)$", re.I)
+_REMEDY = "make it again with `raffect prepare`"
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Listing:
         table: ``video, frame, path, root``, sorted by (video, frame), each once.
         problems: What was left out, one line each with the folder or file.
         num_other: Files that are not numbered images.
-        links_out: Links that lead out of their root, ``link -> where``; they are followed.
+        links_out: Links that lead out of their root, ``link -> target``; they are followed.
     """
 
     table: pa.Table
@@ -44,15 +46,31 @@ class Listing:
     links_out: list[str] = field(default_factory=list)
 
     def link_lines(self) -> list[str]:
-        """One line if links lead out of their image root: they are followed, and what they show is encoded."""
-        out = self.links_out
-        return (
-            [
-                f"links: {len(out):,} lead out of their image root and are followed: {', '.join(out[:3])}{' ...' if len(out) > 3 else ''}"
-            ]
-            if out
-            else []
-        )
+        """One line if links lead out of their image root.
+
+        They are followed, so that pictures from outside the root are encoded.
+        """
+        if not self.links_out:
+            return []
+        count, first = len(self.links_out), ", ".join(self.links_out[:3])
+        more = " ..." if count > 3 else ""
+        return [f"links: {count:,} lead out of their image root and are followed: {first}{more}"]
+
+
+class _Video(NamedTuple):
+    """The frames of one video in one folder.
+
+    Attributes:
+        name: Name of the video.
+        root: The folder in which the video's folder lies.
+        frames: Frame numbers, int32, shape (frames,).
+        files: File name of each frame.
+    """
+
+    name: str
+    root: str
+    frames: np.ndarray
+    files: list[str]
 
 
 def list_images(roots: Iterable[Path]) -> Listing:
@@ -65,25 +83,27 @@ def list_images(roots: Iterable[Path]) -> Listing:
         RaffectError: If a root is missing, is itself a video, or no root holds a frame.
     """
     listing = Listing(pa.table({}))
-    folders: list[tuple[str, str, np.ndarray, list[str]]] = []
+    videos: list[_Video] = []
     for root in roots:
         if not root.is_dir():
             raise RaffectError(
-                f"--images {root}: no such folder; give the folder that holds one folder a video (e.g. cropped_aligned)"
+                f"--images {root}: no such folder; "
+                "give the folder that holds one folder a video (e.g. cropped_aligned)"
             )
-        folders += _list_root(os.path.realpath(root), listing, depth=1)
-    if not folders:
+        videos += _list_root(os.path.realpath(root), listing, depth=1)
+    if not videos:
         raise RaffectError(
             f"--images {' '.join(map(str, roots))}: no frames; expected <video>/00001.jpg below it"
         )
-    listing.table = _build_table(folders, listing)
+    listing.table = _build_table(videos, listing)
     return listing
 
 
 def list_pictures(roots: Iterable[Path]) -> Listing:
-    """List pictures of any name at any depth below image roots; where two roots hold the same path the first one counts.
+    """List pictures of any name at any depth below image roots.
 
-    A picture's key is its path below its root, frame 1: it belongs to no video.
+    A picture's key is its path below its root, frame 1: it belongs to no video. Where two roots
+    hold the same path the first one counts.
 
     Args:
         roots: Folders.
@@ -91,43 +111,40 @@ def list_pictures(roots: Iterable[Path]) -> Listing:
     Raises:
         RaffectError: If a root is missing, or no root holds a picture.
     """
+    # Root of each path
     listing, found = Listing(pa.table({})), dict[str, str]()
     for root in roots:
         if not root.is_dir():
             raise RaffectError(f"--images {root}: no such folder")
         top = os.path.realpath(root)
-        if not is_utf8(top):
-            raise RaffectError(f"--images {_printable(top)}: path is not UTF-8; rename the folder")
+        _check_root(top)
         for path in _walk_pictures(top, "", listing):
             if found.setdefault(path, top) != top:
-                listing.problems.append(
-                    f"{path}: another root has the same path, this one left out"
-                )
+                problem = "another root has the same path, this one left out"
+                listing.problems.append(f"{path}: {problem}")
     if not found:
         raise RaffectError(
-            f"--images {' '.join(map(str, roots))}: no pictures (.jpg, .png, .bmp, .webp, .tiff) at any depth"
+            f"--images {' '.join(map(str, roots))}: "
+            "no pictures (.jpg, .png, .bmp, .webp, .tiff) at any depth"
         )
+
+    # Manifest
     paths = sorted(found)
     names = pa.array(paths, pa.string())
-    root = pa.array([found[path] for path in paths], pa.string()).dictionary_encode()
-    listing.table = pa.table(
-        {
-            "video": names.dictionary_encode(),
-            "frame": np.ones(len(paths), np.int32),
-            "path": names,
-            "root": root,
-        }
-    )
+    tops = pa.array([found[path] for path in paths], pa.string()).dictionary_encode()
+    frames = np.ones(len(paths), np.int32)
+    columns = {"video": names.dictionary_encode(), "frame": frames, "path": names, "root": tops}
+    listing.table = pa.table(columns)
     return listing
 
 
 def _walk_pictures(top: str, below: str, listing: Listing) -> Iterator[str]:
-    """Paths below ``top`` of all pictures in one of its folders and below."""
-    for entry in sorted(_scan(os.path.join(top, below), listing), key=lambda entry: entry.name):
+    """Paths below ``top`` of all pictures in its folder ``below`` and deeper."""
+    for entry in _scan(os.path.join(top, below), listing):
         path = f"{below}/{entry.name}" if below else entry.name
-        if entry.name.startswith(".") or (
-            entry.is_symlink() and not _may_follow(entry, top, listing)
-        ):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_symlink() and not _may_follow(entry, top, listing):
             continue
         if not is_utf8(entry.name):
             listing.problems.append(f"{_printable(path)}: name is not UTF-8, left out; rename it")
@@ -139,78 +156,92 @@ def _walk_pictures(top: str, below: str, listing: Listing) -> Iterator[str]:
             listing.num_other += 1
 
 
-def _list_root(
-    folder: str, listing: Listing, depth: int, root: str | None = None
-) -> list[tuple[str, str, np.ndarray, list[str]]]:
-    """Videos of one root as (video, folder, frames, file names); archives are often nested one folder deeper."""
-    folders, root = [], root or folder
-    for entry in sorted(_scan(folder, listing), key=lambda entry: entry.name):
+def _list_root(folder: str, listing: Listing, depth: int, root: str | None = None) -> list[_Video]:
+    """Videos of one folder.
+
+    Args:
+        folder: The folder.
+        listing: Where problems and counts go.
+        depth: How many levels deeper to look; archives are often nested one folder deeper.
+        root: The image root that ``folder`` lies in; ``folder`` itself by default.
+    """
+    videos, root = [], root or folder
+    for entry in _scan(folder, listing):
         if entry.is_symlink() and not _may_follow(entry, root, listing):
             continue
+        # A file: a frame here means that the root itself is a video.
         if not entry.is_dir():
             if _FRAME.fullmatch(entry.name):
                 raise RaffectError(
-                    f"--images {folder}: holds frames itself ({_printable(entry.name)}); give the folder above it"
+                    f"--images {folder}: holds frames itself ({_printable(entry.name)}); "
+                    "give the folder above it"
                 )
             listing.num_other += 1
+        # A folder: a video, or folders of videos where it has no frames of its own.
         elif not entry.name.startswith("."):
-            frames, names, has_folders = _list_video(entry.path, listing, root)
-            if not names and has_folders and depth:
-                folders += _list_root(entry.path, listing, depth - 1, root)
-            elif not is_utf8(entry.name):
-                listing.problems.append(
-                    f"{_printable(entry.path)}: folder name is not UTF-8, {len(names)} frames left out; rename it"
-                )
-            elif not names:
-                listing.problems.append(f"{_printable(entry.path)}: no frames in it")
-            else:
-                if has_folders:
-                    listing.problems.append(
-                        f"{_printable(entry.path)}: taken as a video, its folders left out; if they are videos, move the {len(names)} pictures beside them away"
-                    )
-                folders.append((entry.name, folder, frames, names))
-    return folders
+            frames, files, has_folders = _list_video(entry.path, listing, root)
+            if not files and has_folders and depth:
+                videos += _list_root(entry.path, listing, depth - 1, root)
+            elif _is_video(entry, len(files), has_folders, listing):
+                videos.append(_Video(entry.name, folder, frames, files))
+    return videos
+
+
+def _is_video(entry: os.DirEntry, count: int, has_folders: bool, listing: Listing) -> bool:
+    """Whether a folder with ``count`` frames is taken as a video; notes what is wrong with it."""
+    problem = ""
+    if not is_utf8(entry.name):
+        problem = f"folder name is not UTF-8, {count} frames left out; rename it"
+    elif not count:
+        problem = "no frames in it"
+    elif has_folders:
+        problem = (
+            "taken as a video, its folders left out; "
+            f"if they are videos, move the {count} pictures beside them away"
+        )
+    if problem:
+        listing.problems.append(f"{_printable(entry.path)}: {problem}")
+    return is_utf8(entry.name) and count > 0
 
 
 def _list_video(folder: str, listing: Listing, root: str) -> tuple[np.ndarray, list[str], bool]:
-    frames, names, has_folders = [], [], False
-    for entry in sorted(
-        _scan(folder, listing), key=lambda entry: entry.name
-    ):  # the order of a folder is its file system's own
+    """Frame numbers and file names of one folder, and whether folders lie beside them."""
+    frames, files, has_folders = [], [], False
+    for entry in _scan(folder, listing):
         name = entry.name
         if entry.is_symlink() and not _may_follow(entry, root, listing):
             continue
         match = _FRAME.fullmatch(name)
-        if match and (frame := int(match[1])) > 0 and frame < 1 << 31:
-            frames.append(frame)
-            names.append(name)
+        if match and 0 < int(match[1]) < 1 << 31:
+            frames.append(int(match[1]))
+            files.append(name)
         elif entry.is_dir():
             has_folders |= not name.startswith(".")
         else:
             listing.num_other += 1
-    return np.array(frames, np.int32), names, has_folders
+    return np.array(frames, np.int32), files, has_folders
 
 
 def _may_follow(link: os.DirEntry, root: str, listing: Listing) -> bool:
-    """Whether a link leads anywhere but to itself or to a folder that it lies in; notes links that leave the root."""
+    """Whether a link leads anywhere but to itself or to a folder that it lies in.
+
+    Links that leave the root are noted.
+    """
     try:
         target = os.path.realpath(link.path, strict=True)
-    except FileNotFoundError:  # reading it will say so
+    except FileNotFoundError:  # an attempt to read it reports the error
         target = os.path.realpath(link.path)
     except OSError as error:
-        listing.problems.append(
-            f"{_printable(link.path)}: link cannot be followed ({error.strerror}), left out"
-        )
+        problem = f"link cannot be followed ({error.strerror}), left out"
+        listing.problems.append(f"{_printable(link.path)}: {problem}")
         return False
     if _is_below(os.path.realpath(os.path.dirname(link.path)), target):
-        listing.problems.append(
-            f"{_printable(link.path)}: link to a folder that it lies in, left out"
-        )
+        problem = "link to a folder that it lies in, left out"
+        listing.problems.append(f"{_printable(link.path)}: {problem}")
         return False
     if not _is_below(target, root):
-        listing.links_out.append(
-            f"{_printable(os.path.relpath(link.path, root))} -> {_printable(target)}"
-        )
+        name = _printable(os.path.relpath(link.path, root))
+        listing.links_out.append(f"{name} -> {_printable(target)}")
     return True
 
 
@@ -219,51 +250,55 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _scan(folder: str, listing: Listing) -> list[os.DirEntry]:
+    """Entries of a folder by name, because file systems list them in any order."""
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        listing.problems.append(
-            f"{_printable(folder)}: folder cannot be read ({error.strerror}), its frames left out"
-        )
+        problem = f"folder cannot be read ({error.strerror}), its frames left out"
+        listing.problems.append(f"{_printable(folder)}: {problem}")
         return []
 
 
-def _build_table(
-    folders: list[tuple[str, str, np.ndarray, list[str]]], listing: Listing
-) -> pa.Table:
-    videos = sorted({video for video, *_ in folders})
-    roots = list(dict.fromkeys(root for _, root, *_ in folders))
-    if bad := [root for root in roots if not is_utf8(root)]:
-        raise RaffectError(f"--images {_printable(bad[0])}: path is not UTF-8; rename the folder")
-    rank = {video: i for i, video in enumerate(videos)}
-    lengths = [len(frames) for _, _, frames, _ in folders]
-    video = np.repeat(np.array([rank[video] for video, *_ in folders], np.int32), lengths)
-    root = np.repeat(np.array([roots.index(root) for _, root, *_ in folders], np.int32), lengths)
-    frame = np.concatenate([frames for _, _, frames, _ in folders])
-    path = pa.concat_arrays(
-        [
-            pa.array([f"{video}/{name}" for name in names], pa.string())
-            for video, _, _, names in folders
-        ]
-    )
-    order = np.lexsort((np.arange(len(frame)), root, frame, video))
+def _build_table(videos: list[_Video], listing: Listing) -> pa.Table:
+    """The manifest of videos; a frame that occurs again is left out and reported."""
+    # Names and roots as numbers
+    names = sorted({video.name for video in videos})
+    roots = list(dict.fromkeys(video.root for video in videos))
+    for root in roots:
+        _check_root(root)
+    rank = {name: i for i, name in enumerate(names)}
+
+    # Columns, video after video
+    lengths = [len(video.frames) for video in videos]
+    name = np.repeat(np.array([rank[video.name] for video in videos], np.int32), lengths)
+    root = np.repeat(np.array([roots.index(video.root) for video in videos], np.int32), lengths)
+    frame = np.concatenate([video.frames for video in videos])
+    paths = [[f"{video.name}/{file}" for file in video.files] for video in videos]
+    path = pa.concat_arrays([pa.array(part, pa.string()) for part in paths])
+
+    # Rows by (video, frame), of which the first root's counts
+    order = np.lexsort((np.arange(len(frame)), root, frame, name))
     keep = np.ones(len(order), bool)
-    keep[1:] = (video[order][1:] != video[order][:-1]) | (frame[order][1:] != frame[order][:-1])
+    keep[1:] = (np.diff(name[order]) != 0) | (np.diff(frame[order]) != 0)
     doubles = path.take(pa.array(order[~keep]))
-    listing.problems += [
-        f"{name}: another file shows the same frame, this one left out"
-        for name in doubles.to_pylist()
-    ]
+    problem = "another file shows the same frame, this one left out"
+    listing.problems += [f"{double}: {problem}" for double in doubles.to_pylist()]
+
     order = order[keep]
     return pa.table(
         {
-            "video": pa.DictionaryArray.from_arrays(video[order], pa.array(videos, pa.string())),
+            "video": pa.DictionaryArray.from_arrays(name[order], pa.array(names, pa.string())),
             "frame": frame[order],
             "path": path.take(pa.array(order)),
             "root": pa.DictionaryArray.from_arrays(root[order], pa.array(roots, pa.string())),
         }
     )
+
+
+def _check_root(root: str) -> None:
+    if not is_utf8(root):
+        raise RaffectError(f"--images {_printable(root)}: path is not UTF-8; rename the folder")
 
 
 def write_manifest(table: pa.Table, path: Path, synthetic: bool) -> None:
@@ -274,46 +309,45 @@ def write_manifest(table: pa.Table, path: Path, synthetic: bool) -> None:
         path: The file to make.
         synthetic: Whether every image was drawn by raffect.
     """
-    write_table(
-        table,
-        path,
-        {"raffect": "manifest/1", "digest": digest_keys(table), SYNTHETIC: str(synthetic).lower()},
-    )
+    metadata = {"raffect": "manifest/1", "digest": digest_keys(table)}
+    write_table(table, path, metadata | {SYNTHETIC: str(synthetic).lower()})
 
 
 def read_manifest(path: Path) -> pa.Table:
-    """Read and check a manifest; its metadata say whether it is synthetic.
+    """Read and check a manifest; its metadata record whether it is synthetic.
 
     Raises:
-        RaffectError: If it is not a manifest, or a frame is missing its number, doubled or out of order.
+        RaffectError: If it is not a manifest, or a frame lacks its number, is doubled or is out of
+            order.
     """
     table = read_table(path, COLUMNS, "manifest", "raffect prepare")
-    for column in ("video", "frame", "path", "root"):
+
+    # Cells
+    for column in COLUMNS:
         if table[column].null_count:
-            raise RaffectError(
-                f"{path}: column {column!r} has {table[column].null_count} empty cells; make it again with `raffect prepare`"
-            )
+            what = f"column {column!r} has {table[column].null_count} empty cells"
+            raise RaffectError(f"{path}: {what}; {_REMEDY}")
     if not len(table):
-        raise RaffectError(
-            f"{path}: the manifest has no rows; make it again with `raffect prepare`"
-        )
+        raise RaffectError(f"{path}: the manifest has no rows; {_REMEDY}")
     if table["frame"].type != pa.int32():
-        raise RaffectError(
-            f"{path}: column 'frame' is {table['frame'].type}, expected int32; make it again with `raffect prepare`"
-        )
+        what = f"column 'frame' is {table['frame'].type}, expected int32"
+        raise RaffectError(f"{path}: {what}; {_REMEDY}")
+
+    # Order
     keys = Vocabulary(sorted(table["video"].unique().to_pylist())).keys(table)
-    if (np.diff(keys) <= 0).any():
-        row = int(np.flatnonzero(np.diff(keys) <= 0)[0]) + 1
+    wrong = np.flatnonzero(np.diff(keys) <= 0)
+    if len(wrong):
         raise RaffectError(
-            f"{path}: row {row} is not after the row before it in (video, frame); sort it and drop doubles, or make it with `raffect prepare`"
+            f"{path}: row {int(wrong[0]) + 1} is not after the row before it in (video, frame); "
+            "sort it and drop doubles, or make it with `raffect prepare`"
         )
-    if table["frame"][0].as_py() < 1 or int(np.min(table["frame"].to_numpy())) < 1:
+    if int(np.min(table["frame"].to_numpy())) < 1:
         raise RaffectError(f"{path}: frame numbers start at 1")
     return table
 
 
 def is_synthetic_manifest(table: pa.Table) -> bool:
-    """Whether a manifest says that all its images were drawn."""
+    """Whether a manifest's metadata mark all its images as drawn."""
     return read_metadata(table).get(SYNTHETIC) == "true"
 
 

@@ -1,4 +1,7 @@
-"""`raffect prepare`: images and labels become a manifest and label tables; it lists what is missing."""
+"""`raffect prepare`: images and labels become a manifest and label tables.
+
+What is missing or wrong is listed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ IMPORTERS: dict[str, Callable[[PrepareConfig], Imported]] = {
     "table": import_table,
     "folder": import_folder,
 }
-"""By the name that ``--dataset`` has for them."""
+"""Importers by their name for ``--dataset``."""
 
 _SHOWN = 10
 
@@ -39,7 +42,7 @@ class PrepareReport:
         labels: Name of each task -> its label table.
         problems_file: A CSV file of all problems.
         frames: Images in the manifest.
-        counts: How much of each split of each task there is.
+        counts: Rows and groups of each split of each task.
         problems: All that was wrong, in the order of the files.
         groups: What intervals and folds keep together: videos, subjects or pictures.
         edition: Which edition or file the labels come from.
@@ -60,23 +63,24 @@ class PrepareReport:
 
     def lines(self) -> list[str]:
         """A report for people: what was found and written, first problems, and the next command."""
+        # What was found
         lines = list(self.found)
         if self.problems:
-            lines.append(
-                f"problems: {len(self.problems):,}, all in {self.problems_file}; the first ones:"
-            )
+            count = len(self.problems)
+            lines.append(f"problems: {count:,}, all in {self.problems_file}; the first ones:")
             lines += [f"  {problem}" for problem in self.problems[:_SHOWN]]
+
+        # What was written
         labels = ", and no labels"
         if self.labels:
             labels = f" and {self.manifest.parent}/labels/ ({', '.join(sorted(self.labels))})"
-        encoder = (
-            " --encoder.model raffect-faces --encoder.weights embedded" if self.synthetic else ""
-        )
-        return [
-            *lines,
-            f"wrote {self.manifest}{labels}",
-            f"next: raffect extract --manifest {shlex.quote(str(self.manifest))} --bank BANK{encoder}",
-        ]
+        lines.append(f"wrote {self.manifest}{labels}")
+
+        # The next command; drawn faces have an encoder of their own
+        following = f"raffect extract --manifest {shlex.quote(str(self.manifest))} --bank BANK"
+        if self.synthetic:
+            following += " --encoder.model raffect-faces --encoder.weights embedded"
+        return [*lines, f"next: {following}"]
 
     def to_pandas(self) -> Any:
         """A data frame, a row a split of a task, with the fields of `SplitCounts`."""
@@ -87,31 +91,18 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     """Write ``manifest.parquet``, ``labels/*.parquet`` and ``problems.csv``.
 
     Raises:
-        RaffectError: If no image is found, or what should be labels is not.
+        RaffectError: If no image is found, or the labels are not labels.
     """
     found = IMPORTERS[config.dataset](config)
-    manifest, folder = config.out / "manifest.parquet", config.out / "labels"
+    manifest = config.out / "manifest.parquet"
     write_manifest(found.manifest, manifest, found.synthetic)
-    labels = {task.name: folder / f"{task.name}.parquet" for task in found.labels}
-    for stale in {file.stem for file in folder.glob("*.parquet")} - labels.keys():
-        (folder / f"{stale}.parquet").unlink()  # of other labels, prepared here before
-    for task, table in found.labels.items():
-        metadata = {
-            "raffect": "labels/2",
-            "task": json.dumps(task.to_json()),
-            "groups": found.groups,
-        }
-        metadata |= {
-            "edition": found.edition,
-            "digest": found.digest,
-            "synthetic": str(found.synthetic).lower(),
-        }
-        write_table(table, labels[task.name], metadata)
-    _write_problems(found.problems, config.out / "problems.csv")
+    labels = _write_labels(found, config.out / "labels")
+    problems_file = config.out / "problems.csv"
+    _write_problems(found.problems, problems_file)
     return PrepareReport(
         manifest=manifest,
         labels=labels,
-        problems_file=config.out / "problems.csv",
+        problems_file=problems_file,
         frames=len(found.manifest),
         counts=tuple(found.counts),
         problems=tuple(found.problems),
@@ -120,6 +111,25 @@ def prepare(config: PrepareConfig) -> PrepareReport:
         synthetic=found.synthetic,
         found=tuple(found.lines),
     )
+
+
+def _write_labels(found: Imported, folder: Path) -> dict[str, Path]:
+    """Write a label table for each task, and delete all others: task name -> file."""
+    files = {task.name: folder / f"{task.name}.parquet" for task in found.labels}
+    # Tables of other tasks, prepared in this folder before
+    for stale in {file.stem for file in folder.glob("*.parquet")} - files.keys():
+        (folder / f"{stale}.parquet").unlink()
+    for task, table in found.labels.items():
+        metadata = {
+            "raffect": "labels/2",
+            "task": json.dumps(task.to_json()),
+            "groups": found.groups,
+            "edition": found.edition,
+            "digest": found.digest,
+            "synthetic": str(found.synthetic).lower(),
+        }
+        write_table(table, files[task.name], metadata)
+    return files
 
 
 def _write_problems(problems: list[Problem], file: Path) -> None:

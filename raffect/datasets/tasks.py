@@ -1,4 +1,7 @@
-"""What a head predicts, as data: a task travels in the metadata of its label table, and from there into every run and head."""
+"""What a head predicts, as data.
+
+A task is kept in the metadata of its label table, and copied from there into every run and head.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,11 @@ class Task(Record):
         name: Names its label table and stands before its scores, such as ``"expr"``.
         kind: How outputs are read and scored: one of ``raffect.metrics.kinds.KINDS``.
         outputs: Names of a head's outputs in order: classes, labels or values.
-        columns: Value columns of the label table: one with the number of the class (multiclass), else one an output.
-        unlabelled: Value that marks a missing label; None where an empty cell or NaN does.
+        columns: Value columns of the label table: one with the number of the class (multiclass),
+            else one an output.
+        unlabelled: Value that marks a missing label; None where an empty cell or NaN marks it.
         descriptions: What each output means, in the order of ``outputs``; may be empty.
-        limits: Lowest and highest value there is (regression); None for any.
+        limits: Lowest and highest possible value (regression); None for any.
 
     Raises:
         ValueError: If a name occurs twice, descriptions are not as many as outputs, or limits are
@@ -54,7 +58,7 @@ class Task(Record):
         return known if self.unlabelled is None else known & (values != self.unlabelled)
 
     def describe(self, output: str) -> str:
-        """``AU1 inner brows raised``: an output with what it means, where that is known."""
+        """``AU1 inner brows raised``: an output with its meaning, where that is known."""
         meanings = dict(zip(self.outputs, self.descriptions, strict=False))
         return f"{output} {meanings[output]}" if meanings.get(output) else output
 
@@ -74,5 +78,5 @@ class Task(Record):
     def from_json(
         cls, content: bytes | str | dict[str, Any], where: Path | str, remedy: str = _REMEDY
     ) -> Self:
-        """The task that JSON describes; as of `Record`, with a remedy of its own."""
+        """The task that JSON describes; see `Record`, with a remedy of its own."""
         return super().from_json(content, f"{where}, its task", remedy)

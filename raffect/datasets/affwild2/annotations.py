@@ -1,7 +1,8 @@
-"""ABAW annotation trees to label tables: line k after the header is frame k, whatever else is wrong.
+"""ABAW annotation trees to label tables.
 
-A wrong line keeps its place as an unlabelled one and is reported with its file and line number; a file whose header is
-another edition's is left out whole and reported. Nothing is ever shifted.
+Line k after the header is frame k, whatever else is wrong with the file. A wrong line keeps its
+place as an unlabelled one and is reported with its file and line number. A file whose header is
+another edition's is left out as a whole and reported. No label is ever shifted to another frame.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +27,7 @@ from raffect.storage.paths import Damaged, open_regular, read_regular
 
 MTL_HEADER = "image,valence,arousal,expression,aus"
 
+# Names of folders and files in the editions
 _TASK_FOLDERS = {
     EXPR: re.compile(r"expr_(classification|recognition)_challenge|expr_set", re.I),
     AU: re.compile(r"au_detection_challenge|au_set", re.I),
@@ -35,14 +38,33 @@ _SPLIT_FOLDERS = {
     "validation": re.compile(r"validation_set", re.I),
 }
 _MTL_SPLITS = {"train": re.compile(r"train", re.I), "validation": re.compile(r"val", re.I)}
+
+# Headers that the 2020 edition alone has
 _EDITION_2020 = {
     "Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise": "7 expressions",
     "AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25": "8 action units",
 }
+
 _INT = re.compile(rb"-?[0-9]{1,3}")
 _FLOAT = re.compile(rb"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 _MTL_IMAGE = re.compile(rb"(.+)/0*([0-9]{1,9})\.[A-Za-z]{3,4}", re.S)
 _SEARCH_DEPTH = 3
+
+
+class _VideoRows(NamedTuple):
+    """Rows of one video.
+
+    Attributes:
+        video: Its name.
+        split: Its split in the task.
+        frames: Frame numbers, int32, shape (rows,).
+        values: Values of the task, shape (rows, columns).
+    """
+
+    video: str
+    split: str
+    frames: np.ndarray
+    values: np.ndarray
 
 
 @dataclass
@@ -69,39 +91,50 @@ def read_annotations(root: Path) -> Annotations:
         root: Folder of an edition, or one up to three levels above the task folders.
 
     Raises:
-        RaffectError: If there is no such folder or nothing in it is an annotation.
+        RaffectError: If there is no such folder, it holds several editions, or nothing in it is an
+            annotation.
     """
     if not root.is_dir():
         raise RaffectError(
-            f"--annotations {root}: no such folder; give the folder that holds EXPR_*_Challenge, AU_*_Challenge or VA_*_Challenge"
+            f"--annotations {root}: no such folder; give the folder that holds "
+            "EXPR_*_Challenge, AU_*_Challenge or VA_*_Challenge"
         )
     root = Path(os.path.abspath(root))  # so that `.` has a name
     reader = _Reader(root)
+
+    # Trees of single tasks
     folders = list(_find_task_folders(root))
     editions = sorted({folder.parent.parent for _, _, folder in folders})
     if len(editions) > 1:
+        names = ", ".join(_printable(path, root) for path in editions)
         raise RaffectError(
-            f"--annotations {root}: holds {len(editions)} editions ({', '.join(_printable(path, root) for path in editions)}); give the folder of one"
+            f"--annotations {root}: holds {len(editions)} editions ({names}); "
+            "give the folder of one"
         )
     for task, split, folder in folders:
         for file in sorted(folder.glob("*.txt")):
             if not file.name.startswith("."):
                 reader.read_video(file, task, split)
+
+    # Files of the MTL challenge
     if not folders:
         for file in _find_mtl_files(root):
             reader.read_mtl(file)
+
+    # Label tables
     tables = reader.tables()
     if not tables:
-        hint = (
-            f"; first problem: {reader.problems[0].file}: {reader.problems[0].what}"
-            if reader.problems
-            else ""
-        )
-        raise RaffectError(
-            f"--annotations {root}: no readable annotations; expected e.g. EXPR_Recognition_Challenge/Train_Set/<video>.txt below it{hint}"
-        )
+        raise _nothing_readable(root, reader.problems)
     edition = folders[0][2].parent.parent.name if folders else root.name
     return Annotations(edition, reader.digest.hexdigest(), tables, reader.problems)
+
+
+def _nothing_readable(root: Path, problems: list[Problem]) -> RaffectError:
+    expected = "expected e.g. EXPR_Recognition_Challenge/Train_Set/<video>.txt below it"
+    hint = ""
+    if problems:
+        hint = f"; first problem: {problems[0].file}: {problems[0].what}"
+    return RaffectError(f"--annotations {root}: no readable annotations; {expected}{hint}")
 
 
 def parse_expression(line: bytes) -> tuple[int, ...]:
@@ -164,9 +197,7 @@ class _Reader:
         self.root = root
         self.problems: list[Problem] = []
         self.digest = hashlib.sha256()
-        self._rows: dict[Task, list[tuple[str, str, np.ndarray, np.ndarray]]] = {
-            task: [] for task in TASKS
-        }
+        self._rows: dict[Task, list[_VideoRows]] = {task: [] for task in TASKS}
         self._splits: dict[tuple[str, str], str] = {}
 
     def read_video(self, file: Path, task: Task, split: str) -> None:
@@ -177,73 +208,47 @@ class _Reader:
         if lines is None or not self._check_header(name, lines, task):
             return
         if not is_utf8(video):
-            self._report(
-                name,
-                0,
-                "file name is not UTF-8, video left out; rename the file and its image folder",
-            )
+            remedy = "rename the file and its image folder"
+            self._report(name, 0, f"file name is not UTF-8, video left out; {remedy}")
             return
         if other := self._splits.get((task.name, video)):
-            self._report(
-                name, 0, f"video stands in the {other} split of {task.name} too, left out here"
-            )
+            what = f"video stands in the {other} split of {task.name} too, left out here"
+            self._report(name, 0, what)
             return
         self._splits[task.name, video] = split
         values = self._parse(name, lines[1:], task)
-        self._rows[task].append(
-            (video, split, np.arange(1, len(values) + 1, dtype=np.int32), values)
-        )
+        frames = np.arange(1, len(values) + 1, dtype=np.int32)
+        self._rows[task].append(_VideoRows(video, split, frames, values))
 
     def read_mtl(self, file: Path) -> None:
         """Read one MTL file of 16 columns; a frame that occurs twice counts once."""
         name = self._name(file)
         splits = [split for split, pattern in _MTL_SPLITS.items() if pattern.search(file.stem)]
         if len(splits) != 1:
-            self._report(
-                name,
-                0,
-                "file name says neither train nor validation, or both; file left out, rename it",
-            )
+            what = "file name says neither train nor validation, or both; file left out, rename it"
+            self._report(name, 0, what)
             return
         lines, split = self._lines(file, name), splits[0]
         if lines is None:
             return
-        rows: dict[tuple[str, int], tuple] = {}
-        repeats = 0
-        for number, line in enumerate(lines[1:], start=2):
-            try:
-                key, values = _parse_mtl(line)
-            except ValueError as error:
-                self._report(name, number, f"{error}; line left out")
-                continue
-            if key in rows:
-                repeats += 1
-                if rows[key] != values:
-                    self._report(
-                        name,
-                        number,
-                        f"frame {key[0]}/{key[1]:05d} occurs again with other values, first ones kept",
-                    )
-            else:
-                rows[key] = values
-        if repeats:
-            self._report(name, 0, f"{repeats} lines repeat a frame; each frame counts once")
+
+        # Frames of each video in order
+        rows = self._parse_mtl_lines(name, lines[1:])
         videos: dict[str, list[tuple[int, tuple]]] = {}
         for (video, frame), values in sorted(rows.items(), key=lambda row: row[0]):
             videos.setdefault(video, []).append((frame, values))
+
+        # Rows of each task; a video that another file has too is left out
         for video, items in videos.items():
             if other := self._splits.get(("mtl", video)):
-                self._report(
-                    name,
-                    0,
-                    f"video {video} stands in another file of the {other} split too, left out here",
-                )
+                what = f"video {video} stands in another file of the {other} split too"
+                self._report(name, 0, f"{what}, left out here")
                 continue
             self._splits["mtl", video] = split
             frames = np.array([frame for frame, _ in items], np.int32)
             for k, task in enumerate((VA, EXPR, AU)):
                 values = np.array([parts[k] for _, parts in items], DTYPES[task])
-                self._rows[task].append((video, split, frames, values))
+                self._rows[task].append(_VideoRows(video, split, frames, values))
 
     def tables(self) -> dict[Task, pa.Table]:
         """Label tables, sorted by (video, frame); tasks without a file are missing."""
@@ -251,7 +256,8 @@ class _Reader:
 
     def _parse(self, name: str, lines: list[bytes], task: Task) -> np.ndarray:
         parse, unlabelled = _PARSERS[task], (task.unlabelled,) * len(task.columns)
-        known: dict[bytes, tuple] = {}  # lines repeat: a video has few distinct ones
+        # A video has few distinct lines, so that each needs to be parsed once only.
+        known: dict[bytes, tuple] = {}
         values = []
         for number, line in enumerate(lines, start=2):
             value = known.get(line)
@@ -264,26 +270,39 @@ class _Reader:
             values.append(value)
         return np.array(values, DTYPES[task]).reshape(len(values), len(task.columns))
 
+    def _parse_mtl_lines(self, name: str, lines: list[bytes]) -> dict[tuple[str, int], tuple]:
+        """(video, frame) -> its VA, EXPR and AU values; of a repeated frame the first ones."""
+        rows: dict[tuple[str, int], tuple] = {}
+        repeats = 0
+        for number, line in enumerate(lines, start=2):
+            try:
+                key, values = _parse_mtl(line)
+            except ValueError as error:
+                self._report(name, number, f"{error}; line left out")
+                continue
+            if key not in rows:
+                rows[key] = values
+                continue
+            repeats += 1
+            if rows[key] != values:
+                what = f"frame {key[0]}/{key[1]:05d} occurs again with other values"
+                self._report(name, number, f"{what}, first ones kept")
+        if repeats:
+            self._report(name, 0, f"{repeats} lines repeat a frame; each frame counts once")
+        return rows
+
     def _check_header(self, name: str, lines: list[bytes], task: Task) -> bool:
-        names = [
-            cell.strip()
-            for cell in (lines[0] if lines else b"").decode("utf-8", "replace").split(",")
-        ]
-        header = ",".join(names).rstrip(",")
+        first = (lines[0] if lines else b"").decode("utf-8", "replace")
+        header = ",".join(cell.strip() for cell in first.split(",")).rstrip(",")
         if header == HEADERS[task]:
             return True
         if header in _EDITION_2020:
-            self._report(
-                name,
-                1,
-                f"2020 edition with {_EDITION_2020[header]}, which this program does not read; take edition 3 or later",
-            )
+            reason = "which this program does not read; take edition 3 or later"
+            what = f"2020 edition with {_EDITION_2020[header]}, {reason}"
         else:
-            self._report(
-                name,
-                1,
-                f"expected the header {HEADERS[task]!r}, found {header[:80]!r}; file left out",
-            )
+            expected = f"expected the header {HEADERS[task]!r}"
+            what = f"{expected}, found {header[:80]!r}; file left out"
+        self._report(name, 1, what)
         return False
 
     def _lines(self, file: Path, name: str) -> list[bytes] | None:
@@ -291,17 +310,18 @@ class _Reader:
         try:
             content = read_regular(file)
         except (OSError, Damaged) as error:
-            self._report(
-                name,
-                0,
-                f"cannot be read ({error.strerror if isinstance(error, OSError) else error}); file left out",
-            )
+            reason = error.strerror if isinstance(error, OSError) else error
+            self._report(name, 0, f"cannot be read ({reason}); file left out")
             return None
         self.digest.update(name.encode() + b"\0" + content + b"\0")
+
+        # Byte-order marks
         if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
             self._report(name, 0, "is UTF-16, expected ASCII; save it as plain text; file left out")
             return None
         content = content.removeprefix(b"\xef\xbb\xbf")
+
+        # A file without "\n" has the line ends of an old Mac.
         lines = [line.strip() for line in content.split(b"\n" if b"\n" in content else b"\r")]
         while lines and not lines[-1]:
             lines.pop()
@@ -315,6 +335,11 @@ class _Reader:
 
 
 def _parse_mtl(line: bytes) -> tuple[tuple[str, int], tuple]:
+    """(video, frame) of one MTL line, and its VA, EXPR and AU values.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
     cells = [cell.strip() for cell in line.split(b",")]
     match = _MTL_IMAGE.fullmatch(cells[0])
     if len(cells) != 16 or not match or int(match[2]) < 1:
@@ -328,19 +353,22 @@ def _parse_mtl(line: bytes) -> tuple[tuple[str, int], tuple]:
     return (video, int(match[2])), values
 
 
-def _build_table(task: Task, rows: list[tuple[str, str, np.ndarray, np.ndarray]]) -> pa.Table:
-    rows = sorted(rows, key=lambda row: row[0])
-    lengths = [len(frames) for _, _, frames, _ in rows]
-    names = sorted({video for video, *_ in rows})
-    rank = {video: i for i, video in enumerate(names)}
-    video = np.repeat(np.array([rank[video] for video, *_ in rows], np.int32), lengths)
-    splits = sorted({split for _, split, *_ in rows})
-    split = np.repeat(np.array([splits.index(split) for _, split, *_ in rows], np.int8), lengths)
-    values = np.concatenate([values for *_, values in rows])
+def _build_table(task: Task, rows: list[_VideoRows]) -> pa.Table:
+    """The label table of a task, sorted by (video, frame)."""
+    # Videos and splits as numbers
+    rows = sorted(rows, key=lambda part: part.video)
+    lengths = [len(part.frames) for part in rows]
+    names = sorted({part.video for part in rows})
+    rank = {name: i for i, name in enumerate(names)}
+    video = np.repeat(np.array([rank[part.video] for part in rows], np.int32), lengths)
+    splits = sorted({part.split for part in rows})
+    split = np.repeat(np.array([splits.index(part.split) for part in rows], np.int8), lengths)
+
+    values = np.concatenate([part.values for part in rows])
     return pa.table(
         {
             "video": pa.DictionaryArray.from_arrays(video, pa.array(names, pa.string())),
-            "frame": np.concatenate([frames for _, _, frames, _ in rows]),
+            "frame": np.concatenate([part.frames for part in rows]),
             "split": pa.DictionaryArray.from_arrays(split, pa.array(splits, pa.string())),
             **{column: np.ascontiguousarray(values[:, k]) for k, column in enumerate(task.columns)},
         }
@@ -368,33 +396,26 @@ def _has_mtl_header(file: Path) -> bool:
             head = handle.read(200)
     except (OSError, Damaged):
         return False
-    return (
-        head.removeprefix(b"\xef\xbb\xbf")
-        .replace(b" ", b"")
-        .strip()
-        .rstrip(b",")
-        .startswith(MTL_HEADER.encode())
-    )
+    header = head.removeprefix(b"\xef\xbb\xbf").replace(b" ", b"").strip().rstrip(b",")
+    return header.startswith(MTL_HEADER.encode())
 
 
 def _walk(root: Path, depth: int) -> Iterator[Path]:
+    """A folder and the folders below it, except hidden ones and those with frames."""
     yield root
-    if depth:
-        try:
-            below = sorted(
-                entry.path
-                for entry in os.scandir(root)
-                if entry.is_dir() and not entry.name.startswith(".")
-            )
-        except OSError:
-            return
-        for path in below:
-            if not _is_video_like(path):
-                yield from _walk(Path(path), depth - 1)
+    if not depth:
+        return
+    try:
+        folders = [entry for entry in os.scandir(root) if entry.is_dir()]
+    except OSError:
+        return
+    for path in sorted(entry.path for entry in folders if not entry.name.startswith(".")):
+        if not _is_video_like(path):
+            yield from _walk(Path(path), depth - 1)
 
 
 def _is_video_like(path: str) -> bool:
-    """Whether a folder holds frames: an annotation search need not look into millions of them."""
+    """Whether a folder holds frames; if so the search for annotations skips its many files."""
     try:
         with os.scandir(path) as entries:
             first = next(entries, None)

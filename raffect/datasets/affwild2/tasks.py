@@ -1,4 +1,8 @@
-"""What belongs to Aff-Wild2 alone: its three tasks in the order of its own files, what a complete copy holds, and published scores."""
+"""What belongs to Aff-Wild2 alone.
+
+These are its three tasks in the order of its own files, what a complete copy holds, and published
+scores.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ ACTION_UNITS = {
     "AU25": "lips parted",
     "AU26": "jaw dropped",
 }
-"""AU names in file order, with what the FACS manual sees."""
+"""AU names in file order, with their descriptions after the FACS manual."""
 
 EXPR = Task(name="expr", kind="multiclass", outputs=EXPRESSIONS, columns=("expression",))
 AU = Task(
@@ -56,7 +60,8 @@ def read_task(content: Any, where: str) -> Task:
     """The task that a label table, a run or a head names.
 
     Args:
-        content: A JSON object, as it is or as text; in files of before November 2026 one of Aff-Wild2's names.
+        content: A JSON object, as it is or as text; in files from before November 2026 the name of
+            one of Aff-Wild2's tasks.
         where: The file, for errors.
 
     Raises:
@@ -67,7 +72,8 @@ def read_task(content: Any, where: str) -> Task:
             return task
         names = ", ".join(task.name for task in TASKS)
         raise RaffectError(
-            f"{where}: task {content[:40]!r} is not one that raffect knows ({names}); make the label table again with `raffect prepare`"
+            f"{where}: task {content[:40]!r} is not one that raffect knows ({names}); "
+            "make the label table again with `raffect prepare`"
         )
     return Task.from_json(content, where)
 
@@ -79,9 +85,10 @@ class CompleteCopy:
     Attributes:
         annotated: Annotated frames.
         videos: Videos.
-        with_image: Annotated frames that have an aligned image; empty where nobody published it.
-        shares: Numbers that stand below a copy's own, as text: frames of each class, or rates of each unit.
-        published: Macro F1 on the validation split by others (Lin et al. 2024, Table I).
+        with_image: Annotated frames that have an aligned image; empty where this is not published.
+        shares: Numbers to show below a copy's own, as text: frames of each class, or rates of each
+            unit.
+        published: Macro F1 of others on the validation split (Lin et al. 2024, Table I).
     """
 
     annotated: dict[str, int]
@@ -97,20 +104,8 @@ COMPLETE_EXPR_COUNTS = {
 }
 """EXPR frames a class in a complete copy (train counted over ``cropped`` images)."""
 
-COMPLETE_AU_RATES = (
-    0.118,
-    0.050,
-    0.154,
-    0.266,
-    0.397,
-    0.344,
-    0.245,
-    0.028,
-    0.031,
-    0.026,
-    0.627,
-    0.074,
-)
+_AU_PER_MILLE = (118, 50, 154, 266, 397, 344, 245, 28, 31, 26, 627, 74)
+COMPLETE_AU_RATES = tuple(count / 1000 for count in _AU_PER_MILLE)
 """Share of positive frames a unit in a complete copy's training split."""
 
 COMPLETE = {
@@ -140,7 +135,10 @@ COMPLETE = {
 def published_scores(
     task: Task, validation_frames: int, validation_videos: int
 ) -> dict[str, float]:
-    """Scores of others that may stand beside ours: none, unless a validation split is Aff-Wild2's own, whole."""
+    """Scores of others that may be shown beside ours.
+
+    There are none unless the validation split is Aff-Wild2's own and complete.
+    """
     copy = COMPLETE.get(task)
     if copy is None or validation_videos != copy.videos["validation"]:
         return {}

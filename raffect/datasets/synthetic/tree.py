@@ -1,12 +1,14 @@
-"""A data set in Aff-Wild2's exact layout, drawn from action units; every frame and label follows from one seed.
+"""A data set in Aff-Wild2's exact layout, drawn from action units.
 
-A *course* is what happens in one video: intensities of every unit over time, and from them the labels. Expressions
-come in segments that rise and fall, over a background of talking and squinting, so that neighbouring frames resemble
-each other, classes are as unequal as in Aff-Wild2, and units occur without the expression they are known for.
+Every frame and label follows from one seed. A *course* is what happens in one video: intensities of
+every unit over time, and from them the labels. Expressions come in segments that rise and fall,
+over a background of talking and squinting, so that neighbouring frames resemble each other, classes
+are as unequal as in Aff-Wild2, and units occur without the expression they are known for.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -26,10 +28,10 @@ from raffect.storage.atomic import write_atomic
 from raffect.storage.records import Record
 
 MARKER = "raffect-synthetic.json"
-"""File that tells a drawn data set from a photographed one."""
+"""File that marks a data set as drawn."""
 
 GENERATOR = 2
-"""Grows by one with every change of what is drawn from the same seed."""
+"""Version of the drawings: one more with every change of what is drawn from the same seed."""
 
 SIZES = {"tiny": 400, "small": 4_000, "medium": 40_000}
 EDITION = "8th_ABAW_Annotations"
@@ -38,6 +40,7 @@ TASK_FOLDERS = {
     "au": "AU_Detection_Challenge",
     "va": "VA_Estimation_Challenge",
 }
+_SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 
 PROTOTYPES: dict[str, tuple[dict[str, float], ...]] = {
     "Neutral": ({},),
@@ -67,8 +70,12 @@ PROTOTYPES: dict[str, tuple[dict[str, float], ...]] = {
         {"AU23": 0.8, "AU1": 0.7, "AU2": 0.7},
     ),
 }
-"""Expressions as combinations of units, after EMFACS; "Other" is what fits none of them."""
+"""Expressions as combinations of units, after EMFACS; "Other" fits none of the seven.
 
+Each has one variant or more: intensities in [0, 1] of the units that it shows.
+"""
+
+# Share of the time in which a unit is active whatever the expression
 _BACKGROUND = {
     "AU25": 0.5,
     "AU7": 0.27,
@@ -78,6 +85,8 @@ _BACKGROUND = {
     "AU4": 0.06,
     "AU26": 0.03,
 }
+
+# Valence and arousal of each expression at its height
 _CIRCUMPLEX = {
     "Neutral": (0.05, 0.05),
     "Anger": (-0.55, 0.65),
@@ -88,16 +97,23 @@ _CIRCUMPLEX = {
     "Surprise": (0.15, 0.75),
     "Other": (0.0, 0.2),
 }
+# Most intensity of another expression that is mixed into a segment's own
 _MOST_TRACE = 0.7
+
+# Share of segments that the annotator labels as Neutral or Other
 _DOUBT = 0.15
+
+# Intensity from which a unit, and an expression, is labelled
 _AU_THRESHOLD = 0.3
 _EXPR_THRESHOLD = 0.35
+
+# Independent streams of random numbers from one seed
 _LOOK_STREAM, _COURSE_STREAM, _LAYOUT_STREAM = 1, 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnSpec(Record):
-    """What a drawn data set follows from."""
+    """Everything that decides what a drawn data set holds."""
 
     generator: int
     num_frames: Annotated[int, Ge(0)]
@@ -109,7 +125,7 @@ class DrawnSpec(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn(Record):
-    """The content of `MARKER`: what is drawn there, and how much, once it is finished."""
+    """The content of `MARKER`: the data set's specification, and its counts once it is finished."""
 
     spec: DrawnSpec
     counts: Mapping[str, Annotated[int, Ge(0)]] | None = None
@@ -117,7 +133,16 @@ class Drawn(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """Where one drawn video stands: its name, length, subject, and the split it has in each task (None: not in it)."""
+    """Plan of one drawn video.
+
+    Attributes:
+        name: Of its folder and annotation files.
+        index: Number in the data set from 0.
+        num_frames: Length.
+        subject: Number of the person it shows.
+        splits: Its split in each task, None where it is not part of the task.
+        expressions: Labels of its segments in order.
+    """
 
     name: str
     index: int
@@ -147,15 +172,18 @@ class Course:
 
 
 def sample_prototype(rng: np.random.Generator, expression: str) -> np.ndarray:
-    """One way to show an expression: intensities of `DRAWN_UNITS`, shape (16,), each varied by about a fifth."""
+    """One way to show an expression: intensities of `DRAWN_UNITS`, shape (16,).
+
+    Each intensity is varied by about a fifth.
+    """
     variants = PROTOTYPES[expression]
-    chosen = variants[rng.integers(len(variants))]
-    target = np.array([chosen.get(unit, 0.0) for unit in DRAWN_UNITS])
+    variant = variants[rng.integers(len(variants))]
+    target = np.array([variant.get(unit, 0.0) for unit in DRAWN_UNITS])
     return np.clip(target * rng.uniform(0.75, 1.1, len(target)), 0, 1)
 
 
 def sample_pose(rng: np.random.Generator) -> Pose:
-    """A camera at random: what a face detector and a cheap webcam leave."""
+    """A camera at random, as after a face detector and with a cheap webcam."""
     return Pose(
         roll=rng.normal(0, 0.07),
         yaw=float(np.clip(rng.normal(0, 0.35), -1, 1)),
@@ -176,12 +204,12 @@ def write_synthetic(
 ) -> dict[str, int]:
     """Write a drawn data set: ``out/cropped_aligned`` and ``out/8th_ABAW_Annotations``.
 
-    A finished one with the same size and seed is left as it is; an interrupted one is drawn again.
+    A finished data set with the same size and seed is kept; an interrupted one is drawn again.
 
     Args:
         out: Folder to make; an existing one must be empty or hold a drawn data set.
         num_frames: Annotated lines over all videos, about; gaps leave 3 % of them without an image.
-        seed: Everything follows from it.
+        seed: Decides everything that is drawn.
         workers: Processes; all cores by default.
         progress: Called with the number of frames each finished video adds.
 
@@ -189,22 +217,16 @@ def write_synthetic(
         Counts: videos, lines, images.
 
     Raises:
-        RaffectError: If ``out`` holds something else or a damaged marker, or ``num_frames`` is too small to have every split.
+        RaffectError: If ``out`` holds something else or a damaged marker, or ``num_frames`` is too
+            small to have every split.
     """
     spec = DrawnSpec(generator=GENERATOR, num_frames=num_frames, seed=seed)
-    marker = out / MARKER
-    if marker.exists():
-        found = Drawn.from_json(marker.read_bytes(), marker, "delete its folder and draw it again")
-        if found.spec != spec:
-            raise RaffectError(
-                f"{out} holds another drawn data set ({found.spec}); choose another --out or delete the folder"
-            )
-        if found.counts:
-            return dict(found.counts)
-    elif out.exists() and any(out.iterdir()):
-        raise RaffectError(f"{out} is not empty and was not drawn by raffect; choose another --out")
+    if finished := _read_finished(out, spec):
+        return finished
+
+    # Videos; until all are written the marker has no counts
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(marker, Drawn(spec=spec).to_bytes())
+    write_atomic(out / MARKER, Drawn(spec=spec).to_bytes())
     videos = plan_videos(num_frames, seed)
     images = 0
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -212,9 +234,30 @@ def write_synthetic(
         for video, job in zip(videos, jobs, strict=True):
             images += job.result()
             progress(video.num_frames)
+
     counts = {"videos": len(videos), "lines": sum(v.num_frames for v in videos), "images": images}
-    write_atomic(marker, Drawn(spec=spec, counts=counts).to_bytes())
+    write_atomic(out / MARKER, Drawn(spec=spec, counts=counts).to_bytes())
     return counts
+
+
+def _read_finished(out: Path, spec: DrawnSpec) -> dict[str, int]:
+    """Counts of the finished data set in a folder; empty if there is none and it may be drawn.
+
+    Raises:
+        RaffectError: If the folder holds something else or a damaged marker.
+    """
+    marker = out / MARKER
+    if marker.exists():
+        found = Drawn.from_json(marker.read_bytes(), marker, "delete its folder and draw it again")
+        if found.spec != spec:
+            raise RaffectError(
+                f"{out} holds another drawn data set ({found.spec}); "
+                "choose another --out or delete the folder"
+            )
+        return dict(found.counts or {})
+    if out.exists() and any(out.iterdir()):
+        raise RaffectError(f"{out} is not empty and was not drawn by raffect; choose another --out")
+    return {}
 
 
 def is_synthetic(root: str | os.PathLike) -> bool:
@@ -223,102 +266,117 @@ def is_synthetic(root: str | os.PathLike) -> bool:
 
 
 def plan_videos(num_frames: int, seed: int) -> list[Video]:
-    """Share frames out over videos, subjects, splits and expressions.
+    """Distribute frames over videos, subjects, splits and expressions.
 
     Args:
         num_frames: Lines in all, at least 200.
-        seed: Everything follows from it.
+        seed: Decides the whole plan.
 
     Returns:
-        Videos in order; the last two are a ``<name>`` and ``<name>_right`` pair, the two before ``_left`` and ``_right``.
+        Videos in order; the last two are a ``<name>`` and ``<name>_right`` pair, the two before
+        ``_left`` and ``_right``.
+
+    Raises:
+        RaffectError: If there are too few frames.
     """
     if num_frames < 200:
         raise RaffectError(
-            f"--frames {num_frames} is too few to show 8 expressions in two splits; take 200 or more"
+            f"--frames {num_frames} is too few to show 8 expressions in two splits; "
+            "take 200 or more"
         )
     rng = np.random.default_rng([seed, _LAYOUT_STREAM])
+
     num_videos = int(np.clip(round(4 * (num_frames / 400) ** 0.5) * 2, 8, 594))
-    lengths = rng.lognormal(0, 0.6, num_videos)
-    lengths = np.maximum(20, np.round(lengths / lengths.sum() * num_frames)).astype(int)
-    lengths[lengths.argmax()] += num_frames - lengths.sum()
-    segment = float(np.clip(num_frames / 250, 6, 45))
-    names = [f"{i}-30-1920x1080" if i % 2 else f"video{i}" for i in range(num_videos)]
-    names[-4:] = [
-        f"{num_videos}_left",
-        f"{num_videos}_right",
-        f"{num_videos + 1}",
-        f"{num_videos + 1}_right",
-    ]
+    lengths = _sample_lengths(rng, num_videos, num_frames)
+    names = _name_videos(num_videos)
+
     # A subject keeps to one split of a task; tasks have splits of their own.
     splits = {
         task: ["validation" if k == rest else "train" for k in np.arange(num_videos) % 3]
         for task, rest in (("expr", 2), ("au", 1), ("va", 0))
     }
-    videos = []
+
+    # Segments of expressions, and the tasks that a video is part of
+    segment = float(np.clip(num_frames / 250, 6, 45))
+    videos: list[Video] = []
     for split in ("train", "validation"):
-        members = [i for i in range(num_videos) if splits["expr"][i] == split]
-        counts = [max(1, round(lengths[i] / segment)) for i in members]
+        indices = [i for i in range(num_videos) if splits["expr"][i] == split]
+        counts = [max(1, round(lengths[i] / segment)) for i in indices]
         queue = _share_expressions(rng, sum(counts), split)
-        for i, count in zip(members, counts, strict=True):
+        for i, count in zip(indices, counts, strict=True):
             own = {
                 task: splits[task][i] if rng.random() > 0.08 or num_videos < 20 else None
                 for task in splits
             }
-            videos.append(
-                Video(
-                    name=names[i],
-                    index=i,
-                    num_frames=int(lengths[i]),
-                    subject=i,
-                    splits=own,
-                    expressions=tuple(queue[:count]),
-                )
+            video = Video(
+                name=names[i],
+                index=i,
+                num_frames=int(lengths[i]),
+                subject=i,
+                splits=own,
+                expressions=tuple(queue[:count]),
             )
+            videos.append(video)
             queue = queue[count:]
     return sorted(videos, key=lambda video: video.index)
 
 
+def _sample_lengths(rng: np.random.Generator, num_videos: int, num_frames: int) -> np.ndarray:
+    """Frames of each video, int, shape (num_videos,); they add up to ``num_frames``."""
+    lengths = rng.lognormal(0, 0.6, num_videos)
+    lengths = np.maximum(20, np.round(lengths / lengths.sum() * num_frames)).astype(int)
+    lengths[lengths.argmax()] += num_frames - lengths.sum()
+    return lengths
+
+
+def _name_videos(num_videos: int) -> list[str]:
+    """Names of the kinds that Aff-Wild2 has; the last four belong to videos with two people."""
+    names = [f"{i}-30-1920x1080" if i % 2 else f"video{i}" for i in range(num_videos)]
+    first, second = str(num_videos), str(num_videos + 1)
+    names[-4:] = [f"{first}_left", f"{first}_right", second, f"{second}_right"]
+    return names
+
+
 def _share_expressions(rng: np.random.Generator, num_segments: int, split: str) -> list[int]:
-    """Expressions of a split's segments: every class occurs where there is room, the rest in Aff-Wild2's proportions."""
+    """Expressions of a split's segments.
+
+    Every class occurs if the segments suffice; the rest are in Aff-Wild2's proportions.
+    """
     share = np.array(COMPLETE_EXPR_COUNTS[split], float)
     # Segments fade in and out of Neutral, which therefore needs fewer segments of its own.
     share[0] *= 0.35
     quota = np.maximum(1, np.floor(share / share.sum() * num_segments)).astype(int)
     queue = np.repeat(np.arange(len(quota)), quota)
     extra = rng.choice(len(quota), max(0, num_segments - len(queue)), p=share / share.sum())
-    queue = np.concatenate([queue, extra])
-    return (
-        rng.permutation(queue)[:num_segments].tolist()
-        if len(queue) > num_segments
-        else rng.permutation(queue).tolist()
-    )
+    return rng.permutation(np.concatenate([queue, extra]))[:num_segments].tolist()
 
 
 def draw_course(video: Video, seed: int) -> Course:
     """What happens in a video; a pure function of the video and the seed."""
     rng = np.random.default_rng([seed, _COURSE_STREAM, video.index])
     frames = video.num_frames
+
+    # Segments: an expression that rises and falls, and its label
     bounds = np.linspace(0, frames, len(video.expressions) + 1).round().astype(int)
-    target, envelope, expression = (
-        np.zeros((frames, len(DRAWN_UNITS))),
-        np.zeros(frames),
-        np.zeros(frames, int),
-    )
+    target = np.zeros((frames, len(DRAWN_UNITS)))
+    envelope, expression = np.zeros(frames), np.zeros(frames, int)
     for start, stop, label in zip(bounds, bounds[1:], video.expressions, strict=False):
-        length = stop - start
-        rise = rng.uniform(0.4, 1.0) * np.clip(
-            np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)) / max(2.0, length / 5),
-            0,
-            1,
-        )
+        rise = rng.uniform(0.4, 1.0) * _ramp(stop - start)
         target[start:stop] = rise[:, None] * _sample_blend(rng, label)
-        envelope[start:stop], expression[start:stop] = rise, _sample_verdict(rng, label)
+        envelope[start:stop], expression[start:stop] = rise, _sample_label(rng, label)
+
+    # Units of the face over time
     units = np.maximum(target, _draw_background(rng, frames))
     units = np.clip(units + _smooth(rng.normal(0, 0.12, units.shape), 5) * (units > 0.05), 0, 1)
+
+    # Labels of the three tasks
     expr = np.where(envelope > _EXPR_THRESHOLD, expression, 0)
-    au = (units[:, [DRAWN_UNITS.index(unit) for unit in ACTION_UNITS]] > _AU_THRESHOLD).astype(int)
+    labelled = [DRAWN_UNITS.index(unit) for unit in ACTION_UNITS]
+    au = (units[:, labelled] > _AU_THRESHOLD).astype(int)
     centre = np.array([_CIRCUMPLEX[EXPRESSIONS[label]] for label in expression]) * envelope[:, None]
     va = np.clip(centre + _smooth(rng.normal(0, 0.2, (frames, 2)), 9), -1, 1)
+
+    # Frames without a face, and unlabelled ones
     face = ~_spans(rng, frames, 0.03)
     expr[_spans(rng, frames, 0.05)] = -1
     au[_spans(rng, frames, 0.03)] = -1
@@ -327,26 +385,32 @@ def draw_course(video: Video, seed: int) -> Course:
     return Course(units, expr, au, va, face)
 
 
+def _ramp(length: int) -> np.ndarray:
+    """From near 0 to 1 in a fifth of a segment's frames, and back at its end: shape (length,)."""
+    from_ends = np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1))
+    return np.clip(from_ends / max(2.0, length / 5), 0, 1)
+
+
 def _sample_blend(rng: np.random.Generator, label: int) -> np.ndarray:
     """An expression with a trace of another one in it, as spontaneous ones have."""
     trace = sample_prototype(rng, EXPRESSIONS[rng.integers(1, len(EXPRESSIONS))])
-    return np.maximum(
-        sample_prototype(rng, EXPRESSIONS[label]), rng.uniform(0, _MOST_TRACE) * trace
-    )
+    own = sample_prototype(rng, EXPRESSIONS[label])
+    return np.maximum(own, rng.uniform(0, _MOST_TRACE) * trace)
 
 
-def _sample_verdict(rng: np.random.Generator, label: int) -> int:
-    """What an annotator says of a segment: now and then Neutral or Other, the safe answers."""
-    doubts = rng.random() < _DOUBT
-    return (
-        int(rng.choice([EXPRESSIONS.index("Neutral"), EXPRESSIONS.index("Other")]))
-        if doubts
-        else label
-    )
+def _sample_label(rng: np.random.Generator, label: int) -> int:
+    """An annotator's label of a segment: sometimes Neutral or Other, as after a doubt."""
+    if rng.random() >= _DOUBT:
+        return label
+    return int(rng.choice([EXPRESSIONS.index("Neutral"), EXPRESSIONS.index("Other")]))
 
 
 def _draw_background(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """Talking, squinting, half-smiles: mild units that come and go whatever the expression."""
+    """Talking, squinting, half-smiles: mild units that come and go whatever the expression.
+
+    Returns:
+        Intensities of `DRAWN_UNITS`, shape (frames, 16).
+    """
     out = np.zeros((frames, len(DRAWN_UNITS)))
     for unit, share in _BACKGROUND.items():
         wave = _smooth(rng.normal(size=(frames, 1)), 11)[:, 0]
@@ -356,18 +420,20 @@ def _draw_background(rng: np.random.Generator, frames: int) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Moving average over time that keeps the spread of white noise."""
+    """Weighted moving average over time with a Hann window; the ends are padded by their values.
+
+    Args:
+        values: Shape (frames, columns).
+        width: Length of the window in frames.
+
+    Returns:
+        Shape (frames, columns).
+    """
     kernel = np.hanning(width + 2)[1:-1]
     kernel /= kernel.sum()
-    return np.stack(
-        [
-            np.convolve(np.pad(column, width // 2, mode="edge"), kernel, mode="valid")[
-                : len(column)
-            ]
-            for column in values.T
-        ],
-        1,
-    )
+    frames = len(values)
+    padded = [np.pad(column, width // 2, mode="edge") for column in values.T]
+    return np.stack([np.convolve(column, kernel, mode="valid")[:frames] for column in padded], 1)
 
 
 def _spans(rng: np.random.Generator, frames: int, share: float) -> np.ndarray:
@@ -377,6 +443,7 @@ def _spans(rng: np.random.Generator, frames: int, share: float) -> np.ndarray:
 
 
 def _write_video(out: Path, video: Video, seed: int) -> int:
+    """Write a video's pictures and annotations; returns how many pictures it has."""
     course = draw_course(video, seed)
     folder = out / "cropped_aligned" / video.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -390,53 +457,56 @@ def _write_video(out: Path, video: Video, seed: int) -> int:
 
 
 def iter_frames(video: Video, course: Course, seed: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The pictures of a video: (1-based frame, uint8 (112, 112, 3)) for every frame that shows a face."""
+    """The pictures of a video, for every frame that shows a face.
+
+    Yields:
+        1-based number of the frame, and uint8 (112, 112, 3).
+    """
+    # The subject, and a camera that drifts
     look: Look = draw_look(np.random.default_rng([seed, _LOOK_STREAM, video.subject]))
     rng = np.random.default_rng([seed, _COURSE_STREAM, video.index, 1])
     base = sample_pose(rng)
     drift = _smooth(rng.normal(0, 1, (video.num_frames, 4)), 15)
-    for t in np.flatnonzero(course.face):
-        pose = Pose(
+
+    for t in np.flatnonzero(course.face).tolist():
+        pose = dataclasses.replace(
+            base,
             roll=base.roll + 0.1 * drift[t, 0],
             yaw=float(np.clip(base.yaw + 0.5 * drift[t, 1], -1, 1)),
             shift=(base.shift[0] + 0.04 * drift[t, 2], base.shift[1] + 0.04 * drift[t, 3]),
-            scale=base.scale,
-            light=base.light,
-            light_side=base.light_side,
-            noise=base.noise,
         )
         units = dict(zip(DRAWN_UNITS, course.units[t].tolist(), strict=True))
-        yield (
-            int(t) + 1,
-            draw_face(look, units, pose, seed=seed * 1_000_003 + video.index * 100_003 + int(t)),
-        )
+        noise_seed = seed * 1_000_003 + video.index * 100_003 + t
+        yield t + 1, draw_face(look, units, pose, noise_seed)
 
 
 def _annotation_lines(course: Course) -> dict[str, list[str]]:
+    """Task -> its lines as in Aff-Wild2's files, one a frame."""
+    va = [
+        "-5,-5" if -5 in (valence, arousal) else f"{valence:.3f},{arousal:.3f}"
+        for valence, arousal in course.va.tolist()
+    ]
     return {
         "expr": [str(label) for label in course.expr.tolist()],
         "au": [",".join(map(str, row)) for row in course.au.tolist()],
-        "va": [
-            "-5,-5" if v == -5 or a == -5 else f"{v:.3f},{a:.3f}" for v, a in course.va.tolist()
-        ],
+        "va": va,
     }
 
 
 def _write_annotation(out: Path, video: Video, task: str, split: str, lines: list[str]) -> None:
-    """Write one annotation file, with the blemishes that the real ones have."""
+    """Write one annotation file, with the irregularities that the real ones have."""
+    # Some files have more images than lines, others more lines than images
+    if video.index % 5 == 2:
+        lines = lines[:-2]
+    elif video.index % 5 == 3:
+        lines = [*lines, lines[-1]]
+
+    # Line ends of two kinds, and sometimes none at the end
     header = {found.name: line for found, line in HEADERS.items()}[task]
     ending = "\r\n" if video.index % 4 == 1 else "\n"
-    if video.index % 5 == 2:
-        lines = lines[:-2]  # more images than lines
-    elif video.index % 5 == 3:
-        lines = [*lines, lines[-1]]  # more lines than images
     text = ending.join([header, *lines]) + ("" if video.index % 3 == 1 else ending)
-    folder = (
-        out
-        / EDITION
-        / TASK_FOLDERS[task]
-        / {"train": "Train_Set", "validation": "Validation_Set"}[split]
-    )
+
+    folder = out / EDITION / TASK_FOLDERS[task] / _SPLIT_FOLDERS[split]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{video.name}.txt").write_bytes(text.encode())
 
@@ -445,18 +515,17 @@ def contact_sheet(seed: int, num_subjects: int = 6) -> np.ndarray:
     """Subjects by expressions: a picture to check that a person can name them.
 
     Returns:
-        uint8 array of shape (112 * num_subjects, 112 * 8, 3); columns in the order of `EXPRESSIONS`.
+        uint8 array of shape (112 * num_subjects, 112 * 8, 3); columns in the order of
+        `EXPRESSIONS`.
     """
     rows = []
     for subject in range(num_subjects):
         rng = np.random.default_rng([seed, _COURSE_STREAM, subject, 2])
-        look, pose = (
-            draw_look(np.random.default_rng([seed, _LOOK_STREAM, subject])),
-            sample_pose(rng),
-        )
-        cells = [
-            dict(zip(DRAWN_UNITS, sample_prototype(rng, name).tolist(), strict=True))
-            for name in EXPRESSIONS
-        ]
-        rows.append(np.concatenate([draw_face(look, units, pose, seed) for units in cells], axis=1))
+        look = draw_look(np.random.default_rng([seed, _LOOK_STREAM, subject]))
+        pose = sample_pose(rng)
+        cells = []
+        for name in EXPRESSIONS:
+            units = dict(zip(DRAWN_UNITS, sample_prototype(rng, name).tolist(), strict=True))
+            cells.append(draw_face(look, units, pose, seed))
+        rows.append(np.concatenate(cells, axis=1))
     return np.concatenate(rows)
