@@ -32,6 +32,17 @@ from raffect.training.stream import RayStream
 from tests.helpers.learning import FAST, IDENTITY, LEARN, make_data, scores_of, words
 
 
+def judge(run, data, *more):
+    """The words of `raffect evaluate` on the CPU."""
+    bank = ["--bank", str(data / "bank"), "--labels", str(data)]
+    return ["evaluate", *bank, "--run", str(run), "--device", "cpu", *more]
+
+
+def times(folder):
+    """When each file below a folder was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_run_folder_holds_everything_and_its_heads_score_what_it_says(data, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(words("train", data, out, "--num-seeds", "2", *LEARN)) == 0
@@ -40,54 +51,42 @@ def test_a_run_folder_holds_everything_and_its_heads_score_what_it_says(data, tm
     assert "over 2 seeds" in text
     assert "EXPR chance" in text
     assert "caveat: made by a test" in text
-    assert {
-        "config.toml",
-        "env.json",
-        "heads",
-        "weights",
-        "heads.csv",
-        "heads.parquet",
-        "results.csv",
-        "per_group.csv",
-        "metrics.json",
-    } <= {p.name for p in out.iterdir()}
+    files = "env.json heads.csv heads.parquet results.csv per_group.csv metrics.json"
+    names = {path.name for path in out.iterdir()}
+    assert {"config.toml", "heads", "weights", *files.split()} <= names
     assert not list((out / "state").glob("*")) if (out / "state").exists() else True
-    validation = read_features(
-        Bank(data / "bank"), read_labels(data / "labels" / "expr.parquet"), EXPR, "validation"
-    )
+
+    # Weights of each head score what metrics.json and its card say
+    labels = read_labels(data / "labels" / "expr.parquet")
+    validation = read_features(Bank(data / "bank"), labels, EXPR, "validation")
+    true, x = validation.y[:, 0], torch.from_numpy(validation.x).float()
     for name, about in scores_of(out)["heads"].items():
         head, card = load_head(out / "weights" / name / "last")
-        guess = head(torch.from_numpy(validation.x).float()).argmax(1).numpy()
-        expected = f1_score(
-            validation.y[:, 0], guess, labels=range(8), average="macro", zero_division=0
-        )
-        assert about["scores"]["last"]["headline"] == pytest.approx(expected, abs=1e-9)
-        assert (
-            card.validation.to_json()
-            == JudgedScore.from_json(about["scores"]["last"], "metrics.json", "").to_json()
-        )
+        predicted, score = head(x).argmax(1).numpy(), about["scores"]["last"]
+        expected = f1_score(true, predicted, labels=range(8), average="macro", zero_division=0)
+        assert score["headline"] == pytest.approx(expected, abs=1e-9)
+        recorded = JudgedScore.from_json(score, "metrics.json", "")
+        assert card.validation.to_json() == recorded.to_json()
         assert card.data.encoders == (IDENTITY,)
         assert card.task == EXPR
         assert (card.data.caveat, card.versions["raffect"]) == ("made by a test", "0.1.0")
     assert expected > 0.4
+
+    # Tables: ten epochs of two heads
     rows = list(csv.DictReader((out / "results.csv").open()))
     assert len(rows) == 20
     assert len(pq.read_table(out / "heads.parquet")) == 2
-    assert {row["group"] for row in csv.DictReader((out / "per_group.csv").open())} == set(
-        validation.videos
-    )
+    groups = {row["group"] for row in csv.DictReader((out / "per_group.csv").open())}
+    assert groups == set(validation.videos)
 
 
 def test_training_twice_trains_once_and_config_toml_repeats_it(data, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(words("train", data, out, recipe="released")) == 0
-    first, stamps = (
-        capsys.readouterr().out,
-        {p: p.stat().st_mtime_ns for p in (out / "weights").rglob("*") if p.is_file()},
-    )
+    first, written = capsys.readouterr().out, times(out / "weights")
     assert main(words("train", data, out, recipe="released")) == 0
     assert capsys.readouterr().out == first
-    assert {p: p.stat().st_mtime_ns for p in (out / "weights").rglob("*") if p.is_file()} == stamps
+    assert times(out / "weights") == written
     assert main(["train", str(out / "config.toml"), "--out", str(tmp_path / "again")]) == 0
     for file in (out / "weights").rglob("head.safetensors"):
         assert file.read_bytes() == (tmp_path / "again" / file.relative_to(out)).read_bytes()
@@ -97,9 +96,8 @@ def test_a_run_folder_of_other_settings_or_data_is_refused(data, tmp_path, capsy
     out = tmp_path / "run"
     assert main(words("train", data, out)) == 0
     assert main(words("train", data, out, "--loss.alpha", "0.5")) == 2
-    assert (
-        "a run with loss.alpha 0.3, this one has 0.5; name a new folder" in capsys.readouterr().err
-    )
+    fault = "a run with loss.alpha 0.3, this one has 0.5; name a new folder"
+    assert fault in capsys.readouterr().err
     other = make_data(tmp_path / "other", seed=1)
     assert main(words("train", other, out)) == 2
     assert "a run on other data" in capsys.readouterr().err
@@ -115,23 +113,26 @@ def test_folds_choose_the_epoch_without_the_validation_split(data, tmp_path, cap
     assert main(words("train", data, out, "--select", "cv", "--folds", "3", task=task)) == 0
     text = capsys.readouterr().out
     assert f"{task.upper()} val-cv" in text
+
+    # Every fold keeps statistics of every epoch
     records = [json.loads(path.read_text()) for path in (out / "heads").glob("*.json")]
     folds = [record for record in records if record["fold"] is not None]
     folder = RunFolder(out)
     found = [folder.read_statistics(folder.read_record(record["id"])) for record in folds]
-    assert all(
-        set(statistics.heads[record["id"]]) == {1, 2, 3}
-        for statistics, record in zip(found, folds, strict=True)
-    )  # every epoch
+    for statistics, record in zip(found, folds, strict=True):
+        assert set(statistics.heads[record["id"]]) == {1, 2, 3}
+
+    # Folds are of training videos alone, and no video is in two
     held_out = [set(statistics.groups) for statistics in found]
     assert len(folds) == 3
     assert set.union(*held_out) == {f"v{k:02d}" for k in range(12) if k % 3 != 2}
-    assert sum(map(len, held_out)) == 8  # no video in two folds
-    chosen = next(record for record in records if record["fold"] is None)["scores"]["cv"]["epoch"]
-    assert (
-        chosen == int(np.mean([record["curve"]["validation"] for record in folds], 0).argmax()) + 1
-    )
-    assert load_head(next((out / "weights").glob("*/cv")))[1].epoch == chosen
+    assert sum(map(len, held_out)) == 8
+
+    # The epoch is the best of the mean over folds
+    epoch = next(record for record in records if record["fold"] is None)["scores"]["cv"]["epoch"]
+    curves = [record["curve"]["validation"] for record in folds]
+    assert epoch == int(np.mean(curves, 0).argmax()) + 1
+    assert load_head(next((out / "weights").glob("*/cv")))[1].epoch == epoch
 
 
 def nan_feature(x, expr, au):
@@ -200,60 +201,55 @@ def test_evaluate_scores_a_run_a_head_and_the_training_split(data, tmp_path, cap
     out = tmp_path / "run"
     assert main(words("train", data, out, "--num-seeds", "2")) == 0
     capsys.readouterr()
-    base = ["evaluate", "--bank", str(data / "bank"), "--labels", str(data), "--device", "cpu"]
-    assert main([*base, "--run", str(out), "--out", str(tmp_path / "judged")]) == 0
+
+    # A run: all its heads
+    assert main(judge(out, data, "--out", str(tmp_path / "judged"))) == 0
     text = capsys.readouterr().out
     assert "over 2 seeds" in text
     assert "Happiness" in text
     judged = json.loads((tmp_path / "judged" / "metrics.json").read_text())
-    recorded = scores_of(out)["heads"]
-    assert {head["id"]: head["score"]["headline"] for head in judged["heads"]} == {
-        name: about["scores"]["last"]["headline"] for name, about in recorded.items()
-    }
+    again = {head["id"]: head["score"]["headline"] for head in judged["heads"]}
+    recorded = scores_of(out)["heads"].items()
+    assert again == {name: about["scores"]["last"]["headline"] for name, about in recorded}
+
+    # One head, on either split
     head = next((out / "weights").glob("*/best"))
-    assert main([*base, "--run", str(head), "--split", "train"]) == 0
+    assert main(judge(head, data, "--split", "train")) == 0
     assert "trained on" in capsys.readouterr().out
-    assert main([*base, "--run", str(head)]) == 0
+    assert main(judge(head, data)) == 0
     text = capsys.readouterr().out
     assert "snapshot best of 1 head(s)" in text
     assert "optimistic there" in text
-    assert main([*base, "--run", str(out), "--out", str(out)]) == 2
+
+    # Never into a run folder
+    assert main(judge(out, data, "--out", str(out))) == 2
     assert "is a run folder" in capsys.readouterr().err
 
 
 def test_evaluate_needs_no_split_but_the_one_it_judges_and_says_when_the_gpu_is_full(
     data, tmp_path, monkeypatch, capsys
 ):
+    # Labels of the validation split alone
     assert main(words("train", data, tmp_path / "run")) == 0
-    table = pq.read_table(data / "labels" / "expr.parquet")
-    pq.write_table(
-        table.filter(pc.field("split").cast(pa.string()) == "validation"), tmp_path / "expr.parquet"
-    )
+    table, labels = pq.read_table(data / "labels" / "expr.parquet"), tmp_path / "expr.parquet"
+    pq.write_table(table.filter(pc.field("split").cast(pa.string()) == "validation"), labels)
     capsys.readouterr()
-    command = [
-        "evaluate",
-        "--bank",
-        str(data / "bank"),
-        "--labels",
-        str(tmp_path / "expr.parquet"),
-        "--run",
-        str(tmp_path / "run"),
-        "--device",
-        "cpu",
-    ]
+    command = judge(tmp_path / "run", data, "--labels", str(labels))
     assert main(command) == 0
     assert "EXPR validation" in capsys.readouterr().out
     assert main([*command, "--split", "train"]) == 2
     assert "no frame of expr train" in capsys.readouterr().err
-    monkeypatch.setattr(
-        "raffect.evaluation.evaluate.read_rows",
-        lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")),
-    )
+
+    def fill(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("raffect.evaluation.evaluate.read_rows", fill)
     assert main(command) == 2
     assert "out of GPU memory" in capsys.readouterr().err
 
 
 def test_evaluate_refuses_features_of_another_encoder_and_damaged_heads(data, tmp_path, capsys):
+    # A bank of another encoder
     out = tmp_path / "run"
     assert main(words("train", data, out)) == 0
     other = tmp_path / "other"
@@ -263,6 +259,8 @@ def test_evaluate_refuses_features_of_another_encoder_and_damaged_heads(data, tm
     base = ["evaluate", "--labels", str(data), "--run", str(out), "--device", "cpu"]
     assert main([*base, "--bank", str(other / "bank")]) == 2
     assert "another encoder" in capsys.readouterr().err
+
+    # A flipped bit in the weights, a card of nothing, no card
     head = next((out / "weights").glob("*/last/head.safetensors"))
     content = bytearray(head.read_bytes())
     content[-1] ^= 1
@@ -276,54 +274,43 @@ def test_evaluate_refuses_features_of_another_encoder_and_damaged_heads(data, tm
     assert "no head in weights" in capsys.readouterr().err
 
 
-SLOW = [
-    "--epochs",
-    "200",
-    "--head.width",
-    "64",
-    "--head.depth",
-    "2",
-    "--device",
-    "cpu",
-    "--threads",
-    "1",
-]
+SLOW = "--epochs 200 --head.width 64 --head.depth 2 --device cpu --threads 1"
+SAVE_EVERY_EPOCH = """
+import sys
+from functools import partial
+import raffect.training.train as train
+from raffect.cli import main
+train.BatchJob = partial(train.BatchJob, save_every_s=0.0)
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(data, tmp_path):
     """SIGKILL at a moment that depends on the machine, wherever in an epoch that is."""
-    command = [
-        "train",
-        "paper",
-        "--task",
-        "expr",
-        "--bank",
-        str(data / "bank"),
-        "--labels",
-        str(data),
-        *SLOW,
-    ]
-    script = "import sys, raffect.training.train as t; from functools import partial; t.BatchJob = partial(t.BatchJob, save_every_s=0.0); from raffect.cli import main; sys.exit(main(sys.argv[1:]))"
+    bank = ["--bank", str(data / "bank"), "--labels", str(data)]
+    command = ["train", "paper", "--task", "expr", *bank, *SLOW.split(), "--out"]
+    half, straight = tmp_path / "killed", tmp_path / "straight"
+
+    # Killed as soon as there is something to go on from
     killed = subprocess.Popen(
-        [sys.executable, "-c", script, *command, "--out", str(tmp_path / "killed")],
+        [sys.executable, "-c", SAVE_EVERY_EPOCH, *command, str(half)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    state = tmp_path / "killed" / "state"
+    state = half / "state"
     deadline = time.monotonic() + 120
     while not list(state.glob("*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert list(state.glob("*.safetensors")), "killed before the first save"
-    assert not list((tmp_path / "killed" / "weights").rglob("*")), "killed too late"
-    assert main([*command, "--out", str(tmp_path / "killed")]) == 0
-    assert main([*command, "--out", str(tmp_path / "straight")]) == 0
-    for file in (tmp_path / "straight" / "weights").rglob("head.safetensors"):
-        assert (
-            file.read_bytes()
-            == (tmp_path / "killed" / file.relative_to(tmp_path / "straight")).read_bytes()
-        )
+    assert not list((half / "weights").rglob("*")), "killed too late"
+
+    # Gone on with, it has the weights of a run that was not disturbed
+    assert main([*command, str(half)]) == 0
+    assert main([*command, str(straight)]) == 0
+    for file in (straight / "weights").rglob("head.safetensors"):
+        assert file.read_bytes() == (half / file.relative_to(straight)).read_bytes()
     assert not list(state.glob("*.safetensors"))
 
 
@@ -331,15 +318,12 @@ def test_workers_of_ray_train_give_the_result_of_one_process(data, tmp_path, loc
     more = ["--batch-size", "16", "--epochs", "2"]
     assert main(words("train", data, tmp_path / "two", *more, "--num-workers", "2")) == 0
     assert main(words("train", data, tmp_path / "one", *more)) == 0
-    (one, two) = (
-        json.loads(next((tmp_path / name / "heads").glob("*.json")).read_text())
-        for name in ("one", "two")
-    )
+    files = (next((tmp_path / name / "heads").glob("*.json")) for name in ("one", "two"))
+    one, two = (json.loads(file.read_text()) for file in files)
     assert (one["trained_by"]["num_workers"], two["trained_by"]["num_workers"]) == (1, 2)
     assert one["curve"]["train_loss"] == pytest.approx(two["curve"]["train_loss"], rel=1e-4)
-    assert one["scores"]["last"]["headline"] == pytest.approx(
-        two["scores"]["last"]["headline"], abs=0.02
-    )
+    scores = [record["scores"]["last"]["headline"] for record in (one, two)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.02)
 
 
 def test_a_stream_learns_from_every_row_once_an_epoch_in_an_order_of_its_own(
@@ -347,6 +331,8 @@ def test_a_stream_learns_from_every_row_once_an_epoch_in_an_order_of_its_own(
 ):
     assert main(words("train", data, tmp_path / "run", "--stream", "always", *LEARN)) == 0
     assert scores_of(tmp_path / "run")["settings"][0]["scores"]["last"]["mean"] > 0.4
+
+    # Rows of epoch 0, of epoch 1, and of epoch 0 again
     index = open_dataset(data / "bank", data, "expr").splits["train"]
     stream = RayStream(index, EXPR, batch_size=10, seed=3, window_rows=100)
     epochs = [
@@ -358,6 +344,8 @@ def test_a_stream_learns_from_every_row_once_an_epoch_in_an_order_of_its_own(
     )
     assert np.array_equal(features[0], features[2])
     assert not np.array_equal(features[0], features[1])
+
+    # Each has every row of the split once, with its label
     expected = index.read()
     order = np.lexsort(expected.T)
     for x, y in zip(features[:2], labels[:2], strict=True):
@@ -393,10 +381,8 @@ def test_a_flipped_byte_in_a_shard_never_trains_into_a_head(
     content[len(content) // 2] ^= 2
     shard.write_bytes(content)
     assert main(words("train", tmp_path / "data", tmp_path / "run", "--stream", stream)) == 2
-    assert (
-        "000003.parquet: not the file that was committed (SHA-256 differs)"
-        in capfd.readouterr().err
-    )
+    fault = "000003.parquet: not the file that was committed (SHA-256 differs)"
+    assert fault in capfd.readouterr().err
     assert not list((tmp_path / "run").glob("heads/*"))
 
 
@@ -407,25 +393,13 @@ def test_a_flipped_byte_in_a_shard_is_never_judged_on(data, tmp_path, capsys):
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 2
         shard.write_bytes(content)
-    assert (
-        main(
-            [
-                "evaluate",
-                "--run",
-                str(tmp_path / "run"),
-                "--bank",
-                str(tmp_path / "data" / "bank"),
-                "--labels",
-                str(tmp_path / "data"),
-            ]
-        )
-        == 2
-    )
+    assert main(judge(tmp_path / "run", tmp_path / "data")) == 2
     assert "not the file that was committed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("harm", ["not extracted", "truncated", "gone"])
-def test_an_incomplete_bank_is_refused_or_said_with_every_score(data, tmp_path, capsys, harm):
+def test_an_incomplete_bank_is_refused_or_named_with_every_score(data, tmp_path, capsys, harm):
+    # A bank that lacks shard 3
     shutil.copytree(data, tmp_path / "data")
     bank, run = Bank(tmp_path / "data" / "bank"), tmp_path / "run"
     if harm == "not extracted":
@@ -434,56 +408,43 @@ def test_an_incomplete_bank_is_refused_or_said_with_every_score(data, tmp_path, 
         os.truncate(bank.shard_path(3), 100)
     else:
         bank.shard_path(3).unlink()
+    # Refused, and with --allow-incomplete named with every score
     command = words("train", tmp_path / "data", run, "--num-seeds", "2")
-    judge = [
-        "evaluate",
-        "--run",
-        str(run),
-        "--bank",
-        str(bank.path),
-        "--labels",
-        str(tmp_path / "data"),
-    ]
+    lacking = "24 of 320 train frames and 40 of 160 validation frames"
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert re.search(
-        r"24 of 320 train frames and 40 of 160 validation frames are planned and not there.*--allow-incomplete",
-        error,
-    )
+    assert re.search(rf"{lacking} are planned and not there.*--allow-incomplete", error)
     assert not run.exists()
     assert main([*command, "--allow-incomplete"]) == 0
-    mark = "[INCOMPLETE BANK, it lacks 24 of 320 train frames and 40 of 160 validation frames]"
-    scores = [
-        line
-        for line in capsys.readouterr().out.splitlines()
-        if "macro F1" in line and "chance" not in line
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    scores = [line for line in lines if "macro F1" in line and "chance" not in line]
     assert len(scores) == 2
-    assert all(line.endswith(mark) for line in scores)
-    assert all(
-        json.loads(file.read_text())["incomplete"]
-        == "24 of 320 train frames and 40 of 160 validation frames"
-        for file in (run / "heads").glob("*.json")
-    )
-    assert main(judge) == 2
+    assert all(line.endswith(f"[INCOMPLETE BANK, it lacks {lacking}]") for line in scores)
+    for file in (run / "heads").glob("*.json"):
+        assert json.loads(file.read_text())["incomplete"] == lacking
+
+    # The same for evaluation
+    evaluate = judge(run, tmp_path / "data")
+    assert main(evaluate) == 2
     assert "40 of 160 validation frames are planned and not there" in capsys.readouterr().err
-    assert main([*judge, "--allow-incomplete"]) == 0
+    assert main([*evaluate, "--allow-incomplete"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"macro F1 .*\[INCOMPLETE BANK, it lacks 40 of 160 validation frames\]", text)
     assert "trained on an incomplete bank, which lacked 24 of 320 train frames" in text
+
+    # And for the report
     assert main(["report", "--runs", str(run)]) == 0
-    rows = [
-        line
-        for line in (run / "report.md").read_text().splitlines()
-        if line.startswith("|") and "val-" in line
-    ]
+    lines = (run / "report.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("|") and "val-" in line]
     assert len(rows) == 2
     assert all("INCOMPLETE BANK" in row for row in rows)
 
 
-def test_frames_without_an_image_are_a_count_and_no_incomplete_bank(data, tmp_path, capsys):
+def test_frames_without_an_image_are_counted_and_the_bank_is_complete(data, tmp_path, capsys):
+    # Labels of 50 frames of a video that nobody planned
     shutil.copytree(data, tmp_path / "data")
-    labels = read_labels(tmp_path / "data" / "labels" / "expr.parquet")
+    file = tmp_path / "data" / "labels" / "expr.parquet"
+    labels = read_labels(file)
     more = pa.table(
         {
             "video": ["nowhere"] * 50,
@@ -493,18 +454,38 @@ def test_frames_without_an_image_are_a_count_and_no_incomplete_bank(data, tmp_pa
         }
     )
     plain = labels.replace_schema_metadata(None).cast(more.schema)
-    write_table(
-        pa.concat_tables([plain, more]),
-        tmp_path / "data" / "labels" / "expr.parquet",
-        {"task": "expr", "synthetic": "true"},
-    )
+    table = pa.concat_tables([plain, more])
+    write_table(table, file, {"task": "expr", "synthetic": "true"})
+
+    # A line says so, and the facts
     assert main(words("train", tmp_path / "data", tmp_path / "run")) == 0
     text = capsys.readouterr().out
     assert "EXPR train: 50 of 370 labelled frames have no image that can be read" in text
     assert "INCOMPLETE" not in text
     facts = RunFolder(tmp_path / "run").read_run().data
-    assert (
-        facts.splits["train"].no_image,
-        facts.splits["train"].not_extracted,
-        facts.incomplete,
-    ) == (50, 0, "")
+    train = facts.splits["train"]
+    assert (train.no_image, train.not_extracted, facts.incomplete) == (50, 0, "")
+
+
+def test_a_linear_probe_on_normalised_features_is_trained_and_judged(data, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "judged"
+    more = ["--head.depth", "0", "--head.normalise", "l2", "--loss.alpha", "1", "--epochs", "30"]
+    assert main(words("train", data, run, *more, "--optim.lr", "0.05")) == 0
+    (about,) = scores_of(run)["heads"].values()
+    (folder,) = run.glob("weights/*/last")
+    head, card = load_head(folder)
+    shape = {"dim": DIM, "width": 0, "depth": 0, "outputs": 8}
+    assert card.head == {"kind": "mlp", **shape, "normalise": "l2"}
+    labels = read_labels(data / "labels" / "expr.parquet")
+    validation = read_features(Bank(data / "bank"), labels, EXPR, "validation")
+    x = torch.from_numpy(validation.x).float()
+    assert torch.allclose(head(x), head(3 * x), atol=1e-4)
+    predicted, true = head(x).argmax(1).numpy(), validation.y[:, 0]
+    expected = f1_score(true, predicted, labels=range(8), average="macro", zero_division=0)
+    assert about["scores"]["last"]["headline"] == pytest.approx(expected, abs=1e-9)
+    assert expected > 0.4
+    judge = ["evaluate", "--run", str(run), "--bank", str(data / "bank"), "--labels", str(data)]
+    assert main([*judge, "--out", str(out), "--device", "cpu"]) == 0
+    judged = json.loads((out / "metrics.json").read_text())
+    assert judged["heads"][0]["score"]["headline"] == pytest.approx(expected, abs=1e-9)
+    capsys.readouterr()
