@@ -1,4 +1,4 @@
-"""What `chaos.py` disturbs: how each job is run, how far it is, and what must be true of it once it is finished."""
+"""The jobs that `chaos.py` disturbs: how each is run, how far it is, how its result is checked."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tools import flags
 
 SHARD_ROWS = 64
 EPOCHS = 12
+STABLE = ("plan", "shards", "rejects", "commits")
+"""Folders of a bank whose bytes must not depend on what happened on the way."""
 
 
 class Extract:
@@ -36,52 +39,29 @@ class Extract:
     )
 
     def __init__(self, folder: Path, frames: int, seed: int) -> None:
-        self.manifest = folder / "data" / "manifest.parquet"
-        cli("synth", "--out", folder / "faces", "--frames", frames, "--seed", seed)
-        edition = next(
-            path
-            for path in (folder / "faces").iterdir()
-            if path.name != "cropped_aligned" and path.is_dir()
-        )
-        cli(
-            "prepare",
-            "--images",
-            folder / "faces" / "cropped_aligned",
-            "--annotations",
-            edition,
-            "--out",
-            folder / "data",
-        )
+        # Drawn faces
+        faces, data = folder / "faces", folder / "data"
+        cli("synth", *flags(out=faces, frames=frames, seed=seed))
+        images = faces / "cropped_aligned"
+        edition = next(path for path in faces.iterdir() if path != images and path.is_dir())
+        cli("prepare", *flags(images=images, annotations=edition, out=data))
+
+        # What a finished bank must hold
+        self.manifest = data / "manifest.parquet"
         table = pq.read_table(self.manifest, columns=["video", "frame"])
         self.wanted = keys_of(table)
         self.size = -(-len(table) // SHARD_ROWS)
         self.whole: dict[str, str] = {}
 
     def words(self, out: Path) -> list[str]:
-        encoder = [
-            "--encoder.model",
-            "raffect-faces",
-            "--encoder.weights",
-            "embedded",
-            "--gpus-per-actor",
-            "0",
-            "--num-actors",
-            "2",
-        ]
-        return [
-            "extract",
-            "--manifest",
-            str(self.manifest),
-            "--bank",
-            str(out),
-            "--shard-rows",
-            str(SHARD_ROWS),
-            *encoder,
-        ]
+        """The command."""
+        data = flags(manifest=self.manifest, bank=out, shard_rows=SHARD_ROWS)
+        encoder = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
+        return ["extract", *data, *encoder, *flags(gpus_per_actor=0, num_actors=2)]
 
     def done(self, out: Path) -> dict[str, int]:
         """Finished shards and when their record was written."""
-        return stamps(out / "commits")
+        return times_of(out / "commits")
 
     def reached(self, out: Path) -> float:
         """Share of the work that is done."""
@@ -89,7 +69,7 @@ class Extract:
 
     def learn(self, out: Path) -> None:
         """Take a run as the undisturbed one."""
-        self.whole = hashes(out, ("plan", "shards", "rejects", "commits"))
+        self.whole = hashes(out, STABLE)
 
     def check(self, out: Path) -> Counter:
         """What is wrong with a finished bank; read here by pyarrow alone, and by `verify`."""
@@ -97,60 +77,53 @@ class Extract:
         from raffect.bank.verify import verify
         from raffect.datasets.manifest import read_manifest
 
-        found = Counter()
-        for path in sorted(
-            [*(out / "shards").glob("*.parquet"), *(out / "rejects").glob("*.parquet")]
-        ):
-            with contextlib.suppress(
-                pa.ArrowException, OSError
-            ):  # a file that cannot be read has lost its rows
-                found += keys_of(pq.read_table(path, columns=["video", "frame"]))
-        here, extra = hashes(out, ("plan", "shards", "rejects", "commits")), found - self.wanted
-        recorded = {
-            name: sha
-            for path in (out / "commits").glob("*.json")
-            for name, (_, sha) in json.loads(path.read_text())["files"].items()
+        found = read_keys(out)
+        extra = found - self.wanted
+        differ = self._different_files(out)
+        shards = [path.name for path in (out / "shards").iterdir()]
+        verified = verify(Bank(out), read_manifest(self.manifest)).complete
+        counts = {
+            "rows lost": (self.wanted - found).total(),
+            "rows doubled": sum(count for key, count in extra.items() if key in self.wanted),
+            "rows unknown": sum(count for key, count in extra.items() if key not in self.wanted),
+            "shards whose bytes differ": sum(name.startswith("shards/") for name in differ),
+            "files that differ": sum(not name.startswith("shards/") for name in differ),
+            "strangers among shards": sum(not is_shard(name) for name in shards),
+            "banks not verified": int(not verified),
         }
-        differ = {
-            name
-            for name in self.whole.keys() | here.keys()
-            if self.whole.get(name) != here.get(name)
-        } | {name for name, sha in recorded.items() if here.get(name) != sha}
-        return Counter(
-            {
-                "rows lost": (self.wanted - found).total(),
-                "rows doubled": sum(count for key, count in extra.items() if key in self.wanted),
-                "rows unknown": sum(
-                    count for key, count in extra.items() if key not in self.wanted
-                ),
-                "shards whose bytes differ": sum(name.startswith("shards/") for name in differ),
-                "files that differ": sum(not name.startswith("shards/") for name in differ),
-                "strangers among shards": sum(
-                    not re.fullmatch(r"\d{6}\.parquet|\.tmp-.*", path.name)
-                    for path in (out / "shards").iterdir()
-                ),
-                "banks not verified": int(
-                    not verify(Bank(out), read_manifest(self.manifest)).complete
-                ),
-            }
-        )
+        return Counter(counts)
+
+    def _different_files(self, out: Path) -> set[str]:
+        """Files that are not those of the undisturbed run, or not what a commit record names."""
+        here, names = hashes(out, STABLE), set()
+        for name in self.whole.keys() | here.keys():
+            if self.whole.get(name) != here.get(name):
+                names.add(name)
+        for path in (out / "commits").glob("*.json"):
+            for name, (_, sha) in json.loads(path.read_text())["files"].items():
+                if here.get(name) != sha:
+                    names.add(name)
+        return names
 
 
 class Tune:
-    """A sweep of small packs over a bank made first."""
+    """A sweep of small batches of heads over a bank made first."""
 
     titles: ClassVar = {"actor": r"ImplicitFunc|run_trial"}
     signs, step = ("heads/*.json", "state/*", "ray/**/events*"), 0.1
     columns = (
-        "members without a record",
-        "members repeated",
+        "heads without a record",
+        "heads repeated",
         "heads that differ",
         "rows of heads.csv too few or too many",
     )
-    settings = tuple(
-        "tune paper --space loss.alpha=0.1:1:0.1 seed=0:3 --heads-per-trial 2 --epochs 6 --head.width 128 --device cpu --threads 1".split()
-    )  # noqa: SIM905
+    settings: ClassVar = [
+        *("tune", "paper", "--space", "loss.alpha=0.1:1:0.1", "seed=0:3"),
+        *flags(heads_per_trial=2, epochs=6, device="cpu", threads=1),
+        *("--head.width", "128"),
+    ]
     expected = 44
+    """10 alphas and plain ERM, with 4 seeds each."""
 
     def __init__(self, folder: Path, bank: Extract, address: str) -> None:
         self.bank, self.labels, self.size = folder / "bank", bank.manifest.parent, self.expected
@@ -158,21 +131,12 @@ class Tune:
         self.heads: dict[str, str] = {}
 
     def words(self, out: Path) -> list[str]:
-        return [
-            *self.settings,
-            "--task",
-            "expr",
-            "--bank",
-            str(self.bank),
-            "--labels",
-            str(self.labels),
-            "--out",
-            str(out),
-        ]
+        """The command."""
+        return [*self.settings, *flags(task="expr", bank=self.bank, labels=self.labels, out=out)]
 
     def done(self, out: Path) -> dict[str, int]:
-        """Finished members and when their record was written."""
-        return stamps(out / "heads")
+        """Finished heads and when their record was written."""
+        return times_of(out / "heads")
 
     def reached(self, out: Path) -> float:
         """Share of the work that is done."""
@@ -180,71 +144,77 @@ class Tune:
 
     def learn(self, out: Path) -> None:
         """Take a run as the undisturbed one."""
-        self.heads = self._heads(out)
-        if len(self.done(out)) != self.expected:
-            raise SystemExit(
-                f"expected {self.expected} members, the undisturbed run has {len(self.done(out))}"
-            )
+        self.heads, found = self._heads(out), len(self.done(out))
+        if found != self.expected:
+            raise SystemExit(f"expected {self.expected} heads, the undisturbed run has {found}")
 
     def check(self, out: Path) -> Counter:
         """What is wrong with a finished sweep."""
-        here, names = self._heads(out), sorted(path.stem for path in (out / "heads").glob("*.json"))
+        # Records, and rows of the table
+        names = Counter(path.stem for path in (out / "heads").glob("*.json"))
         with (out / "heads.csv").open() as file:
             rows = Counter(row["id"] for row in csv.DictReader(file))
-        return Counter(
-            {
-                "members without a record": self.expected - len(names),
-                "heads that differ": sum(
-                    self.heads.get(name) != here.get(name)
-                    for name in self.heads.keys() | here.keys()
-                ),
-                "rows of heads.csv too few or too many": (rows - Counter(names)).total()
-                + (Counter(names) - rows).total(),
-            }
-        )
+        # Weights
+        here = self._heads(out)
+        files = self.heads.keys() | here.keys()
+        counts = {
+            "heads without a record": self.expected - len(names),
+            "heads that differ": sum(self.heads.get(name) != here.get(name) for name in files),
+            "rows of heads.csv too few or too many": ((rows - names) + (names - rows)).total(),
+        }
+        return Counter(counts)
 
     @staticmethod
     def _heads(out: Path) -> dict[str, str]:
-        return {
-            str(path.relative_to(out)): sha256(path)
-            for path in (out / "weights").rglob("*.safetensors")
-        }
+        files = (out / "weights").rglob("*.safetensors")
+        return {str(path.relative_to(out)): sha256(path) for path in files}
 
 
 class Train(Tune):
     """Two heads on two workers of Ray Train."""
 
     titles: ClassVar = {"worker": "TrainController", "actor": "RayTrainWorker"}
-    settings = tuple(
-        f"train paper --num-seeds 2 --num-workers 2 --epochs {EPOCHS} --head.width 128 --device cpu --threads 1".split()
-    )
+    settings: ClassVar = [
+        *("train", "paper", "--head.width", "128"),
+        *flags(num_seeds=2, num_workers=2, epochs=EPOCHS, device="cpu", threads=1),
+    ]
     expected = 2
 
     def reached(self, out: Path) -> float:
         """Share of the epochs that are trained."""
         try:
-            return json.loads((out / "state" / "progress.json").read_text())[0] / EPOCHS
+            return json.loads((out / "state" / "progress.json").read_text())["epoch"] / EPOCHS
         except (OSError, ValueError):
             return super().reached(out)
 
 
 def cli(*words: object) -> None:
     """A command that must succeed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "raffect.cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1200,
-    )
+    command = [sys.executable, "-m", "raffect.cli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
     if done.returncode:
-        raise SystemExit(
-            f"raffect {words[0]} failed with status {done.returncode}:\n{done.stdout}{done.stderr}"
-        )
+        failed = f"raffect {words[0]} failed with status {done.returncode}"
+        raise SystemExit(f"{failed}:\n{done.stdout}{done.stderr}")
 
 
 def keys_of(table: pa.Table) -> Counter:
+    """How often each (video, frame) stands in a table."""
     return Counter(zip(table["video"].to_pylist(), table["frame"].to_pylist(), strict=True))
+
+
+def read_keys(bank: Path) -> Counter:
+    """Keys of all shards and rejects; a file that cannot be read has lost its rows."""
+    found = Counter()
+    for folder in ("shards", "rejects"):
+        for path in sorted((bank / folder).glob("*.parquet")):
+            with contextlib.suppress(pa.ArrowException, OSError):
+                found += keys_of(pq.read_table(path, columns=["video", "frame"]))
+    return found
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of this name may lie among shards."""
+    return re.fullmatch(r"\d{6}\.parquet|\.tmp-.*", name) is not None
 
 
 def sha256(path: Path) -> str:
@@ -253,15 +223,13 @@ def sha256(path: Path) -> str:
 
 def hashes(out: Path, folders: tuple[str, ...]) -> dict[str, str]:
     """Every visible file of some folders."""
-    return {
-        str(path.relative_to(out)): sha256(path)
-        for folder in folders
-        for path in sorted((out / folder).glob("*"))
-        if not path.name.startswith(".tmp-")
-    }
+    files = [path for folder in folders for path in sorted((out / folder).glob("*"))]
+    visible = [path for path in files if not path.name.startswith(".tmp-")]
+    return {str(path.relative_to(out)): sha256(path) for path in visible}
 
 
-def stamps(folder: Path) -> dict[str, int]:
+def times_of(folder: Path) -> dict[str, int]:
+    """When each record of a folder was written, in nanoseconds."""
     found = {}
     for path in folder.glob("*.json"):
         with contextlib.suppress(FileNotFoundError):

@@ -34,44 +34,48 @@ def _naive_read_commits(self):
 
 Bank.read_commits = _naive_read_commits
 """
+"""Code behind `raffect.bank.format` that makes its bank a careless one."""
+PROBE = """
+import ray, raffect, sys
+
+ray.init(address=sys.argv[1], logging_level="ERROR")
+of_worker = ray.remote(lambda: __import__("raffect").__file__).remote()
+print(raffect.__file__, ray.get(of_worker))
+"""
+FOR_RAY = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": "120",
+}
+# A node that was removed is to be missed within seconds, and no worker is to be started before a
+# task needs it.
+SYSTEM = {
+    "health_check_initial_delay_ms": 2000,
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 5,
+    "prestart_worker_first_driver": False,
+}
 
 
 class Nodes:
     """A Ray cluster on this machine whose nodes come and go."""
 
     def __init__(self, num_nodes: int, package: Path, folder: Path) -> None:
-        # Before Ray is imported; raylets and workers inherit it. Ray's own folder is ours, so that nobody else finds this cluster by `auto`.
-        os.environ |= {
-            "PYTHONPATH": str(package),
-            "RAY_TMPDIR": str(folder),
-            "RAY_AUTH_MODE": "disabled",
-        }
-        os.environ |= {
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_raylet_start_wait_time_s": "120",
-        }
+        # Before Ray is imported; raylets and workers inherit it. Ray's folder is our own, so that
+        # `auto` elsewhere on this machine does not find this cluster.
+        os.environ |= {"PYTHONPATH": str(package), "RAY_TMPDIR": str(folder)} | FOR_RAY
         from ray.cluster_utils import Cluster
 
+        head = {"num_cpus": 2, "include_dashboard": False, "_system_config": SYSTEM}
         self._node = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False}
-        # A node that was removed is to be missed within seconds, and no worker is to be started that nobody asked for.
-        settings = {
-            "health_check_initial_delay_ms": 2000,
-            "health_check_period_ms": 1000,
-            "health_check_failure_threshold": 5,
-            "prestart_worker_first_driver": False,
-        }
-        self._cluster = Cluster(
-            initialize_head=True,
-            shutdown_at_exit=False,
-            head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": settings},
-        )
+        self._cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)
         for _ in range(num_nodes):
             self.add()
         self.address = self._cluster.address
 
     def add(self) -> None:
-        """One more node; a loaded machine may miss Ray's 30 s for it once."""
+        """One more node; on a loaded machine a start may once take longer than Ray's 30 s."""
         try:
             self._cluster.add_node(**self._node)
         except Exception as error:
@@ -87,13 +91,12 @@ class Nodes:
 
     def workers(self) -> list[tuple[int, str]]:
         """Ray's workers on all nodes, by process and title."""
-        below = [tree(self._pid(node)) for node in self._cluster.list_all_nodes()]
-        return [
-            (pid, title.removeprefix("ray::"))
-            for processes in below
-            for pid, (title, _) in processes.items()
-            if title.startswith("ray::")
-        ]
+        found = []
+        for node in self._cluster.list_all_nodes():
+            for pid, (title, _) in tree(self._pid(node)).items():
+                if title.startswith("ray::"):
+                    found.append((pid, title.removeprefix("ray::")))
+        return found
 
     def __len__(self) -> int:
         return len(self._cluster.worker_nodes)
@@ -107,25 +110,20 @@ class Nodes:
 
 
 def choose_package(folder: Path, naive: bool) -> Path:
-    """Where drivers and workers find raffect: this tree's, or a copy whose bank is written carelessly."""
+    """Where drivers and workers find raffect: this tree, or a copy with a careless bank."""
     if not naive:
         return ROOT
-    shutil.copytree(ROOT / "raffect", folder / "naive" / "raffect")
-    with (folder / "naive" / "raffect" / "data" / "bank.py").open("a") as file:
+    package = folder / "naive"
+    shutil.copytree(ROOT / "raffect", package / "raffect")
+    with (package / "raffect" / "bank" / "format.py").open("a") as file:
         file.write(NAIVE)
-    return folder / "naive"
+    return package
 
 
 def probe(nodes: Nodes, package: Path, folder: Path) -> None:
-    """Drivers and workers must run the code that is to be tried."""
-    code = "import ray, raffect, sys; ray.init(address=sys.argv[1], logging_level='ERROR')\nprint(raffect.__file__, ray.get(ray.remote(lambda: __import__('raffect').__file__).remote()))"
-    out = subprocess.run(
-        [sys.executable, "-c", code, nodes.address],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        timeout=300,
-    )
+    """Check that drivers and workers run the code that is to be tried."""
+    command = [sys.executable, "-c", PROBE, nodes.address]
+    quiet = {"capture_output": True, "text": True, "timeout": 300}
+    out = subprocess.run(command, check=False, cwd=folder, **quiet)
     if out.stdout.split() != [str(package / "raffect" / "__init__.py")] * 2:
         raise SystemExit(f"driver and worker import {out.stdout}, not {package}\n{out.stderr}")

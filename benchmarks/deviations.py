@@ -1,28 +1,51 @@
-"""Each point where paper and released code part ways, and each usual alternative, changed one at a time from the paper's recipe.
+"""Each point where paper and released code differ, and each usual alternative, one at a time.
 
-    python benchmarks/deviations.py --bank BANK --labels DATA --out RUN [--seeds 5] [--tasks expr au]
+    python benchmarks/deviations.py --bank BANK --labels DATA --out RUN [--tasks expr au]
 
-Members of one seed share weights, frames and dropout masks, so the column "against paper" is a paired difference: its mean over
-seeds and the standard error of that mean. Prints the tables of docs/reproduce.md.
+Every change is made to the paper's recipe alone. Heads of one seed share weights, frames and
+dropout masks, so the column "against paper" is a paired difference: its mean over seeds and the
+standard error of that mean. Prints the tables of docs/reproduce.md.
 """
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tools import new_parser, print_header, print_row
 
 from raffect.config import TrainConfig
 from raffect.progress import Progress
-from raffect.recipe import find_recipe, plain, read_recipe, with_settings
-from raffect.runs.data import open_dataset
-from raffect.runs.folder import Member, RunFolder
-from raffect.runs.scores import short, trivial_text
-from raffect.training.job import plan_batches, run_batch
+from raffect.recipe import Recipe, find_recipe, plain, read_recipe, with_settings
+from raffect.runs.data import Dataset, open_dataset
+from raffect.runs.folder import RunFolder, find_records
+from raffect.runs.records import HeadRecord, PlannedHead
+from raffect.runs.scores import chance_text, short
+from raffect.training.job import BatchJob, plan_batches, run_batch
 from raffect.training.train import count_steps
 
-RELEASED = read_recipe(find_recipe("released"))
-VARIANTS = {
+HEADS_A_BATCH = 10
+Settings = Mapping[str, Any]
+
+
+def read_shipped(name: str) -> dict[str, Any]:
+    """Settings of a recipe that comes with raffect, but for its epochs."""
+    found = read_recipe(find_recipe(name))
+    return {setting: value for setting, value in found.items() if setting != "epochs"}
+
+
+ERM = {"loss.alpha": 1.0, "sam.rho": 0.0}
+WEIGHTED = ERM | {"loss.weighting": "inverse"}
+RELEASED = {
+    name: value
+    for name, value in read_shipped("released").items()
+    if name in ("loss.alpha", "sam.rho", "sam.independent_dropout") or name.startswith("optim.")
+}
+VARIANTS: dict[str, Settings] = {
     "paper": {},
     "alpha 0.5 (released)": {"loss.alpha": 0.5},
     "alpha 1, SAM kept": {"loss.alpha": 1.0},
@@ -41,42 +64,27 @@ VARIANTS = {
     "logit adjustment 1": {"loss.logit_adjustment": 1.0},
     "inverse class weights": {"loss.weighting": "inverse"},
     "effective-number class weights": {"loss.weighting": "effective"},
-    "recipe erm: alpha 1, no SAM": {"loss.alpha": 1.0, "sam.rho": 0.0},
-    "recipe weighted: erm + inverse weights": {
-        "loss.alpha": 1.0,
-        "sam.rho": 0.0,
-        "loss.weighting": "inverse",
-    },
-    "erm + logit adjustment 1": {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.logit_adjustment": 1.0},
-    "recipe released": {
-        name: value
-        for name, value in RELEASED.items()
-        if name in ("loss.alpha", "sam.rho", "sam.independent_dropout") or name.startswith("optim.")
-    },
+    "recipe erm: alpha 1, no SAM": ERM,
+    "recipe weighted: erm + inverse weights": WEIGHTED,
+    "erm + logit adjustment 1": ERM | {"loss.logit_adjustment": 1.0},
+    "recipe released": RELEASED,
 }
-AU_VARIANTS = {
+AU_VARIANTS: dict[str, Settings] = {
     "paper": {},
     "tail over frames, not units": {"loss.tail_over": "frames"},
     "alpha 0.5 (released)": {"loss.alpha": 0.5},
     "rho 0, no SAM": {"sam.rho": 0.0},
     "inverse unit weights": {"loss.weighting": "inverse"},
-    "recipe erm: alpha 1, no SAM": {"loss.alpha": 1.0, "sam.rho": 0.0},
-    "recipe weighted: erm + inverse weights": {
-        "loss.alpha": 1.0,
-        "sam.rho": 0.0,
-        "loss.weighting": "inverse",
-    },
-    "recipe released": VARIANTS["recipe released"],
+    "recipe erm: alpha 1, no SAM": ERM,
+    "recipe weighted: erm + inverse weights": WEIGHTED,
+    "recipe released": RELEASED,
 }
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--bank", type=Path, required=True)
-    parser.add_argument("--labels", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+def main() -> None:
+    parser = new_parser(__doc__)
+    for name in ("--bank", "--labels", "--out"):
+        parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=32)
     parser.add_argument("--tasks", nargs="+", default=["expr", "au"])
@@ -85,79 +93,70 @@ def main():
         study(options, task, VARIANTS if task == "expr" else AU_VARIANTS)
 
 
-def study(options, task, variants):
-    config = TrainConfig(
-        task=task,
-        epochs=options.epochs,
-        bank=options.bank,
-        labels=options.labels,
-        out=options.out / task,
-    )
-    base = with_settings(
-        plain(config),
-        {
-            name: value
-            for name, value in read_recipe(find_recipe("paper")).items()
-            if name != "epochs"
-        },
-    )
-    dataset = open_dataset(config.bank, config.labels, task)
+def study(options: argparse.Namespace, task: str, variants: Mapping[str, Settings]) -> None:
+    """Train every variant of a task with every seed, and print its table."""
+    # Heads by variant
+    bank, labels, out = options.bank, options.labels, options.out / task
+    config = TrainConfig(task=task, epochs=options.epochs, bank=bank, labels=labels, out=out)
+    base, seeds = with_settings(plain(config), read_shipped("paper")), range(options.seeds)
+    heads = {name: plan_heads(base, settings, seeds) for name, settings in variants.items()}
+
+    # Those that have no record yet, in batches; one that is under way goes on
+    dataset = open_dataset(bank, labels, task)
     folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)
-    members = {
-        name: [
-            Member(with_settings(base, {**settings, "seed": seed})) for seed in range(options.seeds)
-        ]
-        for name, settings in variants.items()
+    every = [head for group in heads.values() for head in group]
+    batches = plan_batches(folder, every, HEADS_A_BATCH, one_seed=False)
+    steps = sum(count_steps(dataset, batch) for batch in batches)
+    with Progress(task, steps, "head-steps") as progress:
+        for batch in batches:
+            job = BatchJob(config=config, heads=tuple(batch), save_heads=False)
+            run_batch(job, dataset, on_step=partial(progress.advance, len(batch)))
+
+    records = {
+        name: find_records(folder, [head.id for head in group]) for name, group in heads.items()
     }
-    every = [member for group in members.values() for member in group]
-    packs = plan_batches(folder, every, 10, one_seed=False)
-    with Progress(
-        task, sum(count_steps(dataset, pack) for pack in packs), "head-steps"
-    ) as progress:
-        for pack in packs:
-            run_batch(
-                config,
-                dataset,
-                folder,
-                pack,
-                on_step=partial(progress.advance, len(pack)),
-                save_heads=False,
-            )
-    report(folder, members, dataset)
+    report(dataset, records)
 
 
-def report(folder, members, dataset):
-    scores = {
-        name: [folder.read_record(member.id)["scores"] for member in group]
-        for name, group in members.items()
-    }
-    paper = np.array([score["last"]["macro_f1"] for score in scores["paper"]])
-    trivial = folder.read_record(members["paper"][0].id)["trivial"]
-    facts = dataset.facts
-    print(
-        f"\n{facts['task'].upper()}: train {facts['train']['frames']:,} frames of {facts['train']['videos']} videos, validation {facts['validation']['frames']:,} of {facts['validation']['videos']}; {len(paper)} seeds; trivial {trivial_text(trivial)}; caveat: {facts['caveat']}\n"
-    )
-    print(
-        "| change | val-last ± sd | against paper ± se | val-best (optimistic) |\n|---|---|---|---|"
-    )
-    for name, found in scores.items():
-        if any("last" not in score for score in found):
-            print(
-                f"| {name} | {sum('last' not in score for score in found)} of {len(found)} diverged | - | - |"
-            )
+def plan_heads(base: Recipe, settings: Settings, seeds: range) -> list[PlannedHead]:
+    """One head a seed."""
+    return [PlannedHead(with_settings(base, {**settings, "seed": seed})) for seed in seeds]
+
+
+def report(dataset: Dataset, records: Mapping[str, list[HeadRecord]]) -> None:
+    """Print what was trained and judged on, and a table with a row a variant."""
+    # Data
+    facts, paper = dataset.facts, records["paper"]
+    train, validation = facts.splits["train"], facts.splits["validation"]
+    on_train = f"train {train.frames:,} frames of {train.groups} {facts.group_name}"
+    on_validation = f"validation {validation.frames:,} of {validation.groups}"
+    chance = f"chance {chance_text(paper[0].chance)}; caveat: {facts.caveat}"
+    title = f"{facts.task.name.upper()}: {on_train}, {on_validation}"
+    print(f"\n{title}; {len(paper)} seeds; {chance}\n")
+
+    # Scores
+    print_header("change", "val-last ± sd", "against paper ± se", "val-best (optimistic)")
+    for name, found in records.items():
+        diverged = sum("last" not in record.scores for record in found)
+        if diverged:
+            print_row(name, f"{diverged} of {len(found)} diverged", "-", "-")
             continue
-        last, best = (
-            np.array([score[key]["macro_f1"] for score in found]) for key in ("last", "best")
-        )
-        gap = last - paper
-        against = (
-            "-"
-            if name == "paper"
-            else f"{gap.mean():+.3f} ± {gap.std(ddof=1) / len(gap) ** 0.5:.3f}"
-        )
-        print(
-            f"| {name} | {short(last.mean())} ± {short(last.std(ddof=1))} | {against} | {short(best.mean())} |"
-        )
+        last, best = scores_of(found, "last"), scores_of(found, "best")
+        spread = f"{short(last.mean())} ± {short(last.std(ddof=1))}"
+        print_row(name, spread, against_paper(found, paper), short(best.mean()))
+
+
+def scores_of(records: list[HeadRecord], snapshot: str) -> np.ndarray:
+    """Headline scores, shape (seeds,)."""
+    return np.array([record.scores[snapshot].headline for record in records])
+
+
+def against_paper(records: list[HeadRecord], paper: list[HeadRecord]) -> str:
+    """Mean and standard error of the paired difference; ``-`` of the paper's heads themselves."""
+    if records is paper or any("last" not in record.scores for record in paper):
+        return "-"
+    gap = scores_of(records, "last") - scores_of(paper, "last")
+    return f"{gap.mean():+.3f} ± {gap.std(ddof=1) / len(gap) ** 0.5:.3f}"
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Where a GPU's time goes: one step of packs, one batch of the encoder, and what single changes to them give.
+"""Where a GPU's time goes, and what single changes give.
 
-    python benchmarks/gpu_profile.py learner [--packs 1 10 50] [--top 12]
+    python benchmarks/gpu_profile.py learner [--batches 1 10 50] [--top 12]
     python benchmarks/gpu_profile.py encoder [--batch 256] [--top 12]
     python benchmarks/gpu_profile.py variants [--batch 256]
-    python benchmarks/gpu_profile.py steps [--packs 1 50]
+    python benchmarks/gpu_profile.py steps [--batches 1 50]
 
-`variants` times builds of the tower and ways to prepare a batch against raffect's own, and the largest
-relative difference of a vector to them; `steps` the learner's step as it is, fused, and
-with products in TF32.
+`learner` profiles one step of batches of heads, `encoder` one batch of pictures. `variants` times
+builds of the tower and ways to prepare a batch against raffect's own, and the largest relative
+difference of a vector to them; `steps` the learner's step as it is, fused, and with products in
+TF32. `ceilings` prints the card's own rates alone, which the others print first.
 """
 
 from __future__ import annotations
@@ -15,23 +16,33 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from raffect.heads.pack import Layout
+from tools import new_parser, print_header, print_row
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from raffect.config import EncoderConfig
 from raffect.datasets.affwild2.tasks import EXPR
-from raffect.encoders.tower import load_encoder
-from raffect.heads.learner import Learner, Rows
+from raffect.encoders.tower import Encoder, load_encoder
+from raffect.heads.head import MlpSpec
+from raffect.heads.learner import Learner
 from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.samples import Samples
 from raffect.recipe import Recipe, find_recipe, read_recipe, with_settings
 
 CUDA = torch.device("cuda")
 DIM, CLASSES, ROWS = 768, 8, 40_000
 MODEL = "ViT-L-14-quickgelu"
+VARIANTS = [
+    *("plain", "silu", "silu-patch", "silu-patch-flash", "quick-compiled"),
+    *("silu-patch-compiled", "silu-patch-bfloat16", "silu-patch-bfloat16-compiled"),
+]
+
+# Clocks
 
 
 def milliseconds(run: Callable[[], object], repeats: int = 20, warm: int = 3) -> float:
@@ -49,70 +60,6 @@ def milliseconds(run: Callable[[], object], repeats: int = 20, warm: int = 3) ->
     return float(np.median(times))
 
 
-def print_ceilings() -> None:
-    one = torch.empty(1 << 30, dtype=torch.uint8, device=CUDA)
-    two = torch.empty_like(one)
-    copied = 2 * one.numel() / milliseconds(lambda: two.copy_(one)) * 1e3
-    rates = {}
-    for name, dtype, tf32 in (
-        ("float16", torch.float16, False),
-        ("bfloat16", torch.bfloat16, False),
-        ("tf32", torch.float32, True),
-        ("float32", torch.float32, False),
-        ("float64", torch.float64, False),
-    ):
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        a = torch.randn(8192, 8192, device=CUDA, dtype=dtype)
-        rates[name] = 2 * 8192**3 / milliseconds(lambda a=a: a @ a, 5, 2) / 1e9
-    torch.backends.cuda.matmul.allow_tf32 = False
-    print(
-        f"{torch.cuda.get_device_name()}; torch {torch.__version__}; cudnn {torch.backends.cudnn.version()}"
-    )
-    print(
-        f"copy {copied / 1e12:.2f} TB/s; product of 8192: "
-        + ", ".join(f"{name} {rate:,.0f} TFLOP/s" for name, rate in rates.items())
-    )
-
-
-def make_learner(members: int, **settings) -> tuple[Learner, Rows]:
-    rng = np.random.default_rng(0)
-    shipped = {
-        name: v for name, v in read_recipe(find_recipe("released")).items() if name != "epochs"
-    }
-    recipes = [
-        with_settings(Recipe(task="expr"), {**shipped, "seed": s, **settings})
-        for s in range(members)
-    ]
-    labels = rng.integers(0, CLASSES, ROWS)
-    x = torch.from_numpy(rng.standard_normal((ROWS, DIM)).astype(np.float16))
-    rows = Rows(
-        x.to(CUDA),
-        torch.from_numpy(labels).to(CUDA),
-        torch.zeros(ROWS, dtype=torch.int64, device=CUDA),
-        1,
-    )
-    prior = loss_kind(EXPR).count_prior(labels)
-    learner = Learner(recipes, Layout(DIM, DIM, 3, CLASSES), prior, CUDA)
-    learner.set_epoch(0)
-    return learner, rows
-
-
-def time_steps(learner: Learner, rows: Rows, steps: int = 300) -> float:
-    """Milliseconds a step, launched one after the other; the shortest of three parts."""
-    epoch = learner.run_resident(rows, 0)
-    for _ in range(10):
-        next(epoch)
-    best = 1e9
-    for _ in range(3):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(steps):
-            next(epoch)
-        torch.cuda.synchronize()
-        best = min(best, (time.perf_counter() - start) / steps * 1e3)
-    return best
-
-
 def show_profile(run: Callable[[], object], times: int, top: int) -> tuple[float, float]:
     """Prints kernels by device time; returns kernels and their microseconds a run."""
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
@@ -123,29 +70,140 @@ def show_profile(run: Callable[[], object], times: int, top: int) -> tuple[float
     kernels.sort(key=lambda e: -e.self_device_time_total)
     total = sum(e.self_device_time_total for e in kernels) / times
     for event in kernels[:top]:
-        share = event.self_device_time_total / times / max(total, 1e-9)
-        print(
-            f"  {event.self_device_time_total / times:9.1f} us {share:6.1%} {event.count / times:6.1f}x  {event.key[:110]}"
-        )
+        own, count = event.self_device_time_total / times, event.count / times
+        share = own / max(total, 1e-9)
+        print(f"  {own:9.1f} us {share:6.1%} {count:6.1f}x  {event.key[:110]}")
     return sum(e.count for e in kernels) / times, total
 
 
+def print_ceilings() -> None:
+    """Rates of a large copy and of large products."""
+    # A copy
+    one = torch.empty(1 << 30, dtype=torch.uint8, device=CUDA)
+    two = torch.empty_like(one)
+    copied = 2 * one.numel() / milliseconds(lambda: two.copy_(one)) * 1e3
+
+    # Products in each precision
+    rates, size = {}, 8192
+    for name, dtype in (
+        ("float16", torch.float16),
+        ("bfloat16", torch.bfloat16),
+        ("tf32", torch.float32),
+        ("float32", torch.float32),
+        ("float64", torch.float64),
+    ):
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        a = torch.randn(size, size, device=CUDA, dtype=dtype)
+        rates[name] = 2 * size**3 / milliseconds(partial(torch.matmul, a, a), 5, 2) / 1e9
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+    versions = f"torch {torch.__version__}; cudnn {torch.backends.cudnn.version()}"
+    products = ", ".join(f"{name} {rate:,.0f} TFLOP/s" for name, rate in rates.items())
+    print(f"{torch.cuda.get_device_name()}; {versions}")
+    print(f"copy {copied / 1e12:.2f} TB/s; product of {size}: {products}")
+
+
+# The learner
+
+
+def make_learner(heads: int) -> tuple[Learner, Samples]:
+    """So many heads of the released recipe, and random samples on the card."""
+    # Recipes
+    released = read_recipe(find_recipe("released"))
+    settings = {name: value for name, value in released.items() if name != "epochs"}
+    base = with_settings(Recipe(task="expr"), settings)
+    recipes = [with_settings(base, {"seed": seed}) for seed in range(heads)]
+
+    # Samples
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, ROWS)
+    x = torch.from_numpy(rng.standard_normal((ROWS, DIM)).astype(np.float16))
+    video = torch.zeros(ROWS, dtype=torch.int64, device=CUDA)
+    samples = Samples(x.to(CUDA), torch.from_numpy(labels).to(CUDA), video, 1)
+
+    prior = loss_kind(EXPR).count_prior(labels)
+    learner = Learner(recipes, MlpSpec(DIM, DIM, 3, CLASSES), prior, CUDA)
+    learner.set_epoch(0)
+    return learner, samples
+
+
+def time_steps(learner: Learner, samples: Samples, steps: int = 300) -> float:
+    """Milliseconds a step, launched one after the other; the shortest of three parts."""
+    epoch = learner.run_resident(samples, 0)
+    for _ in range(10):
+        next(epoch)
+    times = []
+    for _ in range(3):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(steps):
+            next(epoch)
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / steps * 1e3)
+    return min(times)
+
+
 def profile_learner(options: argparse.Namespace) -> None:
-    for members in options.packs:
-        learner, rows = make_learner(members)
-        wall = time_steps(learner, rows)
-        epoch = learner.run_resident(rows, 1)
+    """Kernels of one step of each batch of heads."""
+    for heads in options.batches:
+        learner, samples = make_learner(heads)
+        wall = time_steps(learner, samples) * 1e3
+        epoch = learner.run_resident(samples, 1)
         for _ in range(5):
             next(epoch)
-        print(
-            f"\npack of {members}: {wall * 1e3:.0f} us a step, {wall * 1e3 / members:.1f} us a head-step, "
-            f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB"
-        )
-        count, busy = show_profile(lambda epoch=epoch: next(epoch), 20, options.top)
-        print(
-            f"  {count:.0f} kernels a step, busy {busy:.0f} us, {busy / members:.1f} us a head-step"
-        )
+        a_head, memory = wall / heads, torch.cuda.max_memory_allocated() / 1e9
+        times = f"{wall:.0f} us a step, {a_head:.1f} us a head-step"
+        print(f"\nbatch of {heads} heads: {times}, {memory:.2f} GB")
+        count, busy = show_profile(partial(next, epoch), 20, options.top)
+        kernels = f"{count:.0f} kernels a step, busy {busy:.0f} us"
+        print(f"  {kernels}, {busy / heads:.1f} us a head-step")
         torch.cuda.reset_peak_memory_stats()
+
+
+def time_parts(options: argparse.Namespace) -> None:
+    """A step of each batch of heads, as it is, fused and with TF32."""
+    times = "us a step", "us a head-step", "kernels", "busy us", "first steps s"
+    print_header("heads", "how", *times, "difference")
+    for heads in options.batches:
+        plain = None
+        for parts in ([], ["tf32"], ["fused"], ["fused", "tf32"]):
+            how = " + ".join(parts) or "as it is"
+            try:
+                plain = time_part(heads, parts, how, plain)
+            except Exception as error:
+                print_row(heads, how, f"failed: {str(error).splitlines()[0][:200]}")
+
+
+def time_part(heads: int, parts: list[str], how: str, plain: torch.Tensor | None) -> torch.Tensor:
+    """A row of `time_parts`; returns the weights that the others are compared with."""
+    # First steps, which compile and capture
+    torch._dynamo.reset()
+    learner, samples = make_learner(heads)
+    torch.backends.cuda.matmul.allow_tf32 = "tf32" in parts
+    start = time.perf_counter()
+    if "fused" in parts:
+        learner.fuse()
+    epoch = learner.run_resident(samples, 0)
+    for _ in range(20):
+        next(epoch)
+    torch.cuda.synchronize()
+    began = time.perf_counter() - start
+
+    # Difference of the weights after them
+    weights = learner.heads.rows.clone()
+    plain = weights if plain is None else plain
+    error = ((weights - plain).norm() / plain.norm()).item()
+
+    # Steps in a row, and kernels of one
+    learner.counter.zero_()
+    wall = time_steps(learner, samples) * 1e3
+    count, busy = show_profile(partial(next, learner.run_resident(samples, 1)), 10, 0)
+    times = f"{wall:.0f}", f"{wall / heads:.1f}", f"{count:.0f}", f"{busy:.0f}", f"{began:.1f}"
+    print_row(heads, how, *times, f"{error:.1e}")
+    return plain
+
+
+# The encoder
 
 
 def make_frames(count: int) -> list[np.ndarray]:
@@ -153,39 +211,45 @@ def make_frames(count: int) -> list[np.ndarray]:
     return list(rng.integers(0, 256, (count, 112, 112, 3), np.uint8))
 
 
+def load(batch: int, precision: Any = "auto") -> Encoder:
+    config = EncoderConfig(model=MODEL, weights="random:0", batch_size=batch, precision=precision)
+    return load_encoder(config, CUDA)
+
+
+@torch.inference_mode()
 def profile_encoder(options: argparse.Namespace) -> None:
-    encoder = load_encoder(
-        EncoderConfig(model=MODEL, weights="random:0", batch_size=options.batch), CUDA
-    )
-    frames = make_frames(options.batch * 8)
-    with torch.inference_mode():
-        batch = encoder.prepare(frames[: options.batch])
-        for _ in range(3):
-            encoder.forward(batch)
-        for name, run in (
-            ("forward", lambda: encoder.forward(batch)),
-            ("prepare", lambda: encoder.prepare(frames[: options.batch])),
-        ):
-            print(f"\n{name}, batch {options.batch}: {milliseconds(run, 10):.2f} ms")
-            count, busy = show_profile(run, 3, options.top)
-            print(f"  {count:.0f} kernels, busy {busy / 1e3:.2f} ms")
-        start = time.perf_counter()
-        for _ in range(8):
-            pixels = torch.empty(options.batch, 112, 112, 3, dtype=torch.uint8, pin_memory=True)
-            np.stack(frames[: options.batch], out=pixels.numpy())
-        print(f"host: stack {(time.perf_counter() - start) / 8 * 1e3:.2f} ms a batch")
-        encoder.encode(frames)
-        start = time.perf_counter()
-        encoder.encode(frames)
-        whole = (time.perf_counter() - start) * 1e3
-        bare = 8 * milliseconds(lambda: encoder.forward(batch), 10)
-        print(f"encode of 8 batches {whole:.1f} ms, bare {bare:.1f} ms, ratio {bare / whole:.3f}")
+    """Kernels of the tower and of what prepares its input; encoding against the bare tower."""
+    size, num_batches = options.batch, 8
+    encoder, frames = load(size), make_frames(size * num_batches)
+    batch = encoder.prepare(frames[:size])
+    for _ in range(3):
+        encoder.forward(batch)
 
+    # Kernels
+    for name, run in (
+        ("forward", lambda: encoder.forward(batch)),
+        ("prepare", lambda: encoder.prepare(frames[:size])),
+    ):
+        print(f"\n{name}, batch {size}: {milliseconds(run, 10):.2f} ms")
+        count, busy = show_profile(run, 3, options.top)
+        print(f"  {count:.0f} kernels, busy {busy / 1e3:.2f} ms")
 
-def use_quick(tower: nn.Module) -> None:
-    """QuickGELU as open_clip has it again; weights stay scaled, which time does not notice and `difference` does."""
-    for block in tower.transformer.resblocks:
-        block.mlp.gelu = Scaled()
+    # The host's part
+    start = time.perf_counter()
+    for _ in range(num_batches):
+        pixels = torch.empty(size, 112, 112, 3, dtype=torch.uint8, pin_memory=True)
+        np.stack(frames[:size], out=pixels.numpy())
+    took = (time.perf_counter() - start) / num_batches * 1e3
+    print(f"host: stack {took:.2f} ms a batch")
+
+    # Encoding as a whole
+    encoder.encode(frames)
+    start = time.perf_counter()
+    encoder.encode(frames)
+    whole = (time.perf_counter() - start) * 1e3
+    bare = num_batches * milliseconds(lambda: encoder.forward(batch), 10)
+    ratio = f"ratio {bare / whole:.3f}"
+    print(f"encode of {num_batches} batches {whole:.1f} ms, bare {bare:.1f} ms, {ratio}")
 
 
 class Scaled(nn.Module):
@@ -195,7 +259,16 @@ class Scaled(nn.Module):
         return x * torch.sigmoid(1.0 * x)
 
 
-def make_conv(patches: nn.Module) -> nn.Module:
+def use_quick(tower: Any) -> None:
+    """QuickGELU as open_clip has it again.
+
+    Weights stay scaled, which does not change the time but shows in `difference`.
+    """
+    for block in tower.transformer.resblocks:
+        block.mlp.gelu = Scaled()
+
+
+def make_conv(patches: Any) -> nn.Module:
     """The patch embedding as open_clip has it again."""
     width, channels, side, _ = patches.weight.shape
     conv = nn.Conv2d(channels, width, side, side, bias=False)
@@ -203,12 +276,11 @@ def make_conv(patches: nn.Module) -> nn.Module:
     return conv
 
 
-def build(name: str, batch: int, precision: str = "auto"):
+def build(name: str, batch: int) -> Encoder:
+    """An encoder whose tower is built as the words of its name say."""
     torch._dynamo.reset()
-    encoder = load_encoder(
-        EncoderConfig(model=MODEL, weights="random:0", batch_size=batch, precision=precision), CUDA
-    )
-    tower = encoder.tower
+    encoder = load(batch, "bfloat16" if "bfloat16" in name else "auto")
+    tower: Any = encoder.tower
     if "plain" in name or "quick" in name:
         use_quick(tower)
     if "patch" not in name:
@@ -224,107 +296,62 @@ def build(name: str, batch: int, precision: str = "auto"):
 
 @torch.inference_mode()
 def time_variants(options: argparse.Namespace) -> None:
+    """A batch of each build of the tower."""
     frames, first = make_frames(options.batch), None
-    print(
-        f"| tower, batch {options.batch} | ms | frames/s | difference | GB | first call s |\n|---|---|---|---|---|---|"
-    )
+    title = f"tower, batch {options.batch}"
+    print_header(title, "ms", "frames/s", "difference", "GB", "first call s")
     for name in options.variants:
         try:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            encoder = build(name, options.batch, "bfloat16" if "bfloat16" in name else "auto")
-            batch = encoder.prepare(frames)
-            torch.backends.cuda.enable_cudnn_sdp("flash" not in name)
-            start = time.perf_counter()
-            out = encoder.forward(batch).float()
-            torch.cuda.synchronize()
-            began = time.perf_counter() - start
-            first = out if first is None else first
-            error = ((out - first).norm(dim=1) / first.norm(dim=1)).max().item()
-            took = milliseconds(lambda encoder=encoder, batch=batch: encoder.forward(batch), 15)
-            if "graph" in name:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    encoder.forward(batch)
-                took = milliseconds(graph.replay, 15)
-            memory = torch.cuda.max_memory_allocated() / 1e9
-            print(
-                f"| {name} | {took:.2f} | {options.batch / took * 1e3:,.0f} | {error:.1e} | {memory:.1f} | {began:.1f} |",
-                flush=True,
-            )
+            first = time_variant(name, frames, first)
         except Exception as error:
-            print(f"| {name} | failed: {str(error).splitlines()[0][:200]} |", flush=True)
+            print_row(name, f"failed: {str(error).splitlines()[0][:200]}")
 
 
-def time_parts(options: argparse.Namespace) -> None:
-    print(
-        "| pack | how | us a step | us a head-step | kernels | busy us | first steps s | difference |\n|---|---|---|---|---|---|---|---|"
-    )
-    for members in options.packs:
-        plain = None
-        for parts in ([], ["tf32"], ["fused"], ["fused", "tf32"]):
-            try:
-                torch._dynamo.reset()
-                learner, rows = make_learner(members)
-                torch.backends.cuda.matmul.allow_tf32 = "tf32" in parts
-                start = time.perf_counter()
-                if "fused" in parts:
-                    learner.fuse()
-                epoch = learner.run_resident(rows, 0)
-                for _ in range(20):
-                    next(epoch)
-                torch.cuda.synchronize()
-                began = time.perf_counter() - start
-                weights = learner.pack.weights.clone()
-                plain = weights if plain is None else plain
-                error = ((weights - plain).norm() / plain.norm()).item()
-                learner.counter.zero_()
-                wall = time_steps(learner, rows) * 1e3
-                epoch = learner.run_resident(rows, 1)
-                count, busy = show_profile(lambda epoch=epoch: next(epoch), 10, 0)
-                name = " + ".join(parts) or "as it is"
-                print(
-                    f"| {members} | {name} | {wall:.0f} | {wall / members:.1f} | {count:.0f} | {busy:.0f} | {began:.1f} | {error:.1e} |",
-                    flush=True,
-                )
-            except Exception as error:
-                print(
-                    f"| {members} | {' + '.join(parts)} | failed: {str(error).splitlines()[0][:200]} |",
-                    flush=True,
-                )
+def time_variant(name: str, frames: list[np.ndarray], first: torch.Tensor | None) -> torch.Tensor:
+    """A row of `time_variants`; returns the vectors that the others are compared with."""
+    # The first call, which compiles
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    encoder = build(name, len(frames))
+    batch = encoder.prepare(frames)
+    torch.backends.cuda.enable_cudnn_sdp("flash" not in name)
+    start = time.perf_counter()
+    out = encoder.forward(batch).float()
+    torch.cuda.synchronize()
+    began = time.perf_counter() - start
+    first = out if first is None else first
+    error = ((out - first).norm(dim=1) / first.norm(dim=1)).max().item()
+
+    # Later ones
+    took = milliseconds(partial(encoder.forward, batch), 15)
+    if "graph" in name:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            encoder.forward(batch)
+        took = milliseconds(graph.replay, 15)
+    memory, rate = torch.cuda.max_memory_allocated() / 1e9, len(frames) / took * 1e3
+    print_row(name, f"{took:.2f}", f"{rate:,.0f}", f"{error:.1e}", f"{memory:.1f}", f"{began:.1f}")
+    return first
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=("ceilings", "learner", "encoder", "variants", "steps"))
-    parser.add_argument("--packs", type=int, nargs="+", default=[1, 10, 50])
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--top", type=int, default=12)
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        default=[
-            "plain",
-            "silu",
-            "silu-patch",
-            "silu-patch-flash",
-            "quick-compiled",
-            "silu-patch-compiled",
-            "silu-patch-bfloat16",
-            "silu-patch-bfloat16-compiled",
-        ],
-    )
-    options = parser.parse_args()
-    print_ceilings()
-    {
-        "ceilings": lambda o: None,
+    parser = new_parser(__doc__)
+    runs: dict[str, Callable[[argparse.Namespace], None]] = {
+        "ceilings": lambda options: None,
         "learner": profile_learner,
         "encoder": profile_encoder,
         "variants": time_variants,
         "steps": time_parts,
-    }[options.what](options)
+    }
+    side_by_side, pictures = "heads side by side, one after the other", "pictures of the encoder"
+    parser.add_argument("what", choices=tuple(runs))
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 10, 50], help=side_by_side)
+    parser.add_argument("--batch", type=int, default=256, help=pictures)
+    parser.add_argument("--top", type=int, default=12, help="kernels that are shown")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS)
+    options = parser.parse_args()
+    print_ceilings()
+    runs[options.what](options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A bank and labels of any size without pictures: features that a head can learn from, for benchmarks that begin at the bank."""
+"""Data for benchmarks: a bank and labels of any size without pictures, and drawn faces as files."""
 
 from __future__ import annotations
 
@@ -21,35 +21,51 @@ _NOISE = 6.0
 def make_bank(
     folder: Path, train: int, validation: int, shard_rows: int | None = None
 ) -> tuple[Path, Path]:
-    """Write ``bank/`` and ``data/labels/expr.parquet``; classes are as frequent as in Aff-Wild2, features a class's own direction and noise.
+    """Write ``bank/`` and ``data/labels/expr.parquet``, from which a head can learn.
+
+    Classes are as frequent as in Aff-Wild2; a feature is the direction of its class plus noise.
 
     Returns:
         Their paths, as ``--bank`` and ``--labels`` take them.
     """
+    # Keys of all frames, in videos that lie in one split each
     rng, rows = np.random.default_rng(0), train + validation
     length = min(FRAMES_A_VIDEO, train // 4, validation // 4)
     number = np.arange(rows) // length
-    video = pa.DictionaryArray.from_arrays(
-        number.astype(np.int32), pa.array([f"video{k:05d}" for k in range(number[-1] + 1)])
-    )
+    names = pa.array([f"video{k:05d}" for k in range(number[-1] + 1)])
+    video = pa.DictionaryArray.from_arrays(number.astype(np.int32), names)
     frame = (np.arange(rows) % length + 1).astype(np.int32)
+    split = np.where(number < -(-train // length), "train", "validation")
+
+    # Labels
     share = np.array(COMPLETE_EXPR_COUNTS["train"]) / sum(COMPLETE_EXPR_COUNTS["train"])
     expression = rng.choice(len(share), rows, p=share).astype(np.int8)
-    split = np.where(number < -(-train // length), "train", "validation")
     labels = pa.table({"video": video, "frame": frame, "split": split, "expression": expression})
-    write_table(
-        labels,
-        folder / "data" / "labels" / "expr.parquet",
-        {"task": "expr", "edition": "made up", "synthetic": "true"},
-    )
+    metadata = {"task": "expr", "edition": "made up", "synthetic": "true"}
+    write_table(labels, folder / "data" / "labels" / "expr.parquet", metadata)
+
+    # Features, shard by shard
     bank = Bank(folder / "bank")
     plan = bank.extend_plan(pa.table({"video": video, "frame": frame}), shard_rows)
     bank.claim(IDENTITY)
     centres = rng.standard_normal((len(share), DIM), np.float32)
     for shard in range(plan.num_shards):
         begin, end = plan.offsets[shard], plan.offsets[shard + 1]
-        features = centres[expression[begin:end]] + _NOISE * rng.standard_normal(
-            (end - begin, DIM), np.float32
-        )
-        bank.commit(shard, plan.rows(shard), features.astype(np.float16), {}, IDENTITY)
+        noise = rng.standard_normal((end - begin, DIM), np.float32)
+        features = (centres[expression[begin:end]] + _NOISE * noise).astype(np.float16)
+        bank.commit(shard, plan.rows(shard), features, {}, IDENTITY)
     return bank.path, folder / "data"
+
+
+def draw_faces(folder: Path, frames: int) -> Path:
+    """Draw faces into ``faces/``, prepare them into ``data/``; returns the manifest's path."""
+    # Not at the top: a process whose memory is measured does without.
+    from raffect.config import PrepareConfig
+    from raffect.datasets.prepare import prepare
+    from raffect.datasets.synthetic.tree import EDITION, write_synthetic
+
+    faces, out = folder / "faces", folder / "data"
+    write_synthetic(faces, frames, 0)
+    images = (faces / "cropped_aligned",)
+    prepare(PrepareConfig(images=images, annotations=faces / EDITION, out=out))
+    return out / "manifest.parquet"

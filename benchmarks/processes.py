@@ -1,4 +1,4 @@
-"""This machine's processes, from /proc: who is below whom, what each is called, what it used."""
+"""This machine's processes, from /proc: their parents, titles, CPU time and memory."""
 
 from __future__ import annotations
 
@@ -14,22 +14,19 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 def tree(root: int | None = None) -> dict[int, tuple[str, float]]:
     """Title and CPU seconds so far of a process (this one by default) and each below it."""
+    # All processes of the machine
     root, parents, found = root or os.getpid(), {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-            title = (
-                (folder / "cmdline")
-                .read_bytes()
-                .replace(b"\0", b" ")
-                .decode(errors="replace")
-                .strip()
-            )
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
         except OSError:
             continue
         parents[int(folder.name)] = int(fields[1])
+        title = words.decode(errors="replace").strip()
         found[int(folder.name)] = title, sum(map(int, fields[11:13])) / _TICKS
 
+    # Those below the root
     def is_below(pid: int) -> bool:
         while pid > 1 and pid != root:
             pid = parents.get(pid, 0)
@@ -39,12 +36,15 @@ def tree(root: int | None = None) -> dict[int, tuple[str, float]]:
 
 
 def tree_cpu_s(root: int | None = None) -> float:
-    """CPU seconds so far of a process and all below it that live; Ray's raylet does not count its children's."""
+    """CPU seconds so far of a process and all below it that live.
+
+    Summed here, because Ray's raylet does not count its children's.
+    """
     return sum(seconds for _, seconds in tree(root).values())
 
 
 class Sampler(threading.Thread, ABC):
-    """Looks at this machine's processes while a block runs, and once more at its end; subclasses say at what."""
+    """Looks at this machine's processes while a block runs, and once more at its end."""
 
     def __init__(self, every_s: float) -> None:
         super().__init__(daemon=True)
@@ -52,7 +52,7 @@ class Sampler(threading.Thread, ABC):
 
     @abstractmethod
     def look(self) -> None:
-        """Note what there is to see now."""
+        """Note what a subclass measures, as it is now."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -69,7 +69,9 @@ class Sampler(threading.Thread, ABC):
 
 
 class CpuWatch(Sampler):
-    """CPU seconds of this process and each below it while a block runs, those included that end in it.
+    """CPU seconds of this process and each below it while a block runs.
+
+    Processes that end within the block are included.
 
     Attributes:
         used: By process id: title and seconds.
@@ -86,13 +88,16 @@ class CpuWatch(Sampler):
 
 
 def machine_cpu_s() -> float:
-    """CPU seconds of everything on this machine since it started; it misses no process that ended in between."""
+    """CPU seconds of everything on this machine since it started, ended processes included."""
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     return (sum(fields[:3]) + sum(fields[5:8])) / _TICKS
 
 
 def pss_mb(pid: int) -> float:
-    """Proportional set size: pages that several processes map are shared out among them; 0 for one that has ended."""
+    """Proportional set size, in which processes share out the pages that they map together.
+
+    0 for a process that has ended.
+    """
     try:
         found = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
     except OSError:

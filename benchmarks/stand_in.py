@@ -1,4 +1,7 @@
-"""An encoder that only waits, and a manifest of any size that names a few pictures over and over: extraction without its tower and its files."""
+"""Extraction without its tower and its files.
+
+An encoder that only waits, and a manifest of any size that names a few pictures over and over.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ class StandIn:
         return np.zeros((len(frames), DIM), np.float16)
 
     def probe(self) -> float:
-        """Frames/s of itself alone, measured for a second at most: a sleep is a little longer than it was asked to be."""
+        """Frames/s of itself alone, measured for a second at most.
+
+        It is measured, because a sleep takes a little longer than it was asked to.
+        """
         frames, start = round(min(1000, 1 / max(self.s_per_frame, 1e-3))), time.perf_counter()
         time.sleep(self.s_per_frame * frames)
         return frames / (time.perf_counter() - start)
@@ -51,40 +57,39 @@ class StandIn:
 def load_stand_in(config: EncoderConfig, device: str, threads: int, s_per_frame: float) -> StandIn:
     """What `extract` takes as ``load``, once ``s_per_frame`` is bound."""
     if "torch" in sys.modules:
-        raise RaffectError(
-            "an actor of a stand-in loaded torch: its memory would be the measurement"
-        )
+        what = "an actor of a stand-in loaded torch"
+        raise RaffectError(f"{what}: its memory would be the measurement")
     return StandIn(s_per_frame)
 
 
 def make_manifest(folder: Path, num_rows: int) -> Path:
-    """``num_rows`` frames in videos of 4096, all of them named after a few pictures."""
+    """``num_rows`` frames in videos of 4096; their files are a few pictures, again and again."""
+    # Pictures
+    root = folder / "images"
+    _draw_pictures(root / "v")
+
+    # A row a frame
+    row = np.arange(num_rows)
+    names = pa.array([f"video-{k:07d}" for k in range(num_rows // VIDEO_FRAMES + 1)])
+    files = pa.array([f"v/{k:05d}.jpg" for k in range(PICTURES)])
+    number, roots = (row // VIDEO_FRAMES).astype(np.int32), np.zeros(num_rows, np.int32)
+    columns = {
+        "video": pa.DictionaryArray.from_arrays(number, names),
+        "frame": (row % VIDEO_FRAMES + 1).astype(np.int32),
+        "path": files.take(pa.array(row % PICTURES)),
+        "root": pa.DictionaryArray.from_arrays(roots, pa.array([str(root)])),
+    }
+    path = folder / "manifest.parquet"
+    write_manifest(pa.table(columns), path, synthetic=True)
+    return path
+
+
+def _draw_pictures(folder: Path) -> None:
     from PIL import Image
 
-    root = folder / "images"
-    (root / "v").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for k in range(PICTURES):
         small = Image.fromarray(rng.integers(0, 255, (14, 14, 3), np.uint8))
-        small.resize((112, 112), Image.Resampling.BICUBIC).save(
-            root / "v" / f"{k:05d}.jpg", quality=90
-        )
-    row = np.arange(num_rows)
-    names = pa.array([f"video-{k:07d}" for k in range(num_rows // VIDEO_FRAMES + 1)])
-    paths = pa.array([f"v/{k:05d}.jpg" for k in range(PICTURES)]).take(pa.array(row % PICTURES))
-    roots = pa.DictionaryArray.from_arrays(np.zeros(num_rows, np.int32), pa.array([str(root)]))
-    video = pa.DictionaryArray.from_arrays((row // VIDEO_FRAMES).astype(np.int32), names)
-    path = folder / "manifest.parquet"
-    write_manifest(
-        pa.table(
-            {
-                "video": video,
-                "frame": (row % VIDEO_FRAMES + 1).astype(np.int32),
-                "path": paths,
-                "root": roots,
-            }
-        ),
-        path,
-        synthetic=True,
-    )
-    return path
+        picture = small.resize((112, 112), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{k:05d}.jpg", quality=90)

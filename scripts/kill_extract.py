@@ -1,11 +1,12 @@
-"""Kill extraction at seeded random moments and prove that nothing is lost, doubled or changed.
+"""Kill extraction at seeded random moments and check that nothing is lost, doubled or changed.
 
     uv run python scripts/kill_extract.py --frames 5000 --kills 20 --victim driver
     uv run python scripts/kill_extract.py --frames 5000 --kills 20 --victim worker
 
-``driver``: the extract process gets SIGKILL at a random moment of its run and is started again on the same bank.
-``worker``: a random Ray worker of it (reader, encoder or committer) gets SIGKILL; the run must finish by itself.
-Whenever a bank is finished, its every byte is compared with that of an undisturbed run and a fresh bank is begun.
+``driver``: the extract process gets SIGKILL at a random moment of its run and is started again on
+the same bank. ``worker``: a random Ray worker of it (reader, encoder or committer) gets SIGKILL;
+the run must finish by itself. Whenever a bank is finished, its every byte is compared with that of
+an undisturbed run and a new bank is begun.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from raffect.datasets.prepare import prepare
 from raffect.datasets.synthetic.tree import EDITION, write_synthetic
 
 STABLE = ("plan", "shards", "rejects", "commits")
+STEPS = ("read_shard", "commit_shard", "MapWorker", "IDLE")
+"""Ray workers of an extraction; idle ones hold results of the others."""
+KILLS_A_RUN = 4
 
 
 @dataclass
@@ -46,25 +50,11 @@ class Tally:
 
 def start_extract(manifest: Path, bank: Path, shard_rows: int) -> subprocess.Popen:
     """`raffect extract` in a process of its own; Ray's processes end with it."""
-    words = [
-        "extract",
-        "--manifest",
-        str(manifest),
-        "--bank",
-        str(bank),
-        "--shard-rows",
-        str(shard_rows),
-        "--encoder.model",
-        "raffect-faces",
-        "--encoder.weights",
-        "embedded",
-    ]
-    return subprocess.Popen(
-        [sys.executable, "-m", "raffect.cli", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    data = ["--manifest", str(manifest), "--bank", str(bank), "--shard-rows", str(shard_rows)]
+    encoder = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
+    command = [sys.executable, "-m", "raffect.cli", "extract", *data, *encoder]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, text=True, **output)
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -77,18 +67,15 @@ def finish(process: subprocess.Popen) -> str:
 
 def stable_bytes(bank: Path) -> dict[str, bytes]:
     """Every file of a bank that must not depend on how it came about."""
-    return {
-        str(file.relative_to(bank)): file.read_bytes()
-        for folder in STABLE
-        for file in sorted((bank / folder).glob("*"))
-        if not file.name.startswith(".tmp-")
-    }
+    files = [file for folder in STABLE for file in sorted((bank / folder).glob("*"))]
+    visible = [file for file in files if not file.name.startswith(".tmp-")]
+    return {str(file.relative_to(bank)): file.read_bytes() for file in visible}
 
 
 def check_bank(bank: Path, whole: dict[str, bytes], manifest: Path) -> None:
     """Every (video, frame) once, and bytes equal to an undisturbed run."""
-    verdict = verify(Bank(bank), read_manifest(manifest))
-    assert verdict.complete, verdict
+    found = verify(Bank(bank), read_manifest(manifest))
+    assert found.complete, found
     assert stable_bytes(bank) == whole, "bytes differ from an undisturbed run"
 
 
@@ -109,9 +96,8 @@ def kill_drivers(
         try:
             process.wait(timeout=rng.uniform(0.15, 1.0) * typical_s)
             finish(process)
-            typical_s = (
-                time.monotonic() - start
-            )  # a machine that has become faster must not outrun its killer
+            # A machine that has become faster must not finish before every kill.
+            typical_s = time.monotonic() - start
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -127,19 +113,16 @@ def kill_drivers(
 
 
 def find_workers(driver: int) -> list[tuple[int, str]]:
-    """Ray workers below a driver: the encoder, readers and committers at work, and idle ones that hold their results."""
+    """Ray workers below a driver, by process and title."""
     found = []
-    for stat in Path("/proc").glob("[0-9]*"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            name = (stat / "cmdline").read_bytes().split(b"\0")[0].decode()
+            title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
         except OSError:
             continue
-        if (
-            name.startswith("ray::")
-            and any(step in name for step in ("read_shard", "commit_shard", "MapWorker", "IDLE"))
-            and _descends(int(stat.name), driver)
-        ):
-            found.append((int(stat.name), name.removeprefix("ray::").split(".")[0]))
+        is_worker = title.startswith("ray::") and any(step in title for step in STEPS)
+        if is_worker and _descends(int(folder.name), driver):
+            found.append((int(folder.name), title.removeprefix("ray::").split(".")[0]))
     return found
 
 
@@ -167,30 +150,34 @@ def kill_workers(
     while tally.kills < kills:
         bank = folder / f"bank-{tally.banks}"
         process = start_extract(manifest, bank, shard_rows)
-        for _ in range(4):
+        for _ in range(KILLS_A_RUN):
             until = time.monotonic() + rng.uniform(2, 8)
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(0.05)
             workers = find_workers(process.pid)
             if process.poll() is None and workers and tally.kills < kills:
-                kind = rng.choice(sorted({name for _, name in workers}))
-                pid, name = rng.choice([worker for worker in workers if worker[1] == kind])
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    tally.missed += 1
-                    continue
-                tally.kills += 1
-                tally.victims[name] += 1
+                _kill_one(rng, workers, tally)
         finish(process)
         check_bank(bank, whole, manifest)
         tally.banks += 1
 
 
+def _kill_one(rng: random.Random, workers: list[tuple[int, str]], tally: Tally) -> None:
+    """Kill a worker, each kind being as likely as the others."""
+    kind = rng.choice(sorted({title for _, title in workers}))
+    pid, title = rng.choice([worker for worker in workers if worker[1] == kind])
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        tally.missed += 1
+        return
+    tally.kills += 1
+    tally.victims[title] += 1
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--frames", type=int, default=5000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--victim", choices=("driver", "worker"), default="driver")
@@ -199,37 +186,41 @@ def main() -> None:
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="raffect-kill-"))
     try:
-        counts = write_synthetic(folder / "faces", args.frames, args.seed)
-        prepare(
-            PrepareConfig(
-                images=(folder / "faces" / "cropped_aligned",),
-                annotations=folder / "faces" / EDITION,
-                out=folder / "data",
-            )
-        )
-        manifest = folder / "data" / "manifest.parquet"
-        start = time.monotonic()
-        finish(start_extract(manifest, folder / "whole", args.shard_rows))
-        typical_s = time.monotonic() - start
-        whole = stable_bytes(folder / "whole")
-        print(
-            f"{counts['images']} frames, {sum(name.startswith('shards') for name in whole)} shards, undisturbed run {typical_s:.0f} s",
-            flush=True,
-        )
-        rng, tally = random.Random(args.seed), Tally()
-        if args.victim == "driver":
-            kill_drivers(
-                rng, manifest, folder, whole, args.kills, typical_s, args.shard_rows, tally
-            )
-            print(f"shards already committed at each kill: {tally.shards_kept}")
-        else:
-            kill_workers(rng, manifest, folder, whole, args.kills, args.shard_rows, tally)
-            print(f"victims: {dict(tally.victims)}")
-        print(
-            f"{tally.kills} {args.victim} kills over {tally.banks} bank(s) in {time.monotonic() - start:.0f} s: every frame exactly once, every byte as undisturbed"
-        )
+        run(args, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(args: argparse.Namespace, folder: Path) -> None:
+    """The undisturbed run, then disturbed ones until the kills are used up."""
+    # Drawn faces
+    faces, data = folder / "faces", folder / "data"
+    counts = write_synthetic(faces, args.frames, args.seed)
+    images = (faces / "cropped_aligned",)
+    prepare(PrepareConfig(images=images, annotations=faces / EDITION, out=data))
+    manifest = data / "manifest.parquet"
+
+    # The undisturbed run
+    start = time.monotonic()
+    finish(start_extract(manifest, folder / "whole", args.shard_rows))
+    typical_s = time.monotonic() - start
+    whole = stable_bytes(folder / "whole")
+    shards = sum(name.startswith("shards") for name in whole)
+    size = f"{counts['images']} frames, {shards} shards"
+    print(f"{size}, undisturbed run {typical_s:.0f} s", flush=True)
+
+    # Disturbed ones
+    rng, tally = random.Random(args.seed), Tally()
+    job = (rng, manifest, folder, whole, args.kills)
+    if args.victim == "driver":
+        kill_drivers(*job, typical_s, args.shard_rows, tally)
+        print(f"shards already committed at each kill: {tally.shards_kept}")
+    else:
+        kill_workers(*job, args.shard_rows, tally)
+        print(f"victims: {dict(tally.victims)}")
+    kills = f"{tally.kills} {args.victim} kills over {tally.banks} bank(s)"
+    took = f"{time.monotonic() - start:.0f} s"
+    print(f"{kills} in {took}: every frame exactly once, every byte as undisturbed")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""What several benchmarks share: command lines, folders of their own, tables, and the machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from raffect.provenance import describe_run
+
+
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """A command line whose help shows a module's docstring as it is written."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=raw)
+
+
+def flags(**options: object) -> list[str]:
+    """``flags(shard_rows=64)`` -> ``["--shard-rows", "64"]``."""
+    words = []
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
+
+
+@contextlib.contextmanager
+def scratch(name: str, parent: Path | None = None) -> Iterator[Path]:
+    """A new folder ``raffect-<name>-...``, deleted afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix=f"raffect-{name}-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def print_header(*names: str) -> None:
+    """The first two lines of a table in Markdown."""
+    print_row(*names)
+    print("|" + "---|" * len(names), flush=True)
+
+
+def print_row(*cells: object) -> None:
+    """One more line of it."""
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+
+
+def print_machine() -> None:
+    """Versions, commit and machine, which every result states."""
+    run = describe_run()
+    facts = run.versions | run.machine.to_json() | {"git_commit": run.git_commit}
+    print(f"\n{json.dumps(facts)}")
