@@ -1,12 +1,13 @@
-"""The one kind of error that a user is meant to read."""
+"""The one kind of error that is written for users."""
 
 from __future__ import annotations
 
 
 class RaffectError(Exception):
-    """Bad input or a missing thing: one line that names it, says what was expected and how to fix it.
+    """Bad or missing input: one line that names it, what was expected and how to fix it.
 
-    The command line prints it without a traceback (with one under ``--debug``) and exits with status 2.
+    The command line prints the line and exits with status 2; it shows a traceback only under
+    ``--debug``.
     """
 
 

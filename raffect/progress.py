@@ -6,13 +6,16 @@ import sys
 import time
 from collections import deque
 from types import TracebackType
+from typing import Any
 
 PLAIN_EVERY_S = 30.0
+"""Seconds between two lines of a log."""
 RATE_OVER_S = 60.0
+"""Seconds of recent work whose mean is the rate."""
 
 
 class Progress:
-    """Counts towards a total and says how fast and how long still.
+    """Counts towards a total and shows the rate and the time that is left.
 
     Example:
         with Progress("extract", total=1000, unit="frames") as progress:
@@ -23,38 +26,14 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done = 0
         self._start = time.monotonic()
-        self._said = self._start
+        self._last_line = self._start
         self._recent: deque[tuple[float, int]] = deque([(self._start, 0)])
         self._bar = None
         self._note = ""
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
-            from rich.progress import Progress as Bar
-            from rich.table import Column
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                TextColumn(
-                    "{task.fields[note]}",
-                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-                ),
-            )
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar = _new_bar()
             self._task = self._bar.add_task(self.label, total=self.total, rate="", note="")
             self._bar.start()
         return self
@@ -70,21 +49,24 @@ class Progress:
 
     def advance(self, count: int) -> None:
         """Count ``count`` more."""
+        # The rate, over the last minute
         self.done += count
         now = time.monotonic()
         self._recent.append((now, self.done))
         while len(self._recent) > 2 and self._recent[0][0] < now - RATE_OVER_S:
             self._recent.popleft()
+        # The live line, or now and then a plain one
         if self._bar is not None:
             self._bar.update(self._task, advance=count, rate=f"{self._rate():,.0f} {self.unit}/s")
-        elif time.monotonic() - self._said >= PLAIN_EVERY_S:
-            self._said = time.monotonic()
-            left = (self.total - self.done) / max(self._rate(), 1e-9)
-            print(
-                f"{self.label}: {self.done:,} of {self.total:,} {self.unit}, {self._rate():,.0f}/s, about {format_seconds(left)} to go{self._note and f'; {self._note}'}",
-                file=sys.stderr,
-                flush=True,
-            )
+        elif time.monotonic() - self._last_line >= PLAIN_EVERY_S:
+            self._last_line = time.monotonic()
+            print(self._plain_line(), file=sys.stderr, flush=True)
+
+    def _plain_line(self) -> str:
+        count = f"{self.done:,} of {self.total:,} {self.unit}"
+        left = format_seconds((self.total - self.done) / max(self._rate(), 1e-9))
+        note = f"; {self._note}" if self._note else ""
+        return f"{self.label}: {count}, {self._rate():,.0f}/s, about {left} to go{note}"
 
     def note(self, text: str) -> None:
         """Show ``text`` beside the count from now on."""
@@ -95,6 +77,20 @@ class Progress:
     def _rate(self) -> float:
         (start, before), (now, done) = self._recent[0], self._recent[-1]
         return (done - before) / max(now - start, 1e-9)
+
+
+def _new_bar() -> Any:
+    """The live line; rich is imported only where there is a terminal."""
+    from rich import progress as bar
+    from rich.console import Console
+    from rich.table import Column
+
+    cut_off = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    count = (bar.TextColumn("{task.description}"), bar.BarColumn(), bar.MofNCompleteColumn())
+    rate = bar.TextColumn("{task.fields[rate]}")
+    times = (bar.TimeElapsedColumn(), bar.TextColumn("ETA"), bar.TimeRemainingColumn())
+    note = bar.TextColumn("{task.fields[note]}", table_column=cut_off)
+    return bar.Progress(*count, rate, *times, note, console=Console(stderr=True), transient=True)
 
 
 def format_seconds(seconds: float) -> str:

@@ -1,4 +1,7 @@
-"""What made a result: versions, commit, machine. Goes into every summary, so that a run can be repeated."""
+"""What made a result: versions, commit, machine.
+
+Every summary records it, so that a run can be repeated.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,14 @@ from pathlib import Path
 
 from raffect.storage.records import Record
 
-PACKAGES = (
-    "raffect",
-    "torch",
-    "open_clip_torch",
-    "ray",
-    "pyarrow",
-    "numpy",
-    "scikit-learn",
-    "pillow",
-    "simplejpeg",
-)
+_DATA_PACKAGES = ("pyarrow", "numpy", "scikit-learn", "pillow", "simplejpeg")
+PACKAGES = ("raffect", "torch", "open_clip_torch", "ray", *_DATA_PACKAGES)
+"""Packages whose versions are recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine(Record):
-    """Where it ran: operating system and number of cores."""
+    """Where a run took place: operating system and number of cores."""
 
     system: str
     cores: int | None
@@ -40,12 +35,12 @@ class Provenance(Record):
     """What made a result.
 
     Attributes:
-        time: When it began, ISO 8601 in UTC.
+        time: When this was recorded, ISO 8601 in UTC.
         command: Words of the command line.
-        folder: Where it was given.
-        versions: Of packages and Python.
-        git_commit: Of raffect, see `git_commit`.
-        machine: Where it ran.
+        folder: Working folder in which the command was given.
+        versions: Versions of packages and of Python.
+        git_commit: Commit of raffect, see `git_commit`.
+        machine: Where the run took place.
     """
 
     time: str
@@ -76,7 +71,7 @@ def _working_folder() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions by package; "missing" where one is not installed."""
+    """Installed versions by package; "missing" for one that is not installed."""
     found = {}
     for name in PACKAGES:
         try:
@@ -88,23 +83,21 @@ def versions() -> dict[str, str]:
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the checkout raffect runs from, with ``+changes`` where it was edited; None outside a checkout."""
+    """Commit of the checkout that raffect runs from; None outside a checkout.
+
+    ``+changes`` follows it if tracked files were edited.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain", "-uno"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        commit = _run_git(root, "rev-parse", "HEAD").strip()
+        changes = _run_git(root, "status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+changes" if dirty else "")
+    return commit + ("+changes" if changes else "")
+
+
+def _run_git(root: Path, *words: str) -> str:
+    command = ["git", "-C", str(root), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""Start or join Ray, and find out what it has."""
+"""Start or join Ray, and ask for its resources."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ from raffect.progress import format_seconds
 from raffect.storage.paths import is_remote
 
 NO_PROGRESS_S = {"cuda": 1800, "cpu": 6 * 3600}
-"""After how long without a finished block a pipeline is given up, encoders' start included; on a CPU one shard may take half an hour."""
+"""Seconds without a finished block after which a pipeline is given up; on a CPU one shard may take
+half an hour. The time that encoders take to start counts as well."""
+
 _TOKEN = Path.home() / ".ray" / "auth_token"
+_QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
 @contextlib.contextmanager
 def ray_session(address: str | None) -> Generator[None]:
-    """Ray for the duration of a block: joined where ``address`` or ``RAY_ADDRESS`` says so, else started on this machine.
+    """Ray for the duration of a block.
 
-    A Ray that was already initialised in this process is used and left running.
+    A cluster is joined if ``address`` or ``RAY_ADDRESS`` names one; else Ray is started on this
+    machine. A Ray that is already initialised in this process is used and left running.
 
     Args:
         address: ``"auto"``, an address, or None.
 
     Raises:
-        RaffectError: If the cluster cannot be reached.
+        RaffectError: If the cluster cannot be reached, or Ray does not start.
     """
-    # `uv run` would have Ray's workers build an environment of their own; on one machine they share ours.
+    # Under `uv run` Ray's workers would each build an environment; on one machine they share ours.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = address or os.environ.get("RAY_ADDRESS")
@@ -45,23 +49,13 @@ def ray_session(address: str | None) -> Generator[None]:
     if ray.is_initialized():
         yield
         return
-    # Ray Data and Tune import it next; it takes as long as `ray.init` waits for the processes it starts, and imports nothing of Ray's itself.
+    # Ray Data and Tune import pandas next. That takes as long as `ray.init` waits for the processes
+    # it starts, and imports nothing of Ray's own.
     threading.Thread(target=_import_pandas).start()
-    try:
-        if address:
-            with _silent_stderr():
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            _start_local()
-    except Exception as error:  # a node that does not start raises a bare one
-        remedy = (
-            "check that it runs and that ~/.ray/auth_token here is its own (`ray get-auth-token`), or leave --address out to use this machine alone"
-            if address
-            else "see `raffect doctor`"
-        )
-        raise RaffectError(
-            f"Ray {f'at {address} cannot be reached' if address else 'did not start on this machine'} ({_first_line(error)}); {remedy}"
-        ) from error
+    if address:
+        _join(address)
+    else:
+        _start_local()
     _tighten_token()
     _warn_if_open()
     try:
@@ -71,37 +65,51 @@ def ray_session(address: str | None) -> Generator[None]:
 
 
 def _import_pandas() -> None:
-    with contextlib.suppress(ImportError):  # whoever needs it will say so
+    # If it is not installed, the code that needs it raises the error.
+    with contextlib.suppress(ImportError):
         importlib.import_module("pandas")
 
 
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        with _silent_stderr():
+            ray.init(address=address, **_QUIET)
+    except Exception as error:  # Ray has no class of its own for this error
+        remedy = (
+            "check that it runs and that ~/.ray/auth_token here is its own (`ray get-auth-token`), "
+            "or leave --address out to use this machine alone"
+        )
+        what = f"Ray at {address} cannot be reached ({_first_line(error)})"
+        raise RaffectError(f"{what}; {remedy}") from error
+
+
 def _start_local() -> None:
-    # Ray prints harmless red lines of its own (an actor's constructor arguments, for one) in the middle of ours.
+    # Ray prints harmless red lines, such as an actor's constructor arguments, between ours.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    # Reading tasks wait for the disk as much as they compute, and a pipeline needs a few slots to move at all.
+    # Reading tasks wait for the disk as long as they compute, and a pipeline with fewer slots than
+    # steps would not run at all.
     cpus = max(4, os.cpu_count() or 1)
-    for attempt in (1, 2):  # Ray gives a node 30 s to start, which a loaded machine may miss once
+    # Ray gives a node 30 s to start, which may be too short once on a loaded machine.
+    for attempt in (1, 2):
         try:
             with _silent_stderr():
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
-            return
-        except Exception:  # Ray has no class of its own for it
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_QUIET)
+        except Exception as error:  # Ray has no class of its own for this error
             ray.shutdown()
             if attempt == 2:
-                raise
+                what = f"Ray did not start on this machine ({_first_line(error)})"
+                raise RaffectError(f"{what}; see `raffect doctor`") from error
+        else:
+            return
 
 
 @contextlib.contextmanager
 def _silent_stderr() -> Generator[None]:
-    """Hide what C++ code writes while Ray starts (that it was told to be quiet); failures still arrive as exceptions."""
+    """Hide what Ray's C++ code writes while it starts; failures still arrive as exceptions."""
     sys.stderr.flush()
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -114,50 +122,60 @@ def _silent_stderr() -> Generator[None]:
 
 
 def _offer_token() -> None:
-    """Show a cluster the token that lies here; Ray itself only does so where ``RAY_AUTH_MODE`` says so."""
-    if (
-        _TOKEN.is_file()
-        or os.environ.get("RAY_AUTH_TOKEN")
-        or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    ):
+    """Let Ray send this machine's token, which it does only if ``RAY_AUTH_MODE`` is set."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if _TOKEN.is_file() or named:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def _require_authentication(address: str) -> None:
-    """Whoever reaches an open cluster runs code on it, and joining one shows it our data."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() not in ("token", "disabled"):
+    """Refuse to join a cluster without a token.
+
+    Everyone who can reach an open cluster can run code on it, and could read the data of this run.
+
+    Raises:
+        RaffectError: If no token is known and ``RAY_AUTH_MODE`` is not ``disabled``.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if mode.lower() not in ("token", "disabled"):
         raise RaffectError(
-            f"Ray at {address}: no authentication token here (RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE') or 'not set'}), so the cluster is either open to everyone who can reach it, or will not let you in; start it with "
-            "RAY_AUTH_MODE=token and bring its ~/.ray/auth_token here (cluster/README.md), or set RAY_AUTH_MODE=disabled if you mean it"
+            f"Ray at {address}: no authentication token here (RAY_AUTH_MODE is "
+            f"{mode or 'not set'}), so the cluster is either open to everyone who can reach it, or "
+            "will not let you in; start it with RAY_AUTH_MODE=token and bring its "
+            "~/.ray/auth_token here (cluster/README.md), or set RAY_AUTH_MODE=disabled if you mean "
+            "it"
         )
 
 
 def _warn_if_open() -> None:
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
-        print(
-            "warning: Ray runs without authentication (RAY_AUTH_MODE=disabled); whoever reaches its ports can run code as you: unset it, or keep the machines behind a firewall",
-            file=sys.stderr,
-        )
+        what = "Ray runs without authentication (RAY_AUTH_MODE=disabled)"
+        risk = "whoever reaches its ports can run code as you"
+        remedy = "unset it, or keep the machines behind a firewall"
+        print(f"warning: {what}; {risk}: {remedy}", file=sys.stderr)
 
 
 def _tighten_token() -> None:
-    """Ray writes its authentication token readable by everyone."""
+    """Make the authentication token private; Ray writes it readable by everyone."""
     with contextlib.suppress(OSError):
         if _TOKEN.stat().st_mode & 0o077:
             _TOKEN.chmod(0o600)
 
 
 def configure_data(device: str = "cpu") -> None:
-    """Ray Data's settings for a pipeline whose slowest step is on a device; call before the dataset is made, which captures them."""
+    """Set up Ray Data for a pipeline whose slowest step is on a device.
+
+    Call it before a dataset is made, since a dataset copies the settings.
+    """
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.wait_for_min_actors_s = -1  # readers fill the queue while encoders load, and the first encoder does not wait for the last one
-    context.max_consecutive_actor_init_deaths = (
-        3  # that raise, as on one faulty GPU; those whose process or node dies are Ray's to replace
-    )
+    # Readers fill the queue while encoders load, and no encoder waits for the others.
+    context.wait_for_min_actors_s = -1
+    # Actors that raise, as on a faulty GPU; Ray replaces those whose process or node dies.
+    context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = NO_PROGRESS_S[device]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
@@ -168,38 +186,38 @@ def explain_stop(error: BaseException, device: str) -> str:
 
     if isinstance(error, ExecutionTimeoutError):
         return (
-            f"nothing moved for {format_seconds(NO_PROGRESS_S[device])}: the cluster lacks what an encoder asks for (`ray status`; --num-actors, --gpus-per-actor, --device), "
-            "or one shard takes longer than that (a smaller --shard-rows, in a new bank)"
+            f"nothing moved for {format_seconds(NO_PROGRESS_S[device])}: the cluster lacks what an "
+            "encoder asks for (`ray status`; --num-actors, --gpus-per-actor, --device), or one "
+            "shard takes longer than that (a smaller --shard-rows, in a new bank)"
         )
     return f"Ray stopped the run: {last_line(error)}; --debug shows all"
 
 
 def ray_storage(folder: Path) -> dict[str, Any]:
-    """Arguments that make Ray Train and Tune keep their own notes in a folder, which may be in an object store."""
+    """Arguments that make Ray Train and Tune keep their files in a folder or an object store."""
     if not is_remote(folder):
         return {"storage_path": str(folder)}
     import pyarrow.fs
 
     store: Any = folder
-    return {
-        "storage_path": store.path,
-        "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs)),
-    }
+    filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs))
+    return {"storage_path": store.path, "storage_filesystem": filesystem}
 
 
 def cluster_gpus() -> float:
-    """GPUs of the cluster or machine Ray runs on."""
+    """Number of GPUs of the cluster or machine that Ray runs on."""
     import ray
 
     return float(ray.cluster_resources().get("GPU", 0))
 
 
 def last_line(error: BaseException) -> str:
-    """What an error that Ray wrapped in pages of traceback says at its end."""
+    """The last line of an error, which Ray puts below pages of traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (
-        lines[-1].partition(" Worker exit type:")[0][:300] if lines else type(error).__name__
-    )  # what follows are Ray's guesses
+    if not lines:
+        return type(error).__name__
+    # The exit type is followed by Ray's guesses.
+    return lines[-1].partition(" Worker exit type:")[0][:300]
 
 
 def _first_line(error: BaseException) -> str:

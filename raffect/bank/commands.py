@@ -1,4 +1,4 @@
-"""`raffect bank info | verify`: look at a bank, and prove it."""
+"""`raffect bank info | verify`: look at a bank, and check it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from raffect.datasets.manifest import read_manifest
 from raffect.progress import Progress
 
 _SHOWN = 20
+"""Damaged shards that a report names one by one."""
 
 
 def info(config: BankInfoConfig) -> BankFacts:
@@ -28,8 +29,8 @@ class VerifyReport(Verification):
     """What `verify` found, and what was done about it.
 
     Attributes:
-        repaired: Damaged shards that were withdrawn; None where nothing was to be repaired.
-        retried: Shards with rejects that were withdrawn; None where that was not asked for.
+        repaired: Damaged shards that were withdrawn; None if there was nothing to repair.
+        retried: Shards with rejects that were withdrawn; None if that was not asked for.
     """
 
     repaired: tuple[int, ...] | None = None
@@ -37,65 +38,64 @@ class VerifyReport(Verification):
 
     @property
     def ok(self) -> bool:
-        """Whether the bank is sound and complete, and nothing of it was withdrawn."""
+        """Whether the bank is sound and complete, and no shard was withdrawn."""
         return self.complete and not self.retried
 
     def lines(self) -> list[str]:
         """A block for people."""
-        out = [
-            f"damaged: shard {shard:06d} {what}"
-            for shard, what in list(self.damaged.items())[:_SHOWN]
-        ]
+        # What is wrong
+        shown = list(self.damaged.items())[:_SHOWN]
+        out = [f"damaged: shard {shard:06d} {what}" for shard, what in shown]
         if len(self.damaged) > _SHOWN:
             out.append(f"damaged: and {len(self.damaged) - _SHOWN} more shards")
         out += [f"problem: {what}" for what in self.problems]
         if self.leftovers:
             files = f"{len(self.leftovers)} unfinished file(s) of killed runs"
             out.append(f"leftovers: {files}, harmless; --repair deletes them")
+        # The sum that has to hold
         out.append(
-            f"rows {self.rows:,} + rejects {self.rejects:,} + not extracted {self.missing:,} + damaged {self.damaged_rows:,} = planned {self.planned:,}"
+            f"rows {self.rows:,} + rejects {self.rejects:,} + not extracted {self.missing:,} "
+            f"+ damaged {self.damaged_rows:,} = planned {self.planned:,}"
         )
+        # What was done about it
         if self.repaired is not None:
-            count = len(self.repaired)
-            out.append(
-                f"repaired: {count} shard(s) withdrawn; run `raffect extract` to encode them again"
-            )
+            what = f"{len(self.repaired)} shard(s) withdrawn"
+            out.append(f"repaired: {what}; run `raffect extract` to encode them again")
         return out + self._closing_lines()
 
     def _closing_lines(self) -> list[str]:
+        """What was withdrawn, and the conclusion or the next command."""
         if self.retried:
-            count = len(self.retried)
-            return [
-                f"withdrawn: {count} shard(s) with rejects; run `raffect extract` to read their frames again"
-            ]
+            what = f"{len(self.retried)} shard(s) with rejects"
+            remedy = "run `raffect extract` to read their frames again"
+            return [f"withdrawn: {what}; {remedy}"]
         out = ["withdrawn: nothing, no frame was rejected"] if self.retried is not None else []
         if self.complete:
-            rejects = (
-                f", {self.rejects:,} of them as rejects without a feature" if self.rejects else ""
-            )
+            rejects = f", {self.rejects:,} of them as rejects without a feature"
             found = "every byte is as committed, every planned frame is there once"
-            out.append(f"sound and complete: {found}{rejects}")
+            out.append(f"sound and complete: {found}{rejects if self.rejects else ''}")
         elif self.sound:
             out.append("sound but not complete; run `raffect extract` again")
         elif not self.damaged:
             out.append("not right, see above; no shard is damaged and --repair cannot help")
         elif self.repaired is None:
-            out.append(
-                "damaged; `raffect bank verify --repair`, then `raffect extract`, repairs shards"
-            )
+            commands = "`raffect bank verify --repair`, then `raffect extract`"
+            out.append(f"damaged; {commands}, repairs shards")
         return out
 
 
 def check(config: BankVerifyConfig) -> VerifyReport:
-    """Verify a bank, and withdraw what is to be encoded again where that is asked for.
+    """Verify a bank and, if the options ask for it, withdraw shards that are to be encoded again.
 
     Raises:
         RaffectError: If it is not a bank, or its plan or identity is damaged.
     """
+    # Verification, which changes nothing
     bank = Bank(config.bank).require()
     manifest = read_manifest(config.manifest) if config.manifest else None
     with Progress("verify", len(bank.plan.table), "rows") as progress:
         found = verify(bank, manifest, progress.advance)
+    # Withdrawals that were asked for
     repaired = retried = None
     if config.repair and (found.damaged or found.leftovers):
         repaired = tuple(withdraw(bank, found.damaged))

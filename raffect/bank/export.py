@@ -26,14 +26,15 @@ class ExportReport:
 
     Attributes:
         out: The folder.
-        format: ``"npy"``: ``features.npy`` (float16) and ``keys.parquet``, row k of one is row k
-            of the other; ``"list"``: ``features/*.parquet`` with a float16 list column.
+        format: ``"npy"`` for ``features.npy`` (float16) and ``keys.parquet``, where row k of one
+            is row k of the other; ``"list"`` for ``features/*.parquet`` with a float16 list
+            column.
         rows: Frames with a feature, all of which were exported.
-        rejects: Frames of the bank that could not be read; not among them.
-        missing: Planned frames that are not extracted yet; not among them.
+        rejects: Frames of the bank that could not be read; they are not exported.
+        missing: Planned frames that are not extracted yet; they are not exported.
         planned: Frames in the bank's plan.
         files: Parquet files with features; 0 for ``"npy"``.
-        caveat: What every result that rests on them must say; empty for pretrained weights.
+        caveat: What every result based on them must say; empty for pretrained weights.
     """
 
     out: Path
@@ -47,16 +48,16 @@ class ExportReport:
 
     def lines(self) -> list[str]:
         """A block for people."""
+        # Which files
         what = "features.npy and keys.parquet, row k of one is row k of the other"
         if self.format == "list":
             what = f"features/ with {self.files} Parquet file(s) that have a float16 list column"
-        partial = ""
+        # Which frames
+        count = f"{self.rows:,} rows of {self.planned:,} planned frames"
         if self.rows < self.planned:
-            rest = (
-                f"{self.rejects:,} rejects and {self.missing:,} frames that are not extracted yet"
-            )
-            partial = f" ({rest} are not among them)"
-        line = f"exported {self.rows:,} rows of {self.planned:,} planned frames{partial} to {self.out}: {what}"
+            missing = f"{self.missing:,} frames that are not extracted yet"
+            count += f" ({self.rejects:,} rejects and {missing} are not among them)"
+        line = f"exported {count} to {self.out}: {what}"
         return [line] + ([f"caveat: {self.caveat}"] if self.caveat else [])
 
 
@@ -66,18 +67,18 @@ def export(config: BankExportConfig) -> ExportReport:
     Raises:
         RaffectError: If nothing is extracted yet, the bank is damaged, or the folder is not empty.
     """
+    # Checks, the cheap ones first
     bank = Bank(config.bank).require()
     identity, commits = bank.read_identity(), bank.read_commits()
     if identity is None or not commits:
         raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
     if config.out.is_dir() and any(config.out.iterdir()):
-        raise RaffectError(
-            f"--out {config.out} is not empty; an export does not mix with other files"
-        )
-    found = verify(bank)  # reads every byte, so it comes after what costs nothing
+        remedy = "an export does not mix with other files"
+        raise RaffectError(f"--out {config.out} is not empty; {remedy}")
+    found = verify(bank)  # reads every byte
     if not found.sound:
         raise RaffectError(f"{bank.path}: damaged, nothing exported; see `raffect bank verify`")
-    # What a running extract commits from now on is not exported.
+    # The files, of these commits alone: an extract that is running may add others meanwhile.
     rows = sum(commit.rows for commit in commits.values())
     config.out.mkdir(parents=True, exist_ok=True)
     with Progress("export", rows, "rows") as progress:
@@ -106,7 +107,9 @@ def _export_npy(
     config: BankExportConfig,
     progress: Progress,
 ) -> None:
+    """Write ``features.npy`` of shape (rows, dim) and ``keys.parquet`` in the same order."""
     keys = []
+    # Features go into a mapped file, so that a bank may be larger than memory.
     with atomic_path(config.out / "features.npy") as temporary:
         out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(rows, dim))
         start = 0
@@ -117,6 +120,7 @@ def _export_npy(
             start += len(features)
             progress.advance(len(features))
         out.flush()
+    # Keys, of the same shards in the same order
     with atomic_path(config.out / "keys.parquet") as temporary:
         pq.write_table(pa.concat_tables(keys).replace_schema_metadata(None), temporary)
 
@@ -128,9 +132,11 @@ def _export_lists(
     config: BankExportConfig,
     progress: Progress,
 ) -> None:
+    """Write a Parquet file a shard, in which a feature is a list of ``dim`` float16 numbers."""
     for shard, commit in commits.items():
         table = read_parquet(bank.shard_path(shard)).replace_schema_metadata(None)
         flat = pa.array(read_shard_features(bank, shard, commit.sha256, dim).reshape(-1))
+        # In the place of the bank's column of bytes, which is the third
         table = table.set_column(2, "feature", pa.FixedSizeListArray.from_arrays(flat, dim))
         with atomic_path(config.out / "features" / f"{shard:06d}.parquet") as temporary:
             pq.write_table(table, temporary, compression="none")

@@ -1,4 +1,7 @@
-"""What heads were trained and judged on: facts of bank, labels and splits that stand in every result."""
+"""What heads were trained and evaluated on: facts of bank, labels and splits.
+
+Every result carries them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from raffect.storage.records import Record
 
 Count = Annotated[int, Ge(0)]
 _MISSING_SHARE = 0.05
+"""Share of a split's labelled frames without an image above which a line warns of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +25,10 @@ class SplitFacts(Record):
 
     Attributes:
         frames: Labelled frames that have a feature.
-        groups: Videos, subjects or pictures they are of.
+        groups: Videos, subjects or pictures that they belong to.
         no_image: Labelled frames of which the manifest lists no image.
-        rejected: Those whose image could not be read.
-        not_extracted: Those that are planned and not in the bank: it is incomplete.
+        rejected: Labelled frames whose image could not be read.
+        not_extracted: Labelled frames that are planned and not in the bank, which is incomplete.
     """
 
     frames: Count
@@ -36,20 +40,20 @@ class SplitFacts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts(Record):
-    """What heads were trained and judged on; stands in every result.
+    """What heads were trained and evaluated on; every result carries it.
 
     Attributes:
         task: The task.
         bank: Path of the bank.
         labels: Path of the label table.
-        bank_digest: Names the bank's content.
-        labels_sha256: Of the label table.
+        bank_digest: `raffect.bank.format.Bank.digest`, which identifies the bank's content.
+        labels_sha256: SHA-256 of the label table.
         encoders: Which encoders made the features; one, until banks can be concatenated.
-        edition: Of the labels.
+        edition: Edition of the labels.
         synthetic: Whether raffect drew every image.
-        caveat: What every table and picture has to say; may be empty.
-        published: Scores of others that may stand beside ours, by name.
-        splits: By name.
+        caveat: What every table and figure must say; may be empty.
+        published: Published scores of others that ours may be compared with, by name.
+        splits: Frames of each split, by the split's name.
         incomplete: What an incomplete bank lacks, for people; empty for a complete one.
         group_name: What intervals and folds keep together: videos, subjects or pictures.
     """
@@ -74,9 +78,10 @@ class DataFacts(Record):
         return f" [INCOMPLETE BANK, it lacks {self.incomplete}]" if self.incomplete else ""
 
     def missing_lines(self) -> list[str]:
-        """A line for each split of which many labelled frames have no image, or one that cannot be read."""
+        """A line for each split of which many labelled frames lack an image that can be read."""
         lines = []
         for name, split in self.splits.items():
+            # Frames that are not extracted yet are in `incomplete` instead.
             missing = split.no_image + split.rejected
             labelled = split.frames + missing
             if missing > _MISSING_SHARE * labelled:

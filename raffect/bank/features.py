@@ -1,7 +1,7 @@
 """Features of a task and split as one contiguous array, joined with their labels on (video, frame).
 
-The plan and the rejects say which row of which shard holds a frame, so only feature columns of shards that matter are
-read, each once, straight into place, by threads.
+The plan and the rejects tell which row of which shard holds a frame. So only the feature columns of
+the shards in use are read, each once, by threads that write straight into the array.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from raffect.storage.keys import Vocabulary, encode_video, positions
 from raffect.storage.paths import Damaged, parse_parquet
 
 MOST_GROUPS = 1000
-"""Groups that statistics are kept of; what a data set has more of (pictures, clips) is dealt into blocks."""
+"""Most groups that statistics are kept of; more of them (pictures, clips) are put into blocks."""
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Labelled frames without a feature, by why.
+    """Numbers of labelled frames without a feature, by reason.
 
     Attributes:
         no_image: Not in the bank's plan: the manifest lists no image of them.
         rejected: Their image could not be read.
-        not_extracted: Planned, but their shard is not committed yet, or is damaged or gone: the bank is incomplete.
+        not_extracted: Planned, but their shard is not committed yet, or is damaged or gone: the
+            bank is incomplete.
     """
 
     no_image: int = 0
@@ -44,7 +45,7 @@ class Missing:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """All labelled frames without a feature."""
         return self.no_image + self.rejected + self.not_extracted
 
 
@@ -53,7 +54,7 @@ class Features:
     """N frames that have a feature and a label, in the order of the bank.
 
     Attributes:
-        x: float16, shape (N, dim), C-contiguous; a `numpy.memmap` where asked for.
+        x: float16, shape (N, dim), C-contiguous; a `numpy.memmap` if that was asked for.
         y: Labels, shape (N, columns of the task).
         video: Number of each frame's video in ``videos``, int32, shape (N,).
         frame: 1-based frame numbers, int32, shape (N,).
@@ -71,20 +72,22 @@ class Features:
 
 @dataclass(frozen=True)
 class FeatureIndex:
-    """Where N labelled frames' features lie, in the order of the bank.
+    """Where the features of N labelled frames are stored, in the order of the bank.
 
     Attributes:
         bank: The bank.
         dim: Length of a feature.
         shard: Shard of each frame, ascending, shape (N,).
-        row: Its row there.
-        sha256: What was committed for each shard that is used.
+        row: Row of each frame in its shard, shape (N,).
+        sha256: Committed SHA-256 of each shard in use.
         y: Labels, shape (N, columns of the task).
         video: Number of each frame's video in ``videos``, int32, shape (N,).
         frame: 1-based frame numbers, int32, shape (N,).
         videos: Names of videos.
-        group: Number of each frame's group in ``groups``, int32, shape (N,): what intervals and folds keep together.
-        groups: Names of groups: videos, or what the label table's column ``group`` says; at most `MOST_GROUPS`.
+        group: Number of each frame's group in ``groups``, int32, shape (N,); intervals and folds
+            keep a group together.
+        groups: Names of groups: videos, or those in the label table's column ``group``; at most
+            `MOST_GROUPS`.
         missing: Labelled frames without a feature, and why.
     """
 
@@ -105,7 +108,7 @@ class FeatureIndex:
         return len(self.shard)
 
     def select(self, keep: np.ndarray) -> FeatureIndex:
-        """Only some frames, and the videos and groups they belong to; ``keep`` is a mask of shape (N,)."""
+        """Only some frames, with their videos and groups; ``keep`` is a mask of shape (N,)."""
         video, videos = _renumber(self.video[keep], self.videos)
         group, groups = _renumber(self.group[keep], self.groups)
         return replace(
@@ -121,7 +124,7 @@ class FeatureIndex:
         )
 
     def read(self, memmap: Path | None = None, threads: int | None = None) -> np.ndarray:
-        """All features, each shard read once, straight into place: float16, shape (N, dim)."""
+        """All features, float16, shape (N, dim); arguments as of `read_features`."""
         return _gather(self, memmap, threads or count_cores())
 
 
@@ -135,87 +138,113 @@ def find_features(
     limit: int | None = None,
     commits: Mapping[int, Commit] | None = None,
 ) -> FeatureIndex:
-    """Find the features of a task and split without reading them; arguments and errors as of `read_features`.
+    """Find the features of a task and split without reading them.
 
-    ``commits``, of `Bank.read_commits`, make several calls see the same shards while an extract adds others.
+    Arguments and errors are those of `read_features`. ``commits``, the result of
+    `Bank.read_commits`, lets several calls see the same shards while an extract adds others.
     """
+    # Keys of labelled and of extracted frames
     identity = bank.require().read_identity()
     if identity is None:
         raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
-    labels = select_split(labels, split)
-    if videos is not None:
-        labels = labels.filter(
-            pc.field("video").cast(pa.string()).isin(pa.array(sorted(videos), pa.string()))
-        )
-    values = read_values(labels, task)
-    known = task.is_labelled(values).any(axis=1)
-    labels, values = labels.filter(pa.array(known)), values[known]
-
+    labels, values = _select_labelled(labels, task, split, videos)
     vocabulary = Vocabulary()
     commits = bank.read_commits() if commits is None else commits
     location = _locate(bank, vocabulary, commits)
     label_keys = vocabulary.keys(labels)
-    order = np.argsort(location.keys, kind="stable")
-    found = positions(label_keys, location.keys[order])
-    rows = order[found[found >= 0]]
-    picked = np.flatnonzero(found >= 0)
-    by_row = np.argsort(rows, kind="stable")[:limit]
-    rows, picked = rows[by_row], picked[by_row]
+    # Their join
+    rows, picked, is_missing = _join(location.keys, label_keys, limit)
     if not len(rows):
         raise RaffectError(
-            f"{bank.path}: no frame of {task.name} {split} has both a label and a feature ({len(label_keys)} are labelled); check --labels, the video filter and `raffect bank info`"
+            f"{bank.path}: no frame of {task.name} {split} has both a label and a feature "
+            f"({len(label_keys)} are labelled); check --labels, the video filter and "
+            "`raffect bank info`"
         )
     keys = label_keys[picked]
-    if (doubled := np.flatnonzero(np.diff(rows) == 0)).size:
-        key = int(keys[doubled[0]])
+    if (doubled := keys[1:][np.diff(rows) == 0]).size:
+        first = f"{vocabulary.names[doubled[0] >> 32]} frame {doubled[0] & 0xFFFFFFFF}"
         raise RaffectError(
-            f"{task.name} labels name {doubled.size} frame(s) of {split} twice, first {vocabulary.names[key >> 32]} frame {key & 0xFFFFFFFF}; run `raffect prepare` again"
+            f"{task.name} labels name {doubled.size} frame(s) of {split} twice, "
+            f"first {first}; run `raffect prepare` again"
         )
+    # Videos and groups, renumbered to those that occur
     numbers, video = np.unique(keys >> 32, return_inverse=True)
-    names = [vocabulary.names[number] for number in numbers]
-    frame = (keys & 0xFFFFFFFF).astype(np.int32)
-    shard = location.shard[rows]
-    sha256 = {number: commits[number].sha256 for number in np.unique(shard).tolist()}
-    missing = _count_missing(label_keys[found < 0], location)
-    video = video.astype(np.int32)
+    video, names = video.astype(np.int32), [vocabulary.names[number] for number in numbers]
     group, groups = _read_groups(labels.take(pa.array(picked)), video, names)
+    shard = location.shard[rows]
     return FeatureIndex(
-        bank,
-        identity.dim,
-        shard,
-        location.row[rows],
-        sha256,
-        values[picked],
-        video,
-        frame,
-        names,
-        group,
-        groups,
-        missing,
+        bank=bank,
+        dim=identity.dim,
+        shard=shard,
+        row=location.row[rows],
+        sha256={number: commits[number].sha256 for number in np.unique(shard).tolist()},
+        y=values[picked],
+        video=video,
+        frame=(keys & 0xFFFFFFFF).astype(np.int32),
+        videos=names,
+        group=group,
+        groups=groups,
+        missing=_count_missing(label_keys[is_missing], location),
     )
+
+
+def _join(
+    keys: np.ndarray, label_keys: np.ndarray, limit: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Join labels with frames.
+
+    Args:
+        keys: Keys of frames in the order of the bank.
+        label_keys: Keys of labels in any order.
+        limit: At most so many pairs, the first ones in the order of the bank.
+
+    Returns:
+        Indices into ``keys``, ascending, and for each the index into ``label_keys``; and which
+        labels have no frame.
+    """
+    order = np.argsort(keys, kind="stable")
+    found = positions(label_keys, keys[order])
+    rows, picked = order[found[found >= 0]], np.flatnonzero(found >= 0)
+    by_row = np.argsort(rows, kind="stable")[:limit]
+    return rows[by_row], picked[by_row], found < 0
+
+
+def _select_labelled(
+    labels: pa.Table, task: Task, split: str, videos: Collection[str] | None
+) -> tuple[pa.Table, np.ndarray]:
+    """Rows of a split, of some videos or of all, that have a label; and their values."""
+    labels = select_split(labels, split)
+    if videos is not None:
+        wanted = pa.array(sorted(videos), pa.string())
+        labels = labels.filter(pc.field("video").cast(pa.string()).isin(wanted))
+    values = read_values(labels, task)
+    known = task.is_labelled(values).any(axis=1)
+    return labels.filter(pa.array(known)), values[known]
 
 
 def _read_groups(
     labels: pa.Table, video: np.ndarray, videos: list[str]
 ) -> tuple[np.ndarray, list[str]]:
-    """Group of each row, and their names; more than `MOST_GROUPS` are dealt into so many blocks by hash."""
+    """Group of each row, and the names of groups."""
     if "group" in labels.column_names:
         column = encode_video(labels["group"])
-        group, groups = _renumber(
-            column.indices.to_numpy(zero_copy_only=False), column.dictionary.to_pylist()
-        )
+        numbers = column.indices.to_numpy(zero_copy_only=False)
+        group, groups = _renumber(numbers, column.dictionary.to_pylist())
     else:
         group, groups = video, videos
     if len(groups) <= MOST_GROUPS:
         return group, groups
-    block = np.array(
-        [int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % MOST_GROUPS for name in groups]
-    )
+    # By hash, so that a group is in the same block whatever other groups there are
+    block = np.array([_hash(name) % MOST_GROUPS for name in groups])
     return _renumber(block[group], [f"block {number:03d}" for number in range(MOST_GROUPS)])
 
 
+def _hash(name: str) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+
+
 def _renumber(number: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Numbers and names without those that do not occur."""
+    """Numbers and names, without the names that do not occur."""
     kept, new = np.unique(number, return_inverse=True)
     return new.astype(np.int32), [names[k] for k in kept]
 
@@ -241,7 +270,7 @@ def read_features(
         videos: Only frames of these videos.
         limit: At most so many frames, the first ones in the order of the bank.
         memmap: Write the array to this ``.npy`` file and map it, for banks larger than memory.
-        threads: Readers; all cores by default.
+        threads: Number of reading threads; all cores by default.
 
     Raises:
         RaffectError: If no frame remains, or a shard is damaged.
@@ -254,7 +283,15 @@ def read_features(
 
 @dataclass(frozen=True)
 class _Location:
-    """Where every extracted frame is: its key, its shard and its row there, in the order of the bank; and which planned frames are not."""
+    """Where every extracted frame is, in the order of the bank, and the keys of the other frames.
+
+    Attributes:
+        keys: Key of each extracted frame.
+        shard: Its shard.
+        row: Its row in the shard.
+        rejected: Keys of frames that could not be read.
+        not_extracted: Keys of planned frames whose shard is not committed.
+    """
 
     keys: np.ndarray
     shard: np.ndarray
@@ -264,6 +301,8 @@ class _Location:
 
 
 def _locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -> _Location:
+    """Find every frame of a bank from its plan and its rejects alone."""
+    # The shard of each planned frame, and whether it is committed
     plan = bank.plan
     keys = vocabulary.keys(plan.table)
     lengths = np.diff(plan.offsets)
@@ -271,34 +310,38 @@ def _locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -
     is_committed = np.repeat(np.isin(np.arange(plan.num_shards), list(commits)), lengths)
     for number, record in commits.items():
         if number >= plan.num_shards or record.rows + record.rejects != lengths[number]:
-            raise RaffectError(
-                f"{bank.path}: shard {number:06d} does not fit the plan; run `raffect bank verify`"
-            )
+            what = f"shard {number:06d} does not fit the plan"
+            raise RaffectError(f"{bank.path}: {what}; run `raffect bank verify`")
+    # A shard holds its planned frames in order, without the rejects.
     is_rejected = np.isin(keys, vocabulary.keys(bank.read_rejects(commits.values())))
     keep = is_committed & ~is_rejected
     kept_before = np.concatenate([[0], np.cumsum(keep)])
     row = kept_before[:-1] - kept_before[plan.offsets[shard]]
     return _Location(
-        keys[keep], shard[keep], row[keep], keys[is_committed & is_rejected], keys[~is_committed]
+        keys=keys[keep],
+        shard=shard[keep],
+        row=row[keep],
+        rejected=keys[is_committed & is_rejected],
+        not_extracted=keys[~is_committed],
     )
 
 
 def _count_missing(keys: np.ndarray, location: _Location) -> Missing:
-    rejected, not_extracted = (
-        int(np.isin(keys, location.rejected).sum()),
-        int(np.isin(keys, location.not_extracted).sum()),
-    )
+    rejected = int(np.isin(keys, location.rejected).sum())
+    not_extracted = int(np.isin(keys, location.not_extracted).sum())
     return Missing(len(keys) - rejected - not_extracted, rejected, not_extracted)
 
 
 def _gather(index: FeatureIndex, memmap: Path | None, threads: int) -> np.ndarray:
-    """Feature rows in the order of the bank, so that each shard fills one run of the result."""
+    """Read all features; in the order of the bank, each shard fills one slice of the result."""
+    # The result, in memory or in a file
     shape = (len(index), index.dim)
     if memmap is None:
         out = np.empty(shape, np.float16)
     else:
         memmap.parent.mkdir(parents=True, exist_ok=True)
         out = np.lib.format.open_memmap(memmap, mode="w+", dtype=np.float16, shape=shape)
+    # One job a shard
     shards, starts = np.unique(index.shard, return_index=True)
     stops = np.append(starts[1:], len(index))
 
@@ -312,7 +355,7 @@ def _gather(index: FeatureIndex, memmap: Path | None, threads: int) -> np.ndarra
 
 
 def read_rows(bank: Bank, shard: int, sha256: str, rows: np.ndarray, out: np.ndarray) -> None:
-    """Some rows of a shard, which ascend, into ``out`` of shape (rows, dim).
+    """Read some rows of a shard, in ascending order, into ``out`` of shape (rows, dim).
 
     Raises:
         RaffectError: If the shard is not as committed.
@@ -320,6 +363,7 @@ def read_rows(bank: Bank, shard: int, sha256: str, rows: np.ndarray, out: np.nda
     stored = read_shard_features(bank, shard, sha256, out.shape[1])
     if rows[-1] >= len(stored):
         raise bank.damaged(shard_name(shard), Damaged(f"{len(stored)} rows, fewer than committed"))
+    # A slice is copied faster than single rows.
     if (np.diff(rows) == 1).all():
         out[:] = stored[rows[0] : rows[-1] + 1]
     else:
@@ -327,11 +371,15 @@ def read_rows(bank: Bank, shard: int, sha256: str, rows: np.ndarray, out: np.nda
 
 
 def read_shard_features(bank: Bank, shard: int, sha256: str, dim: int) -> np.ndarray:
-    """Features of one shard: float16, shape (rows, dim), from the very bytes whose hash was compared with the committed one.
+    """Features of one shard, from the bytes whose hash was compared with the committed one.
+
+    Returns:
+        float16, shape (rows, dim).
 
     Raises:
         RaffectError: If the file is not as committed.
     """
+    # The column, as one array
     name = shard_name(shard)
     try:
         column = parse_parquet(bank.read_committed(name, sha256), ["feature"])["feature"]
@@ -341,11 +389,10 @@ def read_shard_features(bank: Bank, shard: int, sha256: str, dim: int) -> np.nda
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
     if array.type != pa.binary(2 * dim):
-        raise bank.damaged(
-            name, Damaged(f"features of type {array.type}, expected {2 * dim} bytes")
-        )
+        why = Damaged(f"features of type {array.type}, expected {2 * dim} bytes")
+        raise bank.damaged(name, why)
+    # A view of its bytes
     if not len(array):
         return np.empty((0, dim), np.float16)
-    return np.frombuffer(
-        array.buffers()[1], "<f2", count=len(array) * dim, offset=2 * dim * array.offset
-    ).reshape(len(array), dim)
+    count, offset = len(array) * dim, 2 * dim * array.offset
+    return np.frombuffer(array.buffers()[1], "<f2", count, offset).reshape(len(array), dim)

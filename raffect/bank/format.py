@@ -1,15 +1,17 @@
-"""The bank: a folder of Parquet feature shards that anyone can read and nobody can half-write (docs/bank.md).
+"""The bank: a folder of Parquet feature shards, each of which is written whole or not at all.
 
-    bank.json             identity: which encoder, weights, preprocess and precision made every vector
-    plan/0000.parquet     shard -> rows, in generations: new frames append a generation, nothing is ever rewritten
-    shards/000000.parquet video, frame, feature (dim little-endian float16 as fixed-size binary)
-    rejects/000000.parquet  video, frame, reason; absent where there are none
-    commits/000000.json   what a finished shard is: its rows and the SHA-256 of its files; written last
-    attempts/000000       a shard that somebody began and has not committed yet
-    runs/*.json           a summary of each extraction
+    bank.json               identity: encoder, weights, preprocess and precision of every feature
+    plan/0000.parquet       the rows of each shard; new frames append a file (a generation),
+                            and no file is ever rewritten
+    shards/000000.parquet   video, frame, feature (dim little-endian float16, fixed-size binary)
+    rejects/000000.parquet  video, frame, reason; absent if every frame could be read
+    commits/000000.json     a finished shard: its rows and the SHA-256 of its files; written last
+    attempts/000000         note of a shard that was begun and is not committed yet
+    runs/*.json             a summary of each extraction
 
-A shard counts once its commit record exists and its files have the recorded sizes. Names and rows of a shard follow
-from the plan alone, so a retry, or a second writer, writes the same files.
+A shard counts once its commit record exists and its files have the recorded sizes. The plan alone
+decides the names and rows of a shard, so a retry, or a second writer, writes the same files. See
+docs/bank.md.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ from raffect.storage.tables import read_metadata
 
 _COMMIT = re.compile(r"[0-9]{6,}\.json")
 DEFAULT_SHARD_ROWS = 2048
+"""Rows of a shard, unless a user chooses another number."""
 REJECTS = pa.schema([("video", pa.string()), ("frame", pa.int32()), ("reason", pa.string())])
 """Schema of a rejects file."""
 
@@ -63,8 +66,8 @@ class Plan:
     Attributes:
         table: ``video`` (dictionary), ``frame`` (int32), sorted within a generation.
         offsets: int64, shape (num_shards + 1,); shard k has rows ``offsets[k]:offsets[k + 1]``.
-        shard_rows: Most rows a shard has.
-        generations: How many files it was read from.
+        shard_rows: Most rows that a shard has.
+        generations: Number of files that it was read from.
     """
 
     table: pa.Table
@@ -74,7 +77,7 @@ class Plan:
 
     @property
     def num_shards(self) -> int:
-        """Shards over all generations."""
+        """Number of shards over all generations."""
         return len(self.offsets) - 1
 
     def rows(self, shard: int) -> pa.Table:
@@ -83,14 +86,14 @@ class Plan:
 
 
 class Bank:
-    """One bank, in a folder or an object store. Opening one reads nothing and makes nothing."""
+    """A bank in a folder or an object store; making this object reads and creates no file."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = locate(path)
 
     @property
     def exists(self) -> bool:
-        """Whether the folder is a bank, however unfinished."""
+        """Whether the folder is a bank, finished or not."""
         return (self.path / "plan").is_dir() or (self.path / "bank.json").exists()
 
     def require(self) -> Bank:
@@ -100,15 +103,14 @@ class Bank:
             RaffectError: If the folder is not a bank.
         """
         if not self.exists:
-            raise RaffectError(
-                f"{self.path}: no bank there; make one with `raffect extract --manifest M --bank {self.path}`"
-            )
+            command = f"`raffect extract --manifest M --bank {self.path}`"
+            raise RaffectError(f"{self.path}: no bank there; make one with {command}")
         return self
 
     # Identity
 
     def read_identity(self) -> Identity | None:
-        """The identity, or None while no encoder has claimed the bank.
+        """The identity, or None if no encoder has claimed the bank yet.
 
         Raises:
             RaffectError: If ``bank.json`` is damaged or of another format.
@@ -124,7 +126,7 @@ class Bank:
         """Make ``identity`` the bank's, or check that it already is.
 
         Raises:
-            RaffectError: If another encoder made this bank; names every difference.
+            RaffectError: If another encoder made this bank; the message names every difference.
         """
         self._require_unless_empty("bank.json")
         if write_if_absent(self.path / "bank.json", BankFile(identity=identity).to_bytes()):
@@ -132,7 +134,8 @@ class Bank:
         found = self.read_identity()
         if found is None:
             raise RaffectError(
-                f"{self.path}/bank.json: was there a moment ago and cannot be read; look after the storage, then run the same command again"
+                f"{self.path}/bank.json: was there a moment ago and cannot be read; "
+                "look after the storage, then run the same command again"
             )
         found.require_equal(identity, self.path)
 
@@ -141,99 +144,92 @@ class Bank:
     @cached_property
     def plan(self) -> Plan:
         """The plan over all generations."""
-        tables, lengths, shard_rows = [], [], DEFAULT_SHARD_ROWS
         files = self._plan_files()
         if not files:
             self._require_unless_empty("plan/0000.parquet")
+        # Every generation, cut into shards of its own
+        tables, lengths, shard_rows = [], [], DEFAULT_SHARD_ROWS
         for number, file in enumerate(files):
-            try:
-                if file.stem != f"{number:04d}":
-                    raise ValueError(f"generation {number:04d} is missing")
-                table = read_parquet(file, ["video", "frame"])
-                metadata = read_metadata(table)
-                shard_rows = int(metadata["shard_rows"])
-            except (Damaged, pa.ArrowException, KeyError, ValueError) as error:
-                raise RaffectError(
-                    f"{file}: damaged plan ({str(error)[:100]}); restore it from a backup or extract into a new bank"
-                ) from error
+            table, shard_rows = _read_generation(file, number)
             full, rest = divmod(len(table), shard_rows)
             lengths += [shard_rows] * full + [rest] * bool(rest)
             tables.append(table.replace_schema_metadata(None))
-        table = (
-            pa.concat_tables(tables).unify_dictionaries()
-            if tables
-            else _key_table(
-                pa.table({"video": pa.array([], pa.string()), "frame": pa.array([], pa.int32())})
-            )
-        )
+        # All of them as one table
+        if tables:
+            table = pa.concat_tables(tables).unify_dictionaries()
+        else:
+            no_video, no_frame = pa.array([], pa.string()), pa.array([], pa.int32())
+            table = _key_table(pa.table({"video": no_video, "frame": no_frame}))
         return Plan(
-            table.combine_chunks(),
-            np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-            shard_rows,
-            len(tables),
+            table=table.combine_chunks(),
+            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+            shard_rows=shard_rows,
+            generations=len(tables),
         )
 
     def extend_plan(self, manifest: pa.Table, shard_rows: int | None = None) -> Plan:
-        """Plan every frame of a manifest that is not planned yet; new ones become a generation of their own.
+        """Plan every frame of a manifest that is not planned yet, as a new generation.
 
         Args:
             manifest: ``video, frame, ...``, sorted.
-            shard_rows: Rows a shard; the bank's own, or 2048 in a new one, if None.
+            shard_rows: Rows of a shard; if None, those of the bank, or 2048 in a new bank.
 
         Raises:
-            RaffectError: If the manifest lacks frames that the bank holds, or ``shard_rows`` is not the bank's.
+            RaffectError: If the manifest lacks frames that the bank holds, or ``shard_rows``
+                differs from the bank's.
         """
         while True:
+            # What is left to plan
             plan = self.plan
             if len(plan.table) and shard_rows not in (None, plan.shard_rows):
                 raise RaffectError(
-                    f"--shard-rows {shard_rows}: {self.path} has shards of {plan.shard_rows} rows; leave the option out or use a new --bank"
+                    f"--shard-rows {shard_rows}: {self.path} has shards of {plan.shard_rows} rows; "
+                    "leave the option out or use a new --bank"
                 )
             new = self.unplanned(manifest)
             if not len(new):
                 return plan
+            # The file of a new generation
             rows = plan.shard_rows if len(plan.table) else shard_rows or DEFAULT_SHARD_ROWS
-            new = _key_table(new).replace_schema_metadata(
-                {"shard_rows": str(rows), "manifest_digest": digest_keys(manifest)}
-            )
+            about = {"shard_rows": str(rows), "manifest_digest": digest_keys(manifest)}
             sink = pa.BufferOutputStream()
+            new = _key_table(new).replace_schema_metadata(about)
             pq.write_table(new, sink, compression="zstd")
-            # Of two runs that extend the same plan at once, one wins; the other looks again at what is left to plan.
-            write_if_absent(
-                self.path / "plan" / f"{plan.generations:04d}.parquet", sink.getvalue().to_pybytes()
-            )
+            # If two runs extend the plan at once, one of them writes this file. The other one reads
+            # the plan again and looks at what is left.
+            file = self.path / "plan" / f"{plan.generations:04d}.parquet"
+            write_if_absent(file, sink.getvalue().to_pybytes())
             self.__dict__.pop("plan", None)
 
     def unplanned(self, manifest: pa.Table) -> pa.Table:
         """Rows of a manifest that are not planned yet.
 
         Raises:
-            RaffectError: If the manifest lacks frames that are.
+            RaffectError: If the manifest lacks frames that are planned.
         """
         plan, vocabulary = self.plan, Vocabulary()
         planned, wanted = vocabulary.keys(plan.table), vocabulary.keys(manifest)
         if len(gone := planned[absent(planned, wanted)]):
             video, frame = vocabulary.names[gone[0] >> 32], gone[0] & 0xFFFFFFFF
             raise RaffectError(
-                f"{self.path} holds {len(gone)} frames that the manifest lacks, e.g. {video}/{frame:05d}; prepare the manifest from all image roots, or use a new --bank"
+                f"{self.path} holds {len(gone)} frames that the manifest lacks, e.g. "
+                f"{video}/{frame:05d}; prepare the manifest from all image roots, or use a new "
+                "--bank"
             )
         return manifest.filter(pa.array(absent(wanted, planned))) if len(planned) else manifest
 
     def _plan_files(self) -> list[Path]:
-        return sorted(
-            file
-            for file in (self.path / "plan").glob("*.parquet")
-            if not file.name.startswith(PREFIX)
-        )
+        files = (self.path / "plan").glob("*.parquet")
+        return sorted(file for file in files if not file.name.startswith(PREFIX))
 
     # Shards
 
     def shard_path(self, shard: int) -> Path:
-        """Its features."""
+        """The file with its features."""
         return self.path / shard_name(shard)
 
     def rejects_path(self, shard: int) -> Path:
-        """Its frames that could not be read; absent where there are none."""
+        """The file with its frames that could not be read; absent if every frame could."""
         return self.path / rejects_name(shard)
 
     def commit_path(self, shard: int) -> Path:
@@ -241,7 +237,7 @@ class Bank:
         return self.path / "commits" / f"{shard:06d}.json"
 
     def attempt_path(self, shard: int) -> Path:
-        """The note that somebody began it."""
+        """The note that a run has begun this shard."""
         return self.path / "attempts" / f"{shard:06d}"
 
     def commit(
@@ -257,9 +253,10 @@ class Bank:
         Args:
             shard: Its number in the plan.
             keys: ``video, frame`` of all its planned rows.
-            features: float16, shape (rows that were read, dim), in the order of ``keys`` without the rejects.
+            features: float16, shape (rows that were read, dim), in the order of ``keys`` without
+                the rejects.
             rejects: Row of ``keys`` -> reason.
-            identity: What made the features; its digest goes into the file.
+            identity: The encoder that made the features; its digest goes into the file.
 
         Returns:
             The commit record, a pure function of the arguments.
@@ -267,53 +264,51 @@ class Bank:
         good = np.setdiff1d(np.arange(len(keys)), list(rejects))
         if features.shape != (len(good), identity.dim) or features.dtype != np.float16:
             raise ValueError(
-                f"shard {shard}: features {features.dtype}{features.shape}, expected float16{(len(good), identity.dim)}"
+                f"shard {shard}: features {features.dtype}{features.shape}, "
+                f"expected float16{(len(good), identity.dim)}"
             )
-        keys = _key_table(keys)
-        files = {
-            shard_name(shard): _write_shard(
-                self.shard_path(shard), keys.take(good), features, identity
-            )
-        }
+        # Features
+        keys, files = _key_table(keys), {}
+        path = self.shard_path(shard)
+        files[shard_name(shard)] = _write_shard(path, keys.take(good), features, identity)
+        # Rejects, or none where an earlier attempt may have left some
         if rejects:
             rows = sorted(rejects)
-            table = keys.take(rows).append_column(
-                "reason", pa.array([rejects[row] for row in rows], pa.string())
-            )
+            reasons = pa.array([rejects[row] for row in rows], pa.string())
+            table = keys.take(rows).append_column("reason", reasons)
             files[rejects_name(shard)] = _write_parquet(self.rejects_path(shard), table)
         else:
             self.rejects_path(shard).unlink(missing_ok=True)
+        # The record, which makes the shard count
         record = Commit(shard=shard, rows=len(good), rejects=len(rejects), files=files)
         write_atomic(self.commit_path(shard), record.to_bytes())
         self.attempt_path(shard).unlink(missing_ok=True)
         return record
 
     def read_commits(self) -> dict[int, Commit]:
-        """Finished shards: those whose record is readable and whose files have the recorded sizes."""
-        # Records first: a shard that is committed meanwhile must not look like a record without its files.
+        """Finished shards: their record is readable and their files have the recorded sizes."""
+        # Records first: a shard that is committed meanwhile must not look like one without files.
         names = [name for name in list_sizes(self.path / "commits") if _COMMIT.fullmatch(name)]
-        sizes = {
-            f"{folder}/{name}": size
-            for folder in ("shards", "rejects")
-            for name, size in list_sizes(self.path / folder).items()
-        }
-        records = (
-            parse_commit(name, content)
-            for name, content in read_files(self.path / "commits", names)
-        )
-        found = {
-            record.shard: record
-            for record in records
-            if record and all(sizes.get(name) == size for name, (size, _) in record.files.items())
-        }
+        sizes = {}
+        for folder in ("shards", "rejects"):
+            for name, size in list_sizes(self.path / folder).items():
+                sizes[f"{folder}/{name}"] = size
+        # Records whose files have the recorded sizes
+        found = {}
+        for name, content in read_files(self.path / "commits", names):
+            record = parse_commit(name, content)
+            if record is None:
+                continue
+            if all(sizes.get(file) == size for file, (size, _) in record.files.items()):
+                found[record.shard] = record
         return dict(sorted(found.items()))
 
     def read_committed(self, name: str, sha256: str) -> pa.Buffer:
-        """Bytes of a shard's file, proven to be those that were committed.
+        """Bytes of a shard's file, checked to be those that were committed.
 
         Args:
-            name: As the commit record has it.
-            sha256: What the record says of it.
+            name: Path of the file as in the commit record.
+            sha256: SHA-256 of the file as in the commit record.
 
         Raises:
             Damaged: If it is missing or holds other bytes.
@@ -334,42 +329,57 @@ class Bank:
         """
         tables = [REJECTS.empty_table()]
         for commit in commits:
-            if commit.rejects:
-                name = rejects_name(commit.shard)
-                try:
-                    tables.append(
-                        parse_rejects(self.read_committed(name, commit.files[name][1]), commit)
-                    )
-                except Damaged as error:
-                    raise self.damaged(name, error) from error
+            if not commit.rejects:
+                continue
+            name = rejects_name(commit.shard)
+            try:
+                content = self.read_committed(name, commit.files[name][1])
+                tables.append(parse_rejects(content, commit))
+            except Damaged as error:
+                raise self.damaged(name, error) from error
         return pa.concat_tables(tables)
 
     def damaged(self, name: str, why: Damaged) -> RaffectError:
-        """The error of a file that is not as committed, with what to do."""
-        return RaffectError(
-            f"{self.path / name}: {why}; run `raffect bank verify --bank {self.path} --repair`, then `raffect extract` again"
-        )
+        """The error for a file that is not as committed, with what to do."""
+        remedy = f"run `raffect bank verify --bank {self.path} --repair`"
+        return RaffectError(f"{self.path / name}: {why}; {remedy}, then `raffect extract` again")
 
     def digest(self, commits: Mapping[int, Commit] | None = None) -> str:
-        """SHA-256 over the identity and every commit record (read now, unless given): equal banks, and only they, have equal digests."""
+        """SHA-256 over the identity and every commit record, which are read now unless given.
+
+        Equal banks, and only equal banks, have equal digests.
+        """
         digest = hashlib.sha256((self.path / "bank.json").read_bytes())
         for record in (self.read_commits() if commits is None else commits).values():
             digest.update(json.dumps(record.to_json(), sort_keys=True).encode())
         return digest.hexdigest()
 
     def _require_unless_empty(self, name: str) -> None:
-        """A bank with committed shards cannot be without this file; a new one must not be made up beside them."""
+        """Refuse to create a file anew if it is missing from a bank with committed shards."""
         if not (self.path / name).exists() and any((self.path / "commits").glob("*.json")):
             raise RaffectError(
-                f"{self.path}: {name} is missing although shards are committed; restore it from a backup, or extract into a new --bank"
+                f"{self.path}: {name} is missing although shards are committed; "
+                "restore it from a backup, or extract into a new --bank"
             )
 
 
+def _read_generation(file: Path, number: int) -> tuple[pa.Table, int]:
+    """Keys of one file of a plan, and the rows of its shards."""
+    try:
+        if file.stem != f"{number:04d}":
+            raise ValueError(f"generation {number:04d} is missing")
+        table = read_parquet(file, ["video", "frame"])
+        return table, int(read_metadata(table)["shard_rows"])
+    except (Damaged, pa.ArrowException, KeyError, ValueError) as error:
+        remedy = "restore it from a backup or extract into a new bank"
+        raise RaffectError(f"{file}: damaged plan ({str(error)[:100]}); {remedy}") from error
+
+
 def parse_rejects(content: pa.Buffer, commit: Commit) -> pa.Table:
-    """The table that a shard's rejects file holds.
+    """The table in a shard's rejects file.
 
     Raises:
-        Damaged: If it is another one, or has another number of rows than was committed.
+        Damaged: If it has other columns, or another number of rows than was committed.
     """
     try:
         table = parse_parquet(content, REJECTS.names).cast(REJECTS)
@@ -382,17 +392,16 @@ def parse_rejects(content: pa.Buffer, commit: Commit) -> pa.Table:
 
 def shard_schema(dim: int) -> pa.Schema:
     """Schema of a shard file without its metadata."""
-    return pa.schema(
-        [
-            ("video", pa.dictionary(pa.int32(), pa.string())),
-            ("frame", pa.int32()),
-            pa.field("feature", pa.binary(2 * dim), nullable=False),
-        ]
-    )
+    video = pa.field("video", pa.dictionary(pa.int32(), pa.string()))
+    feature = pa.field("feature", pa.binary(2 * dim), nullable=False)
+    return pa.schema([video, pa.field("frame", pa.int32()), feature])
 
 
 def _key_table(table: pa.Table) -> pa.Table:
-    """``video`` as a dictionary of the names that occur, and ``frame``: the same bytes whatever table they came from."""
+    """The columns ``video``, as a dictionary of the names that occur, and ``frame``.
+
+    Equal keys become equal bytes, whatever table they came from.
+    """
     video = encode_video(table["video"]).cast(pa.string()).dictionary_encode()
     return pa.table({"video": video, "frame": table["frame"].cast(pa.int32()).combine_chunks()})
 
@@ -400,23 +409,18 @@ def _key_table(table: pa.Table) -> pa.Table:
 def _write_shard(
     path: Path, keys: pa.Table, features: np.ndarray, identity: Identity
 ) -> tuple[int, str]:
-    keys = _key_table(keys)
+    """Write a shard's features; size in bytes and SHA-256 of the file."""
+    keys, schema = _key_table(keys), shard_schema(identity.dim)
     raw = np.ascontiguousarray(features, "<f2")
-    feature = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(2 * identity.dim), len(raw), [None, pa.py_buffer(raw)]
-    )
-    table = pa.Table.from_arrays(
-        [keys["video"], keys["frame"], feature], schema=shard_schema(identity.dim)
-    )
-    return _write_parquet(
-        path,
-        table.replace_schema_metadata(
-            {"raffect": f"shard/{FORMAT}", "weights_sha256": identity.weights_sha256}
-        ),
-    )
+    buffers = [None, pa.py_buffer(raw)]
+    feature = pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * identity.dim), len(raw), buffers)
+    table = pa.Table.from_arrays([keys["video"], keys["frame"], feature], schema=schema)
+    about = {"raffect": f"shard/{FORMAT}", "weights_sha256": identity.weights_sha256}
+    return _write_parquet(path, table.replace_schema_metadata(about))
 
 
 def _write_parquet(path: Path, table: pa.Table) -> tuple[int, str]:
+    """Write a table; size in bytes and SHA-256 of the file."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,

@@ -30,14 +30,15 @@ class BankFacts(Record):
 
     Attributes:
         bank: Its folder.
-        identity: Which encoder made its vectors; None where nothing was extracted yet.
+        identity: Which encoder made its features; None if nothing was extracted yet.
         planned: Frames in its plan.
         rows: Frames with a feature.
         rejects: Frames that could not be read.
         shards: How many shards.
         videos: Videos in its plan.
         bytes: Size of its features and rejects in bytes.
-        digest: SHA-256 over identity and commits: equal banks, and only they, have equal ones.
+        digest: SHA-256 over identity and commits; equal banks, and only equal banks, have equal
+            digests.
         broken: Commit records that are unreadable, or whose files are missing or of another size.
         runs: Extractions that wrote to it.
     """
@@ -61,21 +62,24 @@ class BankFacts(Record):
 
     @property
     def caveat(self) -> str:
-        """What every result that rests on it must say; empty for pretrained weights."""
+        """What every result based on it must say; empty for pretrained weights."""
         return self.identity.caveat if self.identity else ""
 
     def lines(self) -> list[str]:
         """A block for people."""
+        # Counts
         shards, size = self.shards, format_bytes(self.bytes)
+        planned = f"{self.planned:,} planned frames in {self.videos:,} videos"
+        committed = f"{shards.committed:,} of {shards.planned:,} committed"
         out = [
             f"bank: {self.bank}",
-            f"rows: {self.rows:,} features + {self.rejects:,} rejects of {self.planned:,} planned frames in {self.videos:,} videos, {size}",
-            f"shards: {shards.committed:,} of {shards.planned:,} committed, up to {shards.rows:,} rows each; {self.runs} extract run(s)",
+            f"rows: {self.rows:,} features + {self.rejects:,} rejects of {planned}, {size}",
+            f"shards: {committed}, up to {shards.rows:,} rows each; {self.runs} extract run(s)",
         ]
+        # Faults, and the encoder
         if self.broken:
-            out.append(
-                f"broken: {self.broken} committed shard(s) lack a file or have another size; see `raffect bank verify`"
-            )
+            what = f"{self.broken} committed shard(s) lack a file or have another size"
+            out.append(f"broken: {what}; see `raffect bank verify`")
         return out + (self._encoder_lines(self.identity) if self.identity else [_NO_ENCODER])
 
     def _encoder_lines(self, identity: Identity) -> list[str]:
@@ -92,7 +96,7 @@ _NO_ENCODER = "encoder: none yet; nothing was extracted"
 
 
 def describe_bank(bank: Bank) -> BankFacts:
-    """What a bank holds, from its plan and its commit records; features are not read.
+    """Describe a bank from its plan and its commit records; features are not read.
 
     Raises:
         RaffectError: If it is not a bank, or its plan or identity is damaged.
@@ -115,20 +119,22 @@ def describe_bank(bank: Bank) -> BankFacts:
 
 
 def count_videos(bank: Bank) -> pa.Table:
-    """What a bank holds of each video.
+    """Count a bank's frames by video.
 
     Returns:
-        A row a video, by name: ``video``, and int64 ``planned``, ``features``, ``rejects``, ``missing``
-        frames; ``.to_pandas()`` makes it a data frame.
+        One row for each video, sorted by name: ``video``, and numbers of frames ``planned``,
+        ``features``, ``rejects`` and ``missing``, int64; ``.to_pandas()`` makes it a data frame.
 
     Raises:
         RaffectError: If it is not a bank, or a rejects file is damaged.
     """
+    # The video of each planned frame, and whether its shard is committed
     plan, commits = bank.require().plan, bank.read_commits()
     lengths = np.diff(plan.offsets)
     is_committed = np.repeat(np.isin(np.arange(plan.num_shards), list(commits)), lengths)
     vocabulary = Vocabulary()
     video = vocabulary.keys(plan.table) >> 32
+    # Counts by video: a committed frame is a feature or a reject.
     rejected = vocabulary.keys(bank.read_rejects(commits.values())) >> 32
     most = len(vocabulary.names)
     planned = np.bincount(video, minlength=most)

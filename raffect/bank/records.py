@@ -1,6 +1,6 @@
-"""The JSON files of a bank: ``bank.json``, who made its vectors, and ``commits/*.json``, its shards.
+"""The JSON files of a bank: ``bank.json``, its encoder, and ``commits/*.json``, its shards.
 
-Their bytes are part of the bank's promise, since its digest covers them: written once, they stay as they are.
+The bank's digest covers their bytes, so they are never changed once they are written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from raffect.errors import RaffectError
 from raffect.storage.records import Record, parse_object
 
 FORMAT = 1
+"""Version of the bank's format that this program reads and writes."""
 MOST_DIM = 65_536
+"""Greatest length of a feature."""
 
 Text = Annotated[str, MinLen(1)]
 Count = Annotated[int, Ge(0)]
@@ -24,17 +26,17 @@ Count = Annotated[int, Ge(0)]
 
 @dataclass(frozen=True, kw_only=True)
 class Identity(Record):
-    """Which encoder made the vectors. Banks with equal compared fields hold comparable vectors.
+    """Which encoder made the features. Banks with equal compared fields hold comparable features.
 
     Attributes:
         model: open_clip model name.
         weights_sha256: Fingerprint of the loaded image-tower tensors.
         weights: How they were asked for (tag, file name, ``random:0``); informative, not compared.
         preprocess: Image size, mean, std, interpolation and resize mode.
-        precision: Arithmetic of the encoder; vectors are stored as float16 either way.
-        dim: Length of a vector, 1 to 65,536.
-        normalised: Always false: vectors are stored raw and normalised at use.
-        caveat: What every table that rests on the bank must say; empty for pretrained weights.
+        precision: Arithmetic of the encoder; features are stored as float16 in any case.
+        dim: Length of a feature, 1 to 65,536.
+        normalised: Always false: features are stored raw and normalised when they are used.
+        caveat: What every table based on the bank must say; empty for pretrained weights.
     """
 
     model: Text
@@ -52,6 +54,7 @@ class Identity(Record):
         for name in ("model", "weights_sha256", "preprocess", "precision", "dim"):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
+                # A fingerprint is easier to recognise beside the name of its weights.
                 if name == "weights_sha256":
                     ours = f"{ours[:12]} ({self.weights})"
                     theirs = f"{theirs[:12]} ({other.weights})"
@@ -59,14 +62,15 @@ class Identity(Record):
         return out
 
     def require_equal(self, other: Identity, bank: Path) -> None:
-        """Raise unless ``other`` makes comparable vectors.
+        """Raise unless ``other`` makes comparable features.
 
         Raises:
-            RaffectError: Names every difference.
+            RaffectError: If it does not; the message names every difference.
         """
         if differences := self.differences(other):
             raise RaffectError(
-                f"{bank} was made by another encoder; bank against this run: {'; '.join(differences)}; use the bank's encoder or a new --bank"
+                f"{bank} was made by another encoder; bank against this run: "
+                f"{'; '.join(differences)}; use the bank's encoder or a new --bank"
             )
 
 
@@ -86,7 +90,7 @@ class Commit(Record):
         shard: Its number in the plan, from 0.
         rows: Frames that have a feature.
         rejects: Frames that could not be read.
-        files: Name below the bank -> (size in bytes, SHA-256).
+        files: Path of each file relative to the bank -> (size in bytes, SHA-256).
     """
 
     shard: Count
@@ -96,22 +100,22 @@ class Commit(Record):
 
     @property
     def sha256(self) -> str:
-        """Of its features' file."""
+        """SHA-256 of the file with its features."""
         return self.files[shard_name(self.shard)][1]
 
     @property
     def size_bytes(self) -> int:
-        """Of its files together."""
+        """Size of all its files."""
         return sum(size for size, _ in self.files.values())
 
 
 def shard_name(shard: int) -> str:
-    """Name of a shard's features below its bank."""
+    """Path of a shard's features relative to its bank."""
     return f"shards/{shard:06d}.parquet"
 
 
 def rejects_name(shard: int) -> str:
-    """Name of a shard's rejects below its bank."""
+    """Path of a shard's rejects relative to its bank."""
     return f"rejects/{shard:06d}.parquet"
 
 
@@ -123,27 +127,29 @@ def parse_identity(content: bytes, file: Path) -> Identity:
     """
     remedy = "restore it from a backup or extract into a new bank"
     found = parse_object(content, file, remedy)
-    return BankFile.from_json(
-        found | {"identity": in_todays_words(found.get("identity"))}, file, remedy
-    ).identity
+    found = found | {"identity": in_todays_words(found.get("identity"))}
+    return BankFile.from_json(found, file, remedy).identity
 
 
 def in_todays_words(identity: Any) -> Any:
-    """An identity as raffect of November 2026 wrote it: its caveat was called ``stamp``."""
+    """An identity with today's names; raffect of November 2026 called the caveat ``stamp``."""
     if not isinstance(identity, dict) or "stamp" not in identity:
         return identity
     return {("caveat" if name == "stamp" else name): value for name, value in identity.items()}
 
 
 def parse_commit(name: str, content: bytes) -> Commit | None:
-    """The commit record in a file, or None for a damaged one: its shard is encoded again.
+    """The commit record in a file, or None if it is damaged; its shard is then encoded again.
 
-    It has to name the files that such a shard has and no other, so that none outside the bank is
+    A record must name exactly the files that such a shard has, so that no file outside the bank is
     ever touched.
     """
     try:
         record = Commit.from_json(content, name, "extract again")
     except RaffectError:
         return None
-    files = {shard_name(record.shard)} | ({rejects_name(record.shard)} if record.rejects else set())
-    return record if name == f"{record.shard:06d}.json" and record.files.keys() == files else None
+    files = {shard_name(record.shard)}
+    if record.rejects:
+        files.add(rejects_name(record.shard))
+    is_sound = name == f"{record.shard:06d}.json" and record.files.keys() == files
+    return record if is_sound else None

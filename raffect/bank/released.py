@@ -1,6 +1,7 @@
-"""Import the feature files of the paper's released code: ``expr_train_clip.h5`` + ``expr_train.txt`` -> bank + labels.
+"""Import the feature files of the paper's released code into a bank and a label table.
 
-Those two files agree by position alone, so their lengths must be equal; from here on everything agrees by (video, frame).
+Row k of a file such as ``expr_train_clip.h5`` belongs to line k of ``expr_train.txt``, so their
+lengths must be equal. In raffect features and labels are joined on (video, frame).
 """
 
 from __future__ import annotations
@@ -27,24 +28,28 @@ from raffect.storage.paths import has_file
 from raffect.storage.tables import read_metadata, write_table
 
 SPLITS = {"train_features": "train", "val_features": "validation", "test_features": "test"}
-# What the released code did: OpenAI's clip, float16, not normalised. Its tensors were never seen, so they have no fingerprint.
-IDENTITY = dict(
-    model="ViT-L-14-quickgelu",
-    weights_sha256="imported",
-    weights="openai (imported, not verified)",
-    precision="float16",
-    caveat="imported features",
-    preprocess={
+"""Name of the data set in a feature file -> split."""
+
+# The released code used OpenAI's clip in float16 and did not normalise. raffect has not seen the
+# tensors of that encoder, so they have no fingerprint.
+IDENTITY = {
+    "model": "ViT-L-14-quickgelu",
+    "weights_sha256": "imported",
+    "weights": "openai (imported, not verified)",
+    "precision": "float16",
+    "caveat": "imported features",
+    "preprocess": {
         "size": 224,
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],
         "interpolation": "bicubic",
         "resize_mode": "shortest",
     },
-)
-
+}
+"""Fields of the `Identity` of imported features, without their length."""
 
 _PARSERS: dict[Task, Callable[[bytes], tuple[int, ...]]] = {EXPR: parse_expression, AU: parse_units}
+_BY_FRAME = [("video", "ascending"), ("frame", "ascending")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +62,10 @@ class ImportReport:
         task: Name of the task.
         split: ``train``, ``validation`` or ``test``.
         listed: Frames of the list file.
-        written: Those that are in the bank since this run.
-        kept: Those that were there already.
-        differing: Those of them that the bank has with other features.
-        caveat: What every result that rests on the bank must say.
+        written: Frames that this run wrote into the bank.
+        kept: Frames that were in the bank already.
+        differing: Frames among them that the bank has with other features.
+        caveat: What every result based on the bank must say.
     """
 
     bank: Path
@@ -83,12 +88,13 @@ class ImportReport:
         frames = f"{self.written:,} of {self.listed:,} {self.task} {self.split} frames"
         out = [f"imported {frames} into {self.bank}; labels in {self.labels}"]
         if self.kept:
-            differ = f", {self.differing:,} of them with other features: if those are wrong, import into a new --bank"
+            differ = f", {self.differing:,} of them with other features: "
+            differ += "if those are wrong, import into a new --bank"
             out.append(f"kept: {self.kept:,} were there already{differ if self.differing else ''}")
         if self.waiting:
-            out.append(
-                f"waiting: {self.waiting:,} share a shard with frames that are planned and not listed here; import those as well"
-            )
+            others = "frames that are planned and not listed here"
+            waiting = f"{self.waiting:,} share a shard with {others}"
+            out.append(f"waiting: {waiting}; import those as well")
         return [*out, f"caveat: {self.caveat} (encoder taken on trust)"]
 
 
@@ -107,15 +113,12 @@ def import_released(config: BankImportConfig) -> ImportReport:
     videos, frames, labels = _read_list(config.list, task)
     if len(videos) != len(features):
         raise RaffectError(
-            f"{config.list} has {len(videos):,} lines but {config.features} has {len(features):,} vectors; they belong together by position, so both must come from the same run"
+            f"{config.list} has {len(videos):,} lines but {config.features} has "
+            f"{len(features):,} vectors; they belong together by position, so both must come from "
+            "the same run"
         )
-    keys = pa.table(
-        {
-            "video": pa.array(videos, pa.string()),
-            "frame": pa.array(frames, pa.int32()),
-            "row": np.arange(len(videos)),
-        }
-    ).sort_by([("video", "ascending"), ("frame", "ascending")])
+    columns = [pa.array(videos, pa.string()), pa.array(frames, pa.int32()), np.arange(len(videos))]
+    keys = pa.table(columns, names=["video", "frame", "row"]).sort_by(_BY_FRAME)
     _require_unique(keys, config.list)
     # The bank
     bank = Bank(config.bank.absolute())
@@ -147,13 +150,15 @@ def _write_shards(
         features: float16, shape (N, dim), in the order of the released file.
 
     Returns:
-        How many rows were written, how many were there already, and how many of those with other
+        Number of rows that were written, that the bank had already, and that it had with other
         features.
     """
+    # The plan, and where each listed frame stands in the released file
     plan = bank.extend_plan(_with_planned(bank, keys))
     done = bank.read_commits()
     vocabulary = Vocabulary(keys["video"].unique().to_pylist())
     listed, order = vocabulary.keys(keys), keys["row"].to_numpy()
+    # Shard after shard: one that is there is compared, one that is listed whole is committed
     written = kept = differing = 0
     with Progress("import", len(keys)) as progress:
         for shard in range(plan.num_shards):
@@ -164,7 +169,7 @@ def _write_shards(
                 kept += int(own.sum())
                 stored = read_shard_features(bank, shard, done[shard].sha256, identity.dim)
                 differing += int((stored[own] != features[order[where[own]]]).any(1).sum())
-            elif own.all():  # others wait for their own split's import
+            elif own.all():  # a shard with frames of another split waits for that split's import
                 bank.commit(shard, rows, np.ascontiguousarray(features[order[where]]), {}, identity)
                 written += len(rows)
             progress.advance(int(own.sum()))
@@ -172,6 +177,7 @@ def _write_shards(
 
 
 def _read_features(file: Path) -> tuple[str, np.ndarray]:
+    """Split and features of a released HDF5 file: float16, shape (N, dim), N > 0."""
     try:
         import h5py
     except ImportError:
@@ -180,20 +186,19 @@ def _read_features(file: Path) -> tuple[str, np.ndarray]:
         with h5py.File(file) as content:
             name = next((name for name in SPLITS if name in content), None)
             if name is None:
-                raise RaffectError(
-                    f"{file}: expected a dataset {' or '.join(SPLITS)}, found {', '.join(content) or 'none'}"
-                )
+                names, found = " or ".join(SPLITS), ", ".join(content) or "none"
+                raise RaffectError(f"{file}: expected a dataset {names}, found {found}")
             features = content[name][:] if isinstance(content[name], h5py.Dataset) else np.empty(0)
     except OSError as error:
         raise RaffectError(f"{file}: not a readable HDF5 file ({error})") from error
     if features.ndim != 2 or features.dtype != np.float16 or not len(features):
-        raise RaffectError(
-            f"{file}: {name} is {features.dtype} of shape {features.shape}, expected float16 (N, 768) with N > 0"
-        )
+        found = f"{features.dtype} of shape {features.shape}"
+        raise RaffectError(f"{file}: {name} is {found}, expected float16 (N, 768) with N > 0")
     return SPLITS[name], features
 
 
 def _read_list(file: Path, task: Task) -> tuple[list[str], list[int], np.ndarray]:
+    """Videos, frame numbers and labels of a released list file, in its order."""
     parse = _PARSERS[task]
     videos, frames, labels = [], [], []
     try:
@@ -202,6 +207,7 @@ def _read_list(file: Path, task: Task) -> tuple[list[str], list[int], np.ndarray
         raise RaffectError(f"--list {file}: cannot be read ({error.strerror})") from error
     for number, line in enumerate(lines, start=1):
         try:
+            # Such as ``cropped_aligned/video1/00001.jpg``, a tab and a label
             path, label = line.split(b"\t")
             folder, name = path.decode().rsplit("/", 2)[-2:]
             stem = name.split(".")[0]
@@ -209,9 +215,8 @@ def _read_list(file: Path, task: Task) -> tuple[list[str], list[int], np.ndarray
                 raise ValueError(f"{name!r} is not a frame number")
             labels.append(parse(label.strip()))
         except ValueError as error:
-            raise RaffectError(
-                f"{file}:{number}: expected <folder>/<video>/00001.jpg, a tab and a label ({error})"
-            ) from None
+            what = f"expected <folder>/<video>/00001.jpg, a tab and a label ({error})"
+            raise RaffectError(f"{file}:{number}: {what}") from None
         videos.append(folder)
         frames.append(int(stem))
     return videos, frames, np.array(labels, DTYPES[task])
@@ -222,58 +227,36 @@ def _require_unique(keys: pa.Table, file: Path) -> None:
     same = (video[1:] == video[:-1]) & (frame[1:] == frame[:-1])
     if same.any():
         row = int(np.flatnonzero(same)[0])
-        raise RaffectError(
-            f"{file}: {video[row]}/{frame[row]:05d} is listed twice; a bank holds each frame once"
-        )
+        what = f"{video[row]}/{frame[row]:05d} is listed twice"
+        raise RaffectError(f"{file}: {what}; a bank holds each frame once")
 
 
 def _with_planned(bank: Bank, keys: pa.Table) -> pa.Table:
-    """The bank's frames and the new ones, as a manifest would list them."""
+    """The bank's frames and the new ones, each once, as a manifest would list them."""
     planned = bank.plan.table
     planned = pa.table({"video": planned["video"].cast(pa.string()), "frame": planned["frame"]})
-    return (
-        pa.concat_tables([planned, keys.select(["video", "frame"])])
-        .group_by(["video", "frame"])
-        .aggregate([])
-        .sort_by([("video", "ascending"), ("frame", "ascending")])
-    )
+    both = pa.concat_tables([planned, keys.select(["video", "frame"])])
+    return both.group_by(["video", "frame"]).aggregate([]).sort_by(_BY_FRAME)
 
 
 def _write_labels(
     config: BankImportConfig, task: Task, keys: pa.Table, labels: np.ndarray, split: str
 ) -> Path:
+    """Write the labels of a split into the task's table, in place of those it had of this split."""
+    # The table of this split
     path = config.out / "labels" / f"{config.task}.parquet"
-    columns = {name: labels[:, k] for k, name in enumerate(task.columns)}
-    table = pa.table(
-        {
-            "video": keys["video"],
-            "frame": keys["frame"],
-            "split": pa.array([split] * len(keys), pa.string()),
-            **columns,
-        }
-    )
+    columns = {"video": keys["video"], "frame": keys["frame"]}
+    columns["split"] = pa.array([split] * len(keys), pa.string())
+    columns |= {name: labels[:, k] for k, name in enumerate(task.columns)}
+    table = pa.table(columns)
+    # Other splits that were imported before
     if has_file(path):
         old = read_labels(path)
         if read_metadata(old).get("edition") != "imported":
             raise RaffectError(f"{path} was not imported; choose another --out")
         old = old.replace_schema_metadata(None)
-        table = pa.concat_tables(
-            [
-                old.filter(pa.array([value != split for value in old["split"].to_pylist()])).cast(
-                    table.schema
-                ),
-                table,
-            ]
-        )
-    write_table(
-        table,
-        path,
-        {
-            "raffect": "labels/2",
-            "task": json.dumps(task.to_json()),
-            "edition": "imported",
-            "digest": "",
-            "synthetic": "false",
-        },
-    )
+        others = old.filter(pa.array([value != split for value in old["split"].to_pylist()]))
+        table = pa.concat_tables([others.cast(table.schema), table])
+    about = {"raffect": "labels/2", "task": json.dumps(task.to_json()), "edition": "imported"}
+    write_table(table, path, about | {"digest": "", "synthetic": "false"})
     return path

@@ -1,4 +1,4 @@
-"""Prove that a bank is what it promises: rows in shards + rows in rejects = rows in the plan, and every byte as committed."""
+"""Check a bank: rows in shards + rows in rejects = rows in the plan, every byte as committed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raffect.storage.keys import Vocabulary, absent
 from raffect.storage.paths import Damaged, list_sizes, parse_parquet
 
 QUIET_S = 3600.0
-"""Age in seconds from which an unfinished file counts as left over."""
+"""Age in seconds above which an unfinished file counts as left over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,9 @@ class Verification:
         missing: Rows of shards that are not extracted yet.
         damaged: Shard -> what is wrong with it.
         damaged_rows: Planned rows of damaged shards.
-        problems: What is wrong beside single shards.
-        leftovers: Unfinished files that nobody has written to for an hour, and notes of attempts that
-            were committed after all; harmless.
+        problems: What is wrong apart from single shards.
+        leftovers: Unfinished files that were not written to for an hour, and notes of attempts
+            that were committed in the end; harmless.
     """
 
     planned: int
@@ -56,7 +56,7 @@ class Verification:
 
     @property
     def sound(self) -> bool:
-        """Whether everything there is right; a bank may be sound and not finished."""
+        """Whether all that the bank holds is right; a sound bank may be unfinished."""
         return not self.damaged and not self.problems
 
     @property
@@ -68,12 +68,12 @@ class Verification:
 def verify(
     bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int], None] = lambda n: None
 ) -> Verification:
-    """Read every byte of a bank and check it against its plan, its commits and maybe a manifest.
+    """Read every byte of a bank and check it against its plan, its commits and a manifest.
 
     Args:
         bank: A bank.
-        manifest: The manifest it should cover.
-        progress: Called with the rows of each shard done.
+        manifest: The manifest that it should cover; not compared if None.
+        progress: Called with the number of rows of each shard that is done.
 
     Returns:
         What was found; nothing is changed.
@@ -83,6 +83,7 @@ def verify(
     names = list_sizes(bank.path / "commits")
     commits = bank.read_commits()
     shards = _check_shards(bank, plan, commits, names, identity, progress)
+    # What is wrong apart from single shards
     problems = _compare_manifest(plan, manifest) if manifest is not None else []
     if commits and identity is None:
         problems.append("bank.json is missing although shards are committed")
@@ -104,7 +105,7 @@ def verify(
 
 @dataclass
 class _Shards:
-    """What is known of single shards so far."""
+    """What was found about single shards so far; fields as of `Verification`."""
 
     sound: list[int] = field(default_factory=list)
     missing: int = 0
@@ -120,7 +121,7 @@ def _check_shards(
     identity: Identity | None,
     progress: Callable[[int], None],
 ) -> _Shards:
-    """Look at every planned shard; ``names`` are those of the files in ``commits/``."""
+    """Check every planned shard; ``names`` are the names of the files in ``commits/``."""
     out = _Shards()
     for shard in range(plan.num_shards):
         keys = plan.rows(shard)
@@ -128,21 +129,22 @@ def _check_shards(
         if record and identity:
             try:
                 what = _check_shard(bank, record, keys, identity)
-            except OSError as error:  # a disk or network that fails says nothing about the bytes
-                where, why = error.filename or bank.path, error.strerror
-                out.problems.append(
-                    f"shard {shard:06d}: {where} cannot be read ({why}); look after the disk, nothing is withdrawn"
-                )
+            except OSError as error:
+                # The disk or the network failed, so the bytes may still be right.
+                what = f"{error.filename or bank.path} cannot be read ({error.strerror})"
+                remedy = "look after the disk, nothing is withdrawn"
+                out.problems.append(f"shard {shard:06d}: {what}; {remedy}")
                 continue
             if what:
                 out.damaged[shard] = what
             else:
                 out.sound.append(shard)
         elif record:
-            continue  # without an identity nothing can be known of it
+            continue  # without the bank's identity it cannot be checked
         elif bank.commit_path(shard).name in names:
             out.damaged[shard] = (
-                "a file is missing, has another size than committed, or the commit record is unreadable"
+                "a file is missing, has another size than committed, "
+                "or the commit record is unreadable"
             )
         else:
             out.missing += len(keys)
@@ -151,7 +153,7 @@ def _check_shards(
 
 
 def _find_leftovers(bank: Bank, commits: Iterable[int]) -> list[Path]:
-    """Unfinished files of killed runs, and notes of attempts that were committed after all."""
+    """Unfinished files of killed runs, and notes of attempts that were committed in the end."""
     folders = ("shards", "rejects", "commits", "plan", "attempts", "runs", ".")
     unfinished = (path for folder in folders for path in (bank.path / folder).glob(f"{PREFIX}*"))
     notes = list_sizes(bank.path / "attempts")
@@ -163,10 +165,10 @@ def _find_leftovers(bank: Bank, commits: Iterable[int]) -> list[Path]:
 
 
 def withdraw(bank: Bank, shards: Iterable[int]) -> list[int]:
-    """Delete shards, record first, so that the next extract encodes them again.
+    """Delete shards, each record before its files, so that the next extract encodes them again.
 
     Returns:
-        The shards withdrawn.
+        The shards that were withdrawn, ascending.
     """
     shards = sorted(shards)
     for shard in shards:
@@ -176,7 +178,7 @@ def withdraw(bank: Bank, shards: Iterable[int]) -> list[int]:
 
 
 def _is_quiet(path: Path) -> bool:
-    """Whether nobody has written to a file for long: a younger one may be a running extract's own."""
+    """Whether a file was not written to for long; a younger one may be of a running extract."""
     try:
         return time.time() - path.stat().st_mtime > QUIET_S
     except FileNotFoundError:  # finished meanwhile
@@ -184,42 +186,50 @@ def _is_quiet(path: Path) -> bool:
 
 
 def _check_shard(bank: Bank, record: Commit, keys: pa.Table, identity: Identity) -> str | None:
-    """What is wrong with a committed shard, if anything."""
+    """What is wrong with a committed shard; None if it is sound."""
+    # The bytes of its files
     contents = {}
     for name, (_, sha256) in record.files.items():
         try:
             contents[name] = bank.read_committed(name, sha256)
         except Damaged as error:
             return f"{name}: {error}"
+    # Their tables
     try:
-        shard = parse_parquet(contents[shard_name(record.shard)])
-        rejects = (
-            parse_rejects(contents[rejects_name(record.shard)], record)
-            if record.rejects
-            else REJECTS.empty_table()
-        )
+        shard, rejects = parse_parquet(contents[shard_name(record.shard)]), REJECTS.empty_table()
+        if record.rejects:
+            rejects = parse_rejects(contents[rejects_name(record.shard)], record)
     except Damaged as error:
         return f"cannot be read as Parquet ({error})"
-    if shard.schema.remove_metadata() != shard_schema(identity.dim):
-        return f"has the columns {', '.join(map(str, shard.schema.remove_metadata()))}, expected {', '.join(map(str, shard_schema(identity.dim)))}"
+    return _compare_shard(shard, rejects, record, keys, identity)
+
+
+def _compare_shard(
+    shard: pa.Table, rejects: pa.Table, record: Commit, keys: pa.Table, identity: Identity
+) -> str | None:
+    """What is wrong with the tables of a committed shard; None if they are sound."""
+    # Columns, encoder and number of rows
+    columns, expected = shard.schema.remove_metadata(), shard_schema(identity.dim)
+    if columns != expected:
+        found, wanted = ", ".join(map(str, columns)), ", ".join(map(str, expected))
+        return f"has the columns {found}, expected {wanted}"
     if shard.schema.metadata.get(b"weights_sha256", b"").decode() != identity.weights_sha256:
         return "comes from another encoder than the bank"
     if len(shard) != record.rows:
         return f"has {len(shard)} rows, its commit record says {record.rows}"
+    # Keys: those of the plan without the rejects, in order
     vocabulary = Vocabulary()
-    planned, kept, rejected = (
-        vocabulary.keys(keys),
-        vocabulary.keys(shard),
-        vocabulary.keys(rejects),
-    )
-    if not np.array_equal(planned[~np.isin(planned, rejected)], kept) or len(kept) + len(
-        rejected
-    ) != len(planned):
-        return f"rows are not those of the plan: {len(kept)} kept + {len(rejected)} rejected of {len(planned)}"
+    planned, kept = vocabulary.keys(keys), vocabulary.keys(shard)
+    rejected = vocabulary.keys(rejects)
+    is_in_order = np.array_equal(planned[~np.isin(planned, rejected)], kept)
+    if not is_in_order or len(kept) + len(rejected) != len(planned):
+        found = f"{len(kept)} kept + {len(rejected)} rejected of {len(planned)}"
+        return f"rows are not those of the plan: {found}"
     return None
 
 
 def _compare_manifest(plan: Plan, manifest: pa.Table) -> list[str]:
+    """A line for frames that only the manifest has, and one for those that only the plan has."""
     vocabulary = Vocabulary()
     planned, wanted = vocabulary.keys(plan.table), vocabulary.keys(manifest)
     out = []

@@ -1,4 +1,4 @@
-"""`raffect extract --dry-run`: a probe of readers and encoder says how long a run would take."""
+"""`raffect extract --dry-run`: probe readers and encoder to estimate how long a run would take."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from raffect.extraction.extract import check_embedded, choose_shards
 from raffect.progress import format_bytes, format_seconds
 
 _SAMPLE = 64
+"""Frames that are read for a probe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +25,21 @@ class Estimate:
     """What extract would do and how long it would take on this machine, from a probe.
 
     Attributes:
-        frames: Frames it would encode.
+        frames: Frames that it would encode.
         listed: Frames of the manifest.
-        shard_rows: Frames a shard.
+        shard_rows: Frames of a shard.
         bank: Folder of the bank.
         model: Model name of the encoder.
         weights: Its weights, as they were asked for.
-        precision: Its arithmetic here.
-        dim: Length of a vector.
-        device: Where it was probed.
-        caveat: What results would have to say; empty for pretrained weights.
-        reader_frames_per_s: One reading task.
-        encoder_frames_per_s: The encoders of this machine.
+        precision: Its arithmetic on this machine.
+        dim: Length of a feature.
+        device: Device on which it was probed.
+        caveat: What every result would have to say; empty for pretrained weights.
+        reader_frames_per_s: Rate of one reading task.
+        encoder_frames_per_s: Rate of all encoders of this machine.
         sampled: Frames that were read for the probe.
-        unreadable: Those of them that could not be read.
-        notes: What else is worth knowing.
+        unreadable: Frames among them that could not be read.
+        notes: Further lines for people.
     """
 
     frames: int
@@ -59,38 +60,42 @@ class Estimate:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the new shards, about."""
+        """Approximate size of the new shards."""
         return self.frames * (2 * self.dim + 6)
 
     @property
     def encode_s(self) -> float:
-        """Seconds of encoding on this machine, about."""
+        """Approximate seconds of encoding on this machine."""
         return self.frames / self.encoder_frames_per_s
 
     def lines(self) -> list[str]:
         """A block for people."""
-        half = (
-            f", {format_seconds(self.encode_s / 2)} on two like it" if self.encode_s > 3600 else ""
-        )
+        # What would be done
+        frames = f"{self.frames:,} of {self.listed:,} frames in shards of {self.shard_rows}"
+        encoder = f"{self.model}, {self.weights}, {self.precision}, {self.dim}-d, on {self.device}"
         caveat = f" [{self.caveat}]" if self.caveat else ""
+        # How long it would take
+        unreadable = f"{self.unreadable} of {self.sampled} sample frames unreadable"
+        reader = f"one reader {self.reader_frames_per_s:,.0f} frames/s ({unreadable})"
+        time_s = f"{format_seconds(self.encode_s)} of encoding on this machine's device"
+        if self.encode_s > 3600:
+            time_s += f", {format_seconds(self.encode_s / 2)} on two like it"
         return [
-            f"would encode {self.frames:,} of {self.listed:,} frames in shards of {self.shard_rows} into {self.bank}",
-            f"encoder: {self.model}, {self.weights}, {self.precision}, {self.dim}-d, on {self.device}{caveat}",
+            f"would encode {frames} into {self.bank}",
+            f"encoder: {encoder}{caveat}",
             f"size: about {format_bytes(self.size_bytes)}",
-            f"probe: one reader {self.reader_frames_per_s:,.0f} frames/s "
-            f"({self.unreadable} of {self.sampled} sample frames unreadable), "
-            f"encoder {self.encoder_frames_per_s:,.0f} frames/s",
-            f"time: about {format_seconds(self.encode_s)} of encoding on this machine's device{half}",
+            f"probe: {reader}, encoder {self.encoder_frames_per_s:,.0f} frames/s",
+            f"time: about {time_s}",
             *self.notes,
             "nothing was written",
         ]
 
 
 def estimate(config: ExtractConfig) -> Estimate:
-    """What `extract` would do and how long it would take here; writes nothing.
+    """What `extract` would do and how long it would take on this machine; writes nothing.
 
     Args:
-        config: That of the run.
+        config: The configuration of the run.
 
     Raises:
         RaffectError: If there is no manifest, the bank is another encoder's, or weights are
@@ -103,7 +108,7 @@ def estimate(config: ExtractConfig) -> Estimate:
     check_embedded(config, manifest)
     bank = Bank(config.bank.absolute())
     frames = _count_frames(bank, manifest)
-    # A probe
+    # A probe of reader and encoder
     sample, reader_frames_per_s, unreadable = _probe_reader(manifest)
     on_cpu = config.device == "cpu" or config.gpus_per_actor == 0
     encoder = load_encoder(config.encoder, "cpu" if on_cpu else None)
@@ -130,6 +135,7 @@ def estimate(config: ExtractConfig) -> Estimate:
 
 
 def _count_frames(bank: Bank, manifest: pa.Table) -> int:
+    """Frames that are not in the bank: not planned yet, or planned in shards without a commit."""
     if not bank.exists:
         return len(manifest)
     planned = np.diff(bank.plan.offsets)[choose_shards(bank, bank.plan, None)].sum()
@@ -137,10 +143,9 @@ def _count_frames(bank: Bank, manifest: pa.Table) -> int:
 
 
 def _probe_reader(manifest: pa.Table) -> tuple[int, float, int]:
-    """Frames read, how many a second, and how many of them could not be read."""
-    if (
-        manifest["root"][0].as_py().endswith(PACKED_SUFFIX)
-    ):  # read a row group at a time, as the run does
+    """Number of frames read, their rate in frames/s, and how many could not be read."""
+    # Packed frames are read a row group at a time, as in the run; loose frames are picked evenly.
+    if manifest["root"][0].as_py().endswith(PACKED_SUFFIX):
         picked = manifest.slice(0, DEFAULT_SHARD_ROWS)
     else:
         picked = manifest.take(np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)))
@@ -150,7 +155,7 @@ def _probe_reader(manifest: pa.Table) -> tuple[int, float, int]:
 
 
 def _compare(config: ExtractConfig, bank: Bank, ours: Identity) -> tuple[str, ...]:
-    """A note where the run would be refused on a device like this one.
+    """A note if the bank would refuse a run on a device like this one.
 
     Raises:
         RaffectError: If the bank is another encoder's.
@@ -158,12 +163,12 @@ def _compare(config: ExtractConfig, bank: Bank, ours: Identity) -> tuple[str, ..
     found = bank.read_identity() if bank.exists else None
     if found is None:
         return ()
-    wanted = (
-        replace(ours, precision=found.precision) if config.encoder.precision == "auto" else ours
-    )
+    # With `auto` the precision follows the device, and the run may be on another one than this.
+    is_auto = config.encoder.precision == "auto"
+    wanted = replace(ours, precision=found.precision) if is_auto else ours
     found.require_equal(wanted, bank.path)
     if found.precision == ours.precision:
         return ()
-    return (
-        f"note: the bank is {found.precision}; extract on a device like this one would be {ours.precision} and refused, unless you add --encoder.precision {found.precision}",
-    )
+    what = f"extract on a device like this one would be {ours.precision} and refused"
+    remedy = f"unless you add --encoder.precision {found.precision}"
+    return (f"note: the bank is {found.precision}; {what}, {remedy}",)

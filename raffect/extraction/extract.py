@@ -1,7 +1,8 @@
-"""Extraction: a manifest becomes a bank, on one machine or a Ray cluster, and any stop is only a pause.
+"""Extraction: a manifest becomes a bank, on one machine or a Ray cluster.
 
-plan -> from_items(shards) -> read (CPU tasks) -> encode (actors) -> commit (CPU tasks) -> statistics to the driver.
-The driver imports no torch; what it knows of the encoder it reads from configuration files.
+plan -> from_items(shards) -> read (CPU tasks) -> encode (actors) -> commit (CPU tasks)
+-> statistics to the driver. A run that was stopped goes on where it was when it is started again.
+The driver imports no torch; it reads what it must know of the encoder from configuration files.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,12 +44,15 @@ from raffect.storage.atomic import write_atomic
 from raffect.storage.keys import Vocabulary, encode_video, positions
 
 SHARDS_PER_WAVE = 16_384
-"""Shards of one dataset, 33 million frames. Each costs the driver 1 ms and 5 kB before the first one moves and some more until
-the last one is done, whatever comes after it; a new wave costs loading the encoders again."""
+"""Most shards of one dataset: 33 million frames.
+
+Each shard costs the driver 1 ms and 5 kB before the first one is read, and some more until the last
+one is done. A new wave costs loading the encoders again.
+"""
 
 
 def load_clip(config, device, threads):
-    """The encoder that actors load unless told otherwise; a function of its own so that the driver needs no torch."""
+    """Load the encoder that actors use by default; only here torch is imported."""
     import torch
 
     from raffect.encoders.tower import load_encoder
@@ -60,31 +65,27 @@ def load_clip(config, device, threads):
 def extract(
     config: ExtractConfig, load: LoadEncoder = load_clip, geometry: Geometry | None = None
 ) -> ExtractSummary:
-    """Encode what the bank lacks of a manifest.
+    """Encode the frames of a manifest that the bank lacks.
 
     Args:
         config: See `ExtractConfig`.
-        load: Builds the encoder in its actor; benchmarks put a stand-in here.
-        geometry: The stand-in's input; by default that of ``config.encoder``.
+        load: Builds the encoder in its actor; benchmarks use a stand-in.
+        geometry: Input of the stand-in; by default that of ``config.encoder``.
 
     Returns:
-        What was done. A finished bank is left alone without loading an encoder.
+        What was done. A finished bank is left as it is, and no encoder is loaded for it.
 
     Raises:
-        RaffectError: If there is no manifest, the bank is another encoder's, or weights are missing.
+        RaffectError: If there is no manifest, the bank is another encoder's, or weights are
+            missing.
     """
+    # Everything that can be checked without an encoder is checked before anything is written.
     manifest = read_manifest(config.manifest)
     bank = Bank(config.bank.absolute())
     check_embedded(config, manifest)
-    if (
-        not bank.exists
-        and bank.path.exists()
-        and (not bank.path.is_dir() or any(bank.path.iterdir()))
-    ):
-        raise RaffectError(
-            f"--bank {config.bank}: exists and is not a bank; name a new or an empty folder"
-        )
-    # Nothing is written before everything that can be checked without an encoder was checked.
+    if not bank.exists and _is_taken(bank.path):
+        what = "exists and is not a bank"
+        raise RaffectError(f"--bank {config.bank}: {what}; name a new or an empty folder")
     if _is_finished(bank, manifest):
         if load is load_clip:
             _check_finished(config, bank)
@@ -92,79 +93,86 @@ def extract(
     if geometry is None:
         geometry = _read_geometry(resolve(config.encoder))
         _check_model(config, bank)
+    # The run
     plan = bank.extend_plan(manifest, config.shard_rows)
     todo = choose_shards(bank, plan, config.limit)
     with ray_session(config.address):
         tally, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)
+    # Its summary
     _check_shared(bank, tally)
-    summary = summarise(
-        bank, tally, wall_s, placement.actors, placement.actors * placement.gpus_per_actor
-    )
+    gpus = placement.actors * placement.gpus_per_actor
+    summary = summarise(bank, tally, wall_s, placement.actors, gpus)
     _record(config, bank, summary)
     return summary
 
 
+def _is_taken(path: Path) -> bool:
+    """Whether there is a file, or a folder that is not empty."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def _is_finished(bank: Bank, manifest: pa.Table) -> bool:
-    return (
-        bank.exists
-        and not len(bank.unplanned(manifest))
-        and not choose_shards(bank, bank.plan, None)
-    )
+    """Whether every frame of a manifest is planned, and every planned shard committed."""
+    if not bank.exists or len(bank.unplanned(manifest)):
+        return False
+    return not choose_shards(bank, bank.plan, None)
 
 
 def _check_shared(bank: Bank, tally: Tally) -> None:
-    """Workers on other machines write to a path of this name there; it must be the same folder."""
+    """Check that the workers' commits are in the bank.
+
+    Workers on other machines write to the same path, which must be the same folder there.
+    """
     if unseen := tally.shards - bank.read_commits().keys():
-        raise RaffectError(
-            f"{bank.path}: {len(unseen)} shards that workers committed are not there; put --bank on storage that every machine sees under the same path"
-        )
+        what = f"{len(unseen)} shards that workers committed are not there"
+        remedy = "put --bank on storage that every machine sees under the same path"
+        raise RaffectError(f"{bank.path}: {what}; {remedy}")
 
 
 def check_embedded(config: ExtractConfig, manifest: pa.Table) -> None:
-    """Refuse photographs for the embedded encoder, unless a user insists.
+    """Refuse photographs for the embedded encoder, unless the user allows them.
 
     Raises:
         RaffectError: If the manifest lists images that raffect did not draw.
     """
-    if (
-        config.encoder.model == EMBEDDED_MODEL
-        and not config.encoder.weights.startswith("random")
-        and not is_synthetic_manifest(manifest)
-        and not config.allow_embedded
-    ):
+    if config.encoder.model != EMBEDDED_MODEL or config.encoder.weights.startswith("random"):
+        return
+    if not is_synthetic_manifest(manifest) and not config.allow_embedded:
         raise RaffectError(
-            f"{config.manifest} lists images that raffect did not draw, and the embedded encoder has never seen a photograph; "
-            f"choose a real encoder (`raffect models list`), or pass --allow-embedded to try it all the same (results are labelled {EMBEDDED_CAVEAT!r})"
+            f"{config.manifest} lists images that raffect did not draw, and the embedded encoder "
+            "has never seen a photograph; choose a real encoder (`raffect models list`), or pass "
+            "--allow-embedded to try it all the same "
+            f"(results are labelled {EMBEDDED_CAVEAT!r})"
         )
 
 
 def _check_model(config: ExtractConfig, bank: Bank) -> None:
-    """What can be told of another encoder before one is loaded; the actors compare the tensors themselves."""
+    """Refuse another model or precision before an encoder is loaded; actors compare the tensors."""
     identity = bank.read_identity()
     if identity is None:
         return
-    precision = (
-        identity.precision if config.encoder.precision == "auto" else config.encoder.precision
-    )
-    identity.require_equal(
-        replace(identity, model=config.encoder.model, precision=precision), bank.path
-    )
+    precision = config.encoder.precision
+    if precision == "auto":
+        precision = identity.precision
+    wanted = replace(identity, model=config.encoder.model, precision=precision)
+    identity.require_equal(wanted, bank.path)
 
 
 def _check_finished(config: ExtractConfig, bank: Bank) -> None:
-    """A finished bank is compared by name alone; weights of another name, or of a path, which says nothing, are loaded and compared by their tensors."""
+    """Refuse another encoder than a finished bank's.
+
+    Weights of the same name count as the same weights. Weights of another name, or given by a path,
+    are loaded and compared by their tensors.
+    """
     _check_model(config, bank)
     identity = bank.read_identity()
     if identity is not None and identity.weights != config.encoder.weights:
-        bank.claim(
-            replace(
-                load_clip(config.encoder, "cpu", count_cores()).identity,
-                precision=identity.precision,
-            )
-        )
+        loaded = load_clip(config.encoder, "cpu", count_cores()).identity
+        bank.claim(replace(loaded, precision=identity.precision))
 
 
 def _read_geometry(source: Source) -> Geometry:
+    """The encoder's input, from its configuration files."""
     size = read_model_config(source.model)["vision_cfg"].get("image_size", 224)
     side = size if isinstance(size, int) else size[0]
     return Geometry(
@@ -175,7 +183,7 @@ def _read_geometry(source: Source) -> Geometry:
 
 
 def choose_shards(bank: Bank, plan: Plan, limit: int | None) -> list[int]:
-    """Shards that are not committed, in order; with a limit the first ones that hold so many frames."""
+    """Shards that are not committed, in order; with a limit the first that hold so many frames."""
     done = bank.read_commits()
     todo = [shard for shard in range(plan.num_shards) if shard not in done]
     if limit is not None:
@@ -189,11 +197,12 @@ class Placement:
     """Where encoders run.
 
     Attributes:
-        actors: How many at a time.
-        gpus_per_actor: GPUs each holds.
+        actors: Number of actors at a time.
+        gpus_per_actor: GPUs that each actor holds.
         device: ``cuda`` or ``cpu``.
-        threads: CPU threads of each.
-        may_grow: Whether to begin with those there is room for, and add others as a cluster grows.
+        threads: CPU threads of each actor.
+        may_grow: Whether to begin with the actors that there is room for, and to add others as a
+            cluster grows.
     """
 
     actors: int
@@ -204,40 +213,43 @@ class Placement:
 
 
 def place_encoders(config: ExtractConfig, num_shards: int) -> Placement:
-    """Share the cluster's GPUs, or the CPU, out to encoders.
+    """Distribute the cluster's GPUs, or the CPU, among encoders.
 
     Raises:
         RaffectError: If more is asked for than there is.
     """
+    # GPUs of an actor
     gpus = cluster_gpus()
-    share = (
-        config.gpus_per_actor
-        if config.gpus_per_actor is not None
-        else (1.0 if gpus and config.device != "cpu" else 0.0)
-    )
+    share = config.gpus_per_actor
+    if share is None:
+        share = 1.0 if gpus and config.device != "cpu" else 0.0
+    _require_gpus(config, share, gpus)
+    # Actors
     on_cluster = bool(config.address or os.environ.get("RAY_ADDRESS"))
-    if config.device == "cuda" and not share:
-        raise RaffectError(
-            "--device cuda: Ray sees no GPU; start Ray where the GPUs are, or use --device cpu"
-        )
-    if share > gpus:
-        raise RaffectError(
-            f"--gpus-per-actor {share:g}: Ray sees {gpus:g} GPUs; use --gpus-per-actor 0 for the CPU, or start Ray where the GPUs are"
-        )
     if config.num_actors * share > gpus and not on_cluster:  # a cluster may grow
-        raise RaffectError(
-            f"--num-actors {config.num_actors} with --gpus-per-actor {share:g}: Ray sees {gpus:g} GPUs; ask for fewer actors or a smaller share"
-        )
+        what = f"--num-actors {config.num_actors} with --gpus-per-actor {share:g}"
+        remedy = "ask for fewer actors or a smaller share"
+        raise RaffectError(f"{what}: Ray sees {gpus:g} GPUs; {remedy}")
     actors = config.num_actors or (max(1, int(gpus / share)) if share else 1)
-    # Not of the encoders that the last few shards need: on a CPU the number of threads changes the last bits of a vector.
-    threads = max(1, count_cores() // actors)
     return Placement(
-        min(actors, num_shards),
-        share,
-        "cuda" if share and config.device != "cpu" else "cpu",
-        threads,
-        on_cluster,
+        actors=min(actors, num_shards),
+        gpus_per_actor=share,
+        device="cuda" if share and config.device != "cpu" else "cpu",
+        # Even if there are fewer shards than actors: on a CPU the number of threads changes the
+        # last bits of a feature.
+        threads=max(1, count_cores() // actors),
+        may_grow=on_cluster,
     )
+
+
+def _require_gpus(config: ExtractConfig, share: float, gpus: float) -> None:
+    """Refuse an actor that no GPU can hold, or no GPU where one is asked for."""
+    if config.device == "cuda" and not share:
+        remedy = "start Ray where the GPUs are, or use --device cpu"
+        raise RaffectError(f"--device cuda: Ray sees no GPU; {remedy}")
+    if share > gpus:
+        remedy = "use --gpus-per-actor 0 for the CPU, or start Ray where the GPUs are"
+        raise RaffectError(f"--gpus-per-actor {share:g}: Ray sees {gpus:g} GPUs; {remedy}")
 
 
 def _run_pipeline(
@@ -248,20 +260,18 @@ def _run_pipeline(
     load: LoadEncoder,
     geometry: Geometry,
 ) -> tuple[Tally, float, Placement]:
+    """Encode and commit some shards; what was done, in how many seconds, and where."""
     from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError
 
+    # Where encoders run
     placement = place_encoders(config, len(todo))
-    if (
-        placement.may_grow
-        and placement.device == "cpu"
-        and config.device == "auto"
-        and config.gpus_per_actor is None
-    ):
-        print(
-            "note: Ray sees no GPU: encoding on CPUs, a new bank in float32 (--device cuda refuses that; cluster/with_gpus.py waits for GPUs)",
-            file=sys.stderr,
-        )
+    is_default = config.device == "auto" and config.gpus_per_actor is None
+    if is_default and placement.may_grow and placement.device == "cpu":
+        what = "Ray sees no GPU: encoding on CPUs, a new bank in float32"
+        remedy = "--device cuda refuses that; cluster/with_gpus.py waits for GPUs"
+        print(f"note: {what} ({remedy})", file=sys.stderr)
+    # The run, of which the driver keeps sums
     start, tally = time.perf_counter(), Tally()
     with Progress("extract", int(np.diff(bank.plan.offsets)[todo].sum())) as progress:
         try:
@@ -271,14 +281,10 @@ def _run_pipeline(
                 stats = read_notes(ShardStats, row["stats"], str(bank.path))
                 tally.add(stats)
                 progress.advance(stats.rows + stats.rejects)
-        except (
-            ExecutionTimeoutError,
-            RayError,
-            OSError,
-        ) as error:  # an OSError is Ray's too: it lost this machine's node
-            raise RaffectError(
-                f"{explain_stop(error, placement.device)}; what is committed is kept, the same command goes on from there"
-            ) from error
+        # Ray raises an OSError if it loses this machine's node.
+        except (ExecutionTimeoutError, RayError, OSError) as error:
+            remedy = "what is committed is kept, the same command goes on from there"
+            raise RaffectError(f"{explain_stop(error, placement.device)}; {remedy}") from error
     return tally, time.perf_counter() - start, placement
 
 
@@ -291,7 +297,7 @@ def _iter_stats(
     geometry: Geometry,
     placement: Placement,
 ) -> Iterator[dict]:
-    """What was committed, shard after shard and wave after wave."""
+    """Yield what `commit_shard` reported of each shard, wave after wave."""
     vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
     where = positions(vocabulary.keys(bank.plan.table), vocabulary.keys(manifest))
     for start in range(0, len(todo), SHARDS_PER_WAVE):
@@ -307,77 +313,65 @@ def _build_dataset(
     geometry: Geometry,
     placement: Placement,
 ):
+    """The dataset whose rows are what `commit_shard` reported; reading it does the work."""
     import ray
 
     configure_data(placement.device)
+    shards = ray.data.from_items(items, override_num_blocks=len(items))
     folder = str(bank.path)
-    return (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(
-            partial(read_shard, bank=folder, geometry=geometry),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=config.cpus_per_read,
-        )
-        .map_batches(
-            EncodeShard,
-            fn_constructor_kwargs={
-                "config": config.encoder,
-                "bank": folder,
-                "device": placement.device,
-                "threads": placement.threads,
-                "load": load,
-            },
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=0,  # also keeps Ray from fusing readers into the actor, where they would take turns
-            num_gpus=placement.gpus_per_actor or None,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1 if placement.may_grow else placement.actors, max_size=placement.actors
-            ),
-        )
-        .map_batches(
-            partial(commit_shard, bank=folder), batch_size=1, batch_format="pyarrow", num_cpus=0.5
-        )
+    one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    # Reading
+    read = partial(read_shard, bank=folder, geometry=geometry)
+    read_shards = shards.map_batches(read, num_cpus=config.cpus_per_read, **one_shard)
+    # Encoding. With 0 CPUs Ray does not fuse readers into the actor, where they would take turns.
+    fewest = 1 if placement.may_grow else placement.actors
+    arguments: dict[str, Any] = {"config": config.encoder, "bank": folder, "load": load}
+    arguments |= {"device": placement.device, "threads": placement.threads}
+    encoded = read_shards.map_batches(
+        EncodeShard,
+        fn_constructor_kwargs=arguments,
+        num_cpus=0,
+        num_gpus=placement.gpus_per_actor or None,
+        compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=placement.actors),
+        **one_shard,
     )
+    # Committing
+    return encoded.map_batches(partial(commit_shard, bank=folder), num_cpus=0.5, **one_shard)
 
 
 def iter_items(
     plan: Plan, todo: list[int], manifest: pa.Table, where: np.ndarray
 ) -> Iterator[dict[str, Any]]:
-    """A dataset row a shard; ``where`` says in which row of the manifest each row of the plan stands."""
+    """Yield a dataset row for each shard.
+
+    Args:
+        plan: The bank's plan.
+        todo: Shards to yield.
+        manifest: The manifest.
+        where: Row of the manifest for each row of the plan.
+    """
     for shard in todo:
+        # Rows of the manifest. They are one slice of it unless a later generation fills gaps, and
+        # `take` is slow on a table of many chunks.
         places = where[plan.offsets[shard] : plan.offsets[shard + 1]]
-        together = places[-1] - places[0] + 1 == len(
-            places
-        )  # all but where a later generation fills gaps; `take` is slow on many chunks
-        rows = (
-            manifest.slice(places[0], len(places)) if together else manifest.take(places)
-        ).replace_schema_metadata(None)
-        columns = {
-            name: encode_video(rows[name]).cast(pa.string()).dictionary_encode()
-            for name in ("video", "root")
-        }
-        yield to_item(
-            shard,
-            pa.table(
-                {
-                    "video": columns["video"],
-                    "frame": rows["frame"].combine_chunks(),
-                    "root": columns["root"],
-                    "path": rows["path"].combine_chunks(),
-                }
-            ),
-        )
+        if places[-1] - places[0] + 1 == len(places):
+            rows = manifest.slice(places[0], len(places))
+        else:
+            rows = manifest.take(places)
+        # Dictionaries hold the names of this shard alone, since each row is sent to a worker.
+        columns = {}
+        for name in ("video", "frame", "root", "path"):
+            if name in ("video", "root"):
+                columns[name] = encode_video(rows[name]).cast(pa.string()).dictionary_encode()
+            else:
+                columns[name] = rows[name].combine_chunks()
+        yield to_item(shard, pa.table(columns))
 
 
 def _record(config: ExtractConfig, bank: Bank, summary: ExtractSummary) -> None:
+    """Write the run's summary into the bank."""
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}.json"
-    content = {
-        "run": describe_run().to_json(),
-        "config": asdict(config),
-        "summary": summary.to_json(),
-    }
-    write_atomic(
-        bank.path / "runs" / name, (json.dumps(content, indent=1, default=str) + "\n").encode()
-    )
+    content = {"run": describe_run().to_json(), "config": asdict(config)}
+    content["summary"] = summary.to_json()
+    text = json.dumps(content, indent=1, default=str) + "\n"
+    write_atomic(bank.path / "runs" / name, text.encode())

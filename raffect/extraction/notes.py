@@ -1,4 +1,4 @@
-"""What the three steps of a shard report, as JSON in an Arrow cell beside pixels and features."""
+"""Reports of the three steps of a shard, as JSON in an Arrow cell beside pixels and features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Notes = TypeVar("Notes", bound=Record)
 
 @dataclass(frozen=True, kw_only=True)
 class ReadNotes(Record):
-    """Of reading and decoding: wall seconds of both, and CPU seconds together."""
+    """Report of reading and decoding: wall seconds of each, and CPU seconds of both together."""
 
     read_s: Seconds
     decode_s: Seconds
@@ -26,16 +26,16 @@ class ReadNotes(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeNotes(Record):
-    """Of encoding.
+    """Report of encoding.
 
     Attributes:
-        encode_start: When it began, seconds since 1970.
-        encode_end: When it ended.
+        encode_start: When it began, in seconds since 1970.
+        encode_end: When it ended, in seconds since 1970.
         encoder: Name of the actor.
-        batch_size: Frames a step, at the end.
-        asked_batch_size: Frames a step that were asked for; more, where memory ran out.
+        batch_size: Frames of a step of the encoder after this shard.
+        asked_batch_size: Frames of a step that were asked for; larger if memory ran out.
         bare_frames_per_s: Rate of this encoder on tensors that are ready.
-        identity: What made the features.
+        identity: The encoder that made the features.
     """
 
     encode_start: Seconds
@@ -49,10 +49,10 @@ class EncodeNotes(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardStats(Record):
-    """Of a shard that was committed: all that reaches the driver.
+    """Report of a shard that was committed; nothing else of it reaches the driver.
 
     Attributes:
-        shard: Its number.
+        shard: Its number in the plan.
         rows: Frames with a feature.
         rejects: Frames that could not be read.
         size_bytes: Bytes written.
@@ -73,7 +73,7 @@ class ShardStats(Record):
 
 
 def as_notes(notes: Record | None) -> pa.Array:
-    """A column of one cell; null where a step failed."""
+    """A column of one cell; null if the step failed."""
     return pa.array([None if notes is None else notes.to_bytes()], pa.binary())
 
 
@@ -81,7 +81,7 @@ def read_notes(kind: type[Notes], cell: bytes, bank: str) -> Notes:
     """The notes in a cell.
 
     Raises:
-        RaffectError: If the step before wrote others, as a worker of another version would.
+        RaffectError: If they are of another kind, as those of a worker with another version.
     """
     remedy = "install the same raffect on every machine, then run the same command again"
     return kind.from_json(cell, f"{bank}: notes between two steps", remedy)

@@ -25,8 +25,12 @@ from raffect.storage.tables import read_metadata
 SCHEMA = pa.schema(
     [("video", pa.string()), ("frame", pa.int32()), ("image", pa.binary()), ("reason", pa.string())]
 )
+"""Schema of a packed file; an image is null where there is a reason why it could not be read."""
+
 _SOURCE, _FILES = "source", "files"
 _READERS = 8
+_PIECE = 64
+"""Frames that one thread reads at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,11 @@ class PackReport:
         manifest: The manifest of the packed frames.
         files: Packed files, in order.
         frames: Frames in them.
-        size_bytes: Their size together.
+        size_bytes: Size of all packed files.
         unreadable: Frames that this run could not read; they keep a row and become rejects.
-        gone: Frames packed before whose pictures are gone; their files were left as they are.
-        shard_rows: Frames a row group.
+        gone: Frames packed by an earlier run whose pictures are gone; the packed files that hold
+            them were left as they are.
+        shard_rows: Frames of a row group.
     """
 
     manifest: Path
@@ -57,9 +62,8 @@ class PackReport:
         unreadable = f"{self.unreadable:,} could not be read and will be rejects"
         out = [f"packed {self.frames:,} frames into {files}; {unreadable}"]
         if self.gone:
-            out.append(
-                f"kept: the pictures of {self.gone:,} packed frames are gone; files that hold any of them were left as they are"
-            )
+            what = f"the pictures of {self.gone:,} packed frames are gone"
+            out.append(f"kept: {what}; files that hold any of them were left as they are")
         rows = "" if self.shard_rows == DEFAULT_SHARD_ROWS else f" --shard-rows {self.shard_rows}"
         manifest = shlex.quote(str(self.manifest))
         return [*out, f"next: raffect extract --manifest {manifest} --bank BANK{rows}"]
@@ -68,11 +72,12 @@ class PackReport:
 def pack(config: PackConfig) -> PackReport:
     """Pack a manifest's frames.
 
-    Frames that cannot be read keep a row with the reason; files that are there already are kept.
+    Frames that cannot be read keep a row with the reason; packed files that exist already are kept.
 
     Raises:
         RaffectError: If there is no manifest, or it is packed already.
     """
+    # Names of the packed files
     manifest = read_manifest(config.manifest)
     if manifest["root"][0].as_py().endswith(PACKED_SUFFIX):
         raise RaffectError(f"{config.manifest}: its frames are packed already")
@@ -80,6 +85,7 @@ def pack(config: PackConfig) -> PackReport:
     per_file = config.shard_rows * config.groups_per_file
     starts = range(0, len(manifest), per_file)
     files = [out / f"frames-{number:05d}{PACKED_SUFFIX}" for number in range(len(starts))]
+    # The files, without those that an earlier run has made
     unreadable = gone = 0
     with Progress("pack", len(manifest)) as progress:
         for file, start in zip(files, starts, strict=True):
@@ -90,6 +96,7 @@ def pack(config: PackConfig) -> PackReport:
                 progress.advance(len(rows))
             else:
                 unreadable += _pack_file(file, rows, config.shard_rows, progress)
+    # The manifest of the packed frames
     table = _point_into(files, manifest, per_file, config.shard_rows)
     write_manifest(table, out / "manifest.parquet", is_synthetic_manifest(manifest))
     return PackReport(
@@ -105,28 +112,24 @@ def pack(config: PackConfig) -> PackReport:
 
 def _point_into(files: list[Path], manifest: pa.Table, per_file: int, shard_rows: int) -> pa.Table:
     """The manifest whose paths are ``<row group>/<row>`` of packed files."""
+    # Paths
     row = np.arange(len(manifest))
     group, place = np.divmod(row % per_file, shard_rows)
     paths = [f"{one}/{other}" for one, other in zip(group.tolist(), place.tolist(), strict=True)]
-    roots = pa.DictionaryArray.from_arrays(
-        pa.array(row // per_file, pa.int32()), pa.array([str(file) for file in files], pa.string())
-    )
-    return pa.table(
-        {
-            "video": manifest["video"],
-            "frame": manifest["frame"],
-            "path": pa.array(paths, pa.string()),
-            "root": roots,
-        }
-    )
+    # Roots, which are the packed files
+    names = pa.array([str(file) for file in files], pa.string())
+    roots = pa.DictionaryArray.from_arrays(pa.array(row // per_file, pa.int32()), names)
+    columns = {"video": manifest["video"], "frame": manifest["frame"]}
+    return pa.table(columns | {"path": pa.array(paths, pa.string()), "root": roots})
 
 
 def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) -> int:
     """Write one file; returns how many of its frames could not be read."""
-    unreadable, schema = (
-        0,
-        SCHEMA.with_metadata({_SOURCE: _digest(rows), _FILES: _digest_marks(_mark_files(rows))}),
-    )
+    # The pictures are marked before they are read: one that is replaced meanwhile is read again by
+    # the next run.
+    about = {_SOURCE: _digest(rows), _FILES: _digest_marks(_mark_files(rows))}
+    schema = SCHEMA.with_metadata(about)
+    keys, unreadable = ["video", "frame"], 0
     with (
         atomic_path(file) as temporary,
         pq.ParquetWriter(
@@ -134,32 +137,43 @@ def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) 
             schema,
             compression="none",
             use_dictionary=["video"],
-            write_statistics=["video", "frame"],
+            write_statistics=keys,
         ) as writer,
         ThreadPoolExecutor(_READERS) as pool,
     ):
         for start in range(0, len(rows), shard_rows):
             group = rows.slice(start, shard_rows)
-            pieces = [group.slice(piece, 64) for piece in range(0, len(group), 64)]
-            contents = [content for part in pool.map(read_contents, pieces) for content in part]
-            images = [None if isinstance(content, BadFrame) else content for content in contents]
-            reasons = [
-                str(content) if isinstance(content, BadFrame) else None for content in contents
-            ]
-            columns = [
-                group["video"].cast(pa.string()).combine_chunks(),
-                group["frame"].combine_chunks(),
-                pa.array(images, pa.binary()),
-                pa.array(reasons, pa.string()),
-            ]
-            writer.write_table(pa.table(columns, schema=schema), row_group_size=shard_rows)
-            unreadable += len(group) - reasons.count(None)
+            table = _read_group(group, schema, pool)
+            writer.write_table(table, row_group_size=shard_rows)
+            unreadable += len(group) - table["reason"].null_count
             progress.advance(len(group))
     return unreadable
 
 
+def _read_group(group: pa.Table, schema: pa.Schema, pool: ThreadPoolExecutor) -> pa.Table:
+    """Frames of a manifest with their contents, or the reasons why they could not be read."""
+    pieces = [group.slice(start, _PIECE) for start in range(0, len(group), _PIECE)]
+    contents = [content for part in pool.map(read_contents, pieces) for content in part]
+    images, reasons = [], []
+    for content in contents:
+        is_bad = isinstance(content, BadFrame)
+        images.append(None if is_bad else content)
+        reasons.append(str(content) if is_bad else None)
+    columns = [
+        group["video"].cast(pa.string()).combine_chunks(),
+        group["frame"].combine_chunks(),
+        pa.array(images, pa.binary()),
+        pa.array(reasons, pa.string()),
+    ]
+    return pa.table(columns, schema=schema)
+
+
 def _find_packed(file: Path, rows: pa.Table, shard_rows: int) -> tuple[bool, int]:
-    """Whether an earlier run packed exactly these frames, and of how many the pictures are gone since, so that their copies are all there is."""
+    """Whether to keep the file of an earlier run, and how many pictures of its frames are gone.
+
+    A file is kept if it holds exactly these frames and none of their pictures was replaced.
+    """
+    # The file, if it is readable
     if not has_file(file):
         return False, 0
     try:
@@ -168,18 +182,20 @@ def _find_packed(file: Path, rows: pa.Table, shard_rows: int) -> tuple[bool, int
             first = packed.metadata.row_group(0).num_rows
     except (pa.ArrowException, OSError):
         return False, 0
+    # Frames from the same paths, in row groups of the same size
     about, unreadable = read_metadata(found), found["reason"].is_valid().to_numpy()
     if first != min(shard_rows, len(rows)) or about.get(_SOURCE) != _digest(rows):
         return False, 0
+    # Where a picture is gone, the packed copy is the only one, and packing again would lose it.
     marks = _mark_files(rows)
     if gone := sum(mark is None and not bad for mark, bad in zip(marks, unreadable, strict=True)):
-        return True, gone  # packing again could only lose
-    # Frames that could not be read may have been replaced since, so such a file is made again.
+        return True, gone
+    # A frame that could not be read may be there now, so such a file is made again.
     return not unreadable.any() and about.get(_FILES) == _digest_marks(marks), 0
 
 
 def _digest(rows: pa.Table) -> str:
-    """SHA-256 over which frames come from which files."""
+    """SHA-256 over frames and the paths of their pictures."""
     digest = hashlib.sha256()
     for row in rows.to_pylist():
         digest.update(f"{row['video']}\0{row['frame']}\0{row['root']}\0{row['path']}\n".encode())
@@ -187,7 +203,7 @@ def _digest(rows: pa.Table) -> str:
 
 
 def _mark_files(rows: pa.Table) -> list[tuple[int, int] | None]:
-    """Size and time of each file, by which one that was replaced is known; None for one that is not there."""
+    """Size and time of each picture, which change when it is replaced; None for a missing one."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(_mark, rows["root"].to_pylist(), rows["path"].to_pylist()))
 

@@ -1,9 +1,10 @@
-"""The three steps a shard takes through Ray Data: read and decode (CPU), encode (GPU actor), commit (CPU).
+"""The three steps of a shard in Ray Data: read and decode (CPU), encode (GPU actor), commit (CPU).
 
-One row of the dataset is one block is one shard. Between the steps it is an Arrow table of one row whose large column
-is a view of the pixels, so that handing it over copies it once, into Ray's object store.
+A shard is one row of the dataset, and one block. Between the steps it is an Arrow table of one row
+whose large column is a view of the pixels, so that handing it over copies it once, into Ray's
+object store.
 
-Nothing here imports torch at module level: reading tasks would each pay 600 MB for it.
+Nothing here imports torch at module level, since it would take 600 MB in each reading task.
 """
 
 from __future__ import annotations
@@ -33,12 +34,18 @@ if TYPE_CHECKING:
 _REJECTS = pa.map_(pa.int32(), pa.string())
 
 LoadEncoder = Callable[[EncoderConfig, str, int], "Encoder"]
-"""Builds the encoder in its actor from its configuration, a device and, on a CPU, a number of threads."""
+"""Builds the encoder in its actor from its configuration, a device and, on a CPU, its threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """What a reading task must know of the encoder to hand over no more pixels than it needs."""
+    """The encoder's input, which a reading task must know to hand over no more pixels than needed.
+
+    Attributes:
+        size: Side of the square image in pixels.
+        interpolation: Name of the interpolation of a resize.
+        resize_mode: As of `raffect.encoders.preprocess.Preprocess`.
+    """
 
     size: int
     interpolation: str = "bicubic"
@@ -46,15 +53,16 @@ class Geometry:
 
 
 def to_item(shard: int, rows: pa.Table) -> dict[str, Any]:
-    """A dataset row that names a shard and carries its manifest rows."""
+    """A dataset row: the number of a shard and its rows of the manifest."""
     return {"shard": shard, "rows": table_to_bytes(rows)}
 
 
 def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
     """Read and decode the frames of a shard.
 
-    The attempt is noted in the bank before the first frame is touched. Where a note is found, an earlier attempt ended
-    without a commit, maybe because a frame killed its decoder: then every frame is tried in a child process first.
+    The attempt is noted in the bank before the first frame is read. If there is a note already, an
+    earlier attempt ended without a commit, maybe because a frame killed its decoder; then every
+    frame is tried in a child process first.
 
     Args:
         table: One row, ``shard`` and ``rows``.
@@ -66,6 +74,7 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
         frame), ``rejects`` (row -> reason), ``read`` (`ReadNotes`), and ``failure``, which stops
         the run.
     """
+    # Frames, or a failure
     start, start_cpu = time.perf_counter(), time.process_time()
     failure = None
     try:
@@ -73,6 +82,7 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
     except Exception as error:
         pile, rejects, read_s = _Pile(0), {}, 0.0
         failure = _describe(error, bank)
+    # The row for the next step
     elapsed, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
     notes = ReadNotes(read_s=read_s, decode_s=max(0.0, elapsed - read_s), read_cpu_s=cpu_s)
     return pa.table(
@@ -91,7 +101,8 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
 def _read_and_decode(
     table: pa.Table, bank: str, geometry: Geometry
 ) -> tuple[_Pile, dict[int, str], float]:
-    """Frames that are good, row -> reason of those that are not, and the seconds that reading took."""
+    """Decoded frames, row -> reason of the other frames, and the seconds that reading took."""
+    # Contents of the frames, without those that killed their decoder
     rows, start = _rows(table), time.perf_counter()
     note = Bank(bank).attempt_path(table["shard"][0].as_py())
     rejects = find_killers(rows) if note.exists() else {}
@@ -99,27 +110,26 @@ def _read_and_decode(
     safe = [row for row in range(len(rows)) if row not in rejects]
     contents = read_contents(rows.take(safe) if rejects else rows)
     read_s = time.perf_counter() - start
+    # Decoded frames, no larger than the encoder needs them
     pile = _Pile(len(safe))
     resample = Image.Resampling[geometry.interpolation.upper()]
+    by_shortest = geometry.resize_mode == "shortest"
     for row, content in zip(safe, contents, strict=True):
         try:
             if isinstance(content, BadFrame):
                 raise content
-            pile.add(
-                shrink(
-                    decode(content, pile.room),
-                    geometry.size,
-                    resample,
-                    geometry.resize_mode == "shortest",
-                )
-            )
+            frame = decode(content, pile.room)
+            pile.add(shrink(frame, geometry.size, resample, by_shortest))
         except BadFrame as bad:
             rejects[row] = str(bad)
     return pile, rejects, read_s
 
 
 class _Pile:
-    """Frames one after another in one buffer of Arrow's, whose pool keeps its pages: fresh ones cost more than the pixels."""
+    """Frames one after another in one buffer of Arrow, whose pool keeps and reuses its pages.
+
+    New pages from the system would cost more time than the pixels.
+    """
 
     def __init__(self, num_frames: int) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -134,18 +144,15 @@ class _Pile:
     def room(self, size: int) -> np.ndarray:
         """A view of the next ``size`` bytes, for a decoder to write into."""
         if self._used + size > self._buffer.size:
-            larger = np.frombuffer(
-                pa.allocate_buffer(
-                    max(size * self._num_frames, 2 * self._buffer.size, self._used + size)
-                ),
-                np.uint8,
-            )
+            # Room for all frames if they are as large as this one, and at least twice as much
+            most = max(size * self._num_frames, 2 * self._buffer.size, self._used + size)
+            larger = np.frombuffer(pa.allocate_buffer(most), np.uint8)
             larger[: self._used] = self.pixels
             self._buffer = larger
         return self._buffer[self._used : self._used + size]
 
     def add(self, frame: np.ndarray) -> None:
-        """Append a frame, which may already lie in `room`."""
+        """Append a frame, which may be in `room` already."""
         target = self.room(frame.size)
         if frame.__array_interface__["data"][0] != target.__array_interface__["data"][0]:
             target[:] = frame.reshape(-1)
@@ -154,33 +161,37 @@ class _Pile:
 
 
 class EncodeShard:
-    """The actor: loads the encoder once, checks that the bank is its own, then encodes shard after shard."""
+    """The actor: loads the encoder once, checks that the bank is its own, and encodes shards."""
 
     def __init__(
         self, config: EncoderConfig, bank: str, device: str, threads: int, load: LoadEncoder
     ) -> None:
-        # Raised here an error would reach the driver as the text of a dead actor, after retries; so it travels as data.
+        # An error that is raised here would reach the driver after retries, as the text of a dead
+        # actor. So it is kept, and returned as data.
         self.failure: str | None = None
         self.name = uuid.uuid4().hex
         try:
             self.encoder = load(config, device, threads)
-            self.asked_batch_size = self.encoder.batch_size  # the probe may already cut it
+            # Before the probe, which cuts the batch size if memory runs out
+            self.asked_batch_size = self.encoder.batch_size
             Bank(bank).claim(self.encoder.identity)
             self.bare_frames_per_s = self.encoder.probe()
         except Exception as error:
             self.failure = _describe(error, bank)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Encode what `read_shard` made.
+        """Encode the frames that `read_shard` returned.
 
         Returns:
             One row: ``shard, rows, rejects, read`` as they were, ``features`` (float16, frame
             after frame), ``encode`` (`EncodeNotes`) and ``failure``.
         """
+        # Features, or the first failure
         start, notes, features = time.time(), None, np.empty((0, 0), np.float16)
         failure = self.failure or table["failure"][0].as_py()
         if failure is None:
             features, failure = self._encode(table)
+        # The row for the next step
         if failure is None:
             notes = EncodeNotes(
                 encode_start=start,
@@ -196,72 +207,78 @@ class EncodeShard:
         return pa.table(kept | answer | {"failure": pa.array([failure], pa.string())})
 
     def _encode(self, table: pa.Table) -> tuple[np.ndarray, str | None]:
-        """Features of a shard, and what is wrong with them."""
+        """Features of a shard, and what is wrong with them; None if nothing is."""
         try:
             features = self.encoder.encode(_split_pixels(table))
         except RaffectError as error:
             return np.empty((0, 0), np.float16), str(error)
         if np.isfinite(features).all():
             return features, None
-        return features, (
-            f"the encoder gave NaN or infinity in {self.encoder.identity.precision}; use --encoder.precision float32 and a new --bank, or other weights"
-        )
+        what = f"the encoder gave NaN or infinity in {self.encoder.identity.precision}"
+        remedy = "use --encoder.precision float32 and a new --bank, or other weights"
+        return features, f"{what}; {remedy}"
 
 
 def commit_shard(table: pa.Table, bank: str) -> pa.Table:
     """Write a shard into the bank.
 
     Returns:
-        One row, which is all that reaches the driver: ``stats`` (`ShardStats`), or ``failure``,
+        One row, and nothing else reaches the driver: ``stats`` (`ShardStats`), or ``failure``,
         which stops the run.
     """
-    start, start_cpu = time.perf_counter(), time.process_time()
     failure, stats = table["failure"][0].as_py(), None
     if failure is None:
         try:
-            read = read_notes(ReadNotes, table["read"][0].as_py(), bank)
-            encode = read_notes(EncodeNotes, table["encode"][0].as_py(), bank)
-            features = (
-                read_cell(table["features"]).view(np.float16).reshape(-1, encode.identity.dim)
-            )
-            rejects = dict(table["rejects"][0].as_py())
-            record = Bank(bank).commit(
-                table["shard"][0].as_py(), _rows(table), features, rejects, encode.identity
-            )
+            stats = _commit(table, bank)
         except Exception as error:
             failure = _describe(error, bank)
-        else:
-            stats = ShardStats(
-                shard=record.shard,
-                rows=record.rows,
-                rejects=record.rejects,
-                size_bytes=record.size_bytes,
-                read=read,
-                encode=encode,
-                commit_s=time.perf_counter() - start,
-                commit_cpu_s=time.process_time() - start_cpu,
-            )
     return pa.table({"stats": as_notes(stats), "failure": pa.array([failure], pa.string())})
 
 
+def _commit(table: pa.Table, bank: str) -> ShardStats:
+    start, start_cpu = time.perf_counter(), time.process_time()
+    # What the steps before made
+    read = read_notes(ReadNotes, table["read"][0].as_py(), bank)
+    encode = read_notes(EncodeNotes, table["encode"][0].as_py(), bank)
+    identity = encode.identity
+    features = read_cell(table["features"]).view(np.float16).reshape(-1, identity.dim)
+    rejects = dict(table["rejects"][0].as_py())
+    # The shard
+    shard = table["shard"][0].as_py()
+    record = Bank(bank).commit(shard, _rows(table), features, rejects, identity)
+    return ShardStats(
+        shard=record.shard,
+        rows=record.rows,
+        rejects=record.rejects,
+        size_bytes=record.size_bytes,
+        read=read,
+        encode=encode,
+        commit_s=time.perf_counter() - start,
+        commit_cpu_s=time.process_time() - start_cpu,
+    )
+
+
 def _describe(error: Exception, bank: str) -> str:
-    """The line that a user reads of an error; one that is our own fault is raised again."""
+    """The line about an error for the user; an error of raffect itself is raised again."""
     if isinstance(error, RaffectError):
         return str(error)
     if (line := explain(error)) is not None:
         return f"{bank}: {line}"
     if not isinstance(error, OSError):
         raise error
-    return f"{bank}: cannot write ({error.strerror or error}); make room or fix the folder, then run the same command again"
+    remedy = "make room or fix the folder, then run the same command again"
+    return f"{bank}: cannot write ({error.strerror or error}); {remedy}"
 
 
 def _rows(table: pa.Table) -> pa.Table:
+    """The shard's rows of the manifest."""
     return table_from_bytes(table["rows"][0].as_py())
 
 
 def _split_pixels(table: pa.Table) -> list[np.ndarray]:
-    """Views of the frames in the pixels of a shard."""
+    """Views of the frames, each of shape (height, width, 3), in the pixels of a shard."""
     shapes = np.frombuffer(table["shapes"][0].as_py(), np.int32).reshape(-1, 2)
+    # Frames may differ in size, so their ends are sums of the sizes before.
     stops = np.cumsum(shapes.prod(1, dtype=np.int64) * 3)
     pixels = read_cell(table["pixels"])
     return [

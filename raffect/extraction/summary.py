@@ -13,11 +13,12 @@ from raffect.progress import format_bytes, format_seconds
 from raffect.storage.records import Record
 
 _SHOWN_REASONS = 8
+"""Reasons of rejects that a report lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractSummary(Record):
-    """What one run of extract did. Counts are of the bank after it, rates of this run.
+    """What one run of extract did. Counts are those of the bank after it, rates those of the run.
 
     Attributes:
         planned: Frames in the bank's plan.
@@ -27,18 +28,18 @@ class ExtractSummary(Record):
         shards_done: Shards that are committed.
         shards_planned: Shards of the plan.
         wall_s: Seconds from the start of Ray to the last commit.
-        steady_frames_per_s: From the first shard's encoding to the last one's.
-        bare_frames_per_s: Bare encoders of this run on tensors that are ready, summed.
-        busy_share: Share of the steady time that an encoder was encoding, 0-1.
-        batch_sizes: Frames a step of the encoders, ascending; more than one where memory ran out.
+        steady_frames_per_s: Rate from the first shard's encoding to the last one's.
+        bare_frames_per_s: Rate of this run's encoders on tensors that are ready, summed.
+        busy_share: Share of the steady time in which an encoder was encoding, 0-1.
+        batch_sizes: Frames of an encoder's step, ascending; several sizes if memory ran out.
         encoders: Actors that encoded.
         gpus: GPUs that they held together.
-        bytes_written: Of features and rejects.
-        seconds_per_frame: Wall seconds a frame and worker by step: read, decode, wait (of an
+        bytes_written: Size of new features and rejects in bytes.
+        seconds_per_frame: Wall seconds of a worker per frame by step: read, decode, wait (of an
             encoder for frames), encode, commit; and feed_cpu, CPU seconds of all but encoding.
-        reasons: Why frames of the bank were rejected -> how many.
-        caveat: What every result that rests on this bank must say; empty for pretrained weights.
-        notes: What else is worth knowing.
+        reasons: Reason of a reject -> number of such frames in the bank.
+        caveat: What every result based on this bank must say; empty for pretrained weights.
+        notes: Further lines for people.
     """
 
     planned: int
@@ -62,45 +63,53 @@ class ExtractSummary(Record):
 
     @property
     def reject_share(self) -> float:
-        """Rejected frames over frames looked at, 0-1."""
+        """Rejected frames over all frames that a run tried to read, 0-1."""
         return self.rejects / max(1, self.rows + self.rejects)
 
     def lines(self) -> list[str]:
         """A block for people."""
+        # Counts and rates
         counts = f"{self.rows:,} features + {self.rejects:,} rejects of {self.planned:,} frames"
         out = [f"bank: {counts}, {self.shards_done:,} of {self.shards_planned:,} shards"]
         if self.encoded:
             out += self._rate_lines()
+        # Rejects, the most frequent reasons first
         reasons = sorted(self.reasons.items(), key=lambda item: -item[1])[:_SHOWN_REASONS]
         out += [f"rejected: {count:,} x {reason}" for reason, count in reasons]
         if self.rejects:
-            out.append(
-                "note: rejects are not read again; after fixing the files run `raffect bank verify --retry-rejects`, then extract"
+            remedy = (
+                "after fixing the files run `raffect bank verify --retry-rejects`, then extract"
             )
+            out.append(f"note: rejects are not read again; {remedy}")
         out += [f"note: {note}" for note in self.notes]
         return out + ([f"caveat: {self.caveat}"] if self.caveat else [])
 
     def _rate_lines(self) -> list[str]:
-        steps = self.seconds_per_frame.items()
+        # The run as a whole
+        work = f"{self.encoded:,} frames in {format_seconds(self.wall_s)}"
+        written = f"{format_bytes(self.bytes_written)} written"
+        hours = f", {self.gpus * self.wall_s / 3600:.3f} GPU-hours" if self.gpus else ""
+        # Its rates. On a CPU readers slow the bare encoder down, so a ratio would mean nothing.
         share = "probed while readers shared its CPU"
         if self.gpus:
             share = f"ratio {self.steady_frames_per_s / max(self.bare_frames_per_s, 1e-9):.2f}"
-        hours = f", {self.gpus * self.wall_s / 3600:.3f} GPU-hours" if self.gpus else ""
+        with_start = f"{self.encoded / self.wall_s:,.0f} with start-up"
+        bare = f"bare encoder {self.bare_frames_per_s:,.0f} ({share})"
+        # Its steps
+        steps = [f"{step} {s * 1e6:,.0f}" for step, s in self.seconds_per_frame.items()]
         return [
-            f"this run: {self.encoded:,} frames in {format_seconds(self.wall_s)}, {format_bytes(self.bytes_written)} written, {self.encoders} encoder(s){hours}",
-            f"rate: {self.steady_frames_per_s:,.0f} frames/s steady, "
-            f"{self.encoded / self.wall_s:,.0f} with start-up; "
-            f"bare encoder {self.bare_frames_per_s:,.0f} ({share}), busy {self.busy_share:.0%}",
-            "microseconds a frame: "
-            + " ".join(f"{step} {seconds * 1e6:,.0f}" for step, seconds in steps),
+            f"this run: {work}, {written}, {self.encoders} encoder(s){hours}",
+            f"rate: {self.steady_frames_per_s:,.0f} frames/s steady, {with_start}; "
+            f"{bare}, busy {self.busy_share:.0%}",
+            f"microseconds a frame: {' '.join(steps)}",
         ]
 
 
 class Tally:
-    """Sums over the shards of a run, so that the driver keeps no row of each.
+    """Sums over the shards of a run, so that the driver need not keep a row of each shard.
 
     Attributes:
-        shards: Those that were committed.
+        shards: Shards that were committed.
     """
 
     def __init__(self) -> None:
@@ -145,15 +154,16 @@ def summarise(
 
     Args:
         bank: The bank after it.
-        tally: Of the run; None if there was nothing to do.
+        tally: Sums of the run; None if there was nothing to do.
         wall_s: Seconds of the run.
         encoders: Actors that encoded.
-        gpus: GPUs they held.
+        gpus: GPUs that they held together.
     """
-    commits = bank.read_commits()
-    plan = Bank(bank.path).plan  # read now: another run may have extended it since ours began
+    # The bank as it is now; another run may have extended its plan since this run began.
+    commits, plan = bank.read_commits(), Bank(bank.path).plan
     identity = bank.read_identity()
     reasons = bank.read_rejects(commits.values())["reason"].value_counts()
+    # With the rates of the run, if there was one
     note = "nothing to do: every planned frame is in the bank, as a feature or a reject"
     return ExtractSummary(
         planned=len(plan.table),
@@ -171,19 +181,21 @@ def summarise(
 
 
 def _rates(tally: Tally, encoders: int) -> dict:
-    """Fields of a summary that are of the run alone."""
+    """The fields of a summary that tell of the run alone."""
+    # Seconds; an encoder that does not encode waits for frames.
     frames = max(1, tally.rows + tally.rejects)
     span_s = max(tally.last_s - tally.first_s, 1e-9)
     encoder_s = span_s * max(1, encoders)
     seconds = tally.seconds | {"wait": max(0.0, encoder_s - tally.seconds["encode"])}
     steps = ("read", "decode", "wait", "encode", "commit", "feed_cpu")
+    # Batch sizes
     sizes = tuple(sorted(tally.batch_sizes))
     cut = f"batches were cut to {sizes[0]}, which changes the last bits of a vector"
     return {
         "encoded": tally.rows,
         "bytes_written": tally.size_bytes,
         "steady_frames_per_s": tally.rows / span_s,
-        # Each wave of shards, and each death, has encoders of its own.
+        # Mean times number: each wave of shards, and each actor that died, had its own encoders.
         "bare_frames_per_s": encoders * float(np.mean(list(tally.bare_by_encoder.values()))),
         "busy_share": tally.seconds["encode"] / encoder_s,
         "batch_sizes": sizes,

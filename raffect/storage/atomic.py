@@ -1,7 +1,7 @@
-"""Files that are whole or not there: write beside the target, fsync, rename.
+"""Files that appear whole or not at all: write beside the target, fsync, rename.
 
-An object store has no rename and needs none: an object appears whole with its one PUT, or not at all, and
-``If-None-Match: *`` makes it appear only once.
+An object store has no rename and needs none: one PUT makes an object appear whole or not at all,
+and with ``If-None-Match: *`` only if it is not there yet.
 """
 
 from __future__ import annotations
@@ -18,24 +18,29 @@ from typing import Any
 from raffect.storage.paths import is_remote
 
 PREFIX = ".tmp-"
-"""How an unfinished file's name begins; one left by a killed process is never read."""
+"""Beginning of an unfinished file's name; a file that a killed process left is never read."""
 
 _PUTS = 4
+"""Attempts at a conditional PUT."""
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Generator[Path]:
-    """Yield a temporary path in the folder of ``path``; on success it becomes ``path`` in one step, on error it goes.
+    """Yield a temporary path, whose file becomes ``path`` in one step when the block ends.
+
+    If the block raises, the temporary file is deleted and ``path`` stays as it was.
 
     Args:
-        path: The file to appear; its folder is made. An existing file is replaced whole.
+        path: The file to write; its folder is created. An existing file is replaced whole.
     """
+    # An object store gets one PUT of a local file.
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="raffect-") as folder:
             yield (local := Path(folder) / path.name)
             store: Any = path
             store.fs.put_file(str(local), store.path)
         return
+    # A folder gets a file with another name, which is renamed once its bytes are on the disk.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
@@ -49,7 +54,7 @@ def atomic_path(path: Path) -> Generator[Path]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that a reader sees all of it or the file of before."""
+    """Write ``content`` to ``path`` so that a reader sees all of it or the file before it."""
     if is_remote(path):
         path.write_bytes(content)
         return
@@ -58,13 +63,14 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_if_absent(path: Path, content: bytes) -> bool:
-    """Create ``path`` whole unless it exists; of several writers one wins.
+    """Create ``path`` whole unless it exists; of several writers only one creates it.
 
     Returns:
         Whether this call created it.
     """
     if is_remote(path):
         return _put_if_absent(path, content)
+    # Unlike a rename, a hard link fails if the name is taken.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
@@ -81,7 +87,11 @@ def write_if_absent(path: Path, content: bytes) -> bool:
 
 
 def _put_if_absent(path: Any, content: bytes) -> bool:
-    """One conditional PUT; who loses is told 412, or 409 while the other one's is under way, and not by every server in the same words."""
+    """One conditional PUT; whether it created the object.
+
+    If another writer was first, the store answers 412, or 409 while that write is under way.
+    Servers put this in different words, so after any error the object itself is looked for.
+    """
     for attempt in range(_PUTS):
         try:
             path.fs.pipe_file(path.path, content, mode="create")

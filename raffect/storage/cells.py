@@ -1,4 +1,4 @@
-"""Arrays and tables as one cell of an Arrow column: how processes hand over a whole shard."""
+"""Arrays and tables as one cell of an Arrow column, in which processes hand over a whole shard."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import pyarrow as pa
 
 
 def as_cell(values: np.ndarray) -> pa.Array:
-    """The bytes of a C-contiguous array as a large_binary column of one row, which is a view of them."""
+    """The bytes of a C-contiguous array as a large_binary column of one row, without a copy."""
     flat = values.reshape(-1).view(np.uint8)
-    return pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(),
-        1,
-        [None, pa.py_buffer(np.array([0, flat.size], np.int64)), pa.py_buffer(flat)],
-    )
+    offsets = np.array([0, flat.size], np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(flat)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)
 
 
 def read_cell(column: pa.ChunkedArray) -> np.ndarray:
-    """The bytes of a large_binary column's one row as a view, uint8; Arrow's own ``column[0].as_buffer()`` copies them."""
+    """The bytes of a large_binary column's one row, uint8, as a view.
+
+    Arrow's own ``column[0].as_buffer()`` copies them.
+    """
     (chunk,) = (chunk for chunk in column.chunks if len(chunk))
     _, offsets, values = chunk.buffers()
     start, stop = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + 2]

@@ -1,7 +1,7 @@
 """(video, frame) as one int64, so that joins of millions of rows are sorts and searches.
 
-A `Vocabulary` gives each video name a number; the key is ``number << 32 | frame``. Keys of two tables compare only
-if they were made with the same vocabulary.
+A `Vocabulary` gives each video name a number; the key is ``number << 32 | frame``. Keys of two
+tables can be compared only if they were made with the same vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a file name can be stored as text; the system hands over others with surrogates in them."""
+    """Whether a file name can be stored as text; Python puts surrogates into one that cannot."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -23,7 +23,7 @@ def is_utf8(name: str) -> bool:
 
 
 class Vocabulary:
-    """Numbers for video names, in order of first sight."""
+    """Numbers for video names, in the order in which names first come up."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.names: list[str] = []
@@ -32,7 +32,7 @@ class Vocabulary:
             self.number(name)
 
     def number(self, name: str) -> int:
-        """The number of ``name``, a new one at first sight."""
+        """The number of ``name``, which gets a new one if it is not known yet."""
         number = self._number.setdefault(name, len(self.names))
         if number == len(self.names):
             self.names.append(name)
@@ -55,22 +55,20 @@ def encode_video(column: pa.ChunkedArray) -> pa.DictionaryArray:
     column = column.unify_dictionaries()
     if column.num_chunks == 1:
         return column.chunk(0)
-    return (
-        pa.concat_arrays(column.chunks)
-        if column.num_chunks
-        else pa.array([], pa.dictionary(pa.int32(), pa.string()))
-    )
+    if column.num_chunks == 0:
+        return pa.array([], pa.dictionary(pa.int32(), pa.string()))
+    return pa.concat_arrays(column.chunks)
 
 
 def positions(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Where each key stands in the sorted array ``among``, -1 where it does not.
+    """Index of each key in the sorted array ``among``.
 
     Args:
         keys: int64, shape (N,).
         among: int64, ascending, shape (M,).
 
     Returns:
-        int64, shape (N,).
+        int64, shape (N,); -1 for a key that ``among`` lacks.
     """
     if not len(among):
         return np.full(len(keys), -1, np.int64)
@@ -79,16 +77,17 @@ def positions(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
 
 
 def absent(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Which keys do not stand in ``among``, in any order: bool, shape (N,). numpy's set functions hash, and take ten times as long."""
+    """Which keys the array ``among``, in any order, lacks: bool, shape (N,)."""
+    # numpy's set functions hash, which takes ten times as long.
     return positions(keys, np.sort(among)) < 0
 
 
 def digest_keys(table: pa.Table) -> str:
-    """SHA-256 of the (video, frame) rows in order; paths take no part, so moved images keep it."""
+    """SHA-256 of the (video, frame) rows in order; paths do not count, so images may be moved."""
+    # Names are numbered alphabetically, since a dictionary may list them in any order.
     video = encode_video(table["video"])
-    order = sorted(
-        range(len(video.dictionary)), key=(names := video.dictionary.to_pylist()).__getitem__
-    )
+    names = video.dictionary.to_pylist()
+    order = sorted(range(len(names)), key=names.__getitem__)
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     digest = hashlib.sha256("\n".join(names[i] for i in order).encode())

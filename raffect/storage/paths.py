@@ -1,8 +1,10 @@
-"""Where data lies: a folder that every machine sees, or an object store (``s3://bucket/prefix``; other stores of fsspec are not tested).
+"""Where data is stored: a folder that every machine sees, or an object store.
 
-All code takes a `pathlib.Path`, or the `upath.UPath` of an object store, which has the same methods; what the two do not
-share is here and in `raffect.storage.atomic`. Credentials and endpoint come from the environment of each machine
-(``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` ..., or the role of the instance), never from a URL or a flag.
+An object store is ``s3://bucket/prefix``; other stores of fsspec are not tested. All code takes a
+`pathlib.Path`, or the `upath.UPath` of an object store, which has the same methods; where the two
+differ, the code is here and in `raffect.storage.atomic`. Credentials and endpoint come from the
+environment of each machine (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` ..., or the role of the
+instance), never from a URL or a flag.
 """
 
 from __future__ import annotations
@@ -36,42 +38,47 @@ _KINDS = {
 
 
 def locate(text: str | Path) -> Path:
-    """A path from what a user wrote: a URL is an object store, everything else a local path.
+    """A path from a user's text: a URL is an object store, everything else a local path.
 
     Returns:
-        A `Path`, or the `UPath` of an object store (which is not a `Path` for `isinstance`, but behaves like one).
+        A `Path`, or the `UPath` of an object store, which behaves like a `Path` but is not one for
+        `isinstance`.
 
     Raises:
-        RaffectError: If the URL may have a secret in it, names no bucket, or the package for it is not installed.
+        RaffectError: If the URL may contain a secret, names no bucket, or its package is not
+            installed.
     """
     if not isinstance(text, str):
         return text
     if "://" not in text:
         return Path(text)
+    # What a URL must not or has to contain; a secret with a slash in it would be part of the path.
     url = urlsplit(text)
-    if (
-        "@" in text or ":" in url.netloc or url.query
-    ):  # a secret may hold a slash, and then lies in the path
+    if "@" in text or ":" in url.netloc or url.query:
         raise RaffectError(
-            f"{url.scheme}://...: no credentials or options in a URL, it would be kept in logs; set AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL ... on every machine"
+            f"{url.scheme}://...: no credentials or options in a URL, it would be kept in logs; "
+            "set AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL ... on every machine"
         )
     if url.scheme in ("file", "local"):
         raise RaffectError(f"{text}: a folder of this machine; give its plain path")
     if not url.netloc:
         raise RaffectError(f"{text}: no bucket in it; expected {url.scheme}://bucket/folder")
+    # The path itself
     from upath import UPath
 
     try:
-        # A listing that was true when another process had not written yet would be a lie.
+        # Another process may have written since a listing, so none is kept.
         path: Any = UPath(text.rstrip("/"), use_listings_cache=False)
         _ = path.fs
     except ImportError as error:
         raise RaffectError(
-            f"{text}: {error}; on every machine `pip install 'raffect[s3]'` for s3://, or fsspec's package for {url.scheme}://"
+            f"{text}: {error}; on every machine `pip install 'raffect[s3]'` for s3://, "
+            f"or fsspec's package for {url.scheme}://"
         ) from error
     except ValueError as error:
         raise RaffectError(
-            f"{text}: no storage of kind {url.scheme}://; expected a path that every machine sees, or s3://bucket/folder"
+            f"{text}: no storage of kind {url.scheme}://; "
+            "expected a path that every machine sees, or s3://bucket/folder"
         ) from error
     return path
 
@@ -82,21 +89,25 @@ def is_remote(path: Path) -> bool:
 
 
 class Damaged(Exception):
-    """A file that is missing or not what it should be, while the storage itself works; the message says what is wrong."""
+    """A file is missing or not what it should be, and the storage itself works.
+
+    The message says what is wrong.
+    """
 
 
 def has_file(path: Path) -> bool:
-    """Whether there is a file; a store that does not answer raises, which its own ``is_file`` takes for no."""
+    """Whether there is a file; raises if an object store does not answer."""
+    # A `UPath`'s own ``is_file`` would be False then.
     return path.exists() if is_remote(path) else path.is_file()
 
 
 def open_regular(path: str | Path) -> io.FileIO:
-    """Open a local file that somebody else put there, if it is a regular one.
+    """Open a local file that a user provided, if it is a regular file.
 
-    A pipe would wait for its writer for ever, and a device such as ``/dev/zero`` has no end.
+    Reading a pipe could wait for ever, and a device such as ``/dev/zero`` has no end.
 
     Raises:
-        Damaged: If it is anything else.
+        Damaged: If it is not a regular file.
         OSError: If it cannot be opened.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -108,7 +119,7 @@ def open_regular(path: str | Path) -> io.FileIO:
 
 
 def read_regular(path: str | Path, most_bytes: int = MAX_BYTES) -> bytes:
-    """Bytes of a local file that somebody else put there.
+    """Bytes of a local file that a user provided.
 
     Raises:
         Damaged: If it is not a regular file, or has more bytes than ``most_bytes``.
@@ -117,9 +128,8 @@ def read_regular(path: str | Path, most_bytes: int = MAX_BYTES) -> bytes:
     with open_regular(path) as file:
         left = most_bytes - (size := os.fstat(file.fileno()).st_size)
         parts = [file.read(size + 1)] if left >= 0 else []
-        while left >= 0 and (
-            more := file.read(_CHUNK)
-        ):  # it grew, or is one of /proc, which say that they are empty
+        # More than its size: the file grew, or is in /proc, where a size is 0
+        while left >= 0 and (more := file.read(_CHUNK)):
             parts.append(more)
             left -= len(more)
     if left < 0:
@@ -128,7 +138,10 @@ def read_regular(path: str | Path, most_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_buffer(path: Path) -> pa.Buffer:
-    """Bytes of a file, in memory that Arrow's pool uses again: fresh pages would cost more than the reading."""
+    """Bytes of a file, in memory that Arrow's pool reuses.
+
+    New pages from the system would cost more time than reading.
+    """
     if is_remote(path):
         return pa.py_buffer(path.read_bytes())
     with open(path, "rb", buffering=0) as file:
@@ -143,90 +156,85 @@ def read_buffer(path: Path) -> pa.Buffer:
 
 
 def parse_parquet(content: pa.Buffer, columns: Iterable[str] | None = None) -> pa.Table:
-    """The table that the bytes of a Parquet file hold, by one thread; columns may be views of them.
+    """The table in the bytes of a Parquet file, read by one thread; columns may be views of them.
 
     Raises:
         Damaged: If they are not a Parquet file.
     """
+    names = list(columns) if columns else None
     try:
-        return pq.read_table(
-            pa.BufferReader(content), columns=list(columns) if columns else None, use_threads=False
-        )
-    except (
-        pa.ArrowException,
-        OSError,
-    ) as error:  # Arrow's own errors about bytes are OSErrors without a number
-        raise Damaged(str(error).splitlines()[0][:120]) from error
+        return pq.read_table(pa.BufferReader(content), columns=names, use_threads=False)
+    except (pa.ArrowException, OSError) as error:  # Arrow raises an OSError for some wrong bytes
+        raise _describe_damage(error) from error
+
+
+def _describe_damage(error: Exception) -> Damaged:
+    return Damaged(str(error).splitlines()[0][:120])
 
 
 def read_parquet(
     path: Path, columns: Iterable[str] | None = None, *, use_threads: bool = True
 ) -> pa.Table:
-    """Read a Parquet file: mapped where it is local, by one request where it is not.
+    """Read a Parquet file: a local file is mapped, a remote file is fetched by one request.
 
     Raises:
-        Damaged: If it is missing or no Parquet file.
-        OSError: If the disk, the network or its rights are at fault.
+        Damaged: If it is missing or not a Parquet file.
+        OSError: If the disk, the network or the file's permissions are at fault.
     """
+    names = list(columns) if columns else None
     try:
         source: Any = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
         return pq.read_table(
-            source,
-            columns=list(columns) if columns else None,
-            memory_map=not is_remote(path),
-            use_threads=use_threads,
+            source, columns=names, memory_map=not is_remote(path), use_threads=use_threads
         )
-    except (pa.ArrowException, OSError) as error:
-        if (
-            isinstance(error, OSError)
-            and error.errno is not None
-            and not isinstance(error, FileNotFoundError)
-        ):
+    except (pa.ArrowException, FileNotFoundError) as error:
+        raise _describe_damage(error) from error
+    except OSError as error:
+        # Arrow's own errors about wrong bytes are OSErrors without a number.
+        if error.errno is not None:
             raise
-        raise Damaged(
-            str(error).splitlines()[0][:120]
-        ) from error  # Arrow's own errors about bytes are OSErrors without a number
+        raise _describe_damage(error) from error
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """A Parquet file of which only some row groups or columns are wanted; of a remote one only these are fetched."""
+    """Open a Parquet file to read some row groups or columns; if remote, only these are fetched."""
     source: Any = path.open("rb", cache_type="none") if is_remote(path) else path  # ty: ignore[no-matching-overload]
     return pq.ParquetFile(source, pre_buffer=is_remote(path))
 
 
 def list_sizes(folder: Path) -> dict[str, int]:
-    """Names and sizes in bytes of the files in a folder; none if there is no folder."""
+    """Names and sizes in bytes of the files in a folder; empty if there is no folder."""
     try:
-        if is_remote(folder):  # not `find`, which takes a listing that failed for an empty one
+        if is_remote(folder):
+            # Not `find`, which returns an empty listing if the request failed
             store: Any = folder
-            return {
-                facts["name"].rpartition("/")[2]: facts["size"]
-                for facts in store.fs.ls(store.path, detail=True)
-                if facts["type"] == "file"
-            }
+            files = [one for one in store.fs.ls(store.path, detail=True) if one["type"] == "file"]
+            return {one["name"].rpartition("/")[2]: one["size"] for one in files}
         with os.scandir(folder) as entries:
             files = [entry for entry in entries if entry.is_file()]
     except FileNotFoundError:
         return {}
     sizes = {}
     for entry in files:
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # another process's unfinished file has its name by now
+        # Another process may have renamed its unfinished file meanwhile.
+        with contextlib.suppress(FileNotFoundError):
             sizes[entry.name] = entry.stat().st_size
     return sizes
 
 
 def read_files(folder: Path, names: Iterable[str]) -> Generator[tuple[str, bytes]]:
-    """Contents of small files, many requests at a time where they are remote; files that have gone are left out."""
+    """Names and contents of small files; files that are gone are left out.
+
+    Remote files are fetched by many requests at a time.
+    """
+    # One after another in a folder
     if not is_remote(folder):
         for name in names:
-            with (
-                contextlib.suppress(FileNotFoundError),
-                open(f"{folder}/{name}", "rb", buffering=0) as file,
-            ):
+            path, missing = f"{folder}/{name}", contextlib.suppress(FileNotFoundError)
+            with missing, open(path, "rb", buffering=0) as file:
                 yield name, file.read()
         return
+    # Many at a time in an object store
     store: Any = folder
     names = list(names)
     for start in range(0, len(names), _READ_AT_ONCE):
@@ -240,7 +248,7 @@ def read_files(folder: Path, names: Iterable[str]) -> Generator[tuple[str, bytes
 
 @contextlib.contextmanager
 def local_copy(path: Path) -> Generator[Path]:
-    """A local file with the content of ``path``: itself, or a copy for the duration of the block."""
+    """A local file with the content of ``path``: itself, or a copy that the block's end deletes."""
     if not is_remote(path):
         yield path
         return
@@ -254,4 +262,6 @@ def explain(error: BaseException) -> str | None:
     """One line for an error of an object store's client that is not an `OSError`, else None."""
     if type(error).__module__.partition(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
         return None
-    return f"object storage: {' '.join(str(error).split())[:200]}; check AWS_ENDPOINT_URL, the credentials and the bucket on every machine"
+    what = " ".join(str(error).split())[:200]
+    remedy = "check AWS_ENDPOINT_URL, the credentials and the bucket on every machine"
+    return f"object storage: {what}; {remedy}"

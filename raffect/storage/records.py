@@ -1,8 +1,8 @@
 """Records: frozen dataclasses that are stored as JSON, and the one reader of such files.
 
-A record declares its fields with their types, and ranges as ``Annotated[int, Ge(0)]``; whatever a file holds beside or instead of
-that is one line that names the file, the field, what stands there and how to fix it. pydantic does the checking and is imported with
-the first file that is read.
+A record declares its fields with their types, and ranges as ``Annotated[int, Ge(0)]``. If a file
+holds anything else, the error is one line that names the file, the field, the value found and how
+to fix it. pydantic does the checking; it is imported when the first file is read.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ from typing import Any, Self
 from raffect.errors import RaffectError
 
 _SHOWN = 60
+"""Most characters of a value that an error shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What all records share. Unknown fields are refused, and types are those that are declared: no number is read from a text."""
+    """Base class of all records.
+
+    Unknown fields are refused, and so are values of another type than declared: a number is not
+    read from a text.
+    """
 
     # Without an annotation, or tyro would take it for a setting.
     __pydantic_config__ = MappingProxyType({"extra": "forbid", "strict": True})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, of which `from_json` makes an equal record."""
+        """Plain JSON values, from which `from_json` makes an equal record."""
         return dataclasses.asdict(self)
 
     def to_bytes(self) -> bytes:
@@ -42,14 +47,14 @@ class Record:
         """The record that JSON describes.
 
         Args:
-            content: Bytes of a file, or what was parsed of it already.
+            content: Bytes of a file, or the object parsed from it.
             where: The file, for errors.
-            remedy: What a user can do about a damaged one, such as ``train again``.
+            remedy: What a user can do about a damaged file, such as ``train again``.
 
         Raises:
-            RaffectError: If it is not JSON, nested too deeply, lacks a field or has another, or a
-                value is of another type or out of range. The line names the first fault; of a file
-                of another ``format`` it says which one this program reads.
+            RaffectError: If it is not JSON, is nested too deeply, lacks a field or has an unknown
+                one, or if a value is of another type or out of range. The message names the first
+                fault; for a file of another ``format`` it names the format that this program reads.
         """
         from pydantic import ValidationError
 
@@ -57,6 +62,7 @@ class Record:
         try:
             return _adapter(cls).validate_json(text)
         except ValidationError as error:
+            # The first fault; a file of another format probably has more of them.
             fault = error.errors(include_url=False)[0]
             if fault["type"] == "literal_error" and fault["loc"] == ("format",):
                 found, known = _shorten(fault["input"]), fault["ctx"]["expected"]
@@ -68,7 +74,7 @@ class Record:
 
 
 def parse_object(content: bytes | str, where: Path | str, remedy: str) -> dict[str, Any]:
-    """A JSON object of which some other code knows the fields, such as a record of an older format.
+    """A JSON object whose fields other code knows, such as a record of an older format.
 
     Raises:
         RaffectError: If it is not JSON, or not an object.
@@ -76,9 +82,8 @@ def parse_object(content: bytes | str, where: Path | str, remedy: str) -> dict[s
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise RaffectError(
-            f"{where}: damaged, not JSON ({str(error)[:_SHOWN]}); {remedy}"
-        ) from error
+        what = f"damaged, not JSON ({str(error)[:_SHOWN]})"
+        raise RaffectError(f"{where}: {what}; {remedy}") from error
     if not isinstance(found, dict):
         raise RaffectError(f"{where}: damaged, expected a JSON object; {remedy}")
     return found
@@ -92,7 +97,10 @@ def _adapter(kind: type[Record]) -> Any:
 
 
 def _describe(fault: Any) -> str:
-    """``scores.last.epoch -1: input should be greater than or equal to 0``, from pydantic."""
+    """A fault of pydantic in one line.
+
+    Such as ``scores.last.epoch -1: input should be greater than or equal to 0``.
+    """
     if fault["type"] == "value_error":  # of a record's own __post_init__
         return str(fault["ctx"]["error"])
     name = ".".join(str(part) for part in fault["loc"])

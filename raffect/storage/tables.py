@@ -1,4 +1,7 @@
-"""Parquet tables that commands hand to each other: written whole, read with an error that says which command makes them."""
+"""Parquet tables that commands hand to each other.
+
+They are written whole, and an error of reading one names the command that makes it.
+"""
 
 from __future__ import annotations
 
@@ -29,35 +32,33 @@ def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> p
 
     Args:
         path: A Parquet file.
-        columns: Columns it must have.
-        kind: What it should be, for errors.
-        maker: The command that makes one, for errors.
+        columns: Columns that it must have.
+        kind: What it should be, such as ``manifest``, for errors.
+        maker: The command that makes such a table, for errors.
 
     Raises:
-        RaffectError: If it is missing, unreadable or something else.
+        RaffectError: If it is missing or unreadable, or lacks a column.
     """
     if not has_file(path):
         raise RaffectError(f"{path}: no such {kind}; make it with `{maker}`")
     try:
         table = read_parquet(path)
     except Damaged as error:
-        raise RaffectError(
-            f"{path}: not a readable Parquet file ({error}); make it again with `{maker}`"
-        ) from error
+        what = f"not a readable Parquet file ({error})"
+        raise RaffectError(f"{path}: {what}; make it again with `{maker}`") from error
     if missing := [name for name in columns if name not in table.column_names]:
-        raise RaffectError(
-            f"{path}: not a {kind}, column {missing[0]!r} is missing; make it with `{maker}`"
-        )
+        what = f"not a {kind}, column {missing[0]!r} is missing"
+        raise RaffectError(f"{path}: {what}; make it with `{maker}`")
     return table
 
 
 def read_metadata(table: pa.Table) -> dict[str, str]:
-    """The text metadata that `write_table` put there."""
+    """The metadata that `write_table` stored in a table's schema."""
     return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows with the columns of the first one; an empty file where there is none."""
+    """Write rows with the columns of the first row; an empty file if there are no rows."""
     sink = io.StringIO()
     if rows:
         writer = csv.DictWriter(sink, list(rows[0]), lineterminator="\n")
@@ -67,19 +68,14 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def table_of(rows: Iterable[Any], kind: Any) -> pa.Table:
-    """Dataclass objects as a table, a column a field; paths as text.
+    """Dataclass objects as a table with one column for each field; paths as text.
 
     Args:
         rows: The objects.
-        kind: Their class, which names the columns where there is no row.
+        kind: Their class, which names the columns even if there are no rows.
     """
-    rows = list(rows)
-    columns = {
-        part.name: [getattr(row, part.name) for row in rows] for part in dataclasses.fields(kind)
-    }
-    return pa.table(
-        {
-            name: [str(cell) if isinstance(cell, Path) else cell for cell in cells]
-            for name, cells in columns.items()
-        }
-    )
+    rows, columns = list(rows), {}
+    for part in dataclasses.fields(kind):
+        cells = [getattr(row, part.name) for row in rows]
+        columns[part.name] = [str(cell) if isinstance(cell, Path) else cell for cell in cells]
+    return pa.table(columns)

@@ -1,4 +1,4 @@
-"""`raffect bank`: info, verify, export, import, and the one-liners of docs/bank.md as they stand there."""
+"""`raffect bank`: info, verify, export, import, and the one-liners of docs/bank.md as they are."""
 
 import os
 import re
@@ -50,10 +50,7 @@ def test_info_counts_what_there_is(bank):
     facts = info(BankInfoConfig(bank=bank.path))
     assert (facts.rows, facts.rejects, facts.planned, facts.videos) == (32, 1, 33, 2)
     assert facts.digest == bank.digest()
-    assert any(
-        "32 features + 1 rejects of 33" in line
-        for line in info(BankInfoConfig(bank=bank.path)).lines()
-    )
+    assert any("32 features + 1 rejects of 33" in line for line in facts.lines())
 
 
 def test_verify_exits_one_until_the_bank_is_whole_again(bank, capsys):
@@ -82,16 +79,19 @@ def test_exports_hold_every_row_once(bank, tmp_path):
 
 
 def released(folder, split, videos, dim=768, task="expr", seed=0):
-    """Files as the released code writes them: vectors in the order of a shuffled list."""
+    """Files as the released code writes them: features in the order of a shuffled list."""
     import h5py
 
+    # Frames in any order, with random features and labels
     rng = np.random.default_rng(seed)
     keys = [(video, frame) for video, count in videos.items() for frame in range(1, count + 1)]
     keys = [keys[k] for k in rng.permutation(len(keys))]
     features = rng.normal(size=(len(keys), dim)).astype(np.float16)
-    labels = (
-        rng.integers(0, 8, len(keys)) if task == "expr" else rng.integers(0, 2, (len(keys), 12))
-    )
+    if task == "expr":
+        labels = rng.integers(0, 8, len(keys))
+    else:
+        labels = rng.integers(0, 2, (len(keys), 12))
+    # The two files
     with h5py.File(folder / f"{task}_{split}_clip.h5", "w") as file:
         file[f"{split}_features"] = features
     cells = [str(label) if task == "expr" else ",".join(map(str, label)) for label in labels]
@@ -100,9 +100,7 @@ def released(folder, split, videos, dim=768, task="expr", seed=0):
         for (video, frame), cell in zip(keys, cells, strict=True)
     ]
     (folder / f"{task}_{split}.txt").write_text("\n".join(lines) + "\n")
-    return {
-        key: (feature, label) for key, feature, label in zip(keys, features, labels, strict=True)
-    }
+    return dict(zip(keys, zip(features, labels, strict=True), strict=True))
 
 
 def importing(folder, split, task="expr"):
@@ -118,10 +116,8 @@ def importing(folder, split, task="expr"):
 @pytest.mark.parametrize("task", ["expr", "au"])
 def test_released_features_come_back_joined_by_video_and_frame(tmp_path, task):
     truth = {
-        split: released(tmp_path, split, videos, task=task, seed=k)
-        for k, (split, videos) in enumerate(
-            (("train", {"v1": 3000, "v2_left": 50}), ("val", {"v0": 70}))
-        )
+        "train": released(tmp_path, "train", {"v1": 3000, "v2_left": 50}, task=task, seed=0),
+        "val": released(tmp_path, "val", {"v0": 70}, task=task, seed=1),
     }
     for split in truth:
         import_released(importing(tmp_path, split, task))
@@ -151,20 +147,12 @@ def test_importing_twice_or_after_a_stop_changes_nothing(tmp_path):
 
 def test_importing_a_corrected_file_says_what_is_kept_and_what_differs(tmp_path):
     released(tmp_path, "train", {"v1": 3000})
-    assert (
-        import_released(importing(tmp_path, "train"))
-        .lines()[0]
-        .startswith("imported 3,000 of 3,000 expr train frames")
-    )
+    report = import_released(importing(tmp_path, "train"))
+    assert report.lines()[0].startswith("imported 3,000 of 3,000 expr train frames")
     released(tmp_path, "train", {"v1": 3000, "v2": 10}, seed=1)
     report = import_released(importing(tmp_path, "train"))
-    assert (report.listed, report.written, report.kept, report.differing, report.waiting) == (
-        3010,
-        10,
-        3000,
-        3000,
-        0,
-    )
+    assert (report.listed, report.written, report.waiting) == (3010, 10, 0)
+    assert (report.kept, report.differing) == (3000, 3000)
     assert len(read_labels(report.labels)) == report.listed
     lines = report.lines()
     assert lines[0].startswith("imported 10 of 3,010 expr train frames")
@@ -197,10 +185,8 @@ def test_damage_is_not_exported_and_an_unfinished_bank_says_so(bank, tmp_path):
         export(BankExportConfig(bank=bank.path, out=tmp_path / "out"))
     bank.shard_path(0).write_bytes(whole)
     bank.commit_path(2).unlink()
-    assert (
-        "not extracted yet"
-        in export(BankExportConfig(bank=bank.path, out=tmp_path / "out")).lines()[0]
-    )
+    report = export(BankExportConfig(bank=bank.path, out=tmp_path / "out"))
+    assert "not extracted yet" in report.lines()[0]
     bank.shard_path(0).unlink()
     assert any("broken: 1" in line for line in info(BankInfoConfig(bank=bank.path)).lines())
 
@@ -212,7 +198,7 @@ def test_rejects_are_read_again_on_request(bank, capsys):
     assert sorted(bank.read_commits()) == [0, 2]
 
 
-def test_without_rejects_there_is_nothing_to_retry_and_the_verdict_stands(tmp_path, capsys):
+def test_without_rejects_there_is_nothing_to_retry_and_the_bank_is_complete(tmp_path, capsys):
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 30}))
     assert main(["bank", "verify", "--bank", str(bank.path), "--retry-rejects"]) == 0
     assert "sound and complete" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Reading a task's features: exact join, filters, memory map, and no damaged shard in silence."""
+"""Reading a task's features: exact join, filters, memory map, and errors for damaged shards."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +11,13 @@ from raffect.errors import RaffectError
 from tests.helpers.banks import fill_bank, make_manifest
 
 MANIFEST = make_manifest({"a": 30, "b": 30, "c": 7})
+PLANNED = [(row["video"], row["frame"]) for row in MANIFEST.to_pylist()]
 REJECTS = {0: {3: "empty file"}, 2: {0: "x", 1: "y"}}
+"""Row of a shard of 16 -> reason, by shard."""
 
 
 def make_labels(seed=0):
-    """Labels of a and b in shuffled order, some unlabelled, some without image, with one column of truth."""
+    """Expressions in shuffled order, some of them unknown, some of frames without an image."""
     rng = np.random.default_rng(seed)
     rows = [
         (video, frame, split)
@@ -35,30 +37,23 @@ def make_labels(seed=0):
 
 
 def expected(labels, split, videos=None):
-    """A plain dictionary join, row by row."""
-    rejected = {
-        (row["video"], row["frame"])
-        for shard, bad in REJECTS.items()
-        for row in MANIFEST.slice(shard * 16, 16).take(sorted(bad)).to_pylist()
-    }
-    number = {
-        (row["video"], row["frame"]): k
-        for k, row in enumerate(MANIFEST.to_pylist())
-        if (row["video"], row["frame"]) not in rejected
-    }
-    wanted = [
-        row
-        for row in labels.to_pylist()
-        if row["split"] == split
-        and row["expression"] >= 0
-        and (videos is None or row["video"] in videos)
-    ]
-    found = sorted(
-        (number[row["video"], row["frame"]], row["video"], row["frame"], row["expression"])
-        for row in wanted
-        if (row["video"], row["frame"]) in number
-    )
-    return found, len(wanted) - len(found)
+    """A plain dictionary join, row by row, and how many labelled frames have no feature."""
+    rejected = [16 * shard + row for shard, bad in REJECTS.items() for row in bad]
+    number = {key: k for k, key in enumerate(PLANNED) if k not in rejected}
+    wanted = labelled(labels, split)
+    if videos is not None:
+        wanted = [row for row in wanted if row["video"] in videos]
+    found = []
+    for row in wanted:
+        key = row["video"], row["frame"]
+        if key in number:
+            found.append((number[key], *key, row["expression"]))
+    return sorted(found), len(wanted) - len(found)
+
+
+def labelled(labels, split):
+    rows = labels.to_pylist()
+    return [row for row in rows if row["split"] == split and row["expression"] >= 0]
 
 
 @pytest.fixture
@@ -138,48 +133,35 @@ def test_one_flipped_bit_of_a_committed_file_is_never_read(bank, folder):
             flipped = bytearray(content)
             flipped[place] ^= 2
             file.write_bytes(flipped)
-            with pytest.raises(
-                RaffectError, match=rf"{file.name}: not the file that was committed.*verify"
-            ):
+            fault = rf"{file.name}: not the file that was committed.*verify"
+            with pytest.raises(RaffectError, match=fault):
                 read_features(Bank(bank.path), make_labels(), EXPR, "train")
         file.write_bytes(content)
     read_features(Bank(bank.path), make_labels(), EXPR, "train")
 
 
-def test_labelled_frames_without_a_feature_are_counted_by_why(bank):
+def test_labelled_frames_without_a_feature_are_counted_by_reason(bank):
     labels = make_labels()
-    wanted = {
-        (row["video"], row["frame"])
-        for row in labels.to_pylist()
-        if row["split"] == "train" and row["expression"] >= 0
-    }
-    planned = [(row["video"], row["frame"]) for row in MANIFEST.to_pylist()]
-    rejected = {planned[16 * shard + row] for shard, bad in REJECTS.items() for row in bad}
+    wanted = {(row["video"], row["frame"]) for row in labelled(labels, "train")}
+    rejected = {PLANNED[16 * shard + row] for shard, bad in REJECTS.items() for row in bad}
     bank.commit_path(1).unlink()
     missing = read_features(Bank(bank.path), labels, EXPR, "train").missing
-    assert missing.no_image == len(wanted - set(planned))
+    assert missing.no_image == len(wanted - set(PLANNED))
     assert missing.rejected == len(wanted & rejected)
-    assert missing.not_extracted == len(wanted & set(planned[16:32]))
+    assert missing.not_extracted == len(wanted & set(PLANNED[16:32]))
 
 
 def test_a_frame_that_is_labelled_twice_is_refused(bank):
     labels = make_labels()
-    row = next(
-        row
-        for row in labels.to_pylist()
-        if row["split"] == "train"
-        and row["expression"] >= 0
-        and row["video"] == "a"
-        and row["frame"] > 4
-    )
+    rows = labelled(labels, "train")
+    row = next(row for row in rows if row["video"] == "a" and row["frame"] > 4)
     doubled = pa.concat_tables([labels, pa.Table.from_pylist([row], schema=labels.schema)])
-    with pytest.raises(
-        RaffectError, match=f"1 frame.* of train twice, first a frame {row['frame']};"
-    ):
+    fault = f"1 frame.* of train twice, first a frame {row['frame']};"
+    with pytest.raises(RaffectError, match=fault):
         read_features(bank, doubled, EXPR, "train")
 
 
-def test_what_is_committed_meanwhile_joins_no_half_of_a_data_set(bank):
+def test_calls_with_the_same_commits_see_the_same_shards(bank):
     commits = bank.read_commits()
     first = find_features(bank, make_labels(), EXPR, "train", commits=commits)
     seen = {shard: commits[shard] for shard in list(commits)[1:]}
@@ -215,7 +197,7 @@ def test_groups_are_what_the_table_says_and_videos_otherwise(bank):
     ]
 
 
-def test_more_groups_than_statistics_are_kept_of_are_dealt_into_blocks(tmp_path):
+def test_more_groups_than_statistics_are_kept_of_are_put_into_blocks(tmp_path):
     count = 1300
     manifest = make_manifest({f"p{k:04d}.jpg": 1 for k in range(count)})
     bank = fill_bank(tmp_path / "bank", manifest, shard_rows=500)
@@ -232,14 +214,10 @@ def test_more_groups_than_statistics_are_kept_of_are_dealt_into_blocks(tmp_path)
     assert 500 < len(index.groups) <= 1000
     assert index.group.max() == len(index.groups) - 1
     again = find_features(bank, labels.take(pa.array(range(100, count))), EXPR, "train")
-    block = dict(
-        zip(
-            (index.videos[k] for k in index.video),
-            (index.groups[k] for k in index.group),
-            strict=True,
-        )
-    )
-    assert all(
-        block[again.videos[v]] == again.groups[g]
-        for v, g in zip(again.video, again.group, strict=True)
-    ), "a picture's block does not depend on the others"
+    # A picture's block does not depend on the other pictures.
+    assert group_by_video(again).items() <= group_by_video(index).items()
+
+
+def group_by_video(index):
+    pairs = zip(index.video, index.group, strict=True)
+    return {index.videos[video]: index.groups[group] for video, group in pairs}

@@ -1,4 +1,4 @@
-"""The bank's promises, one by one."""
+"""What a bank guarantees, one claim after another."""
 
 import json
 import os
@@ -29,19 +29,13 @@ def tree_bytes(path: Path) -> dict[str, bytes]:
 
 def test_rows_in_shards_and_rejects_are_the_manifest(tmp_path):
     manifest = make_manifest({"a": 20, "b": 30})
-    bank = fill_bank(
-        tmp_path / "bank",
-        manifest,
-        rejects={1: {3: "empty file"}, 2: {0: "not a picture", 5: "empty file"}},
-    )
-    verdict = verify(bank, manifest)
-    assert verdict.complete
-    assert (verdict.rows, verdict.rejects, verdict.planned) == (47, 3, 50)
-    assert bank.read_rejects(bank.read_commits().values())["reason"].to_pylist() == [
-        "empty file",
-        "not a picture",
-        "empty file",
-    ]
+    rejects = {1: {3: "empty file"}, 2: {0: "not a picture", 5: "empty file"}}
+    bank = fill_bank(tmp_path / "bank", manifest, rejects=rejects)
+    found = verify(bank, manifest)
+    assert found.complete
+    assert (found.rows, found.rejects, found.planned) == (47, 3, 50)
+    reasons = bank.read_rejects(bank.read_commits().values())["reason"].to_pylist()
+    assert reasons == ["empty file", "not a picture", "empty file"]
 
 
 @pytest.mark.parametrize(
@@ -62,19 +56,13 @@ def test_a_commit_record_that_does_not_say_what_its_plan_implies_is_not_sound(tm
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}))
     record = json.loads(bank.commit_path(1).read_text())
     if change.get("files") == "more":
-        change = {
-            "files": record["files"]
-            | {
-                "shards/000000.parquet": json.loads(bank.commit_path(0).read_text())["files"][
-                    "shards/000000.parquet"
-                ]
-            }
-        }
+        others = json.loads(bank.commit_path(0).read_text())["files"]
+        change = {"files": record["files"] | others}
     bank.commit_path(1).write_text(json.dumps(record | change))
-    verdict = verify(Bank(bank.path))
-    assert list(verdict.damaged) == [1]
-    assert not verdict.complete
-    assert (verdict.rows, verdict.rejects) == (24, 0)
+    found = verify(Bank(bank.path))
+    assert list(found.damaged) == [1]
+    assert not found.complete
+    assert (found.rows, found.rejects) == (24, 0)
 
 
 def test_a_shard_is_what_the_specification_says(tmp_path):
@@ -94,35 +82,30 @@ def test_a_shard_is_what_the_specification_says(tmp_path):
 
 def test_the_same_arguments_write_the_same_bytes(tmp_path):
     manifest = make_manifest({"a": 20, "b": 13})
-    one, two = (
-        fill_bank(tmp_path / name, manifest, rejects={0: {1: "x"}}) for name in ("one", "two")
-    )
+    rejects = {0: {1: "x"}}
+    one, two = (fill_bank(tmp_path / name, manifest, rejects=rejects) for name in ("one", "two"))
     assert tree_bytes(one.path) == tree_bytes(two.path)
     assert one.digest() == two.digest()
 
 
 def test_shards_do_not_depend_on_the_dictionary_their_keys_came_with(tmp_path):
     manifest = make_manifest({"a": 20, "b": 13})
-    other = manifest.take([*range(20, 33), *range(20)]).take(
-        [*range(13, 33), *range(13)]
-    )  # same rows, other dictionary order
+    # The same rows with another order of the dictionary
+    other = manifest.take([*range(20, 33), *range(20)]).take([*range(13, 33), *range(13)])
     assert other["frame"].equals(manifest["frame"])
-    assert tree_bytes(fill_bank(tmp_path / "one", manifest).path) == tree_bytes(
-        fill_bank(tmp_path / "two", other).path
-    )
+    one, two = fill_bank(tmp_path / "one", manifest), fill_bank(tmp_path / "two", other)
+    assert tree_bytes(one.path) == tree_bytes(two.path)
 
 
 def test_another_encoder_is_refused_with_every_difference(tmp_path):
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 4}))
     bank.claim(IDENTITY)
     bank.claim(replace(IDENTITY, weights="a file of the same tensors"))
-    with pytest.raises(
-        RaffectError,
-        match=r"weights_sha256: aaaaaaaaaaaa \(random:0\) against bbb.*size.*precision: float32 against float16",
-    ):
-        bank.claim(
-            replace(IDENTITY, weights_sha256="b" * 64, precision="float16", preprocess={"size": 5})
-        )
+    changes = {"weights_sha256": "b" * 64, "precision": "float16", "preprocess": {"size": 5}}
+    weights = r"weights_sha256: aaaaaaaaaaaa \(random:0\) against bbb"
+    differences = rf"{weights}.*size.*precision: float32 against float16"
+    with pytest.raises(RaffectError, match=differences):
+        bank.claim(replace(IDENTITY, **changes))
 
 
 def test_new_frames_extend_the_bank_and_leave_old_shards_alone(tmp_path):
@@ -131,11 +114,8 @@ def test_new_frames_extend_the_bank_and_leave_old_shards_alone(tmp_path):
     larger = make_manifest({"a": 5, "b": 25, "c": 7, "d": 20})
     plan = bank.extend_plan(larger)
     assert plan.num_shards == 3 + 2
-    assert {
-        name: content
-        for name, content in tree_bytes(bank.path / "shards").items()
-        if name in before
-    } == before
+    after = tree_bytes(bank.path / "shards")
+    assert {name: after[name] for name in before} == before
     bank = fill_bank(bank.path, larger, shard_rows=16)
     assert verify(bank, larger).complete
     assert verify(bank).rows == 57
@@ -171,13 +151,12 @@ def damage_missing(bank):
 
 
 def damage_swap(bank):
-    """Another shard's files and record under this shard's name: every hash agrees, the rows do not."""
+    """Another shard's files and record under this shard's name: hashes agree, rows do not."""
     record = json.loads(bank.commit_path(0).read_text())
     bank.shard_path(1).write_bytes(bank.shard_path(0).read_bytes())
     size, sha = record["files"]["shards/000000.parquet"]
-    bank.commit_path(1).write_text(
-        json.dumps(record | {"shard": 1, "files": {"shards/000001.parquet": [size, sha]}})
-    )
+    record |= {"shard": 1, "files": {"shards/000001.parquet": [size, sha]}}
+    bank.commit_path(1).write_text(json.dumps(record))
 
 
 def damage_record(bank):
@@ -205,14 +184,14 @@ def test_damage_is_named_repaired_and_only_that_shard_is_done_again(tmp_path, ho
     bank = fill_bank(tmp_path / "bank", manifest, rejects=rejects)
     whole = tree_bytes(bank.path)
     DAMAGE[how](bank)
-    verdict = verify(bank, manifest)
-    assert list(verdict.damaged) == [1]
-    assert not verdict.complete
-    assert withdraw(bank, verdict.damaged) == [1]
+    found = verify(bank, manifest)
+    assert list(found.damaged) == [1]
+    assert not found.complete
+    assert withdraw(bank, found.damaged) == [1]
     assert list(bank.read_commits()) == [0, 2]
-    verdict = verify(bank, manifest)
-    assert verdict.sound
-    assert not verdict.complete
+    found = verify(bank, manifest)
+    assert found.sound
+    assert not found.complete
     assert tree_bytes(fill_bank(bank.path, manifest, rejects=rejects).path) == whole
 
 
@@ -260,12 +239,9 @@ def test_a_crash_at_every_tenth_durable_step_is_recovered_to_the_same_bytes(tmp_
         for record in commits.values():  # what is visible is whole
             assert all((bank.path / name).read_bytes() == whole[name] for name in record.files)
         fill_bank(bank.path, make_manifest({"a": 20}), rejects={0: {1: "x"}})
-        left = {
-            name: content
-            for name, content in tree_bytes(bank.path).items()
-            if not Path(name).name.startswith(atomic.PREFIX)
-        }
-        assert left == whole
+        left = tree_bytes(bank.path)
+        unfinished = {name for name in left if Path(name).name.startswith(atomic.PREFIX)}
+        assert {name: left[name] for name in left if name not in unfinished} == whole
 
 
 def test_two_writers_at_once_leave_one_whole_bank(tmp_path):
@@ -297,9 +273,10 @@ def test_two_manifests_that_extend_at_once_are_both_planned(tmp_path):
 
 
 def test_a_failed_write_leaves_nothing_visible(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    def fail(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         atomic.write_atomic(tmp_path / "file", b"content")
     assert list(tmp_path.iterdir()) == []
@@ -322,32 +299,32 @@ def test_a_damaged_bank_json_is_one_clear_error(tmp_path, content):
         bank.read_identity()
 
 
-def test_a_folder_that_is_no_bank_is_one_clear_error(tmp_path):
+def test_a_folder_that_is_not_a_bank_is_one_clear_error(tmp_path):
     with pytest.raises(RaffectError, match="no bank there"):
         Bank(tmp_path).require()
 
 
-def test_a_missing_bank_json_condemns_no_shard_and_lets_no_other_encoder_in(tmp_path):
+def test_a_missing_bank_json_damages_no_shard_and_lets_no_other_encoder_in(tmp_path):
     manifest = make_manifest({"a": 40})
     bank = fill_bank(tmp_path / "bank", manifest)
     (bank.path / "bank.json").unlink()
-    verdict = verify(bank, manifest)
-    assert verdict.damaged == {}
-    assert not verdict.sound
+    found = verify(bank, manifest)
+    assert found.damaged == {}
+    assert not found.sound
     with pytest.raises(RaffectError, match="bank.json is missing"):
         bank.claim(replace(IDENTITY, weights_sha256="b" * 64))
 
 
-def test_a_disk_that_fails_condemns_no_shard(tmp_path, monkeypatch):
+def test_after_an_error_of_the_disk_no_shard_counts_as_damaged(tmp_path, monkeypatch):
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}))
 
     def fail(path):
         raise OSError(5, "Input/output error", str(path))
 
     monkeypatch.setattr("raffect.bank.format.read_buffer", fail)
-    verdict = verify(bank)
-    assert verdict.damaged == {}
-    assert any("Input/output error" in what for what in verdict.problems)
+    found = verify(bank)
+    assert found.damaged == {}
+    assert any("Input/output error" in what for what in found.problems)
 
 
 @pytest.mark.parametrize("how", ["gap", "column", "number"])

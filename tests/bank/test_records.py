@@ -1,4 +1,4 @@
-"""The JSON files of a bank: what is read back, and each fault of a hostile one as one line."""
+"""The JSON files of a bank are read back, and each fault of a damaged one is one line."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ COMMIT = Commit(
     shard=3,
     rows=15,
     rejects=1,
-    files={
-        "shards/000003.parquet": (900, "a" * 64),
-        "rejects/000003.parquet": (80, "b" * 64),
-    },
+    files={"shards/000003.parquet": (900, "a" * 64), "rejects/000003.parquet": (80, "b" * 64)},
 )
 
 
@@ -82,7 +79,8 @@ def test_a_bank_of_another_format_says_which_and_what_to_do(tmp_path, other):
     with pytest.raises(RaffectError) as caught:
         Bank(tmp_path).read_identity()
     assert str(caught.value) == (
-        f"{tmp_path}/bank.json: format {other!r}, this program reads 1; use the raffect that wrote it, or restore it from a backup or extract into a new bank"
+        f"{tmp_path}/bank.json: format {other!r}, this program reads 1; use the raffect that wrote "
+        "it, or restore it from a backup or extract into a new bank"
     )
 
 
@@ -133,7 +131,6 @@ def test_identities_compare_by_what_makes_vectors():
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"spec": {"generator": "2"}}', b"[" * 100_000])
 def test_a_damaged_mark_of_a_drawn_data_set_is_one_line(tmp_path, content):
     (tmp_path / MARKER).write_bytes(content)
-    with pytest.raises(
-        RaffectError, match=f"{MARKER}: damaged, .*; delete its folder and draw it again"
-    ):
+    fault = f"{MARKER}: damaged, .*; delete its folder and draw it again"
+    with pytest.raises(RaffectError, match=fault):
         write_synthetic(tmp_path, 200, 0)

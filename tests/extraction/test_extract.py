@@ -1,4 +1,4 @@
-"""Extraction through a real Ray: the features are the encoder's own, once each, whatever happens on the way."""
+"""Extraction through a real Ray: each frame is encoded once, also after faults and kills."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import save_file
@@ -49,7 +50,7 @@ def config(prepared, tmp_path_factory) -> ExtractConfig:
 
 @pytest.fixture(scope="module")
 def bank(config, local_ray) -> Bank:
-    """The manifest's bank, made in two runs: a limited one, and the rest in waves of three shards."""
+    """The manifest's bank, made in two runs: one has a limit, the other waves of three shards."""
     first = extract(replace(config, limit=150))
     assert (first.shards_done, first.encoded) == (2, 200)
     with pytest.MonkeyPatch.context() as patch:
@@ -62,33 +63,25 @@ def bank(config, local_ray) -> Bank:
 
 
 def test_features_are_the_encoders_own_in_the_order_of_the_manifest(bank, config):
-    manifest = read_manifest(config.manifest)
     import torch
 
     threads = torch.get_num_threads()
+    # What the encoder makes of the manifest's frames
+    manifest = read_manifest(config.manifest)
     expected = load_encoder(TINY, "cpu").encode(read_frames(manifest))
+    # What the bank holds
     shards = [pq.read_table(bank.shard_path(shard)) for shard in range(bank.plan.num_shards)]
-    stored = np.concatenate(
-        [
-            np.stack([np.frombuffer(cell, "<f2") for cell in table["feature"].to_pylist()])
-            for table in shards
-        ]
-    )
-    keys = [
-        (row["video"], row["frame"])
-        for table in shards
-        for row in table.select(["video", "frame"]).to_pylist()
-    ]
-    assert keys == list(
-        zip(manifest["video"].to_pylist(), manifest["frame"].to_pylist(), strict=True)
-    )
+    cells = [cell for table in shards for cell in table["feature"].to_pylist()]
+    stored = np.stack([np.frombuffer(cell, "<f2") for cell in cells])
+    keys = [row for table in shards for row in table.select(["video", "frame"]).to_pylist()]
+    assert keys == manifest.select(["video", "frame"]).to_pylist()
     np.testing.assert_allclose(
         stored.astype(np.float32), expected.astype(np.float32), rtol=2e-3, atol=2e-3
     )
     assert threads == torch.get_num_threads()
 
 
-def test_the_bank_proves_itself_and_says_what_it_rests_on(bank, config):
+def test_the_bank_is_sound_and_names_its_encoder_and_its_runs(bank, config):
     report = check(BankVerifyConfig(bank=config.bank, manifest=config.manifest))
     assert report.ok, report.lines()
     assert bank.read_identity().caveat == "embedded encoder, drawn faces"
@@ -113,38 +106,32 @@ def test_a_finished_bank_touches_no_encoder(bank, config):
 def test_another_encoder_on_a_bank_is_refused_finished_or_not(bank, config):
     with pytest.raises(RaffectError, match=r"model: raffect-faces against RN50"):
         extract(replace(config, encoder=EncoderConfig(model="RN50", weights="random:0")))
-    with pytest.raises(
-        RaffectError, match=r"weights_sha256: .*\(embedded\) against .*\(random:0\)"
-    ):
+    fault = r"weights_sha256: .*\(embedded\) against .*\(random:0\)"
+    with pytest.raises(RaffectError, match=fault):
         extract(replace(config, encoder=replace(TINY, weights="random:0")))
+    # The same for a bank that lacks a shard
     commit = bank.commit_path(1)
     content = commit.read_bytes()
     commit.unlink()
     try:
-        with pytest.raises(
-            RaffectError, match=r"weights_sha256: .*\(embedded\) against .*\(random:0\)"
-        ):
+        with pytest.raises(RaffectError, match=fault):
             extract(replace(config, encoder=replace(TINY, weights="random:0")))
     finally:
         commit.write_bytes(content)
 
 
 def test_another_file_of_the_same_name_is_refused_by_a_finished_bank(bank, config, tmp_path):
-    folder, own = tmp_path / "other", replace(config, bank=tmp_path / "own")
+    own, encoders = replace(config, bank=tmp_path / "own"), []
     for number in (0, 1):
+        file = tmp_path / "other" / f"{number}" / "w.safetensors"
+        file.parent.mkdir(parents=True)
         state = build_model(resolve(replace(TINY, weights=f"random:{number}"))).state_dict()
-        (folder / f"{number}").mkdir(parents=True)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in state.items()},
-            folder / f"{number}" / "w.safetensors",
-        )
-    weights = [
-        replace(TINY, weights=str(folder / f"{number}" / "w.safetensors")) for number in (0, 1)
-    ]
-    extract(replace(own, encoder=weights[0]))
-    assert extract(replace(own, encoder=weights[0])).encoded == 0
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+        encoders.append(replace(TINY, weights=str(file)))
+    extract(replace(own, encoder=encoders[0]))
+    assert extract(replace(own, encoder=encoders[0])).encoded == 0
     with pytest.raises(RaffectError, match="weights_sha256"):
-        extract(replace(own, encoder=weights[1]))
+        extract(replace(own, encoder=encoders[1]))
 
 
 def test_a_truncated_shard_is_encoded_again_to_the_same_bytes(bank, config):
@@ -157,6 +144,7 @@ def test_a_truncated_shard_is_encoded_again_to_the_same_bytes(bank, config):
 def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reasons(
     prepared, tree, tmp_path, local_ray
 ):
+    # 90 pictures, of which one is empty, one not a picture and one missing
     manifest = read_manifest(prepared / "manifest.parquet").slice(0, 90).combine_chunks()
     root = tmp_path / "images"
     for row in manifest.to_pylist():
@@ -166,50 +154,35 @@ def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reason
     (root / paths[3]).write_bytes(b"")
     (root / paths[50]).write_bytes(b"text")
     (root / paths[51]).unlink()
-    import pyarrow as pa
-
     manifest = manifest.set_column(3, "root", pa.array([str(root)] * 90).dictionary_encode())
     write_manifest(manifest, tmp_path / "m.parquet", synthetic=True)
-    loose = extract(
-        ExtractConfig(
-            manifest=tmp_path / "m.parquet", bank=tmp_path / "loose", encoder=TINY, shard_rows=40
-        )
+    # A bank of the loose frames
+    config = ExtractConfig(
+        manifest=tmp_path / "m.parquet", bank=tmp_path / "loose", encoder=TINY, shard_rows=40
     )
-    report = pack(
-        PackConfig(
-            manifest=tmp_path / "m.parquet",
-            out=tmp_path / "packed",
-            shard_rows=40,
-            groups_per_file=2,
-        )
-    )
+    loose = extract(config)
+    # A bank of the packed frames, of which the packed copies alone are read
+    out = tmp_path / "packed"
+    report = pack(PackConfig(manifest=config.manifest, out=out, shard_rows=40, groups_per_file=2))
     assert (report.unreadable, len(report.files), report.frames) == (2, 2, 90)
     assert report.size_bytes == sum(file.stat().st_size for file in report.files)
     assert "into 2 file(s)" in report.lines()[0]
-    (root / paths[3]).unlink()  # the packed copy alone is read now
+    (root / paths[3]).unlink()
     packed = extract(
-        ExtractConfig(
-            manifest=tmp_path / "packed" / "manifest.parquet",
-            bank=tmp_path / "packed-bank",
-            encoder=TINY,
-            shard_rows=40,
-        )
+        replace(config, manifest=out / "manifest.parquet", bank=tmp_path / "packed-bank")
     )
+    # Both are the same
+    reasons = ("empty file", "not a picture", "cannot be read: No such file or directory")
     for summary in (loose, packed):
         assert (summary.rows, summary.rejects, summary.planned) == (87, 3, 90)
-        assert summary.reasons == {
-            "empty file": 1,
-            "not a picture": 1,
-            "cannot be read: No such file or directory": 1,
-        }
+        assert summary.reasons == dict.fromkeys(reasons, 1)
         assert summary.reject_share == pytest.approx(3 / 90)
-    assert kill_extract.stable_bytes(tmp_path / "loose") == kill_extract.stable_bytes(
-        tmp_path / "packed-bank"
-    )
+    banks = [kill_extract.stable_bytes(tmp_path / name) for name in ("loose", "packed-bank")]
+    assert banks[0] == banks[1]
     assert verify(Bank(tmp_path / "loose"), manifest).complete
 
 
-def test_a_folder_that_is_no_bank_is_left_alone(config, tmp_path):
+def test_a_folder_that_is_not_a_bank_is_left_alone(config, tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(RaffectError, match="is not a bank"):
         extract(replace(config, bank=tmp_path))
@@ -217,9 +190,8 @@ def test_a_folder_that_is_no_bank_is_left_alone(config, tmp_path):
 
 
 def test_images_that_were_not_drawn_need_allow_embedded(config, tmp_path):
-    write_manifest(
-        read_manifest(config.manifest).slice(0, 5), tmp_path / "m.parquet", synthetic=False
-    )
+    manifest = read_manifest(config.manifest).slice(0, 5)
+    write_manifest(manifest, tmp_path / "m.parquet", synthetic=False)
     with pytest.raises(RaffectError, match="--allow-embedded"):
         extract(replace(config, manifest=tmp_path / "m.parquet", bank=tmp_path / "bank"))
     assert not (tmp_path / "bank").exists()
@@ -250,9 +222,8 @@ def test_an_encoder_that_never_starts_ends_the_run_with_one_line(
         time.sleep(600)
 
     monkeypatch.setitem(NO_PROGRESS_S, "cpu", 8)
-    with pytest.raises(
-        RaffectError, match=r"nothing moved for 8\.0 s: the cluster lacks .* goes on from there"
-    ):
+    fault = r"nothing moved for 8\.0 s: the cluster lacks .* goes on from there"
+    with pytest.raises(RaffectError, match=fault):
         extract(replace(config, bank=tmp_path / "bank"), load=load, geometry=Geometry(size=32))
 
 
@@ -272,7 +243,7 @@ def test_a_run_in_which_nothing_moves_ends_with_one_line(config, tmp_path, monke
 
 
 def test_encoders_that_die_while_they_load_are_started_again(config, tmp_path, local_ray):
-    """As on a node that goes, or for want of memory."""
+    """As on a node that is lost or out of memory."""
 
     def load(config, device, threads):
         with suppress(FileExistsError):
@@ -291,46 +262,46 @@ def test_a_dry_run_takes_the_device_and_the_precision_that_the_run_would(
     seen = []
 
     def load(config, device):
+        """As on a machine with a GPU."""
         seen.append(device)
         encoder = load_encoder(config, "cpu")
-        encoder.identity = replace(
-            encoder.identity, precision="float32" if device == "cpu" else "float16"
-        )  # as on a machine with a GPU
+        precision = "float32" if device == "cpu" else "float16"
+        encoder.identity = replace(encoder.identity, precision=precision)
         return encoder
 
     monkeypatch.setattr("raffect.encoders.tower.load_encoder", load)
     bank = Bank(tmp_path / "bank")
     bank.extend_plan(read_manifest(config.manifest), 32)
     bank.claim(load(config.encoder, "cpu").identity)
-    assert "would encode" in estimate(replace(config, bank=bank.path, device="cpu")).lines()[0]
-    assert (
-        "would encode" in estimate(replace(config, bank=bank.path, gpus_per_actor=0.0)).lines()[0]
-    )
-    lines = estimate(replace(config, bank=bank.path)).lines()
+    config = replace(config, bank=bank.path)
+    # Two ways of asking for the CPU, and the default, which would take the GPU
+    for on_cpu in ({"device": "cpu"}, {"gpus_per_actor": 0.0}):
+        assert "would encode" in estimate(replace(config, **on_cpu)).lines()[0]
+    lines = estimate(config).lines()
     assert "would encode" in lines[0]
     assert any("refused, unless you add --encoder.precision float32" in line for line in lines)
     assert seen == ["cpu", "cpu", "cpu", None]
+    # A precision that is asked for, and that is not the bank's
+    encoder = replace(config.encoder, precision="bfloat16")
     with pytest.raises(RaffectError, match="precision"):
-        estimate(
-            replace(config, bank=bank.path, encoder=replace(config.encoder, precision="bfloat16"))
-        )
+        estimate(replace(config, encoder=encoder))
 
 
 @pytest.mark.cluster
 def test_killed_drivers_and_workers_lose_and_change_nothing(tree, tmp_path):
     """A few kills; `scripts/kill_extract.py` does the full count."""
-    prepare(
-        PrepareConfig(
-            images=(tree / "cropped_aligned",), annotations=tree / EDITION, out=tmp_path / "data"
-        )
-    )
-    manifest = tmp_path / "data" / "manifest.parquet"
+    # A bank that is made without a kill
+    out, roots = tmp_path / "data", (tree / "cropped_aligned",)
+    prepare(PrepareConfig(images=roots, annotations=tree / EDITION, out=out))
+    manifest = out / "manifest.parquet"
     kill_extract.finish(kill_extract.start_extract(manifest, tmp_path / "whole", 32))
     whole = kill_extract.stable_bytes(tmp_path / "whole")
-    for name, kill in (
-        ("driver", lambda *args: kill_extract.kill_drivers(*args[:5], 14.0, *args[5:])),
-        ("worker", kill_extract.kill_workers),
-    ):
+    # Banks made with a kill of each kind
+    kills = {
+        "driver": lambda *args: kill_extract.kill_drivers(*args[:5], 14.0, *args[5:]),
+        "worker": kill_extract.kill_workers,
+    }
+    for name, kill in kills.items():
         tally = kill_extract.Tally()
         (tmp_path / name).mkdir()
         kill(random.Random(1), manifest, tmp_path / name, whole, 1, 32, tally)

@@ -16,40 +16,36 @@ from tests.helpers.banks import make_manifest
 
 @pytest.fixture(params=[b"", b"\xff\xd8\xff\xe0 cut short"], ids=["empty", "cut"])
 def config(tree, tmp_path, request):
-    """Six pictures; one of them is empty, which is a reject, or cut short, which only its decoder will find out."""
-    kind = request.param
+    """Six pictures, of which one is empty, or cut short so that only decoding it fails."""
     pictures = sorted((tree / "cropped_aligned").rglob("*.jpg"))[:6]
     (tmp_path / "images" / "v").mkdir(parents=True)
     for k, path in enumerate(pictures, start=1):
         shutil.copy(path, tmp_path / "images" / "v" / f"{k:05d}.jpg")
-    (tmp_path / "images" / "v" / "00003.jpg").write_bytes(kind)
-    write_manifest(
-        make_manifest({"v": 6}, str(tmp_path / "images")), tmp_path / "m.parquet", synthetic=True
-    )
+    (tmp_path / "images" / "v" / "00003.jpg").write_bytes(request.param)
+    manifest = make_manifest({"v": 6}, str(tmp_path / "images"))
+    write_manifest(manifest, tmp_path / "m.parquet", synthetic=True)
     return PackConfig(manifest=tmp_path / "m.parquet", out=tmp_path / "packed", shard_rows=4)
 
 
 def bad_frames(config) -> list[bool]:
-    return [
-        isinstance(frame, BadFrame)
-        for frame in read_frames(read_manifest(config.out / "manifest.parquet"))
-    ]
+    frames = read_frames(read_manifest(config.out / "manifest.parquet"))
+    return [isinstance(frame, BadFrame) for frame in frames]
 
 
-def holds(config) -> bytes:
+def content(config) -> bytes:
     return (config.out / "frames-00000.parquet").read_bytes()
 
 
-def stamp(config) -> int:
+def modified_ns(config) -> int:
     return (config.out / "frames-00000.parquet").stat().st_mtime_ns
 
 
-def test_a_picture_that_was_mended_is_packed_again(config, tmp_path):
+def test_a_picture_that_was_fixed_is_packed_again(config, tmp_path):
     pack(config)
     assert bad_frames(config) == [False, False, True, False, False, False]
-    before = holds(config)
+    before = content(config)
     pack(config)
-    assert holds(config) == before
+    assert content(config) == before
     shutil.copy(tmp_path / "images" / "v" / "00002.jpg", tmp_path / "images" / "v" / "00003.jpg")
     pack(config)
     assert bad_frames(config) == [False] * 6
@@ -57,25 +53,18 @@ def test_a_picture_that_was_mended_is_packed_again(config, tmp_path):
 
 def test_pictures_that_are_gone_leave_their_copies(config, tmp_path):
     pack(config)
-    content = holds(config)
+    before = content(config)
     os.rename(tmp_path / "images" / "v", tmp_path / "elsewhere")
-    assert any(
-        re.match("kept: the pictures of [56] packed frames are gone", line)
-        for line in pack(config).lines()
-    )
-    assert holds(config) == content
+    kept = re.compile("kept: the pictures of [56] packed frames are gone")
+    assert any(kept.match(line) for line in pack(config).lines())
+    assert content(config) == before
 
 
 def test_other_frames_are_packed_again(config):
     pack(config)
-    before = stamp(config)
-    manifest = read_manifest(config.manifest)
-    write_manifest(
-        manifest.slice(0, 5)
-        .replace_schema_metadata(None)
-        .set_column(1, "frame", pa.array(range(1, 6), pa.int32())),
-        config.manifest,
-        synthetic=True,
-    )
+    before = modified_ns(config)
+    manifest = read_manifest(config.manifest).slice(0, 5).replace_schema_metadata(None)
+    manifest = manifest.set_column(1, "frame", pa.array(range(1, 6), pa.int32()))
+    write_manifest(manifest, config.manifest, synthetic=True)
     assert "packed 5 frames" in pack(config).lines()[0]
-    assert stamp(config) != before
+    assert modified_ns(config) != before

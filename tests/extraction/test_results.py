@@ -1,4 +1,4 @@
-"""Results of data and extraction commands: attributes agree with the disk, lines with what is printed."""
+"""Results of data and extraction commands agree with the disk, and their lines are printed."""
 
 from __future__ import annotations
 
@@ -63,11 +63,10 @@ def test_prepare_counts_what_is_on_the_disk(report):
     assert report.synthetic
     for name, path in report.labels.items():
         splits = raffect.read_labels(path)["split"].to_pylist()
-        parts = {part.split: part for part in report.counts if part.task == name}
-        assert {split: part.rows for split, part in parts.items()} == {
-            s: splits.count(s) for s in parts
-        }
-        assert all(part.with_image <= part.labelled <= part.rows for part in parts.values())
+        for part in report.counts:
+            if part.task == name:
+                assert part.rows == splits.count(part.split)
+                assert part.with_image <= part.labelled <= part.rows
     rows = list(csv.DictReader(report.problems_file.open()))
     assert [row["problem"] for row in rows] == [problem.what for problem in report.problems]
 
@@ -80,24 +79,25 @@ def test_prepare_makes_a_data_frame_of_its_counts(report):
 
 def test_prepare_prints_its_lines(report, tree, capsys):
     images, annotations = tree / "cropped_aligned", tree / EDITION
-    out = printed(
-        capsys,
-        f"prepare --images {images} --annotations {annotations} --out {report.manifest.parent}",
-    )
-    expected = [
-        line for line in report.lines() if not line.startswith("images: ")
-    ]  # its seconds differ
-    assert [line for line in out if not line.startswith("images: ")] == expected
+    words = f"--images {images} --annotations {annotations} --out {report.manifest.parent}"
+    out = printed(capsys, f"prepare {words}")
+    # The line about images has seconds in it, which differ.
+    lines = [
+        [line for line in one if not line.startswith("images: ")] for one in (out, report.lines())
+    ]
+    assert lines[0] == lines[1]
 
 
 def test_a_notebook_prepares_extracts_and_reads(report, tmp_path, local_ray):
     config = raffect.ExtractConfig(
         manifest=report.manifest, bank=tmp_path / "bank", encoder=TINY, shard_rows=100
     )
-    guess = raffect.estimate(config)
-    assert isinstance(guess, raffect.Estimate)
-    assert (guess.frames, guess.listed, guess.shard_rows) == (report.frames, report.frames, 100)
+    # An estimate
+    plan = raffect.estimate(config)
+    assert isinstance(plan, raffect.Estimate)
+    assert (plan.frames, plan.listed, plan.shard_rows) == (report.frames, report.frames, 100)
     assert not (tmp_path / "bank").exists()
+    # A run
     summary = raffect.extract(config)
     assert isinstance(summary, raffect.ExtractSummary)
     assert is_frozen(summary)
@@ -105,23 +105,18 @@ def test_a_notebook_prepares_extracts_and_reads(report, tmp_path, local_ray):
     commits = bank.read_commits()
     assert summary.rows == sum(commit.rows for commit in commits.values()) == report.frames
     assert (summary.shards_done, summary.shards_planned) == (len(commits), bank.plan.num_shards)
-    assert summary.bytes_written == sum(
-        path.stat().st_size for path in (bank.path / "shards").iterdir()
-    )
+    sizes = [path.stat().st_size for path in (bank.path / "shards").iterdir()]
+    assert summary.bytes_written == sum(sizes)
     assert summary.batch_sizes == (TINY.batch_size or 8,)
-    assert set(summary.seconds_per_frame) == {
-        "read",
-        "decode",
-        "wait",
-        "encode",
-        "commit",
-        "feed_cpu",
-    }
+    steps = {"read", "decode", "wait", "encode", "commit", "feed_cpu"}
+    assert set(summary.seconds_per_frame) == steps
+    # Its summary in the bank, and a second run that has nothing to do
     (run,) = (bank.path / "runs").iterdir()
     stored = json.loads(run.read_bytes())["summary"]
     assert raffect.ExtractSummary.from_json(stored, run, "extract again") == summary
     again = raffect.extract(config)
     assert (again.encoded, again.rows) == (0, summary.rows)
+    # Its features
     expr = raffect.read_labels(report.labels["expr"])
     features = raffect.read_features(bank, expr, raffect.EXPR, "train")
     (part,) = (part for part in report.counts if (part.task, part.split) == ("expr", "train"))
@@ -134,21 +129,15 @@ def test_extract_prints_its_lines_and_what_comes_next(report, tmp_path, local_ra
     printed(capsys, words)
     out = printed(capsys, words)
     config = raffect.ExtractConfig(manifest=report.manifest, bank=tmp_path / "bank", encoder=TINY)
-    assert out == [
-        *raffect.extract(config).lines(),
-        f"next: raffect bank verify --bank {tmp_path / 'bank'}",
-    ]
+    following = f"next: raffect bank verify --bank {tmp_path / 'bank'}"
+    assert out == [*raffect.extract(config).lines(), following]
 
 
 def test_bank_facts_agree_with_the_disk_and_with_json(bank, capsys):
     facts = info(BankInfoConfig(bank=bank.path))
     assert is_frozen(facts)
-    sizes = [
-        path.stat().st_size
-        for name in ("shards", "rejects")
-        for path in (bank.path / name).iterdir()
-    ]
-    assert facts.bytes == sum(sizes)
+    files = [*(bank.path / "shards").iterdir(), *(bank.path / "rejects").iterdir()]
+    assert facts.bytes == sum(path.stat().st_size for path in files)
     assert (facts.rows, facts.rejects, facts.missing) == (32, 1, 0)
     assert (facts.shards.planned, facts.shards.committed, facts.shards.rows) == (3, 3, 16)
     assert facts.digest == bank.digest()
@@ -195,16 +184,11 @@ def test_an_export_says_what_it_wrote(bank, tmp_path, kind, capsys):
     assert is_frozen(done)
     assert (done.rows, done.rejects, done.missing, done.planned) == (32, 1, 0, 33)
     assert done.files == len(list(tmp_path.glob("out/features/*.parquet")))
-    assert (
-        json.loads((tmp_path / "out" / "identity.json").read_text())
-        == bank.read_identity().to_json()
-    )
-    out = printed(
-        capsys, f"bank export --bank {bank.path} --out {tmp_path / 'again'} --format {kind}"
-    )
-    assert out == [
-        line.replace(str(tmp_path / "out"), str(tmp_path / "again")) for line in done.lines()
-    ]
+    identity = json.loads((tmp_path / "out" / "identity.json").read_text())
+    assert identity == bank.read_identity().to_json()
+    again = tmp_path / "again"
+    out = printed(capsys, f"bank export --bank {bank.path} --out {again} --format {kind}")
+    assert out == [line.replace(str(done.out), str(again)) for line in done.lines()]
 
 
 def test_packed_files_are_those_that_the_report_names(report, tmp_path, capsys):
@@ -216,20 +200,15 @@ def test_packed_files_are_those_that_the_report_names(report, tmp_path, capsys):
     assert sorted(done.files) == sorted(tmp_path.glob("packed/frames-*.parquet"))
     assert done.size_bytes == sum(file.stat().st_size for file in done.files)
     assert done.frames == len(raffect.read_manifest(done.manifest)) == report.frames
-    words = (
-        f"pack --manifest {report.manifest} --out {config.out} --shard-rows 64 --groups-per-file 2"
-    )
-    assert printed(capsys, words) == done.lines()
+    words = f"--manifest {report.manifest} --out {config.out} --shard-rows 64 --groups-per-file 2"
+    assert printed(capsys, f"pack {words}") == done.lines()
 
 
 def test_models_are_listed_as_objects_and_as_a_data_frame(capsys):
     found = models.list_models(ModelsListConfig(pattern="raffect"))
     (own,) = found.weights
-    assert (own.model, own.tag, own.file.name) == (
-        "raffect-faces",
-        "embedded",
-        "raffect-faces.safetensors",
-    )
+    assert (own.model, own.tag) == ("raffect-faces", "embedded")
+    assert own.file.name == "raffect-faces.safetensors"
     assert list(found.to_pandas().columns) == ["model", "tag", "file"]
     assert printed(capsys, "models list --pattern raffect") == found.lines()
     path = models.path(ModelsPathConfig(encoder=TINY))
@@ -251,16 +230,13 @@ def test_a_diagnosis_has_the_checks_that_were_shown_one_by_one(bank, capsys):
     found = doctor.diagnose(DoctorConfig(bank=bank.path, start_ray=False), seen.append)
     assert found.checks == tuple(seen)
     assert found.ok is not any(check.ok is False for check in seen)
-    names = [
-        line[5:15].strip()
-        for line in printed(capsys, f"doctor --bank {bank.path} --no-start-ray")[:-1]
-    ]
-    assert names == [check.name for check in found.checks]
+    lines = printed(capsys, f"doctor --bank {bank.path} --no-start-ray")[:-1]
+    assert [line[5:15].strip() for line in lines] == [check.name for check in found.checks]
     assert found.lines()[-1] == found.conclusion
 
 
 def test_only_the_reader_of_records_parses_json():
-    """Files of training are read in their own modules still."""
+    """Files of training are still read in their own modules."""
     others = {"checkpoint", "runs", "train", "job", "members", "report"}
     package = Path(raffect.__file__).parent
     using = {path.stem for path in package.rglob("*.py") if "json.load" in path.read_text()}

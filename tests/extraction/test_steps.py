@@ -1,4 +1,4 @@
-"""The three steps without Ray: what crosses between them, attempts, and failures that travel as data."""
+"""The three steps without Ray: their tables, attempts, and failures that are returned as data."""
 
 import os
 
@@ -21,15 +21,14 @@ SIZES = [(112, 112), (40, 30), (112, 112), (300, 260), (1, 1)]
 
 
 class Mean:
-    """A stand-in whose vector is made of a frame's shape and mean, so that a test can tell frames apart."""
+    """A stand-in whose feature is a frame's shape and mean, by which tests tell frames apart."""
 
     identity = IDENTITY
     batch_size = 4
 
     def encode(self, pictures):
-        return np.array(
-            [[*frame.shape[:2], frame.mean(), 0, 0, 0] for frame in pictures], np.float16
-        ).reshape(-1, 6)
+        features = [[*frame.shape[:2], frame.mean(), 0, 0, 0] for frame in pictures]
+        return np.array(features, np.float16).reshape(-1, 6)
 
     def probe(self):
         return 1.0
@@ -39,9 +38,8 @@ class Mean:
 def rows(tmp_path):
     (tmp_path / "v").mkdir()
     for k, (height, width) in enumerate(SIZES, start=1):
-        Image.fromarray(np.full((height, width, 3), 40 * k, np.uint8)).save(
-            tmp_path / "v" / f"{k:05d}.png"
-        )
+        picture = Image.fromarray(np.full((height, width, 3), 40 * k, np.uint8))
+        picture.save(tmp_path / "v" / f"{k:05d}.png")
     count = len(SIZES)
     return pa.table(
         {
@@ -64,31 +62,33 @@ def as_table(rows):
     return pa.table({key: [value] for key, value in to_item(0, rows).items()})
 
 
-def run(bank, rows, load=lambda config, device, threads: Mean()):
+def load_mean(config, device, threads):
+    return Mean()
+
+
+def run(bank, rows, load=load_mean):
+    return answer(encode(bank, rows, load), bank)
+
+
+def encode(bank, rows, load=load_mean):
     read = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
-    encode = EncodeShard(EncoderConfig(), str(bank.path), "cpu", os.cpu_count(), load)
-    return answer(encode(read), bank)
+    return EncodeShard(EncoderConfig(), str(bank.path), "cpu", os.cpu_count(), load)(read)
 
 
 def answer(encoded, bank):
-    """Statistics of a shard, or why there are none."""
+    """Statistics of a shard, or its failure."""
     row = commit_shard(encoded, str(bank.path)).to_pylist()[0]
     return row["failure"] or read_notes(ShardStats, row["stats"], "bank")
 
 
-def test_frames_of_mixed_sizes_cross_unmixed_and_large_ones_shrunk(bank, rows):
+def test_frames_of_mixed_sizes_stay_in_order_and_large_frames_are_shrunk(bank, rows):
     stats = run(bank, rows)
     assert (stats.rows, stats.rejects) == (5, 0)
     from raffect.bank.features import read_shard_features
 
     stored = read_shard_features(bank, 0, bank.read_commits()[0].sha256, 6)
-    assert stored[:, :3].tolist() == [
-        [112, 112, 40],
-        [40, 30, 80],
-        [112, 112, 120],
-        [224, 224, 160],
-        [1, 1, 200],
-    ]
+    assert stored[:, :2].tolist() == [[112, 112], [40, 30], [112, 112], [224, 224], [1, 1]]
+    assert stored[:, 2].tolist() == [40, 80, 120, 160, 200]
     assert verify(bank).complete
     assert not bank.attempt_path(0).exists()
 
@@ -101,9 +101,22 @@ def test_a_shard_of_bad_frames_alone_is_committed_as_rejects(bank, rows, tmp_pat
     assert verify(bank).complete
 
 
+DEADLY = """
+import os
+import raffect.datasets.frames as f
+real = f.decode
+def deadly(content):
+    pixels = real(content)
+    if pixels[0, 0, 0] == 120:
+        os.abort()
+    return pixels
+f.decode = deadly
+"""
+"""Put before the code of a child process: the third frame kills its decoder."""
+
+
 def test_a_frame_that_killed_an_earlier_attempt_is_rejected_alone(bank, rows, monkeypatch):
-    deadly = "import os\nimport raffect.datasets.frames as f\nreal = f.decode\ndef deadly(content):\n    pixels = real(content)\n    if pixels[0, 0, 0] == 120:\n        os.abort()\n    return pixels\nf.decode = deadly\n"
-    monkeypatch.setattr(frames, "_TRIAL", deadly + frames._TRIAL)
+    monkeypatch.setattr(frames, "_TRIAL", DEADLY + frames._TRIAL)
     assert run(bank, rows).rejects == 0  # without a note nothing is tried in a child
     bank.commit_path(0).unlink()
     bank.attempt_path(0).touch()
@@ -114,7 +127,7 @@ def test_a_frame_that_killed_an_earlier_attempt_is_rejected_alone(bank, rows, mo
     assert verify(bank).complete
 
 
-def test_the_note_is_written_before_the_first_frame_is_touched(bank, rows, monkeypatch):
+def test_the_note_is_written_before_the_first_frame_is_read(bank, rows, monkeypatch):
     def die(_):
         assert bank.attempt_path(0).exists()
         raise SystemExit("died")
@@ -136,14 +149,11 @@ def test_an_encoder_that_cannot_be_loaded_is_a_failure_in_the_statistics(bank, r
 def test_a_full_disk_is_a_failure_that_names_the_bank_and_leaves_nothing_half_written(
     bank, rows, monkeypatch
 ):
-    read = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
-    encoded = EncodeShard(
-        EncoderConfig(), str(bank.path), "cpu", 1, lambda config, device, threads: Mean()
-    )(read)
-    real = os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    def fail(handle):
+        raise OSError(28, "No space left on device")
+
+    encoded, real = encode(bank, rows), os.fsync
+    monkeypatch.setattr(os, "fsync", fail)
     assert f"{bank.path}: cannot write (No space left on device)" in answer(encoded, bank)
     assert bank.read_commits() == {}
     monkeypatch.setattr(os, "fsync", real)
@@ -154,11 +164,9 @@ def test_a_full_disk_is_a_failure_that_names_the_bank_and_leaves_nothing_half_wr
 def test_handing_pixels_over_copies_them_once(bank, rows):
     table = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
     assert table["pixels"].type == pa.large_binary()
-    expected = sum(
-        height * width * 3
-        for height, width in [(112, 112), (40, 30), (112, 112), (224, 224), (1, 1)]
-    )
-    assert len(table["pixels"][0].as_buffer()) == expected
+    expected = [(112, 112), (40, 30), (112, 112), (224, 224), (1, 1)]
+    size = sum(height * width * 3 for height, width in expected)
+    assert len(table["pixels"][0].as_buffer()) == size
 
 
 def test_a_root_that_is_gone_stops_the_run_and_rejects_nothing(bank, rows):
@@ -167,7 +175,7 @@ def test_a_root_that_is_gone_stops_the_run_and_rejects_nothing(bank, rows):
     assert bank.read_commits() == {}
 
 
-def test_vectors_that_are_not_finite_are_never_committed(bank, rows):
+def test_features_that_are_not_finite_are_never_committed(bank, rows):
     class Broken(Mean):
         def encode(self, pictures):
             return np.full((len(pictures), 6), np.nan, np.float16)
@@ -176,7 +184,7 @@ def test_vectors_that_are_not_finite_are_never_committed(bank, rows):
     assert bank.read_commits() == {}
 
 
-def test_a_batch_that_the_probe_already_cut_is_said(bank, rows):
+def test_a_batch_that_the_probe_already_cut_is_reported(bank, rows):
     class Small(Mean):
         def probe(self):
             self.batch_size = 2
@@ -189,16 +197,12 @@ def test_a_batch_that_the_probe_already_cut_is_said(bank, rows):
 
 @pytest.mark.parametrize("step", ["read", "encode"])
 def test_notes_of_another_version_are_one_line(bank, rows, step):
-    read = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
-    encoded = EncodeShard(
-        EncoderConfig(), str(bank.path), "cpu", 1, lambda config, device, threads: Mean()
-    )(read)
+    encoded = encode(bank, rows)
     column = encoded.column_names.index(step)
     line = answer(encoded.set_column(column, step, pa.array([b'{"more": 1}'])), bank)
     assert line.startswith(f"{bank.path}: notes between two steps: damaged, ")
-    assert line.endswith(
-        "; install the same raffect on every machine, then run the same command again"
-    )
+    remedy = "install the same raffect on every machine, then run the same command again"
+    assert line.endswith(f"; {remedy}")
     assert "\n" not in line
     assert bank.read_commits() == {}
 
@@ -209,7 +213,6 @@ def test_negative_times_are_refused(kind, bank, rows):
     notes = {ReadNotes: stats.read, EncodeNotes: stats.encode, ShardStats: stats}[kind]
     assert kind.from_json(notes.to_bytes(), "x", "do") == notes
     name = {ReadNotes: "read_s", EncodeNotes: "encode_start", ShardStats: "commit_s"}[kind]
-    with pytest.raises(
-        RaffectError, match=f"x: damaged, {name} -1.0: .*greater than or equal to 0; do"
-    ):
+    fault = f"x: damaged, {name} -1.0: .*greater than or equal to 0; do"
+    with pytest.raises(RaffectError, match=fault):
         kind.from_json(notes.to_json() | {name: -1.0}, "x", "do")

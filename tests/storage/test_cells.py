@@ -1,3 +1,5 @@
+"""An array crosses processes as one cell of a column, without a copy."""
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -25,10 +27,7 @@ def test_a_cell_is_never_copied():
 
 
 def test_a_slice_and_empty_chunks_give_the_one_row():
-    column = pa.chunked_array(
-        [
-            pa.array([], pa.large_binary()),
-            pa.array([b"aa", b"bcd", b"e"], pa.large_binary()).slice(1, 1),
-        ]
-    )
+    empty = pa.array([], pa.large_binary())
+    part = pa.array([b"aa", b"bcd", b"e"], pa.large_binary()).slice(1, 1)
+    column = pa.chunked_array([empty, part])
     assert read_cell(column).tobytes() == b"bcd"
