@@ -141,6 +141,8 @@ def parse(command: str, words: list[str]) -> Any:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise RaffectError(f"no such command; {hint}`raffect --help` lists all")
+
+    # tyro, with help and paths as raffect has them
     kind, _ = COMMANDS[command]
     _set_help()
     takes_recipe = command in ("train", "tune")
@@ -215,6 +217,7 @@ def _recipe_words(kind: Any, words: list[str]) -> list[str]:
     for name, value in settings.items():
         group, dot, key = name.replace("_", "-").rpartition(".")
         if isinstance(value, bool):
+            # Of a nested setting the "no-" stands behind the dot: --sam.no-independent-dropout
             flags.append(f"--{group}{dot}{'' if value else 'no-'}{key}")
         else:
             values = value if isinstance(value, list) else [value]
@@ -236,50 +239,67 @@ def dotted_names(kind: Any, prefix: str = "") -> list[str]:
 def _dispatch(command: str, words: list[str]) -> int:
     """Parse the words of a command, run it, and print its result."""
     config = parse(command, words)
-    match config:
+    runners = {
         # This machine
-        case c.DemoConfig():
-            from raffect.pipelines.demo import demo
-
-            demo(config, lambda line: print(line, flush=True))
-            return 0
-        case c.DoctorConfig():
-            return _doctor(config)
-        # Data sets
-        case c.SynthConfig():
-            return _synth(config)
-        case c.PrepareConfig():
-            from raffect.datasets.prepare import prepare
-
-            return _print(prepare(config).lines())
-        case c.PackConfig():
-            from raffect.extraction.pack import pack
-
-            return _print(pack(config).lines())
-        case c.ExtractConfig():
-            return _extract(config)
+        "demo": _demo,
+        "doctor": _doctor,
+        # Data sets and banks
+        "synth": _synth,
+        "prepare": _prepare,
+        "pack": _pack,
+        "extract": _extract,
+        "bank": _bank,
+        "models": _models,
         # Heads and their results
-        case c.TrainConfig():
-            from raffect.training.train import train
+        "train": _train,
+        "tune": _tune,
+        "evaluate": _evaluate,
+        "report": _report,
+    }
+    return runners[command](config)
 
-            return _print(train(config).lines())
-        case c.TuneConfig():
-            from raffect.training.tune import tune
 
-            return _print(tune(config).lines())
-        case c.EvaluateConfig():
-            from raffect.evaluation.evaluate import evaluate
+def _demo(config: c.DemoConfig) -> int:
+    from raffect.pipelines.demo import demo
 
-            return _print(evaluate(config).lines())
-        case c.ReportConfig():
-            from raffect.reporting.report import report
+    demo(config, lambda line: print(line, flush=True))
+    return 0
 
-            return _print(report(config.runs, config.out).lines())
-        # Banks and weights have subcommands
-        case _ if command == "bank":
-            return _bank(config)
-        case _:
-            return _models(config)
+
+def _prepare(config: c.PrepareConfig) -> int:
+    from raffect.datasets.prepare import prepare
+
+    return _print(prepare(config).lines())
+
+
+def _pack(config: c.PackConfig) -> int:
+    from raffect.extraction.pack import pack
+
+    return _print(pack(config).lines())
+
+
+def _train(config: c.TrainConfig) -> int:
+    from raffect.training.train import train
+
+    return _print(train(config).lines())
+
+
+def _tune(config: c.TuneConfig) -> int:
+    from raffect.training.tune import tune
+
+    return _print(tune(config).lines())
+
+
+def _evaluate(config: c.EvaluateConfig) -> int:
+    from raffect.evaluation.evaluate import evaluate
+
+    return _print(evaluate(config).lines())
+
+
+def _report(config: c.ReportConfig) -> int:
+    from raffect.reporting.report import report
+
+    return _print(report(config.runs, config.out).lines())
 
 
 def _extract(config: c.ExtractConfig) -> int:

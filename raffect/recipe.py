@@ -195,6 +195,8 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
     return flat
 
 
+# All settings by dotted name
+
 DEFAULTS = flatten(Recipe())
 """Every setting's default by dotted name."""
 NAMES = tuple(DEFAULTS)
@@ -297,6 +299,7 @@ def find_recipe(name: str) -> Path:
     shipped = RECIPES / f"{name}.toml"
     if shipped.is_file():
         return shipped
+    # Imported only now, because it loads pyarrow.
     from raffect.storage.paths import locate
 
     if (path := locate(name)).is_file():
@@ -354,12 +357,16 @@ def expand(recipe: Recipe, space: Mapping[str, Sequence[Any]]) -> list[Recipe]:
     ]
 
 
+# Types and choices of values
+
+
 def _as_type_of(name: str, default: Any, value: Any) -> Any:
     """A value as the type of its default.
 
     Raises:
         RaffectError: If it is of another type, or not among the choices of the setting.
     """
+    # A bool is an int to Python, but not to a recipe.
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     require(type(value) is type(default), f"{name} {value!r}: expected {_KINDS[type(default)]}")

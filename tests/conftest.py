@@ -1,4 +1,7 @@
-"""What tests share: one drawn data set, one prepared folder, one Ray; all made here, nothing is downloaded."""
+"""What tests share: one drawn data set, one prepared folder, one Ray.
+
+All are made here; nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +37,11 @@ def local_ray():
     """One small Ray for every test that needs one."""
     import ray
 
+    size = {"num_cpus": 4, "num_gpus": 0, "object_store_memory": 400_000_000}
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     for attempt in (1, 2):
         try:
-            ray.init(
-                address="local",
-                num_cpus=4,
-                num_gpus=0,
-                include_dashboard=False,
-                object_store_memory=400_000_000,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
+            ray.init(address="local", **size, **quiet)
             break
         except Exception:  # on a loaded machine; Ray has no class for it
             ray.shutdown()
@@ -54,7 +51,8 @@ def local_ray():
     ray.shutdown()
 
 
-# On several cores (pytest -n) each worker keeps to one of them, and tests that start Ray share a worker.
+# On several cores (pytest -n) each worker keeps to one of them, and tests that start Ray share a
+# worker.
 RAY_FOLDERS = ("extraction", "training", "pipelines", "cluster", "faults")
 RAY_FILES = ("test_security.py", "test_api.py", "test_job.py", "test_benchmarks.py")
 

@@ -38,30 +38,10 @@ def test_the_snippets_of_the_api_page_run(tmp_path, monkeypatch, local_ray):
 def test_a_configuration_from_a_recipe_is_that_of_the_command_line(tmp_path):
     from raffect.cli import parse
 
-    words = [
-        "released",
-        "--task",
-        "au",
-        "--bank",
-        "b",
-        "--labels",
-        "l",
-        "--out",
-        "o",
-        "--loss.alpha",
-        "0.2",
-        "--num-seeds",
-        "3",
-    ]
-    fields = {
-        "task": "au",
-        "bank": Path("b"),
-        "labels": Path("l"),
-        "out": Path("o"),
-        "num_seeds": 3,
-    }
-    assert raffect.TrainConfig.from_recipe("released", {"loss.alpha": 0.2}, **fields) == parse(
-        "train", words
-    )
+    words = "released --task au --bank b --labels l --out o --loss.alpha 0.2 --num-seeds 3"
+    paths = {"bank": Path("b"), "labels": Path("l"), "out": Path("o")}
+    fields = {"task": "au", "num_seeds": 3, **paths}
+    config = raffect.TrainConfig.from_recipe("released", {"loss.alpha": 0.2}, **fields)
+    assert config == parse("train", words.split())
     with pytest.raises(raffect.RaffectError, match="did you mean paper"):
         raffect.TrainConfig.from_recipe("papr", **fields)

@@ -1,4 +1,7 @@
-"""What SECURITY.md promises: hostile files run nothing and reach nothing outside their folder; open clusters are refused."""
+"""What SECURITY.md promises.
+
+Hostile files run nothing and reach nothing outside their folder; open clusters are refused.
+"""
 
 import base64
 import hashlib
@@ -23,7 +26,7 @@ from raffect.heads.checkpoint import load_head, load_state
 from raffect.ray_session import ray_session
 from raffect.reporting.report import report, to_html
 from tests.helpers.banks import fill_bank, make_manifest
-from tests.helpers.learning import make_data
+from tests.helpers.learning import make_data, words
 
 ROOT = Path(__file__).parents[1]
 FIRST = ROOT / "tests" / "fixtures" / "first"
@@ -38,41 +41,28 @@ class Evil:
 
 
 def test_a_pickle_in_the_place_of_a_head_or_a_state_does_not_run(tmp_path):
+    # A head
     data = make_data(tmp_path / "data")
-    words = [
-        "train",
-        "erm",
-        "--task",
-        "expr",
-        "--bank",
-        str(data / "bank"),
-        "--labels",
-        str(data),
-        "--out",
-        str(tmp_path / "run"),
-        "--epochs",
-        "1",
-        "--batch-size",
-        "32",
-        "--head.width",
-        "8",
-    ]
-    assert main([*words, "--device", "cpu"]) == 0
+    small = ["--epochs", "1", "--batch-size", "32", "--head.width", "8"]
+    assert main(words("train", data, tmp_path / "run", *small, recipe="erm")) == 0
     (folder,) = (tmp_path / "run" / "weights").glob("*/last")
+
+    # Pickles in its place, and in the place of a state of training
     for content in (pickle.dumps(Evil(tmp_path / "ran")), _torch_file(tmp_path)):
         (folder / "head.safetensors").write_bytes(content)
         with pytest.raises(RaffectError, match="SHA-256 differs"):
             load_head(folder)
+        change = {"sha256": hashlib.sha256(content).hexdigest()}
         config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(
-            json.dumps(config | {"sha256": hashlib.sha256(content).hexdigest()})
-        )  # and its hash as well
+        (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(RaffectError, match="does not fit"):
             load_head(folder)
         (tmp_path / "state.safetensors").write_bytes(content)
         with pytest.raises(RaffectError, match="damaged"):
             load_state(tmp_path / "state.safetensors")
     assert not (tmp_path / "ran").exists()
+
+    # The same pickle where it is loaded
     pickle.loads(pickle.dumps(Evil(tmp_path / "ran"))).close()
     assert (tmp_path / "ran").exists(), "this pickle does nothing, so the test proves nothing"
 
@@ -95,7 +85,12 @@ def test_a_head_that_claims_to_be_huge_costs_nothing(tmp_path, change):
     shutil.copytree(next((FIRST / "expr" / "weights").glob("*/last")), folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"layout": config["layout"] | change}))
-    code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30)); from raffect.cli import main; sys.exit(main({_evaluate_words(folder)!r}))"
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))\n"
+        "from raffect.cli import main\n"
+        f"sys.exit(main({_evaluate_words(folder)!r}))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
@@ -105,17 +100,8 @@ def test_a_head_that_claims_to_be_huge_costs_nothing(tmp_path, change):
 
 
 def _evaluate_words(head: Path) -> list[str]:
-    return [
-        "evaluate",
-        "--run",
-        str(head),
-        "--bank",
-        str(FIRST / "bank"),
-        "--labels",
-        str(FIRST),
-        "--device",
-        "cpu",
-    ]
+    data = ["--bank", str(FIRST / "bank"), "--labels", str(FIRST)]
+    return ["evaluate", "--run", str(head), *data, "--device", "cpu"]
 
 
 def _torch_file(folder: Path) -> bytes:
@@ -132,9 +118,9 @@ def test_a_commit_record_reaches_nothing_outside_its_bank(tmp_path):
     for name in ("../outside.parquet", str(outside), "shards/../../outside.parquet"):
         bank.commit_path(1).write_text(json.dumps(record | {"files": {name: facts}}))
         assert 1 not in Bank(bank.path).read_commits()
-        verdict = verify(Bank(bank.path))
-        assert list(verdict.damaged) == [1]
-    withdraw(bank, verdict.damaged)
+        verification = verify(Bank(bank.path))
+        assert list(verification.damaged) == [1]
+    withdraw(bank, verification.damaged)
     assert outside.exists()
 
 
@@ -144,7 +130,7 @@ def test_a_report_shows_markup_in_names_as_text(tmp_path):
     assert "<img" not in page
 
 
-SECRET = b"\x89PNG the secret of whoever opens this report"
+SECRET = b"\x89PNG a secret of the user who opens this report"
 TRAPS = [
     "![p](plots/../../../secret)",
     "![p](plots/secret)",
@@ -162,6 +148,7 @@ TRAPS = [
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_what_comes_from_a_run_folder_is_text_in_its_report(tmp_path, trap):
+    # A run folder with a trap in each text, and a secret where its addresses point
     run, out = tmp_path / "a" / "run", tmp_path / "a" / "report"
     shutil.copytree(FIRST / "expr", run)
     trap = trap.replace("SECRET", str(tmp_path / "secret"))
@@ -172,14 +159,15 @@ def test_what_comes_from_a_run_folder_is_text_in_its_report(tmp_path, trap):
     env["data"] |= {"caveat": trap, "edition": trap}
     env["run"] |= {"command": ["raffect", trap], "folder": trap}
     (run / "env.json").write_text(json.dumps(env))
-    for file in (run / "heads").glob("*.json"):
+    records = list((run / "members").glob("*.json"))
+    assert records
+    for file in records:
         record = json.loads(file.read_text())
-        record |= {
-            "device": trap,
-            "git_commit": trap,
-            "trivial": record["trivial"] | {"answer": trap},
-        }
+        record |= {"device": trap, "git_commit": trap}
+        record["trivial"]["answer"] = trap
         file.write_text(json.dumps(record))
+
+    # Its report shows the trap as text, and no picture but its own
     report([run], out)
     page = (out / "report.html").read_text()
     assert base64.b64encode(SECRET)[:20].decode() not in page
@@ -212,28 +200,35 @@ def test_a_cluster_without_a_token_is_refused_before_anything_is_sent(monkeypatc
 
 
 LISTENERS = """
+import os, time, urllib.request
 from raffect.ray_session import ray_session
+
+def listening():
+    children = psutil.Process().children(recursive=True)
+    dashboards = [one for one in children if "dashboard/dashboard.py" in " ".join(one.cmdline())]
+    found = [part for one in dashboards for part in one.net_connections("tcp")]
+    return [part.laddr.port for part in found if part.status == "LISTEN"]
+
 with ray_session(None):
-    import os, psutil, ray  # psutil is Ray's own
-    print(oct(os.stat(os.path.expanduser("~/.ray/auth_token")).st_mode & 0o777), os.environ["RAY_AUTH_MODE"])
-    import time, urllib.request
+    import psutil, ray  # psutil is Ray's own
+    mode = os.stat(os.path.expanduser("~/.ray/auth_token")).st_mode & 0o777
+    print(oct(mode), os.environ["RAY_AUTH_MODE"])
+    # The dashboard starts to listen some time after ray.init has returned.
     end, ports = time.monotonic() + 20, []
-    while not ports and time.monotonic() < end:  # it starts to listen some time after ray.init has returned
-        heads = [process for process in psutil.Process().children(recursive=True) if "dashboard/dashboard.py" in " ".join(process.cmdline())]
-        ports = [found for process in heads for found in process.net_connections("tcp") if found.status == "LISTEN"]
+    while not ports and time.monotonic() < end:
+        ports = listening()
         time.sleep(0.2)
-    for found in ports:
-        print(urllib.request.urlopen(f"http://127.0.0.1:{found.laddr.port}/api/jobs/", timeout=30).read()[:6].decode())
+    for port in ports:
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=30)
+        print(answer.read()[:6].decode())
 """
 
 
 def test_rays_token_is_not_left_readable_and_its_dashboard_takes_no_jobs(tmp_path):
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")
-    } | {"HOME": str(tmp_path)}
+    environment = {name: os.environ[name] for name in os.environ if "RAY_AUTH" not in name}
     done = subprocess.run(
         [sys.executable, "-c", LISTENERS],
-        env=environment,
+        env=environment | {"HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         check=True,
@@ -241,9 +236,9 @@ def test_rays_token_is_not_left_readable_and_its_dashboard_takes_no_jobs(tmp_pat
     )
     token, *answers = done.stdout.splitlines()
     assert token == "0o600 token"
-    assert (
-        set(answers) <= {"# HELP"}
-    )  # counters for Prometheus, whatever is asked for, and no job server; nothing at all where another Ray has that port
+    # Only counters for Prometheus, at any address, and no job server; no answer at all if another
+    # Ray has that port.
+    assert set(answers) <= {"# HELP"}
 
 
 def test_a_local_ray_without_authentication_is_warned_about():

@@ -92,6 +92,8 @@ class Run:
         """
         if (best := select_by_cv(self.groups, self.records)) is not None:
             return list(best)
+
+        # Nothing was cross-validated
         at_paper = [group for group in self.groups if _is_at_paper(group[0])]
         return (at_paper or self.groups)[0]
 
@@ -112,6 +114,8 @@ def read_run(path: Path) -> Run:
     """
     folder = RunFolder(path.absolute())
     record, records = folder.read_run(), folder.read_records()
+
+    # Scores are of heads that were trained to the end
     done = finished(records)
     if not done:
         raise RaffectError(

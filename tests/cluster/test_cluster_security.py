@@ -32,10 +32,9 @@ def test_no_file_binds_a_dashboard_beyond_loopback():
     heads = [line for _, line in ray_start_lines() if "--head" in line]
     assert len(heads) == 3
     assert all("--dashboard-host=127.0.0.1" in line for line in heads)
+    open_to_others = r"0\.0\.0\.0|\[?::\]?:\d|dashboard-host[=: \"]+(?!127\.0\.0\.1)"
     for name in TEXTS:
-        assert not re.search(
-            r"0\.0\.0\.0|\[?::\]?:\d|dashboard-host[=: \"]+(?!127\.0\.0\.1)", read(name)
-        ), name
+        assert not re.search(open_to_others, read(name)), name
 
 
 def test_kubernetes_lets_only_its_own_pods_and_the_operator_in():
@@ -54,21 +53,16 @@ def test_every_file_that_starts_ray_has_token_authentication_on():
         assert len(lines) == 2
         assert all(line.index("RAY_AUTH_MODE=token") < line.index("ray start") for line in lines)
     script = read("slurm/submit.sh")
-    assert script.index("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=") < script.index(
-        "\nstart_node"
-    )
+    exported = script.index("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=")
+    assert exported < script.index("\nstart_node")
     assert [cluster["authOptions"] for cluster in ray_clusters()] == [{"mode": "token"}] * 3
 
 
 def test_pods_run_as_a_user_without_rights():
+    rights = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     for cluster in ray_clusters():
-        for template in (
-            cluster["headGroupSpec"]["template"],
-            cluster["workerGroupSpecs"][0]["template"],
-        ):
+        for group in (cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]):
+            template = group["template"]
             assert template["spec"]["securityContext"]["runAsNonRoot"] is True
             for container in template["spec"]["containers"]:
-                assert container["securityContext"] == {
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                }
+                assert container["securityContext"] == rights

@@ -43,53 +43,28 @@ def test_a_job_brings_the_package_and_jobs_and_neither_data_nor_environment(tmp_
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT / "raffect", folder / "raffect")
     shutil.copytree(ROOT / "jobs", folder / "jobs")
+    files = [path for path in folder.rglob("*") if path.is_file()]
     wanted = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        path.relative_to(folder).as_posix() for path in files if "__pycache__" not in path.parts
     }
-    heavy = [
-        ".git/x",
-        ".python/x",
-        "hf/hub/x",
-        ".venv/x",
-        "data/manifest.parquet",
-        "data/labels/a.txt",
-        "bank/shards/0.parquet",
-        "bank2/x",
-        "images/a.jpg",
-        "runs/a/b.json",
-        "tests/a.py",
-        "docs/a.png",
-    ]
-    for name in [
-        *heavy,
-        "raffect-demo/x",
-        "slurm-1/auth_token",
-        "frames.zip",
-        "expr_train_clip.h5",
-    ]:
+    tools = ".git/x .python/x hf/hub/x .venv/x tests/a.py docs/a.png slurm-1/auth_token"
+    data = "data/manifest.parquet data/labels/a.txt images/a.jpg frames.zip expr_train_clip.h5"
+    results = "bank/shards/0.parquet bank2/x runs/a/b.json raffect-demo/x"
+    for name in f"{tools} {data} {results}".split():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
-    assert any(
-        name.startswith("raffect/bank/") for name in wanted
-    )  # which an unanchored `bank*` would take along
+    # An unanchored `bank*` would leave these out.
+    assert any(name.startswith("raffect/bank/") for name in wanted)
     assert packed(folder, tmp_path / "p.zip") == wanted
     assert (tmp_path / "p.zip").stat().st_size < 50e6
 
 
 def instructions() -> list[tuple[str, str]]:
     """Keyword and rest of each instruction of the Dockerfile."""
-    text = re.sub(
-        r"\\\n\s*",
-        "",
-        "\n".join(line for line in read("Dockerfile").splitlines() if not line.startswith("#")),
-    )
-    return [
-        (line.split(maxsplit=1)[0], line.split(maxsplit=1)[1])
-        for line in text.splitlines()
-        if line.strip()
-    ]
+    code = [line for line in read("Dockerfile").splitlines() if not line.startswith("#")]
+    text = re.sub(r"\\\n\s*", "", "\n".join(code))
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    return [(keyword, rest) for keyword, rest in lines]
 
 
 def copies() -> list[str]:
@@ -103,8 +78,11 @@ def copies() -> list[str]:
 
 
 def ignored(path: str) -> bool:
-    """Whether the Dockerfile.dockerignore leaves a file out (the last pattern that matches it or a parent decides)."""
-    verdict = False
+    """Whether the Dockerfile.dockerignore leaves a file out.
+
+    The last pattern that matches it or a parent decides.
+    """
+    is_ignored = False
     names = ["/".join(path.split("/")[: k + 1]) for k in range(path.count("/") + 1)]
     for line in read("Dockerfile.dockerignore").splitlines():
         pattern = line.strip()
@@ -114,8 +92,8 @@ def ignored(path: str) -> bool:
             patterns = [pattern, pattern.removeprefix("**/")]
             last = [name.rsplit("/", 1)[-1] for name in names] if pattern.startswith("**/") else []
             if any(fnmatch.fnmatch(name, p) for name in names + last for p in patterns):
-                verdict = not kept
-    return verdict
+                is_ignored = not kept
+    return is_ignored
 
 
 def test_image_copies_only_what_is_here_and_not_ignored():
@@ -124,15 +102,8 @@ def test_image_copies_only_what_is_here_and_not_ignored():
         assert (ROOT / source).exists()
         assert not ignored(source)
         assert not ignored(f"{source}/cli.py")
-    for name in (
-        "data/manifest.parquet",
-        ".venv/x",
-        ".git/config",
-        "bank/shards/0.parquet",
-        "raffect/__pycache__/x.pyc",
-        "tests/a.py",
-        "weights.pt",
-    ):
+    data = ["data/manifest.parquet", "bank/shards/0.parquet", "weights.pt"]
+    for name in [*data, ".venv/x", ".git/config", "raffect/__pycache__/x.pyc", "tests/a.py"]:
         assert ignored(name), name
 
 
@@ -146,16 +117,9 @@ def test_image_has_a_python_that_the_project_allows():
 
 def test_image_installs_from_the_lock_in_layers_and_runs_as_a_user():
     steps = [f"{keyword} {rest}" for keyword, rest in instructions()]
-    order = [
-        next(k for k, step in enumerate(steps) if text in step)
-        for text in (
-            "USER raffect",
-            "UV_COMPILE_BYTECODE=1",
-            "uv.lock ./",
-            "--no-install-project",
-            "raffect raffect",
-        )
-    ]
+    parts = ["USER raffect", "UV_COMPILE_BYTECODE=1", "uv.lock ./", "--no-install-project"]
+    parts.append("raffect raffect")
+    order = [next(k for k, step in enumerate(steps) if part in step) for part in parts]
     assert order == sorted(order)
     assert [step for step in steps if step.startswith("USER")] == ["USER raffect"]
     assert all("--frozen" in step and "--no-dev" in step for step in steps if "uv sync" in step)

@@ -49,41 +49,22 @@ def test_a_field_that_does_not_exist_is_refused_at_every_depth(path):
     assert problems(manifest)
 
 
+CLUSTER_SPEC = ("rayClusterSpec",)
+WORKERS = (*CLUSTER_SPEC, "workerGroupSpecs", 0)
+POD = (*WORKERS, "template", "spec")
+LIMITS = (*POD, "containers", 0, "resources", "limits")
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
         (("backoffLimit",), "5"),
-        (("rayClusterSpec", "rayVersion"), 2.6),
-        (("rayClusterSpec", "workerGroupSpecs", 0, "replicas"), -1),
-        (("rayClusterSpec", "authOptions", "mode"), "off"),
-        (("rayClusterSpec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
-        (
-            (
-                "rayClusterSpec",
-                "workerGroupSpecs",
-                0,
-                "template",
-                "spec",
-                "containers",
-                0,
-                "resources",
-                "limits",
-                "memory",
-            ),
-            "32 GB",
-        ),
-        (
-            (
-                "rayClusterSpec",
-                "workerGroupSpecs",
-                0,
-                "template",
-                "spec",
-                "securityContext",
-                "runAsUser",
-            ),
-            0,
-        ),
+        ((*CLUSTER_SPEC, "rayVersion"), 2.6),
+        ((*WORKERS, "replicas"), -1),
+        ((*CLUSTER_SPEC, "authOptions", "mode"), "off"),
+        ((*CLUSTER_SPEC, "headGroupSpec", "rayStartParams", "num-cpus"), 0),
+        ((*LIMITS, "memory"), "32 GB"),
+        ((*POD, "securityContext", "runAsUser"), 0),
     ],
 )
 def test_a_wrong_type_or_value_is_refused(path, value):
@@ -136,11 +117,8 @@ def made_up_crd(tmp_path: Path) -> Path:
     ],
 )
 def test_the_check_against_a_published_crd_refuses_what_a_server_would_drop(tmp_path, spec, status):
-    (tmp_path / "thing.yaml").write_text(
-        yaml.safe_dump(
-            {"apiVersion": "x.io/v1", "kind": "Thing", "metadata": {"name": "a"}, "spec": spec}
-        )
-    )
+    thing = {"apiVersion": "x.io/v1", "kind": "Thing", "metadata": {"name": "a"}, "spec": spec}
+    (tmp_path / "thing.yaml").write_text(yaml.safe_dump(thing))
     assert against_crd.main([str(made_up_crd(tmp_path)), str(tmp_path / "thing.yaml")]) == status
 
 
@@ -149,29 +127,20 @@ def test_each_gpu_pod_has_one_a6000_shared_memory_and_the_shared_volume():
     for cluster in ray_clusters():
         pod = cluster["workerGroupSpecs"][0]["template"]["spec"]
         container = pod["containers"][0]
-        assert (
-            container["resources"]["limits"]["nvidia.com/gpu"]
-            == container["resources"]["requests"]["nvidia.com/gpu"]
-            == "1"
-        )
+        for amounts in (container["resources"]["limits"], container["resources"]["requests"]):
+            assert amounts["nvidia.com/gpu"] == "1"
         assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-RTX-A6000"}
-        for template in (
-            cluster["headGroupSpec"]["template"],
-            cluster["workerGroupSpecs"][0]["template"],
-        ):
-            volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
-            mounts = {
-                mount["mountPath"]: volumes[mount["name"]]
-                for mount in template["spec"]["containers"][0]["volumeMounts"]
-            }
+        for group in (cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]):
+            spec = group["template"]["spec"]
+            volumes = {volume["name"]: volume for volume in spec["volumes"]}
+            places = spec["containers"][0]["volumeMounts"]
+            mounts = {place["mountPath"]: volumes[place["name"]] for place in places}
             assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
             assert mounts["/data"]["persistentVolumeClaim"]["claimName"] == "raffect-data"
         store = int(cluster["workerGroupSpecs"][0]["rayStartParams"]["object-store-memory"])
-        assert (
-            store
-            < 8 * 2**30
-            == int(mounts["/dev/shm"]["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 2**30
-        )
+        shared_gib = int(mounts["/dev/shm"]["emptyDir"]["sizeLimit"].removesuffix("Gi"))
+        assert shared_gib == 8
+        assert store < shared_gib * 2**30
 
 
 def test_the_claimed_volume_exists_and_is_writable_from_many_nodes():

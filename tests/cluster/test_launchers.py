@@ -33,9 +33,8 @@ def check_launcher(config: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_launcher_files_pass_rays_own_schema(name):
     prepared = check_launcher(launcher(name))
-    assert (
-        prepared["head_start_ray_commands"] == launcher(name)["head_start_ray_commands"]
-    )  # not the defaults, which open the dashboard
+    # Not the defaults, which open the dashboard
+    assert prepared["head_start_ray_commands"] == launcher(name)["head_start_ray_commands"]
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -66,10 +65,9 @@ def test_aws_head_has_no_gpu_and_gpu_machines_come_from_the_spot_market_and_leav
 def test_aws_machines_reach_the_bucket_by_role_and_no_key_is_in_a_file():
     for node in launcher("aws.yaml")["available_node_types"].values():
         assert node["node_config"]["IamInstanceProfile"]
+    key = r"AKIA[0-9A-Z]{16}|aws_secret_access_key\s*[:=]|PRIVATE KEY"
     for name in TEXTS:
-        assert not re.search(
-            r"AKIA[0-9A-Z]{16}|aws_secret_access_key\s*[:=]|PRIVATE KEY", read(name)
-        ), name
+        assert not re.search(key, read(name)), name
 
 
 def test_what_aws_copies_to_its_machines_is_here_and_is_all_that_uv_needs():
@@ -94,13 +92,9 @@ def test_placeholders_are_few_and_named_in_the_head_comment():
         "onprem.yaml": {"HEAD_IP", "WORKER_IP_1", "WORKER_IP_2", "SSH_USER"},
         "aws.yaml": {"RAFFECT_HEAD", "RAFFECT_WORKER"},
     }.items():
-        values = re.findall(
-            r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b",
-            json.dumps(
-                {key: launcher(name)[key] for key in ("provider", "auth")}
-                | launcher(name).get("available_node_types", {})
-            ),
-        )
+        config = launcher(name)
+        parts = [config["provider"], config["auth"], config.get("available_node_types", {})]
+        values = re.findall(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b", json.dumps(parts))
         assert set(values) == placeholders, name
         for word in placeholders:
             assert word.rstrip("012_") in head_comment(name), (name, word)
@@ -116,13 +110,11 @@ def test_accelerators_are_called_what_ray_calls_them():
         if "labels" in node
     ]
     assert labels == ["L40S"]
-    assert set(labels) <= {
-        value for name, value in vars(accelerators).items() if name.isupper()
-    } | {"L40S"}
+    known = {value for name, value in vars(accelerators).items() if name.isupper()}
+    assert set(labels) <= known | {"L40S"}
     # Ray derives the name from the driver's; the GPU operator's label is that name with hyphens.
     for product, label in (("NVIDIA RTX A6000", "RTX-A6000"), ("NVIDIA L40S", "L40S")):
         assert NVIDIA_GPU_NAME_PATTERN.match(product)[1].replace(" ", "-") == label
-    assert {
-        cluster["workerGroupSpecs"][0]["template"]["spec"]["nodeSelector"]["nvidia.com/gpu.product"]
-        for cluster in ray_clusters()
-    } == {"NVIDIA RTX A6000".replace(" ", "-")}
+    pods = [cluster["workerGroupSpecs"][0]["template"]["spec"] for cluster in ray_clusters()]
+    products = {pod["nodeSelector"]["nvidia.com/gpu.product"] for pod in pods}
+    assert products == {"NVIDIA RTX A6000".replace(" ", "-")}

@@ -1,6 +1,7 @@
-"""raffect on a real Ray of five nodes in one machine: jobs through the job server, nodes that go and come, a sweep over four GPUs.
+"""raffect on a real Ray of five nodes in one machine.
 
-The GPUs are logical: Ray counts them, the work runs on the CPU.
+Jobs go through the job server, nodes die and join, a sweep runs over four GPUs. The GPUs are
+logical: Ray counts them, the work runs on the CPU.
 """
 
 import json
@@ -46,7 +47,7 @@ def token(tmp_path_factory) -> Generator[Path]:
 
 
 def forget_token() -> None:
-    """A process keeps the first token it read; whoever starts the next Ray in it must read its own."""
+    """A process keeps the first token it read; the next Ray in it must read its own token."""
     from ray._raylet import AuthenticationTokenLoader
 
     AuthenticationTokenLoader.instance().reset_cache()
@@ -77,7 +78,10 @@ def cluster(token):
 
 
 def add_node(cluster) -> None:
-    """One more machine with a GPU. Its copy of a job's files is its own: Ray's agents clear the folder first, which by default all nodes of a session share."""
+    """One more machine with a GPU, and with a copy of a job's files of its own.
+
+    By default all nodes of a session share the folder, which each node's agent clears first.
+    """
     cluster.add_node(num_cpus=1, num_gpus=1, runtime_env_dir_name=f"files_{uuid.uuid4().hex[:8]}")
 
 
@@ -86,9 +90,8 @@ def takes_jobs(cluster) -> bool:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return bool(
-            JobSubmissionClient(f"http://{cluster.webui_url}").submit_job(entrypoint="true")
-        )
+        client = JobSubmissionClient(f"http://{cluster.webui_url}")
+        return bool(client.submit_job(entrypoint="true"))
     except (RuntimeError, ConnectionError):
         time.sleep(1)
         return False
@@ -102,35 +105,18 @@ def data(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("faces")
     write_synthetic(folder, FRAMES, 0, workers=2)
-    prepare(
-        PrepareConfig(
-            images=(folder / "cropped_aligned",), annotations=folder / EDITION, out=folder / "data"
-        )
-    )
+    images, annotations = (folder / "cropped_aligned",), folder / EDITION
+    prepare(PrepareConfig(images=images, annotations=annotations, out=folder / "data"))
     return folder / "data"
 
 
 @contextmanager
 def submitted(cluster, *words: str) -> Generator[subprocess.Popen]:
     """A job on its way, as a user submits it."""
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "job",
-        "submit",
-        "--address",
-        f"http://{cluster.webui_url}",
-        "--working-dir",
-        str(ROOT),
-    ]
-    command += [
-        "--runtime-env",
-        str(ROOT / "cluster" / "runtime-env.yaml"),
-        "--",
-        sys.executable,
-        *words,
-    ]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
+    command += ["--address", f"http://{cluster.webui_url}", "--working-dir", str(ROOT)]
+    command += ["--runtime-env", str(ROOT / "cluster" / "runtime-env.yaml")]
+    command += ["--", sys.executable, *words]
     job = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
     )
@@ -161,48 +147,31 @@ def commits(bank: Path) -> int:
 
 
 def nodes_of_drivers(cluster) -> set[str]:
-    """On one machine Ray gives a driver any node of its address; without its node it dies, as it would without its machine."""
+    """Nodes that a driver belongs to: it dies with its node, as it would with its machine.
+
+    On one machine Ray gives a driver any node of its address.
+    """
     from ray.util.state import list_workers
 
-    return {
-        worker.node_id
-        for worker in list_workers(
-            address=f"http://{cluster.webui_url}",
-            filters=[("worker_type", "=", "DRIVER")],
-            raise_on_missing_output=False,
-        )
-    }
+    drivers = list_workers(
+        address=f"http://{cluster.webui_url}",
+        filters=[("worker_type", "=", "DRIVER")],
+        raise_on_missing_output=False,
+    )
+    return {driver.node_id for driver in drivers}
 
 
 @pytest.fixture(scope="module")
 def extracted(cluster, data, tmp_path_factory) -> tuple[Path, str]:
-    """A bank made over four logical GPUs by a job during which one node was killed and another one joined."""
+    """A bank made over four logical GPUs by a job while one node was killed and another joined."""
     bank = tmp_path_factory.mktemp("bank") / "bank"
-    words = [
-        "jobs/extract.py",
-        "--manifest",
-        str(data / "manifest.parquet"),
-        "--bank",
-        str(bank),
-        "--shard-rows",
-        "16",
-        "--device",
-        "cpu",
-        "--gpus-per-actor",
-        "1",
-        *EMBEDDED,
-    ]
+    words = ["jobs/extract.py", "--manifest", str(data / "manifest.parquet"), "--bank", str(bank)]
+    words += ["--shard-rows", "16", "--device", "cpu", "--gpus-per-actor", "1", *EMBEDDED]
     with submitted(cluster, *words) as job:
         wait_for(lambda: commits(bank) >= 5 or job.poll() is not None, "the first shards")
-        before = commits(bank)
-        cluster.remove_node(
-            next(
-                node
-                for node in cluster.worker_nodes
-                if node.node_id not in nodes_of_drivers(cluster)
-            ),
-            allow_graceful=False,
-        )
+        before, kept = commits(bank), nodes_of_drivers(cluster)
+        victim = next(node for node in cluster.worker_nodes if node.node_id not in kept)
+        cluster.remove_node(victim, allow_graceful=False)
         add_node(cluster)
         code, result, text = result_of(job)
     assert code == 0, text[-3000:]
@@ -216,72 +185,48 @@ def test_an_extract_over_four_gpus_loses_and_doubles_nothing_when_a_node_dies_an
 ):
     bank, result = extracted
     manifest = read_manifest(data / "manifest.parquet")
-    verdict = verify(Bank(bank), manifest)
-    assert verdict.complete
-    assert verdict.rows == len(manifest) == json.loads(result)["rows"]
+    verification = verify(Bank(bank), manifest)
+    assert verification.complete
+    assert verification.rows == len(manifest) == json.loads(result)["rows"]
     assert json.loads(result)["digest"] == Bank(bank).digest()
     runs = [json.loads(file.read_text()) for file in (bank / "runs").glob("*.json")]
     assert [run["summary"]["encoders"] for run in runs] == [NODES]
 
 
-def test_a_sweep_over_four_gpus_outlives_its_driver_and_a_trial_and_ends_with_its_best_member(
+def test_a_sweep_over_four_gpus_outlives_its_driver_and_a_trial_and_ends_with_its_best_head(
     cluster, extracted, data, tmp_path
 ):
     bank, _ = extracted
-    words = [
-        "jobs/tune.py",
-        "paper",
-        "--task",
-        "expr",
-        "--bank",
-        str(bank),
-        "--labels",
-        str(data),
-        "--out",
-        str(tmp_path / "run"),
-        "--device",
-        "cpu",
-        "--gpus-per-trial",
-        "1",
-    ]
-    words += [
-        "--heads-per-trial",
-        "1",
-        "--epochs",
-        "4",
-        "--batch-size",
-        "64",
-        "--head.width",
-        "32",
-        "--space",
-        "loss.alpha=0.2,0.5,1",
-        "seed=0:1",
-        "--track",
-        "tensorboard",
-    ]
-    members = tmp_path / "run" / "heads"
+    words = ["jobs/tune.py", "paper", "--task", "expr", "--bank", str(bank), "--labels", str(data)]
+    words += ["--out", str(tmp_path / "run"), "--device", "cpu", "--gpus-per-trial", "1"]
+    words += ["--heads-per-trial", "1", "--epochs", "4", "--batch-size", "64", "--head.width", "32"]
+    words += ["--space", "loss.alpha=0.2,0.5,1", "seed=0:1", "--track", "tensorboard"]
+    folder = tmp_path / "run" / "heads"
+
+    # The driver is killed after the first heads
     with submitted(cluster, *words) as job:
-        wait_for(
-            lambda: len(list(members.glob("*.json"))) >= 2 or job.poll() is not None,
-            "the first members",
-        )
+        wait_for(lambda: count_records(folder) >= 2 or job.poll() is not None, "the first heads")
         os.kill(driver_of(cluster, "jobs/tune.py"), signal.SIGKILL)
         assert job.wait(60) == 1
-    finished = {file.name: file.stat().st_mtime_ns for file in members.glob("*.json")}
+    finished = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.json")}
     assert 2 <= len(finished) < 8
+
+    # The same job goes on, and a trial is killed
     with submitted(cluster, *words) as job:
         wait_for(lambda: trials(cluster) or job.poll() is not None, "a trial")
         os.kill(trials(cluster)[0], signal.SIGKILL)  # which Ray Tune starts again
         code, result, text = result_of(job)
     assert code == 0, text[-3000:]
-    assert {name: (members / name).stat().st_mtime_ns for name in finished} == finished, (
-        "a finished member was trained again"
-    )
-    records = [json.loads(file.read_text()) for file in members.glob("*.json")]
-    assert len(records) == 3 * 2 + 2  # and ERM with both seeds
-    assert result["best"]["settings"]["loss.alpha"] in (0.2, 0.5, 1.0)
-    assert result["best"]["scores"]["last"]["heads"] == 2
+    now = {name: (folder / name).stat().st_mtime_ns for name in finished}
+    assert now == finished, "a finished head was trained again"
+    assert count_records(folder) == 3 * 2 + 2  # and ERM with both seeds
+    assert result["headline"]["settings"]["loss.alpha"] in (0.2, 0.5, 1.0)
+    assert result["headline"]["scores"]["last"]["heads"] == 2
     assert Path(result["report"]).read_text().startswith("<!doctype html>")
+
+
+def count_records(folder: Path) -> int:
+    return len(list(folder.glob("*.json")))
 
 
 def trials(cluster) -> list[int]:
@@ -290,9 +235,9 @@ def trials(cluster) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(b"ray::ImplicitFunc") and int(
-                (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
-            ) in raylets:
+            command = (folder / "cmdline").read_bytes()
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if command.startswith(b"ray::ImplicitFunc") and parent in raylets:
                 found.append(int(folder.name))
     return found
 
@@ -301,53 +246,28 @@ def driver_of(cluster, script: str) -> int:
     """Process of a job's driver, below the job server and not below the client."""
     for stat in Path("/proc").glob("[0-9]*/cmdline"):
         words = stat.read_bytes().split(b"\0")
-        if (
-            len(words) > 2
-            and words[0].endswith(b"python3.11") | words[0].endswith(b"python")
-            and words[1] == script.encode()
-        ):
+        is_python = words[0].endswith((b"python3.11", b"python"))
+        if len(words) > 2 and is_python and words[1] == script.encode():
             return int(stat.parent.name)
     raise AssertionError(f"no driver of {script}")
 
 
 def test_training_that_waits_for_four_gpus_ends_with_its_scores(cluster, extracted, data, tmp_path):
     bank, _ = extracted
-    words = [
-        "cluster/with_gpus.py",
-        "4",
-        "jobs/train.py",
-        "erm",
-        "--task",
-        "au",
-        "--bank",
-        str(bank),
-        "--labels",
-        str(data),
-        "--out",
-        str(tmp_path / "run"),
-        "--epochs",
-        "2",
-        "--batch-size",
-        "64",
-    ]
-    with submitted(
-        cluster, *words, "--head.width", "16", "--device", "cpu", "--num-workers", "4"
-    ) as job:
+    words = ["cluster/with_gpus.py", "4", "jobs/train.py", "erm", "--task", "au"]
+    words += ["--bank", str(bank), "--labels", str(data), "--out", str(tmp_path / "run")]
+    words += ["--epochs", "2", "--batch-size", "64", "--head.width", "16"]
+    words += ["--device", "cpu", "--num-workers", "4"]
+    with submitted(cluster, *words) as job:
         code, result, text = result_of(job)
     assert "with_gpus.py: 4 of 4 GPUs" in text
     assert code == 0, text[-3000:]
-    assert 0 <= result["scores"]["last"]["mean"] <= 1
+    assert 0 <= result["headline"]["scores"]["last"]["mean"] <= 1
 
 
 def test_a_job_that_fails_says_why_in_its_last_line_and_its_status(cluster, data, tmp_path):
-    with submitted(
-        cluster,
-        "jobs/extract.py",
-        "--manifest",
-        str(tmp_path / "absent.parquet"),
-        "--bank",
-        str(tmp_path / "bank"),
-    ) as job:
+    words = ["--manifest", str(tmp_path / "absent.parquet"), "--bank", str(tmp_path / "bank")]
+    with submitted(cluster, "jobs/extract.py", *words) as job:
         code, result, _ = result_of(job)
     assert code == 1  # of `ray job submit`
     assert result["status"] == "failed"
@@ -366,18 +286,10 @@ def test_without_the_token_neither_job_server_nor_cluster_lets_anyone_in(cluster
     wrong = tmp_path / "token"
     wrong.write_text("f" * 64)
     environment = {**os.environ, "RAY_AUTH_TOKEN_PATH": str(wrong)}
-    words = [
-        "extract",
-        "--manifest",
-        str(data / "manifest.parquet"),
-        "--bank",
-        str(tmp_path / "bank"),
-        "--address",
-        cluster.address,
-        *EMBEDDED,
-    ]
+    words = ["--manifest", str(data / "manifest.parquet"), "--bank", str(tmp_path / "bank")]
+    words += ["--address", cluster.address, *EMBEDDED]
     done = subprocess.run(
-        [sys.executable, "-m", "raffect.cli", *words],
+        [sys.executable, "-m", "raffect.cli", "extract", *words],
         env=environment,
         capture_output=True,
         text=True,

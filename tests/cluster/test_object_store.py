@@ -1,4 +1,4 @@
-"""Everything on an object store: a real S3 server (moto's) on loopback, real clients, several processes."""
+"""Everything on an object store: a real S3 server (moto's) on loopback, with real clients."""
 
 import json
 import os
@@ -19,18 +19,8 @@ from raffect.storage.paths import list_sizes, local_copy, locate, read_files
 from tests.helpers.environment import S3_PORT
 
 EMBEDDED = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
-SMALL = [
-    "--epochs",
-    "2",
-    "--batch-size",
-    "64",
-    "--head.width",
-    "16",
-    "--head.depth",
-    "1",
-    "--device",
-    "cpu",
-]
+SMALL = ["--epochs", "2", "--batch-size", "64", "--head.width", "16", "--head.depth", "1"]
+SMALL += ["--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +57,15 @@ def test_a_url_that_will_not_do_is_one_line_without_its_secret(url, what):
     assert "secret" not in str(error.value)
 
 
-def test_an_object_is_created_once_whoever_comes_second(bucket):
+def test_of_many_writers_exactly_one_creates_an_object(bucket):
     path = locate(f"{bucket}/once/bank.json")
     won = []
-    threads = [
-        threading.Thread(
-            target=lambda k=k: won.append(k) if write_if_absent(path, str(k).encode()) else None
-        )
-        for k in range(8)
-    ]
+
+    def write(k):
+        if write_if_absent(path, str(k).encode()):
+            won.append(k)
+
+    threads = [threading.Thread(target=write, args=(k,)) for k in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -109,59 +99,28 @@ def test_listing_and_reading_many_sees_what_another_client_wrote_just_now(bucket
 
 @pytest.fixture(scope="module")
 def extracted(bucket, local_ray, tmp_path_factory):
-    """400 drawn faces, packed into the bucket and extracted from there into a bank there; and the same in folders."""
+    """400 drawn faces, packed and extracted in the bucket, and extracted in folders as well."""
     folder = tmp_path_factory.mktemp("faces")
     write_synthetic(folder / "faces", 400, 0)
+
+    # Manifests and labels
+    words = ["--images", str(folder / "faces/cropped_aligned")]
+    words += ["--annotations", str(folder / "faces" / EDITION)]
     for out in (f"{bucket}/data", str(folder / "data")):
-        assert (
-            main(
-                [
-                    "prepare",
-                    "--images",
-                    str(folder / "faces/cropped_aligned"),
-                    "--annotations",
-                    str(folder / "faces" / EDITION),
-                    "--out",
-                    out,
-                ]
-            )
-            == 0
-        )
-    assert (
-        main(
-            [
-                "pack",
-                "--manifest",
-                f"{bucket}/data/manifest.parquet",
-                "--out",
-                f"{bucket}/packed",
-                "--shard-rows",
-                "128",
-                "--groups-per-file",
-                "2",
-            ]
-        )
-        == 0
-    )
+        assert main(["prepare", *words, "--out", out]) == 0
+
+    # Frames
+    rows = ["--shard-rows", "128"]
+    words = ["--manifest", f"{bucket}/data/manifest.parquet", "--out", f"{bucket}/packed"]
+    assert main(["pack", *words, *rows, "--groups-per-file", "2"]) == 0
+
+    # Banks
     for manifest, bank in (
         (f"{bucket}/packed/manifest.parquet", f"{bucket}/bank"),
         (str(folder / "data/manifest.parquet"), str(folder / "bank")),
     ):
-        assert (
-            main(
-                [
-                    "extract",
-                    "--manifest",
-                    manifest,
-                    "--bank",
-                    bank,
-                    "--shard-rows",
-                    "128",
-                    *EMBEDDED,
-                ]
-            )
-            == 0
-        )
+        words = ["--manifest", manifest, "--bank", bank]
+        assert main(["extract", *words, *rows, *EMBEDDED]) == 0
     return folder
 
 
@@ -180,108 +139,48 @@ def test_a_damaged_object_is_named_withdrawn_and_encoded_again(bucket, extracted
     write_atomic(bank.shard_path(1), whole[:-7])
     assert main(["bank", "verify", "--bank", f"{bucket}/bank", "--repair"]) == 1
     assert "damaged: shard 000001" in capsys.readouterr().out
-    assert (
-        main(
-            [
-                "extract",
-                "--manifest",
-                f"{bucket}/packed/manifest.parquet",
-                "--bank",
-                f"{bucket}/bank",
-                *EMBEDDED,
-            ]
-        )
-        == 0
-    )
+    words = ["--manifest", f"{bucket}/packed/manifest.parquet", "--bank", f"{bucket}/bank"]
+    assert main(["extract", *words, *EMBEDDED]) == 0
     assert bank.shard_path(1).read_bytes() == whole
     assert verify(bank).complete
 
 
 @pytest.mark.cluster
 def test_training_sweep_evaluation_and_report_live_in_a_bucket(bucket, extracted, capsys):
-    data = ["--task", "expr", "--bank", f"{bucket}/bank", "--labels", f"{bucket}/data"]
-    assert main(["train", "erm", *data, "--out", f"{bucket}/run", *SMALL, "--num-seeds", "2"]) == 0
-    assert (
-        main(
-            [
-                "tune",
-                "erm",
-                *data,
-                "--out",
-                f"{bucket}/sweep",
-                *SMALL,
-                "--space",
-                "loss.alpha=0.5,1",
-                "--no-baseline",
-            ]
-        )
-        == 0
-    )
-    assert (
-        main(
-            [
-                "tune",
-                "erm",
-                *data,
-                "--out",
-                f"{bucket}/sweep",
-                *SMALL,
-                "--space",
-                "loss.alpha=0.5,1",
-                "--no-baseline",
-            ]
-        )
-        == 0
-    )  # nothing left to do
-    assert main(["evaluate", "--run", f"{bucket}/run", *data[2:], "--out", f"{bucket}/judged"]) == 0
-    assert (
-        main(["report", "--runs", f"{bucket}/run", f"{bucket}/sweep", "--out", f"{bucket}/report"])
-        == 0
-    )
+    data = ["--bank", f"{bucket}/bank", "--labels", f"{bucket}/data"]
+    learn = ["erm", "--task", "expr", *data, *SMALL]
+    run, sweep = f"{bucket}/run", f"{bucket}/sweep"
+
+    # All of it in the bucket; given again, a sweep has nothing left to do
+    assert main(["train", *learn, "--out", run, "--num-seeds", "2"]) == 0
+    space = ["--space", "loss.alpha=0.5,1", "--no-baseline"]
+    assert main(["tune", *learn, "--out", sweep, *space]) == 0
+    assert main(["tune", *learn, "--out", sweep, *space]) == 0
+    assert main(["evaluate", "--run", run, *data, "--out", f"{bucket}/judged"]) == 0
+    assert main(["report", "--runs", run, sweep, "--out", f"{bucket}/report"]) == 0
     assert b"data:image/png;base64" in locate(f"{bucket}/report/report.html").read_bytes()
     assert len(json.loads(locate(f"{bucket}/judged/metrics.json").read_text())["heads"]) == 2
-    folder_run = str(extracted / "run")
-    assert (
-        main(
-            [
-                "train",
-                f"{bucket}/run/config.toml",
-                "--out",
-                folder_run,
-                "--bank",
-                str(extracted / "bank"),
-                "--labels",
-                str(extracted / "data"),
-            ]
-        )
-        == 0
-    )
-    heads = {
-        path.parent.name: path / "head.safetensors"
-        for path in (extracted / "run" / "weights").glob("*/last")
-    }
-    assert len(heads) == 2
-    for name, head in heads.items():
-        assert (
-            locate(f"{bucket}/run/weights/{name}/last/head.safetensors").read_bytes()
-            == head.read_bytes()
-        )
+
+    # The same run in a folder has heads of the same bytes
+    here = ["--bank", str(extracted / "bank"), "--labels", str(extracted / "data")]
+    assert main(["train", f"{run}/config.toml", *here, "--out", str(extracted / "run")]) == 0
+    names = [path.name for path in (extracted / "run" / "weights").iterdir()]
+    assert len(names) == 2
+    for name in names:
+        head = f"weights/{name}/last/head.safetensors"
+        assert locate(f"{run}/{head}").read_bytes() == (extracted / "run" / head).read_bytes()
 
 
-def test_a_folder_of_this_machine_is_said_where_an_object_store_cannot_be(bucket, tmp_path, capsys):
+def test_where_an_object_store_cannot_be_the_error_asks_for_a_folder(bucket, tmp_path, capsys):
     assert main(["synth", "--out", f"{bucket}/drawn", "--size", "tiny"]) == 2
-    assert (
-        f"--out {bucket}/drawn: expected a folder or file of this machine"
-        in capsys.readouterr().err
-    )
+    expected = f"--out {bucket}/drawn: expected a folder or file of this machine"
+    assert expected in capsys.readouterr().err
 
 
 def test_a_bucket_that_is_missing_is_one_line(bucket, capsys):
     assert main(["bank", "info", "--bank", "s3://absent/bank"]) == 2
-    assert (
-        main(["extract", "--manifest", "s3://absent/manifest.parquet", "--bank", f"{bucket}/b2"])
-        == 2
-    )
+    words = ["--manifest", "s3://absent/manifest.parquet", "--bank", f"{bucket}/b2"]
+    assert main(["extract", *words]) == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err
     assert "s3://absent/manifest.parquet: no such manifest" in err
@@ -325,7 +224,7 @@ def test_a_listing_that_fails_is_not_an_empty_bank(bucket, extracted, monkeypatc
     assert bank.read_commits() == whole != {}
 
 
-def test_whoever_loses_a_conditional_put_knows_it_in_the_words_of_any_server(bucket, monkeypatch):
+def test_a_lost_conditional_put_is_recognised_in_the_words_of_any_server(bucket, monkeypatch):
     path = locate(f"{bucket}/words/bank.json")
     assert write_if_absent(path, b"first")
 

@@ -1,4 +1,7 @@
-"""cluster/slurm/submit.sh on two Ray nodes of this machine: srun and scontrol are stand-ins that run the command here."""
+"""cluster/slurm/submit.sh on two Ray nodes of this machine.
+
+srun and scontrol are replaced by scripts that run the command here.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,14 @@ import ray
 
 ray.init(logging_level="ERROR", log_to_driver=False)
 token = os.environ["RAY_AUTH_TOKEN_PATH"]
-print(json.dumps({"nodes": sum(n["Alive"] for n in ray.nodes()), "cpus": ray.cluster_resources()["CPU"], "address": os.environ["RAY_ADDRESS"],
-                  "token_mode": oct(os.stat(token).st_mode & 0o777), "words": sys.argv[1:]}), flush=True)
+facts = {
+    "nodes": sum(node["Alive"] for node in ray.nodes()),
+    "cpus": ray.cluster_resources()["CPU"],
+    "address": os.environ["RAY_ADDRESS"],
+    "token_mode": oct(os.stat(token).st_mode & 0o777),
+    "words": sys.argv[1:],
+}
+print(json.dumps(facts), flush=True)
 sys.exit(7)
 """
 
@@ -53,11 +62,8 @@ def slurm(tmp_path, monkeypatch) -> dict[str, str]:
         "RAFFECT_OBJECT_STORE_BYTES": "80000000",
         "SRUN_LOG": str(tmp_path / "srun.log"),
     }
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("SLURM_", "RAY_", "RAFFECT_"))
-    }
+    foreign = [name for name in os.environ if name.startswith(("SLURM_", "RAY_", "RAFFECT_"))]
+    env = {name: os.environ[name] for name in os.environ.keys() - set(foreign)}
     return env | job | ours | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
 
 
@@ -77,12 +83,10 @@ def leftovers(env: dict[str, str]) -> list[str]:
     found, mark = [], f"SLURM_JOB_ID={env['SLURM_JOB_ID']}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if mark in (folder / "environ").read_bytes().split(
-                b"\0"
-            ):  # empty for a process that has ended
-                found.append(
-                    f"{folder.name} {(folder / 'cmdline').read_bytes().replace(bytes(1), b' ').decode()[:80]}"
-                )
+            environment = (folder / "environ").read_bytes()  # empty for a process that has ended
+            if mark in environment.split(b"\0"):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found.append(f"{folder.name} {command[:80]}")
         except OSError:
             continue
     return found
@@ -98,7 +102,7 @@ def settle(env: dict[str, str], seconds: float = 20) -> list[str]:
 
 @pytest.fixture
 def nothing_stays(slurm):
-    """Ends this job's processes, and no others, whatever the test did."""
+    """End this job's processes, and no others, after the test."""
     yield
     for line in leftovers(slurm):
         try:
@@ -112,14 +116,17 @@ def nothing_stays(slurm):
 def test_two_nodes_start_on_the_jobs_own_ports_run_the_script_and_pass_on_its_exit_status(
     slurm, tmp_path, nothing_stays
 ):
+    # Ray gives a node 30 s to start, which is too short on a loaded machine once in a while
     (tmp_path / "job.py").write_text(JOB)
-    for _ in (1, 2):  # Ray gives a node 30 s to start, which a loaded machine may miss once
+    for _ in (1, 2):
         (tmp_path / "srun.log").unlink(missing_ok=True)
         done = submit(slurm | {"RAFFECT_WAIT_S": "120"}, "job.py", "--alpha", "a b")
         out, err = done.communicate(timeout=200)
         if "timed out during startup" not in err:
             break
     assert done.returncode == 7, out + err
+
+    # What the script saw
     seen = json.loads(next(line for line in out.splitlines() if line.startswith("{")))
     port = 20000 + int(slurm["SLURM_JOB_ID"]) % 600 * 20
     assert seen["nodes"] == 2
@@ -127,23 +134,20 @@ def test_two_nodes_start_on_the_jobs_own_ports_run_the_script_and_pass_on_its_ex
     assert seen["address"].endswith(f":{port}")
     assert seen["token_mode"] == "0o600"
     assert seen["words"] == ["--alpha", "a b"]
-    started = [
-        line for line in (tmp_path / "srun.log").read_text().splitlines() if "ray start" in line
-    ]
-    assert ["--nodelist=node1" in started[0], "--nodelist=node2" in started[1], len(started)] == [
-        True,
-        True,
-        2,
-    ]
-    assert f"--port={port}" in started[0]
-    assert f"--dashboard-port={port + 1}" in started[0]
-    assert "--dashboard-host=127.0.0.1" in started[0]
+
+    # How the nodes were started
+    log = (tmp_path / "srun.log").read_text()
+    first, second = (line for line in log.splitlines() if "ray start" in line)
+    assert "--nodelist=node1" in first
+    assert "--nodelist=node2" in second
+    assert f"--port={port}" in first
+    assert f"--dashboard-port={port + 1}" in first
+    assert "--dashboard-host=127.0.0.1" in first
+
+    # Nothing is left but logs; the token is gone
     assert settle(slurm) == []
     folder = tmp_path / f"slurm-{slurm['SLURM_JOB_ID']}"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "ray-node1.log",
-        "ray-node2.log",
-    ]  # the token is gone
+    assert {path.name for path in folder.iterdir()} == {"ray-node1.log", "ray-node2.log"}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not Path(f"/tmp/ray-{slurm['SLURM_JOB_ID']}").exists()
 
@@ -181,7 +185,7 @@ def test_nodes_that_never_join_are_an_error_after_the_time_limit(slurm, tmp_path
     assert settle(slurm) == []
 
 
-def test_a_job_that_is_told_to_stop_ends_its_nodes_and_says_how_to_go_on(
+def test_a_job_that_has_to_stop_ends_its_nodes_and_says_how_to_go_on(
     slurm, tmp_path, nothing_stays
 ):
     venv = fake_ray(tmp_path, "exec sleep 60")
