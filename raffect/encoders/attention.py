@@ -1,4 +1,8 @@
-"""A frozen tower's blocks in fewer passes over memory: one product for query, key and value, one fused softmax, one QuickGELU: the same sums, faster."""
+"""A frozen tower's blocks in fewer passes over memory: the same sums, faster.
+
+There is one product for query, key and value, one fused softmax, one QuickGELU, and one product for
+the patches of a picture.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 _QUICK = 1.702
+"""QuickGELU's factor: ``x * sigmoid(1.702 x)``."""
 
 
 class FusedAttention(nn.Module):
-    """What an `nn.MultiheadAttention` computes in evaluation mode when query, key and value are one tensor.
+    """What an `nn.MultiheadAttention` computes when query, key and value are one tensor.
 
-    On a CPU torch's own fast path takes 1.17 times as long for ViT-L/14 in float32, and its other path, which `torch.compile` takes, far longer
-    (docs/decisions.md). Only rounding differs.
+    It is for evaluation mode. On a CPU torch's own fast path takes 1.17 times as long for ViT-L/14
+    in float32, and its other path, which `torch.compile` takes, far longer (docs/decisions.md).
+    Only rounding differs.
 
     Args:
         attention: Batch first, without extra biases; its weights are shared, not copied.
@@ -23,6 +29,7 @@ class FusedAttention(nn.Module):
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
         self.heads = attention.num_heads
+        # On "meta" the new Linear has no memory of its own before it takes the weights over.
         self.qkv = nn.Linear(attention.embed_dim, 3 * attention.embed_dim, device="meta")
         assert attention.in_proj_weight is not None
         self.qkv.weight, self.qkv.bias = attention.in_proj_weight, attention.in_proj_bias
@@ -50,18 +57,20 @@ class FusedAttention(nn.Module):
             Shape of ``x``, and None for the weights.
         """
         pictures, tokens, width = x.shape
-        q, k, v = (
-            self.qkv(x)
-            .view(pictures, tokens, 3, self.heads, width // self.heads)
-            .permute(2, 0, 3, 1, 4)
-        )
+        # Query, key and value, each (pictures, heads, tokens, width of a head).
+        projected = self.qkv(x).view(pictures, tokens, 3, self.heads, width // self.heads)
+        q, k, v = projected.permute(2, 0, 3, 1, 4)
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out(mixed.transpose(1, 2).reshape(pictures, tokens, width)), None
 
 
 def fuse_attention(tower: nn.Module) -> nn.Module:
-    """Replace the self-attention of a transformer's blocks in place; other towers stay as they are."""
+    """Replace the self-attention of a transformer's blocks in place.
+
+    Other towers stay as they are.
+    """
     for block in tower.modules():
+        # A block with ln_1_kv attends to other tokens than its own, as a pooler does.
         if (
             isinstance(block, ResidualAttentionBlock)
             and not hasattr(block, "ln_1_kv")
@@ -74,15 +83,17 @@ def fuse_attention(tower: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def fuse_gelu(tower: nn.Module) -> nn.Module:
-    """Compute QuickGELU as SiLU, in place: ``x * sigmoid(1.702 x) = silu(1.702 x) / 1.702``, with both factors in the Linears around it.
+    """Compute QuickGELU as SiLU, in place; both factors go into the Linears around it.
 
-    Call it in float32, before weights are rounded. open_clip's three kernels over the widest tensors take a fifth of ViT-L/14 on an H200.
+    ``x * sigmoid(1.702 x) = silu(1.702 x) / 1.702``. Call it in float32, before weights are
+    rounded. open_clip's three kernels over the widest tensors take a fifth of ViT-L/14 on an H200.
     """
     for block in tower.modules():
         if isinstance(block, ResidualAttentionBlock) and isinstance(block.mlp.gelu, QuickGELU):
             first, second = block.mlp.c_fc, block.mlp.c_proj
             assert isinstance(first, nn.Linear)
             assert isinstance(second, nn.Linear)
+            # Before SiLU times the factor, after it divided by the factor.
             first.weight.mul_(_QUICK)
             first.bias.mul_(_QUICK)
             second.weight.div_(_QUICK)
@@ -91,10 +102,12 @@ def fuse_gelu(tower: nn.Module) -> nn.Module:
 
 
 class Patches(nn.Module):
-    """A patch embedding as one product: its windows lie side by side, where a convolution's kernels expect them to overlap.
+    """A patch embedding as one product.
+
+    Its windows lie side by side, where a convolution's kernels expect them to overlap.
 
     Args:
-        conv: Of kernel and stride alike; its weights are shared.
+        conv: Its kernel is as large as its stride; its weights are shared, not copied.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -105,19 +118,20 @@ class Patches(nn.Module):
         """Pictures (B, 3, S, S) to (B, width, S / side, S / side)."""
         pictures, channels, height, width = x.shape
         rows, columns = height // self.side, width // self.side
-        windows = (
-            x[:, :, : rows * self.side, : columns * self.side]
-            .reshape(pictures, channels, rows, self.side, columns, self.side)
-            .permute(0, 2, 4, 1, 3, 5)
-        )
-        out = nn.functional.linear(
-            windows.reshape(pictures, rows * columns, -1), self.weight.flatten(1)
-        )
+        # Cut off what fills no patch, then bring the pixels of each patch together.
+        whole = x[:, :, : rows * self.side, : columns * self.side]
+        windows = whole.reshape(pictures, channels, rows, self.side, columns, self.side)
+        flat = windows.permute(0, 2, 4, 1, 3, 5).reshape(pictures, rows * columns, -1)
+        out = nn.functional.linear(flat, self.weight.flatten(1))
         return out.transpose(1, 2).view(pictures, -1, rows, columns)
 
 
 def fuse_patches(tower: nn.Module) -> nn.Module:
-    """Replace the patch embedding of open_clip's own transformers in place; other towers stay as they are."""
+    """Replace the patch embedding of open_clip's own transformers in place.
+
+    Other towers stay as they are.
+    """
+    # A patch embedding: square, without overlap, padding or bias.
     conv = getattr(tower, "conv1", None)
     if (
         isinstance(tower, VisionTransformer)
@@ -132,6 +146,7 @@ def fuse_patches(tower: nn.Module) -> nn.Module:
 
 
 def _is_plain(attention: nn.MultiheadAttention) -> bool:
+    """Whether `FusedAttention` has all that it computes."""
     return (
         attention.batch_first
         and attention.in_proj_weight is not None

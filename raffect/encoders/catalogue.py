@@ -35,7 +35,7 @@ from raffect.storage.tables import table_of
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A model, a tag of its weights (``-`` without any), and their file if it is on this machine."""
+    """A model, a tag of its weights (``-`` without one), and their file if this machine has it."""
 
     model: str
     tag: str
@@ -43,9 +43,8 @@ class Weights:
 
     def line(self) -> str:
         """As `raffect models list` shows it; a star marks what is on this machine."""
-        return (
-            f"{'*' if self.file else ' '} {self.model:40} {self.tag:32} {self.file or ''}".rstrip()
-        )
+        mark, file = ("*", self.file) if self.file else (" ", "")
+        return f"{mark} {self.model:40} {self.tag:32} {file}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +56,9 @@ class ModelList:
 
     def lines(self) -> list[str]:
         """A table for people."""
-        hint = "* is on this machine; random:SEED works for every model"
-        return [
-            *(each.line() for each in self.weights),
-            "",
-            f"{hint}; weights are looked for in {self.folder} first",
-        ]
+        legend = "* is on this machine; random:SEED works for every model"
+        where = f"weights are looked for in {self.folder} first"
+        return [*(each.line() for each in self.weights), "", f"{legend}; {where}"]
 
     def to_pandas(self) -> Any:
         """A data frame with columns model, tag and file (None for what is not on this machine)."""
@@ -72,6 +68,7 @@ class ModelList:
 def list_models(config: ModelsListConfig) -> ModelList:
     """Encoders that open_clip has, and the one that ships with raffect."""
     names = [model for model in model_configs() if config.pattern.lower() in model.lower()]
+    # A line a tag; a model without tags has a line as well.
     found = [
         Weights(model=model, tag=tag, file=find_tag_file(model, tag) if tag != "-" else None)
         for model in names
@@ -96,7 +93,7 @@ def path(config: ModelsPathConfig) -> WeightsFile:
     """The file that `raffect extract` would load.
 
     Raises:
-        RaffectError: If there is no such file; the line says where to put it.
+        RaffectError: If it is missing; the message says where to put it.
     """
     source = resolve(config.encoder)
     if source.file is None:
@@ -106,7 +103,7 @@ def path(config: ModelsPathConfig) -> WeightsFile:
 
 @dataclass(frozen=True, kw_only=True)
 class PullReport:
-    """What was downloaded: the file, its size in bytes, and whether it was here already."""
+    """The file that was downloaded, its size in bytes, and whether it was here already."""
 
     model: str
     tag: str
@@ -119,8 +116,8 @@ class PullReport:
         file = f"{self.file} ({format_bytes(self.size_bytes)})"
         if self.was_here:
             return [f"already here: {file}"]
-        words = f"--encoder.model {self.model} --encoder.weights {self.tag}"
-        return [f"pulled: {file}", f"next: raffect models verify {words}"]
+        flags = f"--encoder.model {self.model} --encoder.weights {self.tag}"
+        return [f"pulled: {file}", f"next: raffect models verify {flags}"]
 
 
 def pull(config: ModelsPullConfig) -> PullReport:
@@ -135,60 +132,60 @@ def pull(config: ModelsPullConfig) -> PullReport:
     was_here = file is not None
     if file is None:
         file = _download(config.encoder)
-    return PullReport(
-        model=model, tag=tag, file=file, size_bytes=file.stat().st_size, was_here=was_here
-    )
+    size = file.stat().st_size
+    return PullReport(model=model, tag=tag, file=file, size_bytes=size, was_here=was_here)
+
+
+_BY_HAND = "check the network, or bring the file by hand: `raffect models path` says where"
 
 
 def _download(encoder: EncoderConfig) -> Path:
     model, tag = encoder.model, encoder.weights
     if tag not in list_tags(model):
-        resolve(encoder)
+        resolve(encoder)  # which has its own errors for a misspelt tag and a missing file
         tags = ", ".join(list_tags(model)) or "none"
         raise RaffectError(f"--encoder.weights {tag}: only a tag can be pulled; {model} has {tags}")
     _require_network(get_tag_config(model, tag))
+    # Here, since open_clip takes torch and seconds to import.
     from open_clip.pretrained import download_pretrained
 
     try:
         return Path(download_pretrained(get_tag_config(model, tag)))
-    except Exception as error:  # they share no type; all mean that nothing came
+    except Exception as error:  # the hub's, urllib's and open_clip's errors share no type
         reason = " ".join(str(error).split())[:160]
-        raise RaffectError(
-            f"weights {tag} of {model} could not be downloaded ({reason}); check the network, or bring the file by hand: `raffect models path` says where"
-        ) from error
+        what = f"weights {tag} of {model} could not be downloaded ({reason})"
+        raise RaffectError(f"{what}; {_BY_HAND}") from error
 
 
 def _require_network(entry: dict) -> None:
     """Fail in seconds where the hub's client would try again for a minute."""
-    host = (
-        "huggingface.co"
-        if entry.get("hf_hub")
-        else urllib.parse.urlsplit(entry.get("url", "")).hostname or "huggingface.co"
-    )
+    # With a proxy or a mirror, another host is asked.
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT")):
         return
+    url = "" if entry.get("hf_hub") else entry.get("url", "")
+    host = urllib.parse.urlsplit(url).hostname or "huggingface.co"
     try:
         socket.create_connection((host, 443), timeout=5).close()
     except OSError as error:
-        raise RaffectError(
-            f"{host} is out of reach ({error.strerror or error}); check the network, or bring the file by hand: `raffect models path` says where"
-        ) from error
+        what = f"{host} is out of reach ({error.strerror or error})"
+        raise RaffectError(f"{what}; {_BY_HAND}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsReport:
-    """What weights are.
+    """What is known of weights that were loaded.
 
     Attributes:
         file: Their file; None for random weights.
-        size_bytes: Its size; 0 without a file.
-        sha256: Of the file; empty without one.
-        is_published: Whether that is the hash that its authors published; False also where they did not.
+        size_bytes: Size of the file; 0 without a file.
+        sha256: Of the file; empty without a file.
+        is_published: Whether that is the hash that its authors published; False also where they
+            published none.
         num_values: Values of the image tower; all are finite.
         dim: Length of a vector.
         load_s: Seconds to load them.
         fingerprint: SHA-256 of the loaded image tower, as a bank's identity has it.
-        caveat: What every result that rests on them must say; empty for pretrained weights.
+        caveat: What every result that rests on them must state; empty for pretrained weights.
     """
 
     file: Path | None
@@ -205,31 +202,35 @@ class WeightsReport:
         """A report for people."""
         out = []
         if self.file is not None:
-            out.append(
-                f"file: {self.file} ({format_bytes(self.size_bytes)}), SHA-256 {self.sha256}"
-            )
+            size = format_bytes(self.size_bytes)
+            out.append(f"file: {self.file} ({size}), SHA-256 {self.sha256}")
         if self.is_published:
             out.append("published SHA-256: matches")
         tower = f"{self.num_values:,} values, all finite, {self.dim}-d"
         out.append(f"image tower: {tower}, loaded in {self.load_s:.1f} s")
         out.append(f"fingerprint: {self.fingerprint}")
-        return out + ([f"caveat: {self.caveat}"] if self.caveat else [])
+        if self.caveat:
+            out.append(f"caveat: {self.caveat}")
+        return out
 
 
 def verify(config: ModelsVerifyConfig) -> WeightsReport:
-    """Load weights as `raffect extract` would and say what they are.
+    """Load weights as `raffect extract` would, and report on them.
 
     Raises:
         RaffectError: If they are missing, damaged, of another model, not finite, or not the file
             that was published.
     """
+    # The file against its authors' hash.
     source = resolve(config.encoder)
     sha256 = _sha256(source.file) if source.file else ""
     published = _published_sha256(source.model, source.name, source.file) if source.file else None
     if published and not sha256.startswith(published):
-        raise RaffectError(
-            f"{source.file}: SHA-256 begins with {sha256[:8]}, its authors published {published[:8]}; delete the file and pull it again"
-        )
+        what = f"{source.file}: SHA-256 begins with {sha256[:8]}"
+        expected = f"its authors published {published[:8]}"
+        raise RaffectError(f"{what}, {expected}; delete the file and pull it again")
+
+    # The tensors, all of which loading checks.
     from raffect.encoders.tower import load_encoder
 
     start = time.perf_counter()
@@ -249,10 +250,14 @@ def verify(config: ModelsVerifyConfig) -> WeightsReport:
 
 
 def _published_sha256(model: str, tag: str, file: Path) -> str | None:
-    """The (start of the) hash that OpenAI and open_clip put into their download addresses; it holds for that very file."""
+    """The hash, or its start, that OpenAI and open_clip put into their download addresses.
+
+    It holds for the file of that address alone.
+    """
     url = get_tag_config(model, tag).get("url", "")
     if not url or url.rsplit("/", 1)[-1] != file.name:
         return None
+    # OpenAI has a folder of the whole hash, open_clip the start of it in the file's name.
     match = re.search(r"/([0-9a-f]{64})/", url) or re.search(r"-([0-9a-f]{8})\.pt$", url)
     return match[1] if match else None
 

@@ -1,9 +1,10 @@
 """CLIP's picture transform on the device, pixel for pixel as open_clip does it with PIL on the CPU.
 
-PIL resizes in two passes, columns then rows, and rounds to 8 bits after *each*; torch's own bicubic does not and
-differs in a fifth of the pixels. Each pass is a small matrix. PIL's coefficients have 22 bits, which times 8-bit pixels
-is more than float32 holds, so each matrix is split into a coarse and a fine half whose products are both exact: not one
-pixel differs. Halves and pixels have 11 bits at most, so that they are exact in TF32 as well.
+PIL resizes in two passes, columns then rows, and rounds to 8 bits after *each*; torch's own bicubic
+does not, and differs in a fifth of the pixels. Each pass is a small matrix. PIL's coefficients have
+22 bits, which times 8-bit pixels is more than float32 holds, so each matrix is split into a coarse
+and a fine half whose products are both exact: not one pixel differs. Halves and pixels have 11 bits
+at most, so that they are exact in TF32 as well.
 
 Shape letters: B pictures, H and W of the input, S side of the encoder's input.
 """
@@ -23,7 +24,9 @@ from torch import Tensor
 from raffect.datasets.frames import resized_shape, shrink
 from raffect.errors import RaffectError
 
-_COEFFICIENT_BITS = 22  # PIL's PRECISION_BITS for 8-bit pictures
+_COEFFICIENT_BITS = 22
+"""PIL's PRECISION_BITS for 8-bit pictures."""
+_INTERPOLATIONS, _RESIZE_MODES = ("bicubic", "bilinear"), ("shortest", "squash")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,8 @@ class Preprocess:
         mean: Of the channels, 0-1.
         std: Of the channels, 0-1.
         interpolation: ``"bicubic"`` or ``"bilinear"``.
-        resize_mode: ``"shortest"`` (shorter side to ``size``, centre crop) or ``"squash"`` (both sides to ``size``).
+        resize_mode: ``"shortest"`` (shorter side to ``size``, centre crop) or ``"squash"`` (both
+            sides to ``size``).
     """
 
     size: int
@@ -45,20 +49,16 @@ class Preprocess:
     resize_mode: str = "shortest"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in ("bicubic", "bilinear") or self.resize_mode not in (
-            "shortest",
-            "squash",
-        ):
-            raise RaffectError(
-                f"this encoder resizes by {self.resize_mode}/{self.interpolation}; raffect has shortest or squash with bicubic or bilinear: use another --encoder.model"
-            )
+        if self.interpolation in _INTERPOLATIONS and self.resize_mode in _RESIZE_MODES:
+            return
+        what = f"this encoder resizes by {self.resize_mode}/{self.interpolation}"
+        expected = "raffect has shortest or squash with bicubic or bilinear"
+        raise RaffectError(f"{what}; {expected}: use another --encoder.model")
 
     def as_dict(self) -> dict:
         """Plain JSON values, for a bank's identity."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+        values = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def resize(self, pixels_BHWC: Tensor) -> Tensor:
         """Enlarge pictures of one size to the encoder's input.
@@ -73,28 +73,26 @@ class Preprocess:
         x = pixels_BHWC.permute(0, 3, 1, 2).float()
         if (height, width) == (self.size, self.size):
             return x
-        rows, columns = _matrices(
-            height, width, self.size, self.interpolation, self.resize_mode, x.device
-        )
+        kind = (self.size, self.interpolation, self.resize_mode)
+        rows, columns = _matrices(height, width, *kind, x.device)
+        # Columns first and rounded, then rows, as PIL has it.
         with _tensor_cores():
             x = _round(*(x @ half for half in columns))
             return _round(*(half @ x for half in rows))
 
     def shrink(self, pixels: np.ndarray) -> np.ndarray:
-        """Bring one picture (H, W, 3) down to the encoder's input if a side is longer; see `raffect.datasets.frames.shrink`."""
-        return shrink(
-            pixels,
-            self.size,
-            Image.Resampling[self.interpolation.upper()],
-            self.resize_mode == "shortest",
-        )
+        """Bring one picture (H, W, 3) down to the encoder's input if a side is longer.
+
+        See `raffect.datasets.frames.shrink`.
+        """
+        resampling = Image.Resampling[self.interpolation.upper()]
+        return shrink(pixels, self.size, resampling, self.resize_mode == "shortest")
 
     def normalise(self, pixels_BCSS: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scale 0-255 to the encoder's range in float32, then round to ``dtype``; same shape."""
         mean, std = (_channels(values, pixels_BCSS.device) for values in (self.mean, self.std))
-        return torch.div(
-            (pixels_BCSS / 255).sub_(mean), std, out=torch.empty_like(pixels_BCSS, dtype=dtype)
-        )
+        out = torch.empty_like(pixels_BCSS, dtype=dtype)
+        return torch.div((pixels_BCSS / 255).sub_(mean), std, out=out)
 
 
 @contextlib.contextmanager
@@ -109,14 +107,20 @@ def _tensor_cores() -> Generator[None]:
 
 
 def _round(coarse: Tensor, fine: Tensor) -> Tensor:
-    """``coarse + fine`` to the nearest whole number in 0-255, halves up, without the sum that would lose bits; overwrites both."""
+    """``coarse + fine`` to the nearest whole number in 0-255, halves up; overwrites both.
+
+    The sum itself would lose bits, so whole and fractional parts are added apart.
+    """
     whole = coarse.floor()
     return whole.add_(fine.add_(coarse.sub_(whole)).add_(0.5).floor_()).clamp_(0, 255)
 
 
 @lru_cache(maxsize=8)
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A number a channel, shape (3, 1, 1), kept on the device: a copy to it would wait for all that is queued there."""
+    """A number a channel, shape (3, 1, 1), kept on the device.
+
+    A copy to the device would wait for all that is queued there.
+    """
     return torch.tensor(values, device=device).view(3, 1, 1)
 
 
@@ -124,10 +128,15 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
 def _matrices(
     height: int, width: int, size: int, interpolation: str, resize_mode: str, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Matrices that resize and crop, as coarse and fine halves: rows (2, S, H) from the left, columns (2, W, S) from the right."""
-    new_width, new_height = (
-        resized_shape(width, height, size) if resize_mode == "shortest" else (size, size)
-    )
+    """Matrices that resize and crop, as coarse and fine halves.
+
+    Returns:
+        Rows (2, S, H), which multiply from the left, and columns (2, W, S), from the right.
+    """
+    new_width, new_height = size, size
+    if resize_mode == "shortest":
+        new_width, new_height = resized_shape(width, height, size)
+    # The crop is a choice of rows of each matrix.
     top, left = round((new_height - size) / 2.0), round((new_width - size) / 2.0)
     rows = resize_matrix(height, new_height, interpolation)[top : top + size]
     columns = resize_matrix(width, new_width, interpolation)[left : left + size].T
@@ -135,15 +144,15 @@ def _matrices(
 
 
 def _halves(matrix: np.ndarray) -> Tensor:
-    step = 2.0 ** (
-        1 - _COEFFICIENT_BITS // 2
-    )  # coefficients at a border are up to 1.1, of which 11 bits are multiples of 2**-10
+    """Coarse and fine half of a matrix, stacked, float32."""
+    # Coefficients at a border are up to 1.1, of which 11 bits are multiples of 2**-10.
+    step = 2.0 ** (1 - _COEFFICIENT_BITS // 2)
     coarse = np.round(matrix / step) * step
     return torch.from_numpy(np.stack([coarse, matrix - coarse]).astype(np.float32))
 
 
 def resize_matrix(old: int, new: int, interpolation: str) -> np.ndarray:
-    """PIL's resampling along one axis as a matrix, its coefficients rounded to 22 bits as PIL rounds them.
+    """PIL's resampling along one axis as a matrix, its coefficients rounded to 22 bits as PIL does.
 
     Args:
         old: Pixels of the input.
@@ -156,6 +165,7 @@ def resize_matrix(old: int, new: int, interpolation: str) -> np.ndarray:
     Source:
         Pillow ``src/libImaging/Resample.c``, ``precompute_coeffs`` and ``normalize_coeffs_8bpc``.
     """
+    # Where the kernel of each output pixel lies, and which input pixels it reaches.
     scale = old / new
     stretch = max(scale, 1.0)
     kernel, reach = (_bicubic, 2.0) if interpolation == "bicubic" else (_bilinear, 1.0)
@@ -163,21 +173,21 @@ def resize_matrix(old: int, new: int, interpolation: str) -> np.ndarray:
     centre = (np.arange(new) + 0.5) * scale
     first = np.maximum((centre - support + 0.5).astype(int), 0)
     last = np.minimum((centre + support + 0.5).astype(int), old)
+    # Its weights there, which sum to 1.
     k = np.arange(old)
     weight = kernel((k[None] - centre[:, None] + 0.5) / stretch)
     weight[(k[None] < first[:, None]) | (k[None] >= last[:, None])] = 0
     weight /= weight.sum(1, keepdims=True)
+    # Rounded to fixed point, halves away from 0.
     fixed = np.trunc(weight * (1 << _COEFFICIENT_BITS) + np.where(weight < 0, -0.5, 0.5))
     return fixed / (1 << _COEFFICIENT_BITS)
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:
     a, x = -0.5, np.abs(x)
-    return np.where(
-        x < 1,
-        ((a + 2) * x - (a + 3)) * x * x + 1,
-        np.where(x < 2, (((x - 5) * x + 8) * x - 4) * a, 0.0),
-    )
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
 
 
 def _bilinear(x: np.ndarray) -> np.ndarray:

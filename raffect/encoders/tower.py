@@ -1,4 +1,4 @@
-"""The frozen image tower: load it, know exactly which one it is, and turn uint8 frames into vectors."""
+"""The frozen image tower: load it, identify it exactly, and turn uint8 frames into vectors."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ Clip: TypeAlias = Any  # CLIP, CustomTextCLIP or CoCa, which share no base class
 CUDA_BATCH, CPU_BATCH = 256, 8
 _PROBE_S = 0.5
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+"""Numbers in OpenAI's archives that are not part of the model."""
 
 
 class Encoder:
     """A frozen image tower on one device.
 
-    Every batch has one static shape, its tail padded, because the batch's shape changes the last bits of a vector
-    (docs/decisions.md); so a frame's vector does not depend on the frames beside it.
+    Every batch has one static shape, its tail padded, because the batch's shape changes the last
+    bits of a vector (docs/decisions.md); so a frame's vector does not depend on the frames beside
+    it.
 
     Attributes:
         identity: What a bank records of it.
         preprocess: Its transform.
         device: Where it runs.
-        batch_size: Pictures a step; halved, and said so, if CUDA runs out of memory.
+        batch_size: Pictures a step; halved, with a warning, if CUDA runs out of memory.
     """
 
     def __init__(
@@ -70,17 +72,17 @@ class Encoder:
             try:
                 return self._encode(frames)
             except torch.OutOfMemoryError:
-                if self.batch_size == 1:
-                    raise RaffectError(
-                        f"{self.device}: out of memory with one picture a step; use a smaller --encoder.model or free the device"
-                    ) from None
-                self.batch_size //= 2
-                logging.getLogger("raffect").warning(
-                    "%s is out of memory, going on with %d pictures a step",
-                    self.device,
-                    self.batch_size,
-                )
-                torch.cuda.empty_cache()
+                self._halve_batch()
+
+    def _halve_batch(self) -> None:
+        if self.batch_size == 1:
+            what = f"{self.device}: out of memory with one picture a step"
+            remedy = "use a smaller --encoder.model or free the device"
+            raise RaffectError(f"{what}; {remedy}") from None
+        self.batch_size //= 2
+        message = "%s is out of memory, going on with %d pictures a step"
+        logging.getLogger("raffect").warning(message, self.device, self.batch_size)
+        torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _encode(self, frames: Sequence[np.ndarray]) -> np.ndarray:
@@ -88,10 +90,11 @@ class Encoder:
         for start in range(0, len(frames), self.batch_size):
             batch = self.prepare(frames[start : start + self.batch_size])
             out[start : start + self.batch_size] = self.forward(batch)[: len(out) - start]
-        return out.cpu().numpy()  # the only wait for the device, where all frames are of one size
+        # The only wait for the device, where all frames are of one size.
+        return out.cpu().numpy()
 
     def prepare(self, frames: Sequence[np.ndarray]) -> Tensor:
-        """The tower's input for up to a batch of frames, padded with black to the batch's static shape.
+        """The tower's input for up to a batch of frames, padded with black to the static shape.
 
         Returns:
             Shape (batch_size, 3, size, size) on the device, in the tower's precision.
@@ -99,22 +102,22 @@ class Encoder:
         size = self.preprocess.size
         frames = [self.preprocess.shrink(frame) for frame in frames]
         shapes = [frame.shape for frame in frames]
+        # A full batch of one size, which is almost every batch, takes no copy.
         if len(frames) == self.batch_size and len(set(shapes)) == 1:
             return self.preprocess.normalise(self._enlarge(frames), self._dtype)
+        # Otherwise frames of each size are resized together, and put where they belong.
         batch = torch.zeros(self.batch_size, 3, size, size, device=self.device)
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
-            where = (
-                slice(len(rows)) if len(rows) == len(frames) else rows
-            )  # a list would be copied to the device, which waits for it
+            # A list would be copied to the device, which waits for it.
+            where = slice(len(rows)) if len(rows) == len(frames) else rows
             batch[where] = self._enlarge([frames[row] for row in rows])
         return self.preprocess.normalise(batch, self._dtype)
 
     def _enlarge(self, frames: Sequence[np.ndarray]) -> Tensor:
         """Frames of one size as float32 pixels of the encoder's input, on the device."""
-        pixels = torch.empty(
-            len(frames), *frames[0].shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda"
-        )
+        shape, pinned = (len(frames), *frames[0].shape), self.device.type == "cuda"
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         np.stack(frames, out=pixels.numpy())
         return self.preprocess.resize(pixels.to(self.device, non_blocking=True))
 
@@ -125,7 +128,10 @@ class Encoder:
 
     @torch.inference_mode()
     def probe(self) -> float:
-        """Frames/s of the bare tower on tensors that are ready: what a pipeline around it is measured against."""
+        """Frames/s of the bare tower on tensors that are ready.
+
+        The pipeline around it is measured against that.
+        """
         size = self.preprocess.size
         black = [np.zeros((size, size, 3), np.uint8)]
         if self.device.type == "cuda" or self.tower._compiled_call_impl is not None:
@@ -154,17 +160,16 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
         device: ``"cuda"``, ``"cpu"`` ...; CUDA where there is one if None.
 
     Raises:
-        RaffectError: If the weights are missing, damaged, not this model's, or were trained with another activation.
+        RaffectError: If the weights are missing, damaged, not this model's, or were trained with
+            another activation.
     """
+    # Weights and transform, and what a bank records of them.
     source = resolve(config)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = (
-        config.precision
-        if config.precision != "auto"
-        else "float16"
-        if device.type == "cuda"
-        else "float32"
-    )
+    on_cuda = device.type == "cuda"
+    precision = config.precision
+    if precision == "auto":
+        precision = "float16" if on_cuda else "float32"
     model = build_model(source)
     preprocess = _read_preprocess(model)
     identity = Identity(
@@ -176,35 +181,28 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
         dim=_output_dim(model, preprocess.size),
         caveat=source.caveat,
     )
-    if device.type == "cuda":
+    # The tower on its device, in fewer kernels.
+    if on_cuda:
         fuse_patches(fuse_gelu(model.visual))
-    try:
-        tower = (
-            fuse_attention(model.visual)
-            .to(device, getattr(torch, precision))
-            .eval()
-            .requires_grad_(False)
-        )
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # no memory left, a driver that is too old, a torch without CUDA
-        raise RaffectError(
-            f"{source.model} cannot be put on {device} ({(str(error).strip() or type(error).__name__).splitlines()[0][:160]}); see `nvidia-smi` and `raffect doctor`, or use --device cpu"
-        ) from error
+    tower = _put(fuse_attention(model.visual), device, precision, source.model)
     if config.compile:
         tower.compile(dynamic=False)  # every batch has one shape
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
-            False  # float32 is what it says; the resize, which TF32 holds, asks for it
-        )
-    return Encoder(
-        tower,
-        identity,
-        preprocess,
-        device,
-        config.batch_size or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH),
-    )
+    if on_cuda:
+        # float32 is not rounded to TF32, but for the resize, which asks for that and loses nothing.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    batch_size = config.batch_size or (CUDA_BATCH if on_cuda else CPU_BATCH)
+    return Encoder(tower, identity, preprocess, device, batch_size)
+
+
+def _put(tower: nn.Module, device: torch.device, precision: str, name: str) -> nn.Module:
+    """A tower on its device, frozen and in evaluation mode."""
+    try:
+        return tower.to(device, getattr(torch, precision)).eval().requires_grad_(False)
+    except (RuntimeError, AssertionError) as error:
+        # No memory left, a driver that is too old, or a torch without CUDA.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        remedy = "see `nvidia-smi` and `raffect doctor`, or use --device cpu"
+        raise RaffectError(f"{name} cannot be put on {device} ({reason}); {remedy}") from error
 
 
 def build_model(source: Source) -> Clip:
@@ -215,9 +213,10 @@ def build_model(source: Source) -> Clip:
     """
     if source.model == EMBEDDED_MODEL and EMBEDDED_MODEL not in open_clip.list_models():
         open_clip.add_model_config(model_configs()[EMBEDDED_MODEL])
+    # open_clip warns that no weights are loaded; they are loaded below.
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # open_clip warns that no weights are loaded; they are, next
+    root.setLevel(logging.ERROR)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(source.seed or 0)
@@ -228,9 +227,10 @@ def build_model(source: Source) -> Clip:
                 force_preprocess_cfg=dict(source.preprocess),
             )
     except (RuntimeError, ImportError, OSError, ValueError) as error:
-        raise RaffectError(
-            f"--encoder.model {source.model}: open_clip cannot build it ({' '.join(str(error).split())[:160]}); install what it asks for or use another model"
-        ) from error
+        reason = " ".join(str(error).split())[:160]
+        what = f"--encoder.model {source.model}: open_clip cannot build it ({reason})"
+        remedy = "install what it asks for or use another model"
+        raise RaffectError(f"{what}; {remedy}") from error
     finally:
         root.setLevel(level)
     if source.file is not None:
@@ -240,47 +240,47 @@ def build_model(source: Source) -> Clip:
 
 
 def fingerprint(tower: nn.Module) -> str:
-    """SHA-256 over names and float32 values of the loaded tensors: the same weights agree, whatever file they came in."""
+    """SHA-256 over names and float32 values of the loaded tensors.
+
+    The same weights have the same fingerprint, whatever file they came in.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
+        values = tensor.float() if tensor.is_floating_point() else tensor
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(
-            (tensor.float() if tensor.is_floating_point() else tensor)
-            .contiguous()
-            .numpy()
-            .tobytes()
-        )
+        digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def _load_weights(model: Clip, file: Path) -> None:
+    """Load a file's weights into a model; no code of the file's runs."""
     try:
         if is_torchscript(file):
             require_openais(file)
             state = torch.jit.load(str(file), map_location="cpu").state_dict()
-            model.load_state_dict(
-                {name: tensor for name, tensor in state.items() if name not in _OPENAI_EXTRAS}
-            )
+            kept = {name: value for name, value in state.items() if name not in _OPENAI_EXTRAS}
+            model.load_state_dict(kept)
         else:
             with _without_stretching(model.visual):
                 open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
     except RaffectError:
         raise
-    except Exception as error:  # torch, safetensors and zipfile each have their own; all mean that the file will not do
-        what = " ".join(str(error).split())
-        what = (
-            "holds Python objects instead of tensors, which raffect never loads"
-            if "weights_only" in what
-            else what[:200]
-        )
-        raise RaffectError(
-            f"--encoder.weights {file}: cannot be loaded ({what}); expected weights of this very model as .safetensors, state dict or OpenAI's .pt"
-        ) from error
+    except Exception as error:
+        # torch, safetensors and zipfile have errors of their own; all mean an unusable file.
+        reason = " ".join(str(error).split())
+        if "weights_only" in reason:
+            reason = "holds Python objects instead of tensors, which raffect never loads"
+        what = f"--encoder.weights {file}: cannot be loaded ({reason[:200]})"
+        expected = "weights of this very model as .safetensors, state dict or OpenAI's .pt"
+        raise RaffectError(f"{what}; expected {expected}") from error
 
 
 @contextlib.contextmanager
 def _without_stretching(tower: nn.Module) -> Generator[None]:
-    """Keep open_clip from stretching the position embedding of a file for another resolution, which it does without a word where it finds the grid."""
+    """Keep open_clip from stretching the position embedding of a file for another resolution.
+
+    It does so without a warning where it finds the grid of the tower.
+    """
     grid = tower.__dict__.pop("grid_size", None)
     try:
         yield
@@ -292,9 +292,8 @@ def _without_stretching(tower: nn.Module) -> Generator[None]:
 def _require_finite(tower: nn.Module, file: Path) -> None:
     for name, tensor in tower.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise RaffectError(
-                f"--encoder.weights {file}: tensor visual.{name} holds NaN or infinity; download the file again"
-            )
+            what = f"--encoder.weights {file}: tensor visual.{name} holds NaN or infinity"
+            raise RaffectError(f"{what}; download the file again")
 
 
 def _read_preprocess(model: Clip) -> Preprocess:
@@ -302,9 +301,8 @@ def _read_preprocess(model: Clip) -> Preprocess:
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
-        raise RaffectError(
-            f"this encoder takes {height}x{width} pictures; raffect has square ones only: use another --encoder.model"
-        )
+        what = f"this encoder takes {height}x{width} pictures; raffect has square ones only"
+        raise RaffectError(f"{what}: use another --encoder.model")
     return Preprocess(
         size=height,
         mean=tuple(config["mean"]),
@@ -315,6 +313,7 @@ def _read_preprocess(model: Clip) -> Preprocess:
 
 
 def _output_dim(model: Clip, size: int) -> int:
+    """Length of a vector; where the tower does not say, of that of a black picture."""
     if isinstance(known := getattr(model.visual, "output_dim", None), int):
         return known
     with torch.inference_mode():

@@ -1,8 +1,8 @@
-"""Where an encoder's weights come from, answered without torch and without the network, in well under a second.
+"""Where an encoder's weights come from: found without torch and the network, in under a second.
 
-Weights named by a tag are looked for in raffect's own folder (``$RAFFECT_WEIGHTS``, or ``~/.cache/raffect/weights``, as
-``<model>--<tag>.safetensors|.pt|.bin``), then where open_clip and the Hugging Face hub keep theirs. Nothing is
-downloaded unless `raffect models pull` is asked to.
+Weights named by a tag are looked for in raffect's own folder (``$RAFFECT_WEIGHTS``, or
+``~/.cache/raffect/weights``, as ``<model>--<tag>.safetensors|.pt|.bin``), then where open_clip and
+the Hugging Face hub keep theirs. Nothing is downloaded except by `raffect models pull`.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Source:
         name: How they were asked for, without folders.
         file: Their file; None for random weights.
         seed: Seed of random weights.
-        caveat: What every result that rests on them must say; empty for pretrained ones.
+        caveat: What every result that rests on them must state; empty for pretrained weights.
         quick_gelu: Activation they were trained with, where known.
-        preprocess: What their tag says about mean, std, interpolation and resize mode.
+        preprocess: Mean, std, interpolation and resize mode, as far as their tag gives them.
     """
 
     model: str
@@ -68,20 +68,23 @@ def resolve(config: EncoderConfig) -> Source:
     """Find weights and check that they fit the model's activation.
 
     Raises:
-        RaffectError: If the model or tag is unknown, the file is missing, or the activation is not the one the weights were trained with.
+        RaffectError: If the model or tag is unknown, the file is missing, or the activation is not
+            the one that the weights were trained with.
     """
     model_config = read_model_config(config.model)
     source = _find(config)
+    # The embedded encoder has one set of weights, which fit it.
     if config.model == EMBEDDED_MODEL and source.file and source.file.parent == EMBEDDED_FOLDER:
         return source
+    # The wrong activation loads without an error and gives wrong features.
     quick = bool(model_config.get("quick_gelu", False))
     if source.quick_gelu is not None and source.quick_gelu != quick:
         base = config.model.removesuffix("-quickgelu")
         right = f"{base}-quickgelu" if source.quick_gelu else base
-        raise RaffectError(
-            f"--encoder.model {config.model} computes {'QuickGELU' if quick else 'plain GELU'}, but the weights {source.name} were trained with "
-            f"{'QuickGELU' if source.quick_gelu else 'plain GELU'}; use --encoder.model {right}"
-        )
+        computed, trained = ("QuickGELU", "plain GELU") if quick else ("plain GELU", "QuickGELU")
+        what = f"--encoder.model {config.model} computes {computed}"
+        why = f"but the weights {source.name} were trained with {trained}"
+        raise RaffectError(f"{what}, {why}; use --encoder.model {right}")
     return source
 
 
@@ -94,11 +97,9 @@ def read_model_config(model: str) -> dict[str, Any]:
     file = model_configs().get(model)
     if file is None:
         near = difflib.get_close_matches(model, model_configs(), n=3, cutoff=0.5)
-        raise RaffectError(
-            f"--encoder.model {model}: no such model"
-            + (f"; did you mean {', '.join(near)}?" if near else "")
-            + "; `raffect models list` shows all"
-        )
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        what = f"--encoder.model {model}: no such model{hint}"
+        raise RaffectError(f"{what}; `raffect models list` shows all")
     return parse_object(file.read_bytes(), file, "install raffect and open_clip_torch again")
 
 
@@ -112,13 +113,13 @@ def model_configs() -> dict[str, Path]:
 
 def list_tags(model: str) -> list[str]:
     """Weight tags that open_clip knows for a model."""
-    return (
-        ["embedded"] if model == EMBEDDED_MODEL else _tables().list_pretrained_tags_by_model(model)
-    )
+    if model == EMBEDDED_MODEL:
+        return ["embedded"]
+    return _tables().list_pretrained_tags_by_model(model)
 
 
 def get_tag_config(model: str, tag: str) -> dict[str, Any]:
-    """open_clip's entry for a tag: where to download, activation, preprocess. Empty if there is none."""
+    """open_clip's entry for a tag: address, activation, preprocess; empty if it has no such tag."""
     return _tables().get_pretrained_cfg(model, tag)
 
 
@@ -127,6 +128,7 @@ def find_tag_file(model: str, tag: str) -> Path | None:
     if model == EMBEDDED_MODEL and tag == "embedded":
         return EMBEDDED_FOLDER / f"{EMBEDDED_MODEL}.safetensors"
     entry = get_tag_config(model, tag)
+    # Our own folder first, then the caches of open_clip and of the hub.
     candidates = [weights_folder() / f"{model}--{tag}{suffix}" for suffix in SUFFIXES]
     if url := entry.get("url"):
         candidates.append(Path.home() / ".cache" / "clip" / url.rsplit("/", 1)[-1])
@@ -136,86 +138,89 @@ def find_tag_file(model: str, tag: str) -> Path | None:
 
 
 def _find(config: EncoderConfig) -> Source:
+    """The weights that ``--encoder.weights`` names, in any of its four forms."""
     model, weights = config.model, config.weights
-    if weights.startswith("random:") or weights == "random":
-        seed = weights.partition(":")[2]
-        if not (seed.isascii() and seed.isdigit()):
-            raise RaffectError(
-                f"--encoder.weights {weights}: expected random:SEED with a whole number, e.g. random:0"
-            )
-        return Source(model, weights, seed=int(seed), caveat=RANDOM_CAVEAT)
+    # In this order: a file may have any name, a tag is looked for last.
+    if weights == "random" or weights.startswith("random:"):
+        return _random(model, weights)
     if weights == "embedded":
         if model != EMBEDDED_MODEL:
-            raise RaffectError(
-                f"--encoder.weights embedded belongs to --encoder.model {EMBEDDED_MODEL}, not to {model}"
-            )
+            what = f"--encoder.weights embedded belongs to --encoder.model {EMBEDDED_MODEL}"
+            raise RaffectError(f"{what}, not to {model}")
         return Source(model, weights, file=find_tag_file(model, "embedded"), caveat=EMBEDDED_CAVEAT)
     if Path(weights).suffix in SUFFIXES or os.sep in weights:
         return _from_file(model, Path(weights))
+    return _from_tag(model, weights)
+
+
+def _random(model: str, weights: str) -> Source:
+    """Weights named ``random:SEED``."""
+    seed = weights.partition(":")[2]
+    if not (seed.isascii() and seed.isdigit()):
+        expected = "random:SEED with a whole number, e.g. random:0"
+        raise RaffectError(f"--encoder.weights {weights}: expected {expected}")
+    return Source(model, weights, seed=int(seed), caveat=RANDOM_CAVEAT)
+
+
+def _from_tag(model: str, tag: str) -> Source:
+    """Weights of one of open_clip's tags."""
     tags = list_tags(model)
-    if weights not in tags:
-        near = difflib.get_close_matches(weights, tags, n=1)
-        twin = "" if tags else f"; did you mean --encoder.model {model.removesuffix('-quickgelu')}?"
-        raise RaffectError(
-            f"--encoder.weights {weights}: {model} has no such tag"
-            + (
-                f"; did you mean {near[0]}?"
-                if near
-                else "; it has " + (", ".join(tags) or "none") + twin
-            )
-            + ". A local file or random:SEED works too"
-        )
-    file = find_tag_file(model, weights)
+    if tag not in tags:
+        near = difflib.get_close_matches(tag, tags, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(tags) or 'none'}"
+        if not tags:
+            hint += f"; did you mean --encoder.model {model.removesuffix('-quickgelu')}?"
+        what = f"--encoder.weights {tag}: {model} has no such tag; {hint}"
+        raise RaffectError(f"{what}. A local file or random:SEED works too")
+    file = find_tag_file(model, tag)
     if file is None:
-        raise RaffectError(missing_message(model, weights))
-    entry = get_tag_config(model, weights)
-    return Source(
-        model,
-        weights,
-        file=file,
-        quick_gelu=entry.get("quick_gelu", False),
-        preprocess=_tag_preprocess(entry),
-    )
+        raise RaffectError(missing_message(model, tag))
+    entry = get_tag_config(model, tag)
+    quick, preprocess = entry.get("quick_gelu", False), _tag_preprocess(entry)
+    return Source(model, tag, file=file, quick_gelu=quick, preprocess=preprocess)
 
 
 def _from_file(model: str, file: Path) -> Source:
-    """What can be known of a local file: ``<model>--<tag>`` names its tag; else what all tags of the model agree on holds."""
+    """Weights in a local file.
+
+    Activation and transform are those of the tag that ``<model>--<tag>`` names, else those that all
+    tags of the model agree on.
+    """
     if not file.is_file():
-        raise RaffectError(
-            f"--encoder.weights {file}: no such file; expected a .safetensors, a PyTorch state dict or OpenAI's .pt"
-        )
+        expected = "a .safetensors, a PyTorch state dict or OpenAI's .pt"
+        raise RaffectError(f"--encoder.weights {file}: no such file; expected {expected}")
     if model == EMBEDDED_MODEL:
         return Source(model, file.name, file=file, caveat=EMBEDDED_CAVEAT)
+    # The tags that it may be of.
     tags = list_tags(model)
     openai = is_torchscript(file) or "openai" in file.name.lower()
     named = "openai" if openai else file.stem.partition("--")[2]
     entries = [get_tag_config(model, tag) for tag in ([named] if named in tags else tags)]
+    # The activation, where they agree; None lets the model's own pass.
     quicks = {True} if openai else {entry.get("quick_gelu", False) for entry in entries}
     quick = quicks.pop() if len(quicks) == 1 else None
-    preprocesses = [_tag_preprocess(entry) for entry in entries]
+    # The transform, in which they have to agree.
+    preprocesses = [_tag_preprocess(entry) for entry in entries] or [{}]
     if any(other != preprocesses[0] for other in preprocesses):
-        raise RaffectError(
-            f"--encoder.weights {file}: the tags of {model} resize and normalise differently, so the file's must be known; name it {model}--TAG{file.suffix} with one of {', '.join(tags)}"
-        )
-    return Source(
-        model,
-        file.name,
-        file=file,
-        quick_gelu=quick,
-        preprocess=preprocesses[0] if preprocesses else {},
-    )
+        why = f"the tags of {model} resize and normalise differently, so the file's must be known"
+        remedy = f"name it {model}--TAG{file.suffix} with one of {', '.join(tags)}"
+        raise RaffectError(f"--encoder.weights {file}: {why}; {remedy}")
+    return Source(model, file.name, file=file, quick_gelu=quick, preprocess=preprocesses[0])
 
 
 def is_torchscript(file: Path) -> bool:
     """Whether a file is a TorchScript archive, which is how OpenAI ships CLIP."""
     if not zipfile.is_zipfile(file):
         return False
+    # A state dict is a zip file too, but holds no constants of a program.
     with zipfile.ZipFile(file) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def require_openais(file: Path) -> None:
-    """Refuse a TorchScript archive that is not byte for byte one of OpenAI's: loading one runs what code it brings along.
+    """Refuse a TorchScript archive that is not byte for byte one of OpenAI's.
+
+    Loading an archive runs the code that it contains.
 
     Raises:
         RaffectError: If its SHA-256 is in no address of open_clip's table.
@@ -223,10 +228,10 @@ def require_openais(file: Path) -> None:
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if digest not in openai_digests():
-        raise RaffectError(
-            f"--encoder.weights {file}: a TorchScript archive, which may bring code along, and none of OpenAI's (SHA-256 {digest[:12]}...); "
-            "download it again, or expected weights of this very model as .safetensors or a state dict"
-        )
+        kind = "a TorchScript archive, which may bring code along, and not one of OpenAI's"
+        what = f"--encoder.weights {file}: {kind} (SHA-256 {digest[:12]}...)"
+        expected = "weights of this very model as .safetensors or a state dict"
+        raise RaffectError(f"{what}; download it again, or expected {expected}")
 
 
 @cache
@@ -237,21 +242,23 @@ def openai_digests() -> frozenset[str]:
 
 
 def _tag_preprocess(entry: dict[str, Any]) -> dict[str, Any]:
+    """The part of a tag's entry that concerns the transform."""
     return {key: entry[key] for key in _PREPROCESS_KEYS if entry.get(key) is not None}
 
 
 def missing_message(model: str, tag: str) -> str:
-    """What to bring where, when a tag's weights are not on this machine."""
+    """How to get a tag's weights that are not on this machine."""
     entry = get_tag_config(model, tag)
-    where = (
-        f"https://huggingface.co/{entry['hf_hub'].rstrip('/')} ({_HF_NAMES[0]})"
-        if entry.get("hf_hub")
-        else entry.get("url", "their authors")
-    )
+    where = entry.get("url", "their authors")
+    if hub := entry.get("hf_hub"):
+        where = f"https://huggingface.co/{hub.rstrip('/')} ({_HF_NAMES[0]})"
     target = weights_folder() / f"{model}--{tag}.safetensors"
+    pull = f"raffect models pull --encoder.model {model} --encoder.weights {tag}"
+    by_hand = f"bring the file from {where} and save it as {target}"
     return (
-        f"weights {tag} of {model} are not on this machine; with a network run `raffect models pull --encoder.model {model} --encoder.weights {tag}`; "
-        f"without one bring the file from {where} and save it as {target}, or name it with --encoder.weights FILE; to try raffect without weights run `raffect demo`"
+        f"weights {tag} of {model} are not on this machine; with a network run `{pull}`; "
+        f"without one {by_hand}, or name it with --encoder.weights FILE; "
+        "to try raffect without weights run `raffect demo`"
     )
 
 
@@ -259,10 +266,10 @@ def _hub_files(hub: str) -> list[Path]:
     """Files of a Hugging Face repository in its local cache, without asking the network."""
     from huggingface_hub import try_to_load_from_cache
 
+    # ``owner/repo`` or ``owner/repo/file``.
     repo, _, name = hub.rpartition("/") if hub.count("/") > 1 else (hub, "", "")
-    found = [
-        try_to_load_from_cache(repo, file) for file in ([name] if name else []) + list(_HF_NAMES)
-    ]
+    names = ([name] if name else []) + list(_HF_NAMES)
+    found = [try_to_load_from_cache(repo, file) for file in names]
     return [Path(file) for file in found if isinstance(file, str)]
 
 
@@ -276,11 +283,14 @@ def _open_clip_folder() -> Path:
 
 @cache
 def _tables() -> types.ModuleType:
-    """open_clip's table of pretrained weights; loaded beside the package, whose own import takes torch and seconds."""
+    """open_clip's table of pretrained weights.
+
+    It is loaded beside the package, whose own import takes torch and seconds.
+    """
     package = types.ModuleType("_raffect_open_clip")
     package.__path__ = [str(_open_clip_folder())]
     sys.modules[package.__name__] = package
-    # The table only asks whether safetensors.torch is there; asking would import torch.
+    # The table only asks whether safetensors.torch is installed; asking would import torch.
     hidden = "safetensors.torch" not in sys.modules
     if hidden:
         sys.modules["safetensors.torch"] = None  # ty: ignore[invalid-assignment]

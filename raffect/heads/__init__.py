@@ -1,1 +1,1 @@
-"""Heads, side by side: losses, CVaR, SAM, Adam, the loop, and a head on disk; torch, without Ray."""
+"""Batches of heads: losses, CVaR, SAM, Adam, the loop, and a head on disk; torch, without Ray."""

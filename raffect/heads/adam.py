@@ -42,9 +42,11 @@ class Adam:
         weights_PN: Tensor,
         gradient_PN: Tensor,
     ) -> None:
+        # Moments, in the layout of the weights.
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(weights_PN), torch.zeros_like(weights_PN)
         self.step = torch.zeros(len(weights_PN), device=weights_PN.device)
         self._decoupled, self._on_cuda = configs[0].name == "adamw", weights_PN.is_cuda
+        # One group of heads for each distinct configuration: its rate, and its rows as lists.
         self._rates: dict[OptimConfig, float | Tensor] = {}
         for config in configs:
             on_device = torch.tensor(config.lr, device=weights_PN.device)

@@ -42,7 +42,7 @@ class HeadSpec(ABC):
     """
 
     kind: ClassVar[str]
-    """The word for it in config.json; see `raffect.heads.head_kinds`."""
+    """Its name in config.json; see `raffect.heads.head_kinds`."""
 
     @property
     @abstractmethod
@@ -79,7 +79,7 @@ class HeadSpec(ABC):
     @classmethod
     @abstractmethod
     def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
-        """A spec of this kind from `to_json`'s values, which may come from anybody.
+        """A spec of this kind from `to_json`'s values, which are not trusted.
 
         Raises:
             RaffectError: If a value is missing, unknown or out of the bounds of a recipe.
@@ -96,6 +96,7 @@ class HeadSpec(ABC):
 
     def views(self, rows: Tensor) -> dict[str, Tensor]:
         """Each tensor of every head, shape (P, ...), as a view into ``rows`` of shape (P, N)."""
+        # The tensors lie one after the other in a row.
         out, start = {}, 0
         for name, shape in self.weights.items():
             size = math.prod(shape)

@@ -1,4 +1,4 @@
-"""A trained head on disk: `head.safetensors` and `config.json`, which says everything about it.
+"""A trained head on disk: `head.safetensors`, and `config.json` with everything about it.
 
 No code, no pickle. `config.json` is written last and holds the SHA-256 of the tensors, so a folder
 is either whole or refused.
@@ -37,7 +37,7 @@ _RESTART = "delete it to train from the start"
 
 @dataclass(frozen=True, kw_only=True)
 class HeadCard(Record):
-    """All that is known of a head on disk; its ``config.json``.
+    """Everything that is known about a head on disk; its ``config.json``.
 
     Attributes:
         format: 2; format 1, which is read as well, knew MLPs alone.
@@ -49,7 +49,7 @@ class HeadCard(Record):
         recipe: Its settings.
         data: What it was trained and judged on.
         validation: Its score on the validation split, with the epoch.
-        chance: What answering without looking would score there.
+        chance: The chance level there.
         device: What it was trained on.
         threads: CPU threads.
         versions: Of packages.
@@ -93,12 +93,13 @@ def save_head(folder: Path, card: HeadCard, state: Mapping[str, Tensor]) -> None
     tensors = {name: tensor.contiguous() for name, tensor in sorted(state.items())}
     content = safetensors.torch.save(tensors, metadata={"format": "pt"})
     write_atomic(folder / "head.safetensors", content)
+    # Last, and with the hash: without it there is no head.
     card = replace(card, sha256=hashlib.sha256(content).hexdigest())
     write_atomic(folder / "config.json", card.to_bytes())
 
 
 def read_card(folder: Path) -> HeadCard:
-    """What is known of a head.
+    """The card of a head.
 
     Raises:
         RaffectError: If there is no head, or one of another format.
@@ -139,7 +140,8 @@ def load_batch(folder: Path, device: torch.device) -> tuple[HeadBatch, HeadCard]
 
 
 def _read(folder: Path) -> tuple[HeadSpec, dict[str, Tensor], HeadCard]:
-    """What a head is, its tensors, which have the names and shapes of that, and its card."""
+    """A head's spec, its tensors, whose names and shapes are the spec's, and its card."""
+    # The bytes that the card describes.
     card = read_card(folder)
     path = folder / "head.safetensors"
     try:
@@ -149,6 +151,7 @@ def _read(folder: Path) -> tuple[HeadSpec, dict[str, Tensor], HeadCard]:
     if hashlib.sha256(content).hexdigest() != card.sha256:
         what = f"{path}: not the file that config.json describes (its SHA-256 differs)"
         raise RaffectError(f"{what}; copy it again or train again")
+    # Tensors that fit the spec.
     spec = read_spec(card.head, folder / "config.json")
     try:
         tensors = safetensors.torch.load(content)
@@ -162,8 +165,9 @@ def _read(folder: Path) -> tuple[HeadSpec, dict[str, Tensor], HeadCard]:
 def _require_fit(path: Path, spec: HeadSpec, tensors: Mapping[str, Tensor]) -> None:
     """Raise unless names, shapes and types are a head's, before anything is built.
 
-    What a file claims to be but does not hold must cost nothing.
+    A file that claims a large head but does not hold one must not cost any memory.
     """
+    # Names and shapes.
     expected = spec.weights | spec.buffers
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     names = sorted(found.keys() | expected.keys())
@@ -172,6 +176,7 @@ def _require_fit(path: Path, spec: HeadSpec, tensors: Mapping[str, Tensor]) -> N
     if differing:
         found_text = f"{len(differing)} tensors differ, first {differing[0]}"
         raise RaffectError(f"{what} ({found_text}); train again")
+    # Types: all of one floating-point type.
     types = {tensor.dtype for tensor in tensors.values()}
     if types not in ({torch.float32}, {torch.float64}):
         text = ", ".join(sorted(str(dtype) for dtype in types))
@@ -203,7 +208,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, An
         try:
             metadata = {"raffect": json.dumps(about)}
             safetensors.torch.save_file(dict(tensors), temporary, metadata=metadata)
-        except SafetensorError as error:  # it hides the system's error
+        except SafetensorError as error:  # safetensors wraps the system's error
             remedy = "check the free space; the same command goes on from the last save"
             raise RaffectError(f"{path}: cannot be written ({error}); {remedy}") from error
 

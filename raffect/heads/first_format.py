@@ -1,4 +1,7 @@
-"""Heads of November 2026 (format 1): their JSON in today's words; `raffect.runs.first_format` does the same for run folders."""
+"""Heads of November 2026 (format 1): their JSON in today's words.
+
+`raffect.runs.first_format` does the same for run folders.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +28,20 @@ def read_card(content: Mapping[str, Any], where: Path) -> dict[str, Any]:
     try:
         task = affwild2.read_task(content["task"], str(where))
         kind, data = kind_of(task), content["data"]
+        # What it was trained on; format 1 did not say where.
+        same = ("bank_digest", "labels_sha256", "edition", "synthetic")
         facts = {
             "task": task.to_json(),
             "bank": "?",
             "labels": "?",
-            **{
-                name: data[name]
-                for name in ("bank_digest", "labels_sha256", "edition", "synthetic")
-            },
+            **{name: data[name] for name in same},
             "encoders": [words_of_identity(content["encoder"])],
             "caveat": content["stamp"],
             "splits": {split: read_split(data[split]) for split in ("train", "validation")},
             "incomplete": data.get("incomplete", ""),
         }
+        # The head itself, which was an MLP on raw features.
+        same = ("device", "threads", "versions", "git_commit")
         return {
             "sha256": content["sha256"],
             "head": {"kind": "mlp", **content["layout"], "normalise": "none"},
@@ -48,16 +52,18 @@ def read_card(content: Mapping[str, Any], where: Path) -> dict[str, Any]:
             "data": facts,
             "validation": read_score(content["validation"], kind),
             "chance": read_chance(content["trivial"], kind),
-            **{name: content[name] for name in ("device", "threads", "versions", "git_commit")},
+            **{name: content[name] for name in same},
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise RaffectError(
-            f"{where}: damaged ({error} is missing or not as expected); train again"
-        ) from error
+        what = f"{where}: damaged ({error} is missing or not as expected)"
+        raise RaffectError(f"{what}; train again") from error
 
 
 def nest_recipe(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe by dotted name as the nested object that records hold; settings that are younger have their defaults."""
+    """A recipe by dotted name as the nested object that records hold.
+
+    Settings that are younger than the recipe have their defaults.
+    """
     nested: dict[str, Any] = {}
     for name, value in in_todays_words(flat).items():
         group, _, key = name.rpartition(".")
@@ -67,23 +73,23 @@ def nest_recipe(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_split(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Frames of a split."""
-    reasons = {
-        name: facts[name] for name in ("no_image", "rejected", "not_extracted") if name in facts
-    }
+    names = ("no_image", "rejected", "not_extracted")
+    reasons = {name: facts[name] for name in names if name in facts}
     frames = {"frames": facts["frames"], "groups": facts["videos"]}
     return frames | (reasons or {"no_image": facts["labelled_without_feature"]})
 
 
 def read_score(score: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     """One snapshot's score; an unfinished head has its headline alone."""
+    # Outputs were named by the kind of the task.
+    metrics = (kind.key, "accuracy", "pcc", "rmse")
     outputs = next((score[name] for name in ("classes", "values") if name in score), {})
+    renamed = {"said": "predicted"}
     return {
         "headline": score[kind.key],
-        "metrics": {
-            name: score[name] for name in (kind.key, "accuracy", "pcc", "rmse") if name in score
-        },
+        "metrics": {name: score[name] for name in metrics if name in score},
         "outputs": {
-            name: {("predicted" if key == "said" else key): value for key, value in part.items()}
+            name: {renamed.get(key, key): value for key, value in part.items()}
             for name, part in outputs.items()
         },
         "confusion": score.get("confusion"),
@@ -92,10 +98,7 @@ def read_score(score: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     }
 
 
-def read_chance(trivial: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    """What answering without looking scored."""
-    return {
-        "answer": trivial["answer"],
-        "majority": trivial[kind.key],
-        "prior": trivial.get("guess"),
-    }
+def read_chance(found: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """The chance level, which was called the trivial score."""
+    answer, majority, prior = found["answer"], found[kind.key], found.get("guess")
+    return {"answer": answer, "majority": majority, "prior": prior}

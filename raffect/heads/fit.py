@@ -54,13 +54,13 @@ class FitJob:
     dtype: torch.dtype = torch.float32
     """float32; float64 for tests."""
     workers: Workers = field(default_factory=Workers)
-    """Who trains together; each of them calls `fit`."""
+    """The processes that train together; each of them calls `fit`."""
     cv_epochs: Sequence[int] | None = None
     """1-based epoch that each head's ``cv`` snapshot keeps: the cross-validated one."""
     keep_statistics: bool = False
     """Whether the statistics of every epoch are kept."""
     state_path: Path | None = None
-    """File to go on from and to save to; removed by whoever has written the results."""
+    """File to go on from and to save to; removed by the caller once results are written."""
     fingerprint: str = ""
     """Of the data; a state of other data is refused."""
     save_every_s: float = 30.0
@@ -113,6 +113,7 @@ def fit(
     Raises:
         RaffectError: If the saved state belongs to another version, other settings or other data.
     """
+    # Heads as they start, or as an earlier attempt left them.
     learner = Learner(job.recipes, job.spec, job.prior, job.device, job.dtype, job.workers)
     if job.is_long_on_one_gpu:
         learner.fuse()
@@ -120,6 +121,7 @@ def fit(
     if job.state_path is not None and job.state_path.exists():
         resume(job.state_path, job.identity, learner, fitted)
     job.workers.require_same(len(fitted.history), "epochs of the saved state", job.device)
+    # Epochs, saved from time to time; the last one is not, since its results are written.
     saved = time.monotonic()
     for epoch in range(len(fitted.history), job.num_epochs):
         alive = _run_epoch(job, learner, fitted, epoch, on_step)
@@ -156,6 +158,7 @@ def count(
     Returns:
         Shape (P, videos, A, B).
     """
+    # Parts of a size that bounds memory, whatever the number of heads.
     workers = workers or Workers()
     predict = heads.predictor(heads.rows, heads.buffers)
     chunk = max(1, _PREDICTIONS // len(heads))
@@ -179,6 +182,7 @@ def _run_epoch(
     on_step: Callable[[], None],
 ) -> np.ndarray:
     """Train for an epoch (0-based), judge and keep; returns which heads are sound, shape (P,)."""
+    # Train; the host waits for the device at the end of the epoch alone.
     start, first_step = time.perf_counter(), int(learner.counter)
     rates = learner.set_epoch(epoch)
     for _ in learner.run(job.train, epoch):
@@ -187,12 +191,14 @@ def _run_epoch(
     losses = (learner.loss_sum / num_steps).tolist()
     _note_diverged(learner, fitted, epoch, first_step)
     alive = np.array([line is None for line in fitted.diverged])
+    # Judge on validation, and keep the snapshots that this epoch is for.
     counts = count(loss_kind(job.prior.task), learner.heads, job.validation, job.workers)
     score = kind_of(job.prior.task).headline(counts.sum(1))
     name = score_name(job.prior.task)
     _keep_all(job, learner.heads, fitted, name, score, alive)
     if job.keep_statistics:
         fitted.statistics.append(counts)
+    # JSON has no NaN: heads that diverged have None.
     fitted.history.append(
         {
             "epoch": epoch + 1,
@@ -207,6 +213,8 @@ def _run_epoch(
 
 
 def _note_diverged(learner: Learner, fitted: Fitted, epoch: int, first_step: int) -> None:
+    """Add a line for each head that diverged in this epoch (0-based)."""
+    # The last update may spoil weights after a loss that was still finite.
     sound = torch.isfinite(learner.heads.rows).all(1).tolist()
     kept = f"epoch {epoch} is kept" if epoch else "nothing is kept"
     for head, step in enumerate(learner.first_bad.tolist()):
@@ -229,6 +237,7 @@ def _keep_all(
     epoch = len(fitted.history) + 1
     earlier = [[entry[name][head] for entry in fitted.history] for head in range(len(heads))]
     best = [max((v for v in values if v is not None), default=-math.inf) for values in earlier]
+    # Of equals the earlier epoch stays the best.
     fitted.keep("last", heads, alive, epoch)
     fitted.keep("best", heads, alive & (score > np.array(best)), epoch)
     if job.cv_epochs is not None:

@@ -55,9 +55,11 @@ class MlpSpec(HeadSpec):
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
         """See `raffect.heads.batch.HeadSpec.from_json`."""
+        # Names.
         names = [field.name for field in dataclasses.fields(cls)]
         if content.keys() != set(names):
             raise RaffectError(f"{where}: its head has to name {', '.join(names)}; train again")
+        # Sizes; only a head with hidden blocks has a width.
         least_width = 1 if content["depth"] else 0
         bounds = {
             "dim": (1, MOST_WIDTH),
@@ -69,6 +71,7 @@ class MlpSpec(HeadSpec):
             if type(content[name]) is not int or not least <= content[name] <= most:
                 found = f"{where}: {name} {str(content[name])[:40]} of its head"
                 raise RaffectError(f"{found}: expected {least} to {most}; train again")
+        # Words.
         if content["normalise"] not in ("none", "l2"):
             found = f"{where}: normalise {str(content['normalise'])[:40]} of its head"
             raise RaffectError(f"{found}: expected none or l2; train again")
@@ -109,6 +112,7 @@ class MlpSpec(HeadSpec):
         row = torch.zeros(self.num_weights)
         norms = {norm_name(block) for block in range(self.depth)}
         inputs = self.dim
+        # A bias has the bound of the weight before it, which has the number of inputs.
         for name, view in self.views(row[None]).items():
             layer, _, kind = name.rpartition(".")
             if layer in norms:
@@ -127,7 +131,8 @@ class MlpSpec(HeadSpec):
         workers: Workers | None = None,
     ) -> HeadBatch:
         """See `raffect.heads.batch.HeadSpec.build`."""
-        from raffect.heads.mlp import MlpBatch  # which imports this module
+        # Here, since that module imports this one.
+        from raffect.heads.mlp import MlpBatch
 
         return MlpBatch(self, rows, buffers, workers)
 
@@ -155,6 +160,7 @@ class Head(nn.Module):
         super().__init__()
         self.spec = spec
         layers: list[nn.Module] = []
+        # Names of a state follow from the order of the layers; see `linear_name`.
         inputs = spec.dim
         for _ in range(spec.depth):
             norm = nn.BatchNorm1d(spec.width, eps=EPS, momentum=MOMENTUM)

@@ -19,7 +19,7 @@ def head_spec(config: HeadConfig, dim: int, outputs: int) -> HeadSpec:
     Args:
         config: The recipe's part.
         dim: Length of a feature.
-        outputs: How many numbers a head says of a sample.
+        outputs: How many numbers a head predicts for a sample.
     """
     return MlpSpec.from_config(config, dim, outputs)
 
@@ -28,7 +28,7 @@ def read_spec(content: Any, where: Path) -> HeadSpec:
     """The spec that `raffect.heads.batch.HeadSpec.to_json` wrote.
 
     Args:
-        content: Any JSON value: a file may come from anybody.
+        content: Any JSON value: a file is not trusted.
         where: The file, for errors.
 
     Raises:
@@ -39,5 +39,6 @@ def read_spec(content: Any, where: Path) -> HeadSpec:
         expected = " or ".join(HEAD_KINDS)
         found = f"{where}: not a head of a known kind ({str(kind)[:40]})"
         raise RaffectError(f"{found}; expected {expected}; train again, or update raffect")
+    # Each kind checks its own values.
     values = {name: value for name, value in content.items() if name != "kind"}
     return HEAD_KINDS[kind].from_json(values, where)

@@ -73,6 +73,7 @@ class Learner:
         dtype: torch.dtype = torch.float32,
         workers: Workers | None = None,
     ) -> None:
+        # The heads, and what trains them.
         require_shared_settings(recipes)
         self.recipes, self.device, self.dtype = list(recipes), device, dtype
         self.workers = workers or Workers()
@@ -91,6 +92,7 @@ class Learner:
             device,
             dtype,
         )
+        # What every step counts, on the device.
         self.counter = torch.zeros((), dtype=torch.int32, device=device)
         self.loss_sum = torch.zeros(len(recipes), dtype=dtype, device=device)
         self.first_bad = torch.full((len(recipes),), -1, dtype=torch.int32, device=device)
@@ -106,10 +108,12 @@ class Learner:
         ten seconds, a C compiler and Triton; without them a step stays as it is. Only last bits
         differ.
         """
-        torch._dynamo.reset()  # forget earlier batches of heads, or torch gives up at the ninth
+        # Forget earlier batches of heads, or torch gives up at the ninth.
+        torch._dynamo.reset()
+        # Compile something small first: any part of the toolchain may be missing.
         try:
             torch.compile(torch.neg)(torch.ones(1, device=self.device))
-        except Exception as error:  # whatever a toolchain lacks
+        except Exception as error:
             reason = (str(error).splitlines() or [""])[0][:160]
             message = "steps are not fused, torch.compile does not work here (%s)"
             logging.getLogger("raffect").warning(message, reason)
@@ -130,6 +134,7 @@ class Learner:
             batch: This worker's samples of each head, shape (P, B, ...), of the learner's type.
             target: Their targets, shape (P, B, *target).
         """
+        # The loss where the weights are, then with SAM where it is highest nearby.
         heads, noise = self.heads, self.dropout.draw(self.counter, second=False)
         outputs = heads.forward(heads.rows, batch, noise, update_buffers=True)
         loss_P, derivative = self.objective.gradient(outputs, target)
@@ -139,6 +144,7 @@ class Learner:
                 noise = self.dropout.draw(self.counter, second=True)
             outputs = heads.forward(there, batch, noise, update_buffers=False)
             _, derivative = self.objective.gradient(outputs, target)
+        # The update, from the gradient there.
         heads.backward(derivative)
         self.optimizer.update()
         # What the host reads at the end of an epoch.
@@ -182,6 +188,7 @@ class Learner:
     @torch.no_grad()
     def run_stream(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[None]:
         """Train for an epoch on global batches, the same for all heads; yields after each step."""
+        # Each worker takes its part; all heads see the same samples.
         part, count = self.workers.share(self.recipes[0].batch_size), len(self.recipes)
         for x, y in batches:
             own, target = x[part].to(self.device, self.dtype), y[part].to(self.device)
@@ -224,6 +231,7 @@ class Learner:
         return sorted({recipe.seed for recipe in self.recipes})
 
     def _fill_order(self, order: np.ndarray, first_step: int) -> None:
+        """Put an epoch's order on the device."""
         # A graph keeps reading the same memory, so later epochs are copied into it.
         if not hasattr(self, "_order_SN"):
             batch_size, seeds = self.recipes[0].batch_size, self._seeds
@@ -237,6 +245,7 @@ class Learner:
         self._first_step.fill_(first_step)
 
     def _gather_and_step(self, samples: Samples) -> None:
+        """A step on the samples that the order has for it, all of it on the device."""
         step = (self.counter - self._first_step).long()
         columns = step * self.recipes[0].batch_size + self._columns
         index_PB = self._order_SN.index_select(1, columns)[self._seed_of_P]
@@ -244,10 +253,11 @@ class Learner:
         self.step(x.to(self.dtype), target)
 
     def _launch(self, samples: Samples) -> None:
-        """A step on CUDA: the first ones as they are, which also warms up, then as a graph."""
+        """A step on CUDA: the first ones launch by launch, which also warms up, then as a graph."""
         if self._graph is not None:
             self._graph.replay()
         elif self._eager_steps < _EAGER_STEPS:
+            # On a stream of its own, as torch asks for before a capture.
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):

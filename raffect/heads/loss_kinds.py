@@ -1,4 +1,6 @@
-"""The torch half of the kinds of tasks: losses of a batch of heads, label priors, and how outputs become statistics.
+"""The torch half of the kinds of tasks.
+
+These are losses of a batch of heads, label priors, and how outputs become statistics.
 
 Shape letters: P heads, B frames of a batch, C outputs, N losses that a head's tail is taken over.
 """
@@ -22,7 +24,13 @@ from raffect.recipe import LossConfig
 
 @dataclass(frozen=True)
 class Prior:
-    """How often each output is there in the training rows of a task: frames of each class, or active and inactive frames of each label."""
+    """How often each output occurs in the training rows of a task.
+
+    Attributes:
+        task: The task.
+        positive: Frames of each class, or active frames of each label, shape (C,).
+        negative: Inactive frames of each label, shape (C,); None for other kinds.
+    """
 
     task: Task
     positive: Tensor
@@ -48,10 +56,9 @@ class LossKind(ABC):
         Raises:
             RaffectError: Names the setting.
         """
-        require(
-            config.name in self.names,
-            f"loss.name {config.name}: task {self.task.name} is {self.task.kind}; expected {' or '.join(self.names)}",
-        )
+        what = f"loss.name {config.name}: task {self.task.name} is {self.task.kind}"
+        expected = " or ".join(self.names)
+        require(config.name in self.names, f"{what}; expected {expected}")
 
     @abstractmethod
     def count_prior(self, targets: np.ndarray) -> Prior:
@@ -69,13 +76,33 @@ class LossKind(ABC):
     def losses(
         self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str
     ) -> tuple[Tensor, Tensor | None]:
-        """Losses (P, N) that a tail is taken over, and which of them count; None for all."""
+        """Losses that each head's tail is taken over.
+
+        Args:
+            outputs_PBC: Of every head.
+            target: Of every head, shape (P, B) or (P, B, C).
+            weight_PC: Of each output's positives; None for all 1.
+            tail_over: The setting ``loss.tail_over``.
+
+        Returns:
+            Losses (P, N), and which of them count, of that shape; None if all do.
+        """
 
     @abstractmethod
     def count(
         self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int
     ) -> Tensor:
-        """Additive statistics of each head and video, shape (P, videos, A, B); see `raffect.metrics.kinds`."""
+        """Additive statistics of each head and video; see `raffect.metrics.kinds`.
+
+        Args:
+            outputs_PNC: Outputs of every head for N samples.
+            target: Of the samples, which all heads share.
+            video_N: Number of each sample's video.
+            num_videos: How many there are.
+
+        Returns:
+            Shape (P, videos, A, B).
+        """
 
 
 class MulticlassLoss(LossKind):
@@ -83,9 +110,8 @@ class MulticlassLoss(LossKind):
 
     def count_prior(self, targets: np.ndarray) -> Prior:
         """Frames of each class."""
-        return Prior(
-            self.task, torch.from_numpy(np.bincount(targets, minlength=len(self.task.outputs)))
-        )
+        counts = np.bincount(targets, minlength=len(self.task.outputs))
+        return Prior(self.task, torch.from_numpy(counts))
 
     def weights(self, config: LossConfig, prior: Prior) -> Tensor:
         """See `raffect.heads.losses.class_weights`."""
@@ -98,28 +124,27 @@ class MulticlassLoss(LossKind):
     def losses(
         self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str
     ) -> tuple[Tensor, Tensor | None]:
-        """One a frame."""
+        """One loss a frame."""
         return losses.softmax_losses(outputs_PBC, target, weight_PC), None
 
     def count(
         self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int
     ) -> Tensor:
         """Confusion matrices."""
-        return counting.count_confusion(
-            target, outputs_PNC.argmax(-1), video_N, num_videos, outputs_PNC.shape[-1]
-        )
+        predicted, num_classes = outputs_PNC.argmax(-1), outputs_PNC.shape[-1]
+        return counting.count_confusion(target, predicted, video_N, num_videos, num_classes)
 
 
 class MultilabelLoss(LossKind):
-    """Binary cross-entropy of each label; a label is predicted from probability 0.5, an output of 0."""
+    """Binary cross-entropy of each label.
+
+    A label is predicted from a probability of 0.5 on, which is an output of 0.
+    """
 
     def count_prior(self, targets: np.ndarray) -> Prior:
         """Active and inactive frames of each label."""
-        return Prior(
-            self.task,
-            torch.from_numpy((targets == 1).sum(0)),
-            torch.from_numpy((targets == 0).sum(0)),
-        )
+        positive, negative = ((targets == value).sum(0) for value in (1, 0))
+        return Prior(self.task, torch.from_numpy(positive), torch.from_numpy(negative))
 
     def weights(self, config: LossConfig, prior: Prior) -> Tensor:
         """See `raffect.heads.losses.unit_weights`."""
@@ -134,7 +159,10 @@ class MultilabelLoss(LossKind):
     def losses(
         self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str
     ) -> tuple[Tensor, Tensor | None]:
-        """One a label and frame, or with ``tail_over`` frames the mean over a frame's labels; unlabelled ones do not count."""
+        """One loss a label and frame, or with ``tail_over`` frames the mean over a frame's labels.
+
+        Unlabelled ones do not count.
+        """
         values, mask = losses.sigmoid_losses(outputs_PBC, target, weight_PC), target >= 0
         if tail_over == "frames":
             values, mask = losses.frame_means(values, mask)
@@ -148,24 +176,24 @@ class MultilabelLoss(LossKind):
 
 
 class RegressionLoss(LossKind):
-    """Squared error, the mean over a frame's labelled values; or ``ccc``, which has no loss of a single frame (see the objective)."""
+    """Squared error, the mean over a frame's labelled values; or ``ccc``.
+
+    ``ccc`` has no loss of a single frame; see `raffect.heads.objective.Objective.loss`.
+    """
 
     names = ("default", "ccc")
 
     def require_loss(self, config: LossConfig) -> None:
         """Weights and priors of classes mean nothing for numbers."""
         super().require_loss(config)
-        require(
-            config.weighting == "none",
-            f"loss.weighting {config.weighting}: task {self.task.name} has numbers, not classes; expected none",
-        )
-        require(
-            config.logit_adjustment == 0,
-            f"loss.logit-adjustment {config.logit_adjustment:g}: task {self.task.name} has numbers, not classes; expected 0",
-        )
+        why = f"task {self.task.name} has numbers, not classes"
+        what = f"loss.weighting {config.weighting}"
+        require(config.weighting == "none", f"{what}: {why}; expected none")
+        what = f"loss.logit-adjustment {config.logit_adjustment:g}"
+        require(config.logit_adjustment == 0, f"{what}: {why}; expected 0")
 
     def count_prior(self, targets: np.ndarray) -> Prior:
-        """Nothing is counted."""
+        """Zeros: there are no classes to count."""
         return Prior(self.task, torch.zeros(len(self.task.outputs)))
 
     def weights(self, config: LossConfig, prior: Prior) -> Tensor:
@@ -179,15 +207,15 @@ class RegressionLoss(LossKind):
     def losses(
         self, outputs_PBC: Tensor, target: Tensor, weight_PC: Tensor | None, tail_over: str
     ) -> tuple[Tensor, Tensor | None]:
-        """One a frame; a frame without any labelled value does not count."""
-        return losses.frame_means(
-            losses.squared_errors(outputs_PBC, target), torch.isfinite(target)
-        )
+        """One loss a frame; a frame without any labelled value does not count."""
+        errors = losses.squared_errors(outputs_PBC, target)
+        return losses.frame_means(errors, torch.isfinite(target))
 
     def count(
         self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int
     ) -> Tensor:
         """Moments of predictions within the task's limits."""
+        # Out of the limits a prediction is wrong for certain; training has no such clamp.
         if self.task.limits is not None:
             outputs_PNC = outputs_PNC.clamp(*self.task.limits)
         return counting.sum_moments(target, outputs_PNC, video_N, num_videos)
@@ -206,5 +234,5 @@ def loss_kind(task: Task) -> LossKind:
     Raises:
         RaffectError: If this version of raffect does not know it.
     """
-    kind_of(task)
+    kind_of(task)  # which raises if the kind is unknown
     return LOSS_KINDS[task.kind](task)

@@ -1,4 +1,4 @@
-"""Losses of a batch of heads: per frame or unit, weighted and masked; then the worst share's mean.
+"""Losses of a batch of heads: per frame or unit, weighted and masked; then the mean of the worst.
 
 Shape letters: P heads, B frames of a batch, C classes, U units, N elements that a head's tail is
 taken over.
@@ -35,7 +35,9 @@ def softmax_losses(
 def sigmoid_losses(
     logits_PBU: Tensor, target_PBU: Tensor, weight_PU: Tensor | None = None
 ) -> Tensor:
-    """Binary cross-entropy of each unit of each frame; positives times the unit's weight; 0 where unlabelled.
+    """Binary cross-entropy of each unit of each frame, positives times the unit's weight.
+
+    It is 0 where a unit is unlabelled.
 
     Args:
         logits_PBU: Floating point.
@@ -50,11 +52,9 @@ def sigmoid_losses(
         tensor([[[2., 2., 1.]]])
     """
     active = (target_PBU > 0).to(logits_PBU.dtype)
-    positive = (
-        functional.softplus(-logits_PBU)
-        if weight_PU is None
-        else functional.softplus(-logits_PBU) * weight_PU[:, None]
-    )
+    positive = functional.softplus(-logits_PBU)
+    if weight_PU is not None:
+        positive = positive * weight_PU[:, None]
     loss = active * positive + (1 - active) * functional.softplus(logits_PBU)
     return torch.where(target_PBU >= 0, loss, torch.zeros_like(loss))
 
@@ -73,22 +73,26 @@ def squared_errors(outputs_PBV: Tensor, target_PBV: Tensor) -> Tensor:
         >>> squared_errors(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.5, torch.nan]]]))
         tensor([[[0.2500, 0.0000]]])
     """
+    # NaN is replaced before the difference, or it would return in the gradient.
     known = torch.isfinite(target_PBV)
     return torch.where(known, outputs_PBV - torch.where(known, target_PBV, 0), 0) ** 2
 
 
 def ccc_loss(outputs_PBV: Tensor, target_PBV: Tensor) -> Tensor:
-    """1 - concordance correlation of a batch, the mean over the values that vary or are predicted to vary in it.
+    """1 - concordance correlation of a batch, the mean over its values.
+
+    A value that neither varies nor is predicted to vary in the batch is left out.
 
     Args:
         outputs_PBV: Floating point, over the global batch.
-        target_PBV: NaN where unlabelled: such a frame is not among that value's.
+        target_PBV: NaN where unlabelled; that value then leaves the frame out.
 
     Returns:
         Shape (P,), in [0, 2]; 1 for a head whose batch has no labels.
 
     Source:
-        Lin 1989: ccc = 2 cov / (var + var' + (mean - mean')^2), with population variances, as `raffect.metrics.agreement` scores it.
+        Lin 1989: ccc = 2 cov / (var + var' + (mean - mean')^2), with population variances, as
+        `raffect.metrics.agreement` scores it.
 
     Example:
         >>> ccc_loss(torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[1.0], [0.0]]]))
@@ -100,14 +104,15 @@ def ccc_loss(outputs_PBV: Tensor, target_PBV: Tensor) -> Tensor:
     def mean(values: Tensor) -> Tensor:
         return torch.where(known, values, 0).sum(1) / count
 
+    # Means and central moments over the labelled frames.
     target = torch.where(known, target_PBV, 0)
     mean_target, mean_output = mean(target), mean(outputs_PBV)
     off_target, off_output = target - mean_target[:, None], outputs_PBV - mean_output[:, None]
     spread = mean(off_target**2) + mean(off_output**2) + (mean_target - mean_output) ** 2
+    # The inner `where` keeps the gradient finite where nothing varies.
     has_spread = spread > 0
-    ccc = torch.where(
-        has_spread, 2 * mean(off_target * off_output) / torch.where(has_spread, spread, 1), 0
-    )
+    ratio = 2 * mean(off_target * off_output) / torch.where(has_spread, spread, 1)
+    ccc = torch.where(has_spread, ratio, 0)
     return 1 - ccc.sum(1) / has_spread.sum(1).clamp(min=1)
 
 
@@ -124,8 +129,8 @@ def frame_means(loss_PBU: Tensor, labelled_PBU: Tensor) -> tuple[Tensor, Tensor]
 def cvar(loss_PN: Tensor, alpha_P: Tensor, mask_PN: Tensor | None = None) -> Tensor:
     """Mean of the worst ``alpha`` share of each head's losses: conditional value at risk.
 
-    ``alpha = 1`` is the plain mean; ``alpha <= 1/n`` is the maximum. Larger alpha is closer to the mean: the paper's text has it
-    the other way round in section III-B.
+    ``alpha = 1`` is the plain mean; ``alpha <= 1/n`` is the maximum. Larger alpha is closer to the
+    mean: the paper's text has it the other way round in section III-B.
 
     Args:
         loss_PN: Losses, shape (P, N), floating point.
@@ -136,14 +141,16 @@ def cvar(loss_PN: Tensor, alpha_P: Tensor, mask_PN: Tensor | None = None) -> Ten
         Shape (P,), differentiable in ``loss_PN``; 0 for a head without any loss that counts.
 
     Source:
-        Lin et al. 2024, eq. (1). The minimum over lambda is reached at an order statistic, so one sort is exact: with k = alpha * n,
-        the mean of the k largest losses, the last one counted by the fraction of k (Rockafellar and Uryasev 2000). Deviation: no
-        search for lambda, and its subgradient at the perturbed point is taken there.
+        Lin et al. 2024, eq. (1). The minimum over lambda is reached at an order statistic, so one
+        sort is exact: with k = alpha * n, the mean of the k largest losses, the last one counted by
+        the fraction of k (Rockafellar and Uryasev 2000). Deviation: no search for lambda, and its
+        subgradient at the perturbed point is taken there.
 
     Example:
         >>> cvar(torch.tensor([[4.0, 1.0, 2.0, 3.0]]), torch.tensor([0.375]))
         tensor([3.6667])
     """
+    # Losses from the largest down; those that do not count come last.
     if mask_PN is None:
         count_P = torch.full_like(alpha_P, loss_PN.shape[1])
         ranked = loss_PN.sort(dim=1, descending=True).values
@@ -151,6 +158,7 @@ def cvar(loss_PN: Tensor, alpha_P: Tensor, mask_PN: Tensor | None = None) -> Ten
         count_P = mask_PN.sum(1).to(alpha_P.dtype)
         lowest = torch.finfo(loss_PN.dtype).min
         ranked = torch.where(mask_PN, loss_PN, lowest).sort(dim=1, descending=True).values
+    # The share of each in the mean: 1 within the tail, a fraction at its end, 0 beyond.
     tail_P = alpha_P * count_P
     rank_N = torch.arange(loss_PN.shape[1], device=loss_PN.device, dtype=alpha_P.dtype)
     share_PN = (tail_P[:, None] - rank_N).clamp(0, 1)
@@ -170,8 +178,10 @@ def class_weights(counts_C: Tensor, kind: str, beta: float) -> Tensor:
         Shape (C,), float64.
 
     Source:
-        Cui et al. 2019, eq. (7): (1 - beta) / (1 - beta^n). Deviation: scaled by frames, not by classes, so that the rate means the same.
+        Cui et al. 2019, eq. (7): (1 - beta) / (1 - beta^n). Deviation: scaled by frames, not by
+        classes, so that the learning rate means the same with and without weights.
     """
+    # A class without frames has weight 0, not infinity.
     counts = counts_C.double()
     present = (counts > 0).double()
     weights = _rarity(counts, kind, beta) * present
@@ -196,6 +206,7 @@ def unit_weights(positive_U: Tensor, negative_U: Tensor, kind: str, beta: float)
 
 
 def _rarity(counts: Tensor, kind: str, beta: float) -> Tensor:
+    """Weights before scaling: larger for what is rarer, all 1 for the kind ``"none"``."""
     counts = counts.clamp(min=1)
     if kind == "inverse":
         return 1 / counts
@@ -203,11 +214,20 @@ def _rarity(counts: Tensor, kind: str, beta: float) -> Tensor:
 
 
 def class_shift(counts_C: Tensor) -> Tensor:
-    """Log prior of each class, to add to its logit in training (Menon et al. 2021, eq. (10)); one frame is assumed where there is none."""
+    """Log prior of each class, to add to its logit in training.
+
+    A class without frames counts as one with a single frame.
+
+    Source:
+        Menon et al. 2021, eq. (10).
+    """
     counts = counts_C.double().clamp(min=1)
     return (counts / counts.sum()).log()
 
 
 def unit_shift(positive_U: Tensor, negative_U: Tensor) -> Tensor:
-    """Log prior odds of each unit, to add to its logit in training; one frame is assumed where there is none."""
+    """Log prior odds of each unit, to add to its logit in training.
+
+    A count of 0 frames is taken as 1.
+    """
     return positive_U.double().clamp(min=1).log() - negative_U.double().clamp(min=1).log()

@@ -123,9 +123,11 @@ class MlpBatch(HeadBatch):
         """
         if d_outputs.shape[1] * self.workers.size > (self.spec.width or self.spec.dim):
             return None
+        # Gradients of Linears as two factors, with the samples of every worker.
         factors = {}
         for name, inputs, delta in self._propagate(d_outputs):
             factors[name] = self.workers.gather(inputs), self.workers.gather(delta)
+        # Gradients of vectors, which `_propagate` has written.
         vectors = {}
         for name, shape in self.spec.weights.items():
             if len(shape) == 1:
@@ -141,6 +143,7 @@ class MlpBatch(HeadBatch):
         rho_P: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Vectors after SAM's step, and the second factors of Linears times its length."""
+        # The length of the step, from the norm of the whole gradient.
         squares = [gradient.square().sum(1) for gradient in vectors.values()]
         squares += [squared_norm(inputs, delta) for inputs, delta in factors.values()]
         scale_P = rho_P / (sum(squares[1:], squares[0]).clamp(min=0).sqrt() + 1e-12)
@@ -179,10 +182,12 @@ class MlpBatch(HeadBatch):
 
         Yields name, inputs and output gradient of each Linear; gradients of vectors are written.
         """
+        # The last Linear.
         views, lifts, grads = self._point.views, self._point.lifts, self._gradient_views
         last = linear_name(self.spec.depth)
         torch.sum(d_outputs, 1, out=grads[f"{last}.bias"])
         yield last, self._top, d_outputs
+        # The hidden blocks, from the last to the first.
         name, delta = last, d_outputs
         for block in reversed(range(self.spec.depth)):
             delta = linear_backward(views, name, delta, lifts)

@@ -1,4 +1,6 @@
-"""What a batch of heads minimises: losses of its outputs, weighted, adjusted and masked, and of them each head's worst share.
+"""What a batch of heads minimises.
+
+These are losses of its outputs, weighted, adjusted and masked, and of them each head's worst share.
 
 Shape letters: P heads, B frames of this worker's part of the batch, C outputs.
 """
@@ -39,35 +41,36 @@ class Objective:
         workers: Workers,
     ) -> None:
         self.workers, self.kind = workers, loss_kind(prior.task)
-        self.name, self.tail_over = recipes[0].loss.name, recipes[0].loss.tail_over
-        for recipe in recipes:
-            self.kind.require_loss(recipe.loss)
-        self.alpha = torch.tensor(
-            [recipe.loss.alpha for recipe in recipes], dtype=dtype, device=device
-        )
+        configs = [recipe.loss for recipe in recipes]
+        self.name, self.tail_over = configs[0].name, configs[0].tail_over
+        for config in configs:
+            self.kind.require_loss(config)
+        self.alpha = torch.tensor([config.alpha for config in configs], dtype=dtype, device=device)
+        # None where no head needs them, which saves a kernel in every step.
         self.weights = self.shift = None
-        if any(recipe.loss.weighting != "none" for recipe in recipes):
-            self.weights = torch.stack(
-                [self.kind.weights(recipe.loss, prior) for recipe in recipes]
-            ).to(device, dtype)
-        if any(recipe.loss.logit_adjustment for recipe in recipes):
-            shifts = [recipe.loss.logit_adjustment * self.kind.shift(prior) for recipe in recipes]
+        if any(config.weighting != "none" for config in configs):
+            weights = [self.kind.weights(config, prior) for config in configs]
+            self.weights = torch.stack(weights).to(device, dtype)
+        if any(config.logit_adjustment for config in configs):
+            shifts = [config.logit_adjustment * self.kind.shift(prior) for config in configs]
             self.shift = torch.stack(shifts)[:, None].to(device, dtype)
 
     def loss(self, outputs_PBC: Tensor, target: Tensor) -> Tensor:
-        """Loss of the global batch of each head, shape (P,), differentiable in this worker's outputs."""
-        if self.name == "ccc":  # its moments are those of the global batch
-            return losses.ccc_loss(
-                self.workers.gather(outputs_PBC), self.workers.gather(target.to(outputs_PBC.dtype))
-            )
+        """Loss of the global batch of each head, shape (P,).
+
+        It is differentiable in this worker's outputs.
+        """
+        # CCC has no losses of single frames: its moments are those of the global batch.
+        if self.name == "ccc":
+            known = self.workers.gather(target.to(outputs_PBC.dtype))
+            return losses.ccc_loss(self.workers.gather(outputs_PBC), known)
         if self.shift is not None:
             outputs_PBC = outputs_PBC + self.shift
         loss_PN, mask_PN = self.kind.losses(outputs_PBC, target, self.weights, self.tail_over)
-        return losses.cvar(
-            self.workers.gather(loss_PN),
-            self.alpha,
-            None if mask_PN is None else self.workers.gather(mask_PN),
-        )
+        # The tail is one of the global batch as well.
+        loss_PN = self.workers.gather(loss_PN)
+        mask_PN = None if mask_PN is None else self.workers.gather(mask_PN)
+        return losses.cvar(loss_PN, self.alpha, mask_PN)
 
     def gradient(self, outputs_PBC: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The loss (P,), and its derivative by this worker's outputs."""

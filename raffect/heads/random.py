@@ -1,7 +1,7 @@
 """Everything random in training on resident samples, as a pure function of (seed, epoch, step).
 
-There is nothing to save and nothing to share out: heads of one seed see the same samples and the
-same dropout masks, in any batch of heads, on any number of workers, after any stop.
+No state has to be saved or sent: heads of one seed see the same samples and the same dropout masks,
+in any batch of heads, on any number of workers, after any stop.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _WEIGHTS, _ORDER, _DROPOUT = 1, 2, 3
+"""Independent streams of one seed."""
 _GOLDEN = -1640531527  # 2^32 / golden ratio, as int32
 
 
@@ -55,6 +56,7 @@ def dropout_bits(
         The mixing function is lowbias32 (Wellons 2018), which changes each output bit with half a
         chance for each input bit.
     """
+    # A key of this step, then a hash of it and each position.
     key = torch.empty_like(key_P).copy_(key_P)
     spare = torch.empty_like(key)
     _mix_(_mix_(key, spare).add_(step * _GOLDEN), spare)
@@ -100,6 +102,7 @@ class Dropout:
         def integers(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
+        # One number a factor, by which its bits are drawn: those of the global batch.
         positions = (rank * size, (rank + 1) * size)
         self._position = torch.arange(*positions, dtype=torch.int32, device=device)
         self._key = integers([dropout_key(seed) for seed in seeds])
@@ -107,7 +110,7 @@ class Dropout:
         factors = [[1 / (1 - rate)] for rate in rates]
         self._factor = torch.tensor(factors, dtype=dtype, device=device)
         self._independent = integers([int(own) for own in independent])
-        # Written anew in every step.
+        # Memory that every step writes again.
         rows = (len(seeds), size if self.active else 0)
         self._bits = torch.empty(rows, dtype=torch.int32, device=device)
         self._scratch = torch.empty_like(self._bits)
@@ -115,12 +118,13 @@ class Dropout:
         self._scale = torch.empty(rows, dtype=dtype, device=device)
 
     def draw(self, step: Tensor, second: bool) -> Tensor | None:
-        """Factors 0 or 1 / (1 - rate), shape (P, B, K); None where nobody drops anything.
+        """Factors 0 or 1 / (1 - rate), shape (P, B, K); None where no head drops anything.
 
         The next draw overwrites them.
         """
         if not self.active:
             return None
+        # Even numbers for first passes, odd ones for second passes with a mask of their own.
         number = 2 * step + (self._independent if second else 0)
         bits = dropout_bits(self._key, number, self._position, self._bits, self._scratch)
         torch.ge(bits, self._threshold, out=self._kept)
@@ -128,7 +132,7 @@ class Dropout:
 
 
 def _mix_(x: Tensor, scratch: Tensor) -> Tensor:
-    """In place.
+    """Mix the bits of int32 values in place; see `dropout_bits` for the source.
 
     Shifts of int32 bring in copies of the sign, so they are masked; products wrap around.
     """

@@ -45,5 +45,6 @@ def perturb(
     """
     if kind == "sign":
         return torch.add(weights_PN, torch.sign(gradient_PN) * rho_P[:, None], out=out)
+    # The constant keeps a gradient of 0 from dividing by 0.
     scale_P = rho_P / (gradient_PN.norm(dim=1) + 1e-12)
     return torch.addcmul(weights_PN, gradient_PN, scale_P[:, None], out=out)

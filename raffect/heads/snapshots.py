@@ -1,4 +1,4 @@
-"""What training keeps of heads: snapshots at epochs of each one's own, and a state to go on from.
+"""What training keeps: snapshots of heads, each at its own epoch, and a state to go on from.
 
 Shape letters: P heads, N weights of a head.
 """
@@ -29,7 +29,7 @@ History = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class SavedState(Record):
-    """What a state file says beside its tensors.
+    """What a state file holds beside its tensors.
 
     Attributes:
         format: Of the file.
@@ -48,12 +48,12 @@ class SavedState(Record):
 
 @dataclass
 class Snapshot:
-    """Heads as they were at the end of an epoch of each one's own.
+    """Heads as they were at the end of an epoch, which may differ between heads.
 
     Attributes:
         rows: Their weights, shape (P, N), on the training device.
         buffers: What belongs to them, each of shape (P, ...), likewise.
-        epoch: 1-based, shape (P,); 0 for a head that has none.
+        epoch: 1-based, shape (P,); 0 for a head of which nothing is kept.
     """
 
     rows: Tensor
@@ -68,6 +68,7 @@ class Snapshot:
 
     def keep(self, heads: HeadBatch, which: np.ndarray, epoch: int) -> None:
         """Take over the heads ``which`` (bool, shape (P,)) as they are after ``epoch``."""
+        # Only the rows of these heads are copied.
         index = torch.from_numpy(np.flatnonzero(which)).to(heads.rows.device)
         self.rows[index] = heads.rows[index]
         for name, buffer in self.buffers.items():
@@ -82,7 +83,7 @@ class Snapshot:
 
 @dataclass
 class Fitted:
-    """What training leaves.
+    """The result of training.
 
     Attributes:
         spec: What the heads are.
@@ -120,8 +121,9 @@ def save(path: Path, identity: Mapping[str, Any], learner: Learner, fitted: Fitt
         path: The file, replaced.
         identity: Plain JSON values that must be the same to go on.
         learner: Between two epochs.
-        fitted: What there is so far.
+        fitted: The result so far.
     """
+    # Tensors of the learner, of every snapshot, and the statistics of every epoch.
     tensors = learner.state()
     for name, kept in fitted.snapshots.items():
         tensors |= {key: to_cpu(tensor) for key, tensor in kept.tensors(name).items()}
@@ -142,6 +144,7 @@ def resume(path: Path, identity: Mapping[str, Any], learner: Learner, fitted: Fi
     Raises:
         RaffectError: If it is damaged, or belongs to another version, other settings or other data.
     """
+    # The file, and whether it is of this run.
     tensors, content = load_state(path)
     if content.get("format") != STATE_FORMAT:
         what = f"{path}: an unfinished run of another version of raffect"
@@ -152,6 +155,7 @@ def resume(path: Path, identity: Mapping[str, Any], learner: Learner, fitted: Fi
         what = f"{path}: an unfinished run of other {' and '.join(changed)}"
         remedy = "name another --out, or delete the file to train from the start"
         raise RaffectError(f"{what}; {remedy}")
+    # The learner, then what it has left so far.
     learner.load_state(tensors)
     fitted.history, fitted.diverged = about.history, about.diverged
     fitted.statistics = list(tensors["statistics"].numpy()) if "statistics" in tensors else []

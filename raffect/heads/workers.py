@@ -1,6 +1,6 @@
-"""What workers of one run tell each other, so that many give the result of one.
+"""What workers of one run exchange, so that many give the result of one.
 
-A worker alone has nothing to tell, which costs nothing.
+A worker alone exchanges nothing, at no cost.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Workers:
         """
         if self.size == 1:
             return tensor
+        # The collective call cuts the graph of derivatives; this worker's own part keeps it.
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor.detach().contiguous())
         parts[self.rank] = tensor

@@ -1,7 +1,9 @@
-"""F1 from confusion counts, which add up: those of videos to those of a split, those of workers to those of a run.
+"""F1 from confusion counts, which add up.
 
-Counts have shape (..., K, 4): true positives, false positives, false negatives and true negatives of K classes or labels. Scores
-always count all K of them: one that never occurs scores 0 and is not dropped, as scikit-learn's and torchmetrics' macro F1 would.
+Counts of videos add up to those of a split, and counts of workers to those of a run. They have
+shape (..., K, 4): true positives, false positives, false negatives and true negatives of K classes
+or labels. Scores always count all K of them: one that never occurs scores 0 and is not dropped, as
+scikit-learn's and torchmetrics' macro F1 would.
 """
 
 from __future__ import annotations
@@ -14,14 +16,18 @@ from raffect.metrics.scores import Number
 
 
 def one_against_rest(confusion: np.ndarray) -> np.ndarray:
-    """Counts (..., C, 4) of each class against the others, from confusion matrices (..., C, C): rows true, columns predicted."""
-    true = np.diagonal(confusion, axis1=-2, axis2=-1)
-    predicted, there, all_ = (
-        confusion.sum(-2),
-        confusion.sum(-1),
-        confusion.sum((-2, -1))[..., None],
-    )
-    return np.stack([true, predicted - true, there - true, all_ - predicted - there + true], -1)
+    """Counts of each class against the others.
+
+    Args:
+        confusion: Confusion matrices, shape (..., C, C): rows true, columns predicted.
+
+    Returns:
+        Shape (..., C, 4).
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    true, predicted = confusion.sum(-1), confusion.sum(-2)
+    frames = confusion.sum((-2, -1))[..., None]
+    return np.stack([hits, predicted - hits, true - hits, frames - predicted - true + hits], -1)
 
 
 def f1_scores(counts: np.ndarray) -> np.ndarray:
@@ -37,8 +43,8 @@ def f1_scores(counts: np.ndarray) -> np.ndarray:
 def resampled_macro_f1(counts: np.ndarray) -> np.ndarray:
     """Macro F1 of draws of videos, mean over heads.
 
-    A class that no drawn video shows is left out of that draw's mean: the draw lost it, not the head. What the split itself lacks scores
-    0 in every draw, as in the score.
+    A class that no drawn video shows is left out of that draw's mean: the draw lost it, not the
+    head. A class that the split itself lacks scores 0 in every draw, as in the score.
 
     Args:
         counts: Shape (heads, draws, K, 4).
@@ -46,19 +52,24 @@ def resampled_macro_f1(counts: np.ndarray) -> np.ndarray:
     Returns:
         Shape (draws,).
     """
+    # Classes that a draw has, and those that no draw has.
     shown = counts[..., 0] + counts[..., 2] > 0
     never = ~shown.any(1, keepdims=True)
-    return ((f1_scores(counts) * shown).sum(-1) / np.maximum((shown | never).sum(-1), 1)).mean(0)
+    num_classes = np.maximum((shown | never).sum(-1), 1)
+    return ((f1_scores(counts) * shown).sum(-1) / num_classes).mean(0)
 
 
 def describe_classes(counts: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Number]]:
-    """Precision, recall, F1, support and number of predictions of each class, from counts (K, 4)."""
+    """Precision, recall, F1, support and number of predictions of each class, by its name.
+
+    Args:
+        counts: Shape (K, 4).
+        names: Of the K classes.
+    """
+    # Frames where a class is true, and where it is predicted.
     true, predicted = counts[:, 0] + counts[:, 2], counts[:, 0] + counts[:, 1]
-    precision, recall, f1 = (
-        divide(counts[:, 0], predicted),
-        divide(counts[:, 0], true),
-        f1_scores(counts),
-    )
+    precision, recall = divide(counts[:, 0], predicted), divide(counts[:, 0], true)
+    f1 = f1_scores(counts)
     return {
         name: {
             "precision": float(precision[k]),
@@ -73,6 +84,5 @@ def describe_classes(counts: np.ndarray, names: Sequence[str]) -> dict[str, dict
 
 def divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """``part / whole``, 0 where ``whole`` is not positive."""
-    return np.divide(
-        part, whole, out=np.zeros(np.shape(part), np.float64), where=np.asarray(whole) > 0
-    )
+    out = np.zeros(np.shape(part), np.float64)
+    return np.divide(part, whole, out=out, where=np.asarray(whole) > 0)

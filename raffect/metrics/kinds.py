@@ -1,6 +1,9 @@
-"""Kinds of tasks: how labels are read, and what predictions are worth. The torch half, losses and counting, is in `raffect.heads.loss_kinds`.
+"""Kinds of tasks: how labels are read, and how predictions are scored.
 
-Each kind keeps additive statistics of a head on each video, shape (..., videos, A, B): those of videos add up to those of a split.
+The torch half, losses and counting, is in `raffect.heads.loss_kinds`.
+
+Each kind keeps additive statistics of a head on each video, shape (..., videos, A, B): those of
+videos add up to those of a split.
 """
 
 from __future__ import annotations
@@ -24,15 +27,16 @@ from raffect.metrics.scores import Chance, Number, Score
 
 
 class Kind(ABC):
-    """What everything that is not a loss asks of a task.
+    """What a task is to all code except the losses.
 
     Attributes:
         key: Name of the headline score in files, such as ``macro_f1``.
         title: The same for people.
-        lowest: Lowest headline score there is.
-        parts: What its outputs are called: classes, labels or values.
-        part: What one of them is called.
-        columns: Scores of one output, as (title, key); the first is the one that is drawn, the last a number of frames.
+        lowest: Lowest possible headline score.
+        parts: Word for its outputs: classes, labels or values.
+        part: Its singular.
+        columns: Scores of one output, as (title, key); figures draw the first, and the last is a
+            number of frames.
     """
 
     key: ClassVar[str]
@@ -60,7 +64,14 @@ class Kind(ABC):
 
     @abstractmethod
     def resampled(self, statistics: np.ndarray) -> np.ndarray:
-        """Headline score of draws of videos, mean over heads, of statistics (heads, draws, A, B): shape (draws,)."""
+        """Headline score of draws of videos, the mean over heads.
+
+        Args:
+            statistics: Shape (heads, draws, A, B).
+
+        Returns:
+            Shape (draws,).
+        """
 
     @abstractmethod
     def score(self, statistics: np.ndarray, task: Task) -> Score:
@@ -68,7 +79,10 @@ class Kind(ABC):
 
     @abstractmethod
     def chance(self, statistics: np.ndarray, task: Task) -> Chance:
-        """The best predictors that never look, from any head's statistics (A, B)."""
+        """The chance level, from any head's statistics (A, B).
+
+        It is that of the best predictors that never look at a frame.
+        """
 
     @abstractmethod
     def count_frames(self, statistics: np.ndarray) -> np.ndarray:
@@ -76,15 +90,18 @@ class Kind(ABC):
 
     @abstractmethod
     def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
-        """What labels look like, for people: counts, rates or means by output, of label columns (N, columns)."""
+        """Counts, rates or means by output of label columns (N, columns), for people."""
 
     def strata(self, targets: np.ndarray) -> np.ndarray | None:
-        """Classes that folds should be alike in, shape (N,); None where there are none."""
+        """Classes that folds should be alike in, shape (N,); None for a kind without classes."""
         return None
 
 
 class Multiclass(Kind):
-    """One class of several a frame. Statistics: confusion matrix (C, C), rows true, columns predicted. Headline: macro F1."""
+    """One class of several a frame.
+
+    Statistics: confusion matrix (C, C), rows true, columns predicted. Headline: macro F1.
+    """
 
     key, title, lowest = "macro_f1", "macro F1", 0.0
     parts, part = "classes", "class"
@@ -100,19 +117,17 @@ class Multiclass(Kind):
         return values[:, 0].astype(np.int64)
 
     def find_wrong(self, task: Task, values: np.ndarray) -> np.ndarray:
-        """Those that do not number a class."""
-        return task.is_labelled(values) & ~(
-            (values >= 0) & (values < len(task.outputs)) & (values == np.floor(values))
-        )
+        """Those that are not the number of a class."""
+        is_number = (values >= 0) & (values < len(task.outputs)) & (values == np.floor(values))
+        return task.is_labelled(values) & ~is_number
 
     def why_untrainable(self, task: Task, targets: np.ndarray) -> str:
-        """One class alone teaches nothing."""
+        """One class alone cannot be learnt."""
         found = np.unique(targets)
-        return (
-            ""
-            if len(found) > 1
-            else f"one class only ({task.outputs[found[0]]}, {len(targets)} frames); a head needs two or more"
-        )
+        if len(found) > 1:
+            return ""
+        frames = f"{task.outputs[found[0]]}, {len(targets)} frames"
+        return f"one class only ({frames}); a head needs two or more"
 
     def headline(self, statistics: np.ndarray) -> np.ndarray:
         """Mean F1 over all classes."""
@@ -123,7 +138,7 @@ class Multiclass(Kind):
         return resampled_macro_f1(one_against_rest(statistics))
 
     def score(self, statistics: np.ndarray, task: Task) -> Score:
-        """``macro_f1`` and ``accuracy``, F1, precision and recall of each class, and the confusion matrix."""
+        """``macro_f1``, ``accuracy``, F1, precision and recall of each class, and confusion."""
         counts = one_against_rest(statistics)
         macro_f1 = float(f1_scores(counts).mean())
         accuracy = float(np.trace(statistics) / max(statistics.sum(), 1))
@@ -135,8 +150,12 @@ class Multiclass(Kind):
         )
 
     def chance(self, statistics: np.ndarray, task: Task) -> Chance:
-        """The most frequent class; and guesses drawn with the split's own class shares p_k: on average F1 of class k is p_k,
-        so they score 1/C whatever the shares, and no other blind guess reaches more."""
+        """The most frequent class; and classes drawn at random with the split's own shares p_k.
+
+        On average a draw has F1 p_k of class k, so it scores 1/C whatever the shares. No other
+        predictor that never looks reaches more.
+        """
+        # The constant has precision p, recall 1 and so F1 2p / (1 + p) of its own class, else 0.
         true = statistics.sum(1)
         best = int(true.argmax())
         majority = float(divide(2 * true[best], true[best] + true.sum())) / len(true)
@@ -148,13 +167,8 @@ class Multiclass(Kind):
 
     def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
         """Frames of each class."""
-        return dict(
-            zip(
-                task.outputs,
-                np.bincount(values[:, 0].astype(int), minlength=len(task.outputs)).tolist(),
-                strict=True,
-            )
-        )
+        counts = np.bincount(values[:, 0].astype(int), minlength=len(task.outputs))
+        return dict(zip(task.outputs, counts.tolist(), strict=True))
 
     def strata(self, targets: np.ndarray) -> np.ndarray | None:
         """The classes."""
@@ -162,7 +176,10 @@ class Multiclass(Kind):
 
 
 class Multilabel(Kind):
-    """Any number of labels a frame, each there, not there or unlabelled. Statistics: counts (L, 4). Headline: macro F1."""
+    """Any number of labels a frame, each active, not active or unlabelled.
+
+    Statistics: counts (L, 4). Headline: macro F1.
+    """
 
     key, title, lowest = "macro_f1", "macro F1", 0.0
     parts, part = "labels", "label"
@@ -174,7 +191,7 @@ class Multilabel(Kind):
     )
 
     def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
-        """1 there, 0 not, -1 unlabelled: int8, shape (N, L)."""
+        """1 active, 0 not, -1 unlabelled: int8, shape (N, L)."""
         return np.where(task.is_labelled(values), values, -1).astype(np.int8)
 
     def find_wrong(self, task: Task, values: np.ndarray) -> np.ndarray:
@@ -182,7 +199,7 @@ class Multilabel(Kind):
         return task.is_labelled(values) & (values != 0) & (values != 1)
 
     def why_untrainable(self, task: Task, targets: np.ndarray) -> str:
-        """Some label has to be both there and not."""
+        """Some label has to be active in a frame and not in another."""
         both = ((targets == 1).any(0) & (targets == 0).any(0)).any()
         return "" if both else "no label with both active and inactive frames"
 
@@ -201,29 +218,28 @@ class Multilabel(Kind):
         return Score(headline=macro_f1, metrics={"macro_f1": macro_f1}, outputs=outputs)
 
     def chance(self, statistics: np.ndarray, task: Task) -> Chance:
-        """Always active is the best constant, and no blind guess reaches more."""
+        """All labels active: the best constant, which no predictor that never looks exceeds."""
+        # Precision is a label's rate p, recall 1, and so F1 2p / (1 + p).
         positive, labelled = statistics[:, [0, 2]].sum(1), statistics.sum(1)
         majority = float(divide(2 * positive, positive + labelled).mean())
         return Chance(answer="all labels active", majority=majority)
 
     def count_frames(self, statistics: np.ndarray) -> np.ndarray:
-        """Of the label that most frames have."""
+        """Those of the label that is labelled in most frames."""
         return statistics.sum(-1).max(-1)
 
     def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
         """Rate of each label among frames where it is labelled."""
         targets = self.targets(task, values)
-        return dict(
-            zip(
-                task.outputs,
-                ((targets == 1).sum(0) / np.maximum((targets >= 0).sum(0), 1)).tolist(),
-                strict=True,
-            )
-        )
+        rates = (targets == 1).sum(0) / np.maximum((targets >= 0).sum(0), 1)
+        return dict(zip(task.outputs, rates.tolist(), strict=True))
 
 
 class Regression(Kind):
-    """Numbers, each of which may be unlabelled. Statistics: moments (V, 6). Headline: CCC, the mean over the values; chance is 0."""
+    """Numbers, each of which may be unlabelled.
+
+    Statistics: moments (V, 6). Headline: CCC, the mean over the values; chance is 0.
+    """
 
     key, title, lowest = "ccc", "CCC", -1.0
     parts, part = "values", "value"
@@ -235,16 +251,15 @@ class Regression(Kind):
 
     def find_wrong(self, task: Task, values: np.ndarray) -> np.ndarray:
         """Those beyond the task's limits, and infinite ones."""
+        # NaN compares false with any limit, and means unlabelled.
         low, high = task.limits or (-np.inf, np.inf)
         return np.isinf(values) | (task.is_labelled(values) & ((values < low) | (values > high)))
 
     def why_untrainable(self, task: Task, targets: np.ndarray) -> str:
         """Some value has to vary."""
-        varies = [
-            np.ptp(column[np.isfinite(column)]) > 0 if np.isfinite(column).any() else False
-            for column in targets.T
-        ]
-        return "" if any(varies) else "no value that varies"
+        labelled = [column[np.isfinite(column)] for column in targets.T]
+        varies = any(len(values) and np.ptp(values) > 0 for values in labelled)
+        return "" if varies else "no value that varies"
 
     def headline(self, statistics: np.ndarray) -> np.ndarray:
         """Mean CCC over all values."""
@@ -256,16 +271,13 @@ class Regression(Kind):
 
     def score(self, statistics: np.ndarray, task: Task) -> Score:
         """``ccc``, ``pcc`` and ``rmse``, means over the values, and the same of each value."""
-        found = {
-            "ccc": agreement.ccc(statistics),
-            "pcc": agreement.pcc(statistics),
-            "rmse": agreement.rmse(statistics),
-        }
-        outputs: dict[str, dict[str, Number]] = {
-            name: {key: float(part[k]) for key, part in found.items()}
-            | {"frames": int(statistics[k, 0])}
-            for k, name in enumerate(task.outputs)
-        }
+        # Each value's scores; those of the task are their means.
+        scores = {"ccc": agreement.ccc, "pcc": agreement.pcc, "rmse": agreement.rmse}
+        found = {key: score(statistics) for key, score in scores.items()}
+        outputs: dict[str, dict[str, Number]] = {}
+        for k, name in enumerate(task.outputs):
+            outputs[name] = {key: float(part[k]) for key, part in found.items()}
+            outputs[name]["frames"] = int(statistics[k, 0])
         metrics = {key: float(part.mean()) for key, part in found.items()}
         return Score(headline=metrics["ccc"], metrics=metrics, outputs=outputs)
 
@@ -274,16 +286,16 @@ class Regression(Kind):
         return Chance(answer="any constant", majority=0.0)
 
     def count_frames(self, statistics: np.ndarray) -> np.ndarray:
-        """Of the value that most frames have."""
+        """Those of the value that is labelled in most frames."""
         return statistics[..., 0].max(-1).astype(np.int64)
 
     def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
         """Mean of each value where it is labelled."""
-        targets = self.targets(task, values)
-        return {
-            f"mean {name}": float(np.nanmean(column)) if np.isfinite(column).any() else 0.0
-            for name, column in zip(task.outputs, targets.T, strict=True)
-        }
+        out = {}
+        for name, column in zip(task.outputs, self.targets(task, values).T, strict=True):
+            is_labelled = np.isfinite(column).any()
+            out[f"mean {name}"] = float(np.nanmean(column)) if is_labelled else 0.0
+        return out
 
 
 KINDS: dict[str, Kind] = {
@@ -291,7 +303,7 @@ KINDS: dict[str, Kind] = {
     "multilabel": Multilabel(),
     "regression": Regression(),
 }
-"""scikit-learn's words."""
+"""Kinds by scikit-learn's words for them."""
 
 
 def kind_of(task: Task) -> Kind:
@@ -302,12 +314,13 @@ def kind_of(task: Task) -> Kind:
     """
     kind = KINDS.get(task.kind)
     if kind is None:
-        raise RaffectError(
-            f"task {task.name}: kind {task.kind!r}: expected one of {', '.join(KINDS)}; make the label table again, or use the raffect that wrote it"
-        )
+        what = f"task {task.name}: kind {task.kind!r}: expected one of {', '.join(KINDS)}"
+        remedy = "make the label table again, or use the raffect that wrote it"
+        raise RaffectError(f"{what}; {remedy}")
+    # One column holds the classes; labels and values have a column each.
     wanted = 1 if isinstance(kind, Multiclass) else len(task.outputs)
     if len(task.columns) != wanted:
-        raise RaffectError(
-            f"task {task.name}: {len(task.columns)} label columns for {len(task.outputs)} outputs of kind {task.kind}; expected {wanted}"
-        )
+        outputs = f"{len(task.outputs)} outputs of kind {task.kind}"
+        what = f"task {task.name}: {len(task.columns)} label columns for {outputs}"
+        raise RaffectError(f"{what}; expected {wanted}")
     return kind

@@ -1,4 +1,4 @@
-"""What a head is worth, as records: its scores on a split, and what answering without looking would reach."""
+"""Scores of a head on a split, and the chance level beside them, as records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from raffect.storage.records import Record
 Number = int | float
 Snapshot = Literal["last", "best", "cv"]
 SNAPSHOTS: tuple[Snapshot, ...] = ("last", "best", "cv")
-"""Epochs of a head that are kept and judged: the last one, the best one on validation, the cross-validated one."""
+"""Epochs of a head that are kept and judged.
+
+They are the last one, the best one on validation, and the cross-validated one.
+"""
 Status = Literal["done", "diverged", "running", "stopped"]
 """How a head's training stands; a scheduler may stop one that is running."""
 
@@ -22,10 +25,11 @@ class Score(Record):
     """Scores of one head on one split.
 
     Attributes:
-        headline: The one that heads are compared by: macro F1, or CCC of numbers.
+        headline: The score that heads are compared by: macro F1, or CCC for numbers.
         metrics: All scores of the task as a whole by name, the headline among them.
         outputs: Scores and frames of each class, label or value, by its name.
-        confusion: Of classes: frames, rows true, columns predicted.
+        confusion: Frames of each pair of classes: rows true, columns predicted; None for other
+            kinds of tasks.
     """
 
     headline: float
@@ -36,11 +40,12 @@ class Score(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedScore(Score):
-    """A score with the epoch that it is of and how far other videos might have scored.
+    """A score with its epoch, and an interval of what other videos might have scored.
 
     Attributes:
         epoch: 1-based.
-        interval_95: Of the headline, over videos or other groups; None where their statistics were not kept.
+        interval_95: Of the headline, over videos or other groups; None where their statistics were
+            not kept.
     """
 
     epoch: Annotated[int, Ge(1)]
@@ -53,8 +58,9 @@ class Chance(Record):
 
     Attributes:
         answer: What the best constant predictor answers, such as ``always Other``.
-        majority: Its score; None where nothing was judged yet.
-        prior: Score of guesses drawn with the split's own class shares, of classes alone.
+        majority: Score of the best constant; None where nothing was judged yet.
+        prior: Score of classes drawn at random with the split's own shares; None for other kinds of
+            tasks than classes.
     """
 
     answer: str
@@ -63,11 +69,11 @@ class Chance(Record):
 
     @property
     def level(self) -> float:
-        """The better of them: a head has to beat it to have learnt anything."""
+        """The better of the two: a head has to beat it to have learnt anything."""
         return max(value for value in (self.majority, self.prior, 0.0) if value is not None)
 
     @property
     def name(self) -> str:
-        """Which of them that is."""
+        """The predictor that scores `level`."""
         by_prior = self.prior is not None and self.prior >= (self.majority or 0.0)
         return "guesses by the class shares" if by_prior else self.answer

@@ -1,1 +1,1 @@
-"""What strings everything together."""
+"""Commands that run many stages: the demo and the doctor."""

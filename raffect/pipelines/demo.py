@@ -1,9 +1,13 @@
-"""`raffect demo`: every real stage on drawn faces, so that a new user sees all of it work before owning any data."""
+"""`raffect demo`: every real stage on drawn faces.
+
+A new user sees all of it work before owning any data.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from raffect.bank.commands import check
@@ -31,6 +35,16 @@ _SHARD_ROWS = 512
 _EPOCHS = 10
 _ALPHAS = "loss.alpha=0.1,0.2,0.3,0.5,0.7,1"
 _SEEDS = 3
+_AFFWILD2 = (
+    "AFFWILD2/cropped_aligned AFFWILD2/cropped_aligned_new_50_vids"
+    " --annotations AFFWILD2/ANNOTATIONS"
+)
+_NEXT = f"""\
+Next, with your own copy of Aff-Wild2:
+  raffect models pull                      # CLIP ViT-L/14 by OpenAI, 1.7 GB
+  raffect prepare --images {_AFFWILD2} --out data
+  raffect extract --manifest data/manifest.parquet --bank bank --dry-run
+  raffect tune paper --task expr --bank bank --labels data --out runs/figure2"""
 
 
 def demo(config: DemoConfig, say: Callable[[str], None]) -> None:
@@ -46,70 +60,68 @@ def demo(config: DemoConfig, say: Callable[[str], None]) -> None:
     start = time.perf_counter()
     with ray_session(None):  # one Ray for all stages
         _run_stages(config, say)
+    # Where the results are, and what to do with real data.
+    caveat = "Drawn faces and a small encoder: these scores say nothing about photographs."
+    folders = "faces/, data/, bank/, expr-alpha/ (the sweep), au/ (the run)"
     say("")
-    say(
-        f"Done in {format_seconds(time.perf_counter() - start)}. Drawn faces and a small encoder: these scores say nothing about photographs."
-    )
-    say(
-        f"  open in a browser  {config.out / 'report.html'}\n  everything else    {config.out}: faces/, data/, bank/, expr-alpha/ (the sweep), au/ (the run)"
-    )
-    say("Next, with your own copy of Aff-Wild2:")
-    say("  raffect models pull                      # CLIP ViT-L/14 by OpenAI, 1.7 GB")
-    say(
-        "  raffect prepare --images AFFWILD2/cropped_aligned AFFWILD2/cropped_aligned_new_50_vids --annotations AFFWILD2/ANNOTATIONS --out data"
-    )
-    say("  raffect extract --manifest data/manifest.parquet --bank bank --dry-run")
-    say("  raffect tune paper --task expr --bank bank --labels data --out runs/figure2")
+    say(f"Done in {format_seconds(time.perf_counter() - start)}. {caveat}")
+    say(f"  open in a browser  {config.out / 'report.html'}")
+    say(f"  everything else    {config.out}: {folders}")
+    for line in _NEXT.splitlines():
+        say(line)
 
 
 def _run_stages(config: DemoConfig, say: Callable[[str], None]) -> None:
-    tree, data, bank = config.out / "faces", config.out / "data", config.out / "bank"
+    data, bank = config.out / "data", config.out / "bank"
+    _make_data(config, data, say)
+    _make_bank(config, data, bank, say)
+    _learn(config, data, bank, say)
+
+
+def _make_data(config: DemoConfig, data: Path, say: Callable[[str], None]) -> None:
+    """Stages 1 and 2: drawn faces, manifest and label tables."""
+    tree = config.out / "faces"
     say(f"1/7 synth: draw {config.frames:,} faces from action units, in Aff-Wild2's layout")
     with Progress("synth", config.frames) as progress:
         counts = write_synthetic(tree, config.frames, config.seed, progress=progress.advance)
-    say(
-        f"    {counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images in {tree}"
-    )
+    made = f"{counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images"
+    say(f"    {made} in {tree}")
     say("2/7 prepare: find the images, read the annotations, say what is missing")
-    _indent(
-        prepare(
-            PrepareConfig(images=(tree / "cropped_aligned",), annotations=tree / EDITION, out=data)
-        ).lines()[:-2],
-        say,
-    )
-    say(
-        f"3/7 extract: encode every frame with {EMBEDDED_MODEL}, the small CLIP that ships with raffect"
-    )
+    images = (tree / "cropped_aligned",)
+    prepared = prepare(PrepareConfig(images=images, annotations=tree / EDITION, out=data))
+    _indent(prepared.lines()[:-2], say)
+
+
+def _make_bank(config: DemoConfig, data: Path, bank: Path, say: Callable[[str], None]) -> None:
+    """Stages 3 and 4: features of every frame, verified."""
+    name = f"{EMBEDDED_MODEL}, the small CLIP that ships with raffect"
+    say(f"3/7 extract: encode every frame with {name}")
+    manifest = data / "manifest.parquet"
     encoder = EncoderConfig(model=EMBEDDED_MODEL, weights="embedded")
-    _indent(
-        extract(
-            ExtractConfig(
-                manifest=data / "manifest.parquet",
-                bank=bank,
-                encoder=encoder,
-                shard_rows=_SHARD_ROWS,
-            )
-        ).lines(),
-        say,
+    extracted = extract(
+        ExtractConfig(manifest=manifest, bank=bank, encoder=encoder, shard_rows=_SHARD_ROWS)
     )
+    _indent(extracted.lines(), say)
     say("4/7 verify: every byte as committed, every frame once")
-    found = check(BankVerifyConfig(bank=bank, manifest=data / "manifest.parquet"))
+    found = check(BankVerifyConfig(bank=bank, manifest=manifest))
     _indent(found.lines(), say)
     if not found.ok:
         raise RaffectError(f"{bank} is not complete; delete {config.out} and run the demo again")
-    say(
-        f"5/7 tune: the paper's recipe for EXPR over alpha, {_SEEDS} seeds each, and plain ERM beside it; {_EPOCHS} epochs, not 32"
-    )
+
+
+def _learn(config: DemoConfig, data: Path, bank: Path, say: Callable[[str], None]) -> None:
+    """Stages 5 to 7: a sweep, a run, and their report."""
+    what = f"the paper's recipe for EXPR over alpha, {_SEEDS} seeds each, and plain ERM beside it"
+    say(f"5/7 tune: {what}; {_EPOCHS} epochs, not 32")
+    # What the sweep and the run share.
     common: dict[str, Any] = {"bank": bank, "labels": data, "seed": config.seed, "epochs": _EPOCHS}
     seeds = f"seed={config.seed}:{config.seed + _SEEDS - 1}"
-    sweep = TuneConfig.from_recipe(
-        "paper", **common, task="expr", out=config.out / "expr-alpha", space=(_ALPHAS, seeds)
-    )
+    sweep_out, run_out = config.out / "expr-alpha", config.out / "au"
+    space = (_ALPHAS, seeds)
+    sweep = TuneConfig.from_recipe("paper", **common, task="expr", out=sweep_out, space=space)
     _indent(tune(sweep).lines()[:-2], say)
     say("6/7 train: the paper's recipe for AU")
-    run = TrainConfig.from_recipe(
-        "paper", **common, task="au", out=config.out / "au", num_seeds=_SEEDS
-    )
+    run = TrainConfig.from_recipe("paper", **common, task="au", out=run_out, num_seeds=_SEEDS)
     _indent(train(run).lines()[:-2], say)
     say("7/7 report: tables and figures")
     _indent(report((sweep.out, run.out), config.out).lines(), say)

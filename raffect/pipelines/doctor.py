@@ -1,6 +1,6 @@
-"""`raffect doctor`: did I install it right? Every failing line ends with the fix.
+"""`raffect doctor`: checks of an installation; every failing line ends with the fix.
 
-The whole can be pasted into an issue.
+The whole output can be pasted into an issue.
 """
 
 from __future__ import annotations
@@ -24,11 +24,18 @@ from raffect.progress import format_bytes
 from raffect.provenance import git_commit, versions
 
 _MIN_FREE_BYTES = 10_000_000_000
+_MIN_SHM_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, whether it is right (None: for information), and what to know or fix."""
+    """One line of the report.
+
+    Attributes:
+        name: What was checked.
+        ok: Whether it is right; None for a line of information.
+        text: What was found, and the fix if it is not right.
+    """
 
     name: str
     ok: bool | None
@@ -99,42 +106,31 @@ def _run_checks(config: DoctorConfig) -> Iterator[Check]:
             yield from check()
         except RaffectError as error:
             yield Check(name, False, str(error))
-        except Exception as error:  # a doctor reports whatever it meets
+        except Exception as error:  # any error at all is a line of the report
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             yield Check(name, False, f"{reason}; please report it with this output")
 
 
 def _check_python() -> Iterator[Check]:
     ok = sys.version_info >= (3, 11)
-    yield Check(
-        "python",
-        ok,
-        f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"
-        + ("" if ok else "; install Python 3.11 or newer"),
-    )
+    text = f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"
+    yield Check("python", ok, text + ("" if ok else "; install Python 3.11 or newer"))
 
 
 def _check_packages() -> Iterator[Check]:
     found = versions()
     missing = [name for name, version in found.items() if version == "missing"]
     text = ", ".join(f"{name} {version}" for name, version in found.items())
-    yield Check(
-        "packages",
-        not missing,
-        text + (f"; run `pip install {' '.join(missing)}`" if missing else ""),
-    )
+    fix = f"; run `pip install {' '.join(missing)}`" if missing else ""
+    yield Check("packages", not missing, text + fix)
     yield Check("commit", None, git_commit() or "not a git checkout")
-    if (
-        (spec := importlib.util.find_spec("torch"))
-        and spec.origin
-        and not Path(importlib.util.cache_from_source(spec.origin)).exists()
-    ):
-        packages = Path(spec.origin).parents[1]
-        yield Check(
-            "bytecode",
-            None,
-            f"packages are not compiled, which every process of Ray then does again and takes twice as long to start; run `{sys.executable} -m compileall -q {packages}`",
-        )
+    # torch stands for all packages: an installer compiles all of them or none.
+    spec = importlib.util.find_spec("torch")
+    if spec and spec.origin and not Path(importlib.util.cache_from_source(spec.origin)).exists():
+        cost = "every process of Ray then does again and takes twice as long to start"
+        command = f"{sys.executable} -m compileall -q {Path(spec.origin).parents[1]}"
+        text = f"packages are not compiled, which {cost}; run `{command}`"
+        yield Check("bytecode", None, text)
 
 
 def _check_gpu() -> Iterator[Check]:
@@ -142,73 +138,53 @@ def _check_gpu() -> Iterator[Check]:
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(index)
-            yield Check(
-                "gpu",
-                True,
-                f"{index}: {torch.cuda.get_device_name(index)}, {format_bytes(free)} free of {format_bytes(total)}, CUDA {torch.version.cuda}",
-            )
+            free, total = map(format_bytes, torch.cuda.mem_get_info(index))
+            name = f"{index}: {torch.cuda.get_device_name(index)}"
+            text = f"{name}, {free} free of {total}, CUDA {torch.version.cuda}"
+            yield Check("gpu", True, text)
         return
-    driver = shutil.which("nvidia-smi")
-    if (
-        driver
-        and (
-            done := subprocess.run([driver, "-L"], capture_output=True, text=True, check=False)
-        ).returncode
-        == 0
-        and "GPU" in done.stdout
-    ):
-        yield Check(
-            "gpu",
-            False,
-            f"the driver shows {done.stdout.strip()}, but torch {torch.__version__} cannot use it; install a torch build for CUDA that your driver supports (https://pytorch.org)",
-        )
+    # A GPU that only the driver sees is a fault; a machine without a GPU is not.
+    if shown := _gpus_of_driver():
+        what = f"the driver shows {shown}, but torch {torch.__version__} cannot use it"
+        fix = "install a torch build for CUDA that your driver supports (https://pytorch.org)"
+        yield Check("gpu", False, f"{what}; {fix}")
     else:
-        yield Check(
-            "gpu",
-            None,
-            "none found; everything runs on the CPU, ViT-L/14 at about a frame a second and core",
-        )
+        speed = "ViT-L/14 at about a frame a second and core"
+        yield Check("gpu", None, f"none found; everything runs on the CPU, {speed}")
+
+
+def _gpus_of_driver() -> str:
+    """What NVIDIA's driver lists; empty without a driver or a GPU."""
+    driver = shutil.which("nvidia-smi")
+    if driver is None:
+        return ""
+    done = subprocess.run([driver, "-L"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 and "GPU" in done.stdout else ""
 
 
 def _check_disk() -> Iterator[Check]:
     for name, folder in (("here", Path.cwd()), ("temporary", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(folder).free
-        ok = free >= _MIN_FREE_BYTES
-        yield Check(
-            "disk",
-            ok,
-            f"{name} {folder}: {format_bytes(free)} free"
-            + (
-                ""
-                if ok
-                else "; a bank of Aff-Wild2 takes 4.5 GB and Ray spills to the temporary folder: make room"
-            ),
-        )
+        need = "a bank of Aff-Wild2 takes 4.5 GB and Ray spills to the temporary folder"
+        text, ok = f"{name} {folder}: {format_bytes(free)} free", free >= _MIN_FREE_BYTES
+        yield Check("disk", ok, text if ok else f"{text}; {need}: make room")
+    # A container has 64 MB of shared memory by default.
     shm = Path("/dev/shm")
     if shm.is_dir():
         free = shutil.disk_usage(shm).free
-        ok = free >= 1_000_000_000
-        yield Check(
-            "shm",
-            ok,
-            f"{shm}: {format_bytes(free)} free"
-            + (
-                ""
-                if ok
-                else "; Ray hands pixels over there: start the container with --shm-size=4g"
-            ),
-        )
+        fix = "Ray hands pixels over there: start the container with --shm-size=4g"
+        text, ok = f"{shm}: {format_bytes(free)} free", free >= _MIN_SHM_BYTES
+        yield Check("shm", ok, text if ok else f"{text}; {fix}")
 
 
 def _check_weights() -> Iterator[Check]:
     try:
         source = resolve(EncoderConfig())
-        yield Check(
-            "weights", True, f"default encoder: {source.model} {source.name} at {source.file}"
-        )
+        text = f"default encoder: {source.model} {source.name} at {source.file}"
+        yield Check("weights", True, text)
     except RaffectError as error:
         yield Check("weights", False, str(error))
+    # Weights of any encoder, which need not be the default one.
     here = [
         f"{model} {tag}"
         for model in model_configs()
@@ -226,10 +202,13 @@ def _check_data(folder: Path | None) -> Iterator[Check]:
     from raffect.datasets.manifest import read_manifest
     from raffect.storage.paths import locate
 
+    # The manifest, and whether the folders of its images are mounted.
     manifest = read_manifest(folder / "manifest.parquet")
     absent = [root for root in manifest["root"].unique().to_pylist() if not locate(root).exists()]
-    hint = f"; image root {' and '.join(absent[:3])}{' ...' if len(absent) > 3 else ''} is not on this machine: mount it, or run `raffect prepare` again"
-    yield Check("data", not absent, f"{len(manifest):,} frames" + (hint if absent else ""))
+    roots = " and ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
+    fix = "mount it, or run `raffect prepare` again"
+    hint = f"; image root {roots} is not on this machine: {fix}" if absent else ""
+    yield Check("data", not absent, f"{len(manifest):,} frames{hint}")
     for path in sorted((folder / "labels").glob("*.parquet")):
         yield Check("labels", True, f"{path.stem}: {len(read_labels(path)):,} lines")
 
@@ -242,11 +221,9 @@ def _check_bank(folder: Path | None) -> Iterator[Check]:
     from raffect.bank.inspect import describe_bank
 
     facts = describe_bank(Bank(folder))
-    missing = (
-        f"; {facts.missing:,} are missing: run `raffect extract` again" if facts.missing else ""
-    )
-    counts = f"{facts.rows:,} features, {facts.rejects:,} rejects of {facts.planned:,}"
-    yield Check("bank", facts.missing == 0, counts + missing)
+    text = f"{facts.rows:,} features, {facts.rejects:,} rejects of {facts.planned:,}"
+    fix = f"{facts.missing:,} are missing: run `raffect extract` again"
+    yield Check("bank", facts.missing == 0, f"{text}; {fix}" if facts.missing else text)
 
 
 def _check_ray() -> Iterator[Check]:
@@ -258,5 +235,8 @@ def _check_ray() -> Iterator[Check]:
 
         resources = ray.cluster_resources()
         answer = ray.get(ray.remote(lambda: 42).remote(), timeout=120)
-    text = f"started, ran a task and stopped in {time.perf_counter() - start:.0f} s; {resources.get('CPU', 0):g} logical CPUs, {resources.get('GPU', 0):g} GPUs, {format_bytes(resources.get('object_store_memory', 0))} object store"
+    took = f"started, ran a task and stopped in {time.perf_counter() - start:.0f} s"
+    cores = f"{resources.get('CPU', 0):g} logical CPUs, {resources.get('GPU', 0):g} GPUs"
+    store = f"{format_bytes(resources.get('object_store_memory', 0))} object store"
+    text = f"{took}; {cores}, {store}"
     yield Check("ray", answer == 42, text)

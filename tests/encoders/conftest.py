@@ -1,4 +1,4 @@
-"""What tests of encoders share."""
+"""A small model that tests of encoders share."""
 
 from __future__ import annotations
 
@@ -12,22 +12,13 @@ from raffect.config import EncoderConfig
 
 @pytest.fixture(scope="package")
 def tiny_vit(tmp_path_factory):
-    """A small CLIP with a text tower and a 224-pixel input, registered with open_clip like any other."""
+    """A small CLIP with a text tower and a 224-pixel input, which open_clip knows by name."""
     folder = tmp_path_factory.mktemp("configs")
+    vision = {"image_size": 224, "layers": 2, "width": 32, "head_width": 16, "patch_size": 32}
     text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     for name, quick in (("tiny-vit", False), ("tiny-vit-quickgelu", True)):
-        config = {
-            "embed_dim": 24,
-            "quick_gelu": quick,
-            "vision_cfg": {
-                "image_size": 224,
-                "layers": 2,
-                "width": 32,
-                "head_width": 16,
-                "patch_size": 32,
-            },
-            "text_cfg": text,
-        }
+        towers = {"vision_cfg": vision, "text_cfg": text}
+        config = {"embed_dim": 24, "quick_gelu": quick, **towers}
         (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
     from raffect.encoders import weights

@@ -36,15 +36,13 @@ def test_a_fused_tower_sees_what_open_clips_sees(name):
         weights = {tensor.data_ptr() for tensor in tower.parameters()}
         fused = fuse_attention(tower)
         found = fused(pictures)
-    for one, other in zip(
-        *((part if isinstance(part, tuple) else (part,)) for part in (found, expected)), strict=True
-    ):
+    outputs = [part if isinstance(part, tuple) else (part,) for part in (found, expected)]
+    for one, other in zip(*outputs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     kinds = [type(module) for module in fused.modules()]
     assert kinds.count(FusedAttention) == {"ViT-S-32-alt": 12, "coca_ViT-B-32": 12, "RN50": 0}[name]
-    assert kinds.count(nn.MultiheadAttention) == (
-        name == "coca_ViT-B-32"
-    )  # its pooler asks with other tokens than it looks at
+    # CoCa's pooler has queries from other tokens than its keys.
+    assert kinds.count(nn.MultiheadAttention) == (name == "coca_ViT-B-32")
     assert {tensor.data_ptr() for tensor in fused.parameters()} == weights
 
 

@@ -1,4 +1,4 @@
-"""What CUDA must share with the CPU in encoding: pixels, vectors, and the way out when memory runs out."""
+"""Encoding on CUDA: pixels and vectors of the CPU, and what happens when memory runs out."""
 
 from dataclasses import replace
 
@@ -25,28 +25,14 @@ def test_every_pixel_is_open_clips(height, width, interpolation, resize_mode, si
     pixels = np.random.default_rng(height + width).integers(0, 256, (9, height, width, 3), np.uint8)
     pixels[0], pixels[1, ::2] = 255, 255  # the largest sums
     load_encoder_flags()
-    ours = Preprocess(
-        size=size,
-        mean=(0.48, 0.45, 0.4),
-        std=(0.26, 0.26, 0.27),
-        interpolation=interpolation,
-        resize_mode=resize_mode,
-    )
-    theirs = image_transform_v2(
-        PreprocessCfg(
-            size=size,
-            mean=ours.mean,
-            std=ours.std,
-            interpolation=interpolation,
-            resize_mode=resize_mode,
-        ),
-        is_train=False,
-    )
+    mean, std = (0.48, 0.45, 0.4), (0.26, 0.26, 0.27)
+    options = {"size": size, "interpolation": interpolation, "resize_mode": resize_mode}
+    ours = Preprocess(mean=mean, std=std, **options)
+    theirs = image_transform_v2(PreprocessCfg(mean=mean, std=std, **options), is_train=False)
     resized = ours.resize(torch.from_numpy(pixels).to(CUDA))
     expected = torch.stack([theirs(Image.fromarray(picture)) for picture in pixels])
-    whole = (
-        expected * torch.tensor(ours.std).view(3, 1, 1) + torch.tensor(ours.mean).view(3, 1, 1)
-    ) * 255
+    scale, offset = (torch.tensor(values).view(3, 1, 1) for values in (std, mean))
+    whole = (expected * scale + offset) * 255
     assert torch.equal(resized.cpu(), whole.round())
     torch.testing.assert_close(ours.normalise(resized).cpu(), expected, rtol=0, atol=1e-6)
 
@@ -70,10 +56,10 @@ def test_vectors_in_float32_are_those_of_encode_image(tiny_vit):
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("auto", 0.02), ("bfloat16", 0.1)])
-@pytest.mark.parametrize("compile", [False, True])
-def test_half_precision_is_close(tiny_vit, precision, tolerance, compile):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_half_precision_is_close(tiny_vit, precision, tolerance, compiled):
     frames = faces(*FRAMES)
-    encoder = load_encoder(replace(tiny_vit, precision=precision, compile=compile), "cuda")
+    encoder = load_encoder(replace(tiny_vit, precision=precision, compile=compiled), "cuda")
     assert encoder.identity.precision == ("float16" if precision == "auto" else precision)
     ours, expected = encoder.encode(frames).astype(np.float32), reference(tiny_vit, frames)
     print(f"{precision}: {np.abs(ours - expected).max() / np.abs(expected).max():.1e}")
@@ -104,6 +90,5 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(tiny_vit, caplog):
     print(f"{encoder.batch_size} pictures fit")
     assert encoder.batch_size < 8192
     assert "out of memory" in caplog.text
-    np.testing.assert_allclose(
-        ours.astype(np.float32), expected.astype(np.float32), rtol=0.02, atol=0.02
-    )
+    ours, expected = ours.astype(np.float32), expected.astype(np.float32)
+    np.testing.assert_allclose(ours, expected, rtol=0.02, atol=0.02)

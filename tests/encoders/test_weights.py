@@ -1,4 +1,4 @@
-"""Weights are found without network or torch; what is missing or does not fit is one line that says what to do."""
+"""Weights are found without network or torch; every fault is one line that says what to do."""
 
 import subprocess
 import sys
@@ -28,28 +28,32 @@ def no_weights_here(tmp_path, monkeypatch):
 
 
 def test_tables_are_those_of_open_clip():
-    ours, theirs = (
-        set(model_configs()),
-        set(open_clip.list_models()),
-    )  # other tests add models of their own to open_clip
-    assert {
-        name for name in ours ^ theirs if not name.startswith(("tiny-vit", "raffect-faces"))
-    } == set()
+    # Other tests add models of their own to open_clip.
+    added = ("tiny-vit", "raffect-faces")
+    differing = set(model_configs()) ^ set(open_clip.list_models())
+    assert all(name.startswith(added) for name in differing)
     for model in ("ViT-L-14", "ViT-L-14-quickgelu", "RN50", "coca_ViT-L-14"):
         assert list_tags(model) == open_clip.list_pretrained_tags_by_model(model)
         assert read_model_config(model) == open_clip.get_model_config(model)
-    assert get_tag_config("ViT-L-14", "openai") == open_clip.get_pretrained_cfg(
-        "ViT-L-14", "openai"
-    )
+    tag = ("ViT-L-14", "openai")
+    assert get_tag_config(*tag) == open_clip.get_pretrained_cfg(*tag)
+
+
+PATH_COMMAND = """
+import sys
+from raffect.cli import main
+status = main(["models", "path"])
+print([m for m in ("torch", "ray", "open_clip") if m in sys.modules])
+sys.exit(status)
+"""
 
 
 def test_missing_weights_fail_in_a_moment_and_say_what_to_bring():
-    code = "import sys\nfrom raffect.cli import main\nstatus = main(['models', 'path'])\nprint([m for m in ('torch', 'ray', 'open_clip') if m in sys.modules])\nsys.exit(status)"
+    command = [sys.executable, "-c", PATH_COMMAND]
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (
-        time.perf_counter() - start < 10
-    )  # half a second on a quiet machine; open_clip alone tries for 46 s
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Half a second on a quiet machine; open_clip alone tries for 46 s.
+    assert time.perf_counter() - start < 10
     assert done.returncode == 2
     assert done.stdout.splitlines()[-1] == "[]"
     assert "raffect models pull" in done.stderr
@@ -96,21 +100,17 @@ def test_openai_weights_in_a_plain_gelu_model_are_an_error(model, right, tmp_pat
 def test_a_local_file_is_what_its_name_or_all_tags_of_its_model_say(tmp_path):
     siglip = tmp_path / "mine.safetensors"
     siglip.write_bytes(b"x")
-    assert (
-        resolve(EncoderConfig(model="ViT-B-16-SigLIP", weights=str(siglip))).preprocess[
-            "resize_mode"
-        ]
-        == "squash"
-    )
-    named = tmp_path / "ViT-H-14-378-quickgelu--dfn5b.safetensors"
+    source = resolve(EncoderConfig(model="ViT-B-16-SigLIP", weights=str(siglip)))
+    assert source.preprocess["resize_mode"] == "squash"
+    model, tag = "ViT-H-14-378-quickgelu", "dfn5b"
+    named = tmp_path / f"{model}--{tag}.safetensors"
     named.write_bytes(b"x")
-    assert resolve(
-        EncoderConfig(model="ViT-H-14-378-quickgelu", weights=str(named))
-    ).preprocess == {
-        key: get_tag_config("ViT-H-14-378-quickgelu", "dfn5b")[key]
-        for key in ("mean", "std", "interpolation", "resize_mode")
-        if get_tag_config("ViT-H-14-378-quickgelu", "dfn5b").get(key)
-    }
+    found, entry = (
+        resolve(EncoderConfig(model=model, weights=str(named))),
+        get_tag_config(model, tag),
+    )
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    assert found.preprocess == {key: entry[key] for key in keys if entry.get(key)}
     plain = tmp_path / "ViT-L-14--dfn2b_s39b.safetensors"
     plain.write_bytes(b"x")
     assert resolve(EncoderConfig(model="ViT-L-14", weights=str(plain))).quick_gelu is False
@@ -121,11 +121,10 @@ def test_plain_weights_in_a_quickgelu_model_are_not_offered():
         resolve(EncoderConfig(model="ViT-L-14-quickgelu", weights="laion2b_s32b_b82k"))
 
 
-def test_stamps():
+def test_random_and_embedded_weights_carry_a_caveat():
     assert resolve(EncoderConfig(model="RN50", weights="random:7")).caveat == RANDOM_CAVEAT
-    assert (
-        resolve(EncoderConfig(model="raffect-faces", weights="embedded")).caveat == EMBEDDED_CAVEAT
-    )
+    embedded = resolve(EncoderConfig(model="raffect-faces", weights="embedded"))
+    assert embedded.caveat == EMBEDDED_CAVEAT
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ EACH_SHAPE = pytest.mark.parametrize("spec", SHAPES, ids=str)
 
 
 def make_heads(spec, seeds=(0, 1, 2), dtype=torch.float64):
-    """Heads away from their start: biases, gains and buffers are no round numbers."""
+    """Heads moved from their start, so that biases, gains and buffers are not 0 or 1."""
     inits = ["he", "torch"]
     configs = [HeadConfig(init=inits[seed % 2]) for seed in seeds]
     rows = [spec.initial_row(seed, config) for seed, config in zip(seeds, configs, strict=True)]
@@ -383,7 +383,7 @@ def test_another_kind_of_head_is_saved_and_goes_on_byte_for_byte(tmp_path, monke
         assert all(torch.equal(tensor, found[key]) for key, tensor in kept.tensors("").items())
     with pytest.raises(RaffectError, match="other heads"):
         fit(make_job(recipes, **saved | {"spec": MlpSpec(DIM, 16, 2, 8)}))
-    # And as a head on its own, once its kind has a word.
+    # And as a head on its own, once its kind has a name.
     heads = straight.heads("last")
     save_head(tmp_path / "head", make_card(TOY), heads.state(1))
     with pytest.raises(RaffectError, match=r"not a head of a known kind \(toy\)"):

@@ -54,12 +54,12 @@ def test_snapshots_score_what_the_history_says_and_what_the_head_on_its_own_scor
             assert fitted.history[kept.epoch[p] - 1]["val_macro_f1"][p] == scores[p]
 
 
-def test_a_chosen_epoch_is_kept():
+def test_the_cross_validated_epoch_is_kept():
     two = [make_recipe(seed=seed, epochs=4) for seed in (0, 1)]
     assert fit(make_job(two, cv_epochs=[2, 3])).snapshots["cv"].epoch.tolist() == [2, 3]
     long, short = (make_recipe(epochs=n, optim__schedule="constant") for n in (4, 2))
-    chosen = fit(make_job([long], cv_epochs=[2])).snapshots["cv"]
-    assert torch.equal(chosen.rows, fit(make_job([short])).snapshots["last"].rows)
+    kept = fit(make_job([long], cv_epochs=[2])).snapshots["cv"]
+    assert torch.equal(kept.rows, fit(make_job([short])).snapshots["last"].rows)
 
 
 def test_a_head_that_diverges_stops_alone_and_says_where():
@@ -106,10 +106,10 @@ def test_snapshots_and_states_hold_the_buffers_of_their_own_epoch(tmp_path):
     path = tmp_path / "state.safetensors"
     job = make_job([recipe], cv_epochs=[1], state_path=path, save_every_s=0)
     fitted = fit(job)
-    chosen, last = fitted.snapshots["cv"], fitted.snapshots["last"]
+    kept, last = fitted.snapshots["cv"], fitted.snapshots["last"]
     first = fit(make_job([make_recipe(epochs=1, optim__schedule="constant")])).snapshots["last"]
-    assert chosen.buffers.keys() == set(spec_of(recipe).buffers)
-    for name, buffer in chosen.buffers.items():
+    assert kept.buffers.keys() == set(spec_of(recipe).buffers)
+    for name, buffer in kept.buffers.items():
         assert torch.equal(buffer, first.buffers[name])
         assert not torch.equal(buffer, last.buffers[name])
 

@@ -100,22 +100,10 @@ def test_eq_2_as_printed_equals_the_textbook_too():
 @pytest.mark.parametrize("depth", [0, 2])
 @pytest.mark.parametrize("task", ["expr", "au"])
 def test_a_head_does_not_depend_on_its_batch(task, depth):
-    recipes = [
-        make_recipe(
-            task,
-            seed=seed,
-            loss__alpha=alpha,
-            sam__rho=rho,
-            optim__lr=lr,
-            head__dropout=dropout,
-            head__depth=depth,
-        )
-        for seed, alpha, rho, lr, dropout in (
-            (0, 0.3, 0.05, 1e-3, 0.6),
-            (0, 1.0, 0.0, 1e-2, 0.0),
-            (3, 0.1, 0.5, 1e-3, 0.3),
-        )
-    ]
+    names = ("seed", "loss__alpha", "sam__rho", "optim__lr", "head__dropout")
+    values = ((0, 0.3, 0.05, 1e-3, 0.6), (0, 1.0, 0.0, 1e-2, 0.0), (3, 0.1, 0.5, 1e-3, 0.3))
+    settings = [dict(zip(names, row, strict=True)) for row in values]
+    recipes = [make_recipe(task, head__depth=depth, **own) for own in settings]
     others = {
         "loss.weighting": "inverse",
         "loss.logit_adjustment": 1.0,

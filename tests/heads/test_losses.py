@@ -1,4 +1,7 @@
-"""Losses against scipy, a linear program, torch and finite differences; degenerate tails; weights and priors by hand."""
+"""Losses against scipy, a linear program, torch and finite differences.
+
+Degenerate tails, and weights and priors by hand.
+"""
 
 import doctest
 
@@ -25,6 +28,11 @@ from raffect.heads.losses import (
 ALPHAS = (1e-6, 0.01, 0.1, 0.3, 0.5, 0.7, 0.95, 1.0)
 
 
+def cvar_of(values, alpha):
+    """CVaR of one head in float64."""
+    return cvar(torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)).item()
+
+
 def eq_1(values, alpha, lam):
     return lam + np.maximum(values - lam, 0).sum() / (alpha * len(values))
 
@@ -32,7 +40,7 @@ def eq_1(values, alpha, lam):
 def cases():
     rng = np.random.default_rng(0)
     yield rng.exponential(size=32)
-    yield rng.exponential(size=7)  # alpha * n is no whole number
+    yield rng.exponential(size=7)  # alpha * n is not a whole number
     yield np.array([2.5])
     yield np.repeat([0.1, 3.0, 3.0, 0.7], 5)  # ties at the threshold
     yield np.full(9, 1.25)
@@ -42,7 +50,7 @@ def cases():
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("values", cases(), ids=("32", "7", "1", "ties", "equal", "large"))
 def test_cvar_is_the_minimum_of_eq_1_over_lambda(values, alpha):
-    ours = cvar(torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)).item()
+    ours = cvar_of(values, alpha)
     # A convex piecewise-linear function has its minimum at a breakpoint, one of the losses.
     assert ours == pytest.approx(min(eq_1(values, alpha, lam) for lam in values), rel=1e-12)
 
@@ -53,22 +61,16 @@ def test_cvar_is_the_optimum_of_its_linear_program(alpha):
     n = len(values)
     # The dual: the worst reweighting whose weights are at most 1 / (alpha n).
     found = linprog(-values, A_eq=np.ones((1, n)), b_eq=[1], bounds=[(0, 1 / (alpha * n))] * n)
-    assert cvar(
-        torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)
-    ).item() == pytest.approx(-found.fun, rel=1e-9)
+    assert cvar_of(values, alpha) == pytest.approx(-found.fun, rel=1e-9)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5])
 def test_cvar_agrees_with_a_search_for_lambda_as_released(alpha):
     values = np.random.default_rng(2).exponential(size=32)
-    searched = eq_1(
-        values,
-        alpha,
-        fminbound(lambda lam: eq_1(values, alpha, lam), values.min(), values.max(), xtol=1e-10),
-    )
-    assert cvar(
-        torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)
-    ).item() == pytest.approx(searched, rel=1e-7)
+    bounds = (values.min(), values.max())
+    lowest = fminbound(lambda lam: eq_1(values, alpha, lam), *bounds, xtol=1e-10)
+    searched = eq_1(values, alpha, lowest)
+    assert cvar_of(values, alpha) == pytest.approx(searched, rel=1e-7)
 
 
 def test_cvar_of_alpha_one_is_the_mean_and_of_a_tiny_alpha_the_maximum():
@@ -83,20 +85,17 @@ def test_cvar_falls_as_alpha_grows_whatever_the_papers_text_says():
     assert values == sorted(values, reverse=True)
 
 
-def test_each_member_has_its_own_alpha():
+def test_each_head_has_its_own_alpha():
     loss = torch.rand(4, 32)
     alpha = torch.tensor([0.1, 0.3, 0.31, 1.0])
-    together = cvar(loss, alpha)
-    assert torch.equal(
-        together, torch.cat([cvar(loss[p : p + 1], alpha[p : p + 1]) for p in range(4)])
-    )
+    alone = [cvar(loss[p : p + 1], alpha[p : p + 1]) for p in range(4)]
+    assert torch.equal(cvar(loss, alpha), torch.cat(alone))
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.77, 1.0])
 def test_gradient_of_cvar_agrees_with_finite_differences(alpha):
-    loss = torch.tensor(np.random.default_rng(3).permutation(13) * 0.37 + 0.1, dtype=torch.float64)[
-        None
-    ].requires_grad_()
+    values = np.random.default_rng(3).permutation(13) * 0.37 + 0.1
+    loss = torch.tensor(values, dtype=torch.float64)[None].requires_grad_()
     mask = torch.ones(1, 13, dtype=torch.bool)
     mask[0, ::4] = False
     tail = torch.tensor([alpha], dtype=torch.float64)
@@ -124,31 +123,21 @@ def test_without_any_label_the_loss_is_zero_with_a_zero_gradient():
 
 def test_softmax_losses_are_torchs_weighted_cross_entropy():
     logits, target, weight = torch.randn(3, 16, 8), torch.randint(0, 8, (3, 16)), torch.rand(3, 8)
+    weighted, plain = softmax_losses(logits, target, weight), softmax_losses(logits, target)
     for p in range(3):
-        assert torch.allclose(
-            softmax_losses(logits, target, weight)[p],
-            F.cross_entropy(logits[p], target[p], weight[p], reduction="none"),
-            atol=1e-6,
-        )
-        assert torch.allclose(
-            softmax_losses(logits, target)[p],
-            F.cross_entropy(logits[p], target[p], reduction="none"),
-            atol=1e-6,
-        )
+        for found, own in ((weighted, weight[p]), (plain, None)):
+            expected = F.cross_entropy(logits[p], target[p], own, reduction="none")
+            assert torch.allclose(found[p], expected, atol=1e-6)
 
 
 def test_sigmoid_losses_are_torchs_where_labelled_and_zero_elsewhere():
-    logits, target, weight = (
-        torch.randn(2, 16, 12),
-        torch.randint(-1, 2, (2, 16, 12)),
-        torch.rand(2, 12) * 5,
-    )
+    logits, target = torch.randn(2, 16, 12), torch.randint(-1, 2, (2, 16, 12))
+    weight = torch.rand(2, 12) * 5
     found = sigmoid_losses(logits, target, weight)
+    oracle = F.binary_cross_entropy_with_logits
     for p in range(2):
-        expected = F.binary_cross_entropy_with_logits(
-            logits[p], target[p].clamp(min=0).float(), pos_weight=weight[p], reduction="none"
-        )
-        known = target[p] >= 0
+        active, known = target[p].clamp(min=0).float(), target[p] >= 0
+        expected = oracle(logits[p], active, pos_weight=weight[p], reduction="none")
         assert torch.allclose(found[p][known], expected[known], atol=1e-6)
         assert (found[p][~known] == 0).all()
 
@@ -173,15 +162,12 @@ def test_class_weights_average_to_one_over_frames(kind):
     weights = class_weights(counts, kind, 0.999)
     assert (weights * counts).sum().item() == pytest.approx(1510)
     assert weights[2] == 0
-    if kind == "inverse":
-        assert (weights[0] / weights[1]).item() == pytest.approx(10 / 1000)
-    if kind == "effective":
-        assert (weights[0] / weights[1]).item() == pytest.approx(
-            (1 - 0.999**10) / (1 - 0.999**1000)
-        )
+    effective = (1 - 0.999**10) / (1 - 0.999**1000)
+    ratio = {"none": 1, "inverse": 10 / 1000, "effective": effective}[kind]
+    assert (weights[0] / weights[1]).item() == pytest.approx(ratio)
 
 
-def test_unit_weights_balance_positives_and_leave_hopeless_units_alone():
+def test_unit_weights_balance_positives_and_are_1_for_units_that_lack_either():
     positive, negative = torch.tensor([10, 0, 50]), torch.tensor([90, 100, 0])
     assert unit_weights(positive, negative, "inverse", 0).tolist() == pytest.approx([9, 1, 1])
     assert unit_weights(positive, negative, "none", 0).tolist() == [1, 1, 1]
@@ -199,10 +185,8 @@ def test_examples_in_docstrings_run(module):
 
 def values_case(seed=0, heads=3, frames=20, values=2):
     generator = torch.Generator().manual_seed(seed)
-    outputs, target = (
-        torch.randn(heads, frames, values, generator=generator, dtype=torch.float64)
-        for _ in range(2)
-    )
+    shape, options = (heads, frames, values), {"generator": generator, "dtype": torch.float64}
+    outputs, target = (torch.randn(shape, **options) for _ in range(2))
     target[torch.rand(target.shape, generator=generator) < 0.3] = torch.nan
     return outputs, target
 
@@ -223,9 +207,8 @@ def test_ccc_loss_is_numpys_over_the_labelled_frames_of_each_value(seed):
         for k in range(2):
             known = target[p, :, k].isfinite()
             t, o = target[p, known, k].numpy(), outputs[p, known, k].numpy()
-            parts.append(
-                2 * np.cov(t, o, ddof=0)[0, 1] / (t.var() + o.var() + (t.mean() - o.mean()) ** 2)
-            )
+            spread = t.var() + o.var() + (t.mean() - o.mean()) ** 2
+            parts.append(2 * np.cov(t, o, ddof=0)[0, 1] / spread)
         assert ccc_loss(outputs, target)[p].item() == pytest.approx(1 - np.mean(parts))
 
 
@@ -234,10 +217,8 @@ def test_gradients_of_losses_of_values_are_those_of_differences_and_never_nan():
     outputs.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: ccc_loss(x, target), outputs)
     assert torch.autograd.gradcheck(lambda x: squared_errors(x, target), outputs)
-    for constant in (
-        torch.full_like(target, torch.nan),
-        torch.zeros_like(target),
-    ):  # nothing labelled; nothing varies
+    # Nothing is labelled; nothing varies.
+    for constant in (torch.full_like(target, torch.nan), torch.zeros_like(target)):
         flat = torch.zeros_like(outputs, requires_grad=True)
         loss = ccc_loss(flat, constant)
         (gradient,) = torch.autograd.grad(loss.sum(), flat)
@@ -249,6 +230,5 @@ def test_perfect_agreement_costs_nothing_and_its_opposite_two():
     target = torch.linspace(-1, 1, 9, dtype=torch.float64)[None, :, None]
     assert ccc_loss(target, target).item() == pytest.approx(0)
     assert ccc_loss(-target, target).item() == pytest.approx(2)
-    assert (
-        0 < ccc_loss(target + 0.5, target).item() < 1
-    )  # shifted, which Pearson's correlation would not see
+    # Shifted, which Pearson's correlation would not see.
+    assert 0 < ccc_loss(target + 0.5, target).item() < 1

@@ -1,6 +1,9 @@
-"""Check cluster/kuberay/ against KubeRay's own definitions, unknown fields refused, from a cluster that has them or from its release.
+"""Check cluster/kuberay/ against KubeRay's own definitions; unknown fields are refused.
 
-kubectl get crd rayclusters.ray.io rayjobs.ray.io -o yaml > crd.yaml && python tests/helpers/against_crd.py crd.yaml cluster/kuberay/*.yaml
+The definitions come from a cluster that has them, or from KubeRay's release:
+
+    kubectl get crd rayclusters.ray.io rayjobs.ray.io -o yaml > crd.yaml
+    python tests/helpers/against_crd.py crd.yaml cluster/kuberay/*.yaml
 """
 
 from __future__ import annotations
@@ -13,20 +16,9 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
-KEEP = (
-    "type",
-    "enum",
-    "required",
-    "pattern",
-    "minimum",
-    "maximum",
-    "minItems",
-    "format",
-    "allOf",
-    "anyOf",
-    "oneOf",
-    "not",
-)
+VALUES = ("type", "enum", "required", "pattern", "minimum", "maximum", "minItems", "format")
+KEEP = (*VALUES, "allOf", "anyOf", "oneOf", "not")
+"""Keywords of a CRD's schema that JSON schema has as well, with the same meaning."""
 
 
 def main(argv: list[str]) -> int:
@@ -38,17 +30,15 @@ def main(argv: list[str]) -> int:
         for manifest in read_objects(Path(file))
         for problem in find_problems(manifest, definitions)
     ]
-    print(
-        "\n".join(problems)
-        or f"{len(argv) - 1} files are as {', '.join(f'{v}/{k}' for v, k in definitions)} want them"
-    )
+    names = ", ".join(f"{version}/{kind}" for version, kind in definitions)
+    print("\n".join(problems) or f"{len(argv) - 1} files are as {names} want them")
     return 1 if problems else 0
 
 
 def find_problems(
     manifest: dict[str, Any], definitions: dict[tuple[str, str], dict[str, Any]]
 ) -> list[str]:
-    """What a definition has against an object; nothing for kinds without one."""
+    """Faults of an object by its definition; none for kinds without one."""
     schema = definitions.get((manifest["apiVersion"], manifest["kind"]), {})
     return [
         f"{'.'.join(map(str, error.absolute_path))}: {error.message}"
@@ -57,7 +47,10 @@ def find_problems(
 
 
 def read_definitions(file: Path) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
-    """``(apiVersion, kind)`` and strict JSON schema of each version of each CRD in a file, plain or as a kubectl list."""
+    """``(apiVersion, kind)`` and strict JSON schema of each version of each CRD in a file.
+
+    The file holds definitions, or a list of them as kubectl prints it.
+    """
     for item in read_objects(file):
         for crd in item.get("items", [item]):
             spec = crd["spec"]
@@ -68,7 +61,10 @@ def read_definitions(file: Path) -> Iterator[tuple[tuple[str, str], dict[str, An
 
 
 def tighten(schema: dict[str, Any]) -> dict[str, Any]:
-    """A CRD's schema as JSON schema that refuses unknown fields, which a Kubernetes server drops in silence."""
+    """A CRD's schema as JSON schema that refuses unknown fields.
+
+    A Kubernetes server drops them without a message.
+    """
     out = {key: schema[key] for key in KEEP if key in schema}
     if schema.get("x-kubernetes-int-or-string"):
         out.pop("type", None)

@@ -45,7 +45,7 @@ def fill_bank(
     rejects: dict[int, dict[int, str]] | None = None,
     identity: Identity = IDENTITY,
 ) -> Bank:
-    """A finished bank whose feature of row k of the plan is k, k+0.25, ... (so that a test can tell them apart)."""
+    """A finished bank; row k of the plan has the feature k, k+0.25, ..., so that all differ."""
     bank = Bank(path)
     plan = bank.extend_plan(manifest, shard_rows)
     bank.claim(identity)

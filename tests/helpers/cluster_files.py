@@ -1,4 +1,4 @@
-"""What tests of cluster/ share: its files as texts, and as what they describe."""
+"""The files of cluster/ for its tests: as text, and parsed."""
 
 from __future__ import annotations
 
@@ -37,9 +37,8 @@ def kubernetes_objects() -> list[dict[str, Any]]:
 
 def ray_clusters() -> list[dict[str, Any]]:
     """The cluster of each RayCluster and RayJob."""
-    specs = [
-        part["spec"] for part in kubernetes_objects() if part["kind"] in ("RayCluster", "RayJob")
-    ]
+    kinds = ("RayCluster", "RayJob")
+    specs = [part["spec"] for part in kubernetes_objects() if part["kind"] in kinds]
     return [spec.get("rayClusterSpec", spec) for spec in specs]
 
 

@@ -1,4 +1,7 @@
-"""The environment of the tests; imported before anything imports Ray, whose workers have that of the time when it started."""
+"""The environment of the tests.
+
+It is imported before Ray is, since Ray's workers keep the environment in which Ray started.
+"""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ FAST = ["--epochs", "3", "--head.width", "16", "--head.depth", "2", "--device", 
 
 def make_data(folder: Path, seed=0, videos=12, length=40, change=None):
     """A bank whose features carry the labels of both tasks, and the label tables."""
+    # Labels, and features that show them.
     rng = np.random.default_rng(seed)
     names = [f"v{k:02d}" for k in range(videos) for _ in range(length)]
     frames = np.tile(np.arange(1, length + 1), videos).astype(np.int32)
@@ -39,6 +40,7 @@ def make_data(folder: Path, seed=0, videos=12, length=40, change=None):
     x = x.astype(np.float16)
     if change is not None:
         change(x, expr, au)
+    # The bank.
     split = np.where(np.repeat(np.arange(videos) % 3 == 2, length), "validation", "train")
     manifest = pa.table({"video": names, "frame": frames, "path": names, "root": names})
     bank = Bank(folder / "bank")
@@ -47,40 +49,24 @@ def make_data(folder: Path, seed=0, videos=12, length=40, change=None):
     for shard in range(plan.num_shards):
         rows = slice(plan.offsets[shard], plan.offsets[shard + 1])
         bank.commit(shard, plan.rows(shard), x[rows], {}, IDENTITY)
-    keys = {
-        "video": pa.array(names).dictionary_encode(),
-        "frame": frames,
-        "split": pa.array(split).dictionary_encode(),
-    }
+    # The label tables.
+    video, split = (pa.array(values).dictionary_encode() for values in (names, split))
+    keys = {"video": video, "frame": frames, "split": split}
     meta = {"raffect": "labels/1", "edition": "test", "digest": "", "synthetic": "true"}
-    write_table(
-        pa.table(keys | {"expression": expr.astype(np.int8)}),
-        folder / "labels" / "expr.parquet",
-        meta | {"task": "expr"},
-    )
-    write_table(
-        pa.table(keys | {name: au[:, k] for k, name in enumerate(AU.columns)}),
-        folder / "labels" / "au.parquet",
-        meta | {"task": "au"},
-    )
+    labels = {
+        "expr": {"expression": expr.astype(np.int8)},
+        "au": {name: au[:, k] for k, name in enumerate(AU.columns)},
+    }
+    for task, columns in labels.items():
+        path = folder / "labels" / f"{task}.parquet"
+        write_table(pa.table(keys | columns), path, meta | {"task": task})
     return folder
 
 
 def words(command, data, out, *more, recipe="paper", task="expr"):
-    return [
-        command,
-        recipe,
-        "--task",
-        task,
-        "--bank",
-        str(data / "bank"),
-        "--labels",
-        str(data),
-        "--out",
-        str(out),
-        *FAST,
-        *more,
-    ]
+    """A command line of a small run."""
+    inputs = ["--task", task, "--bank", str(data / "bank"), "--labels", str(data)]
+    return [command, recipe, *inputs, "--out", str(out), *FAST, *more]
 
 
 def scores_of(out):

@@ -75,12 +75,11 @@ def make_job(recipes, train=None, validation=None, **options):
 
 
 def make_card(spec, status="done"):
-    """All that a head's config.json says, of a head that was never judged."""
+    """A whole config.json, with scores that are made up."""
     chance = Chance(answer="always Other", majority=0.07)
     score = JudgedScore(headline=0.1, metrics={"macro_f1": 0.1}, outputs={}, epoch=1)
-    facts = DataFacts(
-        task=EXPR, bank="b", labels="l", bank_digest="d", labels_sha256="s", encoders=(), splits={}
-    )
+    names = {"bank": "b", "labels": "l", "bank_digest": "d", "labels_sha256": "s"}
+    facts = DataFacts(task=EXPR, encoders=(), splits={}, **names)
     return HeadCard(
         head=spec.to_json(),
         id="a",
@@ -171,7 +170,7 @@ class TextbookSam:
         norms = [layer for layer in self.net if isinstance(layer, nn.BatchNorm1d)]
         with torch.no_grad():
             for p, move in zip(params, moves, strict=True):
-                p += move
+                p.add_(move)
         for layer in norms:
             layer.momentum = 0.0
         self.optimizer.zero_grad()
@@ -180,7 +179,7 @@ class TextbookSam:
             layer.momentum = 0.1
         with torch.no_grad():
             for p, move in zip(params, moves, strict=True):
-                p -= move
+                p.sub_(move)
 
 
 def start_head(recipe):

@@ -31,12 +31,8 @@ def no_weights_here(tmp_path, monkeypatch):
 def test_the_doctor_names_what_is_missing_and_the_fix(tmp_path, prepared):
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}))
     bank.commit_path(1).unlink()
-    checks = {
-        check.name: check
-        for check in doctor.diagnose(
-            DoctorConfig(data=prepared, bank=bank.path, start_ray=False)
-        ).checks
-    }
+    found = doctor.diagnose(DoctorConfig(data=prepared, bank=bank.path, start_ray=False))
+    checks = {check.name: check for check in found.checks}
     assert checks["python"].ok
     assert checks["packages"].ok
     assert checks["data"].ok
@@ -45,10 +41,17 @@ def test_the_doctor_names_what_is_missing_and_the_fix(tmp_path, prepared):
     assert checks["bank"].line().startswith("FAIL bank")
 
 
-def test_the_doctor_survives_whatever_it_meets(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda path: (_ for _ in ()).throw(RuntimeError("boom\nbang"))
-    )
+def raise_always(error):
+    """A function that raises an error, whatever it is called with."""
+
+    def function(*args, **kwargs):
+        raise error
+
+    return function
+
+
+def test_an_unexpected_error_is_a_failing_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "disk_usage", raise_always(RuntimeError("boom\nbang")))
     checks = doctor.diagnose(DoctorConfig(data=tmp_path / "gone", start_ray=False)).checks
     lines = {check.name: check.line() for check in checks}
     assert "boom bang" in lines["disk"]
@@ -102,20 +105,16 @@ def models_source(file):
 
 
 def test_pull_without_a_network_fails_in_a_moment(monkeypatch):
-    monkeypatch.setattr(
-        socket,
-        "create_connection",
-        lambda *args, **kwargs: (_ for _ in ()).throw(OSError(101, "Network is unreachable")),
-    )
+    unreachable = raise_always(OSError(101, "Network is unreachable"))
+    monkeypatch.setattr(socket, "create_connection", unreachable)
     for name in ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(RaffectError, match="huggingface.co is out of reach"):
         models.pull(ModelsPullConfig(encoder=EncoderConfig(model="ViT-B-16-quickgelu")))
     assert "already here" in models.pull(ModelsPullConfig(encoder=EMBEDDED)).lines()[0]
+    random = EncoderConfig(model="ViT-B-16-quickgelu", weights="random:0")
     with pytest.raises(RaffectError, match="only a tag can be pulled"):
-        models.pull(
-            ModelsPullConfig(encoder=EncoderConfig(model="ViT-B-16-quickgelu", weights="random:0"))
-        )
+        models.pull(ModelsPullConfig(encoder=random))
 
 
 @pytest.mark.parametrize(
