@@ -176,7 +176,7 @@ class RunFolder:
         """A head's record, or None."""
         found = (path for path in self._record_paths(head_id) if path.exists())
         path = next(found, None)
-        return self._read_record(path) if path else None
+        return None if path is None else self._read_record(path)
 
     def read_records(self) -> list[HeadRecord]:
         """All records, by id."""

@@ -96,12 +96,13 @@ class RayStream:
         """Features (B, D) as float16 and labels of each batch of an epoch."""
         x_left = np.empty((0, self.index.dim), np.float16)
         y_left = self.y[:0]
-        for number, (window, x) in enumerate(self._read(self.windows(epoch))):
+        for number, (window, read) in enumerate(self._read(self.windows(epoch))):
             # Rows of a window in an order of their own, behind what the last one left
             rows = np.concatenate([np.arange(start, stop) for _, start, stop in window])
-            check_finite(x, self.index, rows)
+            check_finite(read, self.index, rows)
             order = np.random.default_rng([self.seed, epoch, number]).permutation(len(rows))
-            x, y = np.concatenate([x_left, x[order]]), np.concatenate([y_left, self.y[rows[order]]])
+            x = np.concatenate([x_left, read[order]])
+            y = np.concatenate([y_left, self.y[rows[order]]])
 
             # Whole batches; the rest waits for the next window
             whole = len(x) // self.batch_size * self.batch_size

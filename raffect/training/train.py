@@ -43,7 +43,7 @@ from raffect.training.job import (
 from raffect.training.stream import decide_stream
 
 _FAILURE, _PROGRESS = "failure.txt", "progress.json"
-"""Files of the state folder by which workers tell the driver why they stopped, and how far."""
+"""Files of the state folder: why workers stopped, and how far they are."""
 _GOES_ON = "what is saved is kept, the same command goes on from there"
 _MAX_FAILURES = 3
 

@@ -1,7 +1,8 @@
-"""A disk that fails, or a machine that dies, at every single durable operation in turn, as SQLite tests itself.
+"""A disk that fails, or a machine that dies, at every durable operation in turn.
 
-Nothing is mocked but the operating system's last word: writes, syncs, renames, links and unlinks are counted, and number k
-is the last that happens (death) or fails for want of space (full). Then the same command runs again on a sound disk.
+SQLite tests itself in this way. Only calls of the operating system are mocked: writes, syncs,
+renames, links and unlinks are counted, and from number k on they do not happen (death) or fail
+because there is no space (full). Then the same command runs again on a sound disk.
 """
 
 import contextlib
@@ -39,21 +40,10 @@ class Disk:
 
     def __init__(self, monkeypatch, last: float = float("inf"), full: bool = False):
         self.count, self.last, self.full = 0, last, full
-        for owner, name in (
-            (os, "replace"),
-            (os, "link"),
-            (os, "fsync"),
-            (os, "unlink"),
-            (Path, "write_bytes"),
-            (Path, "unlink"),
-        ):
-            monkeypatch.setattr(
-                owner,
-                name,
-                partial(self._operate, getattr(owner, name), name)
-                if owner is os
-                else self._method(getattr(owner, name), name),
-            )
+        for name in ("replace", "link", "fsync", "unlink"):
+            monkeypatch.setattr(os, name, partial(self._operate, getattr(os, name), name))
+        for name in ("write_bytes", "unlink"):
+            monkeypatch.setattr(Path, name, self._method(getattr(Path, name), name))
 
     def _method(self, real, name):
         return lambda path, *args, **kwargs: self._operate(real, name, path, *args, **kwargs)
@@ -70,7 +60,7 @@ class Disk:
 
 @pytest.fixture(autouse=True)
 def _no_killers(monkeypatch):
-    """Frames of a broken attempt are tried in child processes, half a second each time; not what is looked at here."""
+    """Leave out the search for frames that kill a process, which takes half a second each time."""
     monkeypatch.setattr("raffect.extraction.steps.find_killers", lambda rows: {})
 
 
@@ -78,7 +68,7 @@ def _no_killers(monkeypatch):
 
 
 class Mean:
-    """A stand-in whose vector is a frame's number, drawn as its brightness."""
+    """An encoder whose feature is a frame's brightness, which is drawn by its number."""
 
     identity = Identity(
         model="m",
@@ -94,9 +84,8 @@ class Mean:
         return 1.0
 
     def encode(self, frames):
-        return np.array([[frame.mean(), frame.shape[0]] for frame in frames], np.float16).reshape(
-            -1, 2
-        )
+        features = [[frame.mean(), frame.shape[0]] for frame in frames]
+        return np.array(features, np.float16).reshape(-1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -125,25 +114,22 @@ def extract(folder: Path, manifest: pa.Table) -> None:
     for shard in sorted(set(range(plan.num_shards)) - set(bank.read_commits())):
         rows = manifest.slice(plan.offsets[shard], plan.offsets[shard + 1] - plan.offsets[shard])
         table = pa.table({name: [value] for name, value in to_item(shard, rows).items()})
-        encoded = EncodeShard(
-            EncoderConfig(), str(folder), "cpu", 1, lambda config, device, threads: Mean()
-        )(read_shard(table, str(folder), Geometry(size=8)))
+        load = lambda config, device, threads: Mean()  # noqa: E731
+        encode = EncodeShard(EncoderConfig(), str(folder), "cpu", 1, load)
+        encoded = encode(read_shard(table, str(folder), Geometry(size=8)))
         failure = commit_shard(encoded, str(folder))["failure"][0].as_py()
         if failure is not None:
             raise RaffectError(failure)
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file a reader may see, by name below the folder."""
-    files = (
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not path.name.startswith(atomic.PREFIX)
-    )
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
+    """SHA-256 of every file that a reader may see, by name below the folder."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.startswith(atomic.PREFIX):
+            name = path.relative_to(folder).as_posix()
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 def operations(monkeypatch, work) -> int:
@@ -154,7 +140,10 @@ def operations(monkeypatch, work) -> int:
 
 
 def break_at(monkeypatch, k: int, full: bool, work) -> None:
-    """Run ``work`` on a disk that stops at operation k; one that is full may only give errors that users get as one line."""
+    """Run ``work`` on a disk that stops at operation k.
+
+    A full disk may only give errors that users get as one line.
+    """
     with monkeypatch.context() as patch:
         Disk(patch, k, full)
         with contextlib.suppress(OSError, RaffectError) if full else pytest.raises(Death):
@@ -171,26 +160,27 @@ def test_an_extract_broken_at_any_write_is_finished_by_the_next_to_the_same_byte
     assert total > 40
     monkeypatch.setattr("raffect.bank.verify.QUIET_S", 0.0)
     for k in range(1, total + 1):
+        # Broken at operation k, the bank is sound, and no file is half-written
         folder = tmp_path / f"{k}"
         break_at(monkeypatch, k, full, lambda folder=folder: extract(folder, manifest))
         if Bank(folder).exists:
             found = verify(Bank(folder))
             assert found.sound, f"operation {k}: {found}"
             assert found.rows + found.rejects + found.missing == found.planned
-        assert {
-            name: digest
-            for name, digest in contents(folder).items()
-            if name in whole and whole[name] != digest
-        } == {}, f"operation {k}: half-written"
+        digests = contents(folder).items()
+        half = {name for name, digest in digests if whole.get(name, digest) != digest}
+        assert not half, f"operation {k}: half-written"
+
+        # The next attempt finishes it; `bank verify --repair` deletes what is left over
         extract(folder, manifest)
-        verdict = verify(Bank(folder), manifest)
-        assert verdict.complete, f"operation {k}"
-        for path in verdict.leftovers:  # what `bank verify --repair` deletes
+        found = verify(Bank(folder), manifest)
+        assert found.complete, f"operation {k}"
+        for path in found.leftovers:
             path.unlink()
         assert contents(folder) == whole, f"operation {k}"
 
 
-def test_a_naive_writer_fails_this_very_test(tmp_path, manifest, monkeypatch):
+def test_a_writer_without_these_precautions_fails_this_test(tmp_path, manifest, monkeypatch):
     def in_place(path, content):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -242,15 +232,12 @@ def test_training_broken_at_any_write_goes_on_to_the_same_heads(data, tmp_path, 
         learn(data, out)
         assert heads(out) == whole, f"operation {k}"
         assert len(list((out / "heads").glob("[!.]*.json"))) == 2
-        assert not list((out / "state").glob("*.safetensors")), (
-            f"operation {k}: state of a finished run"
-        )
+        left = list((out / "state").glob("*.safetensors"))
+        assert not left, f"operation {k}: state of a finished run"
 
 
 def heads(out: Path) -> dict[str, str]:
-    """Bytes of every head and table that does not tell the time."""
-    return {
-        name: digest
-        for name, digest in contents(out).items()
-        if name.endswith(".safetensors") or name == "per_group.csv"
-    }
+    """SHA-256 of weights and of the one table in which no time stands."""
+    found = contents(out)
+    names = [name for name in found if name.endswith(".safetensors") or name == "per_group.csv"]
+    return {name: found[name] for name in names}

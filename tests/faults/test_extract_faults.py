@@ -1,4 +1,7 @@
-"""`raffect extract` as its users run it, on a full disk, twice at once, and with an object store that is too small."""
+"""`raffect extract` as a user runs it where something is wrong.
+
+It runs on a full disk, twice at once, and with an object store that is too small.
+"""
 
 import os
 import shutil
@@ -24,19 +27,9 @@ def whole(prepared, tmp_path_factory) -> Path:
 
 
 def start(prepared: Path, bank: Path) -> subprocess.Popen:
-    words = [
-        "extract",
-        "--manifest",
-        str(prepared / "manifest.parquet"),
-        "--bank",
-        str(bank),
-        "--shard-rows",
-        "32",
-        "--encoder.model",
-        "raffect-faces",
-        "--encoder.weights",
-        "embedded",
-    ]
+    data = ["--manifest", str(prepared / "manifest.parquet"), "--bank", str(bank)]
+    encoder = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
+    words = ["extract", *data, "--shard-rows", "32", *encoder]
     return subprocess.Popen(
         [sys.executable, "-m", "raffect.cli", *words],
         stdout=subprocess.PIPE,
@@ -66,12 +59,9 @@ def test_two_extracts_on_one_bank_at_once_write_the_same_bank(prepared, whole, t
 def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(prepared, whole, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "raffect-test", str(disk)],
-        check=False,
-        capture_output=True,
-    ).returncode:
-        pytest.skip("this machine lets nobody mount a small disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "raffect-test", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted on this machine")
     try:
         code, out, err = finish(start(prepared, disk / "bank"))
         assert code == 2, out + err
@@ -99,7 +89,14 @@ from raffect.extraction.extract import extract
 from raffect.extraction.steps import Geometry
 
 class Slow:
-    identity = Identity(model="m", weights_sha256="a" * 64, weights="none", preprocess={}, precision="float32", dim=2)
+    identity = Identity(
+        model="m",
+        weights_sha256="a" * 64,
+        weights="none",
+        preprocess={},
+        precision="float32",
+        dim=2,
+    )
     batch_size = 4
     def probe(self):
         return 1.0
@@ -109,13 +106,30 @@ class Slow:
 
 folder, shards, rows = Path(sys.argv[1]), 16, 128
 (folder / "v").mkdir()
-Image.fromarray(np.random.default_rng(0).integers(0, 255, (224, 224, 3), np.uint8)).save(folder / "v" / "1.png")
+noise = np.random.default_rng(0).integers(0, 255, (224, 224, 3), np.uint8)
+Image.fromarray(noise).save(folder / "v" / "1.png")
 count = shards * rows
-manifest = pa.table({"video": pa.array(["v"] * count).dictionary_encode(), "frame": np.arange(1, count + 1, dtype=np.int32), "path": ["v/1.png"] * count, "root": pa.array([str(folder)] * count).dictionary_encode()})
-write_manifest(manifest, folder / "manifest.parquet", synthetic=True)
-ray.init(address="local", num_cpus=4, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-config = ExtractConfig(manifest=folder / "manifest.parquet", bank=folder / "bank", encoder=EncoderConfig(model="m"), shard_rows=rows)
-print(extract(config, load=lambda config, device, threads: Slow(), geometry=Geometry(size=224)).rows)
+manifest = pa.table({
+    "video": pa.array(["v"] * count).dictionary_encode(),
+    "frame": np.arange(1, count + 1, dtype=np.int32),
+    "path": ["v/1.png"] * count,
+    "root": pa.array([str(folder)] * count).dictionary_encode(),
+})
+file, bank = folder / "manifest.parquet", folder / "bank"
+write_manifest(manifest, file, synthetic=True)
+ray.init(
+    address="local",
+    num_cpus=4,
+    object_store_memory=80_000_000,
+    include_dashboard=False,
+    log_to_driver=False,
+    logging_level="ERROR",
+)
+config = ExtractConfig(
+    manifest=file, bank=bank, encoder=EncoderConfig(model="m"), shard_rows=rows
+)
+load = lambda config, device, threads: Slow()
+print(extract(config, load=load, geometry=Geometry(size=224)).rows)
 """
 
 

@@ -1,4 +1,7 @@
-"""Records of runs and heads, and the statistics behind them: what is written is read again, what is damaged is one line."""
+"""Records of runs and heads, and the statistics behind them.
+
+What is written is read again, and what is damaged is one line.
+"""
 
 from __future__ import annotations
 
@@ -92,15 +95,11 @@ def test_statistics_come_back_as_they_were_and_equal_ones_have_equal_names(tmp_p
     file = write_statistics(tmp_path, statistics)
     found = read_statistics(tmp_path, file)
     assert list(found.groups) == ["x", "y", "z"]
-    assert {name: list(by_epoch) for name, by_epoch in found.heads.items()} == {
-        "a": [1, 2],
-        "b": [2],
-    }
-    assert all(
-        np.array_equal(found.heads[name][epoch], values)
-        for name, by_epoch in heads.items()
-        for epoch, values in by_epoch.items()
-    )
+    epochs = {name: list(by_epoch) for name, by_epoch in found.heads.items()}
+    assert epochs == {"a": [1, 2], "b": [2]}
+    for name, by_epoch in heads.items():
+        for epoch, values in by_epoch.items():
+            assert np.array_equal(found.heads[name][epoch], values)
     assert write_statistics(tmp_path, statistics) == file
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -111,10 +110,8 @@ def test_statistics_that_are_not_those_the_records_name_are_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(bytes(content))
-    with pytest.raises(
-        RaffectError,
-        match=r"not the file that the records name \(SHA-256 differs\); delete the records",
-    ):
+    fault = r"not the file that the records name \(SHA-256 differs\); delete the records"
+    with pytest.raises(RaffectError, match=fault):
         read_statistics(tmp_path, file)
     path.unlink()
     with pytest.raises(RaffectError, match=re.escape(f"{path}: missing; delete the records")):
@@ -123,46 +120,41 @@ def test_statistics_that_are_not_those_the_records_name_are_refused(tmp_path):
         read_statistics(tmp_path, replace(file, name="../../secret"))
 
 
-def test_heads_of_the_first_format_say_what_they_said():
+def test_heads_of_the_first_format_are_read_as_they_were():
     folder = RunFolder(FIRST / "expr")
     records = folder.read_records()
-    old = {
-        path.stem: json.loads(path.read_text())
-        for path in (FIRST / "expr" / "members").glob("*.json")
-    }
+    files = (FIRST / "expr" / "members").glob("*.json")
+    old = {path.stem: json.loads(path.read_text()) for path in files}
     assert {record.id for record in records} == old.keys()
     for record in records:
-        was = old[record.id]
-        assert record.settings == {
-            name: was["recipe"].get(name, record.settings[name]) for name in NAMES
-        } | {
-            "loss.tail_over": "units",
-            "sam.independent_dropout": was["recipe"]["sam.redraw_dropout"],
-        }
-        assert record.id == digest(record.recipe) + (
-            f"-fold{record.fold + 1}of2" if record.fold is not None else ""
-        )
+        # Settings, of which two have other names today
+        was, recipe = old[record.id], old[record.id]["recipe"]
+        settings = {name: recipe.get(name, record.settings[name]) for name in NAMES}
+        settings["loss.tail_over"] = "units"
+        settings["sam.independent_dropout"] = recipe["sam.redraw_dropout"]
+        assert record.settings == settings
+        fold = f"-fold{record.fold + 1}of2" if record.fold is not None else ""
+        assert record.id == digest(record.recipe) + fold
+
+        # Curve, scores and the counts behind them
         assert record.curve.validation == tuple(was["history"]["val_macro_f1"])
-        assert record.scores["last"].headline == was["scores"]["last"]["macro_f1"]
-        assert (
-            record.scores["last"].outputs["Happiness"]["predicted"]
-            == was["scores"]["last"]["classes"]["Happiness"]["said"]
-        )
+        score, old_score = record.scores["last"], was["scores"]["last"]
+        assert score.headline == old_score["macro_f1"]
+        happy, old_happy = score.outputs["Happiness"], old_score["classes"]["Happiness"]
+        assert happy["predicted"] == old_happy["said"]
         assert np.array_equal(folder.statistics_of(record, "last"), was["videos"]["last"])
-        assert (record.chance.answer, record.chance.majority) == (
-            was["trivial"]["answer"],
-            was["trivial"]["macro_f1"],
-        )
+        assert record.chance.answer == was["trivial"]["answer"]
+        assert record.chance.majority == was["trivial"]["macro_f1"]
+
+    # The run's own record
     run = folder.read_run()
-    assert (run.command, run.data.splits["train"].frames, run.data.encoders[0].model) == (
-        "train",
-        144,
-        "raffect-faces",
-    )
+    assert run.command == "train"
+    assert run.data.splits["train"].frames == 144
+    assert run.data.encoders[0].model == "raffect-faces"
     assert run.data.caveat == "embedded encoder, drawn faces"
 
 
-def test_cards_of_the_first_format_say_what_they_said():
+def test_cards_of_the_first_format_are_read_as_they_were():
     for path in (FIRST / "au" / "weights").glob("*/*"):
         card, was = read_card(path), json.loads((path / "config.json").read_text())
         assert (card.id, card.epoch, card.sha256) == (was["member"], was["epoch"], was["sha256"])

@@ -1,4 +1,4 @@
-"""What tests of training share."""
+"""Data that all tests of training share."""
 
 from __future__ import annotations
 

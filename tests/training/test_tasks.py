@@ -1,4 +1,7 @@
-"""Tasks that no module of raffect knows, one of each kind, defined here alone: trained, swept, evaluated and reported as any other."""
+"""Tasks that no module of raffect knows, one of each kind, defined here alone.
+
+They are trained, swept, evaluated and reported as any other.
+"""
 
 import csv
 import json
@@ -50,22 +53,8 @@ PAINS = Task(
 )
 TASKS = (MOODS, SIGNS, PAINS)
 DIM = 24
-FAST = [
-    "--epochs",
-    "40",
-    "--head.width",
-    "32",
-    "--head.depth",
-    "2",
-    "--head.dropout",
-    "0",
-    "--optim.lr",
-    "0.01",
-    "--loss.alpha",
-    "1",
-    "--device",
-    "cpu",
-]
+HEAD = ["--head.width", "32", "--head.depth", "2", "--head.dropout", "0"]
+FAST = ["--epochs", "40", *HEAD, "--optim.lr", "0.01", "--loss.alpha", "1", "--device", "cpu"]
 
 
 def make_values(task: Task, x: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -85,53 +74,38 @@ def make_values(task: Task, x: np.ndarray, rng: np.random.Generator) -> dict[str
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A bank of 12 videos and the three label tables."""
+    # Features of 40 frames of each video
     folder, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
-    video, frame = (
-        np.repeat([f"v{k:02d}" for k in range(12)], 40),
-        np.tile(np.arange(1, 41), 12).astype(np.int32),
-    )
+    video = np.repeat([f"v{k:02d}" for k in range(12)], 40)
+    frame = np.tile(np.arange(1, 41), 12).astype(np.int32)
     x = rng.normal(size=(len(video), DIM)).astype(np.float16)
     bank, identity = Bank(folder / "bank"), replace(IDENTITY, dim=DIM, caveat="made by a test")
     plan = bank.extend_plan(pa.table({"video": video, "frame": frame}), 64)
     bank.claim(identity)
     for shard in range(plan.num_shards):
-        bank.commit(
-            shard, plan.rows(shard), x[plan.offsets[shard] : plan.offsets[shard + 1]], {}, identity
-        )
+        rows = slice(plan.offsets[shard], plan.offsets[shard + 1])
+        bank.commit(shard, plan.rows(shard), x[rows], {}, identity)
+
+    # Labels of each task; every third video is in the validation split
     split = np.where(np.repeat(np.arange(12) % 3 == 2, 40), "validation", "train")
+    keys = {"video": video, "frame": frame, "split": split}
     for task in TASKS:
-        table = pa.table(
-            {"video": video, "frame": frame, "split": split, **make_values(task, x, rng)}
-        )
-        write_table(
-            table,
-            folder / "labels" / f"{task.name}.parquet",
-            {"task": json.dumps(task.to_json()), "synthetic": "true"},
-        )
+        table = pa.table(keys | make_values(task, x, rng))
+        file = folder / "labels" / f"{task.name}.parquet"
+        write_table(table, file, {"task": json.dumps(task.to_json()), "synthetic": "true"})
     return folder
 
 
 def words(command: str, data: Path, out: Path, *more: str) -> list[str]:
-    return [
-        command,
-        "paper",
-        "--bank",
-        str(data / "bank"),
-        "--labels",
-        str(data),
-        "--out",
-        str(out),
-        *FAST,
-        *more,
-    ]
+    bank = ["--bank", str(data / "bank"), "--labels", str(data)]
+    return [command, "paper", *bank, "--out", str(out), *FAST, *more]
 
 
 def oracle(task: Task, true: np.ndarray, outputs: np.ndarray) -> float:
     """The headline score by other libraries."""
     if task is MOODS:
-        return f1_score(
-            true[:, 0], outputs.argmax(1), labels=range(5), average="macro", zero_division=0
-        )
+        predicted = outputs.argmax(1)
+        return f1_score(true[:, 0], predicted, labels=range(5), average="macro", zero_division=0)
     known = np.isfinite(true) if task is PAINS else true != 9
     parts = []
     for k in range(true.shape[1]):
@@ -140,84 +114,53 @@ def oracle(task: Task, true: np.ndarray, outputs: np.ndarray) -> float:
             parts.append(f1_score(t, p >= 0, zero_division=0))
         else:
             p = np.clip(p, 0, 16)
-            parts.append(
-                2 * np.cov(t, p, ddof=0)[0, 1] / (t.var() + p.var() + (t.mean() - p.mean()) ** 2)
-            )
+            spread = t.var() + p.var() + (t.mean() - p.mean()) ** 2
+            parts.append(2 * np.cov(t, p, ddof=0)[0, 1] / spread)
     return float(np.mean(parts))
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_a_task_that_is_data_alone_is_trained_judged_and_reported(data, tmp_path, capsys, task):
+    # Training, with an epoch that is cross-validated
     run, kind = tmp_path / "run", kind_of(task)
-    assert (
-        main(
-            words(
-                "train",
-                data,
-                run,
-                "--task",
-                task.name,
-                "--num-seeds",
-                "2",
-                "--select",
-                "cv",
-                "--folds",
-                "2",
-            )
-        )
-        == 0
-    )
+    more = ["--num-seeds", "2", "--select", "cv", "--folds", "2"]
+    assert main(words("train", data, run, "--task", task.name, *more)) == 0
     text = capsys.readouterr().out
     assert f"{task.name.upper()} val-last  {kind.title} " in text
     assert "over 2 seeds" in text
     assert f"{task.name.upper()} chance" in text
+
+    # Every head scores what metrics.json says, by another library
     heads = json.loads((run / "metrics.json").read_text())["heads"]
-    features = read_features(
-        Bank(data / "bank"),
-        read_labels(data / "labels" / f"{task.name}.parquet"),
-        task,
-        "validation",
-    )
+    labels = read_labels(data / "labels" / f"{task.name}.parquet")
+    features = read_features(Bank(data / "bank"), labels, task, "validation")
     for name, about in heads.items():
         head, card = load_head(run / "weights" / name / "last")
         assert card.task == task
         with torch.no_grad():
             outputs = head(torch.from_numpy(features.x).float()).numpy()
-        assert about["scores"]["last"]["headline"] == pytest.approx(
-            oracle(task, features.y.astype(float), outputs), abs=1e-6
-        )
-        assert about["scores"]["last"]["headline"] > 0.5
-        low, high = about["scores"]["last"]["interval_95"]
-        assert low < about["scores"]["last"]["headline"] < high
-        assert set(about["scores"]["last"]["outputs"]) == set(task.outputs)
+        score = about["scores"]["last"]
+        expected = oracle(task, features.y.astype(float), outputs)
+        assert score["headline"] == pytest.approx(expected, abs=1e-6)
+        assert score["headline"] > 0.5
+        low, high = score["interval_95"]
+        assert low < score["headline"] < high
+        assert set(score["outputs"]) == set(task.outputs)
+
+    # `raffect evaluate` finds the same scores
     out = tmp_path / "judged"
-    assert (
-        main(
-            [
-                "evaluate",
-                "--run",
-                str(run),
-                "--bank",
-                str(data / "bank"),
-                "--labels",
-                str(data),
-                "--out",
-                str(out),
-            ]
-        )
-        == 0
-    )
+    bank = ["--bank", str(data / "bank"), "--labels", str(data)]
+    assert main(["evaluate", "--run", str(run), *bank, "--out", str(out)]) == 0
     judged = capsys.readouterr().out
     assert all(name in judged for name in task.outputs)
-    again = {
-        head["id"]: head["score"]["headline"]
-        for head in json.loads((out / "metrics.json").read_text())["heads"]
-    }
-    assert again == pytest.approx(
-        {name: about["scores"]["last"]["headline"] for name, about in heads.items()}
-    )
+    found = json.loads((out / "metrics.json").read_text())["heads"]
+    again = {head["id"]: head["score"]["headline"] for head in found}
+    first = {name: about["scores"]["last"]["headline"] for name, about in heads.items()}
+    assert again == pytest.approx(first)
     videos = {row["group"] for row in csv.DictReader((out / "per_group.csv").open())}
     assert videos == set(features.videos)
+
+    # The report has the task's own names
     assert main(["report", "--runs", str(run)]) == 0
     page = (run / "report.md").read_text()
     assert f"| {task.name.upper()} | raffect" in page
@@ -232,23 +175,8 @@ def test_a_task_that_is_data_alone_is_trained_judged_and_reported(data, tmp_path
 )
 def test_a_task_that_is_data_alone_is_swept(data, tmp_path, capsys, local_ray, task):
     run, kind = tmp_path / "sweep", kind_of(task)
-    assert (
-        main(
-            words(
-                "tune",
-                data,
-                run,
-                "--task",
-                task.name,
-                "--epochs",
-                "2",
-                "--space",
-                "loss.alpha=0.3,0.6,1",
-                "seed=0,1",
-            )
-        )
-        == 0
-    )
+    more = ["--epochs", "2", "--space", "loss.alpha=0.3,0.6,1", "seed=0,1"]
+    assert main(words("tune", data, run, "--task", task.name, *more)) == 0
     assert "8 heads" in capsys.readouterr().out
     rows = list(csv.DictReader((run / "heads.csv").open()))
     assert all(float(row[f"last.{kind.key}"]) >= kind.lowest for row in rows)
@@ -298,31 +226,12 @@ def test_a_folder_of_several_tasks_asks_which_and_one_of_one_does_not(data, tmp_
         RaffectError, match="holds labels of moods, pains, signs; choose one with --task"
     ):
         open_dataset(data / "bank", data)
-    assert (
-        main(
-            [
-                "train",
-                "erm",
-                "--bank",
-                str(data / "bank"),
-                "--labels",
-                str(data / "labels" / "signs.parquet"),
-                "--out",
-                str(tmp_path / "run"),
-                *FAST,
-                "--epochs",
-                "1",
-            ]
-        )
-        == 0
-    )
+    run, labels = tmp_path / "run", data / "labels" / "signs.parquet"
+    bank = ["--bank", str(data / "bank"), "--labels", str(labels)]
+    assert main(["train", "erm", *bank, "--out", str(run), *FAST, "--epochs", "1"]) == 0
     assert "SIGNS val-last" in capsys.readouterr().out
-    assert {
-        record["recipe"]["task"]
-        for record in map(
-            json.loads, (path.read_text() for path in (tmp_path / "run" / "heads").iterdir())
-        )
-    } == {"signs"}
+    records = [json.loads(path.read_text()) for path in (run / "heads").iterdir()]
+    assert {record["recipe"]["task"] for record in records} == {"signs"}
 
 
 def test_labels_that_a_task_does_not_have_are_refused_with_their_frame(data, tmp_path):
@@ -331,37 +240,24 @@ def test_labels_that_a_task_does_not_have_are_refused_with_their_frame(data, tmp
         values = table[column].to_numpy().copy()
         values[7] = value
         file = tmp_path / f"{task.name}.parquet"
-        write_table(
-            table.set_column(table.column_names.index(column), column, pa.array(values)),
-            file,
-            {"task": json.dumps(task.to_json())},
+        wrong = table.set_column(table.column_names.index(column), column, pa.array(values))
+        write_table(wrong, file, {"task": json.dumps(task.to_json())})
+        fault = (
+            f"{task.name}.parquet: 1 values are not labels of task {task.name}, "
+            f"first {column} {value:g} of v00 frame 8"
         )
-        with pytest.raises(
-            RaffectError,
-            match=rf"{task.name}.parquet: 1 values are not labels of task {task.name}, first {column} {value:g} of v00 frame 8",
-        ):
+        with pytest.raises(RaffectError, match=fault):
             open_dataset(data / "bank", file)
 
 
 def test_heads_are_not_judged_on_another_task(data, tmp_path, capsys):
-    assert main(words("train", data, tmp_path / "run", "--task", "moods", "--epochs", "1")) == 0
+    run, labels = tmp_path / "run", tmp_path / "moods.parquet"
+    assert main(words("train", data, run, "--task", "moods", "--epochs", "1")) == 0
     other = replace(MOODS, outputs=("calm", "glad", "low", "cross", "odd"))
     table = read_labels(data / "labels" / "moods.parquet")
-    write_table(table, tmp_path / "moods.parquet", {"task": json.dumps(other.to_json())})
-    assert (
-        main(
-            [
-                "evaluate",
-                "--run",
-                str(tmp_path / "run"),
-                "--bank",
-                str(data / "bank"),
-                "--labels",
-                str(tmp_path / "moods.parquet"),
-            ]
-        )
-        == 2
-    )
+    write_table(table, labels, {"task": json.dumps(other.to_json())})
+    bank = ["--bank", str(data / "bank"), "--labels", str(labels)]
+    assert main(["evaluate", "--run", str(run), *bank]) == 2
     assert "has other outputs than the heads" in capsys.readouterr().err
 
 
@@ -371,7 +267,8 @@ def test_heads_are_not_judged_on_another_task(data, tmp_path, capsys):
         (
             "pains",
             ["--loss.name", "ccc", "--loss.alpha", "0.3"],
-            "loss.name ccc: a batch has one CCC and so no worst share; expected loss.alpha 1, not 0.3",
+            "loss.name ccc: a batch has one CCC and so no worst share; "
+            "expected loss.alpha 1, not 0.3",
         ),
         (
             "moods",
@@ -400,37 +297,19 @@ def test_a_loss_that_a_kind_does_not_have_is_one_line_before_anything_is_written
 
 
 def test_ccc_is_a_loss_that_learns(data, tmp_path, capsys):
-    assert (
-        main(words("train", data, tmp_path / "run", "--task", "pains", "--loss.name", "ccc")) == 0
-    )
+    run = tmp_path / "run"
+    assert main(words("train", data, run, "--task", "pains", "--loss.name", "ccc")) == 0
     score = float(re.search(r"PAINS val-last  CCC (\.\d+)", capsys.readouterr().out)[1])
     assert score > 0.5
-    history = json.loads(next((tmp_path / "run" / "heads").iterdir()).read_text())["curve"]
+    history = json.loads(next((run / "heads").iterdir()).read_text())["curve"]
     assert history["train_loss"][-1] < history["train_loss"][0] < 2
 
 
 def test_cvar_of_squared_errors_looks_at_the_worst_frames(data, tmp_path, capsys):
+    losses = []
     for alpha in ("0.2", "1"):
-        assert (
-            main(
-                words(
-                    "train",
-                    data,
-                    tmp_path / alpha,
-                    "--task",
-                    "pains",
-                    "--loss.alpha",
-                    alpha,
-                    "--epochs",
-                    "1",
-                )
-            )
-            == 0
-        )
-    losses = [
-        json.loads(next((tmp_path / alpha / "heads").iterdir()).read_text())["curve"]["train_loss"][
-            0
-        ]
-        for alpha in ("0.2", "1")
-    ]
+        more = ["--task", "pains", "--loss.alpha", alpha, "--epochs", "1"]
+        assert main(words("train", data, tmp_path / alpha, *more)) == 0
+        record = json.loads(next((tmp_path / alpha / "heads").iterdir()).read_text())
+        losses.append(record["curve"]["train_loss"][0])
     assert losses[0] > 1.5 * losses[1]

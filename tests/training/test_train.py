@@ -1,4 +1,4 @@
-"""Train, evaluate and tune as a user runs them: on a small bank of drawn faces and on banks made to be bad."""
+"""Train and evaluate as a user runs them: on a small sound bank, and on damaged ones."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ from raffect.runs.data import open_dataset
 from raffect.runs.folder import RunFolder
 from raffect.storage.tables import write_table
 from raffect.training.stream import RayStream
-from tests.helpers.learning import FAST, IDENTITY, LEARN, make_data, scores_of, words
+from tests.helpers.learning import DIM, FAST, IDENTITY, LEARN, make_data, scores_of, words
 
 
 def judge(run, data, *more):
@@ -441,7 +441,7 @@ def test_an_incomplete_bank_is_refused_or_named_with_every_score(data, tmp_path,
 
 
 def test_frames_without_an_image_are_counted_and_the_bank_is_complete(data, tmp_path, capsys):
-    # Labels of 50 frames of a video that nobody planned
+    # Labels of 50 frames of a video that is not in the plan
     shutil.copytree(data, tmp_path / "data")
     file = tmp_path / "data" / "labels" / "expr.parquet"
     labels = read_labels(file)
@@ -484,8 +484,7 @@ def test_a_linear_probe_on_normalised_features_is_trained_and_judged(data, tmp_p
     expected = f1_score(true, predicted, labels=range(8), average="macro", zero_division=0)
     assert about["scores"]["last"]["headline"] == pytest.approx(expected, abs=1e-9)
     assert expected > 0.4
-    judge = ["evaluate", "--run", str(run), "--bank", str(data / "bank"), "--labels", str(data)]
-    assert main([*judge, "--out", str(out), "--device", "cpu"]) == 0
+    assert main(judge(run, data, "--out", str(out))) == 0
     judged = json.loads((out / "metrics.json").read_text())
     assert judged["heads"][0]["score"]["headline"] == pytest.approx(expected, abs=1e-9)
     capsys.readouterr()

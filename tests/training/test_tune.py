@@ -1,4 +1,4 @@
-"""Sweeps: spaces as text, packs, what a rerun repeats, ASHA, folds, and the report drawn from them."""
+"""Sweeps: spaces as text, batches of heads, what a second run repeats, ASHA, folds, reports."""
 
 import csv
 import json
@@ -30,18 +30,16 @@ from raffect.training.job import partition, plan_batches
 from raffect.training.space import add_baseline, list_recipes, read_space
 from raffect.training.tune import _axis_text, _build_scheduler
 from raffect.training.watch import ended_batches, move_progress, watched
-from tests.helpers.learning import FAST, scores_of, words
+from tests.helpers.learning import scores_of, words
 
 BASE = Recipe(task="expr")
 
 
 def test_axes_are_lists_and_ranges_with_both_ends():
-    assert read_space(["loss.alpha=0.1:1:0.1"])["loss.alpha"] == pytest.approx(
-        [k / 10 for k in range(1, 11)]
-    )
-    assert read_space(
-        ["seed=0:4", "optim.name=adam,adamw", "sam.independent_dropout=true,false"]
-    ) == {
+    found = read_space(["loss.alpha=0.1:1:0.1"])["loss.alpha"]
+    assert found == pytest.approx([k / 10 for k in range(1, 11)])
+    axes = ["seed=0:4", "optim.name=adam,adamw", "sam.independent_dropout=true,false"]
+    assert read_space(axes) == {
         "seed": [0, 1, 2, 3, 4],
         "optim.name": ["adam", "adamw"],
         "sam.independent_dropout": [True, False],
@@ -52,20 +50,15 @@ def test_a_grid_has_every_combination_once_and_the_baseline_behind_it():
     recipes = list_recipes(BASE, ["loss.alpha=0.3,1,0.3", "seed=0,1"], 0)
     assert [(r.loss.alpha, r.seed) for r in recipes] == [(0.3, 0), (0.3, 1), (1.0, 0), (1.0, 1)]
     with_erm = add_baseline(recipes)
-    assert [(r.loss.alpha, r.sam.rho, r.seed) for r in with_erm[4:]] == [
-        (1.0, 0.0, 0),
-        (1.0, 0.0, 1),
-    ]
+    erm = [(r.loss.alpha, r.sam.rho, r.seed) for r in with_erm[4:]]
+    assert erm == [(1.0, 0.0, 0), (1.0, 0.0, 1)]
     assert add_baseline(with_erm) == with_erm
 
 
 def test_random_draws_repeat_and_follow_the_seed():
     axes = ["optim.lr=loguniform(1e-4,1e-2)", "sam.rho=uniform(0,0.5)", "seed=0,1"]
-    one, again, other = (
-        list_recipes(BASE, axes, 5),
-        list_recipes(BASE, axes, 5),
-        list_recipes(with_settings(BASE, {"seed": 9}), axes, 5),
-    )
+    bases = (BASE, BASE, with_settings(BASE, {"seed": 9}))
+    one, again, other = (list_recipes(base, axes, 5) for base in bases)
     assert one == again
     assert len(one) == 10
     assert all(1e-4 <= r.optim.lr <= 1e-2 and 0 <= r.sam.rho <= 0.5 for r in one)
@@ -100,40 +93,38 @@ def test_a_wrong_space_is_one_line(axes, samples, match):
         list_recipes(BASE, axes, samples)
 
 
-def test_packs_hold_members_that_can_train_together_and_nobody_is_lost():
-    members = [
-        PlannedHead(r)
-        for r in list_recipes(BASE, ["loss.alpha=0.1:1:0.1", "seed=0:2", "batch_size=16,32"], 0)
-    ]
-    members += [PlannedHead(BASE, fold, 3) for fold in range(3)]
-    packs = partition(members, 8)
-    assert sorted(m.id for pack in packs for m in pack) == sorted(m.id for m in members)
-    assert max(map(len, packs)) <= 8
-    for pack in packs:
-        assert len({(m.recipe.batch_size, m.fold) for m in pack}) == 1
-    assert partition(members, 8) == packs
+def test_batches_hold_heads_that_can_train_together_and_no_head_is_lost():
+    recipes = list_recipes(BASE, ["loss.alpha=0.1:1:0.1", "seed=0:2", "batch_size=16,32"], 0)
+    heads = [PlannedHead(recipe) for recipe in recipes]
+    heads += [PlannedHead(BASE, fold, 3) for fold in range(3)]
+    batches = partition(heads, 8)
+    assert sorted(ids(*batches)) == sorted(ids(heads))
+    assert max(map(len, batches)) <= 8
+    for batch in batches:
+        assert len({(head.recipe.batch_size, head.fold) for head in batch}) == 1
+    assert partition(heads, 8) == batches
+
+
+def ids(*batches):
+    return [head.id for batch in batches for head in batch]
 
 
 def sweep(data, out, *more, space=("loss.alpha=0.3,1", "seed=0,1")):
-    return [
-        "tune",
-        "paper",
-        "--task",
-        "expr",
-        "--bank",
-        str(data / "bank"),
-        "--labels",
-        str(data),
-        "--out",
-        str(out),
-        *FAST,
-        "--space",
-        *space,
-        *more,
-    ]
+    return words("tune", data, out, "--space", *space, *more)
 
 
-def test_a_sweep_trains_each_member_once_goes_on_and_is_reported(data, tmp_path, capsys, local_ray):
+def read_heads(out):
+    """Records of a run's heads as JSON objects."""
+    return [json.loads(path.read_text()) for path in (out / "heads").glob("*.json")]
+
+
+def times(out):
+    """When each record of a run was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (out / "heads").glob("*.json")}
+
+
+def test_a_sweep_trains_each_head_once_goes_on_and_is_reported(data, tmp_path, capsys, local_ray):
+    # Two settings of two seeds, and plain ERM
     out = tmp_path / "sweep"
     assert main(sweep(data, out, "--heads-per-trial", "3")) == 0
     text = capsys.readouterr().out
@@ -146,29 +137,26 @@ def test_a_sweep_trains_each_member_once_goes_on_and_is_reported(data, tmp_path,
     assert len(pq.read_table(out / "heads.parquet")) == 6
     assert list(out.rglob("events.out.tfevents*")), "no TensorBoard files"
 
-    # What was finished stays; a member without a record is trained again, to the same result.
-    lost = json.loads((out / "heads" / f"{rows[0]['id']}.json").read_text())
-    (out / "heads" / f"{rows[0]['id']}.json").unlink()
-    kept = {p.name: p.stat().st_mtime_ns for p in (out / "heads").glob("*.json")}
+    # A finished head stays; one without a record is trained again, to the same result
+    file = out / "heads" / f"{rows[0]['id']}.json"
+    lost = json.loads(file.read_text())
+    file.unlink()
+    kept = times(out)
     assert main(sweep(data, out, "--heads-per-trial", "3")) == 0
-    again = json.loads((out / "heads" / f"{rows[0]['id']}.json").read_text())
+    again = json.loads(file.read_text())
     assert again["curve"] == lost["curve"]
     assert again["scores"] == lost["scores"]
-    assert (
-        sum(p.stat().st_mtime_ns == kept.get(p.name) for p in (out / "heads").glob("*.json")) >= 3
-    )  # packs without the lost one
+    assert len(times(out).items() & kept.items()) >= 3, "other batches were trained again"
 
-    # A larger space trains only what is new.
+    # A larger space trains only what is new
     capsys.readouterr()
-    kept = {p.name: p.stat().st_mtime_ns for p in (out / "heads").glob("*.json")}
-    assert (
-        main(sweep(data, out, "--heads-per-trial", "1", space=("loss.alpha=0.3,0.6,1", "seed=0,1")))
-        == 0
-    )
-    stamps = {p.name: p.stat().st_mtime_ns for p in (out / "heads").glob("*.json")}
-    assert len(stamps) == 8
-    assert {name: stamps[name] for name in kept} == kept
+    kept = times(out)
+    larger = ("loss.alpha=0.3,0.6,1", "seed=0,1")
+    assert main(sweep(data, out, "--heads-per-trial", "1", space=larger)) == 0
+    assert len(times(out)) == 8
+    assert times(out).items() >= kept.items()
 
+    # The report shows all of it, and nothing from elsewhere
     assert main(["report", "--runs", str(out)]) == 0
     report, html = (out / "report.md").read_text(), (out / "report.html").read_text()
     assert "made by a test" in report
@@ -178,23 +166,16 @@ def test_a_sweep_trains_each_member_once_goes_on_and_is_reported(data, tmp_path,
         assert list(csv.DictReader((out / picture).with_suffix(".csv").open()))
     assert html.count("data:image/png;base64,") == report.count("![")
     assert "http" not in re.sub(r"data:image[^\"]+", "", html)
-    assert {row["alpha"] for row in csv.DictReader((out / "plots" / "sweep-alpha.csv").open())} == {
-        "0.3",
-        "0.6",
-        "1.0",
-    }
+    points = csv.DictReader((out / "plots" / "sweep-alpha.csv").open())
+    assert {row["alpha"] for row in points} == {"0.3", "0.6", "1.0"}
 
 
 def test_published_scores_stand_beside_aff_wild2_alone(data, tmp_path, capsys):
-
     out = tmp_path / "run"
     assert main(words("train", data, out)) == 0
     env = json.loads((out / "env.json").read_text())
-    env["data"] |= {
-        "published": published_scores(EXPR, 279_749, 70),
-        "caveat": "",
-        "synthetic": False,
-    }
+    published = published_scores(EXPR, 279_749, 70)
+    env["data"] |= {"published": published, "caveat": "", "synthetic": False}
     (out / "env.json").write_text(json.dumps(env))
     assert main(["report", "--runs", str(out), "--out", str(tmp_path / "report")]) == 0
     report = (tmp_path / "report" / "report.md").read_text()
@@ -211,7 +192,6 @@ def test_published_scores_are_of_the_whole_validation_split_alone(frames, videos
 
 
 def test_spread_is_over_seeds_and_groups_differ_in_more(data, tmp_path, capsys):
-
     out = tmp_path / "run"
     assert main(words("train", data, out, "--num-seeds", "3")) == 0
     folder = RunFolder(out)
@@ -260,78 +240,80 @@ def test_tunes_callback_pickles_while_a_live_line_is_shown(monkeypatch):
 
 
 def test_tracked_curves_of_heads_have_names_of_their_own():
-    heads = add_baseline(
-        list_recipes(
-            with_settings(BASE, {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "inverse"}),
-            ["seed=0,1"],
-            0,
-        )
-    )
-    assert len({_axis_text(PlannedHead(recipe), ["seed"]) for recipe in heads}) == len(heads) == 4
+    settings = {"loss.alpha": 1.0, "sam.rho": 0.0, "loss.weighting": "inverse"}
+    recipes = add_baseline(list_recipes(with_settings(BASE, settings), ["seed=0,1"], 0))
+    names = {_axis_text(PlannedHead(recipe), ["seed"]) for recipe in recipes}
+    assert len(names) == len(recipes) == 4
 
 
-def record_of(member, keep_epoch=None):
-    chance = Chance(answer="always Other", majority=0.07)
+def record_of(head, cv_epoch=None):
     return HeadRecord(
-        id=member.id,
+        id=head.id,
         task=EXPR,
-        recipe=member.recipe,
+        recipe=head.recipe,
         fingerprint="f",
         status="done",
-        cv_epoch=keep_epoch,
+        cv_epoch=cv_epoch,
         curve=Curve(),
-        chance=chance,
+        chance=Chance(answer="always Other", majority=0.07),
     )
 
 
-def test_a_run_that_goes_on_keeps_packs_as_they_were_cut_and_repeats_nothing(tmp_path):
+@pytest.fixture
+def killed(tmp_path):
+    """A run of twelve heads that was killed, and its batches.
+
+    The first batch was killed between writing its records and deleting its state, the second after
+    it had saved its state, the third before.
+    """
     folder = RunFolder(tmp_path)
-    members = [
-        PlannedHead(recipe)
-        for recipe in list_recipes(BASE, ["loss.alpha=0.1:0.6:0.1", "seed=0,1"], 0)
-    ]
-    packs = plan_batches(folder, members, 4, one_seed=False)
-    assert [len(pack) for pack in packs] == [4, 4, 4]
-    for member in packs[0]:
-        folder.write_record(record_of(member))
-    for pack in packs:
-        folder.note_batch(
-            {member.id: 0 for member in pack}
-        )  # the first one: killed between its records and clean-up
-    for pack in packs[:2]:  # the last one: killed before its first save
-        folder.state_path([member.id for member in pack]).touch()
-    larger = [*members, PlannedHead(with_settings(BASE, {"seed": 9}))]
+    recipes = list_recipes(BASE, ["loss.alpha=0.1:0.6:0.1", "seed=0,1"], 0)
+    batches = plan_batches(folder, [PlannedHead(recipe) for recipe in recipes], 4, one_seed=False)
+    assert [len(batch) for batch in batches] == [4, 4, 4]
+    for head in batches[0]:
+        folder.write_record(record_of(head))
+    for batch in batches:
+        folder.note_batch(dict.fromkeys(ids(batch), 0))
+    for batch in batches[:2]:
+        folder.state_path(ids(batch)).touch()
+    return folder, batches
+
+
+def test_a_run_that_goes_on_keeps_batches_under_way_and_repeats_nothing(killed):
+    folder, batches = killed
+    new = PlannedHead(with_settings(BASE, {"seed": 9}))
+    larger = [*(head for batch in batches for head in batch), new]
+
+    # The batch under way goes on as it is; the others are cut anew
     again = plan_batches(folder, larger, 2, one_seed=False)
-    assert again[0] == packs[1]
-    assert not folder.state_path([member.id for member in packs[0]]).exists()
-    assert sorted(m.id for pack in again[1:] for m in pack) == sorted(
-        m.id for m in [*packs[2], larger[-1]]
-    )
-    assert all(len(pack) <= 2 for pack in again[1:])
-    assert all(
-        len({m.recipe.seed for m in pack}) == 1
-        for pack in plan_batches(folder, larger, 3, one_seed=True)[1:]
-    )
-    # Fewer members were asked for in between, and that run was killed too: one of the two packs goes on, nobody is trained twice.
-    folder.note_batch({packs[1][0].id: 0})
-    folder.state_path([packs[1][0].id]).touch()
-    planned = [m.id for pack in plan_batches(folder, larger, 2, one_seed=False) for m in pack]
-    assert len(planned) == len(set(planned)) == len(larger) - len(packs[0])
-    # Folds chose another epoch than a pack under way keeps: it begins again.
-    assert (
-        packs[1]
-        not in plan_batches(folder, packs[1], 4, False, {member.id: 7 for member in packs[1]})[1:]
-    )
-    assert not folder.state_path([member.id for member in packs[1]]).exists()
-    # Another epoch chosen on folds: heads that kept the old one are trained again.
-    keep = {member.id: 5 for member in packs[0]}
-    folder.write_record(record_of(packs[0][0], keep_epoch=5))
-    assert packs[0][1] in [
-        m for pack in plan_batches(folder, packs[0], 4, False, keep) for m in pack
-    ]
-    assert packs[0][0] not in [
-        m for pack in plan_batches(folder, packs[0], 4, False, keep) for m in pack
-    ]
+    assert again[0] == batches[1]
+    assert not folder.state_path(ids(batches[0])).exists()
+    assert sorted(ids(*again[1:])) == sorted(ids(batches[2], [new]))
+    assert all(len(batch) <= 2 for batch in again[1:])
+    for batch in plan_batches(folder, larger, 3, one_seed=True)[1:]:
+        assert len({head.recipe.seed for head in batch}) == 1
+
+    # A run of fewer heads came in between and was killed too: one of the two batches goes on
+    folder.note_batch({batches[1][0].id: 0})
+    folder.state_path([batches[1][0].id]).touch()
+    planned = ids(*plan_batches(folder, larger, 2, one_seed=False))
+    assert len(planned) == len(set(planned)) == len(larger) - len(batches[0])
+
+
+def test_heads_that_keep_another_epoch_than_cross_validation_chose_are_trained_again(killed):
+    folder, (recorded, under_way, _) = killed
+
+    # A batch under way begins again
+    cv_epochs = dict.fromkeys(ids(under_way), 7)
+    assert under_way not in plan_batches(folder, under_way, 4, False, cv_epochs)[1:]
+    assert not folder.state_path(ids(under_way)).exists()
+
+    # So does every head but the one whose record has the epoch
+    folder.write_record(record_of(recorded[0], cv_epoch=5))
+    cv_epochs = dict.fromkeys(ids(recorded), 5)
+    planned = ids(*plan_batches(folder, recorded, 4, False, cv_epochs))
+    assert recorded[1].id in planned
+    assert recorded[0].id not in planned
 
 
 @pytest.mark.cluster
@@ -346,38 +328,26 @@ def test_a_trial_that_keeps_dying_ends_the_sweep_with_one_line(
     assert main(sweep(data, tmp_path / "run", "--heads-per-trial", "2")) == 2
     errors = capfd.readouterr().err
     assert "Traceback" not in errors
+    died = r"a trial died 2 times \(.*died\.\)"
     assert re.match(
-        r"raffect tune: 6 of 6 heads are not finished: a trial died 2 times \(.*died\.\); finished ones are kept",
+        rf"raffect tune: 6 of 6 heads are not finished: {died}; finished ones are kept",
         errors.splitlines()[-1],
     )
 
 
 def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):
-    out = tmp_path / "sweep"
-    assert (
-        main(
-            sweep(
-                data,
-                out,
-                "--heads-per-trial",
-                "1",
-                "--scheduler",
-                "asha",
-                "--epochs",
-                "9",
-                "--no-baseline",
-                "--no-save-heads",
-                space=("optim.lr=1e-6,1e-2", "seed=0:2"),
-            )
-        )
-        == 0
-    )
-    records = [json.loads(path.read_text()) for path in (out / "heads").glob("*.json")]
+    # ASHA stops some of six heads early
+    out, space = tmp_path / "sweep", ("optim.lr=1e-6,1e-2", "seed=0:2")
+    asha = ["--heads-per-trial", "1", "--scheduler", "asha", "--no-save-heads"]
+    assert main(sweep(data, out, *asha, "--epochs", "9", "--no-baseline", space=space)) == 0
+    records = read_heads(out)
     assert len(records) == 6
     stopped = [record for record in records if record["status"] == "stopped"]
     assert 1 <= len(stopped) <= 5
     assert all(len(record["curve"]["lr"]) < 9 for record in stopped)
     assert all(len(record["curve"]["lr"]) == 9 for record in records if record["status"] == "done")
+
+    # The scores say that they are of those it kept
     text = capsys.readouterr().out
     assert f"{len(stopped)} stopped and left out" in text
     assert "means over the others are optimistic" in text
@@ -386,30 +356,21 @@ def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):
     assert "heads that ASHA kept" in (out / "report.md").read_text()
     assert "nothing was chosen on validation" not in (out / "report.md").read_text()
 
-    # Without a scheduler all are wanted, and heads cannot be saved after the fact.
+    # Without a scheduler all are trained to the end; weights cannot be saved afterwards
     whole = ["--heads-per-trial", "3", "--epochs", "9", "--no-baseline"]
-    assert main(sweep(data, out, *whole, space=("optim.lr=1e-6,1e-2", "seed=0:2"))) == 2
+    assert main(sweep(data, out, *whole, space=space)) == 2
     assert "trained with --no-save-heads" in capsys.readouterr().err
-    assert (
-        main(sweep(data, out, *whole, "--no-save-heads", space=("optim.lr=1e-6,1e-2", "seed=0:2")))
-        == 0
-    )
-    assert {json.loads(path.read_text())["status"] for path in (out / "heads").glob("*.json")} == {
-        "done"
-    }
+    assert main(sweep(data, out, *whole, "--no-save-heads", space=space)) == 0
+    assert {record["status"] for record in read_heads(out)} == {"done"}
 
 
 def test_settings_in_which_plain_erm_differs_are_named(data, tmp_path, capsys, local_ray):
-    words = sweep(data, tmp_path / "run", "--no-save-heads", space=("seed=0",))
-    assert main([words[0], "weighted", *words[2:]]) == 0
+    run, more = tmp_path / "run", ["--no-save-heads", "--space", "seed=0"]
+    assert main(words("tune", data, run, *more, recipe="weighted")) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("alpha 1")]
-    assert [("weighting inverse" in row, "weighting none (ERM)" in row) for row in rows] == [
-        (True, False),
-        (False, True),
-    ]
-    assert (
-        len({json.dumps(row["settings"]) for row in scores_of(tmp_path / "run")["settings"]}) == 2
-    )
+    named = [("weighting inverse" in row, "weighting none (ERM)" in row) for row in rows]
+    assert named == [(True, False), (False, True)]
+    assert len({json.dumps(row["settings"]) for row in scores_of(run)["settings"]}) == 2
 
 
 def test_a_run_that_goes_on_streams_as_it_began(tmp_path):
@@ -419,39 +380,37 @@ def test_a_run_that_goes_on_streams_as_it_began(tmp_path):
     assert (folder.recorded_stream("auto"), folder.recorded_stream("never")) == ("always", None)
 
 
+LISTEN = """
+import signal, sys
+# A background shell ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from raffect.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.cluster
 def test_ctrl_c_interrupts_a_sweep_and_stops_no_head_for_good(data, tmp_path):
-    words = sweep(
-        data,
-        tmp_path / "run",
-        "--scheduler",
-        "asha",
-        "--heads-per-trial",
-        "1",
-        "--epochs",
-        "400",
-        "--no-baseline",
-        space=("seed=0:2",),
-    )
-    listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from raffect.cli import main; sys.exit(main(sys.argv[1:]))"  # a background shell ignores it
+    run = tmp_path / "run"
+    asha = ["--scheduler", "asha", "--heads-per-trial", "1", "--epochs", "400", "--no-baseline"]
+    command = sweep(data, run, *asha, space=("seed=0:2",))
     process = subprocess.Popen(
-        [sys.executable, "-c", listen, *words],
+        [sys.executable, "-c", LISTEN, *command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         end = time.monotonic() + 120
-        while not list((tmp_path / "run" / "heads").glob("*.json")) and time.monotonic() < end:
+        while not list((run / "heads").glob("*.json")) and time.monotonic() < end:
             time.sleep(0.05)
-        assert list((tmp_path / "run" / "heads").glob("*.json")), "no epoch ended"
+        assert list((run / "heads").glob("*.json")), "no epoch ended"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, errors
-    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "heads").glob("*.json")]
-    assert {record["status"] for record in records} == {"running"}
+    assert {record["status"] for record in read_heads(run)} == {"running"}
 
 
 def test_asha_lets_the_longest_heads_of_a_space_end():
@@ -468,15 +427,9 @@ def test_asha_lets_the_longest_heads_of_a_space_end():
 
 
 def test_erm_is_plain_whatever_the_sweep_is_of():
-    weighted = with_settings(
-        BASE,
-        {
-            "loss.alpha": 1.0,
-            "sam.rho": 0.0,
-            "loss.weighting": "effective",
-            "loss.logit_adjustment": 1.0,
-        },
-    )
+    erm = {"loss.alpha": 1.0, "sam.rho": 0.0}
+    classes = {"loss.weighting": "effective", "loss.logit_adjustment": 1.0}
+    weighted = with_settings(BASE, erm | classes)
     assert [is_erm(recipe) for recipe in add_baseline([weighted])] == [False, True]
 
 
