@@ -1,4 +1,7 @@
-"""Frames: pixels are PIL's, bad ones have a reason, and a frame that kills its decoder loses only itself."""
+"""Frames: pixels are PIL's and bad frames have a reason.
+
+A frame that kills its decoder is lost alone.
+"""
 
 import io
 import os
@@ -39,22 +42,21 @@ def pil(content: bytes) -> np.ndarray:
 
 EXIF = Image.Exif()
 EXIF[0x0112] = 6
+FACE, GREY = Image.fromarray(picture()), Image.fromarray(picture(channels=1))
 CONTENTS = {
-    "jpeg": encoded(Image.fromarray(picture()), "JPEG", quality=90),
-    "jpeg-progressive": encoded(Image.fromarray(picture()), "JPEG", progressive=True),
+    "jpeg": encoded(FACE, "JPEG", quality=90),
+    "jpeg-progressive": encoded(FACE, "JPEG", progressive=True),
     "jpeg-444": encoded(Image.fromarray(picture(41, 33)), "JPEG", subsampling=0),
-    "jpeg-grey": encoded(Image.fromarray(picture(channels=1)), "JPEG"),
-    "jpeg-cmyk": encoded(Image.fromarray(picture()).convert("CMYK"), "JPEG"),
-    "jpeg-exif-rotated": encoded(Image.fromarray(picture()), "JPEG", exif=EXIF),
-    "png": encoded(Image.fromarray(picture()), "PNG"),
+    "jpeg-grey": encoded(GREY, "JPEG"),
+    "jpeg-cmyk": encoded(FACE.convert("CMYK"), "JPEG"),
+    "jpeg-exif-rotated": encoded(FACE, "JPEG", exif=EXIF),
+    "png": encoded(FACE, "PNG"),
     "png-rgba": encoded(Image.fromarray(picture(channels=4)), "PNG"),
-    "png-palette": encoded(Image.fromarray(picture()).convert("P"), "PNG"),
-    "png-one-bit": encoded(Image.fromarray(picture()).convert("1"), "PNG"),
-    "gif-animated": encoded(
-        Image.fromarray(picture()), "GIF", save_all=True, append_images=[Image.fromarray(picture())]
-    ),
-    "bmp": encoded(Image.fromarray(picture()), "BMP"),
-    "webp": encoded(Image.fromarray(picture()), "WEBP", lossless=True),
+    "png-palette": encoded(FACE.convert("P"), "PNG"),
+    "png-one-bit": encoded(FACE.convert("1"), "PNG"),
+    "gif-animated": encoded(FACE, "GIF", save_all=True, append_images=[Image.fromarray(picture())]),
+    "bmp": encoded(FACE, "BMP"),
+    "webp": encoded(FACE, "WEBP", lossless=True),
 }
 
 
@@ -70,27 +72,25 @@ def test_sixteen_bit_grey_is_scaled_where_pil_clips_it_to_white():
     content = encoded(Image.fromarray(wide), "PNG")
     pixels = decode(content)
     assert np.array_equal(pixels[..., 0], np.round(wide / 257.0).astype(np.uint8))
-    assert pil(content).mean() > 250  # the negative control: what PIL alone would have said
+    assert pil(content).mean() > 250  # PIL alone, as a negative control
 
 
 def png_bomb(width=30_000, height=30_000) -> bytes:
+    """A small PNG file whose header announces a huge picture."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-        )
+        checksum = zlib.crc32(kind + body).to_bytes(4, "big")
+        return len(body).to_bytes(4, "big") + kind + body + checksum
 
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([1, 0, 0, 0, 0])
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes((width // 8 + 1) * 100), 9))
-        + chunk(b"IEND", b"")
-    )
+    rows = zlib.compress(bytes((width // 8 + 1) * 100), 9)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 BAD = {
     "truncated": (CONTENTS["jpeg"][: len(CONTENTS["jpeg"]) // 2], "cannot be decoded"),
-    "text": (b"this is no picture", "not a picture"),
+    "text": (b"this is not a picture", "not a picture"),
     "bomb": (png_bomb(), "megapixels"),
     "large": (png_bomb(9_000, 9_000), "megapixels"),
     "float": (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "floating-point"),
@@ -128,32 +128,18 @@ def test_mutated_pictures_decode_or_are_rejected(position, value, cut, kind):
 
 
 def table(root, *paths):
-    return pa.table(
-        {
-            "root": [str(root)] * len(paths),
-            "path": list(paths),
-            "video": ["v"] * len(paths),
-            "frame": list(range(1, len(paths) + 1)),
-        }
-    )
+    """A manifest of frames 1, 2 ... of video v."""
+    count = len(paths)
+    names = {"root": [str(root)] * count, "path": list(paths), "video": ["v"] * count}
+    return pa.table({**names, "frame": list(range(1, count + 1))})
 
 
 def test_files_are_read_in_order_with_a_reason_for_each_bad_one(tmp_path):
     (tmp_path / "a.jpg").write_bytes(CONTENTS["jpeg"])
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "folder.jpg").mkdir()
-    out = read_frames(
-        table(
-            tmp_path,
-            "a.jpg",
-            "empty.jpg",
-            "gone.jpg",
-            "folder.jpg",
-            "../a.jpg",
-            "/etc/passwd",
-            "a\0.jpg",
-        )
-    )
+    outside = ("../a.jpg", "/etc/passwd", "a\0.jpg")
+    out = read_frames(table(tmp_path, "a.jpg", "empty.jpg", "gone.jpg", "folder.jpg", *outside))
     assert np.array_equal(out[0], pil(CONTENTS["jpeg"]))
     reasons = [str(frame) for frame in out[1:]]
     assert reasons[0] == "empty file"
@@ -163,34 +149,26 @@ def test_files_are_read_in_order_with_a_reason_for_each_bad_one(tmp_path):
 
 
 @pytest.mark.timeout(20)
-def test_only_regular_files_of_a_bearable_size_are_read_as_pictures(tmp_path, monkeypatch):
+def test_only_regular_files_below_the_size_limit_are_read_as_pictures(tmp_path, monkeypatch):
+    # Files that must not be read
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     (tmp_path / "pages.jpg").symlink_to("/proc/self/pagemap")
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     with socket.socket(socket.AF_UNIX) as listener:
-        monkeypatch.chdir(tmp_path)  # names of sockets are short
+        monkeypatch.chdir(tmp_path)  # a socket's path must be short
         listener.bind("socket.jpg")
         with open(tmp_path / "huge.jpg", "wb") as file:
             file.truncate(1 << 40)
+
+        # A link to a picture may be read
         (tmp_path / "linked.jpg").symlink_to(tmp_path / "a.jpg")
         (tmp_path / "a.jpg").write_bytes(CONTENTS["jpeg"])
-        out = read_frames(
-            table(
-                tmp_path,
-                "pipe.jpg",
-                "zero.jpg",
-                "pages.jpg",
-                "loop.jpg",
-                "socket.jpg",
-                "huge.jpg",
-                "linked.jpg",
-            )
-        )
-    assert [str(frame) for frame in out[:2]] == [
-        "not a regular file but a pipe",
-        "not a regular file but a device",
-    ]
+
+        names = ("pipe", "zero", "pages", "loop", "socket", "huge", "linked")
+        out = read_frames(table(tmp_path, *(f"{name}.jpg" for name in names)))
+    assert str(out[0]) == "not a regular file but a pipe"
+    assert str(out[1]) == "not a regular file but a device"
     assert all(isinstance(frame, BadFrame) for frame in out[:6])
     assert str(out[5]) == "larger than 256 MB"
     assert np.array_equal(out[6], pil(CONTENTS["jpeg"]))
@@ -214,22 +192,14 @@ def test_packed_files_are_read_and_their_faults_are_reasons(tmp_path):
 
 def test_a_packed_file_that_was_made_again_is_never_read_by_an_older_manifest(tmp_path):
     file, content = tmp_path / "frames-00000.parquet", CONTENTS["jpeg"]
-    pq.write_table(
-        pa.table(
-            {
-                "video": ["u", "v"],
-                "frame": [1, 1],
-                "image": pa.array([content, content], pa.binary()),
-                "reason": pa.array([None, None], pa.string()),
-            }
-        ),
-        file,
-    )
+    images = {
+        "image": pa.array([content, content], pa.binary()),
+        "reason": pa.array([None, None], pa.string()),
+    }
+    pq.write_table(pa.table({"video": ["u", "v"], "frame": [1, 1], **images}), file)
     for path, held in (("0/0", "u frame 1"), ("0/7", "no frame 7"), ("0/x", "no frame x")):
-        with pytest.raises(
-            RaffectError,
-            match=f"holds {held} where the manifest has v frame 1; finish `raffect pack`",
-        ):
+        message = f"holds {held} where the manifest has v frame 1; finish `raffect pack`"
+        with pytest.raises(RaffectError, match=message):
             read_frames(table(file, path))
 
 
@@ -238,12 +208,23 @@ def test_read_bytes_names_the_fault(tmp_path):
         read_bytes(str(tmp_path), "a/../../b.jpg")
 
 
+DEADLY = """
+import os, signal
+import raffect.datasets.frames as f
+real = f.decode
+def deadly(content):
+    if content.endswith(b"deadly"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return real(content)
+f.decode = deadly
+"""
+"""Stands in for a decoder that segfaults: the child process dies at a frame that ends so."""
+
+
 def test_frames_that_kill_their_decoder_are_found_and_the_others_spared(tmp_path, monkeypatch):
     for k in range(7):
         (tmp_path / f"{k}.jpg").write_bytes(CONTENTS["jpeg"] + (b"deadly" if k in (2, 5) else b""))
-    # A stand-in for a decoder that segfaults: the child dies of SIGSEGV when it meets frame 2 or 5.
-    deadly = "import os, signal\nimport raffect.datasets.frames as f\nreal = f.decode\ndef deadly(content):\n    if content.endswith(b'deadly'):\n        os.kill(os.getpid(), signal.SIGSEGV)\n    return real(content)\nf.decode = deadly\n"
-    monkeypatch.setattr(frames, "_TRIAL", deadly + frames._TRIAL)
+    monkeypatch.setattr(frames, "_TRIAL", DEADLY + frames._TRIAL)
     killers = find_killers(table(tmp_path, *[f"{k}.jpg" for k in range(7)]))
     assert killers == {2: "kills its decoder (SIGSEGV)", 5: "kills its decoder (SIGSEGV)"}
 
@@ -258,18 +239,17 @@ def test_shrinking_is_clips_transform(height, width):
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
     pixels = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    expected = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224)])(
-        Image.fromarray(pixels)
-    )
-    assert np.array_equal(shrink(pixels, 224, Image.Resampling.BICUBIC, True), np.asarray(expected))
+    transform = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224)])
+    expected = np.asarray(transform(Image.fromarray(pixels)))
+    assert np.array_equal(shrink(pixels, 224, Image.Resampling.BICUBIC, True), expected)
 
 
-def test_small_pictures_are_handed_over_as_they_are():
+def test_small_pictures_are_left_as_they_are():
     pixels = picture(112, 224)
     assert shrink(pixels, 224, Image.Resampling.BICUBIC, True) is pixels
 
 
-def test_a_root_that_is_gone_is_no_fault_of_its_frames(tmp_path, monkeypatch):
+def test_a_missing_root_is_not_a_fault_of_its_frames(tmp_path, monkeypatch):
     with pytest.raises(RaffectError, match="image root cannot be read .*mount it"):
         read_frames(table(tmp_path / "unmounted", "a.jpg"))
     (tmp_path / "a.jpg").write_bytes(CONTENTS["jpeg"])
@@ -282,7 +262,7 @@ def test_a_root_that_is_gone_is_no_fault_of_its_frames(tmp_path, monkeypatch):
         read_frames(table(tmp_path, "a.jpg"))
 
 
-def test_a_child_that_fails_for_another_reason_accuses_no_frame(tmp_path, monkeypatch):
+def test_a_child_process_that_fails_for_another_reason_blames_no_frame(tmp_path, monkeypatch):
     (tmp_path / "a.jpg").write_bytes(CONTENTS["jpeg"])
     for fault in (
         "import sys; sys.exit(3)\n",

@@ -1,4 +1,7 @@
-"""Pictures of any name with a table, a folder a class, or nothing: what becomes of each row, and what is said of those that are wrong."""
+"""Pictures of any name with a table, with a folder a class, or without labels.
+
+What becomes of each row, and how wrong rows are reported.
+"""
 
 import csv
 import json
@@ -30,22 +33,19 @@ def draw(root: Path, *names: str) -> Path:
     return root
 
 
-def write(path: Path, text: str) -> Path:
-    path.write_text(text)
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines))
     return path
 
 
 def run(tmp_path: Path, images: Path, **settings):
-    """Prepare, and read what came of it: lines, manifest rows, label table by task name, problems."""
-    lines = prepare(PrepareConfig(images=(images,), out=tmp_path / "data", **settings)).lines()
-    manifest = [
-        (row["video"], row["frame"], row["path"])
-        for row in read_manifest(tmp_path / "data" / "manifest.parquet").to_pylist()
-    ]
-    labels = {
-        file.stem: read_labels(file) for file in (tmp_path / "data" / "labels").glob("*.parquet")
-    }
-    problems = list(csv.DictReader((tmp_path / "data" / "problems.csv").open()))
+    """Prepare and read the results: lines, manifest rows, label table by task name, problems."""
+    data = tmp_path / "data"
+    lines = prepare(PrepareConfig(images=(images,), out=data, **settings)).lines()
+    rows = read_manifest(data / "manifest.parquet").to_pylist()
+    manifest = [(row["video"], row["frame"], row["path"]) for row in rows]
+    labels = {file.stem: read_labels(file) for file in (data / "labels").glob("*.parquet")}
+    problems = list(csv.DictReader((data / "problems.csv").open()))
     return lines, manifest, labels, problems
 
 
@@ -57,11 +57,13 @@ def test_a_table_of_pictures_by_path(tmp_path):
     images = draw(tmp_path / "images", "IMG_0001.jpg", "deep/er/IMG_0002.PNG", "spare.jpg")
     file = write(
         tmp_path / "labels.csv",
-        "path,split,mood\nIMG_0001.jpg,train,happy\n./deep/er/IMG_0002.PNG,Val,sad\ngone.jpg,train,sad\n",
+        "path,split,mood",
+        "IMG_0001.jpg,train,happy",
+        "./deep/er/IMG_0002.PNG,Val,sad",
+        "gone.jpg,train,sad",
     )
-    lines, manifest, labels, problems = run(
-        tmp_path, images, dataset="table", annotations=file, task="moods"
-    )
+    settings = {"dataset": "table", "annotations": file, "task": "moods"}
+    lines, manifest, labels, problems = run(tmp_path, images, **settings)
     assert manifest == [
         ("IMG_0001.jpg", 1, "IMG_0001.jpg"),
         ("deep/er/IMG_0002.PNG", 1, "deep/er/IMG_0002.PNG"),
@@ -74,9 +76,8 @@ def test_a_table_of_pictures_by_path(tmp_path):
     ]
     task = task_of(labels["moods"])
     assert (task.kind, task.outputs) == ("multiclass", ("happy", "sad"))
-    assert problems == [
-        {"file": "labels.csv", "line": "4", "problem": "gone.jpg: no such image below --images"}
-    ]
+    missing = "gone.jpg: no such image below --images"
+    assert problems == [{"file": "labels.csv", "line": "4", "problem": missing}]
     assert "labels: moods, multiclass: 0 happy, 1 sad" in lines
     assert read_metadata(labels["moods"])["groups"] == "pictures"
 
@@ -85,71 +86,45 @@ def test_a_table_of_frames_of_videos_with_subjects(tmp_path):
     images = draw(tmp_path / "images", "007/00001.jpg", "007/00003.jpg", "b/1.jpg")
     file = write(
         tmp_path / "labels.csv",
-        "video,frame,subject,valence,arousal\n007,1,s1,0.5,-0.25\n007,3,s1,,0.1\nb,1,s2,0.3,inf\nb,2,s2,0.1,0.1\n",
+        "video,frame,subject,valence,arousal",
+        "007,1,s1,0.5,-0.25",
+        "007,3,s1,,0.1",
+        "b,1,s2,0.3,inf",
+        "b,2,s2,0.1,0.1",
     )
-    _, manifest, labels, problems = run(
-        tmp_path, images, dataset="table", annotations=file, task="va2"
-    )
-    assert manifest == [
-        ("007", 1, "007/00001.jpg"),
-        ("007", 3, "007/00003.jpg"),
-        ("b", 1, "b/1.jpg"),
-    ]
+    settings = {"dataset": "table", "annotations": file, "task": "va2"}
+    _, manifest, labels, problems = run(tmp_path, images, **settings)
+    expected = [("007", 1, "007/00001.jpg"), ("007", 3, "007/00003.jpg"), ("b", 1, "b/1.jpg")]
+    assert manifest == expected
     table, task = labels["va2"], task_of(labels["va2"])
-    assert (task.kind, task.outputs, task.unlabelled) == (
-        "regression",
-        ("valence", "arousal"),
-        None,
-    )
+    assert (task.kind, task.unlabelled) == ("regression", None)
+    assert task.outputs == ("valence", "arousal")
     assert table["group"].to_pylist() == ["s1", "s1", "s2", "s2"]
     assert np.allclose(table["valence"].to_numpy(), [0.5, np.nan, 0.3, 0.1], equal_nan=True)
     assert np.allclose(table["arousal"].to_numpy(), [-0.25, 0.1, np.nan, 0.1], equal_nan=True)
-    assert (
-        len(
-            {
-                (g, s)
-                for g, s in zip(table["group"].to_pylist(), table["split"].to_pylist(), strict=True)
-            }
-        )
-        == 2
-    ), "a subject is in one split"
+    splits = zip(table["group"].to_pylist(), table["split"].to_pylist(), strict=True)
+    assert len(set(splits)) == 2, "a subject is in one split"
     assert [row["line"] for row in problems] == ["5", "4"]
     assert read_metadata(table)["groups"] == "subjects"
 
 
 def test_a_parquet_table_of_units_with_a_path_for_each_frame_of_a_video(tmp_path):
     images = draw(tmp_path / "images", "x/a.jpg", "x/b.jpg")
-    table = pa.table(
-        {
-            "path": ["x/a.jpg", "x/b.jpg"],
-            "video": ["v", "v"],
-            "frame": [7, 9],
-            "AU1": [1, 0],
-            "AU2": [-1, 1],
-            "note": ["p", "q"],
-        }
-    )
-    pq.write_table(table, tmp_path / "t.parquet")
-    _, manifest, labels, _ = run(
-        tmp_path,
-        images,
-        dataset="table",
-        annotations=tmp_path / "t.parquet",
-        columns=("AU1", "AU2"),
-    )
+    keys = {"path": ["x/a.jpg", "x/b.jpg"], "video": ["v", "v"], "frame": [7, 9]}
+    units = {"AU1": [1, 0], "AU2": [-1, 1]}
+    file = tmp_path / "t.parquet"
+    pq.write_table(pa.table({**keys, **units, "note": ["p", "q"]}), file)
+    settings = {"dataset": "table", "annotations": file, "columns": ("AU1", "AU2")}
+    _, manifest, labels, _ = run(tmp_path, images, **settings)
     assert manifest == [("v", 7, "x/a.jpg"), ("v", 9, "x/b.jpg")]
     assert task_of(labels["labels"]).kind == "multilabel"
-    assert labels["labels"].select(["AU1", "AU2"]).to_pylist() == [
-        {"AU1": 1, "AU2": -1},
-        {"AU1": 0, "AU2": 1},
-    ]
+    assert labels["labels"].select(["AU1", "AU2"]).to_pydict() == units
 
 
 def test_a_table_without_labels_is_a_manifest(tmp_path):
     images = draw(tmp_path / "images", "a.jpg", "b.jpg")
-    lines, manifest, labels, _ = run(
-        tmp_path, images, dataset="table", annotations=write(tmp_path / "t.csv", "path\nb.jpg\n")
-    )
+    file = write(tmp_path / "t.csv", "path", "b.jpg")
+    lines, manifest, labels, _ = run(tmp_path, images, dataset="table", annotations=file)
     assert manifest == [("b.jpg", 1, "b.jpg")]
     assert labels == {}
     assert any(line.startswith("labels: none") for line in lines)
@@ -157,22 +132,29 @@ def test_a_table_without_labels_is_a_manifest(tmp_path):
 
 def test_absolute_paths_and_those_of_another_system_are_found(tmp_path):
     images = draw(tmp_path / "images", "d/a.jpg", "d/b.jpg")
-    file = write(tmp_path / "t.csv", f"path,x\n{images}/d/a.jpg,1\nd\\b.jpg,0\n")
+    file = write(tmp_path / "t.csv", "path,x", f"{images}/d/a.jpg,1", "d\\b.jpg,0")
     _, manifest, _, problems = run(tmp_path, images, dataset="table", annotations=file)
     assert [path for *_, path in manifest] == ["d/a.jpg", "d/b.jpg"]
     assert problems == []
 
 
-def test_wrong_rows_are_named_by_line_and_leave_nothing_else_out(tmp_path):
+def test_wrong_rows_are_reported_by_line_and_leave_nothing_else_out(tmp_path):
     images = draw(tmp_path / "images", "v/00001.jpg", "v/00002.jpg", "v/00003.jpg")
-    text = "video,frame,split,mood\nv,1,train,0\nv,1,train,1\n,2,train,1\nv,0,train,1\nv,2,tomorrow,1\nv,3,train,7\nv,4,train,-1\n"
-    _, manifest, labels, problems = run(
-        tmp_path,
-        images,
-        dataset="table",
-        annotations=write(tmp_path / "t.csv", text),
-        classes=("calm", "glad"),
+    file = write(
+        tmp_path / "t.csv",
+        "video,frame,split,mood",
+        "v,1,train,0",
+        "v,1,train,1",
+        ",2,train,1",
+        "v,0,train,1",
+        "v,2,tomorrow,1",
+        "v,3,train,7",
+        "v,4,train,-1",
     )
+    settings = {"dataset": "table", "annotations": file, "classes": ("calm", "glad")}
+    _, manifest, labels, problems = run(tmp_path, images, **settings)
+
+    # What is used
     assert [frame for _, frame, _ in manifest] == [1, 2, 3]
     assert [(row["frame"], row["split"], row["mood"]) for row in labels["labels"].to_pylist()] == [
         (1, "train", 0),
@@ -180,6 +162,8 @@ def test_wrong_rows_are_named_by_line_and_leave_nothing_else_out(tmp_path):
         (3, "train", -1),
         (4, "train", -1),
     ]
+
+    # What is reported
     found = {int(row["line"]): row["problem"] for row in problems}
     assert "v frame 1 again, first in line 2" in found[3]
     assert "expected a name and a whole number" in found[4]
@@ -189,44 +173,27 @@ def test_wrong_rows_are_named_by_line_and_leave_nothing_else_out(tmp_path):
     assert "no such image" in found[8]
 
 
-@pytest.mark.parametrize(
-    ("text", "settings", "match"),
-    [
-        ("name,x\na,1\n", {}, "expected a column path, or video and frame; found name, x"),
-        ("path,x\na.jpg,1\na.jpg", {}, "not a readable CSV or Parquet table"),
-        ("", {}, "not a readable CSV or Parquet table"),
-        ("path,x,x\na.jpg,1,2\n", {}, "column 'x' is there twice"),
-        (
-            "path,x,y\na.jpg,1,0.5\n",
-            {},
-            "what are these labels\\? x \\(int64\\), y \\(double\\); add --kind",
-        ),
-        (
-            "path,x\na.jpg,0.5\n",
-            {"columns": ("z",)},
-            "--columns z: not in .*its columns are path, x",
-        ),
-        ("path,x\nb.jpg,1\n", {}, "none of its 1 pictures is below .*first: b.jpg"),
-        ("path,x\na.jpg,5000\n", {}, "classes from 5000 to 5000, expected 0 to 999"),
-        ("path,x\na.jpg,one\n", {}, "has 1 classes; expected 2"),
-        ("path,x\na.jpg,one\n", {"kind": "regression"}, "column 'x' is string, expected numbers"),
-        (
-            "path,x,y\na.jpg,1,0\n",
-            {"kind": "multiclass"},
-            "--kind multiclass: has one label column, not x, y",
-        ),
-    ],
-)
+REGRESSION, MULTICLASS = {"kind": "regression"}, {"kind": "multiclass"}
+NO_TABLES = [
+    ("name,x\na,1\n", {}, "expected a column path, or video and frame; found name, x"),
+    ("path,x\na.jpg,1\na.jpg", {}, "not a readable CSV or Parquet table"),
+    ("", {}, "not a readable CSV or Parquet table"),
+    ("path,x,x\na.jpg,1,2\n", {}, "column 'x' is there twice"),
+    ("path,x,y\na.jpg,1,0.5\n", {}, r"labels\? x \(int64\), y \(double\); add --kind"),
+    ("path,x\na.jpg,0.5\n", {"columns": ("z",)}, "--columns z: not in .*columns are path, x"),
+    ("path,x\nb.jpg,1\n", {}, "none of its 1 pictures is below .*first: b.jpg"),
+    ("path,x\na.jpg,5000\n", {}, "classes from 5000 to 5000, expected 0 to 999"),
+    ("path,x\na.jpg,one\n", {}, "has 1 classes; expected 2"),
+    ("path,x\na.jpg,one\n", REGRESSION, "column 'x' is string, expected numbers"),
+    ("path,x,y\na.jpg,1,0\n", MULTICLASS, "multiclass: has one label column, not x, y"),
+]
+
+
+@pytest.mark.parametrize(("text", "settings", "match"), NO_TABLES)
 def test_a_table_that_cannot_be_understood_is_one_line(tmp_path, text, settings, match):
-    images = draw(tmp_path / "images", "a.jpg")
+    images, file = draw(tmp_path / "images", "a.jpg"), write(tmp_path / "t.csv", text)
     with pytest.raises(RaffectError, match=match) as error:
-        run(
-            tmp_path,
-            images,
-            dataset="table",
-            annotations=write(tmp_path / "t.csv", text),
-            **settings,
-        )
+        run(tmp_path, images, dataset="table", annotations=file, **settings)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "data").exists()
 
@@ -234,27 +201,17 @@ def test_a_table_that_cannot_be_understood_is_one_line(tmp_path, text, settings,
 @pytest.mark.timeout(20)
 def test_a_pipe_in_the_place_of_a_table_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "t.csv")
+    images = draw(tmp_path / "images", "a.jpg")
     with pytest.raises(RaffectError, match="not a regular file but a pipe"):
-        run(
-            tmp_path,
-            draw(tmp_path / "images", "a.jpg"),
-            dataset="table",
-            annotations=tmp_path / "t.csv",
-        )
+        run(tmp_path, images, dataset="table", annotations=tmp_path / "t.csv")
 
 
 def test_a_folder_a_class(tmp_path):
-    images = draw(
-        tmp_path / "images", "glad/IMG 1.jpg", "glad/2019/x.png", "cross/ü.jpg", "loose.jpg"
-    )
+    names = ["cross/ü.jpg", "glad/2019/x.png", "glad/IMG 1.jpg", "loose.jpg"]
+    images = draw(tmp_path / "images", *names)
     (images / "glad" / "notes.txt").write_text("x")
     lines, manifest, labels, _ = run(tmp_path, images, dataset="folder", task="moods")
-    assert [path for *_, path in manifest] == [
-        "cross/ü.jpg",
-        "glad/2019/x.png",
-        "glad/IMG 1.jpg",
-        "loose.jpg",
-    ]
+    assert [path for *_, path in manifest] == names
     assert labels["moods"]["label"].to_pylist() == [0, 1, 1, -1]
     assert task_of(labels["moods"]).outputs == ("cross", "glad")
     assert "images: 4 pictures (1 other files ignored)" in lines
@@ -262,9 +219,8 @@ def test_a_folder_a_class(tmp_path):
 
 
 def test_folders_of_splits_and_a_chosen_order_of_classes(tmp_path):
-    images = draw(
-        tmp_path / "images", "Train/b/1.jpg", "Train/a/1.jpg", "val/a/1.jpg", "test/c/1.jpg"
-    )
+    names = ("Train/b/1.jpg", "Train/a/1.jpg", "val/a/1.jpg", "test/c/1.jpg")
+    images = draw(tmp_path / "images", *names)
     _, _, labels, problems = run(tmp_path, images, dataset="folder", classes=("b", "a"))
     rows = [(row["video"], row["split"], row["label"]) for row in labels["labels"].to_pylist()]
     assert rows == [
@@ -274,9 +230,8 @@ def test_folders_of_splits_and_a_chosen_order_of_classes(tmp_path):
         ("val/a/1.jpg", "validation", 1),
     ]
     assert [row["problem"] for row in problems] == ["folder 'c' is not among --classes; unlabelled"]
-    with pytest.raises(
-        RaffectError, match="--classes z: no such folder of pictures; there are a, b, c"
-    ):
+    message = "--classes z: no such folder of pictures; there are a, b, c"
+    with pytest.raises(RaffectError, match=message):
         run(tmp_path, images, dataset="folder", classes=("z", "a"))
 
 
@@ -285,9 +240,8 @@ def test_pictures_without_labels_are_a_manifest(tmp_path):
     _, manifest, labels, _ = run(tmp_path, images, dataset="folder")
     assert len(manifest) == 2
     assert labels == {}
-    _, _, labels, _ = run(
-        tmp_path, draw(tmp_path / "two", "a/1.jpg", "b/1.jpg"), dataset="folder", with_labels=False
-    )
+    images = draw(tmp_path / "two", "a/1.jpg", "b/1.jpg")
+    _, _, labels, _ = run(tmp_path, images, dataset="folder", with_labels=False)
     assert labels == {}
 
 
@@ -295,10 +249,8 @@ def test_the_same_path_in_two_roots_counts_once(tmp_path):
     one, two = draw(tmp_path / "one", "a/1.jpg"), draw(tmp_path / "two", "a/1.jpg", "b/1.jpg")
     prepare(PrepareConfig(images=(one, two), out=tmp_path / "data", dataset="folder"))
     rows = read_manifest(tmp_path / "data" / "manifest.parquet").to_pylist()
-    assert [(row["path"], Path(row["root"]).name) for row in rows] == [
-        ("a/1.jpg", "one"),
-        ("b/1.jpg", "two"),
-    ]
+    found = [(row["path"], Path(row["root"]).name) for row in rows]
+    assert found == [("a/1.jpg", "one"), ("b/1.jpg", "two")]
 
 
 def test_preparing_another_data_set_into_a_folder_leaves_no_old_labels(tmp_path):
@@ -310,74 +262,33 @@ def test_preparing_another_data_set_into_a_folder_leaves_no_old_labels(tmp_path)
 
 @pytest.mark.cluster
 def test_pictures_of_any_name_become_a_bank_and_heads(tmp_path, capsys, local_ray):
+    # Grey pictures, labelled with their brightness
     rng = np.random.default_rng(0)
+    images = tmp_path / "images"
+    images.mkdir()
     rows = ["path,brightness,subject"]
     for k in range(96):
-        value = float(rng.random())
-        name = f"IMG_{k:04d}.jpg"
-        path = tmp_path / "images" / name
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(
-            np.clip(rng.normal(255 * value, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
-        ).save(path)
+        value, name = float(rng.random()), f"IMG_{k:04d}.jpg"
+        pixels = np.clip(rng.normal(255 * value, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(images / name)
         rows.append(f"{name},{value:.4f},s{k % 12}")
-    table = write(tmp_path / "labels.csv", "\n".join(rows) + "\n")
+    table = write(tmp_path / "labels.csv", *rows)
+
+    # Manifest and labels
     data, bank, head = tmp_path / "data", tmp_path / "bank", tmp_path / "run"
-    assert (
-        main(
-            [
-                "prepare",
-                "--dataset",
-                "table",
-                "--images",
-                str(tmp_path / "images"),
-                "--annotations",
-                str(table),
-                "--task",
-                "light",
-                "--out",
-                str(data),
-            ]
-        )
-        == 0
-    )
-    encoder = [
-        "--encoder.model",
-        "raffect-faces",
-        "--encoder.weights",
-        "embedded",
-        "--allow-embedded",
-        "--shard-rows",
-        "48",
-    ]
-    assert (
-        main(
-            ["extract", "--manifest", str(data / "manifest.parquet"), "--bank", str(bank), *encoder]
-        )
-        == 0
-    )
-    fast = [
-        "--epochs",
-        "40",
-        "--head.width",
-        "16",
-        "--head.depth",
-        "1",
-        "--batch-size",
-        "16",
-        "--loss.alpha",
-        "1",
-        "--optim.lr",
-        "0.01",
-        "--device",
-        "cpu",
-    ]
-    assert (
-        main(
-            ["train", "erm", "--bank", str(bank), "--labels", str(data), "--out", str(head), *fast]
-        )
-        == 0
-    )
+    tables = f"--dataset table --images {images} --annotations {table} --task light"
+    assert main(["prepare", *tables.split(), "--out", str(data)]) == 0
+
+    # Bank
+    encoder = "--encoder.model raffect-faces --encoder.weights embedded --allow-embedded"
+    source = f"--manifest {data}/manifest.parquet --bank {bank} --shard-rows 48"
+    assert main(["extract", *source.split(), *encoder.split()]) == 0
+
+    # Head
+    fast = "--epochs 40 --head.width 16 --head.depth 1 --batch-size 16 --device cpu"
+    loss = "--loss.alpha 1 --optim.lr 0.01"
+    source = f"--bank {bank} --labels {data} --out {head}"
+    assert main(["train", "erm", *source.split(), *fast.split(), *loss.split()]) == 0
     text = capsys.readouterr().out
     assert "over subjects" in text
     assert json.loads((head / "metrics.json").read_text())["scores"]["last"]["mean"] > 0.5

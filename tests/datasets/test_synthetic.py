@@ -1,4 +1,4 @@
-"""Drawn data: seeded, in the real layout, with real blemishes, and every unit visible."""
+"""Drawn data: seeded, in the real layout and as irregular, with every unit visible."""
 
 import numpy as np
 import pytest
@@ -22,10 +22,10 @@ from raffect.errors import RaffectError
 @pytest.mark.parametrize("unit", DRAWN_UNITS)
 def test_every_unit_changes_the_picture_where_the_face_is(unit):
     look = draw_look(np.random.default_rng(0))
+    # A dropped jaw shows in an open mouth
     base = {"AU25": 1.0} if unit == "AU26" else {}
-    rest, shown = (
-        draw_face(look, units, Pose(noise=0), 0).astype(int) for units in (base, base | {unit: 1.0})
-    )
+    faces = (draw_face(look, units, Pose(noise=0), 0) for units in (base, base | {unit: 1.0}))
+    rest, shown = (face.astype(int) for face in faces)
     changed = np.abs(rest - shown).max(axis=2) > 20
     assert changed.sum() > 15
     upper = unit in ("AU1", "AU2", "AU4", "AU5", "AU6", "AU7")
@@ -44,39 +44,41 @@ def test_a_face_is_a_pure_function_of_its_arguments():
 def test_the_same_seed_draws_the_same_files(tmp_path):
     for name, seed in (("one", 7), ("two", 7), ("three", 8)):
         write_synthetic(tmp_path / name, 240, seed, workers=2)
-    one, two, three = (
-        {
-            str(file.relative_to(tmp_path / name)): file.read_bytes()
-            for file in (tmp_path / name).rglob("*")
-            if file.is_file()
-        }
-        for name in ("one", "two", "three")
-    )
+
+    def contents(root):
+        files = (file for file in root.rglob("*") if file.is_file())
+        return {str(file.relative_to(root)): file.read_bytes() for file in files}
+
+    one, two, three = (contents(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two
     assert one != three
 
 
-def test_the_layout_is_the_real_one_with_its_blemishes(tree):
+def frames_of(table):
+    return set(zip(table["video"].to_pylist(), table["frame"].to_pylist(), strict=True))
+
+
+def test_the_layout_is_the_real_one_with_its_irregularities(tree):
+    # Line ends
     raw = [file.read_bytes() for file in tree.rglob("*.txt")]
     assert any(b"\r\n" in content for content in raw)
     assert any(not content.endswith(b"\n") for content in raw)
     assert any(b"\r\n" not in content for content in raw)
+
+    # Names and pictures
     videos = {folder.name for folder in (tree / "cropped_aligned").iterdir()}
     assert any(name.endswith("_left") for name in videos)
     assert any(f"{name}_right" in videos for name in videos)
     with Image.open(next((tree / "cropped_aligned").rglob("*.jpg"))) as image:
         assert (image.size, image.mode, image.format) == ((112, 112), "RGB", "JPEG")
+
+    # Annotations
     found, listing = read_annotations(tree / EDITION), list_images([tree / "cropped_aligned"])
     assert {task.name for task in found.tables} == {"expr", "au", "va"}
-    images = set(
-        zip(listing.table["video"].to_pylist(), listing.table["frame"].to_pylist(), strict=True)
-    )
-    lines = {
-        (video, frame)
-        for table in found.tables.values()
-        for video, frame in zip(table["video"].to_pylist(), table["frame"].to_pylist(), strict=True)
-    }
-    assert lines - images, "lines without an image"
+    lines = set().union(*(frames_of(table) for table in found.tables.values()))
+    assert lines - frames_of(listing.table), "lines without an image"
+
+    # The marker
     assert is_synthetic(tree / "cropped_aligned")
     assert not is_synthetic(tree.parent)
 
@@ -103,19 +105,17 @@ def test_units_follow_the_expression_smoothly():
     video = max(plan_videos(4000, 0), key=lambda video: video.num_frames)
     course = draw_course(video, 0)
     assert np.abs(np.diff(course.units, axis=0)).mean() < 0.06
-    happy, smile = (
-        course.expr == EXPRESSIONS.index("Happiness"),
-        course.au[:, list(ACTION_UNITS).index("AU12")] == 1,
-    )
+    happy = course.expr == EXPRESSIONS.index("Happiness")
+    smile = course.au[:, list(ACTION_UNITS).index("AU12")] == 1
     assert smile[happy].mean() > 0.8
     assert smile[~happy].mean() < 0.5
 
 
 def test_a_finished_tree_is_kept_and_a_foreign_one_refused(tmp_path):
     counts = write_synthetic(tmp_path / "t", 200, 0, workers=1)
-    stamp = (tmp_path / "t" / "cropped_aligned").stat().st_mtime_ns
+    written = (tmp_path / "t" / "cropped_aligned").stat().st_mtime_ns
     assert write_synthetic(tmp_path / "t", 200, 0, workers=1) == counts
-    assert (tmp_path / "t" / "cropped_aligned").stat().st_mtime_ns == stamp
+    assert (tmp_path / "t" / "cropped_aligned").stat().st_mtime_ns == written
     with pytest.raises(RaffectError, match="another drawn data set"):
         write_synthetic(tmp_path / "t", 300, 0)
     (tmp_path / "mine").mkdir()
