@@ -34,11 +34,14 @@ def on_cuda(folder: str, name: str) -> str:
 
     In the copy Ray has a GPU, and commands that name ``cpu`` name ``cuda``.
     """
-    copy = f"/tmp/on-cuda-{name}"
+    copy, helpers = f"/tmp/on-cuda-{name}", "tests/training/test_t*.py tests/helpers/learning.py"
+    # `num_gpus=0` or `"num_gpus": 0`; `--device cpu` in one string or in two
+    gpu = r"""sed -E -i 's/(num_gpus"?[:=] ?)0/\11/' tests/conftest.py"""
+    device = r"""sed -E -i 's/(--device"?,? "?)cpu/\1cuda/'"""
     lines = (
         f"rm -rf {copy} && cp -r . {copy} && cd {copy}",
-        "sed -i 's/num_gpus=0/num_gpus=1/' tests/conftest.py",
-        'sed -i \'s/"cpu"/"cuda"/\' tests/training/test_t*.py tests/helpers/learning.py',
+        gpu,
+        f"{device} {helpers}",
         f"PYTHONPATH={copy}:$PYTHONPATH {TEST} -m 'not cluster' tests/{folder}/test_{name}.py",
     )
     return " && ".join(lines)
