@@ -90,6 +90,7 @@ def git_commit() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
+    # Untracked files do not count as changes.
     try:
         commit = _run_git(root, "rev-parse", "HEAD").strip()
         changes = _run_git(root, "status", "--porcelain", "-uno")

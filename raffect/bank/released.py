@@ -153,12 +153,12 @@ def _write_shards(
         Number of rows that were written, that the bank had already, and that it had with other
         features.
     """
-    # The plan, and where each listed frame stands in the released file
+    # The plan, and the row of each listed frame in the released file
     plan = bank.extend_plan(_with_planned(bank, keys))
     done = bank.read_commits()
     vocabulary = Vocabulary(keys["video"].unique().to_pylist())
     listed, order = vocabulary.keys(keys), keys["row"].to_numpy()
-    # Shard after shard: one that is there is compared, one that is listed whole is committed
+    # Committed shards are compared; shards of which every row is listed are committed.
     written = kept = differing = 0
     with Progress("import", len(keys)) as progress:
         for shard in range(plan.num_shards):

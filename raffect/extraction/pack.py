@@ -125,8 +125,8 @@ def _point_into(files: list[Path], manifest: pa.Table, per_file: int, shard_rows
 
 def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) -> int:
     """Write one file; returns how many of its frames could not be read."""
-    # The pictures are marked before they are read: one that is replaced meanwhile is read again by
-    # the next run.
+    # Pictures are marked before they are read. If one is replaced meanwhile, its mark differs in
+    # the next run, which packs the file again.
     about = {_SOURCE: _digest(rows), _FILES: _digest_marks(_mark_files(rows))}
     schema = SCHEMA.with_metadata(about)
     keys, unreadable = ["video", "frame"], 0
