@@ -87,7 +87,7 @@ def git_commit() -> str | None:
 
     ``+changes`` follows it if tracked files were edited.
     """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
     # Untracked files do not count as changes.

@@ -59,6 +59,7 @@ LEARN = RECIPE | {
     "--folds",
     "--device",
     "--threads",
+    "--compile",
     "--stream",
     "--address",
 }

@@ -127,11 +127,11 @@ def parse_identity(content: bytes, file: Path) -> Identity:
     """
     remedy = "restore it from a backup or extract into a new bank"
     found = parse_object(content, file, remedy)
-    found = found | {"identity": in_todays_words(found.get("identity"))}
+    found = found | {"identity": translate_first_identity(found.get("identity"))}
     return BankFile.from_json(found, file, remedy).identity
 
 
-def in_todays_words(identity: Any) -> Any:
+def translate_first_identity(identity: Any) -> Any:
     """An identity with today's names; raffect of November 2026 called the caveat ``stamp``."""
     if not isinstance(identity, dict) or "stamp" not in identity:
         return identity

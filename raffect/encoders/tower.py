@@ -133,10 +133,12 @@ class Encoder:
         The pipeline around it is measured against that.
         """
         size = self.preprocess.size
-        black = [np.zeros((size, size, 3), np.uint8)]
+        # Not black: an H200 is 7 % faster on that, since fewer bits change.
+        shape = (self.batch_size, size, size, 3)
+        noise = list(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
         if self.device.type == "cuda" or self.tower._compiled_call_impl is not None:
-            self.encode(black)  # finds the batch that fits the device, and compiles
-        batch = self.prepare(black)
+            self.encode(noise[:1])  # finds the batch that fits the device, and compiles
+        batch = self.prepare(noise[: self.batch_size])
         steps, elapsed = 1, self._time_steps(batch, 1)
         if elapsed < 4 * _PROBE_S:  # the first one warms up; a slow one is worth keeping
             steps = max(1, int(_PROBE_S / elapsed))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raffect.bank.records import in_todays_words as words_of_identity
+from raffect.bank.records import translate_first_identity
 from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.errors import RaffectError
 from raffect.metrics.kinds import Kind, kind_of
@@ -35,7 +35,7 @@ def read_card(content: Mapping[str, Any], where: Path) -> dict[str, Any]:
             "bank": "?",
             "labels": "?",
             **{name: data[name] for name in same},
-            "encoders": [words_of_identity(content["encoder"])],
+            "encoders": [translate_first_identity(content["encoder"])],
             "caveat": content["stamp"],
             "splits": {split: read_split(data[split]) for split in ("train", "validation")},
             "incomplete": data.get("incomplete", ""),

@@ -26,11 +26,6 @@ from raffect.heads.workers import Workers
 from raffect.metrics.kinds import kind_of
 from raffect.recipe import Recipe, digest
 
-FUSE_STEPS = 30_000
-"""Steps of a run from which compiling them first pays.
-
-A run that goes on decides as the one that began, so its bits stay the same.
-"""
 _PREDICTIONS = 32_768
 """Samples times heads that are predicted at once."""
 
@@ -65,22 +60,13 @@ class FitJob:
     """Of the data; a state of other data is refused."""
     save_every_s: float = 30.0
     """Seconds between saves; 0 saves after every epoch."""
+    compile: bool = False
+    """Whether steps are fused by torch.compile; see `raffect.heads.learner.Learner.fuse`."""
 
     @property
     def num_epochs(self) -> int:
         """Epochs of every head."""
         return self.recipes[0].epochs
-
-    @property
-    def is_long_on_one_gpu(self) -> bool:
-        """Whether compiling the steps first pays."""
-        if (
-            self.device.type != "cuda"
-            or self.workers.size > 1
-            or not isinstance(self.train, Samples)
-        ):
-            return False
-        return len(self.train) // self.recipes[0].batch_size * self.num_epochs >= FUSE_STEPS
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -89,6 +75,7 @@ class FitJob:
             "recipes": [digest(recipe) for recipe in self.recipes],
             "heads": self.spec.to_json(),
             "cv_epochs": list(self.cv_epochs or ()),
+            "compile": self.compile,
             "data": self.fingerprint,
             "dtype": str(self.dtype),
         }
@@ -115,7 +102,7 @@ def fit(
     """
     # Heads as they start, or as an earlier attempt left them.
     learner = Learner(job.recipes, job.spec, job.prior, job.device, job.dtype, job.workers)
-    if job.is_long_on_one_gpu:
+    if job.compile:
         learner.fuse()
     fitted = Fitted(job.spec, diverged=[None] * len(job.recipes))
     if job.state_path is not None and job.state_path.exists():

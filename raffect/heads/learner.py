@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -104,12 +105,13 @@ class Learner:
     def fuse(self) -> None:
         """Have torch compile what lies between the products, before the first step.
 
-        On CUDA that is half of the time of one head, and a sixth of that of fifty. It takes about
-        ten seconds, a C compiler and Triton; without them a step stays as it is. Only last bits
+        On CUDA that is half of the time of one head, and a sixth of that of fifty. It takes 10
+        to 30 seconds, a C compiler and Triton; without them a step stays as it is. Only last bits
         differ.
         """
         # Forget earlier batches of heads, or torch gives up at the ninth.
         torch._dynamo.reset()
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # float32 is meant
         # Compile something small first: any part of the toolchain may be missing.
         try:
             torch.compile(torch.neg)(torch.ones(1, device=self.device))

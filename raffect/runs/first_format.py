@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from raffect.bank.records import in_todays_words
+from raffect.bank.records import translate_first_identity
 from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.errors import RaffectError
 from raffect.heads.first_format import SNAPSHOTS, nest_recipe, read_chance, read_score, read_split
@@ -49,7 +49,7 @@ def read_run(content: dict[str, Any], where: Path) -> RunRecord:
         facts = {
             "task": affwild2.read_task(data["task"], str(where)).to_json(),
             **{name: data[name] for name in _FACTS},
-            "encoders": [in_todays_words(data["encoder"])],
+            "encoders": [translate_first_identity(data["encoder"])],
             "caveat": data["stamp"],
             "published": data.get("published", {}),
             "splits": {split: read_split(data[split]) for split in splits},

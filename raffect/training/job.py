@@ -229,6 +229,7 @@ def _plan_fit(
         fingerprint=dataset.fingerprint,
         save_every_s=job.save_every_s,
         keep_statistics=job.heads[0].fold is not None,
+        compile=job.config.compile,
     )
     return fit_job, validation.groups
 

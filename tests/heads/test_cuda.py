@@ -138,16 +138,13 @@ def test_fused_steps_agree_with_the_cpu_and_launch_less(settings, heads):
     assert distance(fused.state(), exact) < 1e-6
 
 
-def test_a_long_run_is_fused_and_still_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("raffect.heads.fit.FUSE_STEPS", 10)
+def test_a_compiled_run_goes_on_to_the_same_bytes(tmp_path):
     recipes = [make_recipe(seed=s, epochs=4) for s in (0, 1)]
-    seen, fuse = [], Learner.fuse
-    monkeypatch.setattr(Learner, "fuse", lambda self: (seen.append(1), fuse(self)))
-    straight, state = run_fit("expr", CUDA, recipes), tmp_path / "state.safetensors"
+    straight = run_fit("expr", CUDA, recipes, compile=True)
+    saved = {"compile": True, "state_path": tmp_path / "state.safetensors", "save_every_s": 0}
     with pytest.raises(Killed):
-        run_fit("expr", CUDA, recipes, state_path=state, save_every_s=0, on_epoch=kill_after(2))
-    resumed = run_fit("expr", CUDA, recipes, state_path=state, save_every_s=0)
-    assert len(seen) == 3
+        run_fit("expr", CUDA, recipes, **saved, on_epoch=kill_after(2))
+    resumed = run_fit("expr", CUDA, recipes, **saved)
     assert curve(straight) == curve(resumed)
     assert torch.equal(straight.snapshots["last"].rows, resumed.snapshots["last"].rows)
 

@@ -1,0 +1,28 @@
+"""What made a result is in it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from raffect.provenance import describe_run, git_commit
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_a_checkout_names_its_commit():
+    words = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    head = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    assert (git_commit() or "").removesuffix("+changes") == head
+    assert describe_run().git_commit == git_commit()
+
+
+def test_a_run_says_when_where_and_with_what():
+    run = describe_run()
+    assert run.versions["raffect"] == "0.1.0"
+    assert run.versions["python"].count(".") == 2
+    assert run.time.endswith("+00:00")
+    assert run.machine.cores >= 1
