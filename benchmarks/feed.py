@@ -99,7 +99,9 @@ def measure_steps(manifest: pa.Table, packed: pa.Table, folder: Path) -> dict[st
     kept = {name: read[name] for name in ("shard", "rows", "rejects", "read", "failure")}
     cell = pa.array([features.tobytes()], pa.large_binary())
     encoded = pa.table({**kept, "features": cell, "encode": as_notes(NOTES)})
-    clock("commit_shard", lambda: commit_shard(encoded, str(own)))
+    done = clock("commit_shard", lambda: commit_shard(encoded, str(own)))
+    assert read["failure"][0].as_py() is None
+    assert done["failure"][0].as_py() is None
 
     out["PIL decode + open_clip transform (what others do)"] = measure_others(loose.slice(0, 512))
     return out

@@ -145,9 +145,9 @@ def finish(name: str, process: subprocess.Popen, began: float) -> tuple[str, flo
 
 def main() -> None:
     parser = new_parser(__doc__)
-    out = Path(os.environ.get("OUT") or tempfile.mkdtemp(prefix="raffect-gpu-"))
+    where = "for logs.txt; by default $OUT, or else a temporary folder"
     shown_part = "characters of each log that are shown"
-    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--out", type=Path, default=os.environ.get("OUT"), help=where)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--tail", type=int, default=1500, help=shown_part)
     parser.add_argument("groups", nargs="*")
@@ -158,13 +158,14 @@ def main() -> None:
         return
 
     # Group after group
+    out = options.out or Path(tempfile.mkdtemp(prefix="raffect-gpu-"))
     folder, table, shown = Path(tempfile.mkdtemp(prefix="raffect-logs-")), [], []
     for group in options.groups:
         under_way = [(name, *start(name, folder, "+" in group)) for name in group.split("+")]
         for name, process, log, began in under_way:
             status, took = finish(name, process, began)
             text = log.read_text(errors="replace")
-            with (options.out / "logs.txt").open("a") as sink:
+            with (out / "logs.txt").open("a") as sink:
                 sink.write(f"===== {name}: {status}, {took:.0f} s\n{STEPS[name][1]}\n{text}\n")
             table.append((name, status, f"{took:.0f}"))
             shown.append(f"----- {name}\n{text[-options.tail :]}")
