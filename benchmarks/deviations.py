@@ -24,8 +24,8 @@ from raffect.recipe import Recipe, find_recipe, plain, read_recipe, with_setting
 from raffect.runs.data import Dataset, open_dataset
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import HeadRecord, PlannedHead
-from raffect.runs.scores import chance_text, short
-from raffect.training.job import BatchJob, plan_batches, run_batch
+from raffect.runs.spread import chance_text, short
+from raffect.training.run_batch import BatchJob, plan_batches, run_batch
 from raffect.training.train import count_steps
 
 HEADS_A_BATCH = 10

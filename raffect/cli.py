@@ -346,7 +346,7 @@ def _bank(config: Any) -> int:
 
             return _print(export(config).lines())
         case _:
-            from raffect.bank.released import import_released
+            from raffect.bank.import_released import import_released
 
             return _print(import_released(config).lines())
 

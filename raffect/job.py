@@ -82,7 +82,7 @@ def _describe_extract(path: Path) -> dict[str, Any]:
 
 def _describe_run(folder: Path) -> dict[str, Any]:
     from raffect.reporting.report import report
-    from raffect.runs.metrics import Metrics
+    from raffect.runs.metrics_file import Metrics
 
     # The report
     result: dict[str, Any] = {"run": str(folder.absolute())}

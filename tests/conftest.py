@@ -66,7 +66,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.parent.name in RAY_FOLDERS or item.path.name in RAY_FILES:
+        starts_ray = "local_ray" in item.fixturenames or item.path.name in RAY_FILES
+        if starts_ray or item.path.parent.name in RAY_FOLDERS:
             item.add_marker(pytest.mark.xdist_group("ray"))
         else:
             item.add_marker(pytest.mark.xdist_group(item.path.name))

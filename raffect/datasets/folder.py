@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.config import PrepareConfig
-from raffect.datasets.importing import (
+from raffect.datasets.imported import (
     SPLIT_NAMES,
     Imported,
     Problem,

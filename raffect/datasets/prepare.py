@@ -9,26 +9,17 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raffect.config import PrepareConfig
-from raffect.datasets.affwild2.importer import import_affwild2
-from raffect.datasets.folder import import_folder
-from raffect.datasets.importing import Imported, Problem, SplitCounts
+from raffect.datasets.imported import Imported, Problem, SplitCounts
+from raffect.datasets.importers import IMPORTERS
 from raffect.datasets.manifest import write_manifest
-from raffect.datasets.table import import_table
 from raffect.storage.atomic import write_atomic
 from raffect.storage.tables import table_of, write_table
-
-IMPORTERS: dict[str, Callable[[PrepareConfig], Imported]] = {
-    "affwild2": import_affwild2,
-    "table": import_table,
-    "folder": import_folder,
-}
-"""Importers by their name for ``--dataset``."""
 
 _SHOWN = 10
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from raffect.config import PrepareConfig
-from raffect.datasets.importing import (
+from raffect.datasets.imported import (
     SPLIT_NAMES,
     Imported,
     Problem,

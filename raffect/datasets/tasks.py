@@ -31,7 +31,7 @@ class Task(Record):
 
     Attributes:
         name: Names its label table and stands before its scores, such as ``"expr"``.
-        kind: How outputs are read and scored: one of ``raffect.metrics.kinds.KINDS``.
+        kind: How outputs are read and scored: one of ``raffect.metrics.task_kinds.KINDS``.
         outputs: Names of a head's outputs in order: classes, labels or values.
         columns: Value columns of the label table: one with the number of the class (multiclass),
             else one an output.

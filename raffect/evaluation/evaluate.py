@@ -22,14 +22,14 @@ from raffect.heads.checkpoint import HeadCard, load_batch, read_card, require_en
 from raffect.heads.fit import count
 from raffect.heads.loss_kinds import loss_kind
 from raffect.metrics.intervals import bootstrap_videos
-from raffect.metrics.kinds import kind_of
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot
+from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import Provenance, describe_run
 from raffect.recipe import Recipe
 from raffect.runs import first_format
 from raffect.runs.data import Dataset, open_dataset, pick_device, read_rows
-from raffect.runs.metrics import SettingScores, table
-from raffect.runs.scores import (
+from raffect.runs.metrics_file import SettingScores, table
+from raffect.runs.spread import (
     chance_text,
     group_by_settings,
     is_erm,

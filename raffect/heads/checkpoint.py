@@ -23,7 +23,7 @@ from raffect.bank.format import Identity
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.heads import first_format
-from raffect.heads.batch import HeadBatch, HeadSpec
+from raffect.heads.head_batch import HeadBatch, HeadSpec
 from raffect.heads.head_kinds import read_spec
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot, Status
 from raffect.recipe import Recipe
@@ -42,7 +42,7 @@ class HeadCard(Record):
     Attributes:
         format: 2; format 1, which is read as well, knew MLPs alone.
         sha256: Of the tensors.
-        head: What the head is; see `raffect.heads.batch.HeadSpec.to_json`.
+        head: What the head is; see `raffect.heads.head_batch.HeadSpec.to_json`.
         id: Names the head in its run.
         status: ``done``, or ``diverged`` for the last sound epoch of a head that did.
         snapshot: Which of its epochs it is.
@@ -88,7 +88,7 @@ def save_head(folder: Path, card: HeadCard, state: Mapping[str, Tensor]) -> None
     Args:
         folder: Of this head alone; made, or its head replaced.
         card: What the head is and where it is from.
-        state: Its tensors; see `raffect.heads.batch.HeadBatch.state`.
+        state: Its tensors; see `raffect.heads.head_batch.HeadBatch.state`.
     """
     tensors = {name: tensor.contiguous() for name, tensor in sorted(state.items())}
     content = safetensors.torch.save(tensors, metadata={"format": "pt"})

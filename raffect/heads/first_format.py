@@ -12,7 +12,7 @@ from typing import Any
 from raffect.bank.records import translate_first_identity
 from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.errors import RaffectError
-from raffect.metrics.kinds import Kind, kind_of
+from raffect.metrics.task_kinds import Kind, kind_of
 from raffect.recipe import in_todays_words
 
 SNAPSHOTS = {"last": "last", "best": "best", "chosen": "cv"}

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from raffect.datasets.tasks import Task
-from raffect.heads.batch import HeadBatch, HeadSpec
+from raffect.heads.head_batch import HeadBatch, HeadSpec
 from raffect.heads.learner import Learner
 from raffect.heads.loss_kinds import LossKind, Prior, loss_kind
 from raffect.heads.samples import Samples, SampleStream
 from raffect.heads.snapshots import Fitted, History, resume, save
 from raffect.heads.workers import Workers
-from raffect.metrics.kinds import kind_of
+from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import Recipe, digest
 
 _PREDICTIONS = 32_768
@@ -134,7 +134,7 @@ def count(
     samples: Samples,
     workers: Workers | None = None,
 ) -> np.ndarray:
-    """Additive statistics of every head and video; see `raffect.metrics.kinds`.
+    """Additive statistics of every head and video; see `raffect.metrics.task_kinds`.
 
     Args:
         kind: Of the task.

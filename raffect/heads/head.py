@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raffect.errors import RaffectError
-from raffect.heads.batch import Buffers, HeadBatch, HeadSpec, Shapes, normalise
+from raffect.heads.head_batch import Buffers, HeadBatch, HeadSpec, Shapes, normalise
 from raffect.heads.random import weights_generator
 from raffect.heads.workers import Workers
 from raffect.recipe import MOST_DEPTH, MOST_WIDTH, HeadConfig
@@ -54,7 +54,7 @@ class MlpSpec(HeadSpec):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
-        """See `raffect.heads.batch.HeadSpec.from_json`."""
+        """See `raffect.heads.head_batch.HeadSpec.from_json`."""
         # Names.
         names = [field.name for field in dataclasses.fields(cls)]
         if content.keys() != set(names):
@@ -79,7 +79,7 @@ class MlpSpec(HeadSpec):
 
     @property
     def weights(self) -> Shapes:
-        """See `raffect.heads.batch.HeadSpec.weights`."""
+        """See `raffect.heads.head_batch.HeadSpec.weights`."""
         out: Shapes = {}
         inputs = self.dim
         for block in range(self.depth):
@@ -130,14 +130,14 @@ class MlpSpec(HeadSpec):
         buffers: Buffers | None = None,
         workers: Workers | None = None,
     ) -> HeadBatch:
-        """See `raffect.heads.batch.HeadSpec.build`."""
+        """See `raffect.heads.head_batch.HeadSpec.build`."""
         # Here, since that module imports this one.
         from raffect.heads.mlp import MlpBatch
 
         return MlpBatch(self, rows, buffers, workers)
 
     def module(self) -> Head:
-        """See `raffect.heads.batch.HeadSpec.module`."""
+        """See `raffect.heads.head_batch.HeadSpec.module`."""
         return Head(self)
 
 

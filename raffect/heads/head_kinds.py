@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from raffect.errors import RaffectError
-from raffect.heads.batch import HeadSpec
 from raffect.heads.head import MlpSpec
+from raffect.heads.head_batch import HeadSpec
 from raffect.recipe import HeadConfig
 
 HEAD_KINDS: dict[str, type[HeadSpec]] = {"mlp": MlpSpec}
@@ -25,7 +25,7 @@ def head_spec(config: HeadConfig, dim: int, outputs: int) -> HeadSpec:
 
 
 def read_spec(content: Any, where: Path) -> HeadSpec:
-    """The spec that `raffect.heads.batch.HeadSpec.to_json` wrote.
+    """The spec that `raffect.heads.head_batch.HeadSpec.to_json` wrote.
 
     Args:
         content: Any JSON value: a file is not trusted.

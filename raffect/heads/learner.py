@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from raffect.heads.adam import STATE, Adam
-from raffect.heads.batch import HeadSpec, Moved, to_cpu
+from raffect.heads.head_batch import HeadSpec, Moved, to_cpu
 from raffect.heads.loss_kinds import Prior
 from raffect.heads.objective import Objective
 from raffect.heads.random import Dropout, epoch_order

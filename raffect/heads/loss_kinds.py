@@ -18,7 +18,7 @@ from torch import Tensor
 from raffect.datasets.tasks import Task
 from raffect.errors import require
 from raffect.heads import counting, losses
-from raffect.metrics.kinds import kind_of
+from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import LossConfig
 
 
@@ -62,7 +62,7 @@ class LossKind(ABC):
 
     @abstractmethod
     def count_prior(self, targets: np.ndarray) -> Prior:
-        """Counts of the training targets; see `raffect.metrics.kinds.Kind.targets`."""
+        """Counts of the training targets; see `raffect.metrics.task_kinds.Kind.targets`."""
 
     @abstractmethod
     def weights(self, config: LossConfig, prior: Prior) -> Tensor:
@@ -92,7 +92,7 @@ class LossKind(ABC):
     def count(
         self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int
     ) -> Tensor:
-        """Additive statistics of each head and video; see `raffect.metrics.kinds`.
+        """Additive statistics of each head and video; see `raffect.metrics.task_kinds`.
 
         Args:
             outputs_PNC: Outputs of every head for N samples.

@@ -17,8 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from raffect.heads.batch import Buffers, HeadBatch, Moved, normalise
 from raffect.heads.head import EPS, MOMENTUM, MlpSpec, linear_name, norm_name
+from raffect.heads.head_batch import Buffers, HeadBatch, Moved, normalise
 from raffect.heads.low_rank import Lift, Lifts, linear, linear_backward, squared_norm
 
 Views = dict[str, Tensor]
@@ -44,7 +44,7 @@ class _Point(Moved):
 
 
 class MlpBatch(HeadBatch):
-    """P multilayer perceptrons; see `raffect.heads.batch.HeadBatch`."""
+    """P multilayer perceptrons; see `raffect.heads.head_batch.HeadBatch`."""
 
     fusible = ("forward", "_through_norm", "_move")
     spec: MlpSpec
@@ -76,7 +76,7 @@ class MlpBatch(HeadBatch):
         *,
         update_buffers: bool,
     ) -> Tensor:
-        """See `raffect.heads.batch.HeadBatch.forward`; BatchNorm's batch is the global one."""
+        """See `raffect.heads.head_batch.HeadBatch.forward`; BatchNorm's batch is the global one."""
         self._point, self._blocks = self._point_at(rows), []
         views, lifts = self._point.views, self._point.lifts
         hidden = normalise(batch, self.spec.normalise)
@@ -107,7 +107,7 @@ class MlpBatch(HeadBatch):
         return linear(views, linear_name(self.spec.depth), hidden, lifts)
 
     def backward(self, d_outputs: Tensor) -> None:
-        """See `raffect.heads.batch.HeadBatch.backward`.
+        """See `raffect.heads.head_batch.HeadBatch.backward`.
 
         The gradient of a bias that BatchNorm follows is 0; the rounding noise that autograd leaves
         there would become full steps in Adam, which divides by its size.
@@ -117,7 +117,7 @@ class MlpBatch(HeadBatch):
         self.workers.sum_(self.gradient)
 
     def climb(self, d_outputs: Tensor, rho_P: Tensor) -> Moved | None:
-        """See `raffect.heads.batch.HeadBatch.climb`; moved vectors are written out, matrices not.
+        """See `raffect.heads.head_batch.HeadBatch.climb`; moved vectors are written out, matrices not.
 
         None for a batch so large that a matrix is cheaper than its factors.
         """
@@ -155,11 +155,11 @@ class MlpBatch(HeadBatch):
         return moved, {name: d * scale_P[:, None, None] for name, (_, d) in factors.items()}
 
     def predict(self, rows: Tensor, buffers: Buffers, batch: Tensor) -> Tensor:
-        """See `raffect.heads.batch.HeadBatch.predict`."""
+        """See `raffect.heads.head_batch.HeadBatch.predict`."""
         return self.predictor(rows, buffers)(batch)
 
     def predictor(self, rows: Tensor, buffers: Buffers) -> Callable[[Tensor], Tensor]:
-        """See `raffect.heads.batch.HeadBatch.predictor`; BatchNorm is fused once for all."""
+        """See `raffect.heads.head_batch.HeadBatch.predictor`; BatchNorm is fused once for all."""
         layers = _fuse(self.spec, rows, buffers)
 
         def predict(batch: Tensor) -> Tensor:

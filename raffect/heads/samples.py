@@ -1,7 +1,7 @@
 """What heads are trained and judged on: samples that the device holds, or a stream of batches.
 
 Shape letters: N samples, D feature. A sample is a feature (D,), or a window of features (T, D) as
-`raffect.heads.batch` describes it; "..." stands for either.
+`raffect.heads.head_batch` describes it; "..." stands for either.
 """
 
 from __future__ import annotations

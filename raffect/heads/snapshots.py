@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from raffect.errors import RaffectError
-from raffect.heads.batch import Buffers, HeadBatch, HeadSpec, to_cpu
 from raffect.heads.checkpoint import load_state, save_state
+from raffect.heads.head_batch import Buffers, HeadBatch, HeadSpec, to_cpu
 from raffect.heads.learner import Learner
 from raffect.storage.records import Record
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raffect.metrics.kinds import Kind
+from raffect.metrics.task_kinds import Kind
 
 BOOTSTRAP_DRAWS = 1000
 

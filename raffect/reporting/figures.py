@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raffect.metrics.kinds import Kind
+from raffect.metrics.task_kinds import Kind
+from raffect.reporting.run import PAPER_ALPHA
 from raffect.storage.atomic import atomic_path
 from raffect.storage.tables import write_csv
 
@@ -47,7 +48,6 @@ _PALETTE = plt.get_cmap("viridis")
 _MOST_CURVES = 12
 _BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
 """Where a legend stands that must not cover the curves."""
-PAPER_ALPHA = 0.3
 
 
 def draw_alpha(rows: Rows, lines: dict[str, float], title: str, kind: Kind, stem: Path) -> None:

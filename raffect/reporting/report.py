@@ -20,7 +20,7 @@ from raffect.reporting import figures
 from raffect.reporting.page import as_code, as_text, to_html
 from raffect.reporting.run import Run, read_run
 from raffect.runs.records import HeadRecord
-from raffect.runs.scores import CHOICE, NAMES, Spread, how_chosen, short, value_text
+from raffect.runs.spread import CHOICE, NAMES, Spread, how_chosen, short, value_text
 from raffect.storage.atomic import write_atomic
 
 _MOST_ALPHAS_OF_A_PAIR = 2

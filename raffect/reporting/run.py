@@ -10,11 +10,11 @@ from pathlib import Path
 from raffect.bank.facts import DataFacts
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
-from raffect.metrics.kinds import Kind, kind_of
 from raffect.metrics.scores import Snapshot
+from raffect.metrics.task_kinds import Kind, kind_of
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import STOPPED, HeadRecord, RunRecord
-from raffect.runs.scores import (
+from raffect.runs.spread import (
     Spread,
     finished,
     group_by_settings,

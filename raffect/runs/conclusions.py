@@ -13,14 +13,14 @@ from typing import Any
 
 from raffect.bank.facts import DataFacts
 from raffect.errors import require
-from raffect.metrics.kinds import kind_of
 from raffect.metrics.scores import SNAPSHOTS, Chance, Snapshot
+from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import describe_run
 from raffect.recipe import PLAIN_ERM
 from raffect.runs.folder import RunFolder
-from raffect.runs.metrics import HeadScores, Metrics, SettingScores, table
+from raffect.runs.metrics_file import HeadScores, Metrics, SettingScores, table
 from raffect.runs.records import STOPPED, HeadRecord
-from raffect.runs.scores import (
+from raffect.runs.spread import (
     CHOICE,
     NAMES,
     Spread,

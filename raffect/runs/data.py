@@ -23,7 +23,7 @@ from raffect.datasets.labels import read_labels, read_values
 from raffect.datasets.tasks import SPLITS, Task
 from raffect.errors import RaffectError, require
 from raffect.heads.samples import Samples
-from raffect.metrics.kinds import kind_of
+from raffect.metrics.task_kinds import kind_of
 from raffect.storage.tables import read_metadata
 
 _FOLD_SEED = 0
@@ -136,7 +136,7 @@ def open_dataset(
 
 
 def targets_of(index: FeatureIndex, task: Task) -> np.ndarray:
-    """Labels as training takes them, one row a frame; see `raffect.metrics.kinds.Kind.targets`."""
+    """Labels as training takes them, one row a frame; see `raffect.metrics.task_kinds.Kind.targets`."""
     return kind_of(task).targets(task, index.y)
 
 

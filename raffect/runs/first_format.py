@@ -16,9 +16,9 @@ from raffect.bank.records import translate_first_identity
 from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.errors import RaffectError
 from raffect.heads.first_format import SNAPSHOTS, nest_recipe, read_chance, read_score, read_split
-from raffect.metrics.kinds import kind_of
+from raffect.metrics.task_kinds import kind_of
+from raffect.runs.group_statistics import Statistics
 from raffect.runs.records import HeadRecord, RunRecord
-from raffect.runs.statistics import Statistics
 
 HEADS = "members"
 """Folder of the records of heads."""

@@ -35,8 +35,8 @@ from raffect.errors import RaffectError
 from raffect.provenance import describe_run
 from raffect.recipe import NAMES, flatten, plain, read_recipe
 from raffect.runs import first_format
+from raffect.runs.group_statistics import Statistics, read_statistics, write_statistics
 from raffect.runs.records import HeadRecord, RunRecord
-from raffect.runs.statistics import Statistics, read_statistics, write_statistics
 from raffect.storage.atomic import PREFIX, write_atomic
 from raffect.storage.records import Record, parse_object
 
@@ -190,7 +190,7 @@ class RunFolder:
     # Statistics
 
     def write_statistics(self, statistics: Statistics) -> Any:
-        """Keep statistics of a batch of heads; see `raffect.runs.statistics.write_statistics`."""
+        """Keep statistics of a batch of heads; see `raffect.runs.group_statistics.write_statistics`."""
         return write_statistics(self.path / "statistics", statistics)
 
     def read_statistics(self, record: HeadRecord) -> Statistics | None:

@@ -15,8 +15,8 @@ from annotated_types import Ge, Le
 
 from raffect.bank.facts import DataFacts
 from raffect.datasets.tasks import Task
-from raffect.metrics.kinds import Kind, kind_of
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot, Status
+from raffect.metrics.task_kinds import Kind, kind_of
 from raffect.provenance import Provenance
 from raffect.recipe import Recipe, digest
 from raffect.storage.records import Record

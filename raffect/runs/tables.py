@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raffect.metrics.kinds import Kind
 from raffect.metrics.scores import SNAPSHOTS
+from raffect.metrics.task_kinds import Kind
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import HeadRecord
 from raffect.storage.tables import write_csv, write_table

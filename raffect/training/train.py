@@ -20,7 +20,7 @@ from raffect.heads.fit import score_name
 from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.snapshots import History
 from raffect.heads.workers import Workers
-from raffect.metrics.kinds import kind_of
+from raffect.metrics.task_kinds import kind_of
 from raffect.progress import Progress
 from raffect.ray_session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import Recipe, plain, with_settings
@@ -28,10 +28,10 @@ from raffect.runs.conclusions import TrainResult, conclude_run
 from raffect.runs.data import Dataset, check_trainable, targets_of
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import PlannedHead
-from raffect.runs.scores import choose_epoch
+from raffect.runs.spread import choose_epoch
 from raffect.storage.atomic import write_atomic
 from raffect.storage.records import Record
-from raffect.training.job import (
+from raffect.training.run_batch import (
     BatchJob,
     CvEpochs,
     for_elsewhere,

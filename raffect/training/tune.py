@@ -23,8 +23,8 @@ from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.fit import score_name
 from raffect.heads.snapshots import History
-from raffect.metrics.kinds import kind_of
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot
+from raffect.metrics.task_kinds import kind_of
 from raffect.progress import Progress
 from raffect.ray_session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import PLAIN_ERM, Recipe, plain
@@ -32,9 +32,9 @@ from raffect.runs.conclusions import SweepResult, conclude_sweep
 from raffect.runs.data import Dataset
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import RUNNING, STOPPED, HeadRecord, PlannedHead, TrainedBy, is_finished
-from raffect.runs.scores import choose_epoch
+from raffect.runs.spread import choose_epoch
 from raffect.storage.paths import is_remote
-from raffect.training.job import (
+from raffect.training.run_batch import (
     BatchJob,
     CvEpochs,
     curve_of,

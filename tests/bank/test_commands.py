@@ -13,7 +13,7 @@ from raffect.bank.commands import info
 from raffect.bank.export import export
 from raffect.bank.features import read_features
 from raffect.bank.format import Bank
-from raffect.bank.released import import_released
+from raffect.bank.import_released import import_released
 from raffect.bank.verify import verify
 from raffect.cli import main
 from raffect.config import BankExportConfig, BankImportConfig, BankInfoConfig

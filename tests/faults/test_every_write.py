@@ -25,7 +25,7 @@ from raffect.extraction.steps import EncodeShard, Geometry, commit_shard, read_s
 from raffect.recipe import HeadConfig, LossConfig, SamConfig
 from raffect.storage import atomic
 from raffect.training import train as training
-from raffect.training.job import BatchJob
+from raffect.training.run_batch import BatchJob
 from tests.helpers.learning import make_data
 
 FRAMES, SHARD_ROWS = 10, 4

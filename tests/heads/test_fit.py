@@ -8,7 +8,7 @@ from raffect.errors import RaffectError
 from raffect.heads.checkpoint import save_state
 from raffect.heads.fit import count, fit
 from raffect.heads.loss_kinds import loss_kind
-from raffect.metrics.kinds import kind_of
+from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import with_settings
 from tests.helpers.small_heads import (
     CPU,

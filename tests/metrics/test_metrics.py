@@ -23,7 +23,7 @@ from raffect.heads.counting import count_confusion, count_labels, sum_moments
 from raffect.metrics import agreement, f1
 from raffect.metrics.f1 import f1_scores, one_against_rest
 from raffect.metrics.intervals import bootstrap_videos
-from raffect.metrics.kinds import KINDS, kind_of
+from raffect.metrics.task_kinds import KINDS, kind_of
 
 CLASSES, LABELS, VALUES = (KINDS[kind] for kind in ("multiclass", "multilabel", "regression"))
 

@@ -17,13 +17,13 @@ import pytest
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import read_card
-from raffect.metrics.kinds import kind_of
 from raffect.metrics.scores import Chance, JudgedScore
+from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import NAMES, Recipe, digest, with_settings
 from raffect.runs.folder import RunFolder
-from raffect.runs.metrics import Metrics
+from raffect.runs.group_statistics import Statistics, read_statistics, write_statistics
+from raffect.runs.metrics_file import Metrics
 from raffect.runs.records import Curve, HeadRecord
-from raffect.runs.statistics import Statistics, read_statistics, write_statistics
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "first"
 CONFUSION = np.arange(64).reshape(8, 8)

@@ -23,7 +23,7 @@ from raffect.datasets.labels import read_labels
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head
-from raffect.metrics.kinds import kind_of
+from raffect.metrics.task_kinds import kind_of
 from raffect.runs.data import open_dataset
 from raffect.storage.tables import write_table
 from tests.helpers.banks import IDENTITY

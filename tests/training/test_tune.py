@@ -25,8 +25,8 @@ from raffect.recipe import Recipe, with_settings
 from raffect.reporting.report import name_pictures
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import Curve, HeadRecord, PlannedHead
-from raffect.runs.scores import group_by_settings, is_erm, short, spread
-from raffect.training.job import partition, plan_batches
+from raffect.runs.spread import group_by_settings, is_erm, short, spread
+from raffect.training.run_batch import partition, plan_batches
 from raffect.training.space import add_baseline, list_recipes, read_space
 from raffect.training.tune import _axis_text, _build_scheduler
 from raffect.training.watch import ended_batches, move_progress, watched

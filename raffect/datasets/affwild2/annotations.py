@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.datasets.affwild2.tasks import AU, DTYPES, EXPR, HEADERS, TASKS, VA
-from raffect.datasets.importing import Problem
+from raffect.datasets.imported import Problem
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.storage.keys import is_utf8

@@ -14,12 +14,12 @@ import pyarrow as pa
 from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.annotations import Annotations, read_annotations
 from raffect.datasets.affwild2.tasks import COMPLETE
-from raffect.datasets.importing import Imported, Problem, SplitCounts, file_problems
+from raffect.datasets.imported import Imported, Problem, SplitCounts, file_problems
 from raffect.datasets.labels import read_values, select_split
 from raffect.datasets.manifest import Listing, list_images
 from raffect.datasets.synthetic.tree import is_synthetic
 from raffect.datasets.tasks import SPLITS, Task
-from raffect.metrics.kinds import kind_of
+from raffect.metrics.task_kinds import kind_of
 from raffect.storage.keys import Vocabulary, absent, positions
 
 _SHOWN = 10

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from raffect.errors import RaffectError
-from raffect.heads.batch import HeadBatch, HeadSpec, normalise
 from raffect.heads.checkpoint import load_batch, load_head, read_card, save_head
 from raffect.heads.fit import fit
 from raffect.heads.head import Head, MlpSpec
+from raffect.heads.head_batch import HeadBatch, HeadSpec, normalise
 from raffect.heads.head_kinds import HEAD_KINDS, head_spec, read_spec
 from raffect.heads.mlp import MlpBatch
 from raffect.heads.sam import perturb

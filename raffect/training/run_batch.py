@@ -27,8 +27,8 @@ from raffect.heads.samples import Samples
 from raffect.heads.snapshots import Fitted, History
 from raffect.heads.workers import Workers
 from raffect.metrics.intervals import bootstrap_videos
-from raffect.metrics.kinds import kind_of
 from raffect.metrics.scores import SNAPSHOTS, JudgedScore, Snapshot
+from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import git_commit, versions
 from raffect.ray_session import ray_session
 from raffect.runs.data import (
@@ -40,8 +40,8 @@ from raffect.runs.data import (
     targets_of,
 )
 from raffect.runs.folder import RunFolder
+from raffect.runs.group_statistics import Statistics
 from raffect.runs.records import Curve, HeadRecord, PlannedHead, TrainedBy, is_finished
-from raffect.runs.statistics import Statistics
 from raffect.training.stream import RayStream
 
 C = TypeVar("C", bound=LearnConfig)

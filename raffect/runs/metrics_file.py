@@ -9,7 +9,7 @@ from typing import Any, Literal
 from raffect.bank.facts import DataFacts
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot, Status
 from raffect.provenance import Provenance
-from raffect.runs.scores import Spread, settings_text, short
+from raffect.runs.spread import Spread, settings_text, short
 from raffect.storage.records import Record
 
 Setting = bool | int | float | str

@@ -3,7 +3,7 @@
 Every score and interval is computed from them. A row is a head, an epoch and a group:
 ``head, epoch, group, statistics``; the last is an (A, B) matrix, row by row (its shape is in the
 metadata): a confusion matrix of classes, counts of labels, or moments of numbers (see
-`raffect.metrics.kinds`). Heads of the whole training split keep the epochs of their snapshots,
+`raffect.metrics.task_kinds`). Heads of the whole training split keep the epochs of their snapshots,
 heads of folds every epoch, so that epochs can be chosen from pooled counts later.
 """
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from raffect.metrics.intervals import bootstrap_videos
-from raffect.metrics.kinds import Kind
 from raffect.metrics.scores import Chance, Snapshot
+from raffect.metrics.task_kinds import Kind
 from raffect.recipe import PLAIN_ERM, Recipe
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import HeadRecord
