@@ -117,7 +117,9 @@ class MlpBatch(HeadBatch):
         self.workers.sum_(self.gradient)
 
     def climb(self, d_outputs: Tensor, rho_P: Tensor) -> Moved | None:
-        """See `raffect.heads.head_batch.HeadBatch.climb`; moved vectors are written out, matrices not.
+        """See `raffect.heads.head_batch.HeadBatch.climb`.
+
+        Moved vectors are written out, matrices are not.
 
         None for a batch so large that a matrix is cheaper than its factors.
         """

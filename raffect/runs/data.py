@@ -136,7 +136,10 @@ def open_dataset(
 
 
 def targets_of(index: FeatureIndex, task: Task) -> np.ndarray:
-    """Labels as training takes them, one row a frame; see `raffect.metrics.task_kinds.Kind.targets`."""
+    """Labels as training takes them, one row a frame.
+
+    See `raffect.metrics.task_kinds.Kind.targets`.
+    """
     return kind_of(task).targets(task, index.y)
 
 

@@ -190,7 +190,10 @@ class RunFolder:
     # Statistics
 
     def write_statistics(self, statistics: Statistics) -> Any:
-        """Keep statistics of a batch of heads; see `raffect.runs.group_statistics.write_statistics`."""
+        """Keep the statistics of a batch of heads.
+
+        See `raffect.runs.group_statistics.write_statistics`.
+        """
         return write_statistics(self.path / "statistics", statistics)
 
     def read_statistics(self, record: HeadRecord) -> Statistics | None:
