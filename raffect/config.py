@@ -393,8 +393,8 @@ class LearnConfig(Recipe):
     """CPU threads of one process; 0 is all cores for a run, and --cpus-per-trial for a trial. The
     last bits of results depend on it."""
     compile: bool = False
-    """Compile the training step with torch.compile: 10 to 30 seconds at the start, then on CUDA
-    half of one head's time and a sixth of fifty heads'. Last bits differ. One process only."""
+    """Compile the training step with torch.compile: 10 to 30 seconds at the start. On CUDA it then
+    saves half of the time of one head and a quarter of that of fifty. One process only."""
     stream: Literal["auto", "always", "never"] = "auto"
     """Read features through Ray Data while training; auto does so if they do not fit the device."""
     allow_incomplete: MayChange[bool] = False

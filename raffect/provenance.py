@@ -55,12 +55,17 @@ def describe_run() -> Provenance:
     """Time, versions, commit, command and machine of this process."""
     return Provenance(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=tuple(sys.argv),
-        folder=_working_folder(),
+        command=tuple(_as_utf8(word) for word in sys.argv),
+        folder=_as_utf8(_working_folder()),
         versions=versions() | {"python": platform.python_version()},
         git_commit=git_commit(),
         machine=Machine(system=platform.platform(), cores=os.cpu_count()),
     )
+
+
+def _as_utf8(text: str) -> str:
+    """A text as JSON can hold it: names of files need not be UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _working_folder() -> str:

@@ -262,7 +262,8 @@ def plain(recipe: Recipe) -> Recipe:
 def digest(recipe: Recipe) -> str:
     """Twelve hexadecimal digits that name a recipe: equal settings have equal digests."""
     first = {}
-    for name, value in flatten(recipe).items():
+    for name, given in flatten(recipe).items():
+        value = _as_type_of(name, DEFAULTS[name], given)  # 1 is 1.0
         if name not in _LATER or value != DEFAULTS[name]:
             first[_FIRST_NAMES.get(name, name)] = _FIRST_VALUES.get((name, value), value)
     return hashlib.sha256(json.dumps(first, sort_keys=True).encode()).hexdigest()[:12]
@@ -272,11 +273,20 @@ def in_todays_words(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as the first run folders (November 2026) have them, by today's names and values."""
     names = {old: new for new, old in _FIRST_NAMES.items()}
     values = {(name, old): new for (name, new), old in _FIRST_VALUES.items()}
+
+    def translate(name: str, value: Any) -> Any:
+        if name == "space":
+            return [translate_axis(axis) for axis in value]
+        return values.get((name, value), value) if isinstance(value, str) else value
+
+    def translate_axis(axis: str) -> str:
+        old, equals, text = axis.partition("=")
+        name = names.get(old.strip(), old.strip())
+        parts = [values.get((name, part.strip()), part) for part in text.split(",")]
+        return f"{name}{equals}{','.join(parts)}"
+
     renamed = {names.get(name, name): value for name, value in settings.items()}
-    return {
-        name: values.get((name, value), value) if isinstance(value, str) else value
-        for name, value in renamed.items()
-    }
+    return {name: translate(name, value) for name, value in renamed.items()}
 
 
 def unknown_name(name: str, known: Sequence[str]) -> str:

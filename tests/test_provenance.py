@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raffect.provenance import describe_run, git_commit
+from raffect.provenance import Provenance, describe_run, git_commit
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,3 +26,9 @@ def test_a_run_says_when_where_and_with_what():
     assert run.versions["python"].count(".") == 2
     assert run.time.endswith("+00:00")
     assert run.machine.cores >= 1
+
+
+def test_names_that_are_not_utf8_are_kept_as_text(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["raffect", "train", "caf\udce9"])
+    run = describe_run()
+    assert Provenance.from_json(run.to_bytes(), "env.json", "") == run

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Len
 
 from raffect.bank.format import Identity
 from raffect.datasets.tasks import Task
-from raffect.storage.records import Record
+from raffect.storage.records import Count, Record
 
-Count = Annotated[int, Ge(0)]
 _MISSING_SHARE = 0.05
 """Share of a split's labelled frames without an image above which a line warns of it."""
 
@@ -63,7 +62,7 @@ class DataFacts(Record):
     labels: str
     bank_digest: str
     labels_sha256: str
-    encoders: tuple[Identity, ...]
+    encoders: Annotated[tuple[Identity, ...], Len(1, 1)]
     edition: str = ""
     synthetic: bool = False
     caveat: str = ""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, Len, MinLen
 
 from raffect.errors import RaffectError
-from raffect.storage.records import Record, parse_object
+from raffect.storage.records import Count, Record, parse_object
 
 FORMAT = 1
 """Version of the bank's format that this program reads and writes."""
@@ -21,7 +21,6 @@ MOST_DIM = 65_536
 """Greatest length of a feature."""
 
 Text = Annotated[str, MinLen(1)]
-Count = Annotated[int, Ge(0)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,6 +123,7 @@ class EvaluateResult:
         return table(
             [
                 {"id": head.id, "folder": head.folder, "epoch": head.score.epoch}
+                | head.recipe.settings
                 | head.score.metrics
                 | dict(zip(("low", "high"), head.score.interval_95 or (None, None), strict=True))
                 for head in self.heads
@@ -223,7 +224,13 @@ def find_heads(path: Path, snapshot: Snapshot) -> list[Path]:
     # A run; the first run folders had other names of snapshots
     older = [old for old, new in first_format.SNAPSHOTS.items() if new == snapshot != old]
     names = [snapshot, *older]
-    found = sorted(folder for name in names for folder in path.glob(f"weights/*/{name}"))
+    # Of a head that has both, the one by today's name is the younger
+    by_head = {
+        folder.parent: folder
+        for name in reversed(names)
+        for folder in path.glob(f"weights/*/{name}")
+    }
+    found = sorted(by_head.values())
     if not found:
         hint = "; `cv` is there after --select cv only" if snapshot == "cv" else ""
         raise RaffectError(

@@ -124,7 +124,7 @@ def fit(
 
 def score_name(task: Task) -> str:
     """Under which name a history holds the headline score on validation: ``val_macro_f1``."""
-    return f"val_{kind_of(task).key}"
+    return kind_of(task).curve_key
 
 
 @torch.no_grad()

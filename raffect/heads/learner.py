@@ -105,7 +105,7 @@ class Learner:
     def fuse(self) -> None:
         """Have torch compile what lies between the products, before the first step.
 
-        On CUDA that is half of the time of one head, and a sixth of that of fifty. It takes 10
+        On CUDA that saves half of the time of one head, and a quarter of that of fifty. It takes 10
         to 30 seconds, a C compiler and Triton; without them a step stays as it is. Only last bits
         differ.
         """

@@ -46,6 +46,11 @@ class Kind(ABC):
     part: ClassVar[str]
     columns: ClassVar[tuple[tuple[str, str], ...]]
 
+    @property
+    def curve_key(self) -> str:
+        """Name of the headline score on validation in curves, such as ``val_macro_f1``."""
+        return f"val_{self.key}"
+
     @abstractmethod
     def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
         """Label columns (N, columns) as training takes them, one row a frame."""

@@ -197,7 +197,7 @@ def draw_curves(rows: Rows, title: str, kind: Kind, stem: Path) -> None:
         part = [row for row in rows if row["label"] == label]
         epochs = [row["epoch"] for row in part]
         color = _PALETTE(k / max(len(shown) - 1, 1) * 0.9)
-        for axes, name in ((left, "train_loss"), (right, f"val_{kind.key}")):
+        for axes, name in ((left, "train_loss"), (right, kind.curve_key)):
             values = [row[name] for row in part]
             axes.plot(epochs, values, color=color, linewidth=1.3, label=label)
 

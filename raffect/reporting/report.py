@@ -23,8 +23,8 @@ from raffect.runs.records import HeadRecord
 from raffect.runs.spread import CHOICE, NAMES, Spread, how_chosen, short, value_text
 from raffect.storage.atomic import write_atomic
 
-_MOST_ALPHAS_OF_A_PAIR = 2
-_NO_CAVEAT = "these scores say nothing about photographs of people."
+_ALPHAS_WITHOUT_AN_AXIS = 2
+_CAVEAT_MEANS = "these scores say nothing about photographs of people."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ class _Section:
 
         # Alpha is an axis if there are more values than ERM's and one other
         alphas = {group[0].recipe.loss.alpha for group in run.groups}
-        if len(alphas) > _MOST_ALPHAS_OF_A_PAIR:
+        if len(alphas) > _ALPHAS_WITHOUT_AN_AXIS:
             rows, references = _alpha_rows(run)
             title = f"{run.title} {run.kind.title} against alpha{run.mark}"
             figures.draw_alpha(rows, references, title, run.kind, self._path("alpha"))
@@ -312,7 +312,7 @@ def _output_table(rows: list[dict[str, Any]], run: Run) -> list[str]:
 
 def _curve_rows(run: Run) -> list[dict[str, Any]]:
     """A row a setting and epoch: training loss and validation score, mean over seeds."""
-    rows, score_name = [], f"val_{run.kind.key}"
+    rows, score_name = [], run.kind.curve_key
     for group in run.groups:
         label = describe(group[0], run)
         losses = np.mean([record.curve.train_loss for record in group], 0)
@@ -343,7 +343,7 @@ def _cells(found: Spread) -> str:
 def _caveat_lines(runs: Sequence[Run]) -> list[str]:
     """What no score below may be taken for, in quotation blocks."""
     caveats = sorted({run.data.caveat for run in runs if run.data.caveat})
-    lines = [f"> **{as_text('; '.join(caveats))}**: {_NO_CAVEAT}", ""] if caveats else []
+    lines = [f"> **{as_text('; '.join(caveats))}**: {_CAVEAT_MEANS}", ""] if caveats else []
     marks = sorted({mark for run in runs if (mark := run.data.incomplete_mark.strip())})
     return [*lines, *(line for mark in marks for line in (f"> **{as_text(mark)}**", ""))]
 

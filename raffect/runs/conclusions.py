@@ -46,8 +46,7 @@ class RunResult:
     Attributes:
         folder: The run folder.
         metrics: Scores, as in its metrics.json.
-        records: All heads of the command, by settings and seed; heads of folds are in the folder
-            alone.
+        records: All heads of the command, in its order; heads of folds are in the folder alone.
         saved_heads: Whether weights were kept.
     """
 
@@ -193,7 +192,9 @@ def conclude_run(folder: RunFolder, facts: DataFacts, records: Sequence[HeadReco
         RaffectError: If no head was trained to the end.
     """
     # Tables, which show what went wrong if no head was trained to the end
-    write_tables(folder, folder.read_records())
+    every = folder.read_records()
+    write_tables(folder, every)
+    folder.drop_unnamed(every)
     sound = finished(records)
     require(bool(sound), f"no head finished; {'; '.join(_diverged_lines(records))}")
 
@@ -224,6 +225,7 @@ def conclude_sweep(
     # Tables, which show what went wrong if no head was trained to the end
     every = folder.read_records()
     write_tables(folder, every)
+    folder.drop_unnamed(every)
     sound = finished(records)
     why = records[0].note if records else "nothing was trained"
     require(bool(sound), f"no head finished: {why}")

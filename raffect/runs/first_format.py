@@ -22,7 +22,10 @@ from raffect.runs.records import HeadRecord, RunRecord
 
 HEADS = "members"
 """Folder of the records of heads."""
+TABLES = ("members.csv", "members.parquet", "per_video.csv")
+"""Tables that have other names now."""
 _REMEDY = "restore the folder from a backup, or train into a new --out"
+_RERUN = "delete it and run the same command again"
 
 # Names that are the same in both formats
 _RUN = ("command", "fingerprint", "run")
@@ -86,14 +89,14 @@ def read_head(content: dict[str, Any], where: Path) -> HeadRecord:
             "curve": {
                 "lr": history["lr"],
                 "train_loss": history["train_loss"],
-                "validation": history[f"val_{kind.key}"],
+                "validation": history[kind.curve_key],
             },
             "scores": {SNAPSHOTS[name]: read_score(score, kind) for name, score in scores},
             "chance": read_chance(content["trivial"], kind),
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise RaffectError(f"{where}: {_damage(error)}; {_REMEDY}") from error
-    return HeadRecord.from_json(new, where, _REMEDY)
+        raise RaffectError(f"{where}: {_damage(error)}; {_RERUN}") from error
+    return HeadRecord.from_json(new, where, _RERUN)
 
 
 def read_statistics(content: dict[str, Any], record: HeadRecord, where: Path) -> Statistics:
@@ -113,7 +116,7 @@ def read_statistics(content: dict[str, Any], record: HeadRecord, where: Path) ->
         if any(values.ndim != 3 or len(values) != len(groups) for values in by_epoch.values()):
             raise ValueError("counts do not fit the videos")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RaffectError(f"{where}: damaged ({str(error)[:80]}); {_REMEDY}") from error
+        raise RaffectError(f"{where}: damaged ({str(error)[:80]}); {_RERUN}") from error
     return Statistics(groups, {record.id: by_epoch})
 
 

@@ -33,7 +33,7 @@ from raffect.bank.facts import DataFacts
 from raffect.config import LearnConfig, may_change
 from raffect.errors import RaffectError
 from raffect.provenance import describe_run
-from raffect.recipe import NAMES, flatten, plain, read_recipe
+from raffect.recipe import DEFAULTS, NAMES, flatten, plain, read_recipe
 from raffect.runs import first_format
 from raffect.runs.group_statistics import Statistics, read_statistics, write_statistics
 from raffect.runs.records import HeadRecord, RunRecord
@@ -41,6 +41,7 @@ from raffect.storage.atomic import PREFIX, write_atomic
 from raffect.storage.records import Record, parse_object
 
 _RERUN = "delete it and run the same command again"
+_BEGIN_AGAIN = "delete it and the file beside it, to train these heads from the start"
 _RESTORE = "restore it from a backup, or train into a new --out"
 
 
@@ -140,15 +141,16 @@ class RunFolder:
     def batches_under_way(self) -> list[dict[str, int]]:
         """What `note_batch` noted of each batch that has saved something to go on from.
 
-        A batch whose note is damaged begins again.
+        Raises:
+            RaffectError: If a note is damaged.
         """
         noted = []
         for path in sorted((self.path / "state").glob("*.json")):
             if path.with_suffix(".safetensors").exists():
-                try:
-                    noted.append(BatchNote.from_json(path.read_bytes(), path, _RERUN).heads)
-                except RaffectError:
-                    path.with_suffix(".safetensors").unlink(missing_ok=True)
+                content = parse_object(path.read_bytes(), path, _BEGIN_AGAIN)
+                # In the first format the heads themselves; their state is refused by its version
+                note = content if "heads" in content else {"heads": content}
+                noted.append(BatchNote.from_json(note, path, _BEGIN_AGAIN).heads)
         return noted
 
     def drop_state(self, ids: Iterable[str]) -> None:
@@ -196,11 +198,22 @@ class RunFolder:
         """
         return write_statistics(self.path / "statistics", statistics)
 
+    def drop_unnamed(self, records: Iterable[HeadRecord]) -> None:
+        """Delete statistics that no record names: of heads that were trained again, or of a run
+        that was killed before it wrote its records; and tables by the names of the first format.
+        """
+        named = {record.statistics.name for record in records if record.statistics}
+        for path in (self.path / "statistics").glob("*.parquet"):
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+        for name in first_format.TABLES:
+            (self.path / name).unlink(missing_ok=True)
+
     def read_statistics(self, record: HeadRecord) -> Statistics | None:
         """Statistics behind a head's scores, perhaps with those of others.
 
         Returns:
-            None for a head that was stopped before it had any.
+            None for a head that was stopped, or never had a sound epoch.
 
         Raises:
             RaffectError: If the file that the record names is missing or another one.
@@ -208,7 +221,8 @@ class RunFolder:
         if record.format == 1:
             path = self.path / first_format.HEADS / f"{record.id}.json"
             content = parse_object(path.read_bytes(), path, _RERUN)
-            return first_format.read_statistics(content, record, path)
+            found = first_format.read_statistics(content, record, path)
+            return found if found.heads[record.id] else None
         if record.statistics is None:
             return None
         # Kept, since all heads of a batch have the same file
@@ -226,9 +240,8 @@ class RunFolder:
         try:
             return statistics.heads[record.id][epoch]
         except KeyError as error:
-            raise RaffectError(
-                f"{self.path}: no statistics of head {record.id} at epoch {epoch}; {_RERUN}"
-            ) from error
+            path = self._record_paths(record.id)[0]
+            raise RaffectError(f"{path}: no statistics at epoch {epoch}; {_RERUN}") from error
 
     def _record_paths(self, head_id: str) -> tuple[Path, Path]:
         """Where a head's record is, and where the first format had it."""
@@ -257,18 +270,20 @@ class RunFolder:
         # Settings, unless the command was killed before it wrote them
         if not (self.path / "config.toml").exists():
             return
-        # A setting of the other command may stand there as well.
-        free = may_change(type(config))
-        known = [*NAMES, *(item.name for item in dataclasses.fields(type(config))), *free]
+        fields = dataclasses.fields(type(config))
+        known = [*NAMES, *(item.name for item in fields)]
         before = read_recipe(self.path / "config.toml", known)
+        # A setting that is younger than the folder had its default.
+        younger = {item.name: item.default for item in fields} | DEFAULTS
+        free = may_change(type(config))
         # What the sweep varies does not have one value.
         axes = (*before.get("space", ()), *getattr(config, "space", ()))
         swept = {axis.partition("=")[0].strip() for axis in axes}
         for name, value in _settings(config).items():
-            if name not in free and name not in swept and before.get(name, value) != value:
+            had = before.get(name, younger.get(name))
+            if name not in free and name not in swept and had != value:
                 raise RaffectError(
-                    f"{wrong}: a run with {name} {before[name]}, this one has {value}; "
-                    "name a new folder"
+                    f"{wrong}: a run with {name} {had}, this one has {value}; name a new folder"
                 )
 
 

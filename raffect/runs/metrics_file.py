@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raffect.bank.facts import DataFacts
-from raffect.metrics.scores import Chance, JudgedScore, Snapshot, Status
+from raffect.metrics.scores import SNAPSHOTS, Chance, JudgedScore, Snapshot, Status
 from raffect.provenance import Provenance
 from raffect.runs.spread import Spread, settings_text, short
 from raffect.storage.records import Record
@@ -21,7 +21,8 @@ class SettingScores(Record):
 
     Attributes:
         settings: What tells them from others, by dotted name.
-        scores: By snapshot; ``last`` is always there.
+        scores: By snapshot; ``last`` and ``best`` for heads of a run, one of them for heads that
+            were evaluated.
         erm: Whether they are plain empirical risk minimisation.
         chosen_by: How this setting was chosen from others; empty where it was not.
     """
@@ -49,11 +50,12 @@ class SettingScores(Record):
     def row(self) -> dict[str, Any]:
         """One row of a table: settings, each snapshot's mean, sd and interval, number of heads."""
         row: dict[str, Any] = {**self.settings, "erm": self.erm}
-        for name, found in self.scores.items():
-            low, high = found.interval_95 or (None, None)
-            row |= {name: found.mean, f"{name}.sd": found.sd}
+        for name in SNAPSHOTS:
+            found = self.scores.get(name)
+            low, high = (found.interval_95 if found else None) or (None, None)
+            row |= {name: found.mean if found else None, f"{name}.sd": found.sd if found else None}
             row |= {f"{name}.low": low, f"{name}.high": high}
-        return row | {"heads": self.scores["last"].heads}
+        return row | {"heads": next(iter(self.scores.values())).heads}
 
 
 @dataclass(frozen=True, kw_only=True)

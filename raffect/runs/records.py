@@ -19,9 +19,8 @@ from raffect.metrics.scores import Chance, JudgedScore, Snapshot, Status
 from raffect.metrics.task_kinds import Kind, kind_of
 from raffect.provenance import Provenance
 from raffect.recipe import Recipe, digest
-from raffect.storage.records import Record
+from raffect.storage.records import Count, Record
 
-Count = Annotated[int, Ge(0)]
 RUNNING, STOPPED = "running", "stopped"
 """Status of a head that a scheduler may still stop, and of one that it has stopped."""
 
@@ -130,13 +129,14 @@ class HeadRecord(Record):
         group_name: What its interval is over.
         status: ``done``; ``diverged``; ``running`` or ``stopped`` under a scheduler.
         note: Why it diverged or was stopped.
-        cv_epoch: Epoch that the ``cv`` snapshot keeps; None without cross-validation.
+        cv_epoch: Epoch that the ``cv`` snapshot keeps; 0 if no fold was trained to the
+            end, None without cross-validation.
         trained_by: Device, versions and time.
         curve: A value an epoch.
         scores: By snapshot.
         chance: Scores of predictors that do not look at the frames, on the same frames.
         statistics: Where the counts behind the scores lie; None in records of format 1, which hold
-            them.
+            them, and of heads that never had a sound epoch or were stopped.
     """
 
     format: Literal[1, 2] = 2

@@ -49,7 +49,7 @@ def head_row(record: HeadRecord) -> Row:
     row["note"] = record.note
     return row | {
         "curve.train_loss": list(record.curve.train_loss),
-        f"curve.val_{key}": list(record.curve.validation),
+        f"curve.{record.kind.curve_key}": list(record.curve.validation),
     }
 
 
@@ -67,7 +67,7 @@ def group_rows(kind: Kind, statistics: np.ndarray, names: Sequence[str]) -> list
 
 
 def _epoch_rows(record: HeadRecord) -> list[Row]:
-    curve, score = record.curve, f"val_{record.kind.key}"
+    curve, score = record.curve, record.kind.curve_key
     rows: list[Row] = []
     for k, lr in enumerate(curve.lr):
         row = {"id": record.id, "epoch": k + 1, "lr": lr}

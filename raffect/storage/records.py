@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from annotated_types import Ge
 
 from raffect.errors import RaffectError
 
+Count = Annotated[int, Ge(0)]
+"""A number of things."""
 _SHOWN = 60
 """Most characters of a value that an error shows."""
 

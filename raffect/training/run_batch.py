@@ -19,7 +19,7 @@ from raffect.bank.features import FeatureIndex
 from raffect.config import LearnConfig, count_cores
 from raffect.errors import RaffectError, require
 from raffect.heads.checkpoint import HeadCard, save_head
-from raffect.heads.fit import FitJob, count, fit
+from raffect.heads.fit import FitJob, count, fit, score_name
 from raffect.heads.head_kinds import head_spec
 from raffect.heads.learner import SHARED_SETTINGS
 from raffect.heads.loss_kinds import loss_kind
@@ -180,17 +180,17 @@ def run_batch(
         with ray_session(config.address) if streams else contextlib.nullcontext():
             fit_job, groups = _plan_fit(job, dataset, folder, device, workers, streams)
             fitted = fit(fit_job, on_step=on_step, on_epoch=on_epoch)
+
+        # Records, and then the state is not needed any more
+        if workers.rank == 0:
+            trained_by = _describe_training(job, fitted, device, workers, streams)
+            _record(job, dataset, folder, fitted, fit_job.validation, groups, trained_by)
+            folder.drop_state(job.ids)
     except torch.OutOfMemoryError as error:
         raise RaffectError(
             f"out of GPU memory with {len(job.heads)} heads; take fewer at a time "
             "(--num-seeds, --heads-per-trial), a smaller --head.width, or --stream always"
         ) from error
-
-    # Records, and then the state is not needed any more
-    if workers.rank == 0:
-        trained_by = _describe_training(job, fitted, device, workers, streams)
-        _record(job, dataset, folder, fitted, fit_job.validation, groups, trained_by)
-        folder.drop_state(job.ids)
 
 
 def _plan_fit(
@@ -291,7 +291,10 @@ def _record(
     loss, kind = loss_kind(dataset.task), kind_of(dataset.task)
     kept_snapshots = [name for name in SNAPSHOTS if name in fitted.snapshots]
     counts = {name: count(loss, fitted.heads(name), judged) for name in kept_snapshots}
-    by_head = {head.id: _by_epoch(fitted, counts, p) for p, head in enumerate(job.heads)}
+    by_head = {
+        head.id: _by_epoch(fitted, counts, p, score_name(dataset.task))
+        for p, head in enumerate(job.heads)
+    }
     kept = {name: by_epoch for name, by_epoch in by_head.items() if by_epoch}
     file = folder.write_statistics(Statistics(groups, kept)) if kept else None
 
@@ -327,10 +330,14 @@ def _record(
 
 
 def _by_epoch(
-    fitted: Fitted, counts: Mapping[Snapshot, np.ndarray], p: int
+    fitted: Fitted, counts: Mapping[Snapshot, np.ndarray], p: int, score: str
 ) -> dict[int, np.ndarray]:
-    """Statistics of one head by epoch: those of its snapshots, and all that the loop kept."""
-    found = {epoch + 1: statistics[p] for epoch, statistics in enumerate(fitted.statistics)}
+    """Statistics of one head by epoch: of its snapshots, and of all sound epochs if kept."""
+    found = {
+        epoch + 1: statistics[p]
+        for epoch, statistics in enumerate(fitted.statistics)
+        if fitted.history[epoch][score][p] is not None
+    }
     found |= {int(fitted.snapshots[name].epoch[p]): counts[name][p] for name in counts}
     return {epoch: found[epoch] for epoch in sorted(found) if epoch}
 
@@ -345,7 +352,7 @@ def _judge(dataset: Dataset, statistics: np.ndarray, epoch: int) -> JudgedScore:
 
 def curve_of(history: History, p: int, task: Any) -> Curve:
     """Curves of head number ``p`` of a batch."""
-    score = f"val_{kind_of(task).key}"
+    score = score_name(task)
     return Curve(
         lr=tuple(entry["lr"][p] for entry in history),
         train_loss=tuple(entry["train_loss"][p] for entry in history),

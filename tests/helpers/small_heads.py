@@ -18,6 +18,7 @@ from raffect.heads.random import epoch_order
 from raffect.heads.samples import Samples
 from raffect.metrics.scores import Chance, JudgedScore
 from raffect.recipe import Recipe, with_settings
+from tests.helpers.banks import IDENTITY
 
 CPU = torch.device("cpu")
 DIM, ROWS = 12, 256
@@ -79,7 +80,7 @@ def make_card(spec, status="done"):
     chance = Chance(answer="always Other", majority=0.07)
     score = JudgedScore(headline=0.1, metrics={"macro_f1": 0.1}, outputs={}, epoch=1)
     names = {"bank": "b", "labels": "l", "bank_digest": "d", "labels_sha256": "s"}
-    facts = DataFacts(task=EXPR, encoders=(), splits={}, **names)
+    facts = DataFacts(task=EXPR, encoders=(IDENTITY,), splits={}, **names)
     return HeadCard(
         head=spec.to_json(),
         id="a",

@@ -13,17 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from raffect.cli import main
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.errors import RaffectError
+from raffect.evaluation.evaluate import find_heads
 from raffect.heads.checkpoint import read_card
 from raffect.metrics.scores import Chance, JudgedScore
 from raffect.metrics.task_kinds import kind_of
-from raffect.recipe import NAMES, Recipe, digest, with_settings
+from raffect.recipe import NAMES, LossConfig, Recipe, digest, in_todays_words, with_settings
 from raffect.runs.folder import RunFolder
 from raffect.runs.group_statistics import Statistics, read_statistics, write_statistics
-from raffect.runs.metrics_file import Metrics
+from raffect.runs.metrics_file import Metrics, SettingScores
 from raffect.runs.records import Curve, HeadRecord
+from raffect.runs.spread import Spread
+from raffect.runs.tables import write_tables
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "first"
 CONFUSION = np.arange(64).reshape(8, 8)
@@ -203,3 +209,98 @@ def test_metrics_come_back_as_they_were(tmp_path):
     content = json.loads(json.dumps({"data": {}, "run": {}}))
     with pytest.raises(RaffectError, match="metrics.json: damaged, run.time: field required"):
         Metrics.from_json(content, "metrics.json", "do")
+
+
+@pytest.fixture
+def first(tmp_path):
+    """A copy of the folders of the first format, to work in."""
+    return Path(shutil.copytree(FIRST, tmp_path / "first"))
+
+
+def repeat(command, run, *more):
+    first = run.parent
+    data = ["--bank", str(first / "bank"), "--labels", str(first), "--out", str(run)]
+    return main([command, str(run / "config.toml"), *data, *more])
+
+
+def test_a_first_sweep_with_a_head_that_asha_stopped_is_concluded(first, capsys):
+    path = sorted((first / "sweep" / "members").glob("*.json"))[0]
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"status": "stopped", "videos": {}, "video_names": []}))
+    folder = RunFolder(first / "sweep")
+    assert folder.statistics_of(folder.read_record(record["id"]), "last") is None
+    assert main(["report", "--runs", str(first / "sweep"), "--out", str(first / "report")]) == 0
+    write_tables(folder, folder.read_records())
+    assert (first / "sweep" / "heads.csv").read_text().count("\n") == 9
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("note", [{}, []], ids=["object", "list"])
+def test_an_unfinished_run_of_the_first_format_is_refused_and_nothing_is_deleted(
+    first, capsys, note
+):
+    run = first / "expr"
+    heads = [record for record in RunFolder(run).read_records() if record.fold is None]
+    ids = [record.id for record in heads]
+    for name in ids:
+        (run / "members" / f"{name}.json").unlink()
+    state = RunFolder(run).state_path(ids)
+    state.parent.mkdir()
+    save_file({"weights": torch.zeros(2)}, state, metadata={"raffect": '{"identity": {}}'})
+    content = dict.fromkeys(ids, heads[0].cv_epoch) if note == {} else ids
+    state.with_suffix(".json").write_text(json.dumps(content))
+    assert repeat("train", run) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    expected = "an unfinished run of another version" if note == {} else "expected a JSON object"
+    assert expected in line
+    assert state.exists()
+
+
+def test_a_setting_that_is_younger_than_a_folder_had_its_default(first, capsys):
+    assert repeat("train", first / "expr", "--head.normalise", "l2") == 2
+    error = capsys.readouterr().err
+    assert "a run with head.normalise none, this one has l2; name a new folder" in error
+    assert repeat("train", first / "expr") == 0
+    capsys.readouterr()
+
+
+def test_axes_of_a_first_sweep_have_todays_words():
+    space = ["loss.granularity=element, sample", "loss.alpha=0.1:1:0.1"]
+    expected = ["loss.tail_over=units,frames", "loss.alpha=0.1:1:0.1"]
+    assert in_todays_words({"space": space}) == {"space": expected}
+
+
+def test_a_head_that_was_cross_validated_again_is_evaluated_once(first):
+    old = sorted((first / "expr" / "weights").glob("*/chosen"))
+    shutil.copytree(old[0], old[0].parent / "cv")
+    found = find_heads(first / "expr", "cv")
+    assert found == sorted([old[0].parent / "cv", *old[1:]])
+
+
+def test_going_on_in_a_first_folder_leaves_no_table_by_its_old_name(first, capsys):
+    assert repeat("train", first / "expr") == 0
+    assert not list((first / "expr").glob("members.*"))
+    assert not (first / "expr" / "per_video.csv").exists()
+    capsys.readouterr()
+
+
+def test_statistics_that_no_record_names_are_deleted_at_the_end(tmp_path):
+    folder = RunFolder(tmp_path)
+    named, other = (
+        folder.write_statistics(Statistics(["x"], {"a": {1: np.full((1, 2, 2), count)}}))
+        for count in (1, 2)
+    )
+    folder.drop_unnamed([replace(RECORD, statistics=named)])
+    assert [path.name for path in (tmp_path / "statistics").iterdir()] == [named.name]
+    assert named != other
+
+
+def test_a_setting_of_equal_value_has_an_equal_digest():
+    whole = Recipe(loss=LossConfig(alpha=1))  # as a notebook may write it
+    assert digest(whole) == digest(with_settings(Recipe(), {"loss.alpha": 1.0}))
+
+
+def test_scores_of_an_evaluated_snapshot_are_a_row_too():
+    spread = Spread(mean=0.5, sd=None, interval_95=None, heads=1, epochs=(3,))
+    row = SettingScores(settings={"loss.alpha": 0.3}, scores={"best": spread}).row()
+    assert (row["best"], row["last"], row["cv"], row["heads"]) == (0.5, None, None, 1)

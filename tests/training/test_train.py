@@ -488,3 +488,14 @@ def test_a_linear_probe_on_normalised_features_is_trained_and_judged(data, tmp_p
     judged = json.loads((out / "metrics.json").read_text())
     assert judged["heads"][0]["score"]["headline"] == pytest.approx(expected, abs=1e-9)
     capsys.readouterr()
+
+
+def test_statistics_of_folds_end_where_a_head_diverged(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    more = ["--select", "cv", "--folds", "2", "--num-seeds", "1", "--optim.lr", "1e30"]
+    assert main(words("train", data, out, *more)) == 2
+    assert "no head was trained to the end on any fold" in capsys.readouterr().err
+    folder = RunFolder(out)
+    for record in folder.read_records():
+        assert record.status == "diverged"
+        assert record.statistics is None
