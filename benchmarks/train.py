@@ -250,9 +250,7 @@ def main() -> None:
     side_by_side = "heads side by side, a row each"
     parser.add_argument("--device", default="cuda" if has_cuda else "cpu")
     parser.add_argument("--steps", type=int, default=100)
-    # --packs is what the option was called before.
-    names = "--batches", "--packs"
-    parser.add_argument(*names, type=int, nargs="+", default=sizes, help=side_by_side)
+    parser.add_argument("--batches", type=int, nargs="+", default=sizes, help=side_by_side)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
