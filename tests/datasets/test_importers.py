@@ -291,4 +291,5 @@ def test_pictures_of_any_name_become_a_bank_and_heads(tmp_path, capsys, local_ra
     assert main(["train", "erm", *source.split(), *fast.split(), *loss.split()]) == 0
     text = capsys.readouterr().out
     assert "over subjects" in text
-    assert json.loads((head / "metrics.json").read_text())["scores"]["last"]["mean"] > 0.5
+    (found,) = json.loads((head / "metrics.json").read_text())["settings"]
+    assert found["scores"]["last"]["mean"] > 0.5
