@@ -6,6 +6,7 @@ on construction, so that a wrong value is one line at the start and not an error
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import typing
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from raffect.errors import require
-from raffect.recipe import Recipe, find_recipe, read_recipe, with_settings
+from raffect.recipe import NAMES, Recipe, find_recipe, read_recipe, with_settings
 
 EMBEDDED_MODEL = "raffect-faces"
 
@@ -411,14 +412,19 @@ class LearnConfig(Recipe):
         """A configuration whose head is decided by a recipe.
 
         Args:
-            recipe: Name of a recipe that ships with raffect, such as ``paper``, or a TOML file.
+            recipe: Name of a recipe that ships with raffect, such as ``paper``, or a TOML file,
+                which may be the config.toml of a run.
             settings: By dotted name, such as ``{"loss.alpha": 0.5}``; they override the recipe.
             fields: All others: ``bank``, ``labels``, ``out`` ...
 
         Raises:
             RaffectError: If there is no such recipe or setting, or a value is out of range.
         """
-        values = read_recipe(find_recipe(recipe)) | dict(settings or {})
+        # Of a run's config.toml the recipe alone: data and folder are those of ``fields``
+        known = [*NAMES, *(item.name for item in dataclasses.fields(cls))]
+        found = read_recipe(find_recipe(recipe), known)
+        values = {name: value for name, value in found.items() if name in NAMES}
+        values |= dict(settings or {})
         return cls(**vars(with_settings(Recipe(), values)) | fields)
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pandas as pd
 import pytest
 
 import raffect
+from raffect.recipe import plain
+from raffect.runs.folder import to_toml
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 
@@ -45,3 +48,13 @@ def test_a_configuration_from_a_recipe_is_that_of_the_command_line(tmp_path):
     assert config == parse("train", words.split())
     with pytest.raises(raffect.RaffectError, match="did you mean paper"):
         raffect.TrainConfig.from_recipe("papr", **fields)
+
+
+def test_a_recipe_may_be_the_configuration_of_a_run(tmp_path):
+    fields = {"bank": Path("b"), "labels": Path("l"), "out": Path("o")}
+    config = raffect.TrainConfig.from_recipe("released", task="au", seed=3, folds=4, **fields)
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config))
+    again = raffect.TrainConfig.from_recipe(str(file), {"seed": 5}, **fields)
+    assert plain(again) == dataclasses.replace(plain(config), seed=5)
+    assert again.folds == 5  # how a run went is not part of its recipe
