@@ -102,20 +102,25 @@ class Kind(ABC):
         return None
 
 
-class Multiclass(Kind):
-    """One class of several a frame.
-
-    Statistics: confusion matrix (C, C), rows true, columns predicted. Headline: macro F1.
-    """
+class ScoredByF1(Kind):
+    """What classes and labels share: their headline is macro F1."""
 
     key, title, lowest = "macro_f1", "macro F1", 0.0
-    parts, part = "classes", "class"
     columns = (
         ("F1", "f1"),
         ("precision", "precision"),
         ("recall", "recall"),
         ("frames", "support"),
     )
+
+
+class Multiclass(ScoredByF1):
+    """One class of several a frame.
+
+    Statistics: confusion matrix (C, C), rows true, columns predicted. Headline: macro F1.
+    """
+
+    parts, part = "classes", "class"
 
     def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
         """Classes, int64, shape (N,)."""
@@ -180,20 +185,13 @@ class Multiclass(Kind):
         return targets
 
 
-class Multilabel(Kind):
+class Multilabel(ScoredByF1):
     """Any number of labels a frame, each active, not active or unlabelled.
 
     Statistics: counts (L, 4). Headline: macro F1.
     """
 
-    key, title, lowest = "macro_f1", "macro F1", 0.0
     parts, part = "labels", "label"
-    columns = (
-        ("F1", "f1"),
-        ("precision", "precision"),
-        ("recall", "recall"),
-        ("frames", "support"),
-    )
 
     def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
         """1 active, 0 not, -1 unlabelled: int8, shape (N, L)."""

@@ -104,7 +104,7 @@ def table_one(runs: Sequence[Run]) -> list[str]:
 
 
 def _table_one_rows(run: Run) -> list[str]:
-    task, records, mark = as_text(run.title), run.headline(), as_text(run.data.incomplete_mark)
+    task, records, mark = as_text(run.title), run.headline, as_text(run.data.incomplete_mark)
     lines = []
 
     # The headline's heads, then plain ERM
@@ -192,7 +192,7 @@ class _Section:
         return []
 
     def _about(self) -> str:
-        records = self.run.headline()
+        records = self.run.headline
         return f"{describe(records[0], self.run)}, last epoch, {len(records)} seed(s)"
 
     def _outputs(self) -> list[str]:
@@ -213,7 +213,7 @@ class _Section:
     def _confusion(self) -> list[str]:
         """The confusion matrix of classes; empty for other kinds of tasks."""
         run, about = self.run, self._about()
-        found = [record.scores["last"].confusion for record in run.headline()]
+        found = [record.scores["last"].confusion for record in run.headline]
         matrices = [np.array(matrix) for matrix in found if matrix is not None]
         if not matrices:
             return []
@@ -236,7 +236,7 @@ def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
     A row is a head and one of its scores; all heads have the headline's other settings.
     """
     # Heads that differ in alpha and seed alone
-    reference, key = run.headline()[0].settings, run.kind.key
+    reference, key = run.headline[0].settings, run.kind.key
     others = [name for name in reference if name not in ("seed", "loss.alpha")]
     alike = [
         record
@@ -286,7 +286,7 @@ def _settings_table(run: Run) -> list[str]:
 
 def _output_rows(run: Run) -> list[dict[str, Any]]:
     """A row a class, label or value: each score's mean over seeds, the first one's sd, frames."""
-    outputs = [record.scores["last"].outputs for record in run.headline()]
+    outputs = [record.scores["last"].outputs for record in run.headline]
     *scores, (_, frames) = run.kind.columns
     rows = []
     for name in outputs[0]:

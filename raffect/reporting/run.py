@@ -84,6 +84,7 @@ class Run:
         """Settings, but for the seed, in which its groups differ."""
         return varying(self.groups)
 
+    @cached_property
     def headline(self) -> list[HeadRecord]:
         """Heads of the settings that stand for the run.
 

@@ -218,18 +218,21 @@ class RunFolder:
         Raises:
             RaffectError: If the file that the record names is missing or another one.
         """
-        if record.format == 1:
-            path = self.path / first_format.HEADS / f"{record.id}.json"
-            content = parse_object(path.read_bytes(), path, _RERUN)
-            found = first_format.read_statistics(content, record, path)
-            return found if found.heads[record.id] else None
-        if record.statistics is None:
+        if record.statistics is None and record.format != 1:
             return None
-        # Kept, since all heads of a batch have the same file
-        key = record.statistics.sha256
+        # Kept: all heads of a batch have the same file, and each of their snapshots asks for it
+        key = record.statistics.sha256 if record.statistics else record.id
         if key not in self._statistics:
-            self._statistics[key] = read_statistics(self.path / "statistics", record.statistics)
-        return self._statistics[key]
+            self._statistics[key] = self._load_statistics(record)
+        found = self._statistics[key]
+        return found if found.heads.get(record.id) or record.statistics else None
+
+    def _load_statistics(self, record: HeadRecord) -> Statistics:
+        if record.statistics is not None:
+            return read_statistics(self.path / "statistics", record.statistics)
+        path = self.path / first_format.HEADS / f"{record.id}.json"
+        content = parse_object(path.read_bytes(), path, _RERUN)
+        return first_format.read_statistics(content, record, path)
 
     def statistics_of(self, record: HeadRecord, snapshot: str) -> np.ndarray | None:
         """Statistics of one snapshot of a head by group, shape (groups, A, B); None if none."""
@@ -249,10 +252,11 @@ class RunFolder:
         return self.path / "heads" / file, self.path / first_format.HEADS / file
 
     def _read_record(self, path: Path) -> HeadRecord:
-        content = parse_object(path.read_bytes(), path, _RERUN)
+        text = path.read_bytes()
+        content = parse_object(text, path, _RERUN)
         if first_format.is_first(content):
             return first_format.read_head(content, path)
-        return HeadRecord.from_json(content, path, _RERUN)
+        return HeadRecord.from_json(text, path, _RERUN)
 
     def _require_same(self, config: LearnConfig, fingerprint: str, command: str) -> None:
         """Refuse to go on in a folder of another command, other data or other settings."""

@@ -6,7 +6,6 @@ read by `raffect.runs.first_format`.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -167,15 +166,9 @@ class HeadRecord(Record):
         """The recipe by dotted name."""
         return self.recipe.settings
 
-    def is_finished(self, cv_epoch: int | None = None) -> bool:
-        """Whether the head needs no more training, and keeps the cross-validated epoch."""
-        return self.status != RUNNING and (cv_epoch is None or self.cv_epoch == cv_epoch)
-
-    def replace(self, **changes: Any) -> HeadRecord:
-        """A copy with other values."""
-        return dataclasses.replace(self, **changes)
-
 
 def is_finished(record: HeadRecord | None, cv_epoch: int | None = None) -> bool:
-    """Whether there is a record, and its head needs no more training."""
-    return record is not None and record.is_finished(cv_epoch)
+    """Whether a head needs no more training, and keeps the cross-validated epoch."""
+    if record is None or record.status == RUNNING:
+        return False
+    return cv_epoch is None or record.cv_epoch == cv_epoch

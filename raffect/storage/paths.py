@@ -198,8 +198,10 @@ def read_parquet(
 
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Open a Parquet file to read some row groups or columns; if remote, only these are fetched."""
-    source: Any = path.open("rb", cache_type="none") if is_remote(path) else path  # ty: ignore[no-matching-overload]
-    return pq.ParquetFile(source, pre_buffer=is_remote(path))
+    if not is_remote(path):
+        return pq.ParquetFile(path)
+    store: Any = path
+    return pq.ParquetFile(store.open("rb", cache_type="none"), pre_buffer=True)
 
 
 def list_sizes(folder: Path) -> dict[str, int]:

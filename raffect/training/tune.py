@@ -396,7 +396,7 @@ def _mark_stopped(folder: RunFolder, batches: list[list[PlannedHead]]) -> None:
         record = folder.read_record(head.id)
         if record is not None and record.status == RUNNING:
             note = f"stopped by ASHA {record.note}"
-            folder.write_record(record.replace(status=STOPPED, note=note))
+            folder.write_record(dataclasses.replace(record, status=STOPPED, note=note))
             folder.drop_state([head.id])
 
 
