@@ -1,12 +1,17 @@
 """Each benchmark runs to its end at a small size and prints its table, so that none breaks."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import gpu
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
@@ -41,3 +46,25 @@ def test_a_benchmark_runs_to_its_end_and_prints_a_table(name):
     assert sum(line.startswith("| ") for line in done.stdout.splitlines()) >= 3, done.stdout
     assert "nan" not in done.stdout
     assert not left, "left its files behind"
+
+
+def test_the_tests_of_a_gpu_are_collected_by_the_command_that_runs_them():
+    """Both files have one name, which pytest refuses unless it is asked to import them apart."""
+    command = shlex.split(gpu.STEPS["cuda-tests"][1])
+    root = BENCHMARKS.parent
+    done = subprocess.run(
+        [*command, "--collect-only"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    for file in gpu.CUDA_TESTS.split():
+        assert f"{file}::" in done.stdout
+
+
+def test_steps_of_a_gpu_name_files_and_tests_that_exist():
+    root = BENCHMARKS.parent
+    commands = " ".join(command for _, command in gpu.STEPS.values())
+    for file in re.findall(r"(?:tests|benchmarks|scripts)/[\w/]+\.py", commands):
+        assert (root / file).is_file(), file
+    tests = "".join(file.read_text() for file in (root / "tests" / "training").glob("*.py"))
+    for part in gpu.NOT_ON_CUDA:
+        assert re.search(rf"def test_\w*{part}", tests), part

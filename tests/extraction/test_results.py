@@ -27,6 +27,7 @@ from raffect.config import (
 )
 from raffect.datasets.synthetic.tree import EDITION
 from raffect.encoders import catalogue as models
+from raffect.encoders.tower import CPU_BATCH, CUDA_BATCH
 from raffect.pipelines import doctor
 from tests.helpers.banks import TINY, fill_bank, make_manifest
 
@@ -107,7 +108,8 @@ def test_a_notebook_prepares_extracts_and_reads(report, tmp_path, local_ray):
     assert (summary.shards_done, summary.shards_planned) == (len(commits), bank.plan.num_shards)
     sizes = [path.stat().st_size for path in (bank.path / "shards").iterdir()]
     assert summary.bytes_written == sum(sizes)
-    assert summary.batch_sizes == (TINY.batch_size or 8,)
+    on_cuda = bank.read_identity().precision == "float16"
+    assert summary.batch_sizes == (CUDA_BATCH if on_cuda else CPU_BATCH,)
     steps = {"read", "decode", "wait", "encode", "commit", "feed_cpu"}
     assert set(summary.seconds_per_frame) == steps
     # Its summary in the bank, and a second run that has nothing to do
