@@ -146,17 +146,20 @@ class Numbers(Population):
 
 
 POPULATIONS = (
+    Expressions("EXPR sparser", 2, 8),
     Expressions("EXPR sparse", 4, 16),
     Expressions("EXPR mild", 8, 16),
-    Units("AU sparse", 1, 4),
+    Units("AU sparser", 1.5, 5),
+    Units("AU sparse", 3, 8),
     Units("AU mild", 6, 16),
     Numbers("VA sparse", 4, 4),
     Numbers("VA mild", 12, 16),
 )
 """Those of the table in docs/metrics.md.
 
-Mixes and skills are such that a bootstrap over videos covers about what was found of it before:
-EXPR .67-.75 with 13 videos and .82-.87 with 70, AU .71-.84 and .87-.92.
+Mixes and skills of the sparse and mild ones are such that a bootstrap over videos covers about what
+was found of it before: EXPR .67-.75 with 13 videos and .82-.87 with 70, AU .71-.84 and .87-.92. The
+sparser ones are harder than that.
 """
 
 _RATES = np.array(COMPLETE_AU_RATES)

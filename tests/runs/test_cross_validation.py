@@ -8,33 +8,65 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from raffect import cli
+from raffect.datasets.affwild2.tasks import EXPR
+from raffect.metrics.scores import Chance
+from raffect.metrics.task_kinds import kind_of
+from raffect.recipe import Recipe
 from raffect.runs.cross_validation import choose_epoch, select_by_cv
 from raffect.runs.folder import RunFolder
-from raffect.runs.spread import finished, group_by_settings
-from tests.helpers.learning import make_data, words
+from raffect.runs.group_statistics import Statistics
+from raffect.runs.records import Curve, HeadRecord, PlannedHead
+from raffect.runs.spread import group_by_settings
 
-RARE = 7
-
-
-@pytest.fixture(scope="module")
-def cross_validated(tmp_path_factory):
-    """A run of two seeds and three folds, of which two have no frame of one class."""
-
-    def one_video_has_it(x, expr, au):
-        expr[expr == RARE] = 0
-        expr[:20] = RARE
-        x[:20, RARE] += 3
-
-    folder = tmp_path_factory.mktemp("cv")
-    data = make_data(folder, change=one_video_has_it)
-    more = ["--select", "cv", "--folds", "3", "--num-seeds", "2"]
-    assert cli.main(words("train", data, folder / "run", *more)) == 0
-    return RunFolder(folder / "run")
+EPOCHS, FOLDS, SEEDS = 3, 3, 2
 
 
-def folds_of(run):
-    return [record for record in run.read_records() if record.fold is not None]
+@pytest.fixture
+def run(tmp_path):
+    """A run of two seeds and three folds, of which one alone has frames of the last class.
+
+    Epoch 1 is the best without that class, epoch 3 finds it.
+    """
+    folder, rng = RunFolder(tmp_path), np.random.default_rng(0)
+    confusions = {}
+    for seed in range(SEEDS):
+        for fold in range(FOLDS):
+            for epoch in range(1, EPOCHS + 1):
+                confusion = rng.integers(0, 4, (2, 8, 8)) + (40 - 7 * epoch) * np.eye(8, dtype=int)
+                confusion[:, 7] = confusion[:, :, 7] = 0
+                if fold == 0 and epoch == 3:
+                    confusion[:, 7, 7] = 30
+                elif fold == 0:
+                    confusion[:, 7, 0] = 30
+                confusions[seed, fold, epoch] = confusion
+
+    heads = {}
+    for seed in range(SEEDS):
+        for fold in range(FOLDS):
+            planned = PlannedHead(Recipe(task="expr", epochs=EPOCHS, seed=seed), fold, FOLDS)
+            heads[planned] = {e: confusions[seed, fold, e] for e in range(1, EPOCHS + 1)}
+    names = {planned.id: by_epoch for planned, by_epoch in heads.items()}
+    file = folder.write_statistics(Statistics(["x", "y"], names))
+    for planned, by_epoch in heads.items():
+        curve = [float(kind_of(EXPR).headline(found.sum(0))) for found in by_epoch.values()]
+        folder.write_record(record_of(planned, curve, statistics=file))
+    return folder, confusions
+
+
+def record_of(planned, curve, **more):
+    lr = (0.1,) * EPOCHS
+    return HeadRecord(
+        id=planned.id,
+        task=EXPR,
+        recipe=planned.recipe,
+        fold=planned.fold,
+        num_folds=planned.num_folds,
+        fingerprint="f",
+        status="done",
+        curve=Curve(lr=lr, train_loss=lr, validation=tuple(curve)),
+        chance=Chance(answer="always Other", majority=0.07),
+        **more,
+    )
 
 
 def macro_f1(confusion):
@@ -43,56 +75,53 @@ def macro_f1(confusion):
     return f1_score(*pairs, labels=range(8), average="macro", zero_division=0)
 
 
-def test_folds_are_scored_together_so_that_one_without_a_class_does_not_count_it_0(cross_validated):
-    folds = folds_of(cross_validated)
-    pooled = []
-    for epoch in (1, 2, 3):
-        by_seed = dict.fromkeys((0, 1), 0)
-        for fold in folds:
-            counts = cross_validated.statistics_by_epoch(fold)[epoch].sum(0)
-            by_seed[fold.recipe.seed] = by_seed[fold.recipe.seed] + counts
-        pooled.append(np.mean([macro_f1(confusion) for confusion in by_seed.values()]))
-
-    epoch, score = choose_epoch(cross_validated, folds)
-    assert (epoch, score) == (int(np.argmax(pooled)) + 1, pytest.approx(max(pooled)))
-    by_fold = np.mean([fold.curve.validation for fold in folds], 0)
-    assert score > by_fold.max() + 0.02  # two folds of three count the rare class as 0
-
-
-def test_the_heads_keep_the_epoch_that_was_chosen(cross_validated):
-    epoch, _ = choose_epoch(cross_validated, folds_of(cross_validated))
-    heads = finished(cross_validated.read_records())
-    assert {head.cv_epoch for head in heads} == {epoch}
-    assert {head.scores["cv"].epoch for head in heads} == {epoch}
-
-
-def test_a_seed_of_which_a_fold_diverged_has_the_lowest_score(cross_validated):
-    folds = folds_of(cross_validated)
-    _, score = choose_epoch(cross_validated, folds)
-    alone = [fold for fold in folds if fold.recipe.seed == 1]
-    broken = [
-        replace(fold, status="diverged") if fold.recipe.seed == 0 and fold.fold == 1 else fold
-        for fold in folds
+def test_folds_are_scored_together_so_that_one_without_a_class_does_not_count_it_0(run):
+    folder, confusions = run
+    pooled = [
+        np.mean(
+            [
+                macro_f1(sum(confusions[seed, fold, epoch].sum(0) for fold in range(FOLDS)))
+                for seed in range(SEEDS)
+            ]
+        )
+        for epoch in range(1, EPOCHS + 1)
     ]
-    assert choose_epoch(cross_validated, broken)[1] == pytest.approx(
-        choose_epoch(cross_validated, alone)[1] / 2
-    )
-    assert score > choose_epoch(cross_validated, broken)[1]
-    assert choose_epoch(cross_validated, []) == (0, 0.0)
+    records = folder.read_records()
+    assert choose_epoch(folder, records) == (3, pytest.approx(pooled[2]))
+    assert int(np.argmax(pooled)) == 2
+    # The mean over folds counts the class 0 in two folds of three, and prefers epoch 1
+    by_fold = np.mean([record.curve.validation for record in records], 0)
+    assert int(by_fold.argmax()) == 0
+    assert pooled[2] > by_fold.max() + 0.04
 
 
-def test_folds_whose_epochs_were_not_kept_are_averaged(cross_validated, monkeypatch):
-    # As of November 2026, whose records hold no statistics of heads of folds
-    monkeypatch.setattr(cross_validated, "statistics_by_epoch", lambda record: {})
-    folds = folds_of(cross_validated)
-    curve = np.mean([fold.curve.validation for fold in folds], 0)
-    expected = int(curve.argmax()) + 1, pytest.approx(curve.max())
-    assert choose_epoch(cross_validated, folds) == expected
+def test_a_seed_of_which_a_fold_diverged_has_the_lowest_score(run):
+    folder, _ = run
+    records = folder.read_records()
+    alone = [record for record in records if record.recipe.seed == 1]
+    broken = [
+        replace(record, status="diverged")
+        if record.recipe.seed == 0 and record.fold == 1
+        else record
+        for record in records
+    ]
+    half = choose_epoch(folder, alone)[1] / 2
+    assert choose_epoch(folder, broken) == (3, pytest.approx(half))
+    assert choose_epoch(folder, []) == (0, 0.0)
 
 
-def test_settings_without_a_fold_come_last(cross_validated):
-    records = cross_validated.read_records()
-    (group,) = group_by_settings(finished(records))
+def test_folds_whose_epochs_were_not_kept_are_averaged(run):
+    folder, _ = run  # records of November 2026 hold no statistics of heads of folds
+    records = [replace(record, statistics=None) for record in folder.read_records()]
+    curve = np.mean([record.curve.validation for record in records], 0)
+    assert choose_epoch(folder, records) == (1, pytest.approx(curve.max()))
+
+
+def test_settings_without_a_fold_come_last(run):
+    folder, _ = run
+    folds = folder.read_records()
+    heads = [record_of(PlannedHead(fold.recipe), [0.1] * EPOCHS) for fold in folds[:1]]
+    (group,) = group_by_settings(heads)
     other = [replace(head, recipe=replace(head.recipe, batch_size=64)) for head in group]
-    assert select_by_cv(cross_validated, [other, group], records) is group
-    assert select_by_cv(cross_validated, [group], finished(records)) is None
+    assert select_by_cv(folder, [other, group], [*folds, *group, *other]) is group
+    assert select_by_cv(folder, [group], group) is None
