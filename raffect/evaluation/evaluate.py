@@ -21,7 +21,7 @@ from raffect.errors import RaffectError
 from raffect.heads.checkpoint import HeadCard, load_batch, read_card, require_encoder
 from raffect.heads.fit import count
 from raffect.heads.loss_kinds import loss_kind
-from raffect.metrics.intervals import bootstrap_videos
+from raffect.metrics.intervals import score_interval
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import Provenance, describe_run
@@ -30,7 +30,10 @@ from raffect.runs import first_format
 from raffect.runs.data import Dataset, open_dataset, pick_device, read_rows
 from raffect.runs.metrics_file import SettingScores, table
 from raffect.runs.spread import (
+    absent_lines,
     chance_text,
+    difference_of,
+    erm_beside,
     group_by_settings,
     is_erm,
     settings_text,
@@ -145,8 +148,13 @@ class EvaluateResult:
         # Scores, and what they must not be taken for
         for setting in found.settings:
             name, score = settings_text(setting.settings), setting.scores[found.snapshot].text()
-            lines.append(f"{name}: {kind.title} {score}{facts.incomplete_mark}")
+            lines.append(f"{name}: {kind.title} {score}{setting.difference}{facts.incomplete_mark}")
         lines.append(f"chance: {chance_text(found.chance)}")
+        means = {
+            settings_text(setting.settings): setting.scores[found.snapshot].mean
+            for setting in found.settings
+        }
+        lines += absent_lines(found.heads[0].score, means, kind, found.split)
         if found.split == "train":
             lines.append("these frames were trained on: this is no measure of how well a head does")
         elif found.snapshot == "best":
@@ -321,7 +329,7 @@ def _describe(
             score=JudgedScore(
                 **vars(kind.score(found.sum(0), task)),
                 epoch=card.epoch,
-                interval_95=bootstrap_videos(found, kind, seed=0),
+                interval_95=score_interval(found, kind),
             ),
         )
         for folder, card, found in zip(folders, cards, statistics, strict=True)
@@ -350,13 +358,17 @@ def _by_settings(
     groups = group_by_settings(heads)
     names = varying(groups) or ["loss.alpha", "sam.rho"]
 
-    # Spread over seeds of each group
+    def statistics_of(group: Sequence[EvaluatedHead]) -> list[np.ndarray]:
+        return [statistics[row_of[head.folder]] for head in group]
+
+    # Spread over seeds of each group, and its difference to plain ERM
     settings = []
     for group in groups:
+        counts, erm = statistics_of(group), erm_beside(group, groups)
         found = spread_of(
             [head.score.headline for head in group],
             [head.score.epoch for head in group],
-            [statistics[row_of[head.folder]] for head in group],
+            counts,
             kind,
             dataset.facts.group_name,
         )
@@ -366,6 +378,7 @@ def _by_settings(
                 settings={name: flat[name] for name in names},
                 scores={snapshot: found},
                 erm=is_erm(group[0].recipe),
+                against_erm=difference_of(counts, statistics_of(erm), kind) if erm else None,
             )
         )
     return tuple(settings)

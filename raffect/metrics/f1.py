@@ -40,25 +40,6 @@ def f1_scores(counts: np.ndarray) -> np.ndarray:
     return divide(2 * counts[..., 0], 2 * counts[..., 0] + counts[..., 1] + counts[..., 2])
 
 
-def resampled_macro_f1(counts: np.ndarray) -> np.ndarray:
-    """Macro F1 of draws of videos, mean over heads.
-
-    A class that no drawn video shows is left out of that draw's mean: the draw lost it, not the
-    head. A class that the split itself lacks scores 0 in every draw, as in the score.
-
-    Args:
-        counts: Shape (heads, draws, K, 4).
-
-    Returns:
-        Shape (draws,).
-    """
-    # Classes that a draw has, and those that no draw has.
-    shown = counts[..., 0] + counts[..., 2] > 0
-    never = ~shown.any(1, keepdims=True)
-    num_classes = np.maximum((shown | never).sum(-1), 1)
-    return ((f1_scores(counts) * shown).sum(-1) / num_classes).mean(0)
-
-
 def describe_classes(counts: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Number]]:
     """Precision, recall, F1, support and number of predictions of each class, by its name.
 

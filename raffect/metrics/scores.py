@@ -37,6 +37,19 @@ class Score(Record):
     outputs: dict[str, dict[str, Number]]
     confusion: tuple[tuple[int, ...], ...] | None = None
 
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Outputs without a true or labelled frame: each counts 0 in the headline."""
+        return tuple(
+            name
+            for name, part in self.outputs.items()
+            if not part.get("support", part.get("frames"))
+        )
+
+    def over_present(self, headline: float) -> float:
+        """A headline score as the mean over the outputs that occur alone."""
+        return headline * len(self.outputs) / max(len(self.outputs) - len(self.absent), 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedScore(Score):

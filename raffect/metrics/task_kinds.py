@@ -16,13 +16,7 @@ import numpy as np
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics import agreement
-from raffect.metrics.f1 import (
-    describe_classes,
-    divide,
-    f1_scores,
-    one_against_rest,
-    resampled_macro_f1,
-)
+from raffect.metrics.f1 import describe_classes, divide, f1_scores, one_against_rest
 from raffect.metrics.scores import Chance, Number, Score
 
 
@@ -66,17 +60,6 @@ class Kind(ABC):
     @abstractmethod
     def headline(self, statistics: np.ndarray) -> np.ndarray:
         """Headline score of statistics (..., A, B): shape (...)."""
-
-    @abstractmethod
-    def resampled(self, statistics: np.ndarray) -> np.ndarray:
-        """Headline score of draws of videos, the mean over heads.
-
-        Args:
-            statistics: Shape (heads, draws, A, B).
-
-        Returns:
-            Shape (draws,).
-        """
 
     @abstractmethod
     def score(self, statistics: np.ndarray, task: Task) -> Score:
@@ -143,10 +126,6 @@ class Multiclass(ScoredByF1):
         """Mean F1 over all classes."""
         return f1_scores(one_against_rest(statistics)).mean(-1)
 
-    def resampled(self, statistics: np.ndarray) -> np.ndarray:
-        """See `raffect.metrics.f1.resampled_macro_f1`."""
-        return resampled_macro_f1(one_against_rest(statistics))
-
     def score(self, statistics: np.ndarray, task: Task) -> Score:
         """``macro_f1``, ``accuracy``, F1, precision and recall of each class, and confusion."""
         counts = one_against_rest(statistics)
@@ -210,10 +189,6 @@ class Multilabel(ScoredByF1):
         """Mean F1 over all labels."""
         return f1_scores(statistics).mean(-1)
 
-    def resampled(self, statistics: np.ndarray) -> np.ndarray:
-        """See `raffect.metrics.f1.resampled_macro_f1`."""
-        return resampled_macro_f1(statistics)
-
     def score(self, statistics: np.ndarray, task: Task) -> Score:
         """``macro_f1``, and F1, precision and recall of each label."""
         macro_f1 = float(f1_scores(statistics).mean())
@@ -267,10 +242,6 @@ class Regression(Kind):
     def headline(self, statistics: np.ndarray) -> np.ndarray:
         """Mean CCC over all values."""
         return agreement.ccc(statistics).mean(-1)
-
-    def resampled(self, statistics: np.ndarray) -> np.ndarray:
-        """As the score."""
-        return self.headline(statistics).mean(0)
 
     def score(self, statistics: np.ndarray, task: Task) -> Score:
         """``ccc``, ``pcc`` and ``rmse``, means over the values, and the same of each value."""

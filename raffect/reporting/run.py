@@ -12,6 +12,7 @@ from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics.scores import Snapshot
 from raffect.metrics.task_kinds import Kind, kind_of
+from raffect.runs.cross_validation import select_by_cv
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import STOPPED, HeadRecord, RunRecord
 from raffect.runs.spread import (
@@ -19,7 +20,6 @@ from raffect.runs.spread import (
     finished,
     group_by_settings,
     is_erm,
-    select_by_cv,
     spread,
     varying,
 )
@@ -91,7 +91,7 @@ class Run:
         Those that cross-validation chose, else the paper's alpha where it is among them, else the
         first.
         """
-        if (best := select_by_cv(self.groups, self.records)) is not None:
+        if (best := select_by_cv(self.folder, self.groups, self.records)) is not None:
             return list(best)
 
         # Nothing was cross-validated

@@ -17,6 +17,7 @@ from raffect.metrics.scores import SNAPSHOTS, Chance, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import describe_run
 from raffect.recipe import PLAIN_ERM
+from raffect.runs.cross_validation import select_by_cv
 from raffect.runs.folder import RunFolder
 from raffect.runs.metrics_file import HeadScores, Metrics, SettingScores, table
 from raffect.runs.records import STOPPED, HeadRecord
@@ -24,11 +25,13 @@ from raffect.runs.spread import (
     CHOICE,
     NAMES,
     Spread,
+    absent_lines,
     chance_text,
+    difference_of,
+    erm_beside,
     finished,
     group_by_settings,
     is_erm,
-    select_by_cv,
     settings_text,
     spread,
     varying,
@@ -68,6 +71,13 @@ class RunResult:
     def _missing(self) -> list[str]:
         return self.data.missing_lines()
 
+    def _absent(self) -> list[str]:
+        """Classes that the validation split lacks, and the headline scores over the others."""
+        score = finished(self.records)[0].scores["last"]
+        scores = self.metrics.headline.scores.items()
+        means = {NAMES[snapshot]: found.mean for snapshot, found in scores}
+        return absent_lines(score, means, kind_of(self.data.task), "validation")
+
     def _closing(self) -> list[str]:
         """The caveat, what was written, and the command that comes next."""
         caveat = [f"caveat: {self.data.caveat}"] if self.data.caveat else []
@@ -103,7 +113,7 @@ class TrainResult(RunResult):
             score = f"{name} {NAMES[snapshot]:9} {kind.title} {found.text()}"
             lines.append(f"{score}; {CHOICE[snapshot]} (epoch {shown}){facts.incomplete_mark}")
         lines.append(f"{name} chance    {kind.title} {chance_text(self.chance)}")
-        return [*lines, *self._closing()]
+        return [*lines, *self._absent(), *self._closing()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +174,7 @@ class SweepResult(RunResult):
             )
         elif any(record.cv_epoch == 0 for record in self.records):
             lines.append("cross-validated:  nothing, no head was trained to the end on any fold")
-        return [*lines, *self._closing()]
+        return [*lines, *self._absent(), *self._closing()]
 
     def _opening(self) -> str:
         """How many heads on how many frames, and how many heads are in no mean."""
@@ -237,7 +247,7 @@ def conclude_sweep(
     names = list(axes)
     if any(is_erm(group[0].recipe) for group in groups):
         names += [name for name in PLAIN_ERM if name in differing and name not in axes]
-    rows = [_row(folder, group, names) for group in groups]
+    rows = [_row(folder, group, names, erm_beside(group, groups)) for group in groups]
 
     # The best setting, and the one that cross-validation chose
     best = max(rows, key=lambda row: row.scores["last"].mean)
@@ -246,9 +256,10 @@ def conclude_sweep(
         "optimistic"
     )
     metrics = _describe(facts, records, tuple(rows), best=replace(best, chosen_by=by_best))
-    selected = select_by_cv(groups, every)
+    selected = select_by_cv(folder, groups, every)
     if selected is not None and any("cv" in record.scores for record in selected):
-        row = replace(_row(folder, selected, names), chosen_by="folds of the training split")
+        row = _row(folder, selected, names, erm_beside(selected, groups))
+        row = replace(row, chosen_by="folds of the training split")
         metrics = replace(metrics, cross_validated=row)
     write_atomic(folder.path / "metrics.json", metrics.to_bytes())
     return SweepResult(
@@ -278,11 +289,20 @@ def _describe(
     )
 
 
-def _row(folder: RunFolder, group: Sequence[HeadRecord], names: Sequence[str]) -> SettingScores:
+def _row(
+    folder: RunFolder,
+    group: Sequence[HeadRecord],
+    names: Sequence[str],
+    erm: Sequence[HeadRecord] | None,
+) -> SettingScores:
+    counts, erm_counts = (
+        [folder.statistics_of(record, "last") for record in heads] for heads in (group, erm or ())
+    )
     return SettingScores(
         settings=_settings(group[0], names),
         scores=_spreads(folder, group),
         erm=is_erm(group[0].recipe),
+        against_erm=difference_of(counts, erm_counts, group[0].kind) if erm else None,
     )
 
 

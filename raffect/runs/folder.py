@@ -35,7 +35,12 @@ from raffect.errors import RaffectError
 from raffect.provenance import describe_run
 from raffect.recipe import DEFAULTS, NAMES, flatten, plain, read_recipe
 from raffect.runs import first_format
-from raffect.runs.group_statistics import Statistics, read_statistics, write_statistics
+from raffect.runs.group_statistics import (
+    ByEpoch,
+    Statistics,
+    read_statistics,
+    write_statistics,
+)
 from raffect.runs.records import HeadRecord, RunRecord
 from raffect.storage.atomic import PREFIX, write_atomic
 from raffect.storage.records import Record, parse_object
@@ -233,6 +238,11 @@ class RunFolder:
         path = self.path / first_format.HEADS / f"{record.id}.json"
         content = parse_object(path.read_bytes(), path, _RERUN)
         return first_format.read_statistics(content, record, path)
+
+    def statistics_by_epoch(self, record: HeadRecord) -> ByEpoch:
+        """Statistics of a head by 1-based epoch, as many as were kept."""
+        statistics = self.read_statistics(record)
+        return statistics.heads.get(record.id, {}) if statistics else {}
 
     def statistics_of(self, record: HeadRecord, snapshot: str) -> np.ndarray | None:
         """Statistics of one snapshot of a head by group, shape (groups, A, B); None if none."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from raffect.bank.facts import DataFacts
 from raffect.metrics.scores import SNAPSHOTS, Chance, JudgedScore, Snapshot, Status
 from raffect.provenance import Provenance
-from raffect.runs.spread import Spread, settings_text, short
+from raffect.runs.spread import Difference, Spread, settings_text, short
 from raffect.storage.records import Record
 
 Setting = bool | int | float | str
@@ -24,13 +24,21 @@ class SettingScores(Record):
         scores: By snapshot; ``last`` and ``best`` for heads of a run, one of them for heads that
             were evaluated.
         erm: Whether they are plain empirical risk minimisation.
+        against_erm: Difference of val-last, or of the evaluated score, to plain ERM; None without
+            such heads.
         chosen_by: How this setting was chosen from others; empty where it was not.
     """
 
     settings: dict[str, Setting]
     scores: dict[Snapshot, Spread]
     erm: bool = False
+    against_erm: Difference | None = None
     chosen_by: str = ""
+
+    @property
+    def difference(self) -> str:
+        """``, +.012 [-.003, +.027] against ERM``; empty without it."""
+        return f", {self.against_erm.text()}" if self.against_erm else ""
 
     def text(self) -> str:
         """One line of a sweep's table."""
@@ -40,7 +48,7 @@ class SettingScores(Record):
         best_sd = f" ± {short(best.sd)}" if best.sd is not None else ""
         parts = [
             f"{settings_text(self.settings)}{mark}",
-            f"val-last {self.scores['last'].text()}",
+            f"val-last {self.scores['last'].text()}{self.difference}",
             f"val-best {short(best.mean)}{best_sd}",
         ]
         if "cv" in self.scores:
@@ -55,6 +63,10 @@ class SettingScores(Record):
             low, high = (found.interval_95 if found else None) or (None, None)
             row |= {name: found.mean if found else None, f"{name}.sd": found.sd if found else None}
             row |= {f"{name}.low": low, f"{name}.high": high}
+        found = self.against_erm
+        low, high = (found.interval_95 if found else None) or (None, None)
+        row["against_erm"] = found.mean if found else None
+        row |= {"against_erm.low": low, "against_erm.high": high}
         return row | {"heads": next(iter(self.scores.values())).heads}
 
 

@@ -5,15 +5,14 @@ Each is named for how its epoch was chosen.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from raffect.metrics.intervals import bootstrap_videos
-from raffect.metrics.scores import Chance, Snapshot
+from raffect.metrics.intervals import Interval, difference_interval, score_interval
+from raffect.metrics.scores import Chance, Score, Snapshot
 from raffect.metrics.task_kinds import Kind
 from raffect.recipe import PLAIN_ERM, Recipe
 from raffect.runs.folder import RunFolder
@@ -52,16 +51,16 @@ class Spread(Record):
     Attributes:
         mean: Over heads.
         sd: Standard deviation over heads (n - 1); None for one head.
-        interval_95: Of the mean when validation videos (or other groups) are drawn again; None
-            without their statistics.
+        interval_95: Of the mean over other videos (or groups), see `raffect.metrics.intervals`;
+            None without their statistics or with one video.
         heads: How many.
         epochs: Epoch of each.
-        group_name: What the interval draws: videos, subjects or pictures.
+        group_name: What the interval is over: videos, subjects or pictures.
     """
 
     mean: float
     sd: float | None
-    interval_95: tuple[float, float] | None
+    interval_95: Interval | None
     heads: int
     epochs: tuple[int, ...]
     group_name: str = "videos"
@@ -74,6 +73,43 @@ class Spread(Record):
             return mean
         low, high = self.interval_95
         return f"{mean}, [{short(low)}, {short(high)}] over {self.group_name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Record):
+    """How much higher some heads score than plain ERM on the same videos.
+
+    Attributes:
+        mean: Difference of the mean headline scores.
+        interval_95: Of it, paired by video; None as for `Spread`.
+    """
+
+    mean: float
+    interval_95: Interval | None
+
+    def text(self) -> str:
+        """``+.012 [-.003, +.027] against ERM``."""
+        ends = f" [{', '.join(map(signed, self.interval_95))}]" if self.interval_95 else ""
+        return f"{signed(self.mean)}{ends} against ERM"
+
+
+def difference_of(
+    first: Sequence[np.ndarray | None], second: Sequence[np.ndarray | None], kind: Kind
+) -> Difference | None:
+    """Difference of two groups of heads.
+
+    Args:
+        first: Statistics by group of each head, shape (groups, A, B).
+        second: Likewise, of the heads to compare with, on the same groups.
+        kind: Of the task.
+
+    Returns:
+        None without the statistics of all of them.
+    """
+    if any(found is None for found in (*first, *second)):
+        return None
+    mean, interval = difference_interval(np.array(first), np.array(second), kind)
+    return Difference(mean=mean, interval_95=interval)
 
 
 def spread_of(
@@ -99,7 +135,7 @@ def spread_of(
     return Spread(
         mean=float(np.mean(scores)),
         sd=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
-        interval_95=bootstrap_videos(np.array(counts), kind, seed=0) if whole else None,
+        interval_95=score_interval(np.array(counts), kind) if whole else None,
         heads=len(scores),
         epochs=tuple(epochs),
         group_name=group_name,
@@ -127,9 +163,13 @@ def group_by_settings(items: Sequence[T]) -> list[list[T]]:
     """Groups of items that differ in their seed alone, in the order of their settings."""
     groups: dict[tuple, list[T]] = {}
     for item in items:
-        key = tuple((name, value) for name, value in item.recipe.settings.items() if name != "seed")
-        groups.setdefault(key, []).append(item)
+        groups.setdefault(settings_key(item), []).append(item)
     return [groups[key] for key in sorted(groups, key=_order)]
+
+
+def settings_key(item: HasRecipe) -> tuple[tuple[str, Any], ...]:
+    """Settings by name without the seed: equal for items of one group."""
+    return tuple((name, value) for name, value in item.recipe.settings.items() if name != "seed")
 
 
 def _order(key: tuple) -> list[tuple[str, Any]]:
@@ -180,6 +220,47 @@ def is_erm(recipe: Recipe) -> bool:
     return all(settings[name] == value for name, value in PLAIN_ERM.items())
 
 
+def absent_lines(score: Score, means: Mapping[str, float], kind: Kind, split: str) -> list[str]:
+    """A line that names outputs which the split lacks, with the scores over the others.
+
+    Args:
+        score: Of any head on the split.
+        means: Headline scores by name.
+        kind: Of the task.
+        split: Its name.
+
+    Returns:
+        Nothing if the split has them all.
+    """
+    if not score.absent:
+        return []
+    present = len(score.outputs) - len(score.absent)
+    others = ", ".join(f"{name} {short(score.over_present(mean))}" for name, mean in means.items())
+    return [
+        f"absent from {split}: {', '.join(score.absent)}; counts 0 in {kind.title}; "
+        f"over the {present} {kind.parts} that occur: {others}"
+    ]
+
+
+def erm_beside(group: Sequence[T], groups: Sequence[Sequence[T]]) -> Sequence[T] | None:
+    """The plain ERM to compare a group of heads with.
+
+    It is the one with the same other settings, else the only one.
+
+    Returns:
+        None without one, and for ERM itself.
+    """
+    if is_erm(group[0].recipe):
+        return None
+    plain = [other for other in groups if is_erm(other[0].recipe)]
+
+    def others(found: Sequence[T]) -> tuple:
+        return tuple(pair for pair in settings_key(found[0]) if pair[0] not in PLAIN_ERM)
+
+    alike = [other for other in plain if others(other) == others(group)]
+    return alike[0] if alike else plain[0] if len(plain) == 1 else None
+
+
 def how_chosen(snapshot: Snapshot, stopped: bool) -> str:
     """How the epoch, and under a scheduler the head, behind a score was chosen."""
     if stopped and snapshot == "last":
@@ -195,52 +276,6 @@ def short(value: float | None) -> str:
     return f"{value:.3f}".replace("0.", ".", 1) if value < 1 else f"{value:.3f}"
 
 
-def choose_epoch(records: Sequence[HeadRecord]) -> tuple[int, float]:
-    """Epoch with the highest headline score on held-out folds; the first of equals.
-
-    The score is the mean over folds and seeds.
-
-    Args:
-        records: All folds of heads of one setting; a head that diverged has the lowest score of the
-            metric in every epoch.
-
-    Returns:
-        The 1-based epoch and its mean score; 0 and 0 if no fold was trained to the end.
-    """
-    done = [record for record in records if record.status == "done"]
-    if not done:
-        return 0, 0.0
-
-    # One row a head; the lowest score stays where a head diverged
-    epochs = max(len(record.curve.lr) for record in records)
-    curves = np.full((len(records), epochs), done[0].kind.lowest)
-    for row, record in zip(curves, records, strict=True):
-        if record.status == "done":
-            row[:] = record.curve.validation
-
-    # `argmax` finds the first of equals
-    mean = curves.mean(0)
-    return int(mean.argmax()) + 1, float(mean.max())
-
-
-def select_by_cv(
-    groups: Sequence[Sequence[HeadRecord]], records: Sequence[HeadRecord]
-) -> Sequence[HeadRecord] | None:
-    """The group whose settings score highest on held-out folds, each at its own best epoch.
-
-    Args:
-        groups: Of `group_by_settings`.
-        records: All records, those of folds among them.
-
-    Returns:
-        None without folds.
-    """
-    folds = [record for record in records if record.fold is not None]
-
-    # Settings of which no fold was trained to the end come last.
-    def held_out(group: Sequence[HeadRecord]) -> float:
-        recipes = {record.recipe for record in group}
-        epoch, score = choose_epoch([record for record in folds if record.recipe in recipes])
-        return score if epoch else -math.inf
-
-    return max(groups, key=held_out) if folds else None
+def signed(value: float) -> str:
+    """``0.0123`` -> ``+.012``."""
+    return f"{value:+.3f}".replace("0.", ".", 1)

@@ -26,7 +26,7 @@ from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.samples import Samples
 from raffect.heads.snapshots import Fitted, History
 from raffect.heads.workers import Workers
-from raffect.metrics.intervals import bootstrap_videos
+from raffect.metrics.intervals import score_interval
 from raffect.metrics.scores import SNAPSHOTS, JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import git_commit, versions
@@ -346,7 +346,7 @@ def _judge(dataset: Dataset, statistics: np.ndarray, epoch: int) -> JudgedScore:
     """The score of statistics by group, shape (groups, A, B)."""
     kind = kind_of(dataset.task)
     score = kind.score(statistics.sum(0), dataset.task)
-    interval = bootstrap_videos(statistics, kind, seed=0)
+    interval = score_interval(statistics, kind)
     return JudgedScore(**vars(score), epoch=epoch, interval_95=interval)
 
 

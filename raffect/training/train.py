@@ -25,10 +25,10 @@ from raffect.progress import Progress
 from raffect.ray_session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import Recipe, plain, with_settings
 from raffect.runs.conclusions import TrainResult, conclude_run
+from raffect.runs.cross_validation import choose_epoch
 from raffect.runs.data import Dataset, check_trainable, targets_of
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import PlannedHead
-from raffect.runs.spread import choose_epoch
 from raffect.storage.atomic import write_atomic
 from raffect.storage.records import Record
 from raffect.training.run_batch import (
@@ -79,7 +79,7 @@ def train(config: TrainConfig) -> TrainResult:
     if config.select == "cv":
         folds = heads_of_folds(recipes, config.folds)
         _train_heads(config, dataset, folder, folds, None, "folds")
-        epoch, _ = choose_epoch(find_records(folder, [head.id for head in folds]))
+        epoch, _ = choose_epoch(folder, find_records(folder, [head.id for head in folds]))
         require(
             epoch > 0,
             "--select cv: no head was trained to the end on any fold; "

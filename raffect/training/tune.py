@@ -29,10 +29,10 @@ from raffect.progress import Progress
 from raffect.ray_session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import PLAIN_ERM, Recipe, plain
 from raffect.runs.conclusions import SweepResult, conclude_sweep
+from raffect.runs.cross_validation import choose_epoch
 from raffect.runs.data import Dataset
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import RUNNING, STOPPED, HeadRecord, PlannedHead, TrainedBy, is_finished
-from raffect.runs.spread import choose_epoch
 from raffect.storage.paths import is_remote
 from raffect.training.run_batch import (
     BatchJob,
@@ -102,7 +102,7 @@ def _cross_validate(
     cv_epochs = {}
     for group in _alike(recipes):
         folds = [head.id for head in heads_of_folds(group, config.folds)]
-        epoch, _ = choose_epoch(find_records(folder, folds))
+        epoch, _ = choose_epoch(folder, find_records(folder, folds))
         cv_epochs |= {PlannedHead(recipe).id: epoch for recipe in group}
     return cv_epochs
 

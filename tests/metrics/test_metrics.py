@@ -1,6 +1,6 @@
 """Scores against scikit-learn over many cases, degenerate ones among them.
 
-Counts that add up, and the bootstrap by hand.
+Counts that add up, and agreement of numbers.
 """
 
 import doctest
@@ -22,7 +22,6 @@ from raffect.errors import RaffectError
 from raffect.heads.counting import count_confusion, count_labels, sum_moments
 from raffect.metrics import agreement, f1
 from raffect.metrics.f1 import f1_scores, one_against_rest
-from raffect.metrics.intervals import bootstrap_videos
 from raffect.metrics.task_kinds import KINDS, kind_of
 
 CLASSES, LABELS, VALUES = (KINDS[kind] for kind in ("multiclass", "multilabel", "regression"))
@@ -154,47 +153,6 @@ def test_the_majority_au_predictor_has_all_units_active():
     assert LABELS.chance(counts, AU).majority == pytest.approx(expected)
 
 
-def test_the_bootstrap_draws_videos_not_frames():
-    rng = np.random.default_rng(1)
-    video = np.repeat(np.arange(12), 40)
-    true = rng.integers(0, 8, len(video))
-    bad = rng.random(12) < 0.5
-    predicted = np.where(bad[video], (true + 1) % 8, true)  # whole videos right or wrong
-    low, high = bootstrap_videos(count_expr(true, predicted[None], video, 12)[0], CLASSES, 0)
-    by_hand = []
-    for _ in range(400):
-        rows = np.concatenate([np.flatnonzero(video == k) for k in rng.integers(0, 12, 12)])
-        by_hand.append(f1_score(true[rows], predicted[rows], average="macro"))
-    # One video of twelve.
-    assert (low, high) == pytest.approx(np.quantile(by_hand, (0.025, 0.975)), abs=0.09)
-    assert high - low > 0.3
-
-
-def test_the_interval_lies_around_the_score_where_rare_and_absent_classes_are_lost():
-    rng = np.random.default_rng(4)
-    video = np.repeat(np.arange(30), 20)
-    true = rng.integers(0, 6, len(video))  # two classes never occur
-    true[video == 7] = 6  # one occurs in a single video, and is missed there
-    is_right = (rng.random(len(video)) < 0.7) & (true != 6)
-    predicted = np.where(is_right, true, rng.integers(0, 6, len(video)))
-    counts = count_expr(true, predicted[None], video, 30)[0]
-    low, high = bootstrap_videos(counts, CLASSES, 0)
-    assert low < CLASSES.headline(counts.sum(0)) < high
-    assert high - low < 0.2
-
-
-def test_the_bootstrap_of_several_heads_is_that_of_their_mean():
-    true, predicted, video = expr_case(2)
-    counts = count_expr(true, predicted, video)
-    assert bootstrap_videos(counts[:1], CLASSES, 3) == bootstrap_videos(counts[0], CLASSES, 3)
-    thrice = np.concatenate([counts[:1]] * 3)
-    expected = bootstrap_videos(counts[0], CLASSES, 3)
-    assert bootstrap_videos(thrice, CLASSES, 3) == pytest.approx(expected)
-    low, high = bootstrap_videos(counts, CLASSES, 3)
-    ends = np.array([bootstrap_videos(part, CLASSES, 3) for part in counts])
-    assert ends[:, 0].min() - 0.05 <= low < high <= ends[:, 1].max() + 0.05
-
-
 def test_examples_in_docstrings_run():
     assert all(doctest.testmod(module).failed == 0 for module in (f1, agreement))
 
@@ -246,11 +204,24 @@ def test_a_constant_prediction_agrees_by_chance_which_is_nothing():
     assert np.isfinite(VALUES.headline(np.zeros((2, 6))))  # nothing labelled at all
 
 
-def test_the_interval_of_agreement_lies_around_it():
-    true, predicted, video = moments_case(3, frames=2000, videos=20)
-    moments = count_values(true, predicted, video, 20)
-    low, high = bootstrap_videos(moments, VALUES, 0)
-    assert -1 <= low < VALUES.headline(moments.sum(1)).mean() < high <= 1
+def test_a_class_without_frames_is_named_and_the_score_over_the_others_shown():
+    confusion = np.zeros((8, 8), int)
+    confusion[:7, :7] = 1 + 5 * np.eye(7, dtype=int)
+    found = CLASSES.score(confusion, EXPR)
+    assert found.absent == ("Other",)
+    expected = f1_score(*pairs_of(confusion), average="macro")  # scikit-learn drops the absent one
+    assert found.over_present(found.headline) == pytest.approx(expected)
+    assert found.headline == pytest.approx(expected * 7 / 8)
+    whole = CLASSES.score(confusion + np.eye(8, dtype=int), EXPR)
+    assert whole.absent == ()
+    assert whole.over_present(whole.headline) == whole.headline
+
+
+def pairs_of(confusion):
+    true, predicted = np.indices(confusion.shape)
+    return np.repeat(true.ravel(), confusion.ravel()), np.repeat(
+        predicted.ravel(), confusion.ravel()
+    )
 
 
 def test_an_unknown_kind_is_refused_in_one_line():

@@ -21,11 +21,11 @@ from raffect.datasets.affwild2.tasks import EXPR, published_scores
 from raffect.errors import RaffectError
 from raffect.metrics.scores import Chance
 from raffect.progress import Progress
-from raffect.recipe import Recipe, with_settings
+from raffect.recipe import PLAIN_ERM, Recipe, with_settings
 from raffect.reporting.report import name_pictures
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import Curve, HeadRecord, PlannedHead
-from raffect.runs.spread import group_by_settings, is_erm, short, spread
+from raffect.runs.spread import erm_beside, group_by_settings, is_erm, short, signed, spread
 from raffect.training.run_batch import partition, plan_batches
 from raffect.training.space import add_baseline, list_recipes, read_space
 from raffect.training.tune import _axis_text, _build_scheduler
@@ -155,6 +155,17 @@ def test_a_sweep_trains_each_head_once_goes_on_and_is_reported(data, tmp_path, c
     assert main(sweep(data, out, "--heads-per-trial", "1", space=larger)) == 0
     assert len(times(out)) == 8
     assert times(out).items() >= kept.items()
+
+    # Each setting is compared with ERM on the same videos, on the screen as in metrics.json
+    assert " against ERM  val-best" in capsys.readouterr().out
+    settings = json.loads((out / "metrics.json").read_text())["settings"]
+    (erm,) = [setting for setting in settings if setting["erm"]]
+    assert erm["against_erm"] is None
+    for setting in (other for other in settings if not other["erm"]):
+        expected = setting["scores"]["last"]["mean"] - erm["scores"]["last"]["mean"]
+        assert setting["against_erm"]["mean"] == pytest.approx(expected)
+        low, high = setting["against_erm"]["interval_95"]
+        assert low <= expected <= high
 
     # The report shows all of it, and nothing from elsewhere
     assert main(["report", "--runs", str(out)]) == 0
@@ -426,6 +437,19 @@ def test_asha_lets_the_longest_heads_of_a_space_end():
     assert _build_scheduler(config, [[PlannedHead(recipe)] for recipe in recipes])._max_t == 64
 
 
+def test_a_setting_is_compared_with_the_erm_that_differs_from_it_least():
+    def group(**settings):
+        return [PlannedHead(with_settings(BASE, PLAIN_ERM | settings))]
+
+    slow, fast = group(**{"optim.lr": 1e-4}), group(**{"optim.lr": 1e-2})
+    tail = group(**{"optim.lr": 1e-2, "loss.alpha": 0.3})
+    other = group(**{"optim.lr": 1e-3, "loss.alpha": 0.3})
+    assert erm_beside(tail, [slow, fast, tail]) is fast
+    assert erm_beside(other, [slow, fast, other]) is None  # which of the two?
+    assert erm_beside(other, [slow, other]) is slow
+    assert erm_beside(slow, [slow, fast]) is None
+
+
 def test_erm_is_plain_whatever_the_sweep_is_of():
     erm = {"loss.alpha": 1.0, "sam.rho": 0.0}
     classes = {"loss.weighting": "effective", "loss.logit_adjustment": 1.0}
@@ -446,3 +470,7 @@ def test_pictures_of_runs_have_names_of_their_own():
 )
 def test_scores_are_written_as_the_field_does(value, text):
     assert short(value) == text
+
+
+def test_differences_have_a_sign():
+    assert [signed(value) for value in (0.0123, -0.4, 0.0)] == ["+.012", "-.400", "+.000"]
