@@ -72,7 +72,8 @@ class Preprocess:
         height, width = pixels_BHWC.shape[1:3]
         x = pixels_BHWC.permute(0, 3, 1, 2).float()
         if (height, width) == (self.size, self.size):
-            return x
+            # In the layout that resized pictures have: convolutions choose their kernels by it.
+            return x.contiguous()
         kind = (self.size, self.interpolation, self.resize_mode)
         rows, columns = _matrices(height, width, *kind, x.device)
         # Columns first and rounded, then rows, as PIL has it.

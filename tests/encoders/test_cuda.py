@@ -8,6 +8,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+from raffect.config import EncoderConfig
 from raffect.encoders.preprocess import Preprocess
 from raffect.encoders.tower import load_encoder
 from tests.helpers.encoders import faces, reference
@@ -74,6 +75,13 @@ def test_a_vector_does_not_depend_on_the_frames_beside_it(tiny_vit):
         assert np.array_equal(encoder.encode(frames[start:stop]), whole[start:stop])
     again = load_encoder(tiny_vit, "cuda").encode(frames)
     assert np.array_equal(again, whole)
+
+
+@pytest.mark.parametrize("side", [112, 64])
+def test_a_full_batch_has_the_bits_of_a_padded_one(side):
+    config = EncoderConfig(model="raffect-faces", weights="embedded", batch_size=64)
+    encoder, frames = load_encoder(config, "cuda"), faces(*[(side, side)] * 64)
+    assert np.array_equal(encoder.encode(frames)[:63], encoder.encode(frames[:63]))
 
 
 def test_running_out_of_memory_halves_the_batch_and_goes_on(tiny_vit, caplog):

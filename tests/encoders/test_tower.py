@@ -75,6 +75,16 @@ def test_a_vector_does_not_depend_on_the_frames_beside_it(tiny_vit):
         assert np.array_equal(encoder.encode(frames[start:stop]), whole[start:stop])
 
 
+@pytest.mark.parametrize("side", [112, 64])
+def test_a_full_batch_has_the_bits_of_a_padded_one(side):
+    """Also of pictures that are not resized, whose layout in memory was another one."""
+    encoder = load_encoder(replace(EMBEDDED, batch_size=4), "cpu")
+    frames = faces(*[(side, side)] * 4)
+    with torch.inference_mode():
+        full, padded = (encoder.forward(encoder.prepare(frames[:count])) for count in (4, 3))
+    assert torch.equal(full[:3], padded[:3])
+
+
 def test_an_unpadded_tail_would_depend_on_them(tiny_vit):
     """Negative control for the static shape: at other shapes bits change on some machines."""
     encoder = load_encoder(replace(tiny_vit, batch_size=64), "cpu")
