@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from raffect.bank.facts import DataFacts
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics.scores import Snapshot
 from raffect.metrics.task_kinds import Kind, kind_of
-from raffect.runs.cross_validation import select_by_cv
 from raffect.runs.folder import RunFolder
+from raffect.runs.main_setting import MainSetting, choose_main_setting
 from raffect.runs.records import STOPPED, HeadRecord, RunRecord
 from raffect.runs.spread import (
     Spread,
@@ -21,10 +23,16 @@ from raffect.runs.spread import (
     group_by_settings,
     is_erm,
     spread,
+    value_text,
     varying,
 )
 
 PAPER_ALPHA = 0.3
+MOST_SETTINGS = 40
+"""Settings of a sweep that tables and pictures show, the main one and plain ERM beside them."""
+
+Heads = Sequence[HeadRecord]
+"""Heads that differ in their seed alone."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +40,19 @@ class Run:
     """A run folder.
 
     Attributes:
+        name: What tells it from other runs of the report.
         folder: The folder.
         record: Versions, machine and facts of the data.
         records: All heads.
         groups: Heads trained to the end, together by settings.
     """
 
+    name: str
     folder: RunFolder
     record: RunRecord
     records: Sequence[HeadRecord]
-    groups: list[list[HeadRecord]] = field(default_factory=list)
+    groups: Sequence[Heads]
+    _spreads: dict[tuple[str, Snapshot], Spread | None] = field(default_factory=dict, repr=False)
 
     @property
     def data(self) -> DataFacts:
@@ -84,36 +95,73 @@ class Run:
         """Settings, but for the seed, in which its groups differ."""
         return varying(self.groups)
 
+    @property
+    def shown_settings(self) -> list[str]:
+        """Settings that name its groups: those that vary, or else alpha and rho."""
+        return self.varying or ["loss.alpha", "sam.rho"]
+
     @cached_property
-    def headline(self) -> list[HeadRecord]:
-        """Heads of the settings that stand for the run.
+    def main(self) -> MainSetting:
+        """The setting that stands for it."""
+        return choose_main_setting(self.folder, self.groups, self.records)
 
-        Those that cross-validation chose, else the paper's alpha where it is among them, else the
-        first.
-        """
-        if (best := select_by_cv(self.folder, self.groups, self.records)) is not None:
-            return list(best)
-
-        # Nothing was cross-validated
-        at_paper = [group for group in self.groups if _is_at_paper(group[0])]
-        return (at_paper or self.groups)[0]
-
-    def erm(self) -> list[HeadRecord] | None:
+    @cached_property
+    def erm(self) -> Heads | None:
         """Heads of plain empirical risk minimisation, if there are any."""
         return next((group for group in self.groups if is_erm(group[0].recipe)), None)
 
-    def spread(self, records: Sequence[HeadRecord], snapshot: Snapshot) -> Spread | None:
-        """Mean and spread of a snapshot's score."""
-        return spread(self.folder, records, snapshot)
+    @cached_property
+    def shown_groups(self) -> list[Heads]:
+        """Settings to show: all, or of too many those with the highest val-last."""
+        if len(self.groups) <= MOST_SETTINGS:
+            return list(self.groups)
+        ranked = sorted(self.groups, key=lambda heads: -mean_score(heads, "last"))
+        marked = (self.main.heads[0].id, self.erm[0].id if self.erm else "")
+        others = [heads for heads in ranked[MOST_SETTINGS:] if heads[0].id in marked]
+        return ranked[:MOST_SETTINGS] + others
+
+    @cached_property
+    def absent(self) -> tuple[str, ...]:
+        """Classes, labels or values that no frame of the validation split shows."""
+        outputs, (_, frames) = self.main.heads[0].scores["last"].outputs, self.kind.columns[-1]
+        return tuple(name for name, scores in outputs.items() if not scores[frames])
+
+    def spread(self, heads: Heads, snapshot: Snapshot) -> Spread | None:
+        """Mean, spread and interval of a snapshot's score; computed once for each setting."""
+        key = (heads[0].id, snapshot)
+        if key not in self._spreads:
+            self._spreads[key] = spread(self.folder, heads, snapshot)
+        return self._spreads[key]
+
+    def describe(self, heads: Heads) -> str:
+        """A setting's values, such as ``alpha 0.3, rho 0.05``."""
+        settings = heads[0].settings
+        named = [(short_name(name), settings[name]) for name in self.shown_settings]
+        return ", ".join(f"{name} {value_text(value)}" for name, value in named)
 
 
-def read_run(path: Path) -> Run:
-    """Read a run folder.
+def mean_score(heads: Heads, snapshot: Snapshot) -> float:
+    """Mean headline score of a snapshot that every head has; no interval, so at no cost."""
+    return float(np.mean([record.scores[snapshot].headline for record in heads]))
+
+
+def short_name(setting: str) -> str:
+    """``loss.alpha`` -> ``alpha``."""
+    return setting.rpartition(".")[2]
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read run folders.
 
     Raises:
-        RaffectError: If it is not one, or nothing in it is finished.
+        RaffectError: If one is not a run folder, or nothing in it is finished.
     """
-    folder = RunFolder(path.absolute())
+    folders = [path.absolute() for path in paths]
+    return [_read_run(*both) for both in zip(name_runs(folders), folders, strict=True)]
+
+
+def _read_run(name: str, path: Path) -> Run:
+    folder = RunFolder(path)
     record, records = folder.read_run(), folder.read_records()
 
     # Scores are of heads that were trained to the end
@@ -122,8 +170,13 @@ def read_run(path: Path) -> Run:
         raise RaffectError(
             f"{path}: no head is finished; run the same `raffect train` or `raffect tune` again"
         )
-    return Run(folder, record, records, group_by_settings(done))
+    return Run(name, folder, record, records, group_by_settings(done))
 
 
-def _is_at_paper(record: HeadRecord) -> bool:
-    return record.recipe.loss.alpha == PAPER_ALPHA and record.recipe.sam.rho > 0
+def name_runs(paths: Sequence[Path]) -> list[str]:
+    """As much of the end of each path as tells it from the others."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return [str(path) for path in paths]

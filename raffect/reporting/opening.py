@@ -1,0 +1,126 @@
+"""What a report opens with: two sentences a run, what was trained and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from raffect.reporting.page import as_text
+from raffect.reporting.run import Heads, Run, mean_score, short_name
+from raffect.runs.spread import Spread, short
+
+
+def opening_lines(runs: Sequence[Run]) -> list[str]:
+    """Two sentences a run, and what a reader of its scores must know beside them."""
+    lines = []
+    for run in runs:
+        sentences = f"{_what_was_trained(run)} {_what_came_out(run, runs)}"
+        lines += [f"**{as_text(run.name)}** {sentences}", ""]
+    remarks = dict.fromkeys(remark for run in runs for remark in _remarks(run))
+    return [*lines, *(f"> {remark}\n" for remark in remarks)]
+
+
+def _what_was_trained(run: Run) -> str:
+    """Heads, task, data and settings in one sentence."""
+    # How many of what, on what
+    data, train = run.data, run.data.splits["train"]
+    heads = plural(sum(map(len, run.groups)), "head")
+    outputs = f"{len(run.task.outputs)} {run.kind.parts}"
+    group_name = as_text(data.group_name)
+    on = f"{train.frames:,} frames of {train.groups:,} {group_name}"
+    sentence = f"trained {heads} for {as_text(run.title)} ({outputs}) on {on}"
+
+    # By setting
+    counts = sorted({len(group) for group in run.groups})
+    seeds = plural(counts[-1], "seed")
+    if len(run.groups) == 1:
+        return f"{sentence}: {seeds} of {as_text(run.describe(run.groups[0]))}."
+    each = f"up to {seeds}" if len(counts) > 1 else seeds
+    differ = enumerate_words([as_text(short_name(name)) for name in run.varying])
+    return f"{sentence}: {len(run.groups):,} settings that differ in {differ}, {each} each."
+
+
+def _what_came_out(run: Run, runs: Sequence[Run]) -> str:
+    """The score of the main setting, with its interval, against plain ERM and chance."""
+    # The score
+    found, main = run.spread(run.main.heads, "last"), run.main
+    assert found is not None  # every finished head has one
+    validation = run.data.splits["validation"]
+    groups = f"{validation.groups:,} other {as_text(run.data.group_name)}"
+    setting = as_text(run.describe(main.heads))
+    which = (
+        f"its main setting, {setting} ({main.why}), reaches"
+        if main.rule != "only"
+        else "it reaches"
+    )
+    score = f"{run.kind.title} **{short(found.mean)}**{_interval_text(found)} after the last epoch"
+    start = f"On {validation.frames:,} frames of {groups} {which} {score}"
+
+    # What it is compared with
+    chance = main.heads[0].chance
+    by_chance = compare(found.mean, chance.level)
+    against = f"{by_chance} chance ({short(chance.level)}, {as_text(chance.name)})"
+    if (erm := find_erm(run, runs)) is None:
+        return f"{start}, {against}; plain ERM was not trained beside it."
+    whose, heads = erm
+    if heads is main.heads:
+        return f"{start}, {against}; it is plain ERM itself."
+    baseline = mean_score(heads, "last")
+    name = "plain ERM" if whose is run else f"plain ERM of {as_text(whose.name)}"
+    by_erm = compare(found.mean, baseline)
+    both = f"{by_erm} {name} ({short(baseline)}) and "
+    return f"{start}, {both}{against}."
+
+
+def find_erm(run: Run, runs: Sequence[Run]) -> tuple[Run, Heads] | None:
+    """Plain ERM heads of a run, or else of another one on equal data, and whose they are."""
+    same = [other for other in runs if other.record.fingerprint == run.record.fingerprint]
+    return next(((one, one.erm) for one in (run, *same) if one.erm is not None), None)
+
+
+def _interval_text(found: Spread) -> str:
+    if found.interval_95 is None:
+        return ""
+    low, high = found.interval_95
+    return f" (95 % interval {short(low)} to {short(high)}, over {as_text(found.group_name)})"
+
+
+def _remarks(run: Run) -> list[str]:
+    """Absent classes, and frames without an image: both change what a score means."""
+    texts = [as_text(line) for line in run.data.missing_lines()]
+    if run.absent:
+        names = enumerate_words([as_text(run.task.describe(name)) for name in run.absent])
+        what = "have no frame" if len(run.absent) > 1 else "has no frame"
+        count = len(run.task.outputs) - len(run.absent)
+        texts.append(
+            f"{as_text(run.title)}: {names} {what} in the validation split, which counts as 0 in "
+            f"{run.kind.title}; over the {count} {run.kind.parts} that occur, the main setting has "
+            f"{short(_over_present(run))}."
+        )
+    return texts
+
+
+def _over_present(run: Run) -> float:
+    """The headline score of the main setting over what occurs in the validation split."""
+    (_, key), *_ = run.kind.columns
+    outputs = [record.scores["last"].outputs for record in run.main.heads]
+    present = [name for name in outputs[0] if name not in run.absent]
+    return float(np.mean([[part[name][key] for name in present] for part in outputs]))
+
+
+def compare(score: float, other: float) -> str:
+    """``above``, ``below`` or ``equal to``, as the rounded numbers show it."""
+    difference = round(score, 3) - round(other, 3)
+    return "above" if difference > 0 else "below" if difference < 0 else "equal to"
+
+
+def plural(count: int, word: str) -> str:
+    """``1 head``, ``1,200 heads``."""
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
+
+
+def enumerate_words(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
