@@ -4,8 +4,8 @@
 
 A run folder is made up (EXPR, 70 videos of Aff-Wild2's class shares, 32 epochs, five seeds a
 setting, 40 heads a batch), and read by the real `report` in a process of its own, so that its
-memory is its own. Records and statistics are those of a sweep over alpha, learning rate and dropout,
-written by the code that training writes them with; scores are drawn.
+memory is its own. Records and statistics are those of a sweep over alpha, learning rate and
+dropout, written by the code that training writes them with; scores are drawn.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from stand_in import IDENTITY
 from tools import new_parser, print_header, print_machine, print_row, scratch
 
 from raffect.bank.facts import DataFacts, SplitFacts
@@ -31,7 +32,6 @@ from raffect.runs.folder import RunFolder
 from raffect.runs.group_statistics import Statistics
 from raffect.runs.records import Curve, HeadRecord, PlannedHead, RunRecord, TrainedBy
 from raffect.storage.atomic import write_atomic
-from stand_in import IDENTITY
 
 VIDEOS, FRAMES, EPOCHS, BEST_EPOCH, SEEDS, BATCH = 70, 4000, 32, 20, 5, 40
 

@@ -1,7 +1,7 @@
 """Markdown as one page that follows the reader's screen: narrow or wide, light or dark.
 
-Text from run folders stays text. Only pictures that were just drawn are shown, inside the page; links
-lead to headings of the page and to files that were just written, and nowhere else.
+Text from run folders stays text. Only pictures that were just drawn are shown, inside the page;
+links lead to headings of the page and to files that were just written, and nowhere else.
 """
 
 from __future__ import annotations

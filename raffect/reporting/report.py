@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from raffect.provenance import versions
 from raffect.reporting.opening import enumerate_words, opening_lines, plural
 from raffect.reporting.origins import origin_lines
 from raffect.reporting.page import as_text, contents_of, to_html
@@ -93,8 +92,8 @@ def _title_lines(runs: Sequence[Run]) -> list[str]:
     tasks = enumerate_words([as_text(title) for title in dict.fromkeys(run.title for run in runs)])
     now = f"{datetime.now(UTC):%-d %B %Y, %H:%M} UTC"
     names = enumerate_words([as_text(run.name) for run in runs])
-    made = f"Written {now}, by raffect {versions()['raffect']}, from {plural(len(runs), 'run')}"
-    return [f"# raffect report: {tasks}", "", f"{made}: {names}.", ""]
+    made = f"Written {now}, from {plural(len(runs), 'run')}: {names}."
+    return [f"# raffect report: {tasks}", "", made, ""]
 
 
 def _caveat_lines(runs: Sequence[Run]) -> list[str]:

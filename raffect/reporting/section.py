@@ -83,17 +83,18 @@ class Section:
             return []
 
         # Alpha is an axis if there are more values than ERM's and one other
-        lines = ["### Settings", ""]
         alphas = {heads[0].recipe.loss.alpha for heads in run.groups}
         if len(alphas) > _ALPHAS_WITHOUT_AN_AXIS:
             rows, references = _alpha_rows(run)
-            title = f"{run.title} {run.kind.title} against alpha (the paper's Figure 2){run.mark}"
+            title = f"{run.title} {run.kind.title} against alpha{run.mark}"
             figures.draw_alpha(rows, references, title, run.kind, self._path("alpha"))
-            lines += self._show("alpha", f"{run.kind.title} against alpha")
+            shown = self._show("alpha", f"{run.kind.title} against alpha")
+            lines = ["### Settings (the paper's Figure 2)", "", *shown]
         else:
             title = f"{run.title} by settings{run.mark}"
             figures.draw_scores(_score_rows(run), title, run.kind, self._path("by-setting"))
-            lines += self._show("by-setting", f"{run.kind.title} by setting")
+            shown = self._show("by-setting", f"{run.kind.title} by setting")
+            lines = ["### Settings", "", *shown]
 
         # All of them as a table, or of very many the best
         write_csv(self._path("settings", ".csv"), settings_rows(run))

@@ -263,7 +263,8 @@ def conclude_sweep(
         row = replace(row, chosen_by="folds of the training split")
         metrics = replace(metrics, cross_validated=row)
     main = choose_main_setting(folder, groups, every)
-    metrics = replace(metrics, main=replace(rows[groups.index(main.heads)], chosen_by=main.why))
+    row = next(row for row, group in zip(rows, groups, strict=True) if group is main.heads)
+    metrics = replace(metrics, main=replace(row, chosen_by=main.why))
     write_atomic(folder.path / "metrics.json", metrics.to_bytes())
     return SweepResult(
         folder=folder.path, metrics=metrics, records=tuple(records), saved_heads=saved_heads
