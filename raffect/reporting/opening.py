@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
+from raffect.metrics.intervals import Interval
 from raffect.reporting.page import as_text
-from raffect.reporting.run import Heads, Run, mean_score, short_name
-from raffect.runs.spread import Spread, short
+from raffect.reporting.run import Run, find_erm, main_against_erm, mean_score, short_name
+from raffect.runs.spread import Difference, Spread, short, signed
 
 
 def opening_lines(runs: Sequence[Run]) -> list[str]:
@@ -59,24 +58,27 @@ def _what_came_out(run: Run, runs: Sequence[Run]) -> str:
 
     # What it is compared with
     chance = main.heads[0].chance
-    by_chance = compare(found.mean, chance.level)
+    by_chance = compare(found.mean - chance.level, found.interval_95, chance.level)
     against = f"{by_chance} chance ({short(chance.level)}, {as_text(chance.name)})"
     if (erm := find_erm(run, runs)) is None:
         return f"{start}, {against}; plain ERM was not trained beside it."
     whose, heads = erm
     if heads is main.heads:
         return f"{start}, {against}; it is plain ERM itself."
-    baseline = mean_score(heads, "last")
+    baseline, difference = mean_score(heads, "last"), main_against_erm(run, runs)
     name = "plain ERM" if whose is run else f"plain ERM of {as_text(whose.name)}"
-    by_erm = compare(found.mean, baseline)
-    both = f"{by_erm} {name} ({short(baseline)}) and "
-    return f"{start}, {both}{against}."
+    by_erm = compare(found.mean - baseline, difference.interval_95 if difference else None)
+    facts = f"{short(baseline)}; {difference_text(difference)}" if difference else short(baseline)
+    return f"{start}, {by_erm} {name} ({facts}) and {against}."
 
 
-def find_erm(run: Run, runs: Sequence[Run]) -> tuple[Run, Heads] | None:
-    """Plain ERM heads of a run, or else of another one on equal data, and whose they are."""
-    same = [other for other in runs if other.record.fingerprint == run.record.fingerprint]
-    return next(((one, one.erm) for one in (run, *same) if one.erm is not None), None)
+def difference_text(difference: Difference) -> str:
+    """``difference -.009, 95 % interval -.047 to +.029``."""
+    text = f"difference {signed(difference.mean)}"
+    if difference.interval_95 is None:
+        return text
+    low, high = difference.interval_95
+    return f"{text}, 95 % interval {signed(low)} to {signed(high)}"
 
 
 def _interval_text(found: Spread) -> str:
@@ -89,30 +91,33 @@ def _interval_text(found: Spread) -> str:
 def _remarks(run: Run) -> list[str]:
     """Absent classes, and frames without an image: both change what a score means."""
     texts = [as_text(line) for line in run.data.missing_lines()]
-    if run.absent:
-        names = enumerate_words([as_text(run.task.describe(name)) for name in run.absent])
-        what = "have no frame" if len(run.absent) > 1 else "has no frame"
-        count = len(run.task.outputs) - len(run.absent)
+    score = run.main.heads[0].scores["last"]
+    if score.absent:
+        names = enumerate_words([as_text(run.task.describe(name)) for name in score.absent])
+        what = "have no frame" if len(score.absent) > 1 else "has no frame"
+        present = len(score.outputs) - len(score.absent)
+        others = short(score.over_present(mean_score(run.main.heads, "last")))
         texts.append(
             f"{as_text(run.title)}: {names} {what} in the validation split, which counts as 0 in "
-            f"{run.kind.title}; over the {count} {run.kind.parts} that occur, the main setting has "
-            f"{short(_over_present(run))}."
+            f"{run.kind.title}; over the {present} {run.kind.parts} that occur, the main setting "
+            f"has {others}."
         )
     return texts
 
 
-def _over_present(run: Run) -> float:
-    """The headline score of the main setting over what occurs in the validation split."""
-    (_, key), *_ = run.kind.columns
-    outputs = [record.scores["last"].outputs for record in run.main.heads]
-    present = [name for name in outputs[0] if name not in run.absent]
-    return float(np.mean([[part[name][key] for name in present] for part in outputs]))
+def compare(difference: float, interval: Interval | None, level: float = 0.0) -> str:
+    """Whether a score is above or below another one, and whether that is clear.
 
-
-def compare(score: float, other: float) -> str:
-    """``above``, ``below`` or ``equal to``, as the rounded numbers show it."""
-    difference = round(score, 3) - round(other, 3)
-    return "above" if difference > 0 else "below" if difference < 0 else "equal to"
+    Args:
+        difference: To the other score.
+        interval: Of the score or the difference.
+        level: Where in the interval both scores would be equal.
+    """
+    if round(difference, 3) == 0:
+        return "equal to"
+    word = "above" if difference > 0 else "below"
+    is_clear = interval is None or not interval[0] <= level <= interval[1]
+    return word if is_clear else f"not clearly {word}"
 
 
 def plural(count: int, word: str) -> str:

@@ -9,9 +9,12 @@ import numpy as np
 
 from raffect.metrics.scores import SNAPSHOTS
 from raffect.reporting.page import as_text
-from raffect.reporting.run import Run, mean_score
+from raffect.reporting.run import Run, main_against_erm, mean_score
 from raffect.runs.main_setting import BRIEFLY
-from raffect.runs.spread import NAMES, Spread, short
+from raffect.runs.spread import NAMES, Difference, Spread, is_erm, short, signed
+
+AGAINST_ERM = "against plain ERM"
+"""Column of differences."""
 
 
 def table_of(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -34,14 +37,15 @@ def results_table(runs: Sequence[Run]) -> list[str]:
     title = " / ".join(dict.fromkeys(run.kind.title for run in runs))
     groups = " / ".join(dict.fromkeys(as_text(run.data.group_name) for run in runs))
     titles = ["run", "task", "method", "epoch", title, "± sd (seeds)", f"95 % over {groups}"]
+    titles.append(AGAINST_ERM)
     rows = []
     for alike in by_data.values():
-        rows += [row for run in alike for row in _rows_of_heads(run)]
+        rows += [row for run in alike for row in _rows_of_heads(run, runs)]
         rows += [row for run in alike for row in _rows_of_others(run) if row not in rows]
     return table_of(titles, rows)
 
 
-def _rows_of_heads(run: Run) -> list[list[str]]:
+def _rows_of_heads(run: Run, runs: Sequence[Run]) -> list[list[str]]:
     """The main setting by snapshot, then plain ERM."""
     main, mark = run.main, as_text(run.data.incomplete_mark)
     why = f" ({BRIEFLY[main.rule]})" if main.rule != "only" else ""
@@ -49,9 +53,10 @@ def _rows_of_heads(run: Run) -> list[list[str]]:
     for name in SNAPSHOTS:
         if found := run.spread(main.heads, name):
             method = f"raffect, {as_text(run.describe(main.heads))}{why}{mark}"
-            rows.append([*start, method, NAMES[name], *cells_of(found)])
+            erm = main_against_erm(run, runs) if name == "last" else None
+            rows.append([*start, method, NAMES[name], *cells_of(found), difference_cell(erm)])
     if run.erm and run.erm is not main.heads and (found := run.spread(run.erm, "last")):
-        rows.append([*start, f"raffect, plain ERM{mark}", NAMES["last"], *cells_of(found)])
+        rows.append([*start, f"raffect, plain ERM{mark}", NAMES["last"], *cells_of(found), "-"])
     return rows
 
 
@@ -63,7 +68,7 @@ def _rows_of_others(run: Run) -> list[list[str]]:
         others.append(("chance (prior): guesses by the class shares", "-", chance.prior))
     others += [(as_text(name), "unstated", value) for name, value in run.data.published.items()]
     task = as_text(run.title)
-    return [["-", task, name, epoch, short(score), "-", "-"] for name, epoch, score in others]
+    return [["-", task, name, epoch, short(score), *"---"] for name, epoch, score in others]
 
 
 def cells_of(found: Spread) -> list[str]:
@@ -74,19 +79,32 @@ def cells_of(found: Spread) -> list[str]:
     return [short(found.mean), sd, interval]
 
 
+def difference_cell(found: Difference | None) -> str:
+    """``-.009 [-.047, +.029]``, or a dash."""
+    if found is None:
+        return "-"
+    interval = found.interval_95
+    ends = f" [{', '.join(map(signed, interval))}]" if interval else ""
+    return signed(found.mean) + ends
+
+
 def settings_table(run: Run) -> list[str]:
     """A row for each setting that is shown."""
     titles = ["setting", "val-last", "± sd (seeds)", f"95 % over {as_text(run.data.group_name)}"]
+    has_erm = any(is_erm(heads[0].recipe) for heads in run.groups)
+    titles += [AGAINST_ERM] if has_erm else []
     titles += ["val-best", "val-cv"] if run.has_folds else ["val-best"]
     rows = []
     for heads in run.shown_groups:
         marks = ["main setting"] if heads is run.main.heads else []
-        marks += ["plain ERM"] if heads is run.erm else []
+        marks += ["plain ERM"] if is_erm(heads[0].recipe) else []
         about = f" ({', '.join(marks)})" if marks else ""
         last = run.spread(heads, "last")
         assert last is not None  # every finished head has it
         setting = as_text(run.describe(heads)) + about + as_text(run.data.incomplete_mark)
-        row = [setting, *cells_of(last), short(mean_score(heads, "best"))]
+        row = [setting, *cells_of(last)]
+        row += [difference_cell(run.against_erm(heads))] if has_erm else []
+        row.append(short(mean_score(heads, "best")))
         has_cv = all("cv" in record.scores for record in heads)
         row += [short(mean_score(heads, "cv") if has_cv else None)] if run.has_folds else []
         rows.append(row)

@@ -18,7 +18,10 @@ from raffect.runs.folder import RunFolder
 from raffect.runs.main_setting import MainSetting, choose_main_setting
 from raffect.runs.records import STOPPED, HeadRecord, RunRecord
 from raffect.runs.spread import (
+    Difference,
     Spread,
+    difference_of,
+    erm_beside,
     finished,
     group_by_settings,
     is_erm,
@@ -53,6 +56,7 @@ class Run:
     records: Sequence[HeadRecord]
     groups: Sequence[Heads]
     _spreads: dict[tuple[str, Snapshot], Spread | None] = field(default_factory=dict, repr=False)
+    _differences: dict[tuple[str, str], Difference | None] = field(default_factory=dict, repr=False)
 
     @property
     def data(self) -> DataFacts:
@@ -107,8 +111,9 @@ class Run:
 
     @cached_property
     def erm(self) -> Heads | None:
-        """Heads of plain empirical risk minimisation, if there are any."""
-        return next((group for group in self.groups if is_erm(group[0].recipe)), None)
+        """Plain ERM to compare the main setting with: itself, or that beside it, if any."""
+        main = self.main.heads
+        return main if is_erm(main[0].recipe) else erm_beside(main, self.groups)
 
     @cached_property
     def shown_groups(self) -> list[Heads]:
@@ -120,12 +125,6 @@ class Run:
         others = [heads for heads in ranked[MOST_SETTINGS:] if heads[0].id in marked]
         return ranked[:MOST_SETTINGS] + others
 
-    @cached_property
-    def absent(self) -> tuple[str, ...]:
-        """Classes, labels or values that no frame of the validation split shows."""
-        outputs, (_, frames) = self.main.heads[0].scores["last"].outputs, self.kind.columns[-1]
-        return tuple(name for name, scores in outputs.items() if not scores[frames])
-
     def spread(self, heads: Heads, snapshot: Snapshot) -> Spread | None:
         """Mean, spread and interval of a snapshot's score; computed once for each setting."""
         key = (heads[0].id, snapshot)
@@ -133,11 +132,49 @@ class Run:
             self._spreads[key] = spread(self.folder, heads, snapshot)
         return self._spreads[key]
 
+    def against_erm(self, heads: Heads) -> Difference | None:
+        """Difference of val-last to the plain ERM beside a setting; None without."""
+        erm = erm_beside(heads, self.groups)
+        return self.difference(heads, self, erm) if erm else None
+
+    def difference(self, heads: Heads, other: Run, baseline: Heads) -> Difference | None:
+        """Difference of val-last to heads of a run on equal data; computed once.
+
+        Returns:
+            None without the statistics of all of them.
+        """
+        key = (heads[0].id, baseline[0].id)
+        if key not in self._differences:
+            first, second = (
+                [run.folder.statistics_of(record, "last") for record in records]
+                for run, records in ((self, heads), (other, baseline))
+            )
+            self._differences[key] = difference_of(first, second, self.kind)
+        return self._differences[key]
+
     def describe(self, heads: Heads) -> str:
         """A setting's values, such as ``alpha 0.3, rho 0.05``."""
         settings = heads[0].settings
         named = [(short_name(name), settings[name]) for name in self.shown_settings]
         return ", ".join(f"{name} {value_text(value)}" for name, value in named)
+
+
+def find_erm(run: Run, runs: Sequence[Run]) -> tuple[Run, Heads] | None:
+    """The plain ERM to compare a run's main setting with, and the run that it is of.
+
+    It is the run's own, or else that of the first of the others on equal data that has one.
+    """
+    alike = [other for other in runs if other.record.fingerprint == run.record.fingerprint]
+    candidates = ((one, one.erm) for one in (run, *alike))
+    return next(((one, heads) for one, heads in candidates if heads is not None), None)
+
+
+def main_against_erm(run: Run, runs: Sequence[Run]) -> Difference | None:
+    """Difference of the main setting's val-last to `find_erm`; None without, and for ERM itself."""
+    found, heads = find_erm(run, runs), run.main.heads
+    if found is None or found[1] is heads:
+        return None
+    return run.difference(heads, *found)
 
 
 def mean_score(heads: Heads, snapshot: Snapshot) -> float:

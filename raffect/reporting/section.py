@@ -19,7 +19,10 @@ from raffect.runs.spread import NAMES, short
 from raffect.storage.tables import write_csv
 
 _ALPHAS_WITHOUT_AN_AXIS = 2
-_OPTIMISTIC = "Comparing settings on the validation split is optimistic, as val-best is."
+_OPTIMISTIC = (
+    "A setting chosen by these scores is as optimistic as val-best: they are of the validation "
+    "split itself."
+)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from raffect.metrics.task_kinds import KINDS, ScoredByF1
+from raffect.reporting.results import AGAINST_ERM
 from raffect.reporting.run import Run, short_name
 from raffect.runs.spread import CHOICE, NAMES, how_chosen
 
@@ -30,6 +31,8 @@ _MEANINGS = {
     "(majority), or guesses by the class shares (prior).",
     "± sd (seeds)": "standard deviation over heads that differ in their seed alone, and how many "
     "there are.",
+    AGAINST_ERM: "difference of val-last to plain ERM with the same other settings, and "
+    "its 95 % interval, paired by video.",
 }
 
 
@@ -65,4 +68,4 @@ def terms_of_results(runs: Sequence[Run]) -> list[tuple[str, str]]:
         if snapshot in run.main.heads[0].scores
     ]
     chosen = [(name, f"{text}.") for name, text in dict.fromkeys(found)]
-    return [*chosen, ("± sd (seeds)", _MEANINGS["± sd (seeds)"])]
+    return [*chosen, *((name, _MEANINGS[name]) for name in ("± sd (seeds)", AGAINST_ERM))]

@@ -20,9 +20,9 @@ import numpy as np
 
 from raffect.config import TrainConfig, TuneConfig
 from raffect.recipe import DEFAULTS, NAMES, read_recipe
+from raffect.runs.cross_validation import select_by_cv
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import HeadRecord
-from raffect.runs.spread import select_by_cv
 
 Rule = Literal["only", "cv", "own", "best"]
 BRIEFLY: dict[Rule, str] = {
@@ -78,7 +78,7 @@ def choose_main_setting(
         return MainSetting(groups[0], "only", 1)
 
     # Nothing is cross-validated where no fold was trained to the end
-    selected = select_by_cv(groups, records)
+    selected = select_by_cv(folder, groups, records)
     if selected is not None and any("cv" in record.scores for record in selected):
         return MainSetting(selected, "cv", len(groups))
 
