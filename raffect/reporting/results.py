@@ -41,7 +41,8 @@ def results_table(runs: Sequence[Run]) -> list[str]:
     rows = []
     for alike in by_data.values():
         rows += [row for run in alike for row in _rows_of_heads(run, runs)]
-        rows += [row for run in alike for row in _rows_of_others(run) if row not in rows]
+        others = [tuple(row) for run in alike for row in _rows_of_others(run)]
+        rows += map(list, dict.fromkeys(others))
     return table_of(titles, rows)
 
 
