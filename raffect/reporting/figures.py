@@ -147,7 +147,14 @@ def draw_outputs(rows: Rows, title: str, kind: Kind, stem: Path) -> None:
     bars = [place for place in places if shown[place]]
     heights, errors = [values[k] for k in bars], [sds[k] for k in bars]
     spread: dict[str, Any] = {"ecolor": INK, "elinewidth": 1, "capsize": 2}
-    axes.bar(bars, heights, yerr=errors, color=ACCENT, width=0.65, error_kw=spread)
+    axes.bar(
+        bars,
+        heights,
+        yerr=errors if any(errors) else None,
+        color=ACCENT,
+        width=0.65,
+        error_kw=spread,
+    )
     for place, value, sd in zip(bars, heights, errors, strict=True):
         above = (place, max(value, 0) + sd)
         axes.annotate(f"{value:.2f}", above, ha="center", va="bottom", fontsize=8)

@@ -22,7 +22,7 @@ _STYLE = """
  --head:#1f262d;--note:#3a3116;--edge:#c99700;--link:#7ab0ff;--shade:#fff2}
  img{filter:invert(1) hue-rotate(180deg);mix-blend-mode:screen}}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);
- max-width:60rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere}
+ max-width:64rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere}
 h1,h2,h3{line-height:1.25;margin:2rem 0 .6rem}
 h1{margin-top:0}
 h2{margin-top:3rem;padding-bottom:.2rem;border-bottom:1px solid var(--line)}
@@ -33,8 +33,8 @@ li{margin:.2rem 0}
  linear-gradient(270deg,var(--page) 40%,transparent) right/2.5rem 100% no-repeat local,
  linear-gradient(90deg,var(--shade),transparent) left/1rem 100% no-repeat scroll,
  linear-gradient(270deg,var(--shade),transparent) right/1rem 100% no-repeat scroll}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;overflow-wrap:normal}
-th,td{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;overflow-wrap:normal;font-size:.94em}
+th,td{padding:.3rem .55rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;
  white-space:nowrap}
 td.wide{white-space:normal;min-width:13rem}
 th{font-weight:600;border-bottom:2px solid var(--line)}
@@ -51,7 +51,7 @@ _PAGE = """\
 <style>{style}</style><body>
 {body}</body></html>
 """
-_WIDE = 24
+_WIDE = 36
 """Characters from which a cell of a table may break into lines."""
 
 

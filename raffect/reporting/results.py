@@ -53,11 +53,11 @@ def _rows_of_heads(run: Run, runs: Sequence[Run]) -> list[list[str]]:
     start, rows = [as_text(run.name), as_text(run.title)], []
     for name in SNAPSHOTS:
         if found := run.spread(main.heads, name):
-            method = f"raffect, {as_text(run.describe(main.heads))}{why}{mark}"
+            method = f"{as_text(run.describe(main.heads))}{why}{mark}"
             erm = main_against_erm(run, runs) if name == "last" else None
             rows.append([*start, method, NAMES[name], *cells_of(found), difference_cell(erm)])
     if run.erm and run.erm is not main.heads and (found := run.spread(run.erm, "last")):
-        rows.append([*start, f"raffect, plain ERM{mark}", NAMES["last"], *cells_of(found), "-"])
+        rows.append([*start, f"plain ERM{mark}", NAMES["last"], *cells_of(found), "-"])
     return rows
 
 

@@ -86,9 +86,10 @@ class Section:
             return []
 
         # Alpha is an axis if there are more values than ERM's and one other
-        alphas = {heads[0].recipe.loss.alpha for heads in run.groups}
+        rows, references = _alpha_rows(run)
+        alphas = {row["alpha"] for row in rows}
+        alphas |= {run.erm[0].recipe.loss.alpha} if run.erm else set()
         if len(alphas) > _ALPHAS_WITHOUT_AN_AXIS:
-            rows, references = _alpha_rows(run)
             title = f"{run.title} {run.kind.title} against alpha{run.mark}"
             figures.draw_alpha(rows, references, title, run.kind, self._path("alpha"))
             shown = self._show("alpha", f"{run.kind.title} against alpha")

@@ -10,7 +10,7 @@ import numpy as np
 from raffect.reporting.page import as_text
 from raffect.reporting.results import table_of
 from raffect.reporting.run import Run
-from raffect.runs.spread import short
+from raffect.runs.spread import short, signed
 
 _SHOWN = 10
 
@@ -82,7 +82,7 @@ def groups_table(run: Run, rows: Sequence[Row]) -> list[str]:
             as_text(row["group"]),
             f"{row['frames']:,}",
             short(row[f"{kind.key}_of_it"]),
-            f"{short(row[f'{kind.key}_without'])} ({row['change']:+.3f})",
+            f"{short(row[f'{kind.key}_without'])} ({signed(row['change'])})",
         ]
         for row in rows[:_SHOWN]
     ]

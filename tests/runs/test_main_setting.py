@@ -32,7 +32,7 @@ def test_a_sweep_of_the_learning_rate_stands_for_the_recipes_own(tmp_path):
     run = make_run(tmp_path / "run", SETTINGS, by_rate, own={"optim.lr": 1e-3})
     assert main_of(run) == (1e-3, "own")
     text = "\n".join(results_table(read_runs([run.path])))
-    assert "| run | EXPR | raffect, lr 0.001 (the recipe's own) | val-last |" in text
+    assert "| run | EXPR | lr 0.001 (the recipe's own) | val-last |" in text
     assert "lr 1e-06 (" not in text
 
 
@@ -41,7 +41,7 @@ def test_cross_validation_comes_before_the_recipes_own(tmp_path):
     run = make_run(tmp_path / "run", SETTINGS, by_rate, own={"optim.lr": 1e-3}, cv_scores=cv)
     assert main_of(run) == (1e-6, "cv")
     rows = results_table(read_runs([run.path]))
-    assert any("| raffect, lr 1e-06 (chosen on folds) | val-cv |" in row for row in rows)
+    assert any("| lr 1e-06 (chosen on folds) | val-cv |" in row for row in rows)
 
 
 @pytest.mark.parametrize("own", [None, {"optim.lr": 5e-4}], ids=["no config", "not in the sweep"])
@@ -49,7 +49,7 @@ def test_without_the_recipes_own_the_highest_stands_and_is_called_optimistic(tmp
     run = make_run(tmp_path / "run", SETTINGS, by_rate, own=own)
     assert main_of(run) == (1e-2, "best")
     (read,) = read_runs([run.path])
-    assert "raffect, lr 0.01 (highest val-last, optimistic)" in results_table([read])[2]
+    assert "lr 0.01 (highest val-last, optimistic)" in results_table([read])[2]
     assert read.main.why.endswith("compared on the validation split itself: optimistic")
 
 
