@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from raffect.storage.records import Record
 
@@ -49,6 +50,22 @@ class Provenance(Record):
     versions: dict[str, str]
     git_commit: str | None
     machine: Machine
+
+    def command_line(self, command: str) -> str:
+        """What to type to run it again, quoted for a shell.
+
+        Args:
+            command: Of raffect that ran, such as ``train``: the words of a job, ``jobs/train.py
+                RECIPE ...``, lack it.
+        """
+        program, *words = self.command or ("raffect",)
+        path = PurePath(program)
+        if path.parts[-2:] == ("jobs", f"{command}.py"):
+            return shlex.join(["raffect", command, *words])
+        # `python -m raffect` has a module in place of the program
+        if path.stem == "raffect" or path.parent.name == "raffect":
+            return shlex.join(["raffect", *words])
+        return shlex.join(["python", *self.command])
 
 
 def describe_run() -> Provenance:

@@ -32,3 +32,21 @@ def test_names_that_are_not_utf8_are_kept_as_text(monkeypatch):
     monkeypatch.setattr("sys.argv", ["raffect", "train", "caf\udce9"])
     run = describe_run()
     assert Provenance.from_json(run.to_bytes(), "env.json", "") == run
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["/opt/venv/bin/raffect", "train", "paper"], "raffect train paper"),
+        (["jobs/train.py", "paper", "--out", "my run"], "raffect train paper --out 'my run'"),
+        (["/tmp/ray/working_dir/jobs/train.py", "erm"], "raffect train erm"),
+        (["/x/raffect/cli.py", "train", "erm"], "raffect train erm"),
+        (["/x/raffect/__main__.py", "train", "erm"], "raffect train erm"),
+        (["mine/train.py", "7"], "python mine/train.py 7"),
+        (["jobs/tune.py", "erm"], "python jobs/tune.py erm"),
+        ([], "raffect"),
+    ],
+)
+def test_a_command_can_be_typed_again_also_that_of_a_job(monkeypatch, words, line):
+    monkeypatch.setattr("sys.argv", words)
+    assert describe_run().command_line("train") == line

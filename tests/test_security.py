@@ -172,8 +172,16 @@ def test_what_comes_from_a_run_folder_is_text_in_its_report(tmp_path, trap):
     page = (out / "report.html").read_text()
     assert base64.b64encode(SECRET)[:20].decode() not in page
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert len(addresses) == 3  # the pictures that it has drawn
-    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    pictures = [one for one in addresses if one.startswith("data:image/png;base64,")]
+    assert len(pictures) == 3  # those that it has drawn
+
+    # It links to its headings and to the tables that it has written alone
+    others = set(addresses) - set(pictures)
+    headings = {f"#{name}" for name in re.findall(r' id="([^"]*)"', page)}
+    tables = {f"plots/{path.name}" for path in (out / "plots").glob("*.csv")}
+    assert headings
+    assert tables
+    assert others == headings | tables
     shown = html.unescape(re.sub("<[^>]*>", "", page))
     assert " ".join(trap.split()) in " ".join(shown.split())
 

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raffect.metrics.task_kinds import Kind
+from raffect.reporting.page import DOTS_PER_INCH
 from raffect.reporting.run import PAPER_ALPHA
 from raffect.storage.atomic import atomic_path
 from raffect.storage.tables import write_csv
@@ -38,16 +39,23 @@ _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "figure.dpi": 120,
+    "savefig.dpi": DOTS_PER_INCH,
     "savefig.bbox": "tight",
     "legend.frameon": False,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
 }
 _PALETTE = plt.get_cmap("viridis")
-_MOST_CURVES = 12
-_BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-"""Where a legend stands that must not cover the curves."""
+_LIGHTEST = 0.8
+"""Share of the palette that can be seen on white, and on black in a page's inverted colors."""
+MOST_CURVES = 12
+"""Settings whose learning curves can be told apart."""
+_LONG = 36
+"""Characters of a label above which a legend has one column."""
+_ABSENT: dict[str, Any] = {"facecolor": "none", "edgecolor": GRID, "hatch": "///", "linewidth": 0}
+"""Where a class would be that no frame shows."""
+_BELOW: dict[str, Any] = {"loc": "upper left", "fontsize": 8}
+"""A legend below the axes: it covers no curve, and the picture stays narrow."""
 
 
 def draw_alpha(rows: Rows, lines: dict[str, float], title: str, kind: Kind, stem: Path) -> None:
@@ -72,14 +80,14 @@ def draw_alpha(rows: Rows, lines: dict[str, float], title: str, kind: Kind, stem
         ylabel=f"{kind.title}, validation",
         title=title,
     )
-    axes.legend(fontsize=8, **_BESIDE)
+    axes.legend(ncols=2, bbox_to_anchor=(-0.05, -0.16), **_BELOW)
     _save(figure, rows, stem)
 
 
 def _draw_last_epochs(axes: Axes, rows: Rows, kind: Kind) -> None:
     """Mean with a band of one standard deviation, and a dot for each head."""
     alphas, mean, sd, seeds = _over_seeds(rows, kind)
-    label = f"val-last, mean over {seeds} seeds, band ± 1 sd"
+    label = f"val-last, mean over {seeds} seeds, band ± 1 sd\n(last epoch)"
     axes.plot(alphas, mean, color=ACCENT, marker="o", markersize=4, label=label)
     axes.fill_between(alphas, mean - sd, mean + sd, color=ACCENT, alpha=0.16, linewidth=0)
     x, y = [row["alpha"] for row in rows], [row[kind.key] for row in rows]
@@ -133,79 +141,104 @@ def draw_outputs(rows: Rows, title: str, kind: Kind, stem: Path) -> None:
     (label, key), *_ = kind.columns
     places = range(len(rows))
     values, sds = [row[key] for row in rows], [row["sd"] or 0 for row in rows]
+    shown = [bool(row["frames"]) for row in rows]
 
-    # Bars with their values above them
+    # Bars with their values above them; what no frame shows has none
+    bars = [place for place in places if shown[place]]
+    heights, errors = [values[k] for k in bars], [sds[k] for k in bars]
     spread: dict[str, Any] = {"ecolor": INK, "elinewidth": 1, "capsize": 2}
-    axes.bar(places, values, yerr=sds, color=ACCENT, width=0.65, error_kw=spread)
-    for place, value, sd in zip(places, values, sds, strict=True):
+    axes.bar(
+        bars,
+        heights,
+        yerr=errors if any(errors) else None,
+        color=ACCENT,
+        width=0.65,
+        error_kw=spread,
+    )
+    for place, value, sd in zip(bars, heights, errors, strict=True):
         above = (place, max(value, 0) + sd)
         axes.annotate(f"{value:.2f}", above, ha="center", va="bottom", fontsize=8)
+    for place in set(places) - set(bars):
+        axes.axvspan(place - 0.4, place + 0.4, **_ABSENT)
+        style: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 8}
+        axes.annotate("no frame", (place, 0.5), color=MUTED, **style)
 
     # Room for negative values and for the numbers, and frames below the names
     lowest = min(0, *(value - sd for value, sd in zip(values, sds, strict=True)))
     axes.set(title=title, ylim=(lowest * 1.08, 1.08))
-    axes.set(xlabel=f"{kind.part}, and its frames", ylabel=f"{label}, validation")
+    seeds = "; bars ± 1 sd over seeds" if any(sds) else ""
+    axes.set(xlabel=f"{kind.part}, and its frames{seeds}", ylabel=f"{label}, validation")
     axes.set_xticks(places, [f"{row['name']}\n{row['frames']:,}" for row in rows], fontsize=8)
+    axes.set_xlim(-0.6, len(rows) - 0.4)
     axes.grid(axis="x", visible=False)
     _save(figure, rows, stem)
 
 
-def draw_confusion(matrix: np.ndarray, names: Sequence[str], title: str, stem: Path) -> None:
+def draw_confusion(matrices: np.ndarray, names: Sequence[str], title: str, stem: Path) -> None:
     """Confusion matrix, each row in shares of its true class, the counts in the CSV.
 
     Args:
-        matrix: Frames, shape (C, C), rows true, columns predicted.
+        matrices: Frames, shape (heads, C, C), rows true, columns predicted.
         names: Of the classes.
         title: Above the picture.
         stem: Path without suffix of the PNG and the CSV.
     """
-    figure, axes = _new(6.0, 5.2)
+    figure, axes = _new(6.6, 5.4)
+    matrix = matrices.sum(0)
     totals = matrix.sum(1)
     share = matrix / np.maximum(totals, 1)[:, None]
 
-    # Cells, with light text on dark ones
+    # Cells, with light text on dark ones; a class that no frame shows has none
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*share.shape):
         value = share[row, column]
         color = "white" if value > 0.55 else INK
         text: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": color}
-        axes.annotate(f"{value:.2f}", (column, row), **text)
+        if totals[row]:
+            axes.annotate(f"{value:.2f}", (column, row), **text)
+    for row in np.flatnonzero(totals == 0):
+        axes.axhspan(row - 0.5, row + 0.5, **_ABSENT)
 
-    # Names, with the frames of each true class
-    true = [f"{name} ({int(total):,})" for name, total in zip(names, totals, strict=True)]
+    # Names, with the frames of each true class; every head saw the same ones
+    frames = [f"{total:,}" if total else "no frame" for total in totals // len(matrices)]
+    true = [f"{name} ({count})" for name, count in zip(names, frames, strict=True)]
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(len(names)), true, fontsize=8)
-    axes.set(xlabel="predicted", ylabel="true (frames, over all seeds)", title=title)
+    axes.set(xlabel="predicted class", ylabel="true class (its frames)", title=title)
     axes.grid(visible=False)
     counts = [dict(zip(names, map(int, row), strict=True)) for row in matrix]
     rows = [{"true": name, **row} for name, row in zip(names, counts, strict=True)]
     _save(figure, rows, stem)
 
 
-def draw_curves(rows: Rows, title: str, kind: Kind, stem: Path) -> None:
-    """Learning curves, mean over seeds: ``label, epoch, train_loss, val_<score>`` a row."""
-    plt.style.use(_STYLE)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.6))
+def draw_curves(rows: Rows, title: str, how_many: str, kind: Kind, stem: Path) -> None:
+    """Learning curves, mean over seeds.
 
-    # Of many settings, some at equal distances
+    Args:
+        rows: ``label, epoch, train_loss, val_<score>`` of each setting and epoch.
+        title: Above the picture.
+        how_many: Which of the run's settings these are; empty for all.
+        kind: Of the task.
+        stem: Path without suffix of the PNG and the CSV.
+    """
+    plt.style.use(_STYLE)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.0, 3.4))
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    places = np.linspace(0, len(labels) - 1, min(len(labels), _MOST_CURVES)).round().astype(int)
-    shown = [labels[place] for place in places]
 
     # Loss on the left, score on the right, a color for each setting
-    for k, label in enumerate(shown):
+    for k, label in enumerate(labels):
         part = [row for row in rows if row["label"] == label]
         epochs = [row["epoch"] for row in part]
-        color = _PALETTE(k / max(len(shown) - 1, 1) * 0.9)
+        color = _PALETTE(k / max(len(labels) - 1, 1) * _LIGHTEST)
         for axes, name in ((left, "train_loss"), (right, kind.curve_key)):
             values = [row[name] for row in part]
             axes.plot(epochs, values, color=color, linewidth=1.3, label=label)
 
     left.set(xlabel="epoch", ylabel="training loss (CVaR at each alpha)", title=title)
     right.set(xlabel="epoch", ylabel=f"{kind.title}, validation")
-    how_many = f"{len(shown)} of {len(labels)}" if len(shown) < len(labels) else None
-    right.legend(fontsize=7, title=how_many, **_BESIDE)
     figure.tight_layout()
+    columns = 1 if max(map(len, labels)) > _LONG else 3
+    left.legend(title=how_many or None, ncols=columns, bbox_to_anchor=(-0.1, -0.16), **_BELOW)
     _save(figure, rows, stem)
 
 

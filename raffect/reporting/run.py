@@ -7,24 +7,35 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from raffect.bank.facts import DataFacts
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics.scores import Snapshot
 from raffect.metrics.task_kinds import Kind, kind_of
-from raffect.runs.cross_validation import select_by_cv
 from raffect.runs.folder import RunFolder
+from raffect.runs.main_setting import MainSetting, choose_main_setting
 from raffect.runs.records import STOPPED, HeadRecord, RunRecord
 from raffect.runs.spread import (
+    Difference,
     Spread,
+    difference_of,
+    erm_beside,
     finished,
     group_by_settings,
     is_erm,
     spread,
+    value_text,
     varying,
 )
 
 PAPER_ALPHA = 0.3
+MOST_SETTINGS = 40
+"""Settings of a sweep that tables and pictures show, the main one and plain ERM beside them."""
+
+Heads = Sequence[HeadRecord]
+"""Heads that differ in their seed alone."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +43,20 @@ class Run:
     """A run folder.
 
     Attributes:
+        name: What tells it from other runs of the report.
         folder: The folder.
         record: Versions, machine and facts of the data.
         records: All heads.
         groups: Heads trained to the end, together by settings.
     """
 
+    name: str
     folder: RunFolder
     record: RunRecord
     records: Sequence[HeadRecord]
-    groups: list[list[HeadRecord]] = field(default_factory=list)
+    groups: Sequence[Heads]
+    _spreads: dict[tuple[str, Snapshot], Spread | None] = field(default_factory=dict, repr=False)
+    _differences: dict[tuple[str, str], Difference | None] = field(default_factory=dict, repr=False)
 
     @property
     def data(self) -> DataFacts:
@@ -84,36 +99,106 @@ class Run:
         """Settings, but for the seed, in which its groups differ."""
         return varying(self.groups)
 
+    @property
+    def shown_settings(self) -> list[str]:
+        """Settings that name its groups: those that vary, or else alpha and rho."""
+        return self.varying or ["loss.alpha", "sam.rho"]
+
     @cached_property
-    def headline(self) -> list[HeadRecord]:
-        """Heads of the settings that stand for the run.
+    def main(self) -> MainSetting:
+        """The setting that stands for it."""
+        return choose_main_setting(self.folder, self.groups, self.records)
 
-        Those that cross-validation chose, else the paper's alpha where it is among them, else the
-        first.
+    @cached_property
+    def erm(self) -> Heads | None:
+        """Plain ERM to compare the main setting with: itself, or that beside it, if any."""
+        main = self.main.heads
+        return main if is_erm(main[0].recipe) else erm_beside(main, self.groups)
+
+    @cached_property
+    def shown_groups(self) -> list[Heads]:
+        """Settings to show: all, or of too many those with the highest val-last."""
+        if len(self.groups) <= MOST_SETTINGS:
+            return list(self.groups)
+        ranked = sorted(self.groups, key=lambda heads: -mean_score(heads, "last"))
+        marked = (self.main.heads[0].id, self.erm[0].id if self.erm else "")
+        others = [heads for heads in ranked[MOST_SETTINGS:] if heads[0].id in marked]
+        return ranked[:MOST_SETTINGS] + others
+
+    def spread(self, heads: Heads, snapshot: Snapshot) -> Spread | None:
+        """Mean, spread and interval of a snapshot's score; computed once for each setting."""
+        key = (heads[0].id, snapshot)
+        if key not in self._spreads:
+            self._spreads[key] = spread(self.folder, heads, snapshot)
+        return self._spreads[key]
+
+    def against_erm(self, heads: Heads) -> Difference | None:
+        """Difference of val-last to the plain ERM beside a setting; None without."""
+        erm = erm_beside(heads, self.groups)
+        return self.difference(heads, self, erm) if erm else None
+
+    def difference(self, heads: Heads, other: Run, baseline: Heads) -> Difference | None:
+        """Difference of val-last to heads of a run on equal data; computed once.
+
+        Returns:
+            None without the statistics of all of them.
         """
-        if (best := select_by_cv(self.folder, self.groups, self.records)) is not None:
-            return list(best)
+        key = (heads[0].id, baseline[0].id)
+        if key not in self._differences:
+            first, second = (
+                [run.folder.statistics_of(record, "last") for record in records]
+                for run, records in ((self, heads), (other, baseline))
+            )
+            self._differences[key] = difference_of(first, second, self.kind)
+        return self._differences[key]
 
-        # Nothing was cross-validated
-        at_paper = [group for group in self.groups if _is_at_paper(group[0])]
-        return (at_paper or self.groups)[0]
-
-    def erm(self) -> list[HeadRecord] | None:
-        """Heads of plain empirical risk minimisation, if there are any."""
-        return next((group for group in self.groups if is_erm(group[0].recipe)), None)
-
-    def spread(self, records: Sequence[HeadRecord], snapshot: Snapshot) -> Spread | None:
-        """Mean and spread of a snapshot's score."""
-        return spread(self.folder, records, snapshot)
+    def describe(self, heads: Heads) -> str:
+        """A setting's values, such as ``alpha 0.3, rho 0.05``."""
+        settings = heads[0].settings
+        named = [(short_name(name), settings[name]) for name in self.shown_settings]
+        return ", ".join(f"{name} {value_text(value)}" for name, value in named)
 
 
-def read_run(path: Path) -> Run:
-    """Read a run folder.
+def find_erm(run: Run, runs: Sequence[Run]) -> tuple[Run, Heads] | None:
+    """The plain ERM to compare a run's main setting with, and the run that it is of.
+
+    It is the run's own, or else that of the first of the others on equal data that has one.
+    """
+    alike = [other for other in runs if other.record.fingerprint == run.record.fingerprint]
+    candidates = ((one, one.erm) for one in (run, *alike))
+    return next(((one, heads) for one, heads in candidates if heads is not None), None)
+
+
+def main_against_erm(run: Run, runs: Sequence[Run]) -> Difference | None:
+    """Difference of the main setting's val-last to `find_erm`; None without, and for ERM itself."""
+    found, heads = find_erm(run, runs), run.main.heads
+    if found is None or found[1] is heads:
+        return None
+    return run.difference(heads, *found)
+
+
+def mean_score(heads: Heads, snapshot: Snapshot) -> float:
+    """Mean headline score of a snapshot that every head has; no interval, so at no cost."""
+    return float(np.mean([record.scores[snapshot].headline for record in heads]))
+
+
+def short_name(setting: str) -> str:
+    """``loss.alpha`` -> ``alpha``."""
+    return setting.rpartition(".")[2]
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read run folders.
 
     Raises:
-        RaffectError: If it is not one, or nothing in it is finished.
+        RaffectError: If one is not a run folder, or nothing in it is finished.
     """
-    folder = RunFolder(path.absolute())
+    folders = [path.absolute() for path in paths]
+    return [_read_run(*both) for both in zip(name_runs(folders), folders, strict=True)]
+
+
+def _read_run(name: str, path: Path) -> Run:
+    folder = RunFolder(path)
     record, records = folder.read_run(), folder.read_records()
 
     # Scores are of heads that were trained to the end
@@ -122,8 +207,13 @@ def read_run(path: Path) -> Run:
         raise RaffectError(
             f"{path}: no head is finished; run the same `raffect train` or `raffect tune` again"
         )
-    return Run(folder, record, records, group_by_settings(done))
+    return Run(name, folder, record, records, group_by_settings(done))
 
 
-def _is_at_paper(record: HeadRecord) -> bool:
-    return record.recipe.loss.alpha == PAPER_ALPHA and record.recipe.sam.rho > 0
+def name_runs(paths: Sequence[Path]) -> list[str]:
+    """As much of the end of each path as tells it from the others."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return [str(path) for path in paths]

@@ -19,6 +19,7 @@ from raffect.provenance import describe_run
 from raffect.recipe import PLAIN_ERM
 from raffect.runs.cross_validation import select_by_cv
 from raffect.runs.folder import RunFolder
+from raffect.runs.main_setting import choose_main_setting
 from raffect.runs.metrics_file import HeadScores, Metrics, SettingScores, table
 from raffect.runs.records import STOPPED, HeadRecord
 from raffect.runs.spread import (
@@ -249,7 +250,7 @@ def conclude_sweep(
         names += [name for name in PLAIN_ERM if name in differing and name not in axes]
     rows = [_row(folder, group, names, erm_beside(group, groups)) for group in groups]
 
-    # The best setting, and the one that cross-validation chose
+    # The best setting, the one that cross-validation chose, and the one that stands for the sweep
     best = max(rows, key=lambda row: row.scores["last"].mean)
     by_best = (
         f"highest val-last of {len(rows)} settings, compared on the validation split itself: "
@@ -261,6 +262,9 @@ def conclude_sweep(
         row = _row(folder, selected, names, erm_beside(selected, groups))
         row = replace(row, chosen_by="folds of the training split")
         metrics = replace(metrics, cross_validated=row)
+    main = choose_main_setting(folder, groups, every)
+    row = next(row for row, group in zip(rows, groups, strict=True) if group is main.heads)
+    metrics = replace(metrics, main=replace(row, chosen_by=main.why))
     write_atomic(folder.path / "metrics.json", metrics.to_bytes())
     return SweepResult(
         folder=folder.path, metrics=metrics, records=tuple(records), saved_heads=saved_heads

@@ -91,6 +91,7 @@ class Metrics(Record):
         settings: Scores of each setting; one for a run.
         best: The setting with the highest val-last of a sweep: optimistic.
         cross_validated: The setting that cross-validation chose, without the validation split.
+        main: The setting that stands for a sweep, by the rules of `raffect.runs.main_setting`.
         left_out: Heads that are in no mean, by status.
         heads: Scores of each head, by id.
     """
@@ -102,13 +103,14 @@ class Metrics(Record):
     settings: tuple[SettingScores, ...]
     best: SettingScores | None = None
     cross_validated: SettingScores | None = None
+    main: SettingScores | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     heads: dict[str, HeadScores] = field(default_factory=dict)
 
     @property
     def headline(self) -> SettingScores:
-        """The setting that a report names: cross-validated, else the best, else the only one."""
-        return self.cross_validated or self.best or self.settings[0]
+        """The setting that stands for the run; files older than `main` have the others."""
+        return self.main or self.cross_validated or self.best or self.settings[0]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Any:

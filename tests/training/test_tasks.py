@@ -163,7 +163,7 @@ def test_a_task_that_is_data_alone_is_trained_judged_and_reported(data, tmp_path
     # The report has the task's own names
     assert main(["report", "--runs", str(run)]) == 0
     page = (run / "report.md").read_text()
-    assert f"| {task.name.upper()} | raffect" in page
+    assert f"| {task.name.upper()} | alpha " in page
     assert f"| {kind.part} | {kind.columns[0][0]} |" in page
     assert (run / "plots" / f"run-{kind.parts}.png").exists()
 

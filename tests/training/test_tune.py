@@ -190,8 +190,8 @@ def test_published_scores_stand_beside_aff_wild2_alone(data, tmp_path, capsys):
     (out / "env.json").write_text(json.dumps(env))
     assert main(["report", "--runs", str(out), "--out", str(tmp_path / "report")]) == 0
     report = (tmp_path / "report" / "report.md").read_text()
-    assert "| EXPR | Lin et al. 2024 | unstated | .360 |" in report
-    assert "| EXPR | official baseline (VGG16) | unstated | .250 |" in report
+    assert "| - | EXPR | Lin et al. 2024 | unstated | .360 |" in report
+    assert "| - | EXPR | official baseline (VGG16) | unstated | .250 |" in report
 
 
 @pytest.mark.parametrize(

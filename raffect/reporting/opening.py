@@ -1,0 +1,131 @@
+"""What a report opens with: two sentences a run, what was trained and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raffect.metrics.intervals import Interval
+from raffect.reporting.page import as_text
+from raffect.reporting.run import Run, find_erm, main_against_erm, mean_score, short_name
+from raffect.runs.spread import Difference, Spread, short, signed
+
+
+def opening_lines(runs: Sequence[Run]) -> list[str]:
+    """Two sentences a run, and what a reader of its scores must know beside them."""
+    lines = []
+    for run in runs:
+        sentences = f"{_what_was_trained(run)} {_what_came_out(run, runs)}"
+        lines += [f"**{as_text(run.name)}** {sentences}", ""]
+    remarks = dict.fromkeys(remark for run in runs for remark in _remarks(run))
+    return [*lines, *(f"> {remark}\n" for remark in remarks)]
+
+
+def _what_was_trained(run: Run) -> str:
+    """Heads, task, data and settings in one sentence."""
+    # How many of what, on what
+    data, train = run.data, run.data.splits["train"]
+    heads = plural(sum(map(len, run.groups)), "head")
+    outputs = f"{len(run.task.outputs)} {run.kind.parts}"
+    group_name = as_text(data.group_name)
+    on = f"{train.frames:,} frames of {train.groups:,} {group_name}"
+    sentence = f"trained {heads} for {as_text(run.title)} ({outputs}) on {on}"
+
+    # By setting
+    counts = sorted({len(group) for group in run.groups})
+    seeds = plural(counts[-1], "seed")
+    if len(run.groups) == 1:
+        return f"{sentence}: {seeds} of {as_text(run.describe(run.groups[0]))}."
+    each = f"up to {seeds}" if len(counts) > 1 else seeds
+    differ = enumerate_words([as_text(short_name(name)) for name in run.varying])
+    return f"{sentence}: {len(run.groups):,} settings that differ in {differ}, {each} each."
+
+
+def _what_came_out(run: Run, runs: Sequence[Run]) -> str:
+    """The score of the main setting, with its interval, against plain ERM and chance."""
+    # The score
+    found, main = run.spread(run.main.heads, "last"), run.main
+    assert found is not None  # every finished head has one
+    validation = run.data.splits["validation"]
+    groups = f"{validation.groups:,} other {as_text(run.data.group_name)}"
+    setting = as_text(run.describe(main.heads))
+    which = (
+        f"its main setting, {setting} ({main.why}), reaches"
+        if main.rule != "only"
+        else "it reaches"
+    )
+    score = f"{run.kind.title} **{short(found.mean)}**{_interval_text(found)} after the last epoch"
+    start = f"On {validation.frames:,} frames of {groups} {which} {score}"
+
+    # What it is compared with
+    chance = main.heads[0].chance
+    by_chance = compare(found.mean - chance.level, found.interval_95, chance.level)
+    against = f"{by_chance} chance ({short(chance.level)}, {as_text(chance.name)})"
+    if (erm := find_erm(run, runs)) is None:
+        return f"{start}, {against}; plain ERM was not trained beside it."
+    whose, heads = erm
+    if heads is main.heads:
+        return f"{start}, {against}; it is plain ERM itself."
+    baseline, difference = mean_score(heads, "last"), main_against_erm(run, runs)
+    name = "plain ERM" if whose is run else f"plain ERM of {as_text(whose.name)}"
+    by_erm = compare(found.mean - baseline, difference.interval_95 if difference else None)
+    facts = f"{short(baseline)}; {difference_text(difference)}" if difference else short(baseline)
+    return f"{start}, {by_erm} {name} ({facts}) and {against}."
+
+
+def difference_text(difference: Difference) -> str:
+    """``difference -.009, 95 % interval -.047 to +.029``."""
+    text = f"difference {signed(difference.mean)}"
+    if difference.interval_95 is None:
+        return text
+    low, high = difference.interval_95
+    return f"{text}, 95 % interval {signed(low)} to {signed(high)}"
+
+
+def _interval_text(found: Spread) -> str:
+    if found.interval_95 is None:
+        return ""
+    low, high = found.interval_95
+    return f" (95 % interval {short(low)} to {short(high)}, over {as_text(found.group_name)})"
+
+
+def _remarks(run: Run) -> list[str]:
+    """Absent classes, and frames without an image: both change what a score means."""
+    texts = [as_text(line) for line in run.data.missing_lines()]
+    score = run.main.heads[0].scores["last"]
+    if score.absent:
+        names = enumerate_words([as_text(run.task.describe(name)) for name in score.absent])
+        what = "have no frame" if len(score.absent) > 1 else "has no frame"
+        present = len(score.outputs) - len(score.absent)
+        others = short(score.over_present(mean_score(run.main.heads, "last")))
+        texts.append(
+            f"{as_text(run.title)}: {names} {what} in the validation split, which counts as 0 in "
+            f"{run.kind.title}; over the {present} {run.kind.parts} that occur, the main setting "
+            f"has {others}."
+        )
+    return texts
+
+
+def compare(difference: float, interval: Interval | None, level: float = 0.0) -> str:
+    """Whether a score is above or below another one, and whether that is clear.
+
+    Args:
+        difference: To the other score.
+        interval: Of the score or the difference.
+        level: Where in the interval both scores would be equal.
+    """
+    if round(difference, 3) == 0:
+        return "equal to"
+    word = "above" if difference > 0 else "below"
+    is_clear = interval is None or not interval[0] <= level <= interval[1]
+    return word if is_clear else f"not clearly {word}"
+
+
+def plural(count: int, word: str) -> str:
+    """``1 head``, ``1,200 heads``."""
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
+
+
+def enumerate_words(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last

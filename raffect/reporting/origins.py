@@ -1,0 +1,56 @@
+"""What was run: the command of each run, and facts of its heads, data and versions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from raffect.progress import format_seconds
+from raffect.reporting.page import as_code, as_text
+from raffect.reporting.run import Run
+
+
+def origin_lines(runs: Sequence[Run]) -> list[str]:
+    """The command of each run, and facts about it."""
+    lines = []
+    for run in runs:
+        made = run.record.run
+        command, where = as_code(made.command_line(run.record.command)), as_code(made.folder)
+        lines.append(f"- **{as_text(run.name)}**: {command} in {where}")
+        lines += [f"  - {as_text(line)}" for line in _facts(run)]
+    return lines
+
+
+def _facts(run: Run) -> list[str]:
+    """Heads, data, encoder and versions of a run, a line each."""
+    # Heads; those of one batch share its wall time
+    trained = [record.trained_by for record in run.records]
+    batches = {(part.wall_s, part.batch_of_heads) for part in trained}
+    seconds = format_seconds(sum(wall_s for wall_s, _ in batches))
+    counts = Counter(record.status for record in run.records)
+    statuses = ("done", "diverged", "stopped", "running")
+    by_status = ", ".join(f"{counts[name]} {name}" for name in statuses if counts[name])
+
+    # Data and encoder
+    data = run.data
+    splits = [
+        f"{name} {split.frames:,} frames of {split.groups} {data.group_name}"
+        for name, split in data.splits.items()
+    ]
+    encoders = [
+        f"{encoder.model}, weights {encoder.weights} ({encoder.weights_sha256[:12]})"
+        for encoder in data.encoders
+    ]
+
+    # Versions; a run that went on may have been trained by several commits
+    made, versions = run.record.run, run.record.run.versions
+    commits = sorted({str(part.git_commit or "unknown")[:20] for part in trained})
+    return [
+        f"{len(trained)} heads ({by_status}), {seconds} of training, batches added up, "
+        f"on {trained[0].device}",
+        f"{', '.join(splits)}; edition {data.edition!r}",
+        f"encoder {' and '.join(encoders)}, bank {data.bank_digest[:12]}, "
+        f"labels {data.labels_sha256[:12]}",
+        f"raffect {versions['raffect']}, commit {', '.join(commits)}, "
+        f"torch {versions['torch']}, Python {versions['python']}, {made.time}",
+    ]

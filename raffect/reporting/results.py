@@ -1,0 +1,127 @@
+"""Tables of scores: all runs together, and the settings of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from raffect.metrics.scores import SNAPSHOTS
+from raffect.reporting.page import as_text
+from raffect.reporting.run import Run, main_against_erm, mean_score
+from raffect.runs.main_setting import BRIEFLY
+from raffect.runs.spread import NAMES, Difference, Spread, is_erm, short, signed
+
+AGAINST_ERM = "against plain ERM"
+"""Column of differences."""
+
+
+def table_of(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, and an empty line."""
+    cells = [f"| {' | '.join(row)} |" for row in (titles, *rows)]
+    return [cells[0], "|---" * len(titles) + "|", *cells[1:], ""]
+
+
+def results_table(runs: Sequence[Run]) -> list[str]:
+    """Scores of each run's main setting beside plain ERM, the chance level and published scores.
+
+    Published scores are there where the data are Aff-Wild2 itself. Runs on equal data share the
+    rows that do not depend on heads.
+    """
+    # Runs on equal data stand together
+    by_data: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        by_data.setdefault((run.title, run.record.fingerprint), []).append(run)
+
+    title = " / ".join(dict.fromkeys(run.kind.title for run in runs))
+    groups = " / ".join(dict.fromkeys(as_text(run.data.group_name) for run in runs))
+    titles = ["run", "task", "method", "epoch", title, "± sd (seeds)", f"95 % over {groups}"]
+    titles.append(AGAINST_ERM)
+    rows = []
+    for alike in by_data.values():
+        rows += [row for run in alike for row in _rows_of_heads(run, runs)]
+        others = [tuple(row) for run in alike for row in _rows_of_others(run)]
+        rows += map(list, dict.fromkeys(others))
+    return table_of(titles, rows)
+
+
+def _rows_of_heads(run: Run, runs: Sequence[Run]) -> list[list[str]]:
+    """The main setting by snapshot, then plain ERM."""
+    main, mark = run.main, as_text(run.data.incomplete_mark)
+    why = f" ({BRIEFLY[main.rule]})" if main.rule != "only" else ""
+    start, rows = [as_text(run.name), as_text(run.title)], []
+    for name in SNAPSHOTS:
+        if found := run.spread(main.heads, name):
+            method = f"{as_text(run.describe(main.heads))}{why}{mark}"
+            erm = main_against_erm(run, runs) if name == "last" else None
+            rows.append([*start, method, NAMES[name], *cells_of(found), difference_cell(erm)])
+    if run.erm and run.erm is not main.heads and (found := run.spread(run.erm, "last")):
+        rows.append([*start, f"plain ERM{mark}", NAMES["last"], *cells_of(found), "-"])
+    return rows
+
+
+def _rows_of_others(run: Run) -> list[list[str]]:
+    """The chance level, then published scores."""
+    chance = run.main.heads[0].chance
+    others = [(f"chance (majority): {as_text(chance.answer)}", "-", chance.majority)]
+    if chance.prior is not None:
+        others.append(("chance (prior): guesses by the class shares", "-", chance.prior))
+    others += [(as_text(name), "unstated", value) for name, value in run.data.published.items()]
+    task = as_text(run.title)
+    return [["-", task, name, epoch, short(score), *"---"] for name, epoch, score in others]
+
+
+def cells_of(found: Spread) -> list[str]:
+    """Mean, spread over seeds and interval over videos as three cells of a table."""
+    sd = f"± {short(found.sd)} ({found.heads})" if found.sd is not None else "one seed"
+    low, high = found.interval_95 or (None, None)
+    interval = f"[{short(low)}, {short(high)}]" if found.interval_95 else "-"
+    return [short(found.mean), sd, interval]
+
+
+def difference_cell(found: Difference | None) -> str:
+    """``-.009 [-.047, +.029]``, or a dash."""
+    if found is None:
+        return "-"
+    interval = found.interval_95
+    ends = f" [{', '.join(map(signed, interval))}]" if interval else ""
+    return signed(found.mean) + ends
+
+
+def settings_table(run: Run) -> list[str]:
+    """A row for each setting that is shown."""
+    titles = ["setting", "val-last", "± sd (seeds)", f"95 % over {as_text(run.data.group_name)}"]
+    has_erm = any(is_erm(heads[0].recipe) for heads in run.groups)
+    titles += [AGAINST_ERM] if has_erm else []
+    titles += ["val-best", "val-cv"] if run.has_folds else ["val-best"]
+    rows = []
+    for heads in run.shown_groups:
+        marks = ["main setting"] if heads is run.main.heads else []
+        marks += ["plain ERM"] if is_erm(heads[0].recipe) else []
+        about = f" ({', '.join(marks)})" if marks else ""
+        last = run.spread(heads, "last")
+        assert last is not None  # every finished head has it
+        setting = as_text(run.describe(heads)) + about + as_text(run.data.incomplete_mark)
+        row = [setting, *cells_of(last)]
+        row += [difference_cell(run.against_erm(heads))] if has_erm else []
+        row.append(short(mean_score(heads, "best")))
+        has_cv = all("cv" in record.scores for record in heads)
+        row += [short(mean_score(heads, "cv") if has_cv else None)] if run.has_folds else []
+        rows.append(row)
+    return table_of(titles, rows)
+
+
+def settings_rows(run: Run) -> list[dict[str, Any]]:
+    """A row for every setting: its values, mean and standard deviation of its scores, heads."""
+    rows = []
+    for heads in run.groups:
+        row = {name: heads[0].settings[name] for name in run.shown_settings}
+        for snapshot in SNAPSHOTS:
+            found = [
+                record.scores[snapshot].headline for record in heads if snapshot in record.scores
+            ]
+            row[NAMES[snapshot]] = float(np.mean(found)) if found else None
+            row[f"{NAMES[snapshot]} sd"] = float(np.std(found, ddof=1)) if len(found) > 1 else None
+        rows.append(row | {"heads": len(heads), "main setting": heads is run.main.heads})
+    return rows

@@ -1,0 +1,246 @@
+"""The part of a report on one run: pictures and tables of its settings and its main setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raffect.reporting import figures
+from raffect.reporting.opening import enumerate_words, plural
+from raffect.reporting.page import as_link, as_text
+from raffect.reporting.results import settings_rows, settings_table, table_of
+from raffect.reporting.run import MOST_SETTINGS, Run, mean_score
+from raffect.reporting.videos import group_rows, groups_table
+from raffect.runs.spread import NAMES, short
+from raffect.storage.tables import write_csv
+
+_ALPHAS_WITHOUT_AN_AXIS = 2
+_OPTIMISTIC = (
+    "A setting chosen by these scores is as optimistic as val-best: they are of the validation "
+    "split itself."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures and tables of one run.
+
+    Attributes:
+        run: The run.
+        plots: Folder of pictures and tables.
+        stem: How their names begin.
+        pictures: Pictures that were drawn, by address.
+        files: Addresses of the CSV files that were written.
+    """
+
+    run: Run
+    plots: Path
+    stem: str
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Markdown; pictures and files are written meanwhile."""
+        run = self.run
+        seeds = enumerate_words(
+            [str(seed) for seed in sorted(record.recipe.seed for record in run.main.heads)]
+        )
+        heads = f"{plural(len(run.main.heads), 'head')}, {_seeds_word(run)} {seeds}"
+        about = f"{as_text(run.describe(run.main.heads))}: {run.main.why}"
+        return [
+            f"## {as_text(run.title)}: {as_text(run.name)}",
+            "",
+            f"Main setting: **{about}** ({heads}). "
+            "Unless a table or picture names other settings, it is of these heads after their "
+            "last epoch (val-last), mean over seeds.",
+            "",
+            *self._settings(),
+            *self._outputs(),
+            *self._confusion(),
+            *self._groups(),
+            *self._curves(),
+        ]
+
+    def _path(self, what: str, suffix: str = "") -> Path:
+        return self.plots / f"{self.stem}-{what}{suffix}"
+
+    def _link(self, what: str, text: str = "Numbers") -> list[str]:
+        """A line with a link to a CSV that was just written."""
+        self.files.append(f"plots/{self.stem}-{what}.csv")
+        return [f"{text}: {as_link(self.files[-1])}", ""]
+
+    def _show(self, what: str, text: str) -> list[str]:
+        """Lines that show the picture of `_path`, which was just drawn."""
+        address = f"plots/{self.stem}-{what}.png"
+        self.pictures[address] = self._path(what, ".png").read_bytes()
+        return [f"![{text}]({address})", "", *self._link(what)]
+
+    def _settings(self) -> list[str]:
+        """Figure 2 where alpha is an axis, else scores by settings; empty for one setting."""
+        run = self.run
+        if len(run.groups) == 1:
+            return []
+
+        # Alpha is an axis if there are more values than ERM's and one other
+        rows, references = _alpha_rows(run)
+        alphas = {row["alpha"] for row in rows}
+        alphas |= {run.erm[0].recipe.loss.alpha} if run.erm else set()
+        if len(alphas) > _ALPHAS_WITHOUT_AN_AXIS:
+            title = f"{run.title} {run.kind.title} against alpha{run.mark}"
+            figures.draw_alpha(rows, references, title, run.kind, self._path("alpha"))
+            shown = self._show("alpha", f"{run.kind.title} against alpha")
+            lines = ["### Settings (the paper's Figure 2)", "", *shown]
+        else:
+            title = f"{run.title} by settings{run.mark}"
+            figures.draw_scores(_score_rows(run), title, run.kind, self._path("by-setting"))
+            shown = self._show("by-setting", f"{run.kind.title} by setting")
+            lines = ["### Settings", "", *shown]
+
+        # All of them as a table, or of very many the best
+        write_csv(self._path("settings", ".csv"), settings_rows(run))
+        left_out = len(run.groups) - len(run.shown_groups)
+        few = f"The {MOST_SETTINGS} settings with the highest val-last of {len(run.groups):,}. "
+        meaning = (few if left_out else "") + _OPTIMISTIC
+        link = self._link("settings", "All settings")
+        return [*lines, *settings_table(run), meaning, "", *link]
+
+    def _about(self) -> str:
+        heads = self.run.main.heads
+        return f"{self.run.describe(heads)}, last epoch, {plural(len(heads), 'seed')}"
+
+    def _outputs(self) -> list[str]:
+        """Scores of each class, label or value."""
+        run, kind = self.run, self.run.kind
+        main, rows = kind.columns[0][0], _output_rows(run)
+        title = f"{run.title} {main} by {kind.part}: {self._about()}{run.mark}"
+        figures.draw_outputs(rows, title, kind, self._path(kind.parts))
+        return [
+            f"### {kind.parts.capitalize()}",
+            "",
+            *self._show(kind.parts, f"{main} by {kind.part}"),
+            *_output_table(rows, run),
+        ]
+
+    def _confusion(self) -> list[str]:
+        """The confusion matrix of classes; empty for other kinds of tasks."""
+        run = self.run
+        found = [record.scores["last"].confusion for record in run.main.heads]
+        matrices = [np.array(matrix) for matrix in found if matrix is not None]
+        if not matrices:
+            return []
+        names, path = run.task.outputs, self._path("confusion")
+        title = f"{run.title} confusion: {self._about()}{run.mark}"
+        figures.draw_confusion(np.array(matrices), names, title, path)
+        text = (
+            "Each row is one true class, and each cell the share of its frames that were predicted "
+            "as the column's class; the CSV counts frames, added over seeds."
+        )
+        return ["### Confusion", "", text, "", *self._show("confusion", "confusion matrix")]
+
+    def _groups(self) -> list[str]:
+        """The videos that cost the most; empty without their statistics."""
+        if not (rows := group_rows(self.run)):
+            return []
+        write_csv(self._path("groups", ".csv"), rows)
+        name = as_text(self.run.data.group_name)
+        link = self._link("groups", f"All {name}")
+        return [f"### {name.capitalize()}", "", *groups_table(self.run, rows), *link]
+
+    def _curves(self) -> list[str]:
+        run = self.run
+        title = f"{run.title} learning curves, mean over seeds{run.mark}"
+        rows, how_many = _curve_rows(run)
+        figures.draw_curves(rows, title, how_many, run.kind, self._path("curves"))
+        return ["### Learning curves", "", *self._show("curves", "learning curves")]
+
+
+def _seeds_word(run: Run) -> str:
+    return "seeds" if len(run.main.heads) > 1 else "seed"
+
+
+def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows and horizontal lines of Figure 2.
+
+    A row is a head and one of its scores; all heads have the main setting's other values.
+    """
+    # Heads that differ in alpha and seed alone
+    reference, key = run.main.heads[0].settings, run.kind.key
+    others = [name for name in reference if name not in ("seed", "loss.alpha")]
+    alike = [
+        record
+        for heads in run.groups
+        if all(heads[0].settings[name] == reference[name] for name in others)
+        for record in heads
+    ]
+    rows = [
+        {
+            "alpha": record.recipe.loss.alpha,
+            "seed": record.recipe.seed,
+            "score": NAMES[name],
+            key: record.scores[name].headline,
+            "epoch": record.scores[name].epoch,
+        }
+        for name in ("last", "best")
+        for record in alike
+    ]
+
+    # ERM and the chance level
+    lines = {"plain ERM (val-last)": mean_score(run.erm, "last")} if run.erm else {}
+    chance = alike[0].chance
+    return rows, lines | {f"chance ({chance.name})": chance.level}
+
+
+def _score_rows(run: Run) -> list[dict[str, Any]]:
+    """A row a setting: mean and standard deviation of its score at the last epoch."""
+    found = [(heads, run.spread(heads, "last")) for heads in run.shown_groups]
+    return [
+        {"label": run.describe(heads), run.kind.key: value.mean, "sd": value.sd}
+        for heads, value in found
+        if value
+    ]
+
+
+def _output_rows(run: Run) -> list[dict[str, Any]]:
+    """A row a class, label or value: each score's mean over seeds, the first one's sd, frames."""
+    outputs = [record.scores["last"].outputs for record in run.main.heads]
+    *scores, (_, frames) = run.kind.columns
+    rows = []
+    for name in outputs[0]:
+        values = {key: [part[name][key] for part in outputs] for _, key in scores}
+        first = values[scores[0][1]]
+        sd = float(np.std(first, ddof=1)) if len(outputs) > 1 else None
+        means = {key: float(np.mean(found)) for key, found in values.items()}
+        rows.append({"name": name, **means, "sd": sd, "frames": outputs[0][name][frames]})
+    return rows
+
+
+def _output_table(rows: Sequence[dict[str, Any]], run: Run) -> list[str]:
+    """The same rows as a table; one without a frame has no scores."""
+    (first, key), *others, _ = run.kind.columns
+    titles = [run.kind.part, first, "± sd", *(title for title, _ in others), "frames"]
+    cells = []
+    for row in rows:
+        keys = (key, "sd", *(other for _, other in others))
+        scores = [short(row[name]) if row["frames"] else "-" for name in keys]
+        frames = f"{row['frames']:,}" if row["frames"] else "none"
+        cells.append([as_text(run.task.describe(row["name"])), *scores, frames])
+    return table_of(titles, cells)
+
+
+def _curve_rows(run: Run) -> tuple[list[dict[str, Any]], str]:
+    """A row a setting and epoch, and what they are if not all settings: mean over seeds."""
+    # Of many settings, some at equal distances
+    count = min(len(run.shown_groups), figures.MOST_CURVES)
+    places = np.linspace(0, len(run.shown_groups) - 1, count).round().astype(int)
+    rows, score_name = [], run.kind.curve_key
+    for heads in (run.shown_groups[place] for place in places):
+        label = run.describe(heads)
+        losses = np.mean([record.curve.train_loss for record in heads], 0)
+        scores = np.mean([record.curve.validation for record in heads], 0)
+        for k, (loss, score) in enumerate(zip(losses.tolist(), scores.tolist(), strict=True)):
+            rows.append({"label": label, "epoch": k + 1, "train_loss": loss, score_name: score})
+    return rows, f"{count} of {len(run.groups)} settings" if count < len(run.groups) else ""

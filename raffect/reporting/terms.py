@@ -1,0 +1,71 @@
+"""What the words of a report mean, each explained where it first stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from raffect.metrics.task_kinds import KINDS, ScoredByF1
+from raffect.reporting.results import AGAINST_ERM
+from raffect.reporting.run import Run, short_name
+from raffect.runs.spread import CHOICE, NAMES, how_chosen
+
+_MACRO_F1, _CCC = ScoredByF1.title, KINDS["regression"].title
+_MEANINGS = {
+    "head": "a small network on top of a frozen encoder's features; a run trains one a seed "
+    "and setting.",
+    _MACRO_F1: "F1 is the harmonic mean of precision (right among those predicted) and recall "
+    "(found among those true); its plain mean over all classes or labels counts a rare one as "
+    "much as a frequent one. 1 is perfect.",
+    _CCC: "concordance correlation of predictions and labels, mean over all values: 1 is perfect "
+    "agreement, 0 none; a wrong scale or offset lowers it.",
+    "alpha": "conditional value at risk (CVaR): training averages the worst alpha share of each "
+    "batch's losses alone; alpha 1 averages all of them.",
+    "rho": "sharpness-aware minimisation (SAM): the gradient of each step is taken rho further "
+    "uphill, which favours flat minima; rho 0 is plain training.",
+    "plain ERM": "empirical risk minimisation, the baseline: the mean of all losses, without "
+    "CVaR, SAM, class weights or logit adjustment.",
+    "95 % interval": "where the score might lie for other videos (or subjects) of the same kind, "
+    "estimated from how it differs between those that were judged; it knows nothing of other data "
+    "sets. There is none for a single video.",
+    "chance": "the best that a predictor scores which never looks at a frame: one constant answer "
+    "(majority), or guesses by the class shares (prior).",
+    "± sd (seeds)": "standard deviation over heads that differ in their seed alone, and how many "
+    "there are.",
+    AGAINST_ERM: "difference of val-last to plain ERM with the same other settings, and "
+    "its 95 % interval, paired by video.",
+}
+
+
+class Terms:
+    """Explains every term once."""
+
+    def __init__(self) -> None:
+        self._explained: set[str] = set()
+
+    def explain(self, meanings: Iterable[tuple[str, str]]) -> list[str]:
+        """Lines of Markdown for those that were not explained before."""
+        new = [(name, text) for name, text in meanings if name + text not in self._explained]
+        self._explained |= {name + text for name, text in new}
+        lines = [f"- **{name}**: {text}" for name, text in new]
+        return [*lines, ""] if lines else []
+
+
+def terms_of_opening(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Terms of the sentences that a report opens with."""
+    titles = dict.fromkeys(run.kind.title for run in runs)
+    names = dict.fromkeys(short_name(name) for run in runs for name in run.shown_settings)
+    others = ("95 % interval", "plain ERM", "chance")
+    wanted = ("head", *names, *titles, *others)
+    return [(name, _MEANINGS[name]) for name in wanted if name in _MEANINGS]
+
+
+def terms_of_results(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Terms of the table of results: how each epoch was chosen, and the spread over seeds."""
+    found = [
+        (NAMES[snapshot], how_chosen(snapshot, run.has_stopped))
+        for snapshot in CHOICE
+        for run in runs
+        if snapshot in run.main.heads[0].scores
+    ]
+    chosen = [(name, f"{text}.") for name, text in dict.fromkeys(found)]
+    return [*chosen, *((name, _MEANINGS[name]) for name in ("± sd (seeds)", AGAINST_ERM))]
