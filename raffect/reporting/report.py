@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from raffect.bank.facts import DRAWN_CAVEAT
 from raffect.progress import format_seconds
 from raffect.reporting import figures
 from raffect.reporting.page import as_code, as_text, to_html
@@ -24,7 +25,7 @@ from raffect.runs.spread import CHOICE, NAMES, Spread, how_chosen, short, value_
 from raffect.storage.atomic import write_atomic
 
 _ALPHAS_WITHOUT_AN_AXIS = 2
-_CAVEAT_MEANS = "these scores say nothing about photographs of people."
+_DRAWN_MEANS = ": these scores say nothing about photographs of people."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,8 +343,9 @@ def _cells(found: Spread) -> str:
 
 def _caveat_lines(runs: Sequence[Run]) -> list[str]:
     """What no score below may be taken for, in quotation blocks."""
-    caveats = sorted({run.data.caveat for run in runs if run.data.caveat})
-    lines = [f"> **{as_text('; '.join(caveats))}**: {_CAVEAT_MEANS}", ""] if caveats else []
+    caveats = sorted({caveat for run in runs for caveat in run.data.caveats})
+    means = _DRAWN_MEANS if DRAWN_CAVEAT in caveats else ""
+    lines = [f"> **{as_text('; '.join(caveats))}**{means}", ""] if caveats else []
     marks = sorted({mark for run in runs if (mark := run.data.incomplete_mark.strip())})
     return [*lines, *(line for mark in marks for line in (f"> **{as_text(mark)}**", ""))]
 
