@@ -29,7 +29,8 @@ def join_caveats(encoder: str, synthetic: bool) -> str:
         encoder: The caveat of the encoder; empty for pretrained weights.
         synthetic: Whether raffect drew every image.
     """
-    return _BETWEEN.join(part for part in (encoder, DRAWN_CAVEAT * synthetic) if part)
+    images = DRAWN_CAVEAT if synthetic else ""
+    return _BETWEEN.join(part for part in (encoder, images) if part)
 
 
 @dataclass(frozen=True, kw_only=True)

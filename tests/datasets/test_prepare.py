@@ -1,6 +1,7 @@
 """Preparation: counts agree with a plain loop over files, and all that is missing is named."""
 
 import csv
+import itertools
 import os
 import shutil
 
@@ -90,12 +91,12 @@ def test_missing_videos_wrong_lines_and_images_beyond_the_last_line_are_named(tm
     assert not is_synthetic_manifest(manifest)
 
 
-def annotate(folder, counts, lines=["1"]):
+def annotate(folder, counts, lines=("1",)):
     """EXPR validation files: video -> number of lines, which repeat ``lines``."""
     folder = folder / "EXPR_Recognition_Challenge" / "Validation_Set"
     folder.mkdir(parents=True)
     for video, count in counts.items():
-        found = (lines * (count // len(lines) + 1))[:count]
+        found = itertools.islice(itertools.cycle(lines), count)
         (folder / f"{video}.txt").write_text("\n".join([HEADERS[EXPR], *found]) + "\n")
     return folder
 
@@ -120,10 +121,9 @@ def test_a_complete_copys_counts_stand_beside_aff_wild2s_own_annotations(tmp_pat
 
 def test_no_complete_copys_counts_stand_beside_other_data(tree, tmp_path):
     annotate(tmp_path / "labels", {f"v{k:02d}": 100 for k in range(70)})
-    images, labels = one_image(tmp_path / "images"), tmp_path / "labels"
-    faces, drawn = (tree / "cropped_aligned",), tree / EDITION
-    for images, annotations in (((images,), labels), (faces, drawn)):
-        config = PrepareConfig(images=images, annotations=annotations, out=tmp_path / "out")
+    few = (one_image(tmp_path / "images"), tmp_path / "labels")
+    for images, annotations in (few, (tree / "cropped_aligned", tree / EDITION)):
+        config = PrepareConfig(images=(images,), annotations=annotations, out=tmp_path / "out")
         assert "complete copy" not in "\n".join(prepare(config).lines())
 
 

@@ -82,7 +82,6 @@ def test_the_layout_is_the_real_one_with_its_irregularities(tree):
     assert lines - frames_of(listing.table), "lines without an image"
 
 
-
 @pytest.mark.parametrize("list_files", [list_images, list_pictures])
 def test_every_picture_of_a_drawn_data_set_is_known_as_drawn(tree, list_files):
     for root in (tree, tree / "cropped_aligned"):

@@ -131,16 +131,18 @@ def _require_common(
     """
     if any(part.without_image < part.lines for part in coverage):
         return
-    image, line = (
-        next((f"{row['video']}/{row['frame']:05d}" for row in table.slice(0, 1).to_pylist()), "none")
-        for table in (listing.table, next(iter(annotations.tables.values())))
-    )
+    image, line = map(_first_frame, (listing.table, next(iter(annotations.tables.values()))))
     images = " ".join(map(str, config.images))
     raise RaffectError(
         f"--images {images}: no frame of it is in --annotations {config.annotations} (first image "
         f"{image}, first annotated frame {line}); give folders that are named as the annotation "
         "files are"
     )
+
+
+def _first_frame(table: pa.Table) -> str:
+    rows = table.select(["video", "frame"]).slice(0, 1).to_pylist()
+    return f"{rows[0]['video']}/{rows[0]['frame']:05d}" if rows else "none"
 
 
 def measure(task: Task, split: str, labels: pa.Table, manifest: pa.Table) -> Coverage:

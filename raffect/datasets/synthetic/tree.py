@@ -276,15 +276,15 @@ def count_drawn(table: pa.Table) -> int:
     Raises:
         RaffectError: If the marker of a drawn data set is damaged.
     """
-    count, roots = 0, table["root"].cast(pa.string())
-    for root in map(Path, roots.unique().to_pylist()):
+    count = 0
+    for root in map(Path, table["root"].unique().to_pylist()):
         # The drawn data set is the root, or a folder above it.
         folders = (root, *list(root.parents)[:2])
         tree = next((folder for folder in folders if (folder / MARKER).is_file()), None)
         if tree is not None:
             lengths, below = _read_lengths(tree), root.relative_to(tree)
-            paths = table["path"].filter(pc.equal(roots, str(root))).to_pylist()
-            count += sum(_is_drawn(below / path, lengths) for path in paths)
+            rows = table.filter(pc.field("root").cast(pa.string()) == str(root))
+            count += sum(_is_drawn(below / path, lengths) for path in rows["path"].to_pylist())
     return count
 
 
