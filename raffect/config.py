@@ -541,8 +541,8 @@ class EvaluateConfig:
     labels: Path
     """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
     split: Literal["train", "validation", "test"] = "validation"
-    """Frames to score on; test where the labels have such a split (`raffect prepare --dataset table`
-    or folder, `raffect bank import`)."""
+    """Frames to score on; test where the labels have such a split, as those of a table, a folder or
+    `raffect bank import` may."""
     epoch: Literal["last", "best", "cv"] = "last"
     """Which snapshot of each head: last epoch, best on validation, or the cross-validated epoch."""
     allow_incomplete: bool = False

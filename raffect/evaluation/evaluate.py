@@ -329,7 +329,7 @@ def _describe(
 
     # All heads together
     known = (dataset.facts, *(card.data for card in cards))
-    caveats = {caveat for facts in known for caveat in facts.caveats}
+    caveats = dict.fromkeys(caveat for facts in known for caveat in facts.caveats)
     return Evaluation(
         run=describe_run(),
         data=dataset.facts,
@@ -338,7 +338,7 @@ def _describe(
         chance=kind.chance(statistics[0].sum(0), task),
         heads=heads,
         settings=_by_settings(heads, statistics, cards[0].snapshot, dataset),
-        caveats=tuple(sorted(caveats)),
+        caveats=tuple(caveats),
     )
 
 

@@ -343,7 +343,7 @@ def _cells(found: Spread) -> str:
 
 def _caveat_lines(runs: Sequence[Run]) -> list[str]:
     """What no score below may be taken for, in quotation blocks."""
-    caveats = sorted({caveat for run in runs for caveat in run.data.caveats})
+    caveats = list(dict.fromkeys(caveat for run in runs for caveat in run.data.caveats))
     means = _DRAWN_MEANS if DRAWN_CAVEAT in caveats else ""
     lines = [f"> **{as_text('; '.join(caveats))}**{means}", ""] if caveats else []
     marks = sorted({mark for run in runs if (mark := run.data.incomplete_mark.strip())})

@@ -1,4 +1,4 @@
-"""`raffect bank`: info, rejects, verify, export, import, and docs/bank.md's one-liners as they are."""
+"""`raffect bank`: all its commands, and the one-liners of docs/bank.md as they are."""
 
 import csv
 import json
@@ -70,6 +70,18 @@ def test_verify_exits_one_until_the_bank_is_whole_again(bank, capsys):
     assert "withdrawn" in capsys.readouterr().out
     fill_bank(bank.path, MANIFEST, rejects={1: {3: "empty file"}})
     assert main(["bank", "verify", "--bank", str(bank.path)]) == 0
+
+
+def test_a_manifest_is_given_by_its_folder_too(bank, tmp_path, capsys):
+    write_manifest(make_manifest({"a": 20}), tmp_path / "data" / "manifest.parquet", False)
+    words = ["bank", "verify", "--bank", str(bank.path), "--manifest"]
+    for manifest in (tmp_path / "data", tmp_path / "data" / "manifest.parquet"):
+        assert main([*words, str(manifest)]) == 1
+        assert "problem: " in capsys.readouterr().out
+    write_manifest(MANIFEST, tmp_path / "data" / "manifest.parquet", False)
+    assert main([*words, str(tmp_path / "data")]) == 0
+    assert main([*words, str(tmp_path)]) == 2
+    assert f"{tmp_path}/manifest.parquet: no such manifest" in capsys.readouterr().err
 
 
 def test_exports_hold_every_row_once(bank, tmp_path):

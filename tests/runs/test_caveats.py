@@ -60,9 +60,9 @@ def test_scores_of_drawn_faces_say_both(drawn, capsys):
     assert main(["evaluate", "--run", str(drawn / "expr"), *data(drawn)]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = [line for line in lines if line.startswith("caveat")]
-    assert found == ["caveat: drawn faces", f"caveat: {EMBEDDED_CAVEAT}"]
+    assert found == [f"caveat: {EMBEDDED_CAVEAT}", "caveat: drawn faces"]
     page = "\n".join(_caveat_lines([read_run(drawn / "expr")]))
-    assert f"> **drawn faces; {EMBEDDED_CAVEAT}**: these scores say nothing about photo" in page
+    assert f"> **{EMBEDDED_CAVEAT}; drawn faces**: these scores say nothing about photo" in page
 
 
 def test_heads_of_drawn_faces_judged_on_photographs_say_each_caveat_once(
@@ -72,7 +72,7 @@ def test_heads_of_drawn_faces_judged_on_photographs_say_each_caveat_once(
     assert main(["evaluate", "--run", str(photographs / "expr"), *data(photographs)]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = [line for line in lines if line.startswith("caveat")]
-    assert found == ["caveat: drawn faces", f"caveat: {EMBEDDED_CAVEAT}"]
+    assert found == [f"caveat: {EMBEDDED_CAVEAT}", "caveat: drawn faces"]
 
 
 def test_drawn_faces_need_no_caveat_of_the_encoder(tmp_path):

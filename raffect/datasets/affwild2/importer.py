@@ -263,7 +263,7 @@ def _share_lines(part: Coverage, with_complete: bool) -> list[str]:
         means = ", ".join(f"{name} {value:+.3f}" for name, value in shares.items())
         return [f"{title}: {means}", ""]
     here = [f"{value:,}" if isinstance(value, int) else f"{value:.3f}" for value in shares.values()]
-    rows = [(title, list(shares)), ("  here", here)]
+    rows = [(title, list(shares)), ("  here" if with_complete else "", here)]
     if with_complete and part.split in (complete := COMPLETE[part.task].shares):
         rows.append(("  complete copy", list(complete[part.split])))
     return [f"{name:17}" + "".join(f"{cell:>11}" for cell in row) for name, row in rows] + [""]
