@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from raffect.bank.format import Bank
     from raffect.bank.inspect import BankFacts, count_videos, describe_bank
     from raffect.bank.records import Identity
+    from raffect.bank.rejects import RejectList, list_rejects
     from raffect.bank.verify import Verification, verify
     from raffect.config import (
         EncoderConfig,
@@ -62,6 +63,7 @@ _HOME = {
     "PrepareConfig": "config",
     "PrepareReport": "datasets.prepare",
     "RaffectError": "errors",
+    "RejectList": "bank.rejects",
     "ReportResult": "reporting.report",
     "SweepResult": "runs.conclusions",
     "Task": "datasets.tasks",
@@ -75,6 +77,7 @@ _HOME = {
     "estimate": "extraction.estimate",
     "evaluate": "evaluation.evaluate",
     "extract": "extraction.extract",
+    "list_rejects": "bank.rejects",
     "load_encoder": "encoders.tower",
     "load_head": "heads.checkpoint",
     "pack": "extraction.pack",
@@ -109,6 +112,7 @@ __all__ = [
     "PrepareConfig",
     "PrepareReport",
     "RaffectError",
+    "RejectList",
     "ReportResult",
     "SweepResult",
     "Task",
@@ -122,6 +126,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "extract",
+    "list_rejects",
     "load_encoder",
     "load_head",
     "pack",

@@ -31,6 +31,7 @@ from raffect.errors import RaffectError
 _sub = tyro.conf.subcommand
 BankCommand = (
     Annotated[c.BankInfoConfig, _sub("info")]
+    | Annotated[c.BankRejectsConfig, _sub("rejects")]
     | Annotated[c.BankVerifyConfig, _sub("verify")]
     | Annotated[c.BankExportConfig, _sub("export")]
     | Annotated[c.BankImportConfig, _sub("import")]
@@ -55,7 +56,10 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
     "report": (c.ReportConfig, "tables and figures of runs"),
-    "bank": (BankCommand, "info | verify | export | import: look at a bank, prove it, share it"),
+    "bank": (
+        BankCommand,
+        "info | rejects | verify | export | import: look at a bank, prove it, share it",
+    ),
     "models": (ModelsCommand, "list | path | pull | verify: encoders and their weights"),
 }
 DESCRIPTION = """\
@@ -317,7 +321,7 @@ def _extract(config: c.ExtractConfig) -> int:
         print(
             f"raffect extract: {summary.reject_share:.2%} of the frames could not be read, "
             f"more than --max-reject-share {config.max_reject_share:.2%}; "
-            f"reasons in {config.bank}/rejects",
+            f"`raffect bank rejects --bank {config.bank}` lists them",
             file=sys.stderr,
         )
         return 3
@@ -335,6 +339,10 @@ def _bank(config: Any) -> int:
 
             facts = info(config)
             return _print([json.dumps(facts.to_json(), indent=1)] if config.json else facts.lines())
+        case c.BankRejectsConfig():
+            from raffect.bank.commands import rejects
+
+            return _print(rejects(config).lines())
         case c.BankVerifyConfig():
             from raffect.bank.commands import check
 

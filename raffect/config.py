@@ -185,7 +185,7 @@ class PackConfig:
     """
 
     manifest: Path
-    """manifest.parquet of `raffect prepare`."""
+    """manifest.parquet of `raffect prepare`, or the folder that prepare wrote."""
     out: Path
     """Folder, or s3://bucket/folder, for frames-*.parquet and a manifest.parquet that points into
     them."""
@@ -214,7 +214,7 @@ class ExtractConfig:
     """
 
     manifest: Path
-    """manifest.parquet of `raffect prepare` or `raffect pack`."""
+    """manifest.parquet of `raffect prepare` or `raffect pack`, or the folder that holds it."""
     bank: Path
     """Folder of the bank, or s3://bucket/folder; made, continued or extended."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -282,6 +282,18 @@ class BankInfoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BankRejectsConfig:
+    """List the frames of a bank that could not be read, with reasons."""
+
+    bank: Path
+    """Folder of the bank."""
+    manifest: Path | None = None
+    """Also show the file of each frame, from this manifest.parquet or the folder that holds it."""
+    out: Path | None = None
+    """Also write all of them to this CSV file: video, frame, reason, path."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BankVerifyConfig:
     """Read every byte of a bank and prove that it is whole: rows + rejects = plan, and the SHA-256
     of every file.
@@ -290,7 +302,7 @@ class BankVerifyConfig:
     bank: Path
     """Folder of the bank."""
     manifest: Path | None = None
-    """Also check that the bank covers this manifest."""
+    """Also check that the bank covers this manifest.parquet, or the one in this folder."""
     repair: bool = False
     """Withdraw damaged shards, so that the next extract encodes them again, and delete unfinished
     files older than an hour."""
@@ -529,7 +541,8 @@ class EvaluateConfig:
     labels: Path
     """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
     split: Literal["train", "validation", "test"] = "validation"
-    """Frames to score on."""
+    """Frames to score on; test where the labels have such a split, as those of a table, a folder or
+    `raffect bank import` may."""
     epoch: Literal["last", "best", "cv"] = "last"
     """Which snapshot of each head: last epoch, best on validation, or the cross-validated epoch."""
     allow_incomplete: bool = False

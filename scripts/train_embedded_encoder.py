@@ -277,7 +277,7 @@ CARD = """# raffect-faces: the embedded encoder
 A small CLIP that ships with raffect so that everything can be tried without data or weights. **It
 has never seen a photograph**: it was trained on {frames} drawn faces (seed {seed}, {epochs} epochs)
 and captions of their action units by `scripts/train_embedded_encoder.py`. Scores that rest on it
-say nothing about real faces; raffect marks them "embedded encoder, drawn faces" and refuses other
+say nothing about real faces; raffect marks them "embedded encoder, not CLIP" and refuses other
 images without `--allow-embedded`.
 
 - Image tower: open_clip's ModifiedResNet, 112x112, {image_parameters} parameters, 256-d vectors.

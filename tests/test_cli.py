@@ -184,6 +184,7 @@ EXTRACT = "extract --manifest m --bank b"
         ("prepare --images gone --annotations gone --out x", "--images gone: no such folder"),
         ("bank info --bank gone", "no bank there"),
         ("bank verify --bank gone", "no bank there"),
+        ("bank rejects --bank gone", "no bank there"),
         ("synth --out x --frames 3", "--frames 3: expected 200 or more"),
         ("models path --encoder.model nope", "no such model"),
     ],

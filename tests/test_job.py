@@ -30,7 +30,7 @@ def test_a_job_that_trained_ends_with_scores_run_and_report(tmp_path):
     done, result = run(command, *rest, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (result["job"], result["status"], result["exit"]) == ("train", "done", 0)
-    assert result["caveat"] == "made by a test"
+    assert result["caveat"] == "made by a test; drawn faces"
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert result["headline"] == metrics["settings"][0]
     assert result["chance"] == metrics["chance"]

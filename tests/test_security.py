@@ -156,7 +156,8 @@ def test_what_comes_from_a_run_folder_is_text_in_its_report(tmp_path, trap):
         secret.parent.mkdir(parents=True, exist_ok=True)
         secret.write_bytes(SECRET)
     env = json.loads((run / "env.json").read_text())
-    env["data"] |= {"caveat": trap, "edition": trap}
+    env["data"] |= {"edition": trap}
+    env["data"]["encoder"]["stamp"] = trap
     env["run"] |= {"command": ["raffect", trap], "folder": trap}
     (run / "env.json").write_text(json.dumps(env))
     records = list((run / "members").glob("*.json"))

@@ -1,4 +1,4 @@
-"""`raffect bank info | verify`: look at a bank, and check it."""
+"""`raffect bank info | rejects | verify`: look at a bank, and check it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from raffect.bank.format import Bank
 from raffect.bank.inspect import BankFacts, describe_bank
+from raffect.bank.rejects import RejectList, list_rejects, write_rejects
 from raffect.bank.verify import Verification, verify, withdraw
-from raffect.config import BankInfoConfig, BankVerifyConfig
+from raffect.config import BankInfoConfig, BankRejectsConfig, BankVerifyConfig
 from raffect.datasets.manifest import read_manifest
 from raffect.progress import Progress
 
@@ -22,6 +23,18 @@ def info(config: BankInfoConfig) -> BankFacts:
         RaffectError: If it is not a bank, or its plan or identity is damaged.
     """
     return describe_bank(Bank(config.bank))
+
+
+def rejects(config: BankRejectsConfig) -> RejectList:
+    """List the frames of a bank that could not be read, and write them to ``config.out`` if set.
+
+    Raises:
+        RaffectError: If it is not a bank, one of its files is damaged or gone, or there is no such
+            manifest.
+    """
+    manifest = read_manifest(config.manifest) if config.manifest else None
+    found = list_rejects(Bank(config.bank), manifest)
+    return write_rejects(found, config.out) if config.out else found
 
 
 @dataclass(frozen=True, kw_only=True)

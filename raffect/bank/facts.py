@@ -14,8 +14,23 @@ from raffect.bank.format import Identity
 from raffect.datasets.tasks import Task
 from raffect.storage.records import Count, Record
 
+DRAWN_CAVEAT = "drawn faces"
+"""Caveat of images that raffect drew."""
+
+_BETWEEN = "; "
 _MISSING_SHARE = 0.05
 """Share of a split's labelled frames without an image above which a line warns of it."""
+
+
+def join_caveats(encoder: str, synthetic: bool) -> str:
+    """What results must say.
+
+    Args:
+        encoder: The caveat of the encoder; empty for pretrained weights.
+        synthetic: Whether raffect drew every image.
+    """
+    images = DRAWN_CAVEAT if synthetic else ""
+    return _BETWEEN.join(part for part in (encoder, images) if part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +65,8 @@ class DataFacts(Record):
         encoders: Which encoders made the features; one, until banks can be concatenated.
         edition: Edition of the labels.
         synthetic: Whether raffect drew every image.
-        caveat: What every table and figure must say; may be empty.
+        caveat: What every table and figure must say, of the encoder and of the images, as
+            `join_caveats` makes it; may be empty.
         published: Published scores of others that ours may be compared with, by name.
         splits: Frames of each split, by the split's name.
         incomplete: What an incomplete bank lacks, for people; empty for a complete one.
@@ -70,6 +86,11 @@ class DataFacts(Record):
     splits: dict[str, SplitFacts]
     incomplete: str = ""
     group_name: str = "videos"
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """The caveat of the encoder and that of the images, as far as there are any."""
+        return tuple(part for part in self.caveat.split(_BETWEEN) if part)
 
     @property
     def incomplete_mark(self) -> str:

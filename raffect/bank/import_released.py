@@ -7,6 +7,7 @@ lengths must be equal. In raffect features and labels are joined on (video, fram
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ class ImportReport:
         task: Name of the task.
         split: ``train``, ``validation`` or ``test``.
         listed: Frames of the list file.
+        labelled: Those that have a label; of hidden labels, such as a challenge's test split, none.
         written: Frames that this run wrote into the bank.
         kept: Frames that were in the bank already.
         differing: Frames among them that the bank has with other features.
@@ -73,6 +75,7 @@ class ImportReport:
     task: str
     split: str
     listed: int
+    labelled: int
     written: int
     kept: int
     differing: int
@@ -95,7 +98,19 @@ class ImportReport:
             others = "frames that are planned and not listed here"
             waiting = f"{self.waiting:,} share a shard with {others}"
             out.append(f"waiting: {waiting}; import those as well")
-        return [*out, f"caveat: {self.caveat} (encoder taken on trust)"]
+        return [*out, f"caveat: {self.caveat} (encoder taken on trust)", *self._use_lines()]
+
+    def _use_lines(self) -> list[str]:
+        """What the split is good for, where that is not training."""
+        if not self.labelled:
+            what = "no frame has one, so that nothing can be trained or judged on them"
+            return [f"labels: {what}; `raffect bank export` has their features"]
+        if self.split == "test":
+            bank, labels = (shlex.quote(str(path)) for path in (self.bank, self.labels))
+            return [
+                f"next: raffect evaluate --run RUN --bank {bank} --labels {labels} --split test"
+            ]
+        return []
 
 
 def import_released(config: BankImportConfig) -> ImportReport:
@@ -131,6 +146,7 @@ def import_released(config: BankImportConfig) -> ImportReport:
         task=config.task,
         split=split,
         listed=len(keys),
+        labelled=int(task.is_labelled(labels).any(axis=1).sum()),
         written=written,
         kept=kept,
         differing=differing,

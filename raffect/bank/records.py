@@ -131,10 +131,16 @@ def parse_identity(content: bytes, file: Path) -> Identity:
 
 
 def translate_first_identity(identity: Any) -> Any:
-    """An identity with today's names; raffect of November 2026 called the caveat ``stamp``."""
-    if not isinstance(identity, dict) or "stamp" not in identity:
+    """An identity with today's names; raffect of November 2026 called the caveat ``stamp``.
+
+    Its caveat of the embedded encoder spoke of images too, which no encoder knows.
+    """
+    if not isinstance(identity, dict):
         return identity
-    return {("caveat" if name == "stamp" else name): value for name, value in identity.items()}
+    new = {("caveat" if name == "stamp" else name): value for name, value in identity.items()}
+    if new.get("caveat") == "embedded encoder, drawn faces":
+        new["caveat"] = "embedded encoder, not CLIP"
+    return new
 
 
 def parse_commit(name: str, content: bytes) -> Commit | None:

@@ -14,13 +14,12 @@ from raffect.config import PrepareConfig
 from raffect.datasets.imported import (
     SPLIT_NAMES,
     Imported,
-    Problem,
     count_splits,
     deal_split,
     describe_counts,
-    file_problems,
 )
 from raffect.datasets.manifest import list_pictures
+from raffect.datasets.problems import Problem
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.storage.keys import digest_keys
@@ -55,13 +54,9 @@ def import_folder(config: PrepareConfig) -> Imported:
         edition="folders",
         groups="pictures",
         digest=digest_keys(listing.table),
-        problems=file_problems(listing.problems),
+        problems=listing.problems,
     )
-    ignored = f"{listing.num_other:,} other files ignored"
-    found.lines = [
-        f"images: {len(listing.table):,} pictures ({ignored})",
-        *listing.link_lines(),
-    ]
+    found.lines = [f"images: {len(listing.table):,} pictures", *listing.lines()]
 
     # Labels, where two folders or more make classes
     places = [_read_place(name) for name in listing.table["video"].to_pylist()]

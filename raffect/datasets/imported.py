@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
+from raffect.datasets.problems import Problem
+from raffect.datasets.synthetic.tree import count_drawn
 from raffect.datasets.tasks import Task
 from raffect.storage.keys import Vocabulary, absent
 
@@ -22,25 +25,6 @@ _NAMES_OF_SPLITS = {
 }
 SPLIT_NAMES = {name: split for split, names in _NAMES_OF_SPLITS.items() for name in names}
 """How data sets call their splits, in lower case."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong in a file. ``line`` is 1-based, 0 when the whole file is meant."""
-
-    file: str
-    line: int
-    what: str
-
-    def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.what}"
-
-
-def file_problems(lines: Iterable[str]) -> list[Problem]:
-    """Problems of whole files from lines ``<file>: <what is wrong>``, as a `Listing` has them."""
-    parts = (line.partition(": ") for line in lines)
-    return [Problem(file, 0, what) for file, _, what in parts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +59,6 @@ class Imported:
         edition: Which edition or file the labels come from.
         digest: SHA-256 of what the labels were read from.
         groups: What intervals and folds keep together: videos, subjects or pictures.
-        synthetic: Whether raffect drew every image.
         counts: Rows and groups of each split of each task.
         lines: The importer's report, for people.
         problems: All that was wrong.
@@ -86,10 +69,19 @@ class Imported:
     edition: str
     digest: str = ""
     groups: str = "videos"
-    synthetic: bool = False
     counts: list[SplitCounts] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+
+    @cached_property
+    def num_drawn(self) -> int:
+        """Images that raffect drew, as far as this is certain."""
+        return count_drawn(self.manifest)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether raffect drew every image."""
+        return self.num_drawn == len(self.manifest)
 
 
 def deal_split(groups: list[str], share: float, seed: int) -> np.ndarray:

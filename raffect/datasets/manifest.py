@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from raffect.datasets.problems import Ignored, Problem
 from raffect.errors import RaffectError
 from raffect.storage.keys import Vocabulary, digest_keys, is_utf8
 from raffect.storage.tables import read_metadata, read_table, write_table
@@ -35,26 +36,37 @@ class Listing:
 
     Attributes:
         table: ``video, frame, path, root``, sorted by (video, frame), each once.
-        problems: What was left out, one line each with the folder or file.
-        num_other: Files that are not numbered images.
+        problems: What was left out for a fault of its own.
+        ignored: What is no image of a data set of this layout.
         links_out: Links that lead out of their root, ``link -> target``; they are followed.
     """
 
     table: pa.Table
-    problems: list[str] = field(default_factory=list)
-    num_other: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    ignored: Ignored = field(default_factory=Ignored)
     links_out: list[str] = field(default_factory=list)
 
-    def link_lines(self) -> list[str]:
-        """One line if links lead out of their image root.
+    def note(self, file: str, what: str) -> None:
+        """Note what is wrong with a file or folder."""
+        self.problems.append(Problem(_printable(file), 0, what))
+
+    def extend(self, other: Listing) -> None:
+        """Add all notes of another listing to this one."""
+        self.problems += other.problems
+        self.ignored.extend(other.ignored)
+        self.links_out += other.links_out
+
+    def lines(self) -> list[str]:
+        """What was ignored, and whether links lead out of their image root.
 
         They are followed, so that pictures from outside the root are encoded.
         """
-        if not self.links_out:
-            return []
-        count, first = len(self.links_out), ", ".join(self.links_out[:3])
-        more = " ..." if count > 3 else ""
-        return [f"links: {count:,} lead out of their image root and are followed: {first}{more}"]
+        lines = self.ignored.lines("images")
+        if self.links_out:
+            count, first = len(self.links_out), ", ".join(self.links_out[:3])
+            first += " ..." if count > 3 else ""
+            lines.append(f"links: {count:,} lead out of their image root and are followed: {first}")
+        return lines
 
 
 class _Video(NamedTuple):
@@ -120,8 +132,7 @@ def list_pictures(roots: Iterable[Path]) -> Listing:
         _check_root(top)
         for path in _walk_pictures(top, "", listing):
             if found.setdefault(path, top) != top:
-                problem = "another root has the same path, this one left out"
-                listing.problems.append(f"{path}: {problem}")
+                listing.note(path, "another root has the same path, this one left out")
     if not found:
         raise RaffectError(
             f"--images {' '.join(map(str, roots))}: "
@@ -143,17 +154,17 @@ def _walk_pictures(top: str, below: str, listing: Listing) -> Iterator[str]:
     for entry in _scan(os.path.join(top, below), listing):
         path = f"{below}/{entry.name}" if below else entry.name
         if entry.name.startswith("."):
+            _ignore(entry, top, listing)
+        elif entry.is_symlink() and not _may_follow(entry, top, listing):
             continue
-        if entry.is_symlink() and not _may_follow(entry, top, listing):
-            continue
-        if not is_utf8(entry.name):
-            listing.problems.append(f"{_printable(path)}: name is not UTF-8, left out; rename it")
+        elif not is_utf8(entry.name):
+            listing.note(path, "name is not UTF-8, left out; rename it")
         elif entry.is_dir():
             yield from _walk_pictures(top, path, listing)
         elif _PICTURE.search(entry.name):
             yield path
         else:
-            listing.num_other += 1
+            _ignore(entry, top, listing)
 
 
 def _list_root(folder: str, listing: Listing, depth: int, root: str | None = None) -> list[_Video]:
@@ -176,13 +187,18 @@ def _list_root(folder: str, listing: Listing, depth: int, root: str | None = Non
                     f"--images {folder}: holds frames itself ({_printable(entry.name)}); "
                     "give the folder above it"
                 )
-            listing.num_other += 1
+            _ignore(entry, root, listing)
+        elif entry.name.startswith("."):
+            _ignore(entry, root, listing)
         # A folder: a video, or folders of videos where it has no frames of its own.
-        elif not entry.name.startswith("."):
-            frames, files, has_folders = _list_video(entry.path, listing, root)
+        else:
+            own = Listing(pa.table({}))
+            frames, files, has_folders = _list_video(entry.path, own, root)
             if not files and has_folders and depth:
                 videos += _list_root(entry.path, listing, depth - 1, root)
-            elif _is_video(entry, len(files), has_folders, listing):
+                continue
+            listing.extend(own)
+            if _is_video(entry, len(files), has_folders, listing):
                 videos.append(_Video(entry.name, folder, frames, files))
     return videos
 
@@ -191,16 +207,16 @@ def _is_video(entry: os.DirEntry, count: int, has_folders: bool, listing: Listin
     """Whether a folder with ``count`` frames is taken as a video; notes what is wrong with it."""
     problem = ""
     if not is_utf8(entry.name):
-        problem = f"folder name is not UTF-8, {count} frames left out; rename it"
+        problem = "folder name is not UTF-8, its frames left out; rename it"
     elif not count:
         problem = "no frames in it"
     elif has_folders:
         problem = (
             "taken as a video, its folders left out; "
-            f"if they are videos, move the {count} pictures beside them away"
+            "if they are videos, move the pictures beside them away"
         )
     if problem:
-        listing.problems.append(f"{_printable(entry.path)}: {problem}")
+        listing.note(entry.path, problem)
     return is_utf8(entry.name) and count > 0
 
 
@@ -215,10 +231,10 @@ def _list_video(folder: str, listing: Listing, root: str) -> tuple[np.ndarray, l
         if match and 0 < int(match[1]) < 1 << 31:
             frames.append(int(match[1]))
             files.append(name)
-        elif entry.is_dir():
-            has_folders |= not name.startswith(".")
+        elif entry.is_dir() and not name.startswith("."):
+            has_folders = True
         else:
-            listing.num_other += 1
+            _ignore(entry, root, listing)
     return np.array(frames, np.int32), files, has_folders
 
 
@@ -232,17 +248,19 @@ def _may_follow(link: os.DirEntry, root: str, listing: Listing) -> bool:
     except FileNotFoundError:  # an attempt to read it reports the error
         target = os.path.realpath(link.path)
     except OSError as error:
-        problem = f"link cannot be followed ({error.strerror}), left out"
-        listing.problems.append(f"{_printable(link.path)}: {problem}")
+        listing.note(link.path, f"link cannot be followed ({error.strerror}), left out")
         return False
     if _is_below(os.path.realpath(os.path.dirname(link.path)), target):
-        problem = "link to a folder that it lies in, left out"
-        listing.problems.append(f"{_printable(link.path)}: {problem}")
+        listing.note(link.path, "link to a folder that it lies in, left out")
         return False
     if not _is_below(target, root):
         name = _printable(os.path.relpath(link.path, root))
         listing.links_out.append(f"{name} -> {_printable(target)}")
     return True
+
+
+def _ignore(entry: os.DirEntry, root: str, listing: Listing) -> None:
+    listing.ignored.add_entry(entry, _printable(os.path.relpath(entry.path, root)))
 
 
 def _is_below(path: str, folder: str) -> bool:
@@ -255,8 +273,7 @@ def _scan(folder: str, listing: Listing) -> list[os.DirEntry]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        problem = f"folder cannot be read ({error.strerror}), its frames left out"
-        listing.problems.append(f"{_printable(folder)}: {problem}")
+        listing.note(folder, f"folder cannot be read ({error.strerror}), its frames left out")
         return []
 
 
@@ -282,8 +299,8 @@ def _build_table(videos: list[_Video], listing: Listing) -> pa.Table:
     keep = np.ones(len(order), bool)
     keep[1:] = (np.diff(name[order]) != 0) | (np.diff(frame[order]) != 0)
     doubles = path.take(pa.array(order[~keep]))
-    problem = "another file shows the same frame, this one left out"
-    listing.problems += [f"{double}: {problem}" for double in doubles.to_pylist()]
+    for double in doubles.to_pylist():
+        listing.note(double, "another file shows the same frame, this one left out")
 
     order = order[keep]
     return pa.table(
@@ -316,10 +333,14 @@ def write_manifest(table: pa.Table, path: Path, synthetic: bool) -> None:
 def read_manifest(path: Path) -> pa.Table:
     """Read and check a manifest; its metadata record whether it is synthetic.
 
+    Args:
+        path: The file, or the folder that `raffect prepare` or `raffect pack` wrote.
+
     Raises:
         RaffectError: If it is not a manifest, or a frame lacks its number, is doubled or is out of
             order.
     """
+    path = path / "manifest.parquet" if path.is_dir() else path
     table = read_table(path, COLUMNS, "manifest", "raffect prepare")
 
     # Cells

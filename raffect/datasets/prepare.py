@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from raffect.config import PrepareConfig
-from raffect.datasets.imported import Imported, Problem, SplitCounts
+from raffect.datasets.imported import Imported, SplitCounts
 from raffect.datasets.importers import IMPORTERS
 from raffect.datasets.manifest import write_manifest
+from raffect.datasets.problems import Problem, problem_lines
 from raffect.storage.atomic import write_atomic
 from raffect.storage.tables import table_of, write_table
-
-_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +52,13 @@ class PrepareReport:
     found: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """A report for people: what was found and written, first problems, and the next command."""
+        """A report for people: what was found and written, problems, and the next command."""
         # What was found
         lines = list(self.found)
         if self.problems:
-            count = len(self.problems)
-            lines.append(f"problems: {count:,}, all in {self.problems_file}; the first ones:")
-            lines += [f"  {problem}" for problem in self.problems[:_SHOWN]]
+            count = f"{len(self.problems):,}"
+            lines.append(f"problems: {count}, all in {self.problems_file}; the first of each kind:")
+            lines += problem_lines(self.problems)
 
         # What was written
         labels = ", and no labels"
@@ -82,7 +81,8 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     """Write ``manifest.parquet``, ``labels/*.parquet`` and ``problems.csv``.
 
     Raises:
-        RaffectError: If no image is found, or the labels are not labels.
+        RaffectError: If no image is found, none of them has a line in the annotations, or the
+            labels are not labels.
     """
     found = IMPORTERS[config.dataset](config)
     manifest = config.out / "manifest.parquet"
@@ -100,8 +100,18 @@ def prepare(config: PrepareConfig) -> PrepareReport:
         groups=found.groups,
         edition=found.edition,
         synthetic=found.synthetic,
-        found=tuple(found.lines),
+        found=(*found.lines, *_drawn_lines(found)),
     )
+
+
+def _drawn_lines(found: Imported) -> list[str]:
+    """One line if raffect drew any image."""
+    if found.synthetic:
+        return ["images: drawn by raffect; every score will say so"]
+    if found.num_drawn:
+        mixed = f"{found.num_drawn:,} of {len(found.manifest):,} drawn by raffect"
+        return [f"images: {mixed}; no score will say so, because others are among them"]
+    return []
 
 
 def _write_labels(found: Imported, folder: Path) -> dict[str, Path]:

@@ -18,13 +18,12 @@ from raffect.config import PrepareConfig
 from raffect.datasets.imported import (
     SPLIT_NAMES,
     Imported,
-    Problem,
     count_splits,
     deal_split,
     describe_counts,
-    file_problems,
 )
 from raffect.datasets.manifest import Listing, list_images, list_pictures
+from raffect.datasets.problems import Problem
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.storage.paths import Damaged, open_regular, read_parquet
@@ -71,7 +70,7 @@ def import_table(config: PrepareConfig) -> Imported:
     )
     used = f"{len(table):,} rows of {file.name}, {len(rows.table):,} of them used"
     images = f"{rows.count_missing():,} without an image; {len(found.manifest):,} images"
-    found.lines = [f"table: {used}, {images}", *rows.listing.link_lines()]
+    found.lines = [f"table: {used}, {images}", *rows.listing.lines()]
 
     # Labels
     task, values = _read_labels(rows.table, config, rows)
@@ -155,7 +154,7 @@ class _Rows:
         # Images
         list_files = list_pictures if self.has_paths else list_images
         self.listing: Listing = list_files(config.images)
-        self.problems += file_problems(self.listing.problems)
+        self.problems += self.listing.problems
 
         # Rows with a key, each key once
         self.lines, self._keys = self._choose_rows(self._read_keys(table))
@@ -167,9 +166,9 @@ class _Rows:
         self.video = pa.array([video for video, _ in self._keys], pa.string())
         self.frame = pa.array([frame for _, frame in self._keys], pa.int32())
 
-    def note(self, row: int, what: str) -> None:
-        """Note what is wrong with a row of the file."""
-        self.problems.append(Problem(self.file.name, row + self._first_line, what))
+    def note(self, row: int, what: str, kind: str) -> None:
+        """Note what is wrong with a row of the file; ``kind`` is the same without its values."""
+        self.problems.append(Problem(self.file.name, row + self._first_line, what, kind))
 
     def manifest(self) -> pa.Table:
         """The rows' images, as far as they were found."""
@@ -189,7 +188,9 @@ class _Rows:
         for row, (name, frame) in zip(self.lines.tolist(), wanted, strict=True):
             if (name, frame) not in places:
                 what = name if self.has_paths else f"{name} frame {frame}"
-                self.note(row, f"{what}: no such image below --images")
+                kind = "no such image below --images"
+                self.note(row, f"{what}: {kind}", kind)
+        self._ignore_unnamed({place for _, place in found})
         if not found:
             roots = ", ".join(map(str, self.config.images))
             raise RaffectError(
@@ -203,6 +204,14 @@ class _Rows:
         frames = pa.array([frame for (_, frame), _ in found], pa.int32())
         columns = {"video": videos.dictionary_encode(), "frame": frames}
         return pa.table(columns | {name: rows[name].combine_chunks() for name in ("path", "root")})
+
+    def _ignore_unnamed(self, named: set[int]) -> None:
+        """Count the images that no row names; ``named`` has the places of the others."""
+        table, unnamed = self.listing.table, np.ones(len(self.listing.table), bool)
+        unnamed[list(named)] = False
+        if places := np.flatnonzero(unnamed).tolist():
+            first = [table["path"][place].as_py() for place in places[:3]]
+            self.listing.ignored.add("images that no row names", *first, count=len(places))
 
     def count_missing(self) -> int:
         """Rows without an image, once `manifest` was made."""
@@ -221,7 +230,7 @@ class _Rows:
             known = SPLIT_NAMES.get((name or "").strip().lower())
             if known is None:
                 expected = "expected train, validation or test; counted as test"
-                self.note(row, f"split {name!r}: {expected}")
+                self.note(row, f"split {name!r}: {expected}", f"split: {expected}")
             names.append(known or "test")
         return pa.array(names).dictionary_encode()
 
@@ -256,7 +265,7 @@ class _Rows:
         if not self.has_frames:
             for row, path in enumerate(map(self._relative, table["path"].to_pylist())):
                 if path == ".":
-                    self.note(row, "no path; left out")
+                    self.note(row, "no path; left out", "no path; left out")
                 keys.append(None if path == "." else (path, 1))
             return keys
         names = zip(table["video"].to_pylist(), table["frame"].to_pylist(), strict=True)
@@ -265,7 +274,7 @@ class _Rows:
             is_key = bool(video) and is_whole and 0 < frame < 1 << 31
             if not is_key:
                 expected = "expected a name and a whole number from 1; left out"
-                self.note(row, f"video {video!r} frame {frame!r}: {expected}")
+                self.note(row, f"video {video!r} frame {frame!r}: {expected}", f"key: {expected}")
             keys.append((video, frame) if is_key else None)
         return keys
 
@@ -275,7 +284,8 @@ class _Rows:
         for row, key in enumerate(keys):
             if key is not None and first.setdefault(key, row) != row:
                 line = first[key] + self._first_line
-                self.note(row, f"{key[0]} frame {key[1]} again, first in line {line}; left out")
+                what = f"{key[0]} frame {key[1]} again, first in line {line}; left out"
+                self.note(row, what, "a frame again; left out")
         return np.array(list(first.values()), np.int64), list(first)
 
 
@@ -395,7 +405,8 @@ def _read_classes(
     for row, text in zip(rows.lines.tolist(), texts, strict=True):
         if text and text not in number:
             first = ", ".join(classes[:8])
-            rows.note(row, f"{name} {text[:40]!r} is not a class ({first}); unlabelled")
+            what = f"is not a class ({first}); unlabelled"
+            rows.note(row, f"{name} {text[:40]!r} {what}", f"{name} {what}")
     values = np.array([number.get(text or "", -1) for text in texts], np.int16)
     task = Task(name=config.task, kind="multiclass", outputs=classes, columns=(name,))
     return task, {name: values}
@@ -404,5 +415,6 @@ def _read_classes(
 def _note_wrong(rows: _Rows, name: str, column: np.ndarray, wrong: np.ndarray) -> None:
     """Note the rows where ``wrong`` is true, and make them NaN in place."""
     for row in np.flatnonzero(wrong).tolist():
-        rows.note(int(rows.lines[row]), f"{name} {column[row]:g} is not a label; unlabelled")
+        what = "is not a label; unlabelled"
+        rows.note(int(rows.lines[row]), f"{name} {column[row]:g} {what}", f"{name} {what}")
     column[wrong] = np.nan

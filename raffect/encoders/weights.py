@@ -25,7 +25,7 @@ from raffect.errors import RaffectError
 from raffect.storage.records import parse_object
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
-EMBEDDED_CAVEAT = "embedded encoder, drawn faces"
+EMBEDDED_CAVEAT = "embedded encoder, not CLIP"
 RANDOM_CAVEAT = "random weights"
 SUFFIXES = (".safetensors", ".pt", ".bin", ".pth")
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")

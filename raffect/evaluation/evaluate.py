@@ -336,7 +336,8 @@ def _describe(
     )
 
     # All heads together
-    caveats = {card.data.caveat for card in cards} | {dataset.facts.caveat}
+    known = (dataset.facts, *(card.data for card in cards))
+    caveats = dict.fromkeys(caveat for facts in known for caveat in facts.caveats)
     return Evaluation(
         run=describe_run(),
         data=dataset.facts,
@@ -345,7 +346,7 @@ def _describe(
         chance=kind.chance(statistics[0].sum(0), task),
         heads=heads,
         settings=_by_settings(heads, statistics, cards[0].snapshot, dataset),
-        caveats=tuple(sorted(caveats - {""})),
+        caveats=tuple(caveats),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raffect.bank.facts import join_caveats
 from raffect.bank.records import translate_first_identity
 from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.errors import RaffectError
@@ -29,14 +30,15 @@ def read_card(content: Mapping[str, Any], where: Path) -> dict[str, Any]:
         task = affwild2.read_task(content["task"], str(where))
         kind, data = kind_of(task), content["data"]
         # What it was trained on; format 1 did not say where.
+        identity = translate_first_identity(content["encoder"])
         same = ("bank_digest", "labels_sha256", "edition", "synthetic")
         facts = {
             "task": task.to_json(),
             "bank": "?",
             "labels": "?",
             **{name: data[name] for name in same},
-            "encoders": [translate_first_identity(content["encoder"])],
-            "caveat": content["stamp"],
+            "encoders": [identity],
+            "caveat": join_caveats(identity["caveat"], data["synthetic"]),
             "splits": {split: read_split(data[split]) for split in ("train", "validation")},
             "incomplete": data.get("incomplete", ""),
         }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from raffect.bank.facts import DRAWN_CAVEAT
 from raffect.reporting.opening import enumerate_words, opening_lines, plural
 from raffect.reporting.origins import origin_lines
 from raffect.reporting.page import as_text, contents_of, to_html
@@ -20,7 +21,7 @@ from raffect.reporting.section import Section
 from raffect.reporting.terms import Terms, terms_of_opening, terms_of_results
 from raffect.storage.atomic import write_atomic
 
-_CAVEAT_MEANS = "these scores say nothing about photographs of people."
+_DRAWN_MEANS = ": these scores say nothing about photographs of people."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +99,9 @@ def _title_lines(runs: Sequence[Run]) -> list[str]:
 
 def _caveat_lines(runs: Sequence[Run]) -> list[str]:
     """What no score below may be taken for, in quotation blocks."""
-    caveats = sorted({run.data.caveat for run in runs if run.data.caveat})
-    lines = [f"> **{as_text('; '.join(caveats))}**: {_CAVEAT_MEANS}", ""] if caveats else []
+    caveats = list(dict.fromkeys(caveat for run in runs for caveat in run.data.caveats))
+    means = _DRAWN_MEANS if DRAWN_CAVEAT in caveats else ""
+    lines = [f"> **{as_text('; '.join(caveats))}**{means}", ""] if caveats else []
     marks = sorted({mark for run in runs if (mark := run.data.incomplete_mark.strip())})
     return [*lines, *(line for mark in marks for line in (f"> **{as_text(mark)}**", ""))]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raffect.bank.facts import DataFacts, SplitFacts
+from raffect.bank.facts import DataFacts, SplitFacts, join_caveats
 from raffect.bank.features import FeatureIndex, find_features
 from raffect.bank.format import Bank
 from raffect.datasets.affwild2 import tasks as affwild2
@@ -239,7 +239,7 @@ def _describe(
         encoders=(identity,),
         edition=metadata.get("edition", ""),
         synthetic=synthetic,
-        caveat=identity.caveat or ("drawn faces" if synthetic else ""),
+        caveat=join_caveats(identity.caveat, synthetic),
         published=published,
         splits={
             name: SplitFacts(frames=len(index), groups=len(index.groups), **missing[name])

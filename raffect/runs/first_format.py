@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from raffect.bank.facts import join_caveats
 from raffect.bank.records import translate_first_identity
 from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.errors import RaffectError
@@ -49,11 +50,12 @@ def read_run(content: dict[str, Any], where: Path) -> RunRecord:
         # Facts of the data: renamed, or made of what was written another way
         data = content["data"]
         splits = [split for split in ("train", "validation", "test") if split in data]
+        identity = translate_first_identity(data["encoder"])
         facts = {
             "task": affwild2.read_task(data["task"], str(where)).to_json(),
             **{name: data[name] for name in _FACTS},
-            "encoders": [translate_first_identity(data["encoder"])],
-            "caveat": data["stamp"],
+            "encoders": [identity],
+            "caveat": join_caveats(identity["caveat"], data["synthetic"]),
             "published": data.get("published", {}),
             "splits": {split: read_split(data[split]) for split in splits},
             "incomplete": data.get("incomplete", ""),

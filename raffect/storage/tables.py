@@ -57,11 +57,13 @@ def read_metadata(table: pa.Table) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows with the columns of the first row; an empty file if there are no rows."""
+def write_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Write rows with the given columns, or those of the first row; without both an empty file."""
     sink = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(sink, list(rows[0]), lineterminator="\n")
+    if rows or columns:
+        writer = csv.DictWriter(sink, list(columns or rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     write_atomic(path, sink.getvalue().encode())

@@ -79,6 +79,7 @@ def test_a_table_of_pictures_by_path(tmp_path):
     missing = "gone.jpg: no such image below --images"
     assert problems == [{"file": "labels.csv", "line": "4", "problem": missing}]
     assert "labels: moods, multiclass: 0 happy, 1 sad" in lines
+    assert "ignored among the images: 1 images that no row names (spare.jpg)" in lines
     assert read_metadata(labels["moods"])["groups"] == "pictures"
 
 
@@ -214,7 +215,8 @@ def test_a_folder_a_class(tmp_path):
     assert [path for *_, path in manifest] == names
     assert labels["moods"]["label"].to_pylist() == [0, 1, 1, -1]
     assert task_of(labels["moods"]).outputs == ("cross", "glad")
-    assert "images: 4 pictures (1 other files ignored)" in lines
+    assert "images: 4 pictures" in lines
+    assert "ignored among the images: 1 .txt files (glad/notes.txt)" in lines
     assert "labels: moods, a class a folder: 0 cross, 1 glad" in lines
 
 

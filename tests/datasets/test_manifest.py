@@ -44,7 +44,34 @@ def test_other_files_are_counted_and_zero_is_not_a_frame(tmp_path):
     touch(tmp_path, "a/00001.jpg", *others, "readme.txt")
     listing = list_images([tmp_path])
     assert rows(listing) == [("a", 1, "a/00001.jpg")]
-    assert listing.num_other == 6
+    assert listing.ignored.total == 6
+
+
+def test_ignored_files_are_named_by_kind_with_their_number(tmp_path):
+    pictures = [f"a/mask_{k}.png" for k in range(12)]
+    others = ("readme.txt", "b/notes.TXT", "b/LICENSE", "a/.DS_Store", ".cache/x.jpg")
+    touch(tmp_path, "a/00001.jpg", "b/00001.jpg", *pictures, *others)
+    first = "a/mask_0.png, a/mask_1.png, a/mask_10.png ..."
+    assert list_images([tmp_path]).lines() == [
+        f"ignored among the images: 12 pictures without a frame number from 1 ({first})",
+        "ignored among the images: 2 .txt files (b/notes.TXT, readme.txt)",
+        "ignored among the images: 2 hidden (.cache, a/.DS_Store)",
+        "ignored among the images: 1 files without a suffix (b/LICENSE)",
+    ]
+
+
+def test_files_beside_nested_videos_are_counted_once(tmp_path):
+    touch(tmp_path, "archive/a/00001.jpg", "archive/readme.txt", "archive/.hidden")
+    (tmp_path / "archive" / "loop").symlink_to("loop")
+    listing = list_images([tmp_path])
+    assert listing.ignored.counts == {".txt files": 1, "hidden": 1}
+    assert len(listing.problems) == 1
+
+
+def test_a_folder_name_with_a_colon_stays_the_file_of_its_problem(tmp_path):
+    listing = list_images([touch(tmp_path, "a/00001.jpg", "b: c/00001.txt")])
+    (problem,) = listing.problems
+    assert (problem.file, problem.what) == (str(tmp_path / "b: c"), "no frames in it")
 
 
 def test_nested_archives_and_several_roots_with_the_first_one_winning(tmp_path):
@@ -53,7 +80,7 @@ def test_nested_archives_and_several_roots_with_the_first_one_winning(tmp_path):
     listing = list_images([one, two])
     roots = [row["root"].rsplit("/", 1)[-1] for row in listing.table.to_pylist()]
     assert roots == ["cropped_aligned", "two", "two"]
-    assert any("same frame" in text for text in listing.problems)
+    assert any("same frame" in problem.what for problem in listing.problems)
 
 
 def test_a_number_twice_in_one_folder_counts_once_and_is_reported(tmp_path):
@@ -69,8 +96,8 @@ def test_names_that_are_not_utf8_are_reported(tmp_path):
     open(bad + b"/00001.jpg", "wb").close()
     listing = list_images([tmp_path])
     assert len(listing.table) == 1
-    assert "not UTF-8" in listing.problems[0]
-    assert "\\xff" in listing.problems[0]
+    assert "not UTF-8" in listing.problems[0].what
+    assert "\\xff" in listing.problems[0].file
 
 
 def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
@@ -85,7 +112,7 @@ def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     listing = list_images([tmp_path])
     assert rows(listing) == [("a", 1, "a/00001.jpg")]
-    assert any("Permission denied" in text for text in listing.problems)
+    assert any("Permission denied" in problem.what for problem in listing.problems)
 
 
 @pytest.mark.parametrize(("names", "match"), [((), "no frames"), (("00001.jpg",), "folder above")])
@@ -104,6 +131,14 @@ def test_a_manifest_comes_back_and_keeps_whether_it_is_synthetic(tmp_path):
     assert is_synthetic_manifest(back)
     write_manifest(table, tmp_path / "m.parquet", synthetic=False)
     assert not is_synthetic_manifest(read_manifest(tmp_path / "m.parquet"))
+
+
+def test_a_manifest_is_found_in_the_folder_that_holds_it(tmp_path):
+    write_manifest(make_manifest({"a": 3}), tmp_path / "manifest.parquet", synthetic=False)
+    assert len(read_manifest(tmp_path)) == 3
+    (tmp_path / "manifest.parquet").unlink()
+    with pytest.raises(RaffectError, match=r"manifest\.parquet: no such manifest; .*prepare"):
+        read_manifest(tmp_path)
 
 
 def broken(table, how):
@@ -168,7 +203,7 @@ def test_folders_beside_frames_are_reported(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     listing = list_images([tmp_path])
     assert sorted(set(listing.table["video"].to_pylist())) == ["cropped", "w"]
-    assert ["its folders left out" in problem for problem in listing.problems] == [True]
+    assert ["its folders left out" in problem.what for problem in listing.problems] == [True]
 
 
 def test_links_are_followed_and_those_that_leave_the_root_are_counted(tmp_path):
@@ -199,5 +234,5 @@ def test_a_looping_link_is_a_problem_and_does_not_stop_the_listing(tmp_path):
     listing = list_images([tmp_path])
     assert rows(listing) == [("a", 1, "a/00001.jpg")]
     links = ("a/00002.jpg", "a/here", "above", "loop")
-    found = sorted(problem.partition(": ")[0] for problem in listing.problems)
+    found = sorted(problem.file for problem in listing.problems)
     assert found == [str(tmp_path / name) for name in links]

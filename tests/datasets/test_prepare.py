@@ -1,6 +1,7 @@
 """Preparation: counts agree with a plain loop over files, and all that is missing is named."""
 
 import csv
+import itertools
 import os
 import shutil
 
@@ -8,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raffect.cli import main
 from raffect.config import PrepareConfig
-from raffect.datasets.affwild2.importer import measure
-from raffect.datasets.affwild2.tasks import ACTION_UNITS, EXPR, HEADERS, TASKS
+from raffect.datasets.affwild2.importer import Coverage, measure, resembles_affwild2
+from raffect.datasets.affwild2.tasks import ACTION_UNITS, COMPLETE, EXPR, HEADERS, TASKS, VA
 from raffect.datasets.labels import read_labels
 from raffect.datasets.manifest import is_synthetic_manifest, read_manifest
 from raffect.datasets.prepare import prepare
@@ -70,10 +72,9 @@ def test_missing_videos_wrong_lines_and_images_beyond_the_last_line_are_named(tm
     out = tmp_path / "out"
     report = prepare(PrepareConfig(images=(tmp_path / "images",), annotations=tmp_path, out=out))
 
-    # The report, beside a complete copy's numbers
+    # The report
     text = "\n".join(report.lines())
     assert "1 of 2 expr train videos have no image folder: b" in text
-    assert "597,361" in text
 
     # The problems
     with (out / "problems.csv").open() as handle:
@@ -88,6 +89,139 @@ def test_missing_videos_wrong_lines_and_images_beyond_the_last_line_are_named(tm
     assert (part.lines, part.annotated, part.with_image) == (4, 2, 1)
     assert (part.without_image, part.images_without_line) == (2, 1)
     assert not is_synthetic_manifest(manifest)
+
+
+def annotate(folder, counts, lines=("1",)):
+    """EXPR validation files: video -> number of lines, which repeat ``lines``."""
+    folder = folder / "EXPR_Recognition_Challenge" / "Validation_Set"
+    folder.mkdir(parents=True)
+    for video, count in counts.items():
+        found = itertools.islice(itertools.cycle(lines), count)
+        (folder / f"{video}.txt").write_text("\n".join([HEADERS[EXPR], *found]) + "\n")
+    return folder
+
+
+def one_image(folder, video="v00"):
+    (folder / video).mkdir(parents=True)
+    (folder / video / "00001.jpg").write_bytes(b"x")
+    return folder
+
+
+def test_a_complete_copys_counts_stand_beside_aff_wild2s_own_annotations(tmp_path):
+    # The validation split's 70 videos and 284,230 annotated frames, few images or not
+    counts = {f"v{k:02d}": 284_230 // 70 for k in range(70)}
+    annotate(tmp_path / "labels", counts)
+    images, labels = one_image(tmp_path / "images"), tmp_path / "labels"
+    config = PrepareConfig(images=(images,), annotations=labels, out=tmp_path / "out")
+    text = "\n".join(prepare(config).lines())
+    assert "complete copy" in text
+    assert "284,230" in text
+    assert "82,258" in text  # Neutral
+
+
+def test_no_complete_copys_counts_stand_beside_other_data(tree, tmp_path):
+    annotate(tmp_path / "labels", {f"v{k:02d}": 100 for k in range(70)})
+    few = (one_image(tmp_path / "images"), tmp_path / "labels")
+    for images, annotations in (few, (tree / "cropped_aligned", tree / EDITION)):
+        config = PrepareConfig(images=(images,), annotations=annotations, out=tmp_path / "out")
+        assert "complete copy" not in "\n".join(prepare(config).lines())
+
+
+@pytest.mark.parametrize("task", [EXPR, VA], ids=lambda task: task.name)
+def test_aff_wild2_is_known_by_a_split_of_its_size(task):
+    def part(videos, annotated):
+        copy = COMPLETE[task]
+        numbers = dict.fromkeys(("with_image", "without_image", "images_without_line"), 0)
+        return Coverage(
+            task=task,
+            split="train",
+            videos=round(videos * copy.videos["train"]),
+            lines=0,
+            annotated=round(annotated * copy.annotated["train"]),
+            missing_videos=[],
+            **numbers,
+        )
+
+    assert resembles_affwild2([part(1, 1)])
+    assert resembles_affwild2([part(0.1, 0.1), part(0.95, 0.92)])
+    for other in ([], [part(1, 0.5)], [part(0.5, 1)], [part(1.2, 1.2)]):
+        assert not resembles_affwild2(other)
+
+
+def test_images_and_annotations_without_a_common_frame_are_an_error(tmp_path, capsys):
+    images = one_image(tmp_path / "images", "other")
+    annotate(tmp_path / "labels", {"v00": 3})
+    words = ["--images", str(images), "--annotations", str(tmp_path / "labels")]
+    assert main(["prepare", *words, "--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "first image other/00001, first annotated frame v00/00001" in printed.err
+    assert printed.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_annotations_without_a_line_have_no_frame_in_common(tmp_path):
+    annotate(tmp_path / "labels", {"v00": 0})
+    images, labels = (one_image(tmp_path / "images"),), tmp_path / "labels"
+    with pytest.raises(RaffectError, match="first annotated frame none"):
+        prepare(PrepareConfig(images=images, annotations=labels, out=tmp_path / "out"))
+
+
+def test_ten_wrong_lines_of_one_file_do_not_hide_other_problems(tmp_path):
+    # Wrong lines with values that all differ, a header of another data set, missing images
+    lines = ["1", *(str(value) for value in range(100, 150))]
+    folder = annotate(tmp_path / "labels", {"v00": 51, "v01": 2}, lines)
+    (folder / "v02.txt").write_text("happy,sad\n0\n")
+    for k in range(5):
+        (folder / f"gone{k}.txt").write_text(f"{HEADERS[EXPR]}\n1\n")
+    images, labels = (one_image(tmp_path / "images"),), tmp_path / "labels"
+    report = prepare(PrepareConfig(images=images, annotations=labels, out=tmp_path / "out"))
+    assert len(report.problems) == 50 + 1 + 1 + 6
+
+    text = "\n".join(report.lines())
+    assert "v00.txt:3: expected one integer from -1 to 7, found '100'" in text
+    assert "counted as unlabelled (50 of this kind in the file)" in text
+    assert "found '101'" not in text
+    assert "v01.txt:3: expected one integer" in text
+    assert "v02.txt:1: expected the header" in text
+    assert "gone2.txt: no image folder of this name" in text
+    assert "  and 3 more of this kind in 3 other files" in text
+
+
+def test_ignored_annotation_files_are_named(tmp_path):
+    folder = annotate(tmp_path / "labels", {"v00": 1})
+    for name in ("v01.csv", ".v02.txt", "../Test_Set/v03.txt", "../notes.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    images, labels = (one_image(tmp_path / "images"),), tmp_path / "labels"
+    report = prepare(PrepareConfig(images=images, annotations=labels, out=tmp_path / "out"))
+    task = "EXPR_Recognition_Challenge"
+    assert [line for line in report.lines() if line.startswith("ignored")] == [
+        f"ignored among the annotations: 1 .csv files ({task}/Validation_Set/v01.csv)",
+        f"ignored among the annotations: 1 .md files ({task}/notes.md)",
+        f"ignored among the annotations: 1 folders ({task}/Test_Set/)",
+        f"ignored among the annotations: 1 hidden ({task}/Validation_Set/.v02.txt)",
+    ]
+
+
+@pytest.mark.parametrize("dataset", ["table", "folder"])
+def test_drawn_images_are_known_whatever_the_importer(tree, tmp_path, dataset):
+    faces = shutil.copytree(tree, tmp_path / "faces")
+    rows = [path.relative_to(faces) for path in sorted(faces.rglob("*.jpg"))]
+    (tmp_path / "t.csv").write_text("\n".join(["path", *map(str, rows), "photo.jpg"]))
+    settings = {"annotations": tmp_path / "t.csv"} if dataset == "table" else {}
+    config = PrepareConfig(images=(faces,), out=tmp_path / "out", dataset=dataset, **settings)
+    report = prepare(config)
+    assert report.synthetic
+    assert "images: drawn by raffect; every score will say so" in report.lines()
+
+    # One picture among them that raffect did not draw
+    shutil.copy(faces / rows[0], faces / "photo.jpg")
+    report = prepare(config)
+    assert not report.synthetic
+    mixed = f"{len(rows):,} of {len(rows) + 1:,} drawn by raffect; no score will say so"
+    assert any(mixed in line for line in report.lines())
+    assert not is_synthetic_manifest(read_manifest(report.manifest))
 
 
 def test_running_it_twice_gives_the_same_files(tree, prepared, tmp_path):

@@ -1,18 +1,21 @@
 """Drawn data: seeded, in the real layout and as irregular, with every unit visible."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from raffect.datasets.affwild2.annotations import read_annotations
 from raffect.datasets.affwild2.tasks import ACTION_UNITS, EXPRESSIONS
-from raffect.datasets.manifest import list_images
+from raffect.datasets.manifest import list_images, list_pictures
 from raffect.datasets.synthetic.faces import DRAWN_UNITS, Pose, draw_face, draw_look
 from raffect.datasets.synthetic.tree import (
     EDITION,
+    MARKER,
     contact_sheet,
+    count_drawn,
     draw_course,
-    is_synthetic,
     plan_videos,
     write_synthetic,
 )
@@ -78,9 +81,36 @@ def test_the_layout_is_the_real_one_with_its_irregularities(tree):
     lines = set().union(*(frames_of(table) for table in found.tables.values()))
     assert lines - frames_of(listing.table), "lines without an image"
 
-    # The marker
-    assert is_synthetic(tree / "cropped_aligned")
-    assert not is_synthetic(tree.parent)
+
+@pytest.mark.parametrize("list_files", [list_images, list_pictures])
+def test_every_picture_of_a_drawn_data_set_is_known_as_drawn(tree, list_files):
+    for root in (tree, tree / "cropped_aligned"):
+        table = list_files([root]).table
+        assert count_drawn(table) == len(table) == len(list(tree.rglob("*.jpg")))
+
+
+def test_pictures_put_into_or_beside_a_drawn_data_set_are_not_drawn(tree, tmp_path):
+    faces = shutil.copytree(tree, tmp_path / "faces")
+    video = next((faces / "cropped_aligned").iterdir())
+    drawn, picture = len(list(faces.rglob("*.jpg"))), next(video.iterdir())
+
+    # Beside it, in a video of its own, after a video's end, and under a name that no drawing has
+    others = ["photos/v/00001.jpg", "cropped_aligned/new/00001.jpg"]
+    others += [f"cropped_aligned/{video.name}/{name}" for name in ("99999.jpg", "00001.png")]
+    for name in others:
+        (faces / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, faces / name)
+    assert count_drawn(list_pictures([faces]).table) == drawn
+    assert count_drawn(list_images([faces / "photos"]).table) == 0
+
+
+def test_pictures_without_a_marker_are_not_drawn_and_a_damaged_one_is_one_line(tree, tmp_path):
+    images = shutil.copytree(tree / "cropped_aligned", tmp_path / "cropped_aligned")
+    table = list_images([images]).table
+    assert count_drawn(table) == 0
+    (tmp_path / MARKER).write_text('{"spec": {"generator": 2, "num_frames": 1e30, "seed": 3}}')
+    with pytest.raises(RaffectError, match=f"{MARKER}: damaged.*num_frames"):
+        count_drawn(table)
 
 
 def test_every_expression_is_in_both_splits_and_classes_are_unequal():

@@ -85,7 +85,7 @@ def test_features_are_the_encoders_own_in_the_order_of_the_manifest(bank, config
 def test_the_bank_is_sound_and_names_its_encoder_and_its_runs(bank, config):
     report = check(BankVerifyConfig(bank=config.bank, manifest=config.manifest))
     assert report.ok, report.lines()
-    assert bank.read_identity().caveat == "embedded encoder, drawn faces"
+    assert bank.read_identity().caveat == "embedded encoder, not CLIP"
     runs = [json.loads(file.read_text()) for file in sorted((config.bank / "runs").glob("*.json"))]
     assert len(runs) == 2
     assert {"versions", "git_commit", "command", "machine"} <= set(runs[0]["run"])

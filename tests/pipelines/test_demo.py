@@ -18,12 +18,12 @@ def test_the_demo_shows_that_features_carry_the_signal(tmp_path, local_ray, caps
     assert run["settings"][0]["scores"]["last"]["mean"] > run["chance"]["majority"]
     # What the demo prints and writes.
     assert len(sweep["settings"]) == 7
-    assert "caveat: embedded encoder, drawn faces" in text
+    assert "caveat: embedded encoder, not CLIP; drawn faces" in text
     assert "sound and complete" in text
     plots = ("expr-alpha-alpha.png", "expr-alpha-alpha.csv", "au-labels.png")
     for name in ("report.html", "report.md", *(f"plots/{plot}" for plot in plots)):
         assert (out / name).stat().st_size > 0
-    assert "embedded encoder, drawn faces" in (out / "report.md").read_text()
+    assert "embedded encoder, not CLIP; drawn faces" in (out / "report.md").read_text()
     # Again: nothing is trained a second time.
     heads = out / "expr-alpha" / "heads"
     times = {path: path.stat().st_mtime_ns for path in heads.glob("*.json")}

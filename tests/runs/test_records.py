@@ -157,7 +157,7 @@ def test_heads_of_the_first_format_are_read_as_they_were():
     assert run.command == "train"
     assert run.data.splits["train"].frames == 144
     assert run.data.encoders[0].model == "raffect-faces"
-    assert run.data.caveat == "embedded encoder, drawn faces"
+    assert run.data.caveat == "embedded encoder, not CLIP; drawn faces"
 
 
 def test_cards_of_the_first_format_are_read_as_they_were():

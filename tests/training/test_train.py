@@ -50,7 +50,8 @@ def test_a_run_folder_holds_everything_and_its_heads_score_what_it_says(data, tm
     assert "EXPR val-last" in text
     assert "over 2 seeds" in text
     assert "EXPR chance" in text
-    assert "caveat: made by a test" in text
+    caveat = "made by a test; drawn faces"
+    assert f"caveat: {caveat}" in text
     files = "env.json heads.csv heads.parquet results.csv per_group.csv metrics.json"
     names = {path.name for path in out.iterdir()}
     assert {"config.toml", "heads", "weights", *files.split()} <= names
@@ -69,7 +70,7 @@ def test_a_run_folder_holds_everything_and_its_heads_score_what_it_says(data, tm
         assert card.validation.to_json() == recorded.to_json()
         assert card.data.encoders == (IDENTITY,)
         assert card.task == EXPR
-        assert (card.data.caveat, card.versions["raffect"]) == ("made by a test", "0.1.0")
+        assert (card.data.caveat, card.versions["raffect"]) == (caveat, "0.1.0")
     assert expected > 0.4
 
     # Tables: ten epochs of two heads

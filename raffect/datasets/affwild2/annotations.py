@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.datasets.affwild2.tasks import AU, DTYPES, EXPR, HEADERS, TASKS, VA
-from raffect.datasets.imported import Problem
+from raffect.datasets.problems import Ignored, Problem
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.storage.keys import is_utf8
@@ -76,12 +76,14 @@ class Annotations:
         digest: SHA-256 over the relative names and bytes of every file read.
         tables: Task -> table ``video, frame, split, <values>``, one row per annotated line.
         problems: All that was wrong.
+        ignored: Files and folders beside the ones that were read.
     """
 
     edition: str
     digest: str
     tables: dict[Task, pa.Table]
     problems: list[Problem] = field(default_factory=list)
+    ignored: Ignored = field(default_factory=Ignored)
 
 
 def read_annotations(root: Path) -> Annotations:
@@ -115,18 +117,22 @@ def read_annotations(root: Path) -> Annotations:
         for file in sorted(folder.glob("*.txt")):
             if not file.name.startswith("."):
                 reader.read_video(file, task, split)
+    ignored = _find_ignored([folder for *_, folder in folders], root)
 
     # Files of the MTL challenge
     if not folders:
-        for file in _find_mtl_files(root):
-            reader.read_mtl(file)
+        for file in _find_texts(root):
+            if _has_mtl_header(file):
+                reader.read_mtl(file)
+            else:
+                ignored.add("text files without an MTL header", _printable(file, root))
 
     # Label tables
     tables = reader.tables()
     if not tables:
         raise _nothing_readable(root, reader.problems)
     edition = folders[0][2].parent.parent.name if folders else root.name
-    return Annotations(edition, reader.digest.hexdigest(), tables, reader.problems)
+    return Annotations(edition, reader.digest.hexdigest(), tables, reader.problems, ignored)
 
 
 def _nothing_readable(root: Path, problems: list[Problem]) -> RaffectError:
@@ -190,6 +196,11 @@ def _show(line: bytes) -> str:
     return repr(text) + ("..." if len(line) > 60 else "")
 
 
+def _expected(error: ValueError) -> str:
+    """What a wrong line should have been, without what it is."""
+    return str(error).partition(", found ")[0]
+
+
 class _Reader:
     """Collects rows and problems over the files of a tree."""
 
@@ -241,8 +252,8 @@ class _Reader:
         # Rows of each task; a video that another file has too is left out
         for video, items in videos.items():
             if other := self._splits.get(("mtl", video)):
-                what = f"video {video} stands in another file of the {other} split too"
-                self._report(name, 0, f"{what}, left out here")
+                what = f"stands in another file of the {other} split too, left out here"
+                self._report(name, 0, f"video {video} {what}", f"a video {what}")
                 continue
             self._splits["mtl", video] = split
             frames = np.array([frame for frame, _ in items], np.int32)
@@ -266,7 +277,8 @@ class _Reader:
                     value = known[line] = parse(line)
                 except ValueError as error:
                     value = unlabelled
-                    self._report(name, number, f"{error}; counted as unlabelled")
+                    kind = f"{_expected(error)}; counted as unlabelled"
+                    self._report(name, number, f"{error}; counted as unlabelled", kind)
             values.append(value)
         return np.array(values, DTYPES[task]).reshape(len(values), len(task.columns))
 
@@ -278,17 +290,19 @@ class _Reader:
             try:
                 key, values = _parse_mtl(line)
             except ValueError as error:
-                self._report(name, number, f"{error}; line left out")
+                kind = f"{_expected(error)}; line left out"
+                self._report(name, number, f"{error}; line left out", kind)
                 continue
             if key not in rows:
                 rows[key] = values
                 continue
             repeats += 1
             if rows[key] != values:
-                what = f"frame {key[0]}/{key[1]:05d} occurs again with other values"
-                self._report(name, number, f"{what}, first ones kept")
+                what = "occurs again with other values, first ones kept"
+                self._report(name, number, f"frame {key[0]}/{key[1]:05d} {what}", f"a frame {what}")
         if repeats:
-            self._report(name, 0, f"{repeats} lines repeat a frame; each frame counts once")
+            what = "lines repeat a frame; each frame counts once"
+            self._report(name, 0, f"{repeats} {what}", what)
         return rows
 
     def _check_header(self, name: str, lines: list[bytes], task: Task) -> bool:
@@ -302,7 +316,7 @@ class _Reader:
         else:
             expected = f"expected the header {HEADERS[task]!r}"
             what = f"{expected}, found {header[:80]!r}; file left out"
-        self._report(name, 1, what)
+        self._report(name, 1, what, what.partition(", found ")[0])
         return False
 
     def _lines(self, file: Path, name: str) -> list[bytes] | None:
@@ -327,8 +341,8 @@ class _Reader:
             lines.pop()
         return lines
 
-    def _report(self, name: str, line: int, what: str) -> None:
-        self.problems.append(Problem(name, line, what))
+    def _report(self, name: str, line: int, what: str, kind: str = "") -> None:
+        self.problems.append(Problem(name, line, what, kind))
 
     def _name(self, file: Path) -> str:
         return _printable(file, self.root)
@@ -385,9 +399,22 @@ def _find_task_folders(root: Path) -> Iterator[tuple[Task, str, Path]]:
                             yield task, split, below
 
 
-def _find_mtl_files(root: Path) -> Iterator[Path]:
+def _find_ignored(splits: list[Path], root: Path) -> Ignored:
+    """What lies in the folders of tasks and splits and is neither a split nor a video's file."""
+    ignored = Ignored()
+    for folder in sorted({*splits, *(split.parent for split in splits)}):
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                hidden, path = entry.name.startswith("."), Path(entry.path)
+                is_text = folder in splits and entry.name.endswith(".txt") and not hidden
+                if not is_text and path not in splits:
+                    ignored.add_entry(entry, _printable(path, root))
+    return ignored
+
+
+def _find_texts(root: Path) -> Iterator[Path]:
     for folder in _walk(root, _SEARCH_DEPTH):
-        yield from (file for file in sorted(folder.glob("*.txt")) if _has_mtl_header(file))
+        yield from sorted(folder.glob("*.txt"))
 
 
 def _has_mtl_header(file: Path) -> bool:

@@ -1,11 +1,12 @@
 """`raffect prepare --dataset affwild2`: image folders and ABAW annotations.
 
-The report shows how far they are from a complete copy.
+Where they are Aff-Wild2's own the report shows how far they are from a complete copy.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,15 +15,18 @@ import pyarrow as pa
 from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.annotations import Annotations, read_annotations
 from raffect.datasets.affwild2.tasks import COMPLETE
-from raffect.datasets.imported import Imported, Problem, SplitCounts, file_problems
+from raffect.datasets.imported import Imported, SplitCounts
 from raffect.datasets.labels import read_values, select_split
 from raffect.datasets.manifest import Listing, list_images
-from raffect.datasets.synthetic.tree import is_synthetic
+from raffect.datasets.problems import Problem
 from raffect.datasets.tasks import SPLITS, Task
+from raffect.errors import RaffectError
 from raffect.metrics.task_kinds import kind_of
 from raffect.storage.keys import Vocabulary, absent, positions
 
 _SHOWN = 10
+_TOLERANCE = 0.1
+"""How far counts of Aff-Wild2's annotations may be from a complete copy's, as a share of these."""
 
 
 @dataclass
@@ -68,7 +72,7 @@ def import_affwild2(config: PrepareConfig) -> Imported:
     """Read an ABAW edition and list its images.
 
     Raises:
-        RaffectError: If no image or no annotation is found.
+        RaffectError: If no image or no annotation is found, or they have no frame in common.
     """
     # Images and annotations
     start = time.perf_counter()
@@ -76,7 +80,6 @@ def import_affwild2(config: PrepareConfig) -> Imported:
     listed_s = time.perf_counter() - start
     assert config.annotations is not None  # PrepareConfig has checked it
     annotations = read_annotations(config.annotations)
-    synthetic = all(is_synthetic(root) for root in listing.table["root"].unique().to_pylist())
 
     # How far they belong together, for every split that has lines
     coverage = [
@@ -85,17 +88,61 @@ def import_affwild2(config: PrepareConfig) -> Imported:
         for split in SPLITS
     ]
     coverage = [part for part in coverage if part.lines]
+    _require_common(config, listing, annotations, coverage)
 
-    return Imported(
+    # The data set and its report
+    found = Imported(
         manifest=listing.table,
         labels=annotations.tables,
         edition=annotations.edition,
         digest=annotations.digest,
-        synthetic=synthetic,
         counts=[part.counts for part in coverage],
-        lines=_report(listing, annotations, coverage, listed_s, synthetic),
         problems=_all_problems(annotations, listing, coverage),
     )
+    is_affwild2 = not found.synthetic and resembles_affwild2(coverage)
+    found.lines = _report(listing, annotations, coverage, listed_s, is_affwild2)
+    return found
+
+
+def resembles_affwild2(coverage: Sequence[Coverage]) -> bool:
+    """Whether annotations are Aff-Wild2's own, of any edition, rather than others in its layout.
+
+    They are if one of their splits has as many videos and annotated frames as a complete copy, give
+    or take a tenth: editions differ by less. Images play no part, for they may be missing.
+    """
+    return any(
+        abs(part.videos / copy.videos[part.split] - 1) <= _TOLERANCE
+        and abs(part.annotated / copy.annotated[part.split] - 1) <= _TOLERANCE
+        for part in coverage
+        for copy in [COMPLETE[part.task]]
+    )
+
+
+def _require_common(
+    config: PrepareConfig,
+    listing: Listing,
+    annotations: Annotations,
+    coverage: Sequence[Coverage],
+) -> None:
+    """Refuse images and annotations that have no frame in common.
+
+    Raises:
+        RaffectError: Names the first frame of both.
+    """
+    if any(part.without_image < part.lines for part in coverage):
+        return
+    image, line = map(_first_frame, (listing.table, next(iter(annotations.tables.values()))))
+    images = " ".join(map(str, config.images))
+    raise RaffectError(
+        f"--images {images}: no frame of it is in --annotations {config.annotations} (first image "
+        f"{image}, first annotated frame {line}); give folders that are named as the annotation "
+        "files are"
+    )
+
+
+def _first_frame(table: pa.Table) -> str:
+    rows = table.select(["video", "frame"]).slice(0, 1).to_pylist()
+    return f"{rows[0]['video']}/{rows[0]['frame']:05d}" if rows else "none"
 
 
 def measure(task: Task, split: str, labels: pa.Table, manifest: pa.Table) -> Coverage:
@@ -134,9 +181,9 @@ def measure(task: Task, split: str, labels: pa.Table, manifest: pa.Table) -> Cov
 
 
 def _all_problems(
-    annotations: Annotations, listing: Listing, coverage: list[Coverage]
+    annotations: Annotations, listing: Listing, coverage: Sequence[Coverage]
 ) -> list[Problem]:
-    problems = [*annotations.problems, *file_problems(listing.problems)]
+    problems = [*annotations.problems, *listing.problems]
     what = "no image folder of this name; is a second archive missing from --images?"
     for part in coverage:
         folder = f"{part.task.name}/{part.split}"
@@ -147,30 +194,30 @@ def _all_problems(
 def _report(
     listing: Listing,
     annotations: Annotations,
-    coverage: list[Coverage],
+    coverage: Sequence[Coverage],
     listed_s: float,
-    synthetic: bool,
+    is_affwild2: bool,
 ) -> list[str]:
     """What was found, for people."""
     # Images and annotations
     videos = len(listing.table["video"].unique())
     images = f"{len(listing.table):,} frames in {videos:,} videos, listed in {listed_s:.1f} s"
-    drawn = " [drawn by raffect]" if synthetic else ""
     names = ", ".join(task.name for task in annotations.tables)
     out = [
-        f"images: {images} ({listing.num_other:,} other files ignored){drawn}",
-        *listing.link_lines(),
+        f"images: {images}",
+        *listing.lines(),
         f"annotations: edition {annotations.edition!r}, {names}",
+        *annotations.ignored.lines("annotations"),
         "",
     ]
 
-    # Counts beside those of a complete copy
-    out += _coverage_lines(coverage)
+    # Counts, beside those of a complete copy if the data are Aff-Wild2
+    out += _coverage_lines(coverage, is_affwild2)
     out.append("")
 
     # Classes, rates and means
     for part in coverage:
-        out += _share_lines(part)
+        out += _share_lines(part, is_affwild2)
 
     # Videos without images
     for part in coverage:
@@ -183,29 +230,31 @@ def _report(
     return out
 
 
-def _coverage_lines(coverage: list[Coverage]) -> list[str]:
+def _coverage_lines(coverage: Sequence[Coverage], with_complete: bool) -> list[str]:
     """A table with a line a split; a column "complete copy" belongs to the one on its left."""
-    titles = (
-        f"{'task':5}{'split':11}{'videos':>7}{'complete':>9}{'lines':>11}"
-        f"{'annotated':>11}{'complete copy':>15}{'with image':>12}{'complete copy':>15}"
-        f"{'lines w/o image':>17}{'images w/o line':>17}"
-    )
-    lines = [titles]
+    titles = ["videos", "complete copy", "lines", "annotated", "complete copy", "with image"]
+    titles += ["complete copy", "lines w/o image", "images w/o line"]
+    rows = [["task", "split", *titles]]
     for part in coverage:
         copy, split = COMPLETE[part.task], part.split
-        lines.append(
-            f"{part.task.name:5}{split:11}{part.videos:7,}{copy.videos[split]:9,}{part.lines:11,}"
-            f"{part.annotated:11,}{copy.annotated[split]:15,}"
-            f"{part.with_image:12,}{_or_unknown(copy.with_image.get(split)):>15}"
-            f"{part.without_image:17,}{part.images_without_line:17,}"
-        )
-    return lines
+        complete = (copy.videos[split], copy.annotated[split], copy.with_image.get(split))
+        videos, annotated, with_image = map(_or_unknown, complete)
+        found = [f"{part.videos:,}", videos, f"{part.lines:,}", f"{part.annotated:,}", annotated]
+        found += [f"{part.with_image:,}", with_image, f"{part.without_image:,}"]
+        rows.append([part.task.name, split, *found, f"{part.images_without_line:,}"])
+
+    # Numbers to the right; without the columns of a complete copy if the data are others
+    shown = [k for k, title in enumerate(rows[0]) if with_complete or title != "complete copy"]
+    return [
+        f"{row[0]:5}{row[1]:11}" + "".join(f"{row[k]:>{len(rows[0][k]) + 3}}" for k in shown[2:])
+        for row in rows
+    ]
 
 
-def _share_lines(part: Coverage) -> list[str]:
+def _share_lines(part: Coverage, with_complete: bool) -> list[str]:
     """Class counts, label rates or means of values.
 
-    Those of a complete copy are on the line below where they are known.
+    Those of a complete copy are on the line below if they are wanted and known.
     """
     title = f"{part.task.name} {part.split}"
     shares = part.shares
@@ -214,8 +263,8 @@ def _share_lines(part: Coverage) -> list[str]:
         means = ", ".join(f"{name} {value:+.3f}" for name, value in shares.items())
         return [f"{title}: {means}", ""]
     here = [f"{value:,}" if isinstance(value, int) else f"{value:.3f}" for value in shares.values()]
-    rows = [(title, list(shares)), ("  here", here)]
-    if part.split in (complete := COMPLETE[part.task].shares):
+    rows = [(title, list(shares)), ("  here" if with_complete else "", here)]
+    if with_complete and part.split in (complete := COMPLETE[part.task].shares):
         rows.append(("  complete copy", list(complete[part.split])))
     return [f"{name:17}" + "".join(f"{cell:>11}" for cell in row) for name, row in rows] + [""]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge
+import pyarrow as pa
+import pyarrow.compute as pc
+from annotated_types import Ge, Le
 from PIL import Image
 
 from raffect.datasets.affwild2.tasks import ACTION_UNITS, COMPLETE_EXPR_COUNTS, EXPRESSIONS, HEADERS
@@ -34,12 +36,14 @@ GENERATOR = 2
 """Version of the drawings: one more with every change of what is drawn from the same seed."""
 
 SIZES = {"tiny": 400, "small": 4_000, "medium": 40_000}
-EDITION = "8th_ABAW_Annotations"
+IMAGES, EDITION = "cropped_aligned", "8th_ABAW_Annotations"
 TASK_FOLDERS = {
     "expr": "EXPR_Recognition_Challenge",
     "au": "AU_Detection_Challenge",
     "va": "VA_Estimation_Challenge",
 }
+_PATH = re.compile(rf"{IMAGES}/([^/]+)/([0-9]{{5,9}})\.jpg", re.A)
+_REDRAW = "delete its folder and draw it again"
 _SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 
 PROTOTYPES: dict[str, tuple[dict[str, float], ...]] = {
@@ -116,7 +120,7 @@ class DrawnSpec(Record):
     """Everything that decides what a drawn data set holds."""
 
     generator: int
-    num_frames: Annotated[int, Ge(0)]
+    num_frames: Annotated[int, Ge(0), Le(100_000_000)]
     seed: Annotated[int, Ge(0)]
 
     def __str__(self) -> str:
@@ -248,7 +252,7 @@ def _read_finished(out: Path, spec: DrawnSpec) -> dict[str, int]:
     """
     marker = out / MARKER
     if marker.exists():
-        found = Drawn.from_json(marker.read_bytes(), marker, "delete its folder and draw it again")
+        found = Drawn.from_json(marker.read_bytes(), marker, _REDRAW)
         if found.spec != spec:
             raise RaffectError(
                 f"{out} holds another drawn data set ({found.spec}); "
@@ -260,9 +264,41 @@ def _read_finished(out: Path, spec: DrawnSpec) -> dict[str, int]:
     return {}
 
 
-def is_synthetic(root: str | os.PathLike) -> bool:
-    """Whether an image root belongs to a drawn data set, by the marker beside or inside it."""
-    return any((folder / MARKER).exists() for folder in (Path(root), Path(root).parent))
+def count_drawn(table: pa.Table) -> int:
+    """How many images of a manifest raffect drew.
+
+    Drawn are frames of a drawn data set under the names that were drawn there. Others that lie in
+    or beside it, photographs for instance, are not.
+
+    Args:
+        table: ``path, root`` among its columns; roots are folders of this machine.
+
+    Raises:
+        RaffectError: If the marker of a drawn data set is damaged.
+    """
+    count = 0
+    for root in map(Path, table["root"].unique().to_pylist()):
+        # The drawn data set is the root, or a folder above it.
+        folders = (root, *list(root.parents)[:2])
+        tree = next((folder for folder in folders if (folder / MARKER).is_file()), None)
+        if tree is not None:
+            lengths, below = _read_lengths(tree), root.relative_to(tree)
+            rows = table.filter(pc.field("root").cast(pa.string()) == str(root))
+            count += sum(_is_drawn(below / path, lengths) for path in rows["path"].to_pylist())
+    return count
+
+
+def _read_lengths(tree: Path) -> dict[str, int]:
+    """Frames of each video of a drawn data set, by name."""
+    marker = tree / MARKER
+    spec = Drawn.from_json(marker.read_bytes(), marker, _REDRAW).spec
+    return {video.name: video.num_frames for video in plan_videos(spec.num_frames, spec.seed)}
+
+
+def _is_drawn(path: Path, lengths: Mapping[str, int]) -> bool:
+    """Whether a path below a drawn data set is that of one of its pictures."""
+    match = _PATH.fullmatch(path.as_posix())
+    return match is not None and 0 < int(match[2]) <= lengths.get(match[1], 0)
 
 
 def plan_videos(num_frames: int, seed: int) -> list[Video]:
@@ -445,7 +481,7 @@ def _spans(rng: np.random.Generator, frames: int, share: float) -> np.ndarray:
 def _write_video(out: Path, video: Video, seed: int) -> int:
     """Write a video's pictures and annotations; returns how many pictures it has."""
     course = draw_course(video, seed)
-    folder = out / "cropped_aligned" / video.name
+    folder = out / IMAGES / video.name
     folder.mkdir(parents=True, exist_ok=True)
     for frame, pixels in iter_frames(video, course, seed):
         Image.fromarray(pixels).save(folder / f"{frame:05d}.jpg", quality=90)
