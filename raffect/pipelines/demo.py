@@ -28,6 +28,7 @@ from raffect.extraction.extract import extract
 from raffect.progress import Progress, format_seconds
 from raffect.ray_session import ray_session
 from raffect.reporting.report import report
+from raffect.storage.atomic import require_writable
 from raffect.training.train import train
 from raffect.training.tune import tune
 
@@ -58,6 +59,7 @@ def demo(config: DemoConfig, say: Callable[[str], None]) -> None:
         RaffectError: If a stage fails.
     """
     start = time.perf_counter()
+    require_writable(config.out)
     with ray_session(None):  # one Ray for all stages
         _run_stages(config, say)
     # Where the results are, and what to do with real data.
