@@ -99,7 +99,7 @@ def _make_bank(config: DemoConfig, data: Path, bank: Path, say: Callable[[str], 
     name = f"{EMBEDDED_MODEL}, the small CLIP that ships with raffect"
     say(f"3/7 extract: encode every frame with {name}")
     manifest = data / "manifest.parquet"
-    encoder = EncoderConfig(model=EMBEDDED_MODEL, weights="embedded")
+    encoder = EncoderConfig(model=EMBEDDED_MODEL)
     extracted = extract(
         ExtractConfig(manifest=manifest, bank=bank, encoder=encoder, shard_rows=_SHARD_ROWS)
     )
