@@ -276,7 +276,8 @@ def _require_recipe_first(kind: Any, command: str, words: list[str]) -> None:
     """
     shipped = {file.stem for file in recipe.RECIPES.glob("*.toml")}
     for before, word in itertools.pairwise(words):
-        is_value = before.startswith("--") and before.lstrip("-") not in _switches(kind)
+        flag = before.removeprefix("--")
+        is_value = flag != before and "=" not in flag and flag not in _switches(kind)
         if not is_value and (word in shipped or word.endswith(".toml")):
             first = f"`raffect {command} {shlex.quote(word)} ...`"
             raise RaffectError(f"{word}: a recipe comes first, before all flags: {first}")
