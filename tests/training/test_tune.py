@@ -243,6 +243,19 @@ def test_reports_and_sweeps_refuse_what_makes_no_sense(data, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_out_that_cannot_be_written_fails_before_ray_starts(data, tmp_path, monkeypatch, capsys):
+    def start(address):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("raffect.training.tune.ray_session", start)
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    assert main(sweep(data, out)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"raffect tune: {out}")
+    assert "Not a directory" in error
+
+
 def test_tunes_callback_pickles_while_a_live_line_is_shown(monkeypatch):
     from ray import cloudpickle
 
