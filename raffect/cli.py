@@ -9,6 +9,7 @@ line; 3 done, but too many frames were rejected; 130 interrupted.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -19,6 +20,7 @@ import shlex
 import sys
 import types
 import typing
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,31 +87,67 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [*words[1:], "--help"]
+    name = " ".join(["raffect", *words[:1]])
+
+    # The command; an error is one line, unless it is a fault of raffect
+    try:
+        with _flushed_output():
+            return _run(words)
+    except KeyboardInterrupt:
+        kept = "what is finished is kept, the same command goes on from there"
+        print(f"{name}: interrupted; {kept}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `raffect ... | head` has read all that it wants
+        with contextlib.suppress(BrokenPipeError):
+            _flush_output()
+        return 0
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            _flush_output()
+        line = _explain(error)
+        if debug or line is None:
+            raise
+        print(f"{name}: {line}", file=sys.stderr)
+        return 2
+
+
+def _run(words: list[str]) -> int:
+    """Run a command, or print what is not of one command."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else 2
-    if words[0] in ("--version", "version"):
+    if words[0] in ("-V", "--version", "version"):
         from raffect import __version__
 
         print(f"raffect {__version__}")
         return 0
+    return _dispatch(words[0], words[1:])
 
-    # The command; an error is one line, unless it is a fault of raffect
+
+@contextlib.contextmanager
+def _flushed_output() -> Generator[None]:
+    """Write out what a block has printed, and before its help ends the program."""
     try:
-        return _dispatch(words[0], words[1:])
-    except KeyboardInterrupt:
-        kept = "what is finished is kept, the same command goes on from there"
-        print(f"raffect {words[0]}: interrupted; {kept}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `raffect ... | head` has read all that it wants
+        yield
+    except SystemExit:
+        _flush_output()
+        raise
+    _flush_output()
+
+
+def _flush_output() -> None:
+    """Write out what was printed, while an error can still be explained.
+
+    Raises:
+        OSError: If the output takes no more, which it then is not given again; it names the output.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
-    except Exception as error:
-        line = _explain(error)
-        if debug or line is None:
-            raise
-        print(f"raffect {words[0]}: {line}", file=sys.stderr)
-        return 2
+        raise OSError(error.errno, error.strerror, "the standard output") from error
 
 
 def _explain(error: Exception) -> str | None:
@@ -150,6 +188,8 @@ def parse(command: str, words: list[str]) -> Any:
     kind, _ = COMMANDS[command]
     _set_help()
     takes_recipe = command in ("train", "tune")
+    if takes_recipe:
+        _require_recipe_first(kind, command, words)
     with _paths_may_be_urls():
         return tyro.cli(
             kind,
@@ -162,14 +202,17 @@ def parse(command: str, words: list[str]) -> Any:
 def _set_help() -> None:
     """Make the text below each field of a configuration its help, as one paragraph.
 
-    tyro reads these texts itself, but keeps a line break before each indented line of them.
+    tyro reads these texts and the classes' own itself, but keeps line breaks of some of them.
     """
     for module in (c, recipe):
         for node in ast.parse(inspect.getsource(module)).body:
             if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(vars(module)[node.name]):
-                fields = vars(module)[node.name].__dataclass_fields__
+                kind = vars(module)[node.name]
+                paragraphs = (kind.__doc__ or "").split("\n\n")
+                kind.__doc__ = "\n\n".join(" ".join(text.split()) for text in paragraphs)
                 for name, text in _texts_below_fields(node).items():
-                    fields[name].metadata = types.MappingProxyType({"help": text})
+                    field = kind.__dataclass_fields__[name]
+                    field.metadata = types.MappingProxyType({"help": text})
 
 
 def _texts_below_fields(node: ast.ClassDef) -> dict[str, str]:
@@ -227,6 +270,33 @@ def _recipe_words(kind: Any, words: list[str]) -> list[str]:
             values = value if isinstance(value, list) else [value]
             flags += [f"--{group}{dot}{key}", *map(str, values)]
     return [*flags, *words[1:]]
+
+
+def _require_recipe_first(kind: Any, command: str, words: list[str]) -> None:
+    """Refuse a recipe that stands behind flags, which tyro would call an unknown option.
+
+    Raises:
+        RaffectError: If a word that no flag takes is a recipe's name or a TOML file.
+    """
+    shipped = {file.stem for file in recipe.RECIPES.glob("*.toml")}
+    for before, word in itertools.pairwise(words):
+        flag = before.removeprefix("--")
+        is_value = flag != before and "=" not in flag and flag not in _switches(kind)
+        if not is_value and (word in shipped or word.endswith(".toml")):
+            first = f"`raffect {command} {shlex.quote(word)} ...`"
+            raise RaffectError(f"{word}: a recipe comes first, before all flags: {first}")
+
+
+def _switches(kind: Any, prefix: str = "") -> set[str]:
+    """Flags of a configuration that take no value, without their first dashes."""
+    found: set[str] = set()
+    for name, hint in typing.get_type_hints(kind).items():
+        key = name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            found |= _switches(hint, f"{prefix}{key}.")
+        elif hint is bool:
+            found |= {f"{prefix}{key}", f"{prefix}no-{key}"}
+    return found
 
 
 def dotted_names(kind: Any, prefix: str = "") -> list[str]:
@@ -328,7 +398,7 @@ def _extract(config: c.ExtractConfig) -> int:
     if left := summary.shards_planned - summary.shards_done:
         print(f"next: the same command encodes the other {left} shards")
     else:
-        print(f"next: raffect bank verify --bank {config.bank}")
+        print(f"next: raffect bank verify --bank {shlex.quote(str(config.bank))}")
     return 0
 
 

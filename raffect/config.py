@@ -67,7 +67,7 @@ class EncoderConfig:
     ships with raffect."""
     weights: str = "openai"
     """Tag (openai, laion2b_s32b_b82k ...), local file (.safetensors, .pt, .bin), random:SEED, or
-    embedded."""
+    embedded, which raffect-faces has without being asked."""
     precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     """Arithmetic; auto is float16 on CUDA and float32 on a CPU. bfloat16 is several times faster
     on CPUs with AMX and less exact. Features are stored as float16 in any case."""
@@ -91,6 +91,9 @@ class EncoderConfig:
             0 <= self.batch_size <= 65536,
             f"--encoder.batch-size {self.batch_size}: expected 0 (choose for me) to 65536",
         )
+        # The default is a tag of other models; the embedded encoder's own weights are its only tag
+        if self.model == EMBEDDED_MODEL and self.weights == EncoderConfig.weights:
+            object.__setattr__(self, "weights", "embedded")
 
 
 # Data sets: pictures, manifests, label tables
@@ -98,7 +101,10 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthConfig:
-    """Draw a data set in Aff-Wild2's exact layout from action units."""
+    """Draw a data set in Aff-Wild2's exact layout from action units.
+
+    Example: `raffect synth --out faces --size tiny --sheet faces.png`
+    """
 
     out: Path
     """Folder to make; holds cropped_aligned/ and 8th_ABAW_Annotations/ afterwards."""
@@ -122,7 +128,13 @@ class SynthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Turn image folders and labels into a manifest and label tables, and list what is missing."""
+    """Turn image folders and labels into a manifest and label tables, and list what is missing.
+
+    Example: `raffect prepare --images cropped_aligned --annotations "6th ABAW Annotations" --out
+    data`
+
+    Or: `raffect prepare --dataset folder --images faces --task moods --out data`
+    """
 
     images: tuple[Path, ...]
     """Image folders, e.g. cropped_aligned cropped_aligned_new_50_vids; where several have a frame,
@@ -182,6 +194,8 @@ class PrepareConfig:
 class PackConfig:
     """Pack loose frames into Parquet, one row group per shard: far fewer files to open on network
     storage.
+
+    Example: `raffect pack --manifest data/manifest.parquet --out packed`
     """
 
     manifest: Path
@@ -211,6 +225,8 @@ class PackConfig:
 class ExtractConfig:
     """Encode every frame of a manifest into a bank. Run it again after any stop: it encodes only
     what is missing.
+
+    Example: `raffect extract --manifest data/manifest.parquet --bank bank`
     """
 
     manifest: Path
@@ -273,7 +289,10 @@ class ExtractConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BankInfoConfig:
-    """Show what a bank holds."""
+    """Show what a bank holds.
+
+    Example: `raffect bank info --bank bank`
+    """
 
     bank: Path
     """Folder of the bank."""
@@ -297,6 +316,8 @@ class BankRejectsConfig:
 class BankVerifyConfig:
     """Read every byte of a bank and prove that it is whole: rows + rejects = plan, and the SHA-256
     of every file.
+
+    Example: `raffect bank verify --bank bank --manifest data/manifest.parquet`
     """
 
     bank: Path
@@ -313,7 +334,10 @@ class BankVerifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BankExportConfig:
-    """Write a bank's features for other tools."""
+    """Write a bank's features for other tools.
+
+    Example: `raffect bank export --bank bank --out features`
+    """
 
     bank: Path
     """Folder of the bank."""
@@ -330,6 +354,9 @@ class BankExportConfig:
 class BankImportConfig:
     """Bring *_clip.h5 features and the list file of the paper's released code into a bank. Needs
     HDF5: `pip install raffect[h5]`.
+
+    Example: `raffect bank import --features train_clip.h5 --list train.txt --task expr --bank bank
+    --out data`
     """
 
     features: Path
@@ -353,7 +380,10 @@ class BankImportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsListConfig:
-    """List encoders: open_clip models, their weight tags, and which weights are on this machine."""
+    """List encoders: open_clip models, their weight tags, and which weights are on this machine.
+
+    Example: `raffect models list --pattern ViT-L-14`
+    """
 
     pattern: str = ""
     """Only models whose name contains this text."""
@@ -363,21 +393,30 @@ class ModelsListConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsPathConfig:
-    """Print the file that holds an encoder's weights, or where to put it."""
+    """Print the file that holds an encoder's weights, or where to put it.
+
+    Example: `raffect models path --encoder.model ViT-B-32 --encoder.weights laion2b_s34b_b79k`
+    """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsPullConfig:
-    """Download an encoder's weights; raffect never downloads anything otherwise."""
+    """Download an encoder's weights; raffect never downloads anything otherwise.
+
+    Example: `raffect models pull --encoder.model ViT-B-32-quickgelu`
+    """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsVerifyConfig:
-    """Load an encoder's weights, check that all are there and finite, print their fingerprint."""
+    """Load an encoder's weights, check that all are there and finite, print their fingerprint.
+
+    Example: `raffect models verify --encoder.model raffect-faces`
+    """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
@@ -452,6 +491,11 @@ class LearnConfig(Recipe):
 class TrainConfig(LearnConfig):
     """Train heads on a bank: `raffect train RECIPE --task expr ...`. A recipe is paper, released,
     erm, weighted or a TOML file, and flags override it.
+
+    Example: `raffect train paper --task expr --bank bank --labels data --out runs/expr --num-seeds
+    5`
+
+    Or: `raffect train erm --task au --bank bank --labels data --out runs/au --optim.lr 3e-4`
     """
 
     num_seeds: MayChange[int] = 1
@@ -479,6 +523,11 @@ class TrainConfig(LearnConfig):
 class TuneConfig(LearnConfig):
     """Train every combination of settings (`raffect tune RECIPE --task expr ...`), in batches of
     heads on Ray Tune. The default is the paper's Figure 2.
+
+    Example: `raffect tune paper --task expr --bank bank --labels data --out runs/figure2`
+
+    Or: `raffect tune paper --task au --bank bank --labels data --out runs/rho --space
+    sam.rho=0.01,0.05,0.1 seed=0:2`
     """
 
     space: MayChange[tuple[str, ...]] = ("loss.alpha=0.1:1:0.1", "seed=0:4")
@@ -532,7 +581,10 @@ class TuneConfig(LearnConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Score trained heads on a bank."""
+    """Score trained heads on a bank.
+
+    Example: `raffect evaluate --run runs/expr --bank bank --labels data`
+    """
 
     run: Path
     """Run folder of train or tune, or the folder of one head."""
@@ -556,7 +608,10 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Draw tables and figures of one run or several: report.md, and report.html for a browser."""
+    """Draw tables and figures of one run or several: report.md, and report.html for a browser.
+
+    Example: `raffect report --runs runs/figure2 runs/expr --out report`
+    """
 
     runs: tuple[Path, ...]
     """Run folders of train and tune."""
@@ -572,19 +627,26 @@ class ReportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """Check this machine: versions, GPU, Ray, disk, weights, data; output for a bug report."""
+    """Check this machine: versions, GPU, Ray, disk, weights, data; output for a bug report.
+
+    Example: `raffect doctor --data data --bank bank`
+    """
 
     data: Path | None = None
     """Folder of `raffect prepare` to look at."""
     bank: Path | None = None
     """Bank to look at."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     start_ray: bool = True
     """Also start and stop a local Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Run every stage here in about two minutes, with drawn faces and a small encoder."""
+    """Run every stage here in about two minutes, with drawn faces and a small encoder.
+
+    Example: `raffect demo --out raffect-demo`
+    """
 
     out: Path = Path("raffect-demo")
     """Folder for data, bank and results; a finished one is used again."""

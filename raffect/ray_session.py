@@ -14,6 +14,7 @@ from typing import Any
 
 from raffect.errors import RaffectError
 from raffect.progress import format_seconds
+from raffect.storage.atomic import require_writable
 from raffect.storage.paths import is_remote
 
 NO_PROGRESS_S = {"cuda": 1800, "cpu": 6 * 3600}
@@ -40,6 +41,8 @@ def ray_session(address: str | None) -> Generator[None]:
     # Under `uv run` Ray's workers would each build an environment; on one machine they share ours.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's processes end at their own warnings where these are errors.
+    os.environ.pop("PYTHONWARNINGS", None)
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         _offer_token()
@@ -88,6 +91,7 @@ def _join(address: str) -> None:
 def _start_local() -> None:
     # Ray prints harmless red lines, such as an actor's constructor arguments, between ours.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    _require_home()
     import ray
 
     # Reading tasks wait for the disk as long as they compute, and a pipeline with fewer slots than
@@ -105,6 +109,23 @@ def _start_local() -> None:
                 raise RaffectError(f"{what}; see `raffect doctor`") from error
         else:
             return
+
+
+def _require_home() -> None:
+    """Refuse to start Ray where it cannot write the token that it makes.
+
+    Raises:
+        RaffectError: If that is so; it names the cure.
+    """
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if named or _TOKEN.is_file() or os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return
+    try:
+        require_writable(_TOKEN.parent)
+    except OSError as error:
+        what = f"{_TOKEN.parent}: {error.strerror}; Ray keeps its token in your home folder"
+        remedy = "set HOME to a folder that can be written, such as `export HOME=/tmp/$USER`"
+        raise RaffectError(f"{what}: {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -3,8 +3,11 @@
 Flags and files that documents mention exist.
 """
 
+import ast
 import dataclasses
+import os
 import re
+import shlex
 import subprocess
 import sys
 import typing
@@ -15,7 +18,7 @@ import pytest
 import raffect
 from raffect import cli
 from raffect.cli import COMMANDS, main, parse, usage
-from raffect.config import BankVerifyConfig, ExtractConfig, SynthConfig
+from raffect.config import BankVerifyConfig, EncoderConfig, ExtractConfig, SynthConfig
 
 ROOT = Path(__file__).parents[1]
 ENCODER = {
@@ -94,7 +97,7 @@ FLAGS = {
     "synth": {"--out", "--size", "--frames", "--seed", "--sheet"},
     "pack": {"--manifest", "--out", "--shard-rows", "--groups-per-file"},
     "demo": {"--out", "--frames", "--seed"},
-    "doctor": {"--data", "--bank", "--start-ray"},
+    "doctor": ENCODER | {"--data", "--bank", "--start-ray"},
     "bank": {
         "--bank",
         "--json",
@@ -224,6 +227,141 @@ def test_usage_lists_every_command_and_no_words_are_an_error(capsys):
     assert main([]) == 2
     assert main(["--version"]) == 0
     assert raffect.__version__ in capsys.readouterr().out
+
+
+def run(*words, **options):
+    """`python -m raffect` in a process of its own."""
+    command = [sys.executable, "-m", "raffect", *words]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["bank", "verify", "--help"], ["models", "list"]])
+def test_an_output_that_takes_no_more_is_one_line(words, unbuffered):
+    with open("/dev/full", "w") as full:
+        done = run(*words, stdout=full, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    program = f"{sys.executable} -m raffect models list | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_python_m_raffect_is_raffect():
+    done = run("-V", stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (0, f"raffect {raffect.__version__}\n")
+
+
+@pytest.mark.parametrize("words", ["train", "bank", "bank verify", "models pull"])
+def test_help_of_a_command_is_the_commands_own_help(words, capsys):
+    shown = []
+    for line in (f"help {words}", f"{words} --help"):
+        with pytest.raises(SystemExit):
+            main(line.split())
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert f"usage: raffect {words}" in shown[0]
+    assert main(["help", "trian"]) == 2
+    assert "did you mean train" in capsys.readouterr().err
+
+
+def commands_with_flags():
+    """Every command that takes flags, with its configuration."""
+    for command, (kind, _) in COMMANDS.items():
+        if isinstance(kind, type):
+            yield command, kind
+            continue
+        for part in typing.get_args(kind):
+            _, mark = typing.get_args(part)
+            yield f"{command} {mark.name}", typing.get_args(part)[0]
+
+
+@pytest.mark.parametrize(("words", "kind"), commands_with_flags())
+def test_the_help_of_every_command_has_examples_that_are_right(words, kind, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command, *rest = words.split()
+    with pytest.raises(SystemExit):
+        parse(command, [*rest, "--help"])
+    examples = re.findall(r"(?:Example|Or): `(raffect [^`\n]+)`", capsys.readouterr().out)
+    assert examples
+    for example in examples:
+        _, *found = shlex.split(example)
+        assert " ".join(found).startswith(words)
+        assert isinstance(parse(found[0], found[1:]), kind)
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+@pytest.mark.parametrize(
+    ("line", "recipe"),
+    [
+        ("--task expr paper --bank b --labels l --out o", "paper"),
+        ("--bank b --labels l --out o erm", "erm"),
+        ("--no-compile released --bank b --labels l --out o", "released"),
+        ("--sam.independent-dropout weighted", "weighted"),
+        ("--bank b --labels l --out o mine.toml", "mine.toml"),
+        ("--bank=b paper", "paper"),
+    ],
+)
+def test_a_recipe_behind_flags_is_told_that_it_comes_first(command, line, recipe, capsys):
+    assert main([command, *line.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"raffect {command}: {recipe}: a recipe comes first, before all flags")
+    assert f"`raffect {command} {recipe} ...`" in error
+
+
+def test_a_folder_may_be_called_as_a_recipe_is():
+    config = parse(
+        "train", ["paper", "--bank", "paper", "--labels", "erm", "--out", "released.toml"]
+    )
+    assert (config.bank, config.labels, config.out) == (
+        Path("paper"),
+        Path("erm"),
+        Path("released.toml"),
+    )
+
+
+def test_the_embedded_encoder_implies_its_own_weights_and_no_other():
+    embedded = parse("models", ["path", "--encoder.model", "raffect-faces"]).encoder
+    assert embedded == EncoderConfig(model="raffect-faces", weights="embedded")
+    random = parse(
+        "models", ["path", "--encoder.model", "raffect-faces", "--encoder.weights", "random:1"]
+    )
+    assert random.encoder.weights == "random:1"
+    assert EncoderConfig(model="ViT-B-32").weights == "openai"
+
+
+def values_of_shown_commands(file):
+    """What f-strings of a module put behind the flags of raffect's commands."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        text = ""
+        for part in node.values if isinstance(node, ast.JoinedStr) else ():
+            if isinstance(part, ast.FormattedValue):
+                if re.search(r"raffect [a-z]+ [^`:;]*--[a-z.-]+ $", text):
+                    yield node.lineno, ast.unparse(part.value)
+                text += "VALUE"
+            else:
+                text += part.value
+
+
+def test_every_command_that_a_message_shows_quotes_its_paths():
+    count = 0
+    for file in sorted((ROOT / "raffect").rglob("*.py")):
+        for line, value in values_of_shown_commands(file):
+            quoted = value.startswith("shlex.") or f"{value} = shlex." in file.read_text()
+            assert quoted or value.isupper(), f"{file}:{line}: {value}"
+            count += 1
+    assert count >= 6
+
+
+def test_hints_of_a_folder_with_spaces_can_be_given_to_a_shell(tmp_path, capsys):
+    assert main(["bank", "info", "--bank", str(tmp_path / "my bank")]) == 2
+    (hint,) = re.findall(r"`raffect (.*)`", capsys.readouterr().err)
+    command, *words = shlex.split(hint)
+    assert parse(command, words).bank == tmp_path / "my bank"
 
 
 def test_public_names_are_there():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ def test_files_of_ours_that_a_page_cites_exist(page):
             continue  # files that commands write
         found = any((ROOT / folder / name).exists() for folder in FOLDERS)
         assert found, f"{page.name} cites {name}"
+
+
+def test_scikit_learn_is_one_that_shuffles_groups_of_folds():
+    # GroupKFold(shuffle=) is of 1.6.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (bound,) = (name for name in project["dependencies"] if name.startswith("scikit-learn"))
+    assert bound == "scikit-learn>=1.6"
+    locked = (ROOT / "uv.lock").read_text()
+    assert '{ name = "scikit-learn", specifier = ">=1.6" }' in locked
 
 
 def test_the_first_screen_of_the_readme_shows_a_result():

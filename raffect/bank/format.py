@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,8 +104,8 @@ class Bank:
             RaffectError: If the folder is not a bank.
         """
         if not self.exists:
-            command = f"`raffect extract --manifest M --bank {self.path}`"
-            raise RaffectError(f"{self.path}: no bank there; make one with {command}")
+            command = f"raffect extract --manifest M --bank {shlex.quote(str(self.path))}"
+            raise RaffectError(f"{self.path}: no bank there; make one with `{command}`")
         return self
 
     # Identity
@@ -341,7 +342,7 @@ class Bank:
 
     def damaged(self, name: str, why: Damaged) -> RaffectError:
         """The error for a file that is not as committed, with what to do."""
-        remedy = f"run `raffect bank verify --bank {self.path} --repair`"
+        remedy = f"run `raffect bank verify --bank {shlex.quote(str(self.path))} --repair`"
         return RaffectError(f"{self.path / name}: {why}; {remedy}, then `raffect extract` again")
 
     def digest(self, commits: Mapping[int, Commit] | None = None) -> str:

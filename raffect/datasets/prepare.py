@@ -69,7 +69,7 @@ class PrepareReport:
         # The next command; drawn faces have an encoder of their own
         following = f"raffect extract --manifest {shlex.quote(str(self.manifest))} --bank BANK"
         if self.synthetic:
-            following += " --encoder.model raffect-faces --encoder.weights embedded"
+            following += " --encoder.model raffect-faces"
         return [*lines, f"next: {following}"]
 
     def to_pandas(self) -> Any:

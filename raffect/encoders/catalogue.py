@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import socket
 import time
 import urllib.parse
@@ -116,8 +117,9 @@ class PullReport:
         file = f"{self.file} ({format_bytes(self.size_bytes)})"
         if self.was_here:
             return [f"already here: {file}"]
-        flags = f"--encoder.model {self.model} --encoder.weights {self.tag}"
-        return [f"pulled: {file}", f"next: raffect models verify {flags}"]
+        flags = ["--encoder.model", self.model, "--encoder.weights", self.tag]
+        following = shlex.join(["raffect", "models", "verify", *flags])
+        return [f"pulled: {file}", f"next: {following}"]
 
 
 def pull(config: ModelsPullConfig) -> PullReport:

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import shlex
 import sys
 import types
 import zipfile
@@ -253,7 +254,8 @@ def missing_message(model: str, tag: str) -> str:
     if hub := entry.get("hf_hub"):
         where = f"https://huggingface.co/{hub.rstrip('/')} ({_HF_NAMES[0]})"
     target = weights_folder() / f"{model}--{tag}.safetensors"
-    pull = f"raffect models pull --encoder.model {model} --encoder.weights {tag}"
+    flags = ["--encoder.model", model, "--encoder.weights", tag]
+    pull = shlex.join(["raffect", "models", "pull", *flags])
     by_hand = f"bring the file from {where} and save it as {target}"
     return (
         f"weights {tag} of {model} are not on this machine; with a network run `{pull}`; "

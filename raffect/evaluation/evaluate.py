@@ -42,7 +42,7 @@ from raffect.runs.spread import (
     varying,
 )
 from raffect.runs.tables import group_rows
-from raffect.storage.atomic import write_atomic
+from raffect.storage.atomic import require_writable, write_atomic
 from raffect.storage.records import Record
 from raffect.storage.tables import write_csv
 
@@ -183,6 +183,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         )
     folders, cards, notes = _pick_heads(config)
     dataset = _open(config, folders, cards)
+    if config.out is not None:
+        require_writable(config.out)
     statistics = _count(config, dataset, folders)
     evaluation = _describe(config, dataset, folders, cards, statistics)
     result = EvaluateResult(

@@ -40,7 +40,7 @@ from raffect.extraction.summary import ExtractSummary, Tally, summarise
 from raffect.progress import Progress
 from raffect.provenance import describe_run
 from raffect.ray_session import cluster_gpus, configure_data, explain_stop, ray_session
-from raffect.storage.atomic import write_atomic
+from raffect.storage.atomic import require_writable, write_atomic
 from raffect.storage.keys import Vocabulary, encode_video, positions
 
 SHARDS_PER_WAVE = 16_384
@@ -96,6 +96,7 @@ def extract(
     # The run
     plan = bank.extend_plan(manifest, config.shard_rows)
     todo = choose_shards(bank, plan, config.limit)
+    require_writable(bank.path)
     with ray_session(config.address):
         tally, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)
     # Its summary

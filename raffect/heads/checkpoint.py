@@ -33,6 +33,8 @@ from raffect.storage.records import Record, parse_object
 
 _REMEDY = "train again"
 _RESTART = "delete it to train from the start"
+_CHUNK = 1 << 24
+"""Bytes that are read at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,15 +219,26 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_state` wrote.
 
     Raises:
-        RaffectError: If it is damaged.
+        RaffectError: If it is damaged, or cannot be read.
     """
     try:
-        with (
-            local_copy(path) as local,
-            safetensors.safe_open(local, framework="pt") as file,
-        ):
-            about = parse_object(file.metadata()["raffect"], path, _RESTART)
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        with local_copy(path) as local:
+            _read_through(local)
+            with safetensors.safe_open(local, framework="pt") as file:
+                about = parse_object(file.metadata()["raffect"], path, _RESTART)
+                return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except OSError as error:
+        # Of the disk or the network: what is saved may be sound, and deleting it would lose it.
+        what = f"{path}: cannot be read ({error.strerror or error})"
+        remedy = "check the disk and the rights; the same command goes on from there"
+        raise RaffectError(f"{what}; {remedy}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         what = f"{path}: damaged ({str(error).splitlines()[0][:200]})"
         raise RaffectError(f"{what}; {_RESTART}") from error
+
+
+def _read_through(path: Path) -> None:
+    """Read a file once: a fault is an `OSError` here, and would kill the process in a mapping."""
+    with open(path, "rb", buffering=0) as file:
+        while file.read(_CHUNK):
+            pass

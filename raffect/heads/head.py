@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -168,8 +169,11 @@ class Head(nn.Module):
             inputs = spec.width
         self.layers = nn.Sequential(*layers, nn.Linear(inputs, spec.outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs (B, C) of raw features (B, D)."""
+    def forward(self, x: Tensor | np.ndarray) -> Tensor:
+        """Outputs (B, C) of raw features (B, D), which may be a bank's own float16 array."""
+        if isinstance(x, np.ndarray):
+            x = torch.from_numpy(np.array(x))  # a copy: those of a bank cannot be written
+        x = x.to(next(self.parameters()))
         return self.layers(normalise(x, self.spec.normalise))
 
 

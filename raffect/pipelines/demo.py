@@ -28,6 +28,7 @@ from raffect.extraction.extract import extract
 from raffect.progress import Progress, format_seconds
 from raffect.ray_session import ray_session
 from raffect.reporting.report import report
+from raffect.storage.atomic import require_writable
 from raffect.training.train import train
 from raffect.training.tune import tune
 
@@ -58,6 +59,7 @@ def demo(config: DemoConfig, say: Callable[[str], None]) -> None:
         RaffectError: If a stage fails.
     """
     start = time.perf_counter()
+    require_writable(config.out)
     with ray_session(None):  # one Ray for all stages
         _run_stages(config, say)
     # Where the results are, and what to do with real data.
@@ -97,7 +99,7 @@ def _make_bank(config: DemoConfig, data: Path, bank: Path, say: Callable[[str], 
     name = f"{EMBEDDED_MODEL}, the small CLIP that ships with raffect"
     say(f"3/7 extract: encode every frame with {name}")
     manifest = data / "manifest.parquet"
-    encoder = EncoderConfig(model=EMBEDDED_MODEL, weights="embedded")
+    encoder = EncoderConfig(model=EMBEDDED_MODEL)
     extracted = extract(
         ExtractConfig(manifest=manifest, bank=bank, encoder=encoder, shard_rows=_SHARD_ROWS)
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def _run_checks(config: DoctorConfig) -> Iterator[Check]:
         ("packages", _check_packages),
         ("gpu", _check_gpu),
         ("disk", _check_disk),
-        ("weights", _check_weights),
+        ("weights", lambda: _check_weights(config.encoder)),
         ("data", lambda: _check_data(config.data)),
         ("bank", lambda: _check_bank(config.bank)),
     ]
@@ -128,9 +129,13 @@ def _check_packages() -> Iterator[Check]:
     spec = importlib.util.find_spec("torch")
     if spec and spec.origin and not Path(importlib.util.cache_from_source(spec.origin)).exists():
         cost = "every process of Ray then does again and takes twice as long to start"
-        command = f"{sys.executable} -m compileall -q {Path(spec.origin).parents[1]}"
+        folder = str(Path(spec.origin).parents[1])
+        command = shlex.join([sys.executable, "-m", "compileall", "-q", folder])
         text = f"packages are not compiled, which {cost}; run `{command}`"
         yield Check("bytecode", None, text)
+    if sys.dont_write_bytecode:
+        what = "PYTHONDONTWRITEBYTECODE is set: what is not compiled yet, every process compiles"
+        yield Check("bytecode", None, f"{what} for itself at each start; unset it")
 
 
 def _check_gpu() -> Iterator[Check]:
@@ -177,14 +182,18 @@ def _check_disk() -> Iterator[Check]:
         yield Check("shm", ok, text if ok else f"{text}; {fix}")
 
 
-def _check_weights() -> Iterator[Check]:
+def _check_weights(encoder: EncoderConfig) -> Iterator[Check]:
+    # The default encoder's are nobody's wish: where they are missing, another encoder may do.
+    asked = encoder != EncoderConfig()
     try:
-        source = resolve(EncoderConfig())
-        text = f"default encoder: {source.model} {source.name} at {source.file}"
-        yield Check("weights", True, text)
+        source = resolve(encoder)
+        where = f"at {source.file}" if source.file else "made on the spot"
+        which = "encoder" if asked else "default encoder"
+        yield Check("weights", True, f"{which}: {source.model} {source.name} {where}")
     except RaffectError as error:
-        yield Check("weights", False, str(error))
-    # Weights of any encoder, which need not be the default one.
+        missing = str(error) if asked else f"default encoder: {error}"
+        yield Check("weights", False if asked else None, missing)
+    # Weights of any encoder, which need not be that one.
     here = [
         f"{model} {tag}"
         for model in model_configs()

@@ -5,6 +5,7 @@ The object is for programs, its `lines` are for people.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +85,8 @@ class RunResult:
         caveat = [f"caveat: {self.data.caveat}"] if self.data.caveat else []
         weights = "weights/, " if self.saved_heads else ""
         wrote = f"wrote {self.folder}: {weights}metrics.json, heads.csv, results.csv, per_group.csv"
-        return [*caveat, wrote, f"next: raffect report --runs {self.folder}"]
+        following = f"raffect report --runs {shlex.quote(str(self.folder))}"
+        return [*caveat, wrote, f"next: {following}"]
 
 
 @dataclass(frozen=True, kw_only=True)

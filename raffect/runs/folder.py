@@ -290,6 +290,8 @@ class RunFolder:
         # A setting that is younger than the folder had its default.
         younger = {item.name: item.default for item in fields} | DEFAULTS
         free = may_change(type(config))
+        if config.select != "cv":
+            free.add("folds")  # nothing was trained on them
         # What the sweep varies does not have one value.
         axes = (*before.get("space", ()), *getattr(config, "space", ()))
         swept = {axis.partition("=")[0].strip() for axis in axes}

@@ -41,16 +41,13 @@ def atomic_path(path: Path) -> Generator[Path]:
             store.fs.put_file(str(local), store.path)
         return
     # A folder gets a file with another name, which is renamed once its bytes are on the disk.
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    try:
+    with _faults_name(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -71,19 +68,33 @@ def write_if_absent(path: Path, content: bytes) -> bool:
     if is_remote(path):
         return _put_if_absent(path, content)
     # Unlike a rename, a hard link fails if the name is taken.
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    try:
+    with _faults_name(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         _sync(temporary)
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
         _sync(path.parent)
-    except FileExistsError:
-        return False
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
     return True
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder and a file in it, which is deleted: before hours of work, not after them.
+
+    An object store is not asked.
+
+    Raises:
+        OSError: If that is not possible; it names the folder.
+    """
+    if is_remote(folder):
+        return
+    temporary = _temporary(folder / "probe")
+    with _faults_name(folder, temporary):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(b"")
 
 
 def _put_if_absent(path: Any, content: bytes) -> bool:
@@ -106,6 +117,23 @@ def _put_if_absent(path: Any, content: bytes) -> bool:
         else:
             return True
     raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def _faults_name(path: Path, temporary: Path) -> Generator[None]:
+    """Faults of a block that writes ``path`` name it: a full disk names no file, or our own.
+
+    The temporary file is deleted at the end if it is still there.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
 
 
 def _temporary(path: Path) -> Path:

@@ -123,14 +123,16 @@ def partition(
 ) -> list[list[PlannedHead]]:
     """Share heads out over batches of at most ``size``.
 
-    Heads of a batch can be trained side by side on the same frames.
+    Heads of a batch can be trained side by side on the same frames. Heads with SAM and heads
+    without it could be, but then all of them would take both of its passes.
     """
-    # Heads that can be trained together
+    # Heads that can be trained together, at no other cost than apart
     alike: dict[tuple, list[PlannedHead]] = {}
     for head in heads:
         settings = head.recipe.settings
-        seed = settings["seed"] if one_seed else None
-        key = (*(settings[name] for name in SHARED_SETTINGS), head.fold, head.num_folds, seed)
+        shared = (settings[name] for name in SHARED_SETTINGS)
+        seed, uses_sam = settings["seed"] if one_seed else None, settings["sam.rho"] > 0
+        key = (*shared, uses_sam, head.fold, head.num_folds, seed)
         alike.setdefault(key, []).append(head)
 
     # As few batches as will do, of nearly equal size

@@ -153,6 +153,17 @@ def test_a_damaged_state_is_named(tmp_path):
         fit(make_job([make_recipe()], state_path=path))
 
 
+def test_an_io_fault_of_a_state_is_not_called_damage_and_nobody_is_told_to_delete_it(tmp_path):
+    # Where a process's memory begins there is nothing to read: EIO.
+    path = tmp_path / "s.safetensors"
+    path.symlink_to("/proc/self/mem")
+    line = r"s.safetensors: cannot be read \(Input/output error\); check the disk [^\n]*$"
+    with pytest.raises(RaffectError, match=line) as found:
+        fit(make_job([make_recipe()], state_path=path))
+    assert "delete" not in str(found.value)
+    assert "damaged" not in str(found.value)
+
+
 @pytest.mark.parametrize("shape", [{}, {"head__depth": 0}, {"head__normalise": "l2"}], ids=str)
 def test_a_stream_takes_the_same_step(shape):
     recipes = [make_recipe(seed=3, loss__alpha=alpha, **shape) for alpha in (0.3, 1.0)]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -188,6 +189,18 @@ def test_the_papers_heads_have_its_number_of_weights():
     spec = MlpSpec(768, 768, 3, 8)
     assert spec.num_weights == sum(p.numel() for p in Head(spec).parameters()) == 1_782_536
     assert MlpSpec(768, 768, 3, 12).num_weights == 1_785_612
+
+
+@pytest.mark.parametrize("how", ["none", "l2"])
+def test_a_head_takes_a_banks_float16_features_as_they_are(how):
+    spec = MlpSpec(4, 8, 2, 3, how)
+    head = spec.build_module(spec.build(torch.randn(1, spec.num_weights)).state(0))
+    features = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float16)
+    features.flags.writeable = False  # as those that are mapped from a file
+    expected = head(torch.from_numpy(features.astype(np.float32)))
+    assert expected.dtype == torch.float32
+    assert torch.equal(head(features), expected)
+    assert torch.equal(head(torch.from_numpy(features.copy())), expected)
 
 
 def test_a_head_of_depth_0_is_one_linear():

@@ -10,7 +10,7 @@ from torch import nn
 from raffect.errors import RaffectError
 from raffect.heads.learner import learning_rate, require_shared_settings
 from raffect.heads.workers import Workers
-from raffect.recipe import OptimConfig, with_settings
+from raffect.recipe import PLAIN_ERM, OptimConfig, with_settings
 from tests.helpers.small_heads import (
     TextbookSam,
     buffer_rows,
@@ -121,6 +121,34 @@ def test_a_head_does_not_depend_on_its_batch(task, depth):
     # And bit by bit in float64 here.
     first = [run(make_learner(part, samples), samples).heads for part in (recipes, recipes[:2])]
     assert torch.equal(first[0].rows[0], first[1].rows[0])
+
+
+@pytest.mark.parametrize("settings", [{}, {"head__depth": 0}, {"sam__independent_dropout": True}])
+@pytest.mark.parametrize("task", ["expr", "au"])
+def test_erm_has_the_same_bytes_beside_sam_and_apart_at_half_of_the_passes(task, settings):
+    samples = make_samples(task)
+    sam = [make_recipe(task, seed=seed, sam__rho=0.5, **settings) for seed in (0, 1)]
+    erm = [with_settings(recipe, PLAIN_ERM) for recipe in sam]
+    trained = [make_learner(part, samples, torch.float32) for part in (sam + erm, sam, erm)]
+    together, apart, alone = trained
+    passes = [count_passes(learner, samples) for learner in trained]
+    assert passes == [64, 64, 32]
+    for p, learner in enumerate((apart, apart, alone, alone)):
+        ours, theirs = together.heads.state(p), learner.heads.state(p % 2)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), p
+
+
+def count_passes(learner, samples):
+    """Forward passes of two epochs of training."""
+    forward, calls = learner.heads.forward, []
+
+    def counted(*args, **options):
+        calls.append(1)
+        return forward(*args, **options)
+
+    learner.heads.forward = counted
+    run(learner, samples)
+    return len(calls)
 
 
 def test_heads_of_one_seed_share_batches_and_masks():

@@ -103,6 +103,39 @@ def test_gradient_of_cvar_agrees_with_finite_differences(alpha):
     assert torch.autograd.gradcheck(lambda x: cvar(x, tail, mask), loss)
 
 
+def released_loss(values, alpha):
+    """Eq. (1) as released: lambda is searched for, and then a constant of the gradient."""
+    lowest = sorted(values.tolist(), reverse=True)[int(alpha * values.shape[0])]
+    return lowest + torch.relu(values - lowest).mean() / alpha
+
+
+def test_a_fixed_lambda_gives_the_marginal_frame_no_weight_and_ours_its_fraction():
+    values = torch.from_numpy(np.random.default_rng(5).exponential(size=32)).requires_grad_()
+    tail = torch.tensor([0.3], dtype=torch.float64)  # 9.6 frames
+    ours, released = cvar(values[None], tail).sum(), released_loss(values, 0.3)
+    assert ours.item() == pytest.approx(released.item(), rel=1e-12)
+    (own,), (theirs,) = (torch.autograd.grad(loss, values) for loss in (ours, released))
+    marginal = values.argsort(descending=True)[9]
+    assert (own.sum().item(), theirs.sum().item()) == pytest.approx((1, 9 / 9.6))
+    assert (own[marginal].item(), theirs[marginal].item()) == pytest.approx((0.6 / 9.6, 0))
+    others = torch.arange(32) != marginal
+    assert torch.allclose(own[others], theirs[others], rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_our_gradient_is_the_derivative_in_any_direction_and_a_fixed_lambdas_is_not(seed):
+    rng = np.random.default_rng(seed)
+    values, direction = rng.exponential(size=32), rng.normal(size=32)
+    ahead, behind = (cvar_of(values + step * direction, 0.3) for step in (1e-6, -1e-6))
+    numeric = (ahead - behind) / 2e-6
+    loss = torch.from_numpy(values).requires_grad_()
+    tail = torch.tensor([0.3], dtype=torch.float64)
+    (own,) = torch.autograd.grad(cvar(loss[None], tail).sum(), loss)
+    (theirs,) = torch.autograd.grad(released_loss(loss, 0.3), loss)
+    assert own.numpy() @ direction == pytest.approx(numeric, abs=1e-8)
+    assert abs(theirs.numpy() @ direction - numeric) > 1e-3
+
+
 def test_masked_losses_take_no_part_and_n_counts_the_others():
     loss = torch.rand(2, 20, dtype=torch.float64)
     mask = torch.rand(2, 20) > 0.4

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import socket
+import sys
 
 import pytest
 
@@ -61,11 +62,30 @@ def test_an_unexpected_error_is_a_failing_line(monkeypatch, tmp_path):
 
 def test_the_doctor_sees_missing_weights(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert main(["doctor", "--no-start-ray"]) == 1
+    # A fault only of weights that were asked for
+    assert main(["doctor", "--no-start-ray"]) == 0
     out = capsys.readouterr().out
-    assert "FAIL weights" in out
+    assert "note weights    default encoder: weights openai of ViT-L-14-quickgelu are not" in out
     assert "raffect models pull" in out
     assert "raffect-faces embedded" in out
+    assert main(["doctor", "--no-start-ray", "--encoder.model", "ViT-B-32-quickgelu"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL weights    weights openai of ViT-B-32-quickgelu are not on this machine" in out
+
+
+@pytest.mark.parametrize("weights", ["openai", "random:3"])
+def test_the_doctor_looks_at_the_encoder_that_was_asked_for(weights):
+    encoder = EncoderConfig(model="raffect-faces", weights=weights)
+    first, _ = doctor._check_weights(encoder)
+    assert first.ok
+    assert first.text.startswith(f"encoder: raffect-faces {encoder.weights} ")
+
+
+def test_the_doctor_names_pythondontwritebytecode(monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert "PYTHONDONTWRITEBYTECODE" in " ".join(c.text for c in doctor._check_packages())
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert "PYTHONDONTWRITEBYTECODE" not in " ".join(c.text for c in doctor._check_packages())
 
 
 def test_the_doctor_starts_ray(local_ray):

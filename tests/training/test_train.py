@@ -99,6 +99,8 @@ def test_a_run_folder_of_other_settings_or_data_is_refused(data, tmp_path, capsy
     assert main(words("train", data, out, "--loss.alpha", "0.5")) == 2
     fault = "a run with loss.alpha 0.3, this one has 0.5; name a new folder"
     assert fault in capsys.readouterr().err
+    # Nothing was trained on folds, so that any number of them is the same run
+    assert main(words("train", data, out, "--folds", "3")) == 0
     other = make_data(tmp_path / "other", seed=1)
     assert main(words("train", other, out)) == 2
     assert "a run on other data" in capsys.readouterr().err
@@ -114,6 +116,8 @@ def test_folds_choose_the_epoch_without_the_validation_split(data, tmp_path, cap
     assert main(words("train", data, out, "--select", "cv", "--folds", "3", task=task)) == 0
     text = capsys.readouterr().out
     assert f"{task.upper()} val-cv" in text
+    assert main(words("train", data, out, "--select", "cv", "--folds", "4", task=task)) == 2
+    assert "a run with folds 3, this one has 4" in capsys.readouterr().err
 
     # Every fold keeps statistics of every epoch
     records = [json.loads(path.read_text()) for path in (out / "heads").glob("*.json")]

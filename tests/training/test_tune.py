@@ -105,6 +105,26 @@ def test_batches_hold_heads_that_can_train_together_and_no_head_is_lost():
     assert partition(heads, 8) == batches
 
 
+def test_plain_erm_never_shares_a_batch_with_sam_whose_second_pass_it_would_pay():
+    recipes = add_baseline(list_recipes(BASE, ["loss.alpha=0.1:1:0.1", "seed=0:4"], 0))
+    batches = partition([PlannedHead(recipe) for recipe in recipes], 64)
+    assert [{head.recipe.sam.rho > 0 for head in batch} for batch in batches] == [{True}, {False}]
+    assert [len(batch) for batch in batches] == [50, 5]
+    # Radii of different lengths are one kind of step.
+    radii = [with_settings(BASE, {"sam.rho": rho}) for rho in (0.01, 0.05, 0.5)]
+    assert len(partition([PlannedHead(recipe) for recipe in radii], 8)) == 1
+
+
+def test_a_batch_with_and_without_sam_that_was_begun_before_goes_on_as_it_is(tmp_path):
+    folder = RunFolder(tmp_path)
+    heads = [PlannedHead(r) for r in add_baseline(list_recipes(BASE, ["seed=0,1"], 0))]
+    folder.note_batch(dict.fromkeys(ids(heads), 0))
+    folder.state_path(ids(heads)).touch()
+    assert plan_batches(folder, heads, 8, one_seed=False) == [heads]
+    folder.drop_state(ids(heads))
+    assert plan_batches(folder, heads, 8, one_seed=False) == [heads[:2], heads[2:]]
+
+
 def ids(*batches):
     return [head.id for batch in batches for head in batch]
 
@@ -232,6 +252,19 @@ def test_reports_and_sweeps_refuse_what_makes_no_sense(data, tmp_path, capsys):
         assert main(sweep(data, tmp_path / "out", *more)) == 2
         assert match in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_cannot_be_written_fails_before_ray_starts(data, tmp_path, monkeypatch, capsys):
+    def start(address):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("raffect.training.tune.ray_session", start)
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    assert main(sweep(data, out)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"raffect tune: {out}")
+    assert "Not a directory" in error
 
 
 def test_tunes_callback_pickles_while_a_live_line_is_shown(monkeypatch):
