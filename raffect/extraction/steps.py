@@ -23,6 +23,7 @@ from raffect.bank.format import Bank
 from raffect.config import EncoderConfig
 from raffect.datasets.frames import BadFrame, decode, find_killers, read_contents, shrink
 from raffect.errors import RaffectError
+from raffect.extraction.board import Reporter
 from raffect.extraction.notes import EncodeNotes, ReadNotes, ShardStats, as_notes, read_notes
 from raffect.storage.atomic import write_atomic
 from raffect.storage.cells import as_cell, read_cell, table_from_bytes, table_to_bytes
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from raffect.encoders.tower import Encoder
 
 _REJECTS = pa.map_(pa.int32(), pa.string())
+_PIECE_S = 2.0
+"""Seconds of encoding between two reports of an encoder."""
 
 LoadEncoder = Callable[[EncoderConfig, str, int], "Encoder"]
 """Builds the encoder in its actor from its configuration, a device and, on a CPU, its threads."""
@@ -164,20 +167,29 @@ class EncodeShard:
     """The actor: loads the encoder once, checks that the bank is its own, and encodes shards."""
 
     def __init__(
-        self, config: EncoderConfig, bank: str, device: str, threads: int, load: LoadEncoder
+        self,
+        config: EncoderConfig,
+        bank: str,
+        device: str,
+        threads: int,
+        load: LoadEncoder,
+        reporter: Reporter | None = None,
     ) -> None:
         # An error that is raised here would reach the driver after retries, as the text of a dead
         # actor. So it is kept, and returned as data.
         self.failure: str | None = None
         self.name = uuid.uuid4().hex
+        self.reporter = reporter or Reporter()
+        self.reporter.loading()
         try:
             self.encoder = load(config, device, threads)
             # Before the probe, which cuts the batch size if memory runs out
             self.asked_batch_size = self.encoder.batch_size
             Bank(bank).claim(self.encoder.identity)
-            self.bare_frames_per_s = self.encoder.probe()
+            self.bare_frames_per_s = self._frames_per_s = self.encoder.probe()
         except Exception as error:
             self.failure = _describe(error, bank)
+        self.reporter.ready()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Encode the frames that `read_shard` returned.
@@ -209,7 +221,7 @@ class EncodeShard:
     def _encode(self, table: pa.Table) -> tuple[np.ndarray, str | None]:
         """Features of a shard, and what is wrong with them; None if nothing is."""
         try:
-            features = self.encoder.encode(_split_pixels(table))
+            features = self._encode_pieces(table["shard"][0].as_py(), _split_pixels(table))
         except RaffectError as error:
             return np.empty((0, 0), np.float16), str(error)
         if np.isfinite(features).all():
@@ -217,6 +229,25 @@ class EncodeShard:
         what = f"the encoder gave NaN or infinity in {self.encoder.identity.precision}"
         remedy = "use --encoder.precision float32 and a new --bank, or other weights"
         return features, f"{what}; {remedy}"
+
+    def _encode_pieces(self, shard: int, frames: list[np.ndarray]) -> np.ndarray:
+        """Features of frames, encoded in pieces of whole batches with a report after each.
+
+        Batches and vectors are those of one piece. A fast device has one piece a shard, because it
+        would wait at the end of each.
+        """
+        parts, done = [], 0
+        while done < len(frames) or not parts:
+            batch = self.encoder.batch_size
+            size = batch * max(1, int(self._frames_per_s * _PIECE_S / batch))
+            start = time.perf_counter()
+            parts.append(self.encoder.encode(frames[done : done + size]))
+            done += len(parts[-1])
+            # Another piece, of a size that follows from the last one's rate
+            if done < len(frames):
+                self._frames_per_s = size / max(time.perf_counter() - start, 1e-9)
+                self.reporter.encoded(shard, done)
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def commit_shard(table: pa.Table, bank: str) -> pa.Table:
