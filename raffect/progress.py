@@ -183,7 +183,9 @@ class Progress:
         if not self._recent:
             return None
         (start, before), (now, done) = self._recent[0], self._recent[-1]
-        return (done - before) / (now - start) if now - start >= STEADY_S and done > before else None
+        return (
+            (done - before) / (now - start) if now - start >= STEADY_S and done > before else None
+        )
 
     # Stages
 
@@ -248,13 +250,13 @@ def _new_bar(progress: Progress) -> Any:
 
 
 def _own_stderr() -> TextIO:
-    """Standard error under a number of its own, since Ray's start turns number 2 off for a while."""
+    """Standard error under a number of its own, since Ray's start turns number 2 off."""
     return os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="replace")
 
 
 def _format_rate(rate: float) -> str:
     """``312.4`` -> ``312``; small ones with two digits."""
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
 
 
 def format_seconds(seconds: float) -> str:

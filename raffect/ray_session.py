@@ -96,6 +96,9 @@ def _join(address: str) -> None:
 def _start_local() -> None:
     # Ray prints harmless red lines, such as an actor's constructor arguments, between ours.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # By default OpenMP's threads wait for each other in a loop that holds their core. Where readers
+    # or other programs want it too, an encoder of several threads is then 10 to 50 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import ray
 
     # Reading tasks wait for the disk as long as they compute, and a pipeline with fewer slots than

@@ -98,7 +98,10 @@ class ShardProgress:
                 case "ready":
                     self._begin()
             # Shards, of which reports may arrive after they are finished
-            self._under_way |= {key: n for key, n in news.items() if key not in self._finished}
+            shards: dict[Any, int] = {
+                key: n for key, n in news.items() if key not in self._finished
+            }
+            self._under_way |= shards
             if self._is_ready:
                 self._progress.advance(0, sum(self._under_way.values()))
 
@@ -113,15 +116,8 @@ class ShardProgress:
 def watch_encoders(shards: ShardProgress) -> Generator[Reporter]:
     """A way for encoders to report; a thread passes on what they do during the block."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # On the driver's machine, with which it would be of no use anyway
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    board = (
-        ray.remote(Board)
-        .options(num_cpus=0, max_restarts=-1, scheduling_strategy=here)
-        .remote()
-    )
+    board = _start_board()
     over = threading.Event()
 
     def collect() -> None:
@@ -142,3 +138,13 @@ def watch_encoders(shards: ShardProgress) -> Generator[Reporter]:
         over.set()
         thread.join()
         ray.kill(board)
+
+
+def _start_board() -> Any:
+    """The actor, on the driver's machine, with which it would be of no use anyway."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
+    return ray.remote(Board).options(**options).remote()

@@ -93,7 +93,7 @@ def extract(
             _check_finished(config, bank)
         return summarise(bank)
     if geometry is None:
-        geometry = _read_geometry(resolve(config.encoder))
+        geometry = read_geometry(resolve(config.encoder))
         _check_model(config, bank)
     # The run
     with stage(f"planning {config.bank}"):
@@ -174,7 +174,7 @@ def _check_finished(config: ExtractConfig, bank: Bank) -> None:
         bank.claim(replace(loaded, precision=identity.precision))
 
 
-def _read_geometry(source: Source) -> Geometry:
+def read_geometry(source: Source) -> Geometry:
     """The encoder's input, from its configuration files."""
     size = read_model_config(source.model)["vision_cfg"].get("image_size", 224)
     side = size if isinstance(size, int) else size[0]

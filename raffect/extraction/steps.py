@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
     try:
         pile, rejects, read_s = _read_and_decode(table, bank, geometry)
     except Exception as error:
-        pile, rejects, read_s = _Pile(0), {}, 0.0
+        pile, rejects, read_s = Pile(0), {}, 0.0
         failure = _describe(error, bank)
     # The row for the next step
     elapsed, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
@@ -103,7 +103,7 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
 
 def _read_and_decode(
     table: pa.Table, bank: str, geometry: Geometry
-) -> tuple[_Pile, dict[int, str], float]:
+) -> tuple[Pile, dict[int, str], float]:
     """Decoded frames, row -> reason of the other frames, and the seconds that reading took."""
     # Contents of the frames, without those that killed their decoder
     rows, start = _rows(table), time.perf_counter()
@@ -113,22 +113,30 @@ def _read_and_decode(
     safe = [row for row in range(len(rows)) if row not in rejects]
     contents = read_contents(rows.take(safe) if rejects else rows)
     read_s = time.perf_counter() - start
-    # Decoded frames, no larger than the encoder needs them
-    pile = _Pile(len(safe))
+    # Decoded frames
+    pile, bad = decode_frames(contents, geometry)
+    return pile, rejects | {safe[place]: reason for place, reason in bad.items()}, read_s
+
+
+def decode_frames(
+    contents: Sequence[bytes | BadFrame], geometry: Geometry
+) -> tuple[Pile, dict[int, str]]:
+    """Frames no larger than the encoder needs them, and place -> reason of the others."""
+    pile, bad = Pile(len(contents)), {}
     resample = Image.Resampling[geometry.interpolation.upper()]
     by_shortest = geometry.resize_mode == "shortest"
-    for row, content in zip(safe, contents, strict=True):
+    for place, content in enumerate(contents):
         try:
             if isinstance(content, BadFrame):
                 raise content
             frame = decode(content, pile.room)
             pile.add(shrink(frame, geometry.size, resample, by_shortest))
-        except BadFrame as bad:
-            rejects[row] = str(bad)
-    return pile, rejects, read_s
+        except BadFrame as error:
+            bad[place] = str(error)
+    return pile, bad
 
 
-class _Pile:
+class Pile:
     """Frames one after another in one buffer of Arrow, whose pool keeps and reuses its pages.
 
     New pages from the system would cost more time than the pixels.
@@ -142,7 +150,13 @@ class _Pile:
 
     @property
     def pixels(self) -> np.ndarray:
+        """All frames, uint8."""
         return self._buffer[: self._used]
+
+    @property
+    def frames(self) -> list[np.ndarray]:
+        """Views of the frames, each of shape (height, width, 3)."""
+        return split_pixels(np.array(self.shapes, np.int32).reshape(-1, 2), self.pixels)
 
     def room(self, size: int) -> np.ndarray:
         """A view of the next ``size`` bytes, for a decoder to write into."""
@@ -220,8 +234,10 @@ class EncodeShard:
 
     def _encode(self, table: pa.Table) -> tuple[np.ndarray, str | None]:
         """Features of a shard, and what is wrong with them; None if nothing is."""
+        shapes = np.frombuffer(table["shapes"][0].as_py(), np.int32).reshape(-1, 2)
+        frames = split_pixels(shapes, read_cell(table["pixels"]))
         try:
-            features = self._encode_pieces(table["shard"][0].as_py(), _split_pixels(table))
+            features = self._encode_pieces(table["shard"][0].as_py(), frames)
         except RaffectError as error:
             return np.empty((0, 0), np.float16), str(error)
         if np.isfinite(features).all():
@@ -306,12 +322,15 @@ def _rows(table: pa.Table) -> pa.Table:
     return table_from_bytes(table["rows"][0].as_py())
 
 
-def _split_pixels(table: pa.Table) -> list[np.ndarray]:
-    """Views of the frames, each of shape (height, width, 3), in the pixels of a shard."""
-    shapes = np.frombuffer(table["shapes"][0].as_py(), np.int32).reshape(-1, 2)
+def split_pixels(shapes: np.ndarray, pixels: np.ndarray) -> list[np.ndarray]:
+    """Views of the frames, each of shape (height, width, 3), in pixels that follow one another.
+
+    Args:
+        shapes: Height and width of each frame, shape (frames, 2).
+        pixels: uint8, shape (bytes,).
+    """
     # Frames may differ in size, so their ends are sums of the sizes before.
     stops = np.cumsum(shapes.prod(1, dtype=np.int64) * 3)
-    pixels = read_cell(table["pixels"])
     return [
         pixels[stop - height * width * 3 : stop].reshape(height, width, 3)
         for stop, (height, width) in zip(stops.tolist(), shapes.tolist(), strict=True)
