@@ -127,7 +127,7 @@ class Progress:
     # Counting
 
     def advance(self, count: int, under_way: int = 0) -> None:
-        """Count ``count`` more, which may be 0 to start the clock of the rate.
+        """Count ``count`` more, which ends a stage, or 0 to start the clock of the rate.
 
         Args:
             count: Units that are done for good.
@@ -138,6 +138,8 @@ class Progress:
             now = time.monotonic()
             if not self._recent:
                 self._due = now + FIRST_PLAIN_S
+            if count:
+                self.end_stage()
             # The rate, over the last minute
             self.counted += count
             self.under_way = under_way
