@@ -172,7 +172,7 @@ def estimate(config: ExtractConfig, load: LoadEncoder = load_clip) -> Estimate:
         threads=placement.threads,
         reader_frames_per_s=1 / probe.read_s,
         encoder_frames_per_s=encoder_frames_per_s,
-        frames_per_s=_combine(config, placement, probe, encoder_frames_per_s, cores),
+        frames_per_s=combine(config, placement, probe, encoder_frames_per_s, cores),
         start_s=start_s,
         sampled=probe.sampled,
         unreadable=probe.unreadable,
@@ -323,7 +323,7 @@ def _count_cluster_cores(config: ExtractConfig) -> float:
     return count_cores()
 
 
-def _combine(
+def combine(
     config: ExtractConfig,
     placement: Placement,
     probe: Probe,

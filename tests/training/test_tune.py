@@ -240,7 +240,10 @@ def test_tunes_callback_pickles_while_a_live_line_is_shown(monkeypatch):
 
 
 def test_a_trial_that_goes_on_or_repeats_epochs_is_counted_once():
-    with Progress("tune", 60) as progress, watched(progress, [[PlannedHead(BASE)] * 2] * 2) as watch:
+    with (
+        Progress("tune", 60) as progress,
+        watched(progress, [[PlannedHead(BASE)] * 2] * 2) as watch,
+    ):
         for epoch in (4, 5, 4, 5, 6):  # three by an earlier run; then it died and repeated two
             move_progress(watch.name, 0, 0, {"epoch": epoch, "steps": 3})
         assert (progress.earlier, progress.counted) == (3 * 6, 3 * 6)
