@@ -276,7 +276,7 @@ def _run_pipeline(
         print(f"note: {what} ({remedy})", file=sys.stderr)
     # The run, of which the driver keeps sums
     start, tally = time.perf_counter(), Tally()
-    with _open_progress(bank, todo) as progress:
+    with open_progress(bank, todo) as progress:
         try:
             shards = ShardProgress(progress)
             with watch_encoders(shards) as reporter:
@@ -294,7 +294,7 @@ def _run_pipeline(
     return tally, time.perf_counter() - start, placement
 
 
-def _open_progress(bank: Bank, todo: list[int]) -> Progress:
+def open_progress(bank: Bank, todo: list[int]) -> Progress:
     """A progress line that counts the frames of committed shards as those of earlier runs."""
     frames = np.diff(bank.plan.offsets)
     earlier = int(frames[list(bank.read_commits())].sum())

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -31,12 +32,18 @@ from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
 from raffect.extraction.board import ShardProgress, watch_encoders
 from raffect.extraction.estimate import combine, estimate
-from raffect.extraction.extract import Placement, extract, place_encoders
+from raffect.extraction.extract import (
+    Placement,
+    choose_shards,
+    extract,
+    open_progress,
+    place_encoders,
+)
 from raffect.extraction.pack import pack
 from raffect.extraction.steps import Geometry
 from raffect.progress import Progress
 from raffect.ray_session import NO_PROGRESS_S
-from tests.helpers.banks import IDENTITY, TINY
+from tests.helpers.banks import IDENTITY, TINY, fill_bank, make_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import kill_extract
@@ -334,6 +341,7 @@ def test_readers_and_encoders_share_cores_on_a_cpu_and_the_slower_one_decides_on
     assert combine(replace(config, cpus_per_read=2), on_gpu, probe, 5e3, 16) == pytest.approx(400)
 
 
+@pytest.mark.cluster
 def test_frames_of_an_unfinished_shard_are_shown_also_when_its_encoder_dies(
     config, tmp_path, local_ray, monkeypatch, capfd
 ):
@@ -361,9 +369,16 @@ def test_frames_of_an_unfinished_shard_are_shown_also_when_its_encoder_dies(
     under_way = {int(count) for count in shown} - {0, 100}
     assert len(under_way) >= 3
     assert all(count % 8 == 0 for count in under_way)  # whole batches
-    # The next run begins where this one ended
-    extract(replace(one_shard, limit=150), load, Geometry(size=32))
-    assert re.search(r"\d+ of 300 frames \(100 by earlier runs\)", capfd.readouterr().err)
+
+
+def test_a_run_that_goes_on_counts_the_frames_of_earlier_runs(tmp_path):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}), rejects={1: {3: "empty file"}})
+    bank.commit_path(0).unlink()
+    bank.commit_path(2).unlink()
+    with open_progress(bank, choose_shards(bank, bank.plan, None)) as progress:
+        assert (progress.earlier, progress.total) == (16, 40)
+    with open_progress(bank, choose_shards(bank, bank.plan, 10)) as progress:
+        assert (progress.earlier, progress.total) == (16, 32)
 
 
 def test_a_board_that_dies_is_started_again_and_a_dead_one_stops_nothing(local_ray):
@@ -388,6 +403,31 @@ def test_a_board_that_dies_is_started_again_and_a_dead_one_stops_nothing(local_r
         ray.kill(reporter._board)
         reporter.encoded(3, 8)
     assert 3 not in heard
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("setting", "nice"), [({}, 15), ({"RAY_worker_niceness": "0"}, 0)])
+def test_workers_have_the_niceness_and_the_waiting_that_the_page_names(setting, nice):
+    code = (
+        "import os, ray\n"
+        "from raffect.ray_session import ray_session\n"
+        "look = lambda: (os.nice(0), os.environ['OMP_WAIT_POLICY'])\n"
+        "with ray_session(None):\n"
+        "    print(ray.get(ray.remote(look).remote()))\n"
+    )
+    known = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=known | setting,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str((min(19, os.nice(0) + nice), "PASSIVE"))
+    # One line when it begins, one with its time
+    begun, ended, *_ = done.stderr.splitlines()
+    assert begun == "starting Ray ..."
+    assert ended.startswith("starting Ray: ")
 
 
 @pytest.mark.cluster
