@@ -29,6 +29,7 @@ import tyro
 from raffect import config as c
 from raffect import recipe
 from raffect.errors import RaffectError
+from raffect.progress import stage
 
 _sub = tyro.conf.subcommand
 BankCommand = (
@@ -64,6 +65,8 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     ),
     "models": (ModelsCommand, "list | path | pull | verify: encoders and their weights"),
 }
+_TORCH = "loading torch"
+"""What takes the first seconds of commands that train or judge."""
 DESCRIPTION = """\
 raffect: frozen CLIP features and small robust heads for facial expressions and action units.
 
@@ -334,7 +337,8 @@ def _dispatch(command: str, words: list[str]) -> int:
 
 
 def _demo(config: c.DemoConfig) -> int:
-    from raffect.pipelines.demo import demo
+    with stage(_TORCH):
+        from raffect.pipelines.demo import demo
 
     demo(config, lambda line: print(line, flush=True))
     return 0
@@ -353,25 +357,29 @@ def _pack(config: c.PackConfig) -> int:
 
 
 def _train(config: c.TrainConfig) -> int:
-    from raffect.training.train import train
+    with stage(_TORCH):
+        from raffect.training.train import train
 
     return _print(train(config).lines())
 
 
 def _tune(config: c.TuneConfig) -> int:
-    from raffect.training.tune import tune
+    with stage(_TORCH):
+        from raffect.training.tune import tune
 
     return _print(tune(config).lines())
 
 
 def _evaluate(config: c.EvaluateConfig) -> int:
-    from raffect.evaluation.evaluate import evaluate
+    with stage(_TORCH):
+        from raffect.evaluation.evaluate import evaluate
 
     return _print(evaluate(config).lines())
 
 
 def _report(config: c.ReportConfig) -> int:
-    from raffect.reporting.report import report
+    with stage("loading matplotlib"):
+        from raffect.reporting.report import report
 
     return _print(report(config.runs, config.out).lines())
 

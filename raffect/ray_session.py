@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raffect.errors import RaffectError
-from raffect.progress import format_seconds
+from raffect.progress import format_seconds, stage
 from raffect.storage.atomic import require_writable
 from raffect.storage.paths import is_remote
 
@@ -47,24 +47,32 @@ def ray_session(address: str | None) -> Generator[None]:
     if address:
         _offer_token()
         _require_authentication(address)
-    import ray
-
-    if ray.is_initialized():
+    if _is_started():
         yield
         return
-    # Ray Data and Tune import pandas next. That takes as long as `ray.init` waits for the processes
-    # it starts, and imports nothing of Ray's own.
-    threading.Thread(target=_import_pandas).start()
-    if address:
-        _join(address)
-    else:
-        _start_local()
+    with stage(f"joining Ray at {address}" if address else "starting Ray", at_once=True):
+        # Ray Data and Tune import pandas next. That takes as long as `ray.init` waits for the
+        # processes it starts, and imports nothing of Ray's own.
+        import ray
+
+        threading.Thread(target=_import_pandas).start()
+        if address:
+            _join(address)
+        else:
+            _start_local()
     _tighten_token()
     _warn_if_open()
     try:
         yield
     finally:
-        ray.shutdown()
+        with stage("stopping Ray"):
+            ray.shutdown()
+
+
+def _is_started() -> bool:
+    # Ray takes seconds to import, and is not imported to learn that it was not.
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
 
 
 def _import_pandas() -> None:
@@ -92,6 +100,9 @@ def _start_local() -> None:
     # Ray prints harmless red lines, such as an actor's constructor arguments, between ours.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     _require_home()
+    # By default OpenMP's threads wait for each other in a loop that holds their core. Where readers
+    # or other programs want it too, an encoder of several threads is then 10 to 50 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import ray
 
     # Reading tasks wait for the disk as long as they compute, and a pipeline with fewer slots than

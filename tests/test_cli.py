@@ -391,8 +391,9 @@ def test_the_job_scripts_take_the_words_of_their_commands(command, words, messag
         cwd=ROOT / "jobs",
     )
     assert done.returncode == 2
-    assert done.stderr.startswith(f"raffect {command}: {message}")
-    assert done.stderr.count("\n") == 1
+    *stages, last = done.stderr.splitlines()
+    assert last.startswith(f"raffect {command}: {message}")
+    assert all(line.startswith("loading torch") for line in stages)  # on a slow machine
 
 
 def test_documents_mention_only_flags_and_files_that_exist():

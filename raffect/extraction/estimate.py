@@ -1,28 +1,51 @@
-"""`raffect extract --dry-run`: probe readers and encoder to estimate how long a run would take."""
+"""`raffect extract --dry-run`: how long a run would take, by a probe of reader and encoder.
+
+Both are timed in processes of Ray with the device, the threads and the priority of a run's, since
+an encoder in this process may be several times as fast or as slow.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from raffect.bank.format import DEFAULT_SHARD_ROWS, Bank, Identity
-from raffect.config import ExtractConfig
-from raffect.datasets.frames import PACKED_SUFFIX, BadFrame, read_frames
+from raffect.config import EncoderConfig, ExtractConfig, count_cores
+from raffect.datasets.frames import PACKED_SUFFIX, read_contents
 from raffect.datasets.manifest import read_manifest
-from raffect.extraction.extract import check_embedded, choose_shards
-from raffect.progress import format_bytes, format_seconds
+from raffect.encoders.weights import resolve
+from raffect.errors import RaffectError
+from raffect.extraction.extract import (
+    Placement,
+    check_embedded,
+    choose_shards,
+    load_clip,
+    place_encoders,
+    read_geometry,
+)
+from raffect.extraction.steps import Geometry, LoadEncoder, decode_frames
+from raffect.progress import format_bytes, format_seconds, stage
+from raffect.ray_session import explain_stop, ray_session
 
-_SAMPLE = 64
-"""Frames that are read for a probe."""
+if TYPE_CHECKING:
+    from raffect.encoders.tower import Encoder
+
+_SAMPLE = 256
+"""Frames that are read for a probe, and encoded again and again."""
+_ENCODE_S = 3.0
+"""Seconds of encoding whose rate is taken, after a first batch that is not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What extract would do and how long it would take on this machine, from a probe.
+    """What extract would do and how long it would take on this machine or cluster, from a probe.
 
     Attributes:
         frames: Frames that it would encode.
@@ -31,15 +54,19 @@ class Estimate:
         bank: Folder of the bank.
         model: Model name of the encoder.
         weights: Its weights, as they were asked for.
-        precision: Its arithmetic on this machine.
+        precision: Its arithmetic there.
         dim: Length of a feature.
         device: Device on which it was probed.
         caveat: What every result would have to say; empty for pretrained weights.
+        encoders: Encoders side by side.
+        threads: CPU threads of each.
         reader_frames_per_s: Rate of one reading task.
-        encoder_frames_per_s: Rate of all encoders of this machine.
+        encoder_frames_per_s: Rate of all encoders together, with nobody reading.
+        frames_per_s: Rate of the run, whose readers and encoders may share cores.
+        start_s: Seconds that Ray and an encoder took to start.
         sampled: Frames that were read for the probe.
         unreadable: Frames among them that could not be read.
-        notes: Further lines for people.
+        notes: Further lines.
     """
 
     frames: int
@@ -52,8 +79,12 @@ class Estimate:
     dim: int
     device: str
     caveat: str
+    encoders: int
+    threads: int
     reader_frames_per_s: float
     encoder_frames_per_s: float
+    frames_per_s: float
+    start_s: float
     sampled: int
     unreadable: int
     notes: tuple[str, ...] = ()
@@ -65,71 +96,86 @@ class Estimate:
 
     @property
     def encode_s(self) -> float:
-        """Approximate seconds of encoding on this machine."""
-        return self.frames / self.encoder_frames_per_s
+        """Approximate seconds of the run after its start."""
+        return self.frames / self.frames_per_s
 
     def lines(self) -> list[str]:
-        """A block for people."""
+        """The estimate as lines of text."""
         # What would be done
         frames = f"{self.frames:,} of {self.listed:,} frames in shards of {self.shard_rows}"
         encoder = f"{self.model}, {self.weights}, {self.precision}, {self.dim}-d, on {self.device}"
         caveat = f" [{self.caveat}]" if self.caveat else ""
-        # How long it would take
+        # What was measured
         unreadable = f"{self.unreadable} of {self.sampled} sample frames unreadable"
         reader = f"one reader {self.reader_frames_per_s:,.0f} frames/s ({unreadable})"
-        time_s = f"{format_seconds(self.encode_s)} of encoding on this machine's device"
+        threads = f" of {self.threads} threads" if self.device == "cpu" else ""
+        encoders = f"{self.encoders} encoder(s){threads} {self.encoder_frames_per_s:,.1f} frames/s"
+        # How long it would take
+        time_s = f"{format_seconds(self.encode_s)} at {self.frames_per_s:,.1f} frames/s"
         if self.encode_s > 3600:
-            time_s += f", {format_seconds(self.encode_s / 2)} on two like it"
+            time_s += f" ({format_seconds(self.encode_s / 2)} with twice the devices)"
         return [
             f"would encode {frames} into {self.bank}",
             f"encoder: {encoder}{caveat}",
             f"size: about {format_bytes(self.size_bytes)}",
-            f"probe: {reader}, encoder {self.encoder_frames_per_s:,.0f} frames/s",
-            f"time: about {time_s}",
+            f"probe: {reader}, {encoders}",
+            f"time: about {time_s}, and {format_seconds(self.start_s)} to start",
             *self.notes,
             "nothing was written",
         ]
 
 
-def estimate(config: ExtractConfig) -> Estimate:
-    """What `extract` would do and how long it would take on this machine; writes nothing.
+def estimate(config: ExtractConfig, load: LoadEncoder = load_clip) -> Estimate:
+    """What `extract` would do and how long it would take where it would run; writes nothing.
 
     Args:
         config: The configuration of the run.
+        load: Builds the encoder in its process; tests use a stand-in.
 
     Raises:
         RaffectError: If there is no manifest, the bank is another encoder's, or weights are
             missing.
     """
-    from raffect.encoders.tower import load_encoder
-
     # What is left to do
-    manifest = read_manifest(config.manifest)
+    with stage(f"reading {config.manifest}"):
+        manifest = read_manifest(config.manifest)
     check_embedded(config, manifest)
     bank = Bank(config.bank.absolute())
-    frames = _count_frames(bank, manifest)
-    # A probe of reader and encoder
-    sample, reader_frames_per_s, unreadable = _probe_reader(manifest)
-    on_cpu = config.device == "cpu" or config.gpus_per_actor == 0
-    encoder = load_encoder(config.encoder, "cpu" if on_cpu else None)
-    notes = _compare(config, bank, encoder.identity)
-    actors = config.num_actors if encoder.device.type == "cuda" else 1
-    identity = encoder.identity
+    frames = min(left := _count_frames(bank, manifest), config.limit or left)
+    shard_rows = bank.plan.shard_rows if bank.exists else config.shard_rows or DEFAULT_SHARD_ROWS
+    geometry = read_geometry(resolve(config.encoder))
+    # A probe where the run would encode
+    start = time.perf_counter()
+    with ray_session(config.address):
+        placement = place_encoders(config, max(1, -(-frames // shard_rows)))
+        cores = _count_cluster_cores(config)
+        with stage("loading torch and the encoder, and timing it"):
+            probe = _run_probe(config, placement, _pick(manifest), geometry, load)
+        start_s = time.perf_counter() - start - probe.spent_s
+    identity = probe.identity
+    notes = _compare(config, bank, identity)
+    # Encoders on parts of one GPU share its rate.
+    devices = max(1.0, placement.actors * min(1.0, placement.gpus_per_actor or 1.0))
+    encoder_frames_per_s = probe.encoder_frames_per_s * devices
     return Estimate(
-        frames=min(frames, config.limit or frames),
+        frames=frames,
         listed=len(manifest),
-        shard_rows=bank.plan.shard_rows if bank.exists else config.shard_rows or DEFAULT_SHARD_ROWS,
+        shard_rows=shard_rows,
         bank=bank.path,
         model=identity.model,
         weights=identity.weights,
         precision=identity.precision,
         dim=identity.dim,
-        device=str(encoder.device),
+        device=placement.device,
         caveat=identity.caveat,
-        reader_frames_per_s=reader_frames_per_s,
-        encoder_frames_per_s=encoder.probe() * max(1, actors),
-        sampled=sample,
-        unreadable=unreadable,
+        encoders=placement.actors,
+        threads=placement.threads,
+        reader_frames_per_s=1 / probe.read_s,
+        encoder_frames_per_s=encoder_frames_per_s,
+        frames_per_s=combine(config, placement, probe, encoder_frames_per_s, cores),
+        start_s=start_s,
+        sampled=probe.sampled,
+        unreadable=probe.unreadable,
         notes=notes,
     )
 
@@ -142,16 +188,159 @@ def _count_frames(bank: Bank, manifest: pa.Table) -> int:
     return len(bank.unplanned(manifest)) + int(planned)
 
 
-def _probe_reader(manifest: pa.Table) -> tuple[int, float, int]:
-    """Number of frames read, their rate in frames/s, and how many could not be read."""
+def _pick(manifest: pa.Table) -> pa.Table:
+    """Rows to read in a probe."""
     # Packed frames are read a row group at a time, as in the run; loose frames are picked evenly.
     if manifest["root"][0].as_py().endswith(PACKED_SUFFIX):
-        picked = manifest.slice(0, DEFAULT_SHARD_ROWS)
-    else:
-        picked = manifest.take(np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)))
-    start = time.perf_counter()
-    bad = sum(isinstance(frame, BadFrame) for frame in read_frames(picked))
-    return len(picked), len(picked) / (time.perf_counter() - start), bad
+        return manifest.slice(0, DEFAULT_SHARD_ROWS)
+    return manifest.take(np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What was measured in a process like that of a run's encoder.
+
+    Attributes:
+        identity: What a bank would record of the encoder.
+        sampled: Frames that were read.
+        unreadable: Frames among them that could not be read.
+        read_s: Wall seconds of reading and decoding a frame.
+        read_cpu_s: CPU seconds of that.
+        encoder_frames_per_s: Rate of this encoder, with nobody reading.
+        spent_s: Seconds that all of it took but for loading the encoder.
+    """
+
+    identity: Identity
+    sampled: int
+    unreadable: int
+    read_s: float
+    read_cpu_s: float
+    encoder_frames_per_s: float
+    spent_s: float
+
+
+def _run_probe(
+    config: ExtractConfig,
+    placement: Placement,
+    rows: pa.Table,
+    geometry: Geometry,
+    load: LoadEncoder,
+) -> Probe:
+    """Run `probe` in a process of Ray like that of the run's encoder.
+
+    Raises:
+        RaffectError: If the encoder cannot be loaded or the process died.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": placement.gpus_per_actor or None}
+    remote = ray.remote(probe).options(**options, max_retries=0)
+    where = (placement.device, placement.threads)
+    try:
+        answer = ray.get(remote.remote(rows, config.encoder, geometry, *where, load))
+    except RayError as error:
+        raise RaffectError(explain_stop(error, placement.device)) from error
+    if isinstance(answer, str):
+        raise RaffectError(answer)
+    return answer
+
+
+def probe(
+    rows: pa.Table,
+    config: EncoderConfig,
+    geometry: Geometry,
+    device: str,
+    threads: int,
+    load: LoadEncoder,
+) -> Probe | str:
+    """Time reading and encoding.
+
+    Args:
+        rows: Rows of the manifest to read.
+        config: The encoder.
+        geometry: Its input.
+        device: Where to encode: ``cuda`` or ``cpu``.
+        threads: Threads of the encoder on a CPU.
+        load: Builds the encoder.
+
+    Returns:
+        What was measured, or the line of an error, which Ray would wrap in its own.
+    """
+    try:
+        # Reading and decoding; the first frame pays for what is imported for it
+        decode_frames(read_contents(rows.slice(0, 1)), geometry)
+        start, start_cpu = time.perf_counter(), time.process_time()
+        pile, bad = decode_frames(read_contents(rows), geometry)
+        read_s, read_cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
+        # Encoding; where no frame is readable, black ones serve
+        black = np.zeros((geometry.size, geometry.size, 3), np.uint8)
+        frames = [frame.copy() for frame in pile.frames[:_SAMPLE]] or [black]
+        del pile
+        encoder = load(config, device, threads)
+        start = time.perf_counter()
+        frames_per_s = time_encoder(encoder, frames)
+    except RaffectError as error:
+        return str(error)
+    return Probe(
+        identity=encoder.identity,
+        sampled=len(rows),
+        unreadable=len(bad),
+        read_s=read_s / len(rows),
+        read_cpu_s=read_cpu_s / len(rows),
+        encoder_frames_per_s=frames_per_s,
+        spent_s=read_s + time.perf_counter() - start,
+    )
+
+
+def time_encoder(encoder: Encoder, frames: list[np.ndarray]) -> float:
+    """Frames/s of an encoder from pixels to vectors, over about `_ENCODE_S` seconds.
+
+    Args:
+        encoder: Of any device.
+        frames: Encoded again and again, uint8 of shape (height, width, 3).
+    """
+    # The first batch allocates and compiles, and is not counted.
+    supply = itertools.cycle(frames)
+    encoder.encode(list(itertools.islice(supply, encoder.batch_size)))
+    # Pieces of half the time and at most a shard, since a fast device waits at the end of each
+    start, done, elapsed = time.perf_counter(), 0, 0.0
+    while elapsed < _ENCODE_S:
+        rate = done / elapsed if done else 0.0
+        size = min(DEFAULT_SHARD_ROWS, max(encoder.batch_size, int(rate * _ENCODE_S / 2)))
+        size -= size % encoder.batch_size
+        encoder.encode(list(itertools.islice(supply, size)))
+        done, elapsed = done + size, time.perf_counter() - start
+    return done / elapsed
+
+
+def _count_cluster_cores(config: ExtractConfig) -> float:
+    """Cores that readers, and encoders on a CPU, have together."""
+    import ray
+
+    if config.address or os.environ.get("RAY_ADDRESS"):
+        return float(ray.cluster_resources().get("CPU", 1))
+    return count_cores()
+
+
+def combine(
+    config: ExtractConfig,
+    placement: Placement,
+    probe: Probe,
+    encoder_frames_per_s: float,
+    cores: float,
+) -> float:
+    """Frames/s of readers and encoders together.
+
+    On a CPU they share the cores, and each frame takes the CPU seconds of both. Else the slower of
+    the two decides, and readers may wait for storage.
+    """
+    if placement.device == "cpu":
+        busy = placement.threads * placement.actors
+        shared = cores / (busy / encoder_frames_per_s + probe.read_cpu_s)
+        return min(encoder_frames_per_s, shared)
+    readers = max(1.0, cores / config.cpus_per_read)
+    return min(encoder_frames_per_s, readers / probe.read_s)
 
 
 def _compare(config: ExtractConfig, bank: Bank, ours: Identity) -> tuple[str, ...]:

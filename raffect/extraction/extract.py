@@ -27,6 +27,7 @@ from raffect.config import EMBEDDED_MODEL, ExtractConfig, count_cores
 from raffect.datasets.manifest import is_synthetic_manifest, read_manifest
 from raffect.encoders.weights import EMBEDDED_CAVEAT, Source, read_model_config, resolve
 from raffect.errors import RaffectError
+from raffect.extraction.board import Reporter, ShardProgress, watch_encoders
 from raffect.extraction.notes import ShardStats, read_notes
 from raffect.extraction.steps import (
     EncodeShard,
@@ -37,7 +38,7 @@ from raffect.extraction.steps import (
     to_item,
 )
 from raffect.extraction.summary import ExtractSummary, Tally, summarise
-from raffect.progress import Progress
+from raffect.progress import Progress, stage
 from raffect.provenance import describe_run
 from raffect.ray_session import cluster_gpus, configure_data, explain_stop, ray_session
 from raffect.storage.atomic import require_writable, write_atomic
@@ -80,7 +81,8 @@ def extract(
             missing.
     """
     # Everything that can be checked without an encoder is checked before anything is written.
-    manifest = read_manifest(config.manifest)
+    with stage(f"reading {config.manifest}"):
+        manifest = read_manifest(config.manifest)
     bank = Bank(config.bank.absolute())
     check_embedded(config, manifest)
     if not bank.exists and _is_taken(bank.path):
@@ -91,11 +93,12 @@ def extract(
             _check_finished(config, bank)
         return summarise(bank)
     if geometry is None:
-        geometry = _read_geometry(resolve(config.encoder))
+        geometry = read_geometry(resolve(config.encoder))
         _check_model(config, bank)
     # The run
-    plan = bank.extend_plan(manifest, config.shard_rows)
-    todo = choose_shards(bank, plan, config.limit)
+    with stage(f"planning {config.bank}"):
+        plan = bank.extend_plan(manifest, config.shard_rows)
+        todo = choose_shards(bank, plan, config.limit)
     require_writable(bank.path)
     with ray_session(config.address):
         tally, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)
@@ -172,7 +175,7 @@ def _check_finished(config: ExtractConfig, bank: Bank) -> None:
         bank.claim(replace(loaded, precision=identity.precision))
 
 
-def _read_geometry(source: Source) -> Geometry:
+def read_geometry(source: Source) -> Geometry:
     """The encoder's input, from its configuration files."""
     size = read_model_config(source.model)["vision_cfg"].get("image_size", 224)
     side = size if isinstance(size, int) else size[0]
@@ -274,19 +277,29 @@ def _run_pipeline(
         print(f"note: {what} ({remedy})", file=sys.stderr)
     # The run, of which the driver keeps sums
     start, tally = time.perf_counter(), Tally()
-    with Progress("extract", int(np.diff(bank.plan.offsets)[todo].sum())) as progress:
+    with open_progress(bank, todo) as progress:
         try:
-            for row in _iter_stats(config, bank, todo, manifest, load, geometry, placement):
-                if row["failure"] is not None:
-                    raise RaffectError(row["failure"])
-                stats = read_notes(ShardStats, row["stats"], str(bank.path))
-                tally.add(stats)
-                progress.advance(stats.rows + stats.rejects)
+            shards = ShardProgress(progress)
+            with watch_encoders(shards) as reporter:
+                arguments = (config, bank, todo, manifest, load, geometry, placement, reporter)
+                for row in _iter_stats(*arguments):
+                    if row["failure"] is not None:
+                        raise RaffectError(row["failure"])
+                    stats = read_notes(ShardStats, row["stats"], str(bank.path))
+                    tally.add(stats)
+                    shards.finish(stats)
         # Ray raises an OSError if it loses this machine's node.
         except (ExecutionTimeoutError, RayError, OSError) as error:
             remedy = "what is committed is kept, the same command goes on from there"
             raise RaffectError(f"{explain_stop(error, placement.device)}; {remedy}") from error
     return tally, time.perf_counter() - start, placement
+
+
+def open_progress(bank: Bank, todo: list[int]) -> Progress:
+    """A progress line that counts the frames of committed shards as those of earlier runs."""
+    frames = np.diff(bank.plan.offsets)
+    earlier = int(frames[list(bank.read_commits())].sum())
+    return Progress("extract", earlier + int(frames[todo].sum()), earlier=earlier)
 
 
 def _iter_stats(
@@ -297,13 +310,15 @@ def _iter_stats(
     load: LoadEncoder,
     geometry: Geometry,
     placement: Placement,
+    reporter: Reporter,
 ) -> Iterator[dict]:
     """Yield what `commit_shard` reported of each shard, wave after wave."""
     vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
     where = positions(vocabulary.keys(bank.plan.table), vocabulary.keys(manifest))
     for start in range(0, len(todo), SHARDS_PER_WAVE):
         items = list(iter_items(bank.plan, todo[start : start + SHARDS_PER_WAVE], manifest, where))
-        yield from _build_dataset(config, bank, items, load, geometry, placement).iter_rows()
+        dataset = _build_dataset(config, bank, items, load, geometry, placement, reporter)
+        yield from dataset.iter_rows()
 
 
 def _build_dataset(
@@ -313,6 +328,7 @@ def _build_dataset(
     load: LoadEncoder,
     geometry: Geometry,
     placement: Placement,
+    reporter: Reporter,
 ):
     """The dataset whose rows are what `commit_shard` reported; reading it does the work."""
     import ray
@@ -327,7 +343,7 @@ def _build_dataset(
     # Encoding. With 0 CPUs Ray does not fuse readers into the actor, where they would take turns.
     fewest = 1 if placement.may_grow else placement.actors
     arguments: dict[str, Any] = {"config": config.encoder, "bank": folder, "load": load}
-    arguments |= {"device": placement.device, "threads": placement.threads}
+    arguments |= {"device": placement.device, "threads": placement.threads, "reporter": reporter}
     encoded = read_shards.map_batches(
         EncodeShard,
         fn_constructor_kwargs=arguments,

@@ -93,7 +93,7 @@ def pack(config: PackConfig) -> PackReport:
             is_packed, missing = _find_packed(file, rows, config.shard_rows)
             gone += missing
             if is_packed:
-                progress.advance(len(rows))
+                progress.add_earlier(len(rows))
             else:
                 unreadable += _pack_file(file, rows, config.shard_rows, progress)
     # The manifest of the packed frames

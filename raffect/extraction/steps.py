@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from raffect.bank.format import Bank
 from raffect.config import EncoderConfig
 from raffect.datasets.frames import BadFrame, decode, find_killers, read_contents, shrink
 from raffect.errors import RaffectError
+from raffect.extraction.board import Reporter
 from raffect.extraction.notes import EncodeNotes, ReadNotes, ShardStats, as_notes, read_notes
 from raffect.storage.atomic import write_atomic
 from raffect.storage.cells import as_cell, read_cell, table_from_bytes, table_to_bytes
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from raffect.encoders.tower import Encoder
 
 _REJECTS = pa.map_(pa.int32(), pa.string())
+_PIECE_S = 2.0
+"""Seconds of encoding between two reports of an encoder."""
 
 LoadEncoder = Callable[[EncoderConfig, str, int], "Encoder"]
 """Builds the encoder in its actor from its configuration, a device and, on a CPU, its threads."""
@@ -80,7 +83,7 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
     try:
         pile, rejects, read_s = _read_and_decode(table, bank, geometry)
     except Exception as error:
-        pile, rejects, read_s = _Pile(0), {}, 0.0
+        pile, rejects, read_s = Pile(0), {}, 0.0
         failure = _describe(error, bank)
     # The row for the next step
     elapsed, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
@@ -100,7 +103,7 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
 
 def _read_and_decode(
     table: pa.Table, bank: str, geometry: Geometry
-) -> tuple[_Pile, dict[int, str], float]:
+) -> tuple[Pile, dict[int, str], float]:
     """Decoded frames, row -> reason of the other frames, and the seconds that reading took."""
     # Contents of the frames, without those that killed their decoder
     rows, start = _rows(table), time.perf_counter()
@@ -110,22 +113,30 @@ def _read_and_decode(
     safe = [row for row in range(len(rows)) if row not in rejects]
     contents = read_contents(rows.take(safe) if rejects else rows)
     read_s = time.perf_counter() - start
-    # Decoded frames, no larger than the encoder needs them
-    pile = _Pile(len(safe))
+    # Decoded frames
+    pile, bad = decode_frames(contents, geometry)
+    return pile, rejects | {safe[place]: reason for place, reason in bad.items()}, read_s
+
+
+def decode_frames(
+    contents: Sequence[bytes | BadFrame], geometry: Geometry
+) -> tuple[Pile, dict[int, str]]:
+    """Frames no larger than the encoder needs them, and place -> reason of the others."""
+    pile, bad = Pile(len(contents)), {}
     resample = Image.Resampling[geometry.interpolation.upper()]
     by_shortest = geometry.resize_mode == "shortest"
-    for row, content in zip(safe, contents, strict=True):
+    for place, content in enumerate(contents):
         try:
             if isinstance(content, BadFrame):
                 raise content
             frame = decode(content, pile.room)
             pile.add(shrink(frame, geometry.size, resample, by_shortest))
-        except BadFrame as bad:
-            rejects[row] = str(bad)
-    return pile, rejects, read_s
+        except BadFrame as error:
+            bad[place] = str(error)
+    return pile, bad
 
 
-class _Pile:
+class Pile:
     """Frames one after another in one buffer of Arrow, whose pool keeps and reuses its pages.
 
     New pages from the system would cost more time than the pixels.
@@ -139,7 +150,13 @@ class _Pile:
 
     @property
     def pixels(self) -> np.ndarray:
+        """All frames, uint8."""
         return self._buffer[: self._used]
+
+    @property
+    def frames(self) -> list[np.ndarray]:
+        """Views of the frames, each of shape (height, width, 3)."""
+        return split_pixels(np.array(self.shapes, np.int32).reshape(-1, 2), self.pixels)
 
     def room(self, size: int) -> np.ndarray:
         """A view of the next ``size`` bytes, for a decoder to write into."""
@@ -164,20 +181,29 @@ class EncodeShard:
     """The actor: loads the encoder once, checks that the bank is its own, and encodes shards."""
 
     def __init__(
-        self, config: EncoderConfig, bank: str, device: str, threads: int, load: LoadEncoder
+        self,
+        config: EncoderConfig,
+        bank: str,
+        device: str,
+        threads: int,
+        load: LoadEncoder,
+        reporter: Reporter | None = None,
     ) -> None:
         # An error that is raised here would reach the driver after retries, as the text of a dead
         # actor. So it is kept, and returned as data.
         self.failure: str | None = None
         self.name = uuid.uuid4().hex
+        self.reporter = reporter or Reporter()
+        self.reporter.loading()
         try:
             self.encoder = load(config, device, threads)
             # Before the probe, which cuts the batch size if memory runs out
             self.asked_batch_size = self.encoder.batch_size
             Bank(bank).claim(self.encoder.identity)
-            self.bare_frames_per_s = self.encoder.probe()
+            self.bare_frames_per_s = self._frames_per_s = self.encoder.probe()
         except Exception as error:
             self.failure = _describe(error, bank)
+        self.reporter.ready()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Encode the frames that `read_shard` returned.
@@ -208,8 +234,10 @@ class EncodeShard:
 
     def _encode(self, table: pa.Table) -> tuple[np.ndarray, str | None]:
         """Features of a shard, and what is wrong with them; None if nothing is."""
+        shapes = np.frombuffer(table["shapes"][0].as_py(), np.int32).reshape(-1, 2)
+        frames = split_pixels(shapes, read_cell(table["pixels"]))
         try:
-            features = self.encoder.encode(_split_pixels(table))
+            features = self._encode_pieces(table["shard"][0].as_py(), frames)
         except RaffectError as error:
             return np.empty((0, 0), np.float16), str(error)
         if np.isfinite(features).all():
@@ -217,6 +245,25 @@ class EncodeShard:
         what = f"the encoder gave NaN or infinity in {self.encoder.identity.precision}"
         remedy = "use --encoder.precision float32 and a new --bank, or other weights"
         return features, f"{what}; {remedy}"
+
+    def _encode_pieces(self, shard: int, frames: list[np.ndarray]) -> np.ndarray:
+        """Features of frames, encoded in pieces of whole batches with a report after each.
+
+        Batches and vectors are those of one piece. A fast device has one piece a shard, because it
+        would wait at the end of each.
+        """
+        parts, done = [], 0
+        while done < len(frames) or not parts:
+            batch = self.encoder.batch_size
+            size = batch * max(1, int(self._frames_per_s * _PIECE_S / batch))
+            start = time.perf_counter()
+            parts.append(self.encoder.encode(frames[done : done + size]))
+            done += len(parts[-1])
+            # Another piece, of a size that follows from the last one's rate
+            if done < len(frames):
+                self._frames_per_s = size / max(time.perf_counter() - start, 1e-9)
+                self.reporter.encoded(shard, done)
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def commit_shard(table: pa.Table, bank: str) -> pa.Table:
@@ -275,12 +322,15 @@ def _rows(table: pa.Table) -> pa.Table:
     return table_from_bytes(table["rows"][0].as_py())
 
 
-def _split_pixels(table: pa.Table) -> list[np.ndarray]:
-    """Views of the frames, each of shape (height, width, 3), in the pixels of a shard."""
-    shapes = np.frombuffer(table["shapes"][0].as_py(), np.int32).reshape(-1, 2)
+def split_pixels(shapes: np.ndarray, pixels: np.ndarray) -> list[np.ndarray]:
+    """Views of the frames, each of shape (height, width, 3), in pixels that follow one another.
+
+    Args:
+        shapes: Height and width of each frame, shape (frames, 2).
+        pixels: uint8, shape (bytes,).
+    """
     # Frames may differ in size, so their ends are sums of the sizes before.
     stops = np.cumsum(shapes.prod(1, dtype=np.int64) * 3)
-    pixels = read_cell(table["pixels"])
     return [
         pixels[stop - height * width * 3 : stop].reshape(height, width, 3)
         for stop, (height, width) in zip(stops.tolist(), shapes.tolist(), strict=True)

@@ -86,6 +86,7 @@ def fit(
     *,
     on_step: Callable[[], None] = lambda: None,
     on_epoch: Callable[[History], None] = lambda history: None,
+    on_resume: Callable[[History], None] = lambda history: None,
 ) -> Fitted:
     """Train a batch of heads.
 
@@ -93,6 +94,7 @@ def fit(
         job: What to train, and on what.
         on_step: Called after each step.
         on_epoch: Called after each epoch with the history so far, earlier attempts included.
+        on_resume: Called before the first epoch with the history of earlier attempts, if any.
 
     Returns:
         Snapshots and history.
@@ -108,6 +110,8 @@ def fit(
     if job.state_path is not None and job.state_path.exists():
         resume(job.state_path, job.identity, learner, fitted)
     job.workers.require_same(len(fitted.history), "epochs of the saved state", job.device)
+    if fitted.history:
+        on_resume(fitted.history)
     # Epochs, saved from time to time; the last one is not, since its results are written.
     saved = time.monotonic()
     for epoch in range(len(fitted.history), job.num_epochs):

@@ -150,6 +150,7 @@ def run_batch(
     workers: Workers | None = None,
     on_step: Callable[[], None] = lambda: None,
     on_epoch: Callable[[History], None] = lambda history: None,
+    on_resume: Callable[[History], None] = lambda history: None,
 ) -> None:
     """Train heads side by side, judge them, and record them in the run folder.
 
@@ -161,6 +162,7 @@ def run_batch(
         workers: Who trains together; only the first one writes.
         on_step: Called after each step.
         on_epoch: Called after each epoch with the history so far.
+        on_resume: Called before the first epoch with the history of earlier attempts, if any.
 
     Raises:
         RaffectError: If the rows cannot be trained on or are not those the run began with, or if
@@ -181,7 +183,7 @@ def run_batch(
     try:
         with ray_session(config.address) if streams else contextlib.nullcontext():
             fit_job, groups = _plan_fit(job, dataset, folder, device, workers, streams)
-            fitted = fit(fit_job, on_step=on_step, on_epoch=on_epoch)
+            fitted = fit(fit_job, on_step=on_step, on_epoch=on_epoch, on_resume=on_resume)
 
         # Records, and then the state is not needed any more
         if workers.rank == 0:

@@ -21,7 +21,7 @@ from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.snapshots import History
 from raffect.heads.workers import Workers
 from raffect.metrics.task_kinds import kind_of
-from raffect.progress import Progress
+from raffect.progress import Progress, stage
 from raffect.ray_session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import Recipe, plain, with_settings
 from raffect.runs.conclusions import TrainResult, conclude_run
@@ -36,6 +36,7 @@ from raffect.training.run_batch import (
     CvEpochs,
     for_elsewhere,
     open_data,
+    partition,
     plan_batches,
     run_batch,
     split_rows,
@@ -50,9 +51,16 @@ _MAX_FAILURES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class EpochNote(Record):
-    """What the first worker tells the driver: epochs done, and a line about the last one."""
+    """What the first worker tells the driver.
+
+    Attributes:
+        epoch: Epochs done.
+        earlier: Those among them that earlier attempts have done.
+        text: A line about the last one.
+    """
 
     epoch: int
+    earlier: int
     text: str
 
 
@@ -63,7 +71,8 @@ def train(config: TrainConfig) -> TrainResult:
         RaffectError: If the data or settings do not allow it.
     """
     # Data, and whether they are streamed, which is decided once for a run
-    dataset = open_data(config)
+    with stage(f"reading {config.labels} and {config.bank}"):
+        dataset = open_data(config)
     stream = RunFolder(config.out).recorded_stream(config.stream)
     stream = stream or decide_stream(config.stream, dataset.splits["train"], config.device)
     config = dataclasses.replace(config, task=dataset.task.name, stream=stream)
@@ -127,7 +136,8 @@ def _train_heads(
     steps = [count_steps(dataset, batch) for batch in batches]
     if not batches:
         return
-    with Progress(label, sum(steps), "head-steps") as progress:
+    earlier = count_finished_steps(dataset, heads, batches)
+    with Progress(label, earlier + sum(steps), "head-steps", earlier) as progress:
         for batch, total in zip(batches, steps, strict=True):
             job = BatchJob(
                 config=config, heads=tuple(batch), cv_epochs=cv_epochs or {}, threads=config.threads
@@ -135,13 +145,20 @@ def _train_heads(
             if config.num_workers > 1:
                 _train_on_workers(job, folder, label, progress, total)
                 continue
+            progress.begin_stage("reading features")
             with _one_line() if config.stream == "always" else contextlib.nullcontext():
                 run_batch(
                     job,
                     dataset,
                     on_step=partial(progress.advance, len(batch)),
                     on_epoch=lambda history: progress.note(epoch_note(history, dataset.task)),
+                    on_resume=partial(_add_earlier, progress, len(batch)),
                 )
+
+
+def _add_earlier(progress: Progress, num_heads: int, history: History) -> None:
+    """Count what an earlier attempt at a batch of heads has done."""
+    progress.add_earlier(num_heads * sum(entry["steps"] for entry in history))
 
 
 @contextlib.contextmanager
@@ -164,6 +181,15 @@ def count_steps(dataset: Dataset, batch: Sequence[PlannedHead]) -> int:
     train, _ = split_rows(dataset, batch[0])
     recipe = batch[0].recipe
     return len(train) // recipe.batch_size * recipe.epochs * len(batch)
+
+
+def count_finished_steps(
+    dataset: Dataset, heads: Sequence[PlannedHead], batches: Sequence[Sequence[PlannedHead]]
+) -> int:
+    """Head-steps of the heads that are in no batch, because earlier runs have finished them."""
+    left = {head.id for batch in batches for head in batch}
+    finished = [head for head in heads if head.id not in left]
+    return sum(count_steps(dataset, group) for group in partition(finished, len(heads)))
 
 
 def epoch_note(history: History, task: Task) -> str:
@@ -205,6 +231,7 @@ def _train_on_workers(
         # Training; a failure that a killed driver did not read is deleted first
         _take(folder, _FAILURE)
         try:
+            progress.begin_stage("starting workers, which load torch and read features")
             with _follow(folder, progress, steps // config.epochs):
                 trainer.fit()
         except Exception as error:
@@ -260,9 +287,12 @@ def run_worker(settings: dict[str, BatchJob]) -> None:
     if (folder.path / "state" / _FAILURE).exists():
         return
 
+    earlier: History = []
+
     def on_epoch(history: History) -> None:
         if workers.rank == 0:
-            note = EpochNote(epoch=len(history), text=epoch_note(history, dataset.task))
+            text = epoch_note(history, dataset.task)
+            note = EpochNote(epoch=len(history), earlier=len(earlier), text=text)
             write_atomic(folder.path / "state" / _PROGRESS, note.to_bytes())
         ray.train.report({"epoch": len(history), "wall_s": history[-1]["wall_s"]})
 
@@ -270,7 +300,7 @@ def run_worker(settings: dict[str, BatchJob]) -> None:
         dataset = open_data(config)
         threads = config.threads or max(1, count_cores() // workers.size)
         job = dataclasses.replace(job, threads=threads)
-        run_batch(job, dataset, workers=workers, on_epoch=on_epoch)
+        run_batch(job, dataset, workers=workers, on_epoch=on_epoch, on_resume=earlier.extend)
     except RaffectError as error:
         write_atomic(folder.path / "state" / _FAILURE, str(error).encode())
         raise  # else the other workers would wait for this one
@@ -283,12 +313,15 @@ def _follow(folder: RunFolder, progress: Progress, steps_an_epoch: int) -> Gener
     done = threading.Event()
 
     def watch() -> None:
-        epoch = 0
+        epoch = None
         while not done.wait(0.5):
             # Whatever fails here, only the progress line suffers.
             with contextlib.suppress(Exception):
                 file = folder.path / "state" / _PROGRESS
                 note = EpochNote.from_json(file.read_bytes(), file, "")
+                if epoch is None:
+                    progress.add_earlier(note.earlier * steps_an_epoch)
+                    epoch = note.earlier
                 if note.epoch > epoch:
                     progress.advance((note.epoch - epoch) * steps_an_epoch)
                     progress.note(note.text)

@@ -25,7 +25,7 @@ from raffect.heads.fit import score_name
 from raffect.heads.snapshots import History
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
-from raffect.progress import Progress
+from raffect.progress import Progress, stage
 from raffect.ray_session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import PLAIN_ERM, Recipe, plain
 from raffect.runs.conclusions import SweepResult, conclude_sweep
@@ -46,7 +46,13 @@ from raffect.training.run_batch import (
 from raffect.training.space import add_baseline, list_recipes, read_space
 from raffect.training.stream import decide_stream
 from raffect.training.trackers import build_trackers, require_trackers
-from raffect.training.train import check_before, count_steps, epoch_note, heads_of_folds
+from raffect.training.train import (
+    check_before,
+    count_finished_steps,
+    count_steps,
+    epoch_note,
+    heads_of_folds,
+)
 from raffect.training.watch import ended_batches, watched
 
 _HEADS_ON_CPU, _HEADS_ON_GPU = 8, 64
@@ -69,7 +75,8 @@ def tune(config: TuneConfig) -> SweepResult:
     list_recipes(plain(config), config.space, config.samples)
 
     # Data, and whether they are streamed, which is decided once for a sweep
-    dataset = open_data(config)
+    with stage(f"reading {config.labels} and {config.bank}"):
+        dataset = open_data(config)
     device = "cpu" if config.gpus_per_trial == 0 else config.device
     share = config.gpus_per_trial or 1.0
     stream = RunFolder(config.out).recorded_stream(config.stream)
@@ -168,7 +175,11 @@ def _sweep(
         batches = plan_batches(folder, heads, size, config.stream == "always", cv)
         settings = for_elsewhere(config, folder, config.device if resources.get("gpu") else "cpu")
         sweep = SweepJob(settings, batches, dict(cv), list(read_space(config.space)), dataset.task)
-        failures = _run_trials(sweep, dataset, folder, resources, slots, label)
+        earlier = count_finished_steps(dataset, heads, batches)
+        total = earlier + sum(count_steps(dataset, batch) for batch in batches)
+        with Progress(label, total, "head-steps", earlier) as progress:
+            progress.begin_stage("starting trials, which load torch and read features")
+            failures = _run_trials(sweep, dataset, folder, resources, slots, progress)
 
     # Whether all were finished, by their records alone
     if left := [head for head in heads if is_open(head)]:
@@ -244,7 +255,7 @@ def _run_trials(
     folder: RunFolder,
     resources: dict[str, float],
     slots: int,
-    label: str,
+    progress: Progress,
 ) -> list[str]:
     """Run batches as trials; returns why some failed."""
     # Tune's own handler would end a sweep at Ctrl-C as if it were finished.
@@ -256,8 +267,7 @@ def _run_trials(
 
     # One trial a batch
     config, batches = sweep.config, sweep.batches
-    total = sum(count_steps(dataset, batch) for batch in batches)
-    with Progress(label, total, "head-steps") as progress, watched(progress, batches) as watch:
+    with watched(progress, batches) as watch:
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(ray_tune.with_parameters(run_trial, sweep=sweep), resources),
             param_space={"batch": ray_tune.grid_search(list(range(len(batches))))},
@@ -269,7 +279,7 @@ def _run_trials(
                 scheduler=_build_scheduler(config, batches),
             ),
             run_config=ray_tune.RunConfig(
-                name=f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+                name=f"{progress.label}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
                 **ray_storage(folder.path / "ray"),
                 verbose=0,
                 callbacks=[watch, *build_trackers(config, folder)],

@@ -5,13 +5,32 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from raffect.progress import Progress
 from raffect.runs.records import PlannedHead
 
-_WATCHED: dict[str, tuple[Progress, list[list[PlannedHead]], set[int]]] = {}
-"""By the name of a sweep's callback: progress line, batches, numbers of those that have ended."""
+
+@dataclass
+class _Sweep:
+    """A sweep that runs.
+
+    Attributes:
+        progress: Its line.
+        batches: Heads of each trial.
+        epochs: Last epoch that each trial has reported, by number of the batch.
+        ended: Numbers of the batches whose trials have ended.
+    """
+
+    progress: Progress
+    batches: list[list[PlannedHead]]
+    epochs: dict[int, int] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
+
+
+_WATCHED: dict[str, _Sweep] = {}
+"""Sweeps by the name of their callback."""
 
 
 @contextlib.contextmanager
@@ -41,7 +60,7 @@ def watched(progress: Progress, batches: list[list[PlannedHead]]) -> Generator[A
 
     # Known by name for the duration of the block alone
     name = uuid.uuid4().hex
-    _WATCHED[name] = (progress, batches, set())
+    _WATCHED[name] = _Sweep(progress, batches)
     try:
         yield Watch(name)
     finally:
@@ -50,18 +69,25 @@ def watched(progress: Progress, batches: list[list[PlannedHead]]) -> Generator[A
 
 def move_progress(name: str, finished: int, batch: int, result: Mapping[str, Any]) -> None:
     """Count an epoch of a batch of heads on the progress line of that name."""
-    if name in _WATCHED:
-        # A trial reports steps of each head, the line counts those of all heads.
-        progress, batches, _ = _WATCHED[name]
-        progress.advance(result.get("steps", 0) * len(batches[batch]))
-        done = f"{finished} of {len(batches)} batches done"
-        progress.note(f"{done}; batch {batch + 1} {result.get('note', 'done')}")
+    if (sweep := _WATCHED.get(name)) is None:
+        return
+    # A trial that goes on from a saved state begins behind an earlier run's epochs, or, if it died
+    # in this run, repeats some.
+    epoch, steps = result.get("epoch", 0), result.get("steps", 0) * len(sweep.batches[batch])
+    if batch not in sweep.epochs and epoch:
+        sweep.progress.add_earlier((epoch - 1) * steps)
+        sweep.epochs[batch] = epoch - 1
+    if (new := epoch - sweep.epochs.get(batch, 0)) > 0:
+        sweep.progress.advance(new * steps)
+        sweep.epochs[batch] = epoch
+    done = f"{finished} of {len(sweep.batches)} batches done"
+    sweep.progress.note(f"{done}; batch {batch + 1} {result.get('note', 'done')}")
 
 
 def note_end(name: str, batch: int) -> None:
     """Note that a batch's trial has ended."""
     if name in _WATCHED:
-        _WATCHED[name][2].add(batch)
+        _WATCHED[name].ended.add(batch)
 
 
 def ended_batches(name: str) -> list[list[PlannedHead]]:
@@ -69,5 +95,5 @@ def ended_batches(name: str) -> list[list[PlannedHead]]:
 
     Tune alone does not tell: at SIGUSR1 it leaves the other trials as if they had ended too.
     """
-    _, batches, ended = _WATCHED[name]
-    return [batches[number] for number in sorted(ended)]
+    sweep = _WATCHED[name]
+    return [sweep.batches[number] for number in sorted(sweep.ended)]

@@ -3,12 +3,15 @@
 import json
 import os
 import random
+import re
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -27,12 +30,20 @@ from raffect.datasets.synthetic.tree import EDITION
 from raffect.encoders.tower import Encoder, build_model, load_encoder
 from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
-from raffect.extraction.estimate import estimate
-from raffect.extraction.extract import extract, place_encoders
+from raffect.extraction.board import ShardProgress, watch_encoders
+from raffect.extraction.estimate import combine, estimate
+from raffect.extraction.extract import (
+    Placement,
+    choose_shards,
+    extract,
+    open_progress,
+    place_encoders,
+)
 from raffect.extraction.pack import pack
 from raffect.extraction.steps import Geometry
+from raffect.progress import Progress
 from raffect.ray_session import NO_PROGRESS_S
-from tests.helpers.banks import TINY
+from tests.helpers.banks import IDENTITY, TINY, fill_bank, make_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import kill_extract
@@ -198,7 +209,7 @@ def test_images_that_were_not_drawn_need_allow_embedded(config, tmp_path):
     assert not (tmp_path / "bank").exists()
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(config, tmp_path):
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(config, tmp_path, local_ray):
     lines = estimate(replace(config, bank=tmp_path / "bank")).lines()
     assert "would encode" in lines[0]
     assert any("frames/s" in line for line in lines)
@@ -258,35 +269,167 @@ def test_encoders_that_die_while_they_load_are_started_again(config, tmp_path, l
     assert summary.rows + summary.rejects == summary.planned
 
 
-def test_a_dry_run_takes_the_device_and_the_precision_that_the_run_would(
-    config, tmp_path, monkeypatch
+def load_stand_in(config, device, threads):
+    """An encoder without torch, whose caveat is what its process looks like."""
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES")
+    seen = [device, threads, os.nice(0), *(os.environ.get(name) for name in names)]
+    return SimpleNamespace(
+        identity=replace(IDENTITY, caveat=json.dumps(seen)),
+        batch_size=8,
+        encode=lambda frames: np.zeros((len(frames), IDENTITY.dim), np.float16),
+        probe=lambda: 1.0,
+    )
+
+
+def test_a_dry_run_probes_with_the_threads_priority_and_environment_of_the_run(
+    config, tmp_path, local_ray, monkeypatch
 ):
-    seen = []
+    monkeypatch.setattr("raffect.extraction.estimate._ENCODE_S", 0.1)
+    config = replace(config, bank=tmp_path / "bank", num_actors=2, limit=100)
+    guess = estimate(config, load_stand_in)
+    assert not (tmp_path / "bank").exists()
+    extract(config, load_stand_in, Geometry(size=32))
+    assert guess.caveat == Bank(tmp_path / "bank").read_identity().caveat
+    assert (guess.frames, guess.threads) == (100, place_encoders(config, 1).threads)
 
-    def load(config, device):
-        """As on a machine with a GPU."""
-        seen.append(device)
-        encoder = load_encoder(config, "cpu")
-        precision = "float32" if device == "cpu" else "float16"
-        encoder.identity = replace(encoder.identity, precision=precision)
-        return encoder
 
-    monkeypatch.setattr("raffect.encoders.tower.load_encoder", load)
+def test_a_dry_run_says_when_a_device_like_this_one_would_be_refused(
+    config, tmp_path, local_ray, monkeypatch
+):
+    def load(config, device, threads):
+        """As on a GPU, whose precision is another one."""
+        precision = "float16" if config.precision == "auto" else config.precision
+        encoder = load_stand_in(config, device, threads)
+        return SimpleNamespace(
+            **vars(encoder) | {"identity": replace(IDENTITY, precision=precision)}
+        )
+
     bank = Bank(tmp_path / "bank")
     bank.extend_plan(read_manifest(config.manifest), 32)
-    bank.claim(load(config.encoder, "cpu").identity)
+    bank.claim(IDENTITY)
     config = replace(config, bank=bank.path)
-    # Two ways of asking for the CPU, and the default, which would take the GPU
-    for on_cpu in ({"device": "cpu"}, {"gpus_per_actor": 0.0}):
-        assert "would encode" in estimate(replace(config, **on_cpu)).lines()[0]
-    lines = estimate(config).lines()
+    lines = estimate(config, load).lines()
     assert "would encode" in lines[0]
     assert any("refused, unless you add --encoder.precision float32" in line for line in lines)
-    assert seen == ["cpu", "cpu", "cpu", None]
     # A precision that is asked for, and that is not the bank's
     encoder = replace(config.encoder, precision="bfloat16")
     with pytest.raises(RaffectError, match="precision"):
-        estimate(replace(config, encoder=encoder))
+        estimate(replace(config, encoder=encoder), load)
+
+
+def test_a_dry_run_with_an_encoder_that_cannot_be_loaded_is_one_line(config, tmp_path, local_ray):
+    def load(config, device, threads):
+        raise RaffectError("weights are damaged; bring them again")
+
+    with pytest.raises(RaffectError, match=r"^weights are damaged; bring them again$"):
+        estimate(replace(config, bank=tmp_path / "bank"), load)
+
+    def die(config, device, threads):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RaffectError, match=r"^Ray stopped the run: [^\n]*$"):
+        estimate(replace(config, bank=tmp_path / "bank"), die)
+
+
+def test_readers_and_encoders_share_cores_on_a_cpu_and_the_slower_one_decides_on_a_gpu(config):
+    on_cpu = Placement(actors=1, gpus_per_actor=0, device="cpu", threads=2, may_grow=False)
+    on_gpu = replace(on_cpu, gpus_per_actor=1, device="cuda")
+    probe = SimpleNamespace(read_s=0.02, read_cpu_s=0.01)
+    # 100 frames take 1 s of both cores, and their readers 1 s of one
+    assert combine(config, on_cpu, probe, 100.0, 2) == pytest.approx(100 / 1.5)
+    assert combine(config, on_cpu, probe, 100.0, 16) == 100  # cores are left for readers
+    assert combine(config, on_gpu, probe, 100.0, 16) == 100
+    assert combine(config, on_gpu, probe, 5000.0, 16) == pytest.approx(16 / 0.02)
+    assert combine(replace(config, cpus_per_read=2), on_gpu, probe, 5e3, 16) == pytest.approx(400)
+
+
+@pytest.mark.cluster
+def test_frames_of_an_unfinished_shard_are_shown_also_when_its_encoder_dies(
+    config, tmp_path, local_ray, monkeypatch, capfd
+):
+    monkeypatch.setattr("raffect.progress.FIRST_PLAIN_S", 0.0)
+    monkeypatch.setattr("raffect.progress.PLAIN_EVERY_S", 0.0)
+
+    def load(config, device, threads):
+        def encode(frames):
+            time.sleep(len(frames) / 16)
+            if len(calls) == 1:
+                with suppress(FileExistsError):
+                    (tmp_path / "died").touch(exist_ok=False)
+                    os.kill(os.getpid(), signal.SIGKILL)
+            calls.append(len(frames))
+            return np.zeros((len(frames), IDENTITY.dim), np.float16)
+
+        calls = []
+        encoder = load_stand_in(config, device, threads)
+        return SimpleNamespace(**vars(encoder) | {"encode": encode, "probe": lambda: 8.0})
+
+    one_shard = replace(config, bank=tmp_path / "bank", limit=1)
+    assert extract(one_shard, load, Geometry(size=32)).rows == 100
+    assert (tmp_path / "died").exists()
+    shown = re.findall(r"extract: ([\d,]+) of 100 frames", capfd.readouterr().err)
+    under_way = {int(count) for count in shown} - {0, 100}
+    assert len(under_way) >= 3
+    assert all(count % 8 == 0 for count in under_way)  # whole batches
+
+
+def test_a_run_that_goes_on_counts_the_frames_of_earlier_runs(tmp_path):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}), rejects={1: {3: "empty file"}})
+    bank.commit_path(0).unlink()
+    bank.commit_path(2).unlink()
+    with open_progress(bank, choose_shards(bank, bank.plan, None)) as progress:
+        assert (progress.earlier, progress.total) == (16, 40)
+    with open_progress(bank, choose_shards(bank, bank.plan, 10)) as progress:
+        assert (progress.earlier, progress.total) == (16, 32)
+
+
+def test_a_board_that_dies_is_started_again_and_a_dead_one_stops_nothing(local_ray):
+    import ray
+
+    class Heard(ShardProgress):
+        def hear(self, news):
+            heard.update(news)
+
+    def wait_for(key):
+        deadline = time.monotonic() + 30
+        while key not in heard and time.monotonic() < deadline:
+            reporter.encoded(key, 8)
+            time.sleep(0.2)
+        return heard.get(key)
+
+    heard = {}
+    with Progress("extract", 100) as progress, watch_encoders(Heard(progress)) as reporter:
+        assert wait_for(1) == 8
+        ray.kill(reporter._board, no_restart=False)
+        assert wait_for(2) == 8
+        ray.kill(reporter._board)
+        reporter.encoded(3, 8)
+    assert 3 not in heard
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("setting", "nice"), [({}, 15), ({"RAY_worker_niceness": "0"}, 0)])
+def test_workers_have_the_niceness_and_the_waiting_that_the_page_names(setting, nice):
+    code = (
+        "import os, ray\n"
+        "from raffect.ray_session import ray_session\n"
+        "look = lambda: (os.nice(0), os.environ['OMP_WAIT_POLICY'])\n"
+        "with ray_session(None):\n"
+        "    print(ray.get(ray.remote(look).remote()))\n"
+    )
+    known = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=known | setting,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str((min(19, os.nice(0) + nice), "PASSIVE"))
+    # One line when it begins, one with its time
+    begun, ended, *_ = done.stderr.splitlines()
+    assert begun == "starting Ray ..."
+    assert ended.startswith("starting Ray: ")
 
 
 @pytest.mark.cluster

@@ -1,6 +1,8 @@
 """The three steps without Ray: their tables, attempts, and failures that are returned as data."""
 
 import os
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +14,11 @@ from raffect.bank.verify import verify
 from raffect.config import EncoderConfig
 from raffect.datasets import frames
 from raffect.errors import RaffectError
+from raffect.extraction.board import Board, Reporter, ShardProgress
 from raffect.extraction.notes import EncodeNotes, ReadNotes, ShardStats, read_notes
 from raffect.extraction.steps import EncodeShard, Geometry, commit_shard, read_shard, to_item
 from raffect.extraction.summary import Tally, summarise
+from raffect.progress import Progress
 from tests.helpers.banks import IDENTITY
 
 SIZES = [(112, 112), (40, 30), (112, 112), (300, 260), (1, 1)]
@@ -182,6 +186,76 @@ def test_features_that_are_not_finite_are_never_committed(bank, rows):
 
     assert "NaN" in run(bank, rows, lambda config, device, threads: Broken())
     assert bank.read_commits() == {}
+
+
+class Slow(Mean):
+    """An encoder of a given rate, which notes the size of each call."""
+
+    def __init__(self, frames_per_s):
+        self.frames_per_s, self.calls = frames_per_s, []
+
+    def probe(self):
+        return self.frames_per_s
+
+    def encode(self, pictures):
+        self.calls.append(len(pictures))
+        time.sleep(len(pictures) / self.frames_per_s)
+        return super().encode(pictures)
+
+
+def encode_with(encoder, bank, rows, board):
+    reporter = Reporter(SimpleNamespace(put=SimpleNamespace(remote=board.put)))
+    read = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
+    place = (str(bank.path), "cpu", 1, lambda config, device, threads: encoder)
+    return EncodeShard(EncoderConfig(), *place, reporter)(read)
+
+
+def test_a_slow_encoder_reports_frames_of_its_shard_and_a_fast_one_does_not(
+    bank, rows, monkeypatch
+):
+    monkeypatch.setattr("raffect.extraction.steps._PIECE_S", 0.2)
+    rows = pa.concat_tables([rows] * 4)
+    # Pieces of 0.2 seconds, in whole batches of 4
+    slow, board = Slow(45.0), Board()
+    in_pieces = encode_with(slow, bank, rows, board)
+    assert slow.calls == [8, 8, 4]
+    assert board.take() == {"stage": "ready", 0: 16}
+    assert board.take() == {}
+    # A fast encoder has the whole shard at once, and the same features
+    fast, board = Slow(1e5), Board()
+    at_once = encode_with(fast, bank, rows, board)
+    assert fast.calls == [20]
+    assert board.take() == {"stage": "ready"}
+    assert in_pieces["features"] == at_once["features"]
+
+
+def test_reports_of_a_finished_shard_and_of_a_lost_encoder_are_counted_once():
+    stats = SimpleNamespace(shard=3, rows=90, rejects=10)
+    with Progress("extract", 400, earlier=100) as progress:
+        shards = ShardProgress(progress)
+        assert progress.text().startswith("waiting for an encoder's process ...")
+        shards.hear({"stage": "loading"})
+        assert progress.text().startswith("loading torch and the encoder ...")
+        shards.hear({"stage": "ready", 3: 64})
+        assert progress.text() == "164 of 400 frames (100 by earlier runs)"
+        shards.hear({4: 32})
+        assert progress.done == 196
+        shards.hear({"stage": "loading", 4: 8})  # its encoder died, another one began again
+        assert progress.done == 172
+        shards.finish(stats)
+        assert (progress.done, progress.counted) == (208, 100)
+        shards.hear({3: 96})  # arrives late
+        assert progress.done == 208
+
+
+def test_an_encoder_that_nobody_watches_or_whose_board_is_gone_encodes(bank, rows, monkeypatch):
+    monkeypatch.setattr("raffect.extraction.steps._PIECE_S", 0.2)
+
+    def fail(*_):
+        raise RuntimeError("the board is gone")
+
+    encoded = encode_with(Slow(20.0), bank, rows, SimpleNamespace(put=fail))
+    assert answer(encoded, bank).rows == 5
 
 
 def test_a_batch_that_the_probe_already_cut_is_reported(bank, rows):

@@ -87,8 +87,13 @@ def test_going_on_after_a_kill_is_bit_identical_to_never_having_stopped(tmp_path
     saved = {**options, "state_path": tmp_path / "state.safetensors", "save_every_s": 0}
     with pytest.raises(Killed):
         fit(make_job(recipes, **saved), on_epoch=kill_after(stop))
-    seen = []
-    resumed = fit(make_job(recipes, **saved), on_epoch=lambda h: seen.append(h[-1]["epoch"]))
+    seen, earlier = [], []
+    resumed = fit(
+        make_job(recipes, **saved),
+        on_epoch=lambda h: seen.append(h[-1]["epoch"]),
+        on_resume=earlier.extend,
+    )
+    assert [entry["epoch"] for entry in earlier] == list(range(1, stop + 1))
     straight = fit(make_job(recipes, **options))
     assert seen == list(range(stop + 1, 6))
     assert straight.snapshots.keys() == resumed.snapshots.keys() == {"last", "best", "cv"}
