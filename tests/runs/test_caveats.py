@@ -47,13 +47,14 @@ def test_no_score_of_photographs_calls_them_drawn(photographs, tmp_path, capsys)
     words = ["train", "paper", "--task", "expr", *data(photographs), "--out", str(run), *FAST]
     assert main([*words, "--batch-size", "16"]) == 0
     assert main(["evaluate", "--run", str(run), *data(photographs)]) == 0
-    assert main(["report", "--runs", str(run)]) == 0
     printed = capsys.readouterr().out
     assert printed.count(f"caveat: {EMBEDDED_CAVEAT}\n") == 2
-    page = (run / "report.md").read_text()
-    assert f"> **{EMBEDDED_CAVEAT}**\n" in page
-    assert "drawn faces" not in printed + page
-    assert "photographs" not in page
+    assert "drawn faces" not in printed
+
+    # Its report, and every picture in it
+    found = read_run(run)
+    assert _caveat_lines([found]) == [f"> **{EMBEDDED_CAVEAT}**", ""]
+    assert found.mark == f"\n[{EMBEDDED_CAVEAT}]"
 
 
 def test_scores_of_drawn_faces_say_both(drawn, capsys):
