@@ -6,19 +6,18 @@ an encoder in this process may be several times as fast or as slow.
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raffect.bank.format import DEFAULT_SHARD_ROWS, Bank, Identity
-from raffect.config import EncoderConfig, ExtractConfig, count_cores
-from raffect.datasets.frames import PACKED_SUFFIX, read_contents
+from raffect.config import ExtractConfig, count_cores
+from raffect.datasets.frames import PACKED_SUFFIX
 from raffect.datasets.manifest import read_manifest
 from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
@@ -30,17 +29,10 @@ from raffect.extraction.extract import (
     place_encoders,
     read_geometry,
 )
-from raffect.extraction.steps import Geometry, LoadEncoder, decode_frames
+from raffect.extraction.probe import SAMPLE, Probe, probe
+from raffect.extraction.steps import Geometry, LoadEncoder
 from raffect.progress import format_bytes, format_seconds, stage
 from raffect.ray_session import explain_stop, ray_session
-
-if TYPE_CHECKING:
-    from raffect.encoders.tower import Encoder
-
-_SAMPLE = 256
-"""Frames that are read for a probe, and encoded again and again."""
-_ENCODE_S = 3.0
-"""Seconds of encoding whose rate is taken, after a first batch that is not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,30 +185,7 @@ def _pick(manifest: pa.Table) -> pa.Table:
     # Packed frames are read a row group at a time, as in the run; loose frames are picked evenly.
     if manifest["root"][0].as_py().endswith(PACKED_SUFFIX):
         return manifest.slice(0, DEFAULT_SHARD_ROWS)
-    return manifest.take(np.unique(np.linspace(0, len(manifest) - 1, _SAMPLE).astype(int)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """What was measured in a process like that of a run's encoder.
-
-    Attributes:
-        identity: What a bank would record of the encoder.
-        sampled: Frames that were read.
-        unreadable: Frames among them that could not be read.
-        read_s: Wall seconds of reading and decoding a frame.
-        read_cpu_s: CPU seconds of that.
-        encoder_frames_per_s: Rate of this encoder, with nobody reading.
-        spent_s: Seconds that all of it took but for loading the encoder.
-    """
-
-    identity: Identity
-    sampled: int
-    unreadable: int
-    read_s: float
-    read_cpu_s: float
-    encoder_frames_per_s: float
-    spent_s: float
+    return manifest.take(np.unique(np.linspace(0, len(manifest) - 1, SAMPLE).astype(int)))
 
 
 def _run_probe(
@@ -244,74 +213,6 @@ def _run_probe(
     if isinstance(answer, str):
         raise RaffectError(answer)
     return answer
-
-
-def probe(
-    rows: pa.Table,
-    config: EncoderConfig,
-    geometry: Geometry,
-    device: str,
-    threads: int,
-    load: LoadEncoder,
-) -> Probe | str:
-    """Time reading and encoding.
-
-    Args:
-        rows: Rows of the manifest to read.
-        config: The encoder.
-        geometry: Its input.
-        device: Where to encode: ``cuda`` or ``cpu``.
-        threads: Threads of the encoder on a CPU.
-        load: Builds the encoder.
-
-    Returns:
-        What was measured, or the line of an error, which Ray would wrap in its own.
-    """
-    try:
-        # Reading and decoding; the first frame pays for what is imported for it
-        decode_frames(read_contents(rows.slice(0, 1)), geometry)
-        start, start_cpu = time.perf_counter(), time.process_time()
-        pile, bad = decode_frames(read_contents(rows), geometry)
-        read_s, read_cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
-        # Encoding; where no frame is readable, black ones serve
-        black = np.zeros((geometry.size, geometry.size, 3), np.uint8)
-        frames = [frame.copy() for frame in pile.frames[:_SAMPLE]] or [black]
-        del pile
-        encoder = load(config, device, threads)
-        start = time.perf_counter()
-        frames_per_s = time_encoder(encoder, frames)
-    except RaffectError as error:
-        return str(error)
-    return Probe(
-        identity=encoder.identity,
-        sampled=len(rows),
-        unreadable=len(bad),
-        read_s=read_s / len(rows),
-        read_cpu_s=read_cpu_s / len(rows),
-        encoder_frames_per_s=frames_per_s,
-        spent_s=read_s + time.perf_counter() - start,
-    )
-
-
-def time_encoder(encoder: Encoder, frames: list[np.ndarray]) -> float:
-    """Frames/s of an encoder from pixels to vectors, over about `_ENCODE_S` seconds.
-
-    Args:
-        encoder: Of any device.
-        frames: Encoded again and again, uint8 of shape (height, width, 3).
-    """
-    # The first batch allocates and compiles, and is not counted.
-    supply = itertools.cycle(frames)
-    encoder.encode(list(itertools.islice(supply, encoder.batch_size)))
-    # Pieces of half the time and at most a shard, since a fast device waits at the end of each
-    start, done, elapsed = time.perf_counter(), 0, 0.0
-    while elapsed < _ENCODE_S:
-        rate = done / elapsed if done else 0.0
-        size = min(DEFAULT_SHARD_ROWS, max(encoder.batch_size, int(rate * _ENCODE_S / 2)))
-        size -= size % encoder.batch_size
-        encoder.encode(list(itertools.islice(supply, size)))
-        done, elapsed = done + size, time.perf_counter() - start
-    return done / elapsed
 
 
 def _count_cluster_cores(config: ExtractConfig) -> float:

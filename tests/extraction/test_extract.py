@@ -284,7 +284,7 @@ def load_stand_in(config, device, threads):
 def test_a_dry_run_probes_with_the_threads_priority_and_environment_of_the_run(
     config, tmp_path, local_ray, monkeypatch
 ):
-    monkeypatch.setattr("raffect.extraction.estimate._ENCODE_S", 0.1)
+    monkeypatch.setattr("raffect.extraction.probe._ENCODE_S", 0.1)
     config = replace(config, bank=tmp_path / "bank", num_actors=2, limit=100)
     guess = estimate(config, load_stand_in)
     assert not (tmp_path / "bank").exists()

@@ -16,6 +16,7 @@ from raffect.datasets import frames
 from raffect.errors import RaffectError
 from raffect.extraction.board import Board, Reporter, ShardProgress
 from raffect.extraction.notes import EncodeNotes, ReadNotes, ShardStats, read_notes
+from raffect.extraction.probe import probe, time_encoder
 from raffect.extraction.steps import EncodeShard, Geometry, commit_shard, read_shard, to_item
 from raffect.extraction.summary import Tally, summarise
 from raffect.progress import Progress
@@ -227,6 +228,31 @@ def test_a_slow_encoder_reports_frames_of_its_shard_and_a_fast_one_does_not(
     assert fast.calls == [20]
     assert board.take() == {"stage": "ready"}
     assert in_pieces["features"] == at_once["features"]
+
+
+def test_an_encoder_is_timed_in_whole_batches_without_its_first_one(monkeypatch):
+    class ColdStart(Slow):
+        def encode(self, pictures):
+            time.sleep(0 if self.calls else 1.0)
+            return super().encode(pictures)
+
+    monkeypatch.setattr("raffect.extraction.probe._ENCODE_S", 0.3)
+    encoder = ColdStart(400.0)
+    rate = time_encoder(encoder, [np.zeros((8, 8, 3), np.uint8)] * 5)
+    assert 100 < rate <= 400  # with the first batch it would be below 95
+    assert all(size % encoder.batch_size == 0 for size in encoder.calls)
+
+
+def test_a_probe_of_frames_that_cannot_be_read_encodes_black_ones(
+    bank, rows, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("raffect.extraction.probe._ENCODE_S", 0.1)
+    for file in (tmp_path / "v").iterdir():
+        file.write_bytes(b"")
+    found = probe(rows, EncoderConfig(), Geometry(size=24), "cpu", 1, lambda *_: Slow(1e3))
+    assert (found.sampled, found.unreadable, found.identity) == (5, 5, IDENTITY)
+    assert 0 < found.encoder_frames_per_s <= 1e3
+    assert found.spent_s >= 0.1
 
 
 def test_reports_of_a_finished_shard_and_of_a_lost_encoder_are_counted_once():
