@@ -30,3 +30,14 @@ def test_the_demo_shows_that_features_carry_the_signal(tmp_path, local_ray, caps
     assert main(command) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in heads.glob("*.json")} == times
+
+
+def test_an_out_that_cannot_be_written_fails_before_ray_starts(tmp_path, monkeypatch, capsys):
+    def start(address):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("raffect.pipelines.demo.ray_session", start)
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    assert main(["demo", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith(f"raffect demo: {out}: Not a directory")

@@ -11,9 +11,11 @@ import pyarrow as pa
 import pytest
 
 from raffect.cli import main
+from raffect.datasets.manifest import write_manifest
 from raffect.storage import atomic
 from raffect.storage.atomic import atomic_path, require_writable, write_atomic, write_if_absent
 from raffect.storage.tables import write_table
+from tests.helpers.banks import make_manifest
 
 CONTENT = b"x" * 100_000
 
@@ -82,30 +84,17 @@ def test_a_folder_is_writable_or_named_and_nothing_stays(tmp_path):
             require_writable(tmp_path / "new")
 
 
-@pytest.mark.parametrize("command", ["demo --out", "extract --manifest M --bank"])
-def test_an_out_that_cannot_be_written_fails_before_ray_starts(
-    command, prepared, tmp_path, monkeypatch, capsys
-):
-    def start(address):
-        raise AssertionError("Ray was started")
-
-    monkeypatch.setattr("raffect.pipelines.demo.ray_session", start)
-    monkeypatch.setattr("raffect.extraction.extract.ray_session", start)
-    (tmp_path / "file").touch()
-    words = command.replace("M", str(prepared / "manifest.parquet")).split()
-    weights = ["--encoder.weights", "random:0"] if words[0] == "extract" else []
-    out = tmp_path / "file" / "out"
-    assert main([*words, str(out), *weights]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"raffect {words[0]}: {out}")
-    assert "Not a directory" in error
+@pytest.fixture
+def manifest(tmp_path):
+    write_manifest(make_manifest({"a": 4}), tmp_path / "manifest.parquet", False)
+    return tmp_path / "manifest.parquet"
 
 
 def test_a_bank_whose_disk_is_read_only_now_fails_before_ray_starts(
-    prepared, tmp_path, monkeypatch, capsys
+    manifest, tmp_path, monkeypatch, capsys
 ):
     bank = tmp_path / "bank"
-    words = ["extract", "--manifest", str(prepared / "manifest.parquet"), "--bank", str(bank)]
+    words = ["extract", "--manifest", str(manifest), "--bank", str(bank)]
     words += ["--encoder.weights", "random:0"]
 
     def refuse(folder):
@@ -118,6 +107,12 @@ def test_a_bank_whose_disk_is_read_only_now_fails_before_ray_starts(
     monkeypatch.setattr("raffect.extraction.extract.require_writable", refuse)
     assert main(words) == 2
     assert f"{bank}: Read-only file system" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    words[4] = str(tmp_path / "file" / "bank")
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"raffect extract: {words[4]}")
+    assert "Not a directory" in error
 
 
 def test_written_files_are_whole_and_the_first_of_two_writers_wins(tmp_path):
