@@ -240,6 +240,9 @@ class ExtractConfig:
     """Time the encoder, and print what would be done and how long it would take; write nothing."""
     allow_embedded: bool = False
     """Let the embedded encoder, which only knows drawn faces, encode other images."""
+    join: bool = False
+    """Write into a bank beside another run of extract: of a shard that both encode the first one
+    counts."""
 
     def __post_init__(self) -> None:
         require(

@@ -78,6 +78,7 @@ FLAGS = {
         "--max-reject-share",
         "--dry-run",
         "--allow-embedded",
+        "--join",
     },
     "prepare": {
         "--images",

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.bank.format import Bank, Plan
+from raffect.bank.running import note_of_run
 from raffect.config import EMBEDDED_MODEL, ExtractConfig, count_cores
 from raffect.datasets.manifest import is_synthetic_manifest, read_manifest
 from raffect.encoders.weights import EMBEDDED_CAVEAT, Source, read_model_config, resolve
@@ -96,7 +97,7 @@ def extract(
     # The run
     plan = bank.extend_plan(manifest, config.shard_rows)
     todo = choose_shards(bank, plan, config.limit)
-    with ray_session(config.address):
+    with note_of_run(bank.path, config.join), ray_session(config.address):
         tally, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)
     # Its summary
     _check_shared(bank, tally)
@@ -168,7 +169,7 @@ def _check_finished(config: ExtractConfig, bank: Bank) -> None:
     identity = bank.read_identity()
     if identity is not None and identity.weights != config.encoder.weights:
         loaded = load_clip(config.encoder, "cpu", count_cores()).identity
-        bank.claim(replace(loaded, precision=identity.precision))
+        identity.require_equal(replace(loaded, precision=identity.precision), bank.path)
 
 
 def _read_geometry(source: Source) -> Geometry:

@@ -62,9 +62,11 @@ class Record:
         """
         from pydantic import ValidationError
 
-        text = content if isinstance(content, bytes | str) else json.dumps(content)
         try:
+            text = content if isinstance(content, bytes | str) else json.dumps(content)
             return _adapter(cls).validate_json(text)
+        except RecursionError as error:
+            raise RaffectError(f"{where}: damaged, nested too deeply; {remedy}") from error
         except ValidationError as error:
             # The first fault; a file of another format probably has more of them.
             fault = error.errors(include_url=False)[0]

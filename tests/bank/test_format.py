@@ -153,9 +153,11 @@ def damage_missing(bank):
 def damage_swap(bank):
     """Another shard's files and record under this shard's name: hashes agree, rows do not."""
     record = json.loads(bank.commit_path(0).read_text())
-    bank.shard_path(1).write_bytes(bank.shard_path(0).read_bytes())
-    size, sha = record["files"]["shards/000000.parquet"]
-    record |= {"shard": 1, "files": {"shards/000001.parquet": [size, sha]}}
+    (bank.path / "shards" / f"000001{bank.shard_path(0).name[6:]}").write_bytes(
+        bank.shard_path(0).read_bytes()
+    )
+    ((_, (size, sha)),) = record["files"].items()
+    record |= {"shard": 1, "files": {f"shards/000001-{sha[:8]}.parquet": [size, sha]}}
     bank.commit_path(1).write_text(json.dumps(record))
 
 
