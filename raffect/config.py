@@ -300,6 +300,21 @@ class BankVerifyConfig:
     retry_rejects: bool = False
     """Withdraw shards that have rejects, so that the next extract reads their frames again (after
     fixing the files)."""
+    pictures: bool = False
+    """Also read the pictures of --manifest again, and compare them with those that each shard was
+    made from."""
+    sample: int | None = None
+    """With --pictures: only so many shards, drawn at random."""
+
+    def __post_init__(self) -> None:
+        require(
+            not self.pictures or self.manifest is not None,
+            "--pictures: --manifest says where the pictures are",
+        )
+        require(
+            self.sample is None or (self.pictures and self.sample >= 1),
+            f"--sample {self.sample}: expected 1 or more, with --pictures",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

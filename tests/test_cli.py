@@ -102,6 +102,8 @@ FLAGS = {
         "--manifest",
         "--repair",
         "--retry-rejects",
+        "--pictures",
+        "--sample",
         "--out",
         "--format",
         "--features",

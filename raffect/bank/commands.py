@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from raffect.bank.format import Bank
 from raffect.bank.inspect import BankFacts, describe_bank
+from raffect.bank.pictures import PictureCheck, check_pictures
 from raffect.bank.verify import Verification, verify, withdraw
 from raffect.config import BankInfoConfig, BankVerifyConfig
 from raffect.datasets.manifest import read_manifest
@@ -31,10 +32,12 @@ class VerifyReport(Verification):
     Attributes:
         repaired: Damaged shards that were withdrawn; None if there was nothing to repair.
         retried: Shards with rejects that were withdrawn; None if that was not asked for.
+        pictures: The comparison with a manifest's pictures; None if that was not asked for.
     """
 
     repaired: tuple[int, ...] | None = None
     retried: tuple[int, ...] | None = None
+    pictures: PictureCheck | None = None
 
     @property
     def ok(self) -> bool:
@@ -52,6 +55,8 @@ class VerifyReport(Verification):
         if self.leftovers:
             files = f"{len(self.leftovers)} unfinished file(s) of killed runs"
             out.append(f"leftovers: {files}, harmless; --repair deletes them")
+        if self.pictures is not None:
+            out.append(self.pictures.line())
         # The sum that has to hold
         out.append(
             f"rows {self.rows:,} + rejects {self.rejects:,} + not extracted {self.missing:,} "
@@ -93,8 +98,13 @@ def check(config: BankVerifyConfig) -> VerifyReport:
     # Verification, which changes nothing
     bank = Bank(config.bank).require()
     manifest = read_manifest(config.manifest) if config.manifest else None
+    pictures = None
+    if config.pictures and manifest is not None:
+        with Progress("pictures", len(bank.plan.table)) as progress:
+            pictures = check_pictures(bank, manifest, config.sample, progress.advance)
     with Progress("verify", len(bank.plan.table), "rows") as progress:
-        found = verify(bank, manifest, progress.advance)
+        changed = pictures.changed if pictures else ()
+        found = verify(bank, manifest, progress.advance, changed)
     # Withdrawals that were asked for
     repaired = retried = None
     if config.repair and (found.damaged or found.leftovers):
@@ -104,4 +114,4 @@ def check(config: BankVerifyConfig) -> VerifyReport:
     if config.retry_rejects:
         rejected = [shard for shard, commit in bank.read_commits().items() if commit.rejects]
         retried = tuple(withdraw(bank, rejected))
-    return VerifyReport(**vars(found), repaired=repaired, retried=retried)
+    return VerifyReport(**vars(found), repaired=repaired, retried=retried, pictures=pictures)

@@ -67,7 +67,10 @@ class Verification:
 
 
 def verify(
-    bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int], None] = lambda n: None
+    bank: Bank,
+    manifest: pa.Table | None = None,
+    progress: Callable[[int], None] = lambda n: None,
+    changed: Collection[int] = (),
 ) -> Verification:
     """Read every byte of a bank and check it against its plan, its commits and a manifest.
 
@@ -75,6 +78,8 @@ def verify(
         bank: A bank.
         manifest: The manifest that it should cover; not compared if None.
         progress: Called with the number of rows of each shard that is done.
+        changed: Shards that were made from other pictures than the manifest lists; they count as
+            damaged.
 
     Returns:
         What was found; nothing is changed.
@@ -83,7 +88,7 @@ def verify(
     # Names before contents: a record that is written meanwhile is not taken for damaged.
     names = list_sizes(bank.path / "commits")
     commits = bank.read_commits()
-    shards = _check_shards(bank, plan, commits, names, identity, progress)
+    shards = _check_shards(bank, plan, commits, names, identity, progress, set(changed))
     # What is wrong apart from single shards
     problems = _compare_manifest(plan, manifest) if manifest is not None else []
     if commits and identity is None:
@@ -121,6 +126,7 @@ def _check_shards(
     names: Collection[str],
     identity: Identity | None,
     progress: Callable[[int], None],
+    changed: Collection[int],
 ) -> _Shards:
     """Check every planned shard; ``names`` are the names of the files in ``commits/``."""
     out, vocabulary = _Shards(), Vocabulary()
@@ -137,6 +143,8 @@ def _check_shards(
                 remedy = "look after the disk, nothing is withdrawn"
                 out.problems.append(f"shard {shard:06d}: {what}; {remedy}")
                 continue
+            if what is None and shard in changed:
+                what = "was made from other pictures than the manifest lists"
             if what:
                 out.damaged[shard] = what
             else:

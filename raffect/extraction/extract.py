@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.bank.format import Bank, Plan
+from raffect.bank.pictures import require_same_pictures
 from raffect.bank.running import note_of_run
 from raffect.config import EMBEDDED_MODEL, ExtractConfig, count_cores
 from raffect.datasets.manifest import is_synthetic_manifest, read_manifest
@@ -96,6 +97,7 @@ def extract(
         _check_model(config, bank)
     # The run
     plan = bank.extend_plan(manifest, config.shard_rows)
+    require_same_pictures(bank, manifest)
     todo = choose_shards(bank, plan, config.limit)
     with note_of_run(bank.path, config.join), ray_session(config.address):
         tally, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)

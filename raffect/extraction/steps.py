@@ -20,6 +20,7 @@ import pyarrow as pa
 from PIL import Image
 
 from raffect.bank.format import Bank
+from raffect.bank.pictures import PictureDigest
 from raffect.config import EncoderConfig
 from raffect.datasets.frames import BadFrame, decode, find_killers, read_contents, shrink
 from raffect.errors import RaffectError
@@ -78,13 +79,18 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
     start, start_cpu = time.perf_counter(), time.process_time()
     failure = None
     try:
-        pile, rejects, read_s = _read_and_decode(table, bank, geometry)
+        pile, rejects, read_s, pictures = _read_and_decode(table, bank, geometry)
     except Exception as error:
-        pile, rejects, read_s = _Pile(0), {}, 0.0
+        pile, rejects, read_s, pictures = _Pile(0), {}, 0.0, None
         failure = _describe(error, bank)
     # The row for the next step
     elapsed, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
-    notes = ReadNotes(read_s=read_s, decode_s=max(0.0, elapsed - read_s), read_cpu_s=cpu_s)
+    notes = ReadNotes(
+        read_s=read_s,
+        decode_s=max(0.0, elapsed - read_s),
+        read_cpu_s=cpu_s,
+        pictures=pictures,
+    )
     return pa.table(
         {
             "shard": table["shard"],
@@ -100,8 +106,8 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
 
 def _read_and_decode(
     table: pa.Table, bank: str, geometry: Geometry
-) -> tuple[_Pile, dict[int, str], float]:
-    """Decoded frames, row -> reason of the other frames, and the seconds that reading took."""
+) -> tuple[_Pile, dict[int, str], float, str]:
+    """Decoded frames, row -> reason of the others, seconds of reading, digest of the pictures."""
     # Contents of the frames, without those that killed their decoder
     rows, start = _rows(table), time.perf_counter()
     note = Bank(bank).attempt_path(table["shard"][0].as_py())
@@ -111,7 +117,7 @@ def _read_and_decode(
     contents = read_contents(rows.take(safe) if rejects else rows)
     read_s = time.perf_counter() - start
     # Decoded frames, no larger than the encoder needs them
-    pile = _Pile(len(safe))
+    pile, pictures = _Pile(len(safe)), PictureDigest()
     resample = Image.Resampling[geometry.interpolation.upper()]
     by_shortest = geometry.resize_mode == "shortest"
     for row, content in zip(safe, contents, strict=True):
@@ -120,9 +126,10 @@ def _read_and_decode(
                 raise content
             frame = decode(content, pile.room)
             pile.add(shrink(frame, geometry.size, resample, by_shortest))
+            pictures.add(content)
         except BadFrame as bad:
             rejects[row] = str(bad)
-    return pile, rejects, read_s
+    return pile, rejects, read_s, pictures.hexdigest()
 
 
 class _Pile:
@@ -245,7 +252,7 @@ def _commit(table: pa.Table, bank: str) -> ShardStats:
     rejects = dict(table["rejects"][0].as_py())
     # The shard
     shard = table["shard"][0].as_py()
-    record = Bank(bank).commit(shard, _rows(table), features, rejects, identity)
+    record = Bank(bank).commit(shard, _rows(table), features, rejects, identity, read.pictures)
     return ShardStats(
         shard=record.shard,
         rows=record.rows,
