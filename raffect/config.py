@@ -228,6 +228,10 @@ class ExtractConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to encode; auto is CUDA for an encoder that has a GPU. cpu with --gpus-per-actor is for
     trying out a cluster of logical GPUs."""
+    threads: int | None = None
+    """CPU threads of an encoder in a new bank, by default the cores of the smallest node over the
+    encoders on it; an existing bank keeps its own number. On a CPU the last bits of features depend
+    on it."""
     cpus_per_read: float = 1.0
     """CPUs a reading task takes; fewer CPUs mean more readers."""
     shard_rows: int | None = None
@@ -258,6 +262,10 @@ class ExtractConfig:
             self.device != "cuda" or gpus != 0,
             "--device cuda: an encoder without a GPU; leave --gpus-per-actor 0 out, "
             "or use --device cpu",
+        )
+        require(
+            self.threads is None or 1 <= self.threads <= 1024,
+            f"--threads {self.threads}: expected 1 to 1024",
         )
         require(
             0 < self.cpus_per_read <= 64,

@@ -72,6 +72,7 @@ FLAGS = {
         "--num-actors",
         "--gpus-per-actor",
         "--device",
+        "--threads",
         "--cpus-per-read",
         "--shard-rows",
         "--limit",

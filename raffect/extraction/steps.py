@@ -181,7 +181,7 @@ class EncodeShard:
             self.encoder = load(config, device, threads)
             # Before the probe, which cuts the batch size if memory runs out
             self.asked_batch_size = self.encoder.batch_size
-            Bank(bank).claim(self.encoder.identity)
+            Bank(bank).claim(self.encoder.identity, threads if device == "cpu" else None)
             self.bare_frames_per_s = self.encoder.probe()
         except Exception as error:
             self.failure = _describe(error, bank)

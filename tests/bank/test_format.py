@@ -343,3 +343,20 @@ def test_a_damaged_plan_is_one_clear_error(tmp_path, how):
         pq.write_table(table.replace_schema_metadata({"shard_rows": "many"}), first)
     with pytest.raises(RaffectError, match="damaged plan"):
         _ = Bank(bank.path).plan
+
+
+def test_a_bank_of_other_arithmetic_is_not_continued_by_accident(tmp_path):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 4}))
+    with pytest.raises(RaffectError, match="bank against this run: arithmetic: 1 against 2"):
+        bank.claim(replace(IDENTITY, arithmetic=2))
+
+
+def test_threads_of_a_cpu_encoder_are_recorded_once_and_a_gpu_has_none(tmp_path):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 4}))
+    assert bank.read_file().threads is None
+    bank.claim(IDENTITY, 4)
+    bank.claim(IDENTITY)
+    assert bank.read_file().threads == 4
+    with pytest.raises(RaffectError, match="its encoders have 4 CPU threads, not 2"):
+        bank.claim(IDENTITY, 2)
+    assert bank.read_identity() == IDENTITY
