@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from raffect.bank.format import Bank
 from raffect.bank.inspect import BankFacts, describe_bank
 from raffect.bank.pictures import PictureCheck, check_pictures
-from raffect.bank.verify import Verification, verify, withdraw
+from raffect.bank.verify import Verification, verify, withdraw, withdraw_unreadable
 from raffect.config import BankInfoConfig, BankVerifyConfig
 from raffect.datasets.manifest import read_manifest
 from raffect.progress import Progress
 
+_NOTHING: dict[str, Any] = dict.fromkeys(("planned", "rows", "rejects", "missing"), 0)
+_NOTHING |= {"damaged": {}, "damaged_rows": 0, "problems": (), "leftovers": ()}
 _SHOWN = 20
 """Damaged shards that a report names one by one."""
 
@@ -33,19 +36,25 @@ class VerifyReport(Verification):
         repaired: Damaged shards that were withdrawn; None if there was nothing to repair.
         retried: Shards with rejects that were withdrawn; None if that was not asked for.
         pictures: The comparison with a manifest's pictures; None if that was not asked for.
+        unreadable: What was wrong with ``bank.json`` and the plan, of which the damaged files were
+            withdrawn; then nothing else was verified.
     """
 
     repaired: tuple[int, ...] | None = None
     retried: tuple[int, ...] | None = None
     pictures: PictureCheck | None = None
+    unreadable: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether the bank is sound and complete, and no shard was withdrawn."""
-        return self.complete and not self.retried
+        """Whether the bank is sound and complete, and nothing was withdrawn."""
+        return self.complete and not self.retried and not self.unreadable
 
     def lines(self) -> list[str]:
         """A block for people."""
+        if self.unreadable:
+            remedy = "run `raffect extract` again, which makes them anew and keeps the shards"
+            return [f"withdrawn: {what}" for what in self.unreadable] + [f"next: {remedy}"]
         # What is wrong
         shown = list(self.damaged.items())[:_SHOWN]
         out = [f"damaged: shard {shard:06d} {what}" for shard, what in shown]
@@ -95,8 +104,10 @@ def check(config: BankVerifyConfig) -> VerifyReport:
     Raises:
         RaffectError: If it is not a bank, or its plan or identity is damaged.
     """
-    # Verification, which changes nothing
     bank = Bank(config.bank).require()
+    if config.repair and (lines := withdraw_unreadable(bank)):
+        return VerifyReport(**_NOTHING, unreadable=tuple(lines))
+    # Verification, which changes nothing
     manifest = read_manifest(config.manifest) if config.manifest else None
     pictures = None
     if config.pictures and manifest is not None:

@@ -363,9 +363,6 @@ def read_rows(bank: Bank, commit: Commit, rows: np.ndarray, out: np.ndarray) -> 
         RaffectError: If the shard is not as committed.
     """
     stored = read_shard_features(bank, commit, out.shape[1])
-    if rows[-1] >= len(stored):
-        why = Damaged(f"{len(stored)} rows, fewer than committed")
-        raise bank.damaged(commit.features_file, why)
     # A slice is copied faster than single rows.
     if (np.diff(rows) == 1).all():
         out[:] = stored[rows[0] : rows[-1] + 1]
@@ -383,6 +380,10 @@ def read_shard_features(bank: Bank, commit: Commit, dim: int) -> np.ndarray:
         RaffectError: If the file is not as committed.
     """
     try:
-        return parse_features(bank.read_committed(commit.features_file, commit.sha256), dim)
+        features = parse_features(bank.read_committed(commit.features_file, commit.sha256), dim)
     except Damaged as error:
         raise bank.damaged(commit.features_file, error) from error
+    if len(features) != commit.rows:
+        why = Damaged(f"{len(features)} rows, its commit record says {commit.rows}")
+        raise bank.damaged(commit.features_file, why)
+    return features

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, Len, MinLen
 
 from raffect.errors import RaffectError
-from raffect.storage.records import Count, Record, parse_object
+from raffect.storage.records import Count, OtherFormat, Record, parse_object
 
 FORMAT = 2
 """Version of the bank's format that this program writes; it reads 1 as well."""
@@ -178,13 +178,16 @@ def parse_bank_file(content: bytes, file: Path) -> BankFile:
     Raises:
         RaffectError: If they are damaged, or of another format.
     """
-    remedy = (
-        "restore it from a backup, or let `raffect bank verify --repair` withdraw it, or extract "
-        "into a new bank"
-    )
-    found = parse_object(content, file, remedy)
-    found = found | {"identity": translate_first_identity(found.get("identity"))}
-    return BankFile.from_json(found, file, remedy)
+    remedy = "restore it from a backup or extract into a new bank"
+    try:
+        found = parse_object(content, file, remedy)
+        found = found | {"identity": translate_first_identity(found.get("identity"))}
+        return BankFile.from_json(found, file, remedy)
+    except OtherFormat:
+        raise
+    except RaffectError as error:
+        withdrawal = "or let `raffect bank verify --repair` withdraw it"
+        raise RaffectError(f"{error}, {withdrawal}") from error
 
 
 def translate_first_identity(identity: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.bank.format import Bank, Commit, Identity, Plan
-from raffect.bank.plan import KEYS
+from raffect.bank.plan import KEYS, list_generations, read_generation
 from raffect.bank.records import is_file_of
 from raffect.bank.shard_file import (
     REJECTS,
@@ -19,9 +19,11 @@ from raffect.bank.shard_file import (
     parse_rejects,
     shard_schema,
 )
+from raffect.errors import RaffectError
 from raffect.storage.atomic import PREFIX
 from raffect.storage.keys import Vocabulary, absent
 from raffect.storage.paths import Damaged, list_sizes, parse_parquet
+from raffect.storage.records import OtherFormat
 from raffect.storage.tables import conform
 
 QUIET_S = 3600.0
@@ -94,6 +96,8 @@ def verify(
     if commits and identity is None:
         problems.append("bank.json is missing although shards are committed")
     problems += shards.problems
+    if doubled := len(plan.table) - len(np.unique(Vocabulary().keys(plan.table))):
+        problems.append(f"{doubled} frames are planned twice")
     problems += [
         f"{shard:06d}: committed but not planned" for shard in commits if shard >= plan.num_shards
     ]
@@ -207,6 +211,33 @@ def withdraw(bank: Bank, shards: Iterable[int]) -> list[int]:
             if is_file_of(path.name, shard):
                 path.unlink(missing_ok=True)
     return shards
+
+
+def withdraw_unreadable(bank: Bank) -> list[str]:
+    """Delete ``bank.json`` and files of the plan that cannot be read, and keep all shards.
+
+    The next extract makes them again: ``bank.json`` if shards say that they are of the same
+    encoder, and the plan from its manifest; shards that do not fit it then are withdrawn.
+
+    Returns:
+        What was wrong with each, as one line that names it.
+
+    Raises:
+        RaffectError: If the bank is of another format, which is no damage.
+    """
+    lines = []
+    for file in (bank.path / "bank.json", *list_generations(bank.path / "plan").values()):
+        try:
+            if file.name != "bank.json":
+                read_generation(file)
+            elif file.exists():
+                bank.read_file()
+        except OtherFormat:
+            raise
+        except RaffectError as error:
+            lines.append(str(error).partition(";")[0])
+            file.unlink()
+    return lines
 
 
 def _is_quiet(path: Path) -> bool:

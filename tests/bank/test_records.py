@@ -47,8 +47,8 @@ def test_what_is_written_is_read_again_with_the_same_digest(tmp_path):
 
 
 REMEDY = (
-    "restore it from a backup, or let `raffect bank verify --repair` withdraw it, or extract into "
-    "a new bank"
+    "restore it from a backup or extract into a new bank, or let `raffect bank verify --repair` "
+    "withdraw it"
 )
 
 
@@ -98,7 +98,7 @@ def test_a_bank_of_another_format_says_which_and_what_to_do(tmp_path, other):
         Bank(tmp_path).read_identity()
     assert str(caught.value) == (
         f"{tmp_path}/bank.json: format {other!r}, this program reads 1 or 2; use the raffect that "
-        f"wrote it, or {REMEDY}"
+        "wrote it, or restore it from a backup or extract into a new bank"
     )
 
 
