@@ -319,6 +319,11 @@ def _locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -
     keep = is_committed & ~is_rejected
     kept_before = np.concatenate([[0], np.cumsum(keep)])
     row = kept_before[:-1] - kept_before[plan.offsets[shard]]
+    kept = np.diff(kept_before[plan.offsets])
+    for number, record in commits.items():
+        if kept[number] != record.rows:
+            what = f"rejects of shard {number:06d} are not frames of it"
+            raise RaffectError(f"{bank.path}: {what}; run `raffect bank verify`")
     return _Location(
         keys=keys[keep],
         shard=shard[keep],

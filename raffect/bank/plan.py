@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +94,13 @@ def read_generation(file: Path) -> tuple[pa.Table, int]:
     """
     try:
         table = read_parquet(file)
-        shard_rows = _parse_shard_rows(read_metadata(table).get("shard_rows", ""))
+        about = read_metadata(table)
+        shard_rows = _parse_shard_rows(about.get("shard_rows", ""))
         table = conform(table, KEYS)
         if len(table) and table["frame"].to_numpy().min() < 1:
             raise Damaged("a frame number below 1")
+        if about.get("digest") not in (None, _digest(table, shard_rows)):  # None in format 1
+            raise Damaged("not the rows that were written (SHA-256 differs)")
     except Damaged as error:
         remedy = (
             "restore it from a backup, or let `raffect bank verify --repair` withdraw it; "
@@ -113,6 +117,10 @@ def _parse_shard_rows(text: str) -> int:
     return int(digits)
 
 
+def _digest(keys: pa.Table, shard_rows: int) -> str:
+    return hashlib.sha256(f"{shard_rows} {digest_keys(keys)}".encode()).hexdigest()
+
+
 def format_generation(keys: pa.Table, shard_rows: int, manifest: pa.Table) -> bytes:
     """The file of a generation.
 
@@ -122,6 +130,7 @@ def format_generation(keys: pa.Table, shard_rows: int, manifest: pa.Table) -> by
         manifest: The manifest that they are from, whose digest goes into the file.
     """
     about = {"shard_rows": str(shard_rows), "manifest_digest": digest_keys(manifest)}
-    sink = pa.BufferOutputStream()
-    pq.write_table(key_table(keys).replace_schema_metadata(about), sink, compression="zstd")
+    keys, sink = key_table(keys), pa.BufferOutputStream()
+    about["digest"] = _digest(keys, shard_rows)
+    pq.write_table(keys.replace_schema_metadata(about), sink, compression="zstd")
     return sink.getvalue().to_pybytes()

@@ -5,6 +5,8 @@ The bank's digest covers their bytes, so records of format 1 keep theirs.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +102,20 @@ class BankFile(Record):
         identity: Which encoder made the features.
         threads: CPU threads of each encoder, which decide the last bits of a vector; None if no
             encoder has run on a CPU yet, or only in format 1, which did not record it.
+        digest: SHA-256 of the other fields; None in format 1.
     """
 
     format: Literal[1, 2] = FORMAT
     identity: Identity
     threads: Annotated[int, Ge(1), Le(MOST_THREADS)] | None = None
+    digest: Sha256 | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with the digest of what they are now."""
+        content = super().to_json()
+        del content["digest"]
+        text = json.dumps(content, sort_keys=True)
+        return content | {"digest": hashlib.sha256(text.encode()).hexdigest()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,12 +193,16 @@ def parse_bank_file(content: bytes, file: Path) -> BankFile:
     try:
         found = parse_object(content, file, remedy)
         found = found | {"identity": translate_first_identity(found.get("identity"))}
-        return BankFile.from_json(found, file, remedy)
+        read = BankFile.from_json(found, file, remedy)
+        if read.format > 1 and read.digest != read.to_json()["digest"]:
+            what = "damaged, not what was written (SHA-256 differs)"
+            raise RaffectError(f"{file}: {what}; {remedy}")
     except OtherFormat:
         raise
     except RaffectError as error:
         withdrawal = "or let `raffect bank verify --repair` withdraw it"
         raise RaffectError(f"{error}, {withdrawal}") from error
+    return read
 
 
 def translate_first_identity(identity: Any) -> Any:

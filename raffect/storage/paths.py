@@ -163,9 +163,15 @@ def parse_parquet(content: pa.Buffer, columns: Iterable[str] | None = None) -> p
     """
     names = list(columns) if columns else None
     try:
-        return pq.read_table(pa.BufferReader(content), columns=names, use_threads=False)
+        return _named(pq.read_table(pa.BufferReader(content), columns=names, use_threads=False))
     except Exception as error:  # of wrong bytes Arrow raises nearly anything
         raise _describe_damage(error) from error
+
+
+def _named(table: pa.Table) -> pa.Table:
+    """The table, if the names of its columns are UTF-8, which Arrow does not check."""
+    _ = table.column_names
+    return table
 
 
 def _describe_damage(error: Exception) -> Damaged:
@@ -184,9 +190,10 @@ def read_parquet(
     names = list(columns) if columns else None
     try:
         source: Any = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
-        return pq.read_table(
+        table = pq.read_table(
             source, columns=names, memory_map=not is_remote(path), use_threads=use_threads
         )
+        return _named(table)
     except FileNotFoundError as error:
         raise _describe_damage(error) from error
     except Exception as error:

@@ -65,6 +65,11 @@ def with_column(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
     return change
 
 
+def swap(frames: pa.ChunkedArray) -> pa.Array:
+    """The first two frames of a plan in the other order."""
+    return frames.take([1, 0, *range(2, len(frames))]).combine_chunks()
+
+
 PLANS = {
     "rows of 0": with_rows("0"),
     "rows of -1": with_rows("-1"),
@@ -79,6 +84,10 @@ PLANS = {
     "lists as videos": with_column("video", [["b"]] * 50),
     "wide frames": with_column("frame", list(range(50))),
     "frames of 0": with_column("frame", pa.array([0] * 50, pa.int32())),
+    "other frames": lambda table: with_column("frame", swap(table["frame"]))(table),
+    "other rows of a shard": lambda table: table.replace_schema_metadata(
+        {**table.schema.metadata, b"shard_rows": b"17"}
+    ),
     "an empty cell": with_column("frame", pa.array([None, *range(1, 50)], pa.int32())),
     "an empty name": with_column("video", [None, *["b"] * 49]),
 }
