@@ -28,7 +28,7 @@ def write_atomic(path, content):
 
 
 def _naive_read_commits(self):
-    numbers = sorted(int(path.stem) for path in (self.path / "shards").glob("[0-9]*.parquet"))
+    numbers = sorted(int(path.stem[:6]) for path in (self.path / "shards").glob("[0-9]*.parquet"))
     return {number: Commit(shard=number, rows=0, rejects=0, files={}) for number in numbers}
 
 

@@ -22,13 +22,14 @@ from tools import new_parser, print_header, print_machine, print_row, scratch
 
 from raffect.bank.features import read_shard_features
 from raffect.bank.format import Bank
+from raffect.bank.records import Commit
 
-ReadShard = Callable[[Bank, int, str, int], np.ndarray]
+ReadShard = Callable[[Bank, Commit, int], np.ndarray]
 
 
-def read_mapped(bank: Bank, shard: int, sha256: str, dim: int) -> np.ndarray:
+def read_mapped(bank: Bank, commit: Commit, dim: int) -> np.ndarray:
     """Features of a shard whose file is mapped and not hashed."""
-    path = bank.shard_path(shard)
+    path = bank.path / commit.features_file
     table = pq.read_table(path, columns=["feature"], memory_map=True, use_threads=False)
     return np.frombuffer(table["feature"].chunk(0).buffers()[1], "<f2").reshape(-1, dim)
 
@@ -38,7 +39,7 @@ def time_read(bank: Bank, read: ReadShard, out: np.ndarray) -> tuple[float, floa
     commits, offsets, dim = bank.read_commits(), bank.plan.offsets, out.shape[1]
 
     def fill(shard: int) -> None:
-        features = read(bank, shard, commits[shard].sha256, dim)
+        features = read(bank, commits[shard], dim)
         out[offsets[shard] : offsets[shard + 1]] = features
 
     cpu, wall = time.process_time(), time.perf_counter()

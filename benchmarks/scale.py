@@ -43,6 +43,7 @@ from stand_in import load_stand_in, make_manifest
 from tools import new_parser, print_header, print_machine, print_row, scratch
 
 from raffect.bank.format import Bank, Commit, Plan
+from raffect.bank.records import file_name
 from raffect.config import EncoderConfig, ExtractConfig
 from raffect.datasets.manifest import read_manifest
 from raffect.extraction import extract as stage
@@ -227,11 +228,11 @@ def step(out: dict[str, Any], name: str) -> Iterator[None]:
 
 def write_commits(bank: Bank, num_shards: int) -> None:
     """What `Bank.commit` leaves behind, without its fsync and with one byte for a shard."""
-    for folder in (bank.shard_path(0).parent, bank.commit_path(0).parent):
+    for folder in (bank.path / "shards", bank.commit_path(0).parent):
         folder.mkdir(parents=True, exist_ok=True)
     for shard in range(num_shards):
-        bank.shard_path(shard).write_bytes(b".")
-        name = bank.shard_path(shard).relative_to(bank.path).as_posix()
+        name = file_name("shards", shard, f"{shard:064x}")
+        (bank.path / name).write_bytes(b".")
         record = Commit(shard=shard, rows=1, rejects=0, files={name: (1, f"{shard:064x}")})
         bank.commit_path(shard).write_bytes(record.to_bytes())
 

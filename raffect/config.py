@@ -244,6 +244,10 @@ class ExtractConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to encode; auto is CUDA for an encoder that has a GPU. cpu with --gpus-per-actor is for
     trying out a cluster of logical GPUs."""
+    threads: int | None = None
+    """CPU threads of an encoder in a new bank, by default the cores of the smallest node over the
+    encoders on it; an existing bank keeps its own number. On a CPU the last bits of features depend
+    on it."""
     cpus_per_read: float = 1.0
     """CPUs a reading task takes; fewer CPUs mean more readers."""
     shard_rows: int | None = None
@@ -256,6 +260,9 @@ class ExtractConfig:
     """Time the encoder, and print what would be done and how long it would take; write nothing."""
     allow_embedded: bool = False
     """Let the embedded encoder, which only knows drawn faces, encode other images."""
+    join: bool = False
+    """Write into a bank beside another run of extract: of a shard that both encode the first one
+    counts."""
 
     def __post_init__(self) -> None:
         require(
@@ -271,6 +278,10 @@ class ExtractConfig:
             self.device != "cuda" or gpus != 0,
             "--device cuda: an encoder without a GPU; leave --gpus-per-actor 0 out, "
             "or use --device cpu",
+        )
+        require(
+            self.threads is None or 1 <= self.threads <= 1024,
+            f"--threads {self.threads}: expected 1 to 1024",
         )
         require(
             0 < self.cpus_per_read <= 64,
@@ -330,6 +341,21 @@ class BankVerifyConfig:
     retry_rejects: bool = False
     """Withdraw shards that have rejects, so that the next extract reads their frames again (after
     fixing the files)."""
+    pictures: bool = False
+    """Also read the pictures of --manifest again, and compare them with those that each shard was
+    made from."""
+    sample: int | None = None
+    """With --pictures: only so many shards, drawn at random."""
+
+    def __post_init__(self) -> None:
+        require(
+            not self.pictures or self.manifest is not None,
+            "--pictures: --manifest says where the pictures are",
+        )
+        require(
+            self.sample is None or (self.pictures and self.sample >= 1),
+            f"--sample {self.sample}: expected 1 or more, with --pictures",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -243,6 +243,13 @@ def cluster_gpus() -> float:
     return float(ray.cluster_resources().get("GPU", 0))
 
 
+def node_resources() -> list[dict[str, float]]:
+    """What each node of the cluster has, such as ``{"CPU": 8.0, "GPU": 1.0}``."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def last_line(error: BaseException) -> str:
     """The last line of an error, which Ray puts below pages of traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raffect.bank.features import read_features
@@ -20,7 +21,8 @@ from raffect.bank.verify import verify
 from raffect.cli import main
 from raffect.datasets.affwild2.tasks import AU, EXPR
 from raffect.datasets.labels import read_labels
-from raffect.datasets.manifest import read_manifest
+from raffect.datasets.manifest import list_images, read_manifest, write_manifest
+from raffect.datasets.synthetic.tree import write_synthetic
 
 FIRST = Path(__file__).parent / "fixtures" / "first"
 
@@ -114,3 +116,58 @@ def _bytes_of_records(run: Path) -> dict[str, bytes]:
 
 def _records(run: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted((run / "members").glob("*.json"))]
+
+
+CONTINUE = "--encoder.model raffect-faces --encoder.weights embedded"
+FIRST_DIGEST = "2fc8d32a20db46a21cc3f65520c3736f5a914fd35cfaa7a912c232d588339ad2"
+
+
+def test_the_first_bank_given_again_stays_as_it_is(first, capsys):
+    whole = _bytes_of(first / "bank")
+    words = ["--manifest", str(first / "manifest.parquet"), "--bank", str(first / "bank")]
+    assert main(["extract", *words, *CONTINUE.split(), "--max-reject-share", "0.5"]) == 0
+    assert _bytes_of(first / "bank") == whole
+    assert Bank(first / "bank").read_file().format == 1
+    assert Bank(first / "bank").digest() == FIRST_DIGEST
+
+
+def test_the_first_bank_is_continued_and_refused_by_the_raffect_that_wrote_it(
+    first, tree, local_ray
+):
+    # Its own pictures, drawn again, and those of another data set
+    write_synthetic(first / "faces", 240, 11)
+    old = read_manifest(first / "manifest.parquet").to_pylist()
+    faces = first / "faces" / "cropped_aligned"
+    new = list_images([tree / "cropped_aligned"]).table.to_pylist()
+    rows = [row | {"root": str(faces)} for row in old]
+    rows += [row | {"video": "new" + row["video"]} for row in new[:40]]
+    rows.sort(key=lambda row: (row["video"], row["frame"]))
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    table = pa.table(columns | {"frame": pa.array(columns["frame"], pa.int32())})
+    write_manifest(table, first / "more.parquet", synthetic=True)
+    # The same command, with 40 frames more
+    bank, before = Bank(first / "bank"), _bytes_of(first / "bank")
+    assert bank.commit_path(3).exists()
+    bank.commit_path(3).unlink()
+    words = ["--manifest", str(first / "more.parquet"), "--bank", str(bank.path)]
+    assert main(["extract", *words, *CONTINUE.split(), "--max-reject-share", "0.5"]) == 0
+    found = verify(Bank(bank.path), read_manifest(first / "more.parquet"))
+    assert found.complete, found
+    assert (found.rows, found.rejects) == (271, 1)
+    # Old shards are what they were; new ones have their own names and digests of their pictures
+    after, commits = _bytes_of(first / "bank"), bank.read_commits()
+    kept = [name for name in before if "000003" not in name and name != "bank.json"]
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert [bool(record.pictures) for record in commits.values()] == [False] * 3 + [True] * 2
+    assert commits[3].features_file.startswith("shards/000003-")
+    # bank.json says so to an older raffect, which reads format 1 alone
+    content = json.loads((bank.path / "bank.json").read_text())
+    assert content["format"] == 2
+    assert content["identity"]["caveat"] == "embedded encoder, drawn faces"
+    assert content["identity"]["arithmetic"] == 1
+    assert content["threads"] >= 1
+
+
+def _bytes_of(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "runs"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from raffect.bank.format import Bank
 from raffect.bank.inspect import BankFacts, describe_bank
+from raffect.bank.pictures import PictureCheck, check_pictures
 from raffect.bank.rejects import RejectList, list_rejects, write_rejects
-from raffect.bank.verify import Verification, verify, withdraw
+from raffect.bank.verify import Verification, verify, withdraw, withdraw_unreadable
 from raffect.config import BankInfoConfig, BankRejectsConfig, BankVerifyConfig
 from raffect.datasets.manifest import read_manifest
 from raffect.progress import Progress
 
+_NOTHING: dict[str, Any] = dict.fromkeys(("planned", "rows", "rejects", "missing"), 0)
+_NOTHING |= {"damaged": {}, "damaged_rows": 0, "problems": (), "leftovers": ()}
 _SHOWN = 20
 """Damaged shards that a report names one by one."""
 
@@ -44,18 +48,26 @@ class VerifyReport(Verification):
     Attributes:
         repaired: Damaged shards that were withdrawn; None if there was nothing to repair.
         retried: Shards with rejects that were withdrawn; None if that was not asked for.
+        pictures: The comparison with a manifest's pictures; None if that was not asked for.
+        unreadable: What was wrong with ``bank.json`` and the plan, of which the damaged files were
+            withdrawn; then nothing else was verified.
     """
 
     repaired: tuple[int, ...] | None = None
     retried: tuple[int, ...] | None = None
+    pictures: PictureCheck | None = None
+    unreadable: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether the bank is sound and complete, and no shard was withdrawn."""
-        return self.complete and not self.retried
+        """Whether the bank is sound and complete, and nothing was withdrawn."""
+        return self.complete and not self.retried and not self.unreadable
 
     def lines(self) -> list[str]:
         """A block for people."""
+        if self.unreadable:
+            remedy = "run `raffect extract` again, which makes them anew and keeps the shards"
+            return [f"withdrawn: {what}" for what in self.unreadable] + [f"next: {remedy}"]
         # What is wrong
         shown = list(self.damaged.items())[:_SHOWN]
         out = [f"damaged: shard {shard:06d} {what}" for shard, what in shown]
@@ -65,6 +77,8 @@ class VerifyReport(Verification):
         if self.leftovers:
             files = f"{len(self.leftovers)} unfinished file(s) of killed runs"
             out.append(f"leftovers: {files}, harmless; --repair deletes them")
+        if self.pictures is not None:
+            out.append(self.pictures.line())
         # The sum that has to hold
         out.append(
             f"rows {self.rows:,} + rejects {self.rejects:,} + not extracted {self.missing:,} "
@@ -103,11 +117,18 @@ def check(config: BankVerifyConfig) -> VerifyReport:
     Raises:
         RaffectError: If it is not a bank, or its plan or identity is damaged.
     """
-    # Verification, which changes nothing
     bank = Bank(config.bank).require()
+    if config.repair and (lines := withdraw_unreadable(bank)):
+        return VerifyReport(**_NOTHING, unreadable=tuple(lines))
+    # Verification, which changes nothing
     manifest = read_manifest(config.manifest) if config.manifest else None
+    pictures = None
+    if config.pictures and manifest is not None:
+        with Progress("pictures", len(bank.plan.table)) as progress:
+            pictures = check_pictures(bank, manifest, config.sample, progress.advance)
     with Progress("verify", len(bank.plan.table), "rows") as progress:
-        found = verify(bank, manifest, progress.advance)
+        changed = pictures.changed if pictures else ()
+        found = verify(bank, manifest, progress.advance, changed)
     # Withdrawals that were asked for
     repaired = retried = None
     if config.repair and (found.damaged or found.leftovers):
@@ -117,4 +138,4 @@ def check(config: BankVerifyConfig) -> VerifyReport:
     if config.retry_rejects:
         rejected = [shard for shard, commit in bank.read_commits().items() if commit.rejects]
         retried = tuple(withdraw(bank, rejected))
-    return VerifyReport(**vars(found), repaired=repaired, retried=retried)
+    return VerifyReport(**vars(found), repaired=repaired, retried=retried, pictures=pictures)

@@ -113,10 +113,10 @@ def _export_npy(
     with atomic_path(config.out / "features.npy") as temporary:
         out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(rows, dim))
         start = 0
-        for shard, commit in commits.items():
-            features = read_shard_features(bank, shard, commit.sha256, dim)
+        for commit in commits.values():
+            features = read_shard_features(bank, commit, dim)
             out[start : start + len(features)] = features
-            keys.append(read_parquet(bank.shard_path(shard), ["video", "frame"]))
+            keys.append(read_parquet(bank.path / commit.features_file, ["video", "frame"]))
             start += len(features)
             progress.advance(len(features))
         out.flush()
@@ -134,8 +134,8 @@ def _export_lists(
 ) -> None:
     """Write a Parquet file a shard, in which a feature is a list of ``dim`` float16 numbers."""
     for shard, commit in commits.items():
-        table = read_parquet(bank.shard_path(shard)).replace_schema_metadata(None)
-        flat = pa.array(read_shard_features(bank, shard, commit.sha256, dim).reshape(-1))
+        table = read_parquet(bank.path / commit.features_file).replace_schema_metadata(None)
+        flat = pa.array(read_shard_features(bank, commit, dim).reshape(-1))
         # In the place of the bank's column of bytes, which is the third
         table = table.set_column(2, "feature", pa.FixedSizeListArray.from_arrays(flat, dim))
         with atomic_path(config.out / "features" / f"{shard:06d}.parquet") as temporary:

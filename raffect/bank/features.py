@@ -16,13 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raffect.bank.format import Bank, Commit, shard_name
+from raffect.bank.format import Bank
+from raffect.bank.records import Commit
+from raffect.bank.shard_file import parse_features
 from raffect.config import count_cores
 from raffect.datasets.labels import read_values, select_split
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.storage.keys import Vocabulary, encode_video, positions
-from raffect.storage.paths import Damaged, parse_parquet
+from raffect.storage.paths import Damaged
 
 MOST_GROUPS = 1000
 """Most groups that statistics are kept of; more of them (pictures, clips) are put into blocks."""
@@ -79,7 +81,7 @@ class FeatureIndex:
         dim: Length of a feature.
         shard: Shard of each frame, ascending, shape (N,).
         row: Row of each frame in its shard, shape (N,).
-        sha256: Committed SHA-256 of each shard in use.
+        commits: Record of each shard in use.
         y: Labels, shape (N, columns of the task).
         video: Number of each frame's video in ``videos``, int32, shape (N,).
         frame: 1-based frame numbers, int32, shape (N,).
@@ -95,7 +97,7 @@ class FeatureIndex:
     dim: int
     shard: np.ndarray
     row: np.ndarray
-    sha256: Mapping[int, str]
+    commits: Mapping[int, Commit]
     y: np.ndarray
     video: np.ndarray
     frame: np.ndarray
@@ -177,7 +179,7 @@ def find_features(
         dim=identity.dim,
         shard=shard,
         row=location.row[rows],
-        sha256={number: commits[number].sha256 for number in np.unique(shard).tolist()},
+        commits={number: commits[number] for number in np.unique(shard).tolist()},
         y=values[picked],
         video=video,
         frame=(keys & 0xFFFFFFFF).astype(np.int32),
@@ -317,6 +319,11 @@ def _locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -
     keep = is_committed & ~is_rejected
     kept_before = np.concatenate([[0], np.cumsum(keep)])
     row = kept_before[:-1] - kept_before[plan.offsets[shard]]
+    kept = np.diff(kept_before[plan.offsets])
+    for number, record in commits.items():
+        if kept[number] != record.rows:
+            what = f"rejects of shard {number:06d} are not frames of it"
+            raise RaffectError(f"{bank.path}: {what}; run `raffect bank verify`")
     return _Location(
         keys=keys[keep],
         shard=shard[keep],
@@ -347,22 +354,20 @@ def _gather(index: FeatureIndex, memmap: Path | None, threads: int) -> np.ndarra
 
     def fill(job: tuple[int, int, int]) -> None:
         shard, start, stop = job
-        read_rows(index.bank, shard, index.sha256[shard], index.row[start:stop], out[start:stop])
+        read_rows(index.bank, index.commits[shard], index.row[start:stop], out[start:stop])
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill, zip(shards.tolist(), starts.tolist(), stops.tolist(), strict=True)))
     return out
 
 
-def read_rows(bank: Bank, shard: int, sha256: str, rows: np.ndarray, out: np.ndarray) -> None:
+def read_rows(bank: Bank, commit: Commit, rows: np.ndarray, out: np.ndarray) -> None:
     """Read some rows of a shard, in ascending order, into ``out`` of shape (rows, dim).
 
     Raises:
         RaffectError: If the shard is not as committed.
     """
-    stored = read_shard_features(bank, shard, sha256, out.shape[1])
-    if rows[-1] >= len(stored):
-        raise bank.damaged(shard_name(shard), Damaged(f"{len(stored)} rows, fewer than committed"))
+    stored = read_shard_features(bank, commit, out.shape[1])
     # A slice is copied faster than single rows.
     if (np.diff(rows) == 1).all():
         out[:] = stored[rows[0] : rows[-1] + 1]
@@ -370,7 +375,7 @@ def read_rows(bank: Bank, shard: int, sha256: str, rows: np.ndarray, out: np.nda
         np.take(stored, rows, axis=0, out=out)
 
 
-def read_shard_features(bank: Bank, shard: int, sha256: str, dim: int) -> np.ndarray:
+def read_shard_features(bank: Bank, commit: Commit, dim: int) -> np.ndarray:
     """Features of one shard, from the bytes whose hash was compared with the committed one.
 
     Returns:
@@ -379,20 +384,11 @@ def read_shard_features(bank: Bank, shard: int, sha256: str, dim: int) -> np.nda
     Raises:
         RaffectError: If the file is not as committed.
     """
-    # The column, as one array
-    name = shard_name(shard)
     try:
-        column = parse_parquet(bank.read_committed(name, sha256), ["feature"])["feature"]
+        features = parse_features(bank.read_committed(commit.features_file, commit.sha256), dim)
     except Damaged as error:
-        raise bank.damaged(name, error) from error
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
-    if array.type != pa.binary(2 * dim):
-        why = Damaged(f"features of type {array.type}, expected {2 * dim} bytes")
-        raise bank.damaged(name, why)
-    # A view of its bytes
-    if not len(array):
-        return np.empty((0, dim), np.float16)
-    count, offset = len(array) * dim, 2 * dim * array.offset
-    return np.frombuffer(array.buffers()[1], "<f2", count, offset).reshape(len(array), dim)
+        raise bank.damaged(commit.features_file, error) from error
+    if len(features) != commit.rows:
+        why = Damaged(f"{len(features)} rows, its commit record says {commit.rows}")
+        raise bank.damaged(commit.features_file, why)
+    return features

@@ -1,47 +1,65 @@
 """The bank: a folder of Parquet feature shards, each of which is written whole or not at all.
 
-    bank.json               identity: encoder, weights, preprocess and precision of every feature
-    plan/0000.parquet       the rows of each shard; new frames append a file (a generation),
-                            and no file is ever rewritten
-    shards/000000.parquet   video, frame, feature (dim little-endian float16, fixed-size binary)
-    rejects/000000.parquet  video, frame, reason; absent if every frame could be read
-    commits/000000.json     a finished shard: its rows and the SHA-256 of its files; written last
-    attempts/000000         note of a shard that was begun and is not committed yet
-    runs/*.json             a summary of each extraction
+    bank.json                        identity: encoder, weights, preprocess, precision; threads
+    plan/0000.parquet                the rows of each shard; new frames append a file (a generation)
+    shards/000000-1a2b3c4d.parquet   video, frame, feature (dim little-endian float16, fixed-size
+                                     binary); the name has the beginning of its SHA-256
+    rejects/000000-5e6f7a8b.parquet  video, frame, reason; absent if every frame could be read
+    commits/000000.json              a finished shard: its rows, the names and SHA-256 of its files,
+                                     the digest of its pictures; created last, and only once
+    attempts/000000                  note of a shard that was begun and is not committed yet
+    running/*.json                   note of a run that is writing (`raffect.bank.running`)
+    runs/*.json                      a summary of each extraction
 
-A shard counts once its commit record exists and its files have the recorded sizes. The plan alone
-decides the names and rows of a shard, so a retry, or a second writer, writes the same files. See
-docs/bank.md.
+A shard counts once its commit record exists and its files have the recorded sizes. Writers with
+other bytes write files with other names; the first record counts, and the others delete their own
+files. See docs/bank.md.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from raffect.bank.plan import (
+    DEFAULT_SHARD_ROWS,
+    KEYS,
+    Plan,
+    build_plan,
+    format_generation,
+    key_table,
+    list_generations,
+    read_generation,
+)
 from raffect.bank.records import (
     FORMAT,
     BankFile,
     Commit,
     Identity,
+    file_name,
+    parse_bank_file,
     parse_commit,
-    parse_identity,
-    rejects_name,
-    shard_name,
+)
+from raffect.bank.shard_file import (
+    REJECTS,
+    format_rejects,
+    format_shard,
+    has_encoder,
+    parse_rejects,
 )
 from raffect.errors import RaffectError
-from raffect.storage.atomic import PREFIX, write_atomic, write_if_absent
-from raffect.storage.keys import Vocabulary, absent, digest_keys, encode_video
+from raffect.storage.atomic import write_atomic, write_if_absent
+from raffect.storage.keys import Vocabulary, absent
 from raffect.storage.paths import (
     Damaged,
     list_sizes,
@@ -49,41 +67,10 @@ from raffect.storage.paths import (
     parse_parquet,
     read_buffer,
     read_files,
-    read_parquet,
 )
-from raffect.storage.tables import read_metadata
+from raffect.storage.tables import conform
 
-_COMMIT = re.compile(r"[0-9]{6,}\.json")
-DEFAULT_SHARD_ROWS = 2048
-"""Rows of a shard, unless a user chooses another number."""
-REJECTS = pa.schema([("video", pa.string()), ("frame", pa.int32()), ("reason", pa.string())])
-"""Schema of a rejects file."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Rows in order and where each shard begins.
-
-    Attributes:
-        table: ``video`` (dictionary), ``frame`` (int32), sorted within a generation.
-        offsets: int64, shape (num_shards + 1,); shard k has rows ``offsets[k]:offsets[k + 1]``.
-        shard_rows: Most rows that a shard has.
-        generations: Number of files that it was read from.
-    """
-
-    table: pa.Table
-    offsets: np.ndarray
-    shard_rows: int
-    generations: int
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shards over all generations."""
-        return len(self.offsets) - 1
-
-    def rows(self, shard: int) -> pa.Table:
-        """Keys of one shard."""
-        return self.table.slice(self.offsets[shard], self.offsets[shard + 1] - self.offsets[shard])
+_COMMIT = re.compile(r"[0-9]{6,10}\.json", re.A)
 
 
 class Bank:
@@ -110,66 +97,109 @@ class Bank:
 
     # Identity
 
-    def read_identity(self) -> Identity | None:
-        """The identity, or None if no encoder has claimed the bank yet.
+    def read_file(self) -> BankFile | None:
+        """What ``bank.json`` says, or None if no encoder has claimed the bank yet.
 
         Raises:
-            RaffectError: If ``bank.json`` is damaged or of another format.
+            RaffectError: If it is damaged or of another format.
         """
         file = self.path / "bank.json"
         try:
             content = file.read_bytes()
         except FileNotFoundError:
             return None
-        return parse_identity(content, file)
+        return parse_bank_file(content, file)
 
-    def claim(self, identity: Identity) -> None:
-        """Make ``identity`` the bank's, or check that it already is.
+    def read_identity(self) -> Identity | None:
+        """The identity, or None if no encoder has claimed the bank yet.
 
         Raises:
-            RaffectError: If another encoder made this bank; the message names every difference.
+            RaffectError: If ``bank.json`` is damaged or of another format.
         """
-        self._require_unless_empty("bank.json")
-        if write_if_absent(self.path / "bank.json", BankFile(identity=identity).to_bytes()):
+        found = self.read_file()
+        return found.identity if found else None
+
+    def claim(self, identity: Identity, threads: int | None = None) -> None:
+        """Make ``identity`` the bank's, or check that it already is, before shards are committed.
+
+        A bank of format 1 becomes one of format 2, so that an older raffect refuses it instead of
+        taking the new shards' records for damaged ones.
+
+        Args:
+            identity: The encoder.
+            threads: Its CPU threads; None if it runs on a GPU.
+
+        Raises:
+            RaffectError: If another encoder, or one with other threads, made this bank; the message
+                names every difference.
+        """
+        file = self.path / "bank.json"
+        if not file.exists():
+            self._require_made_by(identity)
+        if write_if_absent(file, BankFile(identity=identity, threads=threads).to_bytes()):
             return
-        found = self.read_identity()
+        found = self.read_file()
         if found is None:
             raise RaffectError(
-                f"{self.path}/bank.json: was there a moment ago and cannot be read; "
+                f"{file}: was there a moment ago and cannot be read; "
                 "look after the storage, then run the same command again"
             )
-        found.require_equal(identity, self.path)
+        found.identity.require_equal(identity, self.path)
+        if threads and found.threads not in (None, threads):
+            raise RaffectError(
+                f"{self.path}: its encoders have {found.threads} CPU threads, not {threads}, and "
+                "vectors depend on that; run the same command again without --threads"
+            )
+        whole = replace(found, format=FORMAT, threads=found.threads or threads)
+        if whole != found:
+            write_atomic(file, whole.to_bytes())
+
+    def _require_made_by(self, identity: Identity) -> None:
+        """Refuse to create ``bank.json`` anew for another encoder than that of a shard.
+
+        Raises:
+            RaffectError: If a shard is another encoder's, or does not say whose, as in format 1.
+        """
+        records = self.read_commits().values()
+        for record in records:
+            try:
+                content = self.read_committed(record.features_file, record.sha256)
+                if has_encoder(parse_parquet(content, ["frame"]), identity):
+                    return
+                break
+            except Damaged:
+                continue
+        if records:
+            raise RaffectError(
+                f"{self.path}: bank.json is missing although shards are committed, and those are "
+                "another encoder's or do not say whose; restore it from a backup, or extract into "
+                "a new --bank"
+            )
 
     # Plan
 
     @cached_property
     def plan(self) -> Plan:
-        """The plan over all generations."""
-        files = self._plan_files()
-        if not files:
-            self._require_unless_empty("plan/0000.parquet")
-        # Every generation, cut into shards of its own
-        tables, lengths, shard_rows = [], [], DEFAULT_SHARD_ROWS
-        for number, file in enumerate(files):
-            table, shard_rows = _read_generation(file, number)
-            full, rest = divmod(len(table), shard_rows)
-            lengths += [shard_rows] * full + [rest] * bool(rest)
-            tables.append(table.replace_schema_metadata(None))
-        # All of them as one table
-        if tables:
-            table = pa.concat_tables(tables).unify_dictionaries()
-        else:
-            no_video, no_frame = pa.array([], pa.string()), pa.array([], pa.int32())
-            table = _key_table(pa.table({"video": no_video, "frame": no_frame}))
-        return Plan(
-            table=table.combine_chunks(),
-            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-            shard_rows=shard_rows,
-            generations=len(tables),
-        )
+        """The plan over all generations.
+
+        Raises:
+            RaffectError: If it is damaged, or a generation is missing.
+        """
+        files = list_generations(self.path / "plan")
+        number = _first_missing(files)
+        if number < len(files) or (not files and any(self._committed())):
+            raise RaffectError(
+                f"{self.path}: damaged plan, plan/{number:04d}.parquet is missing although later "
+                "files are there; restore it from a backup, or run `raffect extract`, which plans "
+                "the frames of its manifest again"
+            )
+        return build_plan(map(read_generation, files.values()))
 
     def extend_plan(self, manifest: pa.Table, shard_rows: int | None = None) -> Plan:
         """Plan every frame of a manifest that is not planned yet, as a new generation.
+
+        A generation that is missing, since it was damaged and withdrawn, is planned again; shards
+        that do not fit it then are withdrawn.
 
         Args:
             manifest: ``video, frame, ...``, sorted.
@@ -180,27 +210,28 @@ class Bank:
                 differs from the bank's.
         """
         while True:
-            # What is left to plan
-            plan = self.plan
+            # What is left to plan. Records are listed before the plan's files: those of a
+            # generation that another run adds meanwhile are none of ours.
+            committed = list(self._committed())
+            files = list_generations(self.path / "plan")
+            number, plan = _first_missing(files), self._known_plan(files)
+            if number == len(files):
+                self.__dict__["plan"] = plan
             if len(plan.table) and shard_rows not in (None, plan.shard_rows):
                 raise RaffectError(
                     f"--shard-rows {shard_rows}: {self.path} has shards of {plan.shard_rows} rows; "
                     "leave the option out or use a new --bank"
                 )
-            new = self.unplanned(manifest)
+            new = self._unplanned(plan, manifest)
             if not len(new):
-                return plan
+                return self.plan
             # The file of a new generation
-            rows = plan.shard_rows if len(plan.table) else shard_rows or DEFAULT_SHARD_ROWS
-            about = {"shard_rows": str(rows), "manifest_digest": digest_keys(manifest)}
-            sink = pa.BufferOutputStream()
-            new = _key_table(new).replace_schema_metadata(about)
-            pq.write_table(new, sink, compression="zstd")
+            rows = plan.shard_rows if len(plan.table) else shard_rows or self._guess_shard_rows()
+            content = format_generation(new, rows, manifest)
+            self._withdraw_misfits(files, {number: (key_table(new), rows)}, committed)
             # If two runs extend the plan at once, one of them writes this file. The other one reads
             # the plan again and looks at what is left.
-            file = self.path / "plan" / f"{plan.generations:04d}.parquet"
-            write_if_absent(file, sink.getvalue().to_pybytes())
-            self.__dict__.pop("plan", None)
+            write_if_absent(self.path / "plan" / f"{number:04d}.parquet", content)
 
     def unplanned(self, manifest: pa.Table) -> pa.Table:
         """Rows of a manifest that are not planned yet.
@@ -208,7 +239,18 @@ class Bank:
         Raises:
             RaffectError: If the manifest lacks frames that are planned.
         """
-        plan, vocabulary = self.plan, Vocabulary()
+        plan = self._known_plan(list_generations(self.path / "plan"))
+        return self._unplanned(plan, manifest)
+
+    def _known_plan(self, files: Mapping[int, Path]) -> Plan:
+        """The plan in the files that are there; one of them may be missing."""
+        cached: Plan | None = self.__dict__.get("plan")
+        if cached is not None and cached.generations == len(files):
+            return cached
+        return build_plan(map(read_generation, files.values()))
+
+    def _unplanned(self, plan: Plan, manifest: pa.Table) -> pa.Table:
+        vocabulary = Vocabulary()
         planned, wanted = vocabulary.keys(plan.table), vocabulary.keys(manifest)
         if len(gone := planned[absent(planned, wanted)]):
             video, frame = vocabulary.names[gone[0] >> 32], gone[0] & 0xFFFFFFFF
@@ -219,19 +261,84 @@ class Bank:
             )
         return manifest.filter(pa.array(absent(wanted, planned))) if len(planned) else manifest
 
-    def _plan_files(self) -> list[Path]:
-        files = (self.path / "plan").glob("*.parquet")
-        return sorted(file for file in files if not file.name.startswith(PREFIX))
+    def _guess_shard_rows(self) -> int:
+        """Rows of a shard where there is no plan: those of the longest shard, or of a new bank."""
+        lengths = [record.rows + record.rejects for record in self.read_commits().values()]
+        return max(lengths, default=DEFAULT_SHARD_ROWS) or DEFAULT_SHARD_ROWS
+
+    def _withdraw_misfits(
+        self,
+        files: Mapping[int, Path],
+        added: Mapping[int, tuple[pa.Table, int]],
+        committed: Iterable[int],
+    ) -> None:
+        """Delete records of shards that hold other frames than a plan with a new generation says.
+
+        There are shards of it only where its file was withdrawn.
+        """
+        (number,) = added
+        known = self._known_plan({k: files[k] for k in range(number)})
+        if not (beyond := [shard for shard in committed if shard >= known.num_shards]):
+            return
+        generations = {k: read_generation(file) for k, file in files.items()} | dict(added)
+        plan, commits = build_plan(generations[k] for k in sorted(generations)), self.read_commits()
+        for shard in beyond:
+            record = commits.get(shard)
+            if record is None or shard >= plan.num_shards or not self._fits(record, plan):
+                self.commit_path(shard).unlink(missing_ok=True)
+
+    def _fits(self, record: Commit, plan: Plan) -> bool:
+        try:
+            content = self.read_committed(record.features_file, record.sha256)
+            kept = conform(parse_parquet(content, KEYS.names), KEYS)
+            rejects = self.read_rejects([record])
+        except (Damaged, RaffectError):
+            return False
+        vocabulary = Vocabulary()
+        planned = vocabulary.keys(plan.rows(record.shard))
+        rejected = np.isin(planned, vocabulary.keys(rejects))
+        is_all = int(rejected.sum()) == record.rejects
+        return is_all and np.array_equal(planned[~rejected], vocabulary.keys(kept))
+
+    def _committed(self) -> Iterable[int]:
+        """Numbers of shards that have a record, sound or not."""
+        names = list_sizes(self.path / "commits")
+        return (int(name.removesuffix(".json")) for name in names if _COMMIT.fullmatch(name))
 
     # Shards
 
+    def read_commit(self, shard: int) -> Commit | None:
+        """The record of a shard; None if there is none or it is damaged.
+
+        Its files may be missing or damaged.
+        """
+        path = self.commit_path(shard)
+        for name, content in read_files(path.parent, [path.name]):
+            return parse_commit(name, content)
+        return None
+
     def shard_path(self, shard: int) -> Path:
-        """The file with its features."""
-        return self.path / shard_name(shard)
+        """The file with the features of a committed shard.
+
+        Raises:
+            RaffectError: If it has no sound record.
+        """
+        return self.path / self._require_commit(shard).features_file
 
     def rejects_path(self, shard: int) -> Path:
-        """The file with its frames that could not be read; absent if every frame could."""
-        return self.path / rejects_name(shard)
+        """The file with the frames of a committed shard that could not be read.
+
+        Raises:
+            RaffectError: If it has no sound record, or every frame could be read.
+        """
+        if (name := self._require_commit(shard).rejects_file) is None:
+            raise RaffectError(f"{self.path}: shard {shard:06d} has no rejects")
+        return self.path / name
+
+    def _require_commit(self, shard: int) -> Commit:
+        if (record := self.read_commit(shard)) is None:
+            raise RaffectError(f"{self.path}: shard {shard:06d} is not committed")
+        return record
 
     def commit_path(self, shard: int) -> Path:
         """Its commit record, written last."""
@@ -248,8 +355,12 @@ class Bank:
         features: np.ndarray,
         rejects: Mapping[int, str],
         identity: Identity,
+        pictures: str | None = None,
     ) -> Commit:
         """Write a shard, its rejects and then its commit record; each appears whole or not at all.
+
+        If another writer has committed the shard meanwhile, its record counts and our files are
+        deleted.
 
         Args:
             shard: Its number in the plan.
@@ -257,10 +368,11 @@ class Bank:
             features: float16, shape (rows that were read, dim), in the order of ``keys`` without
                 the rejects.
             rejects: Row of ``keys`` -> reason.
-            identity: The encoder that made the features; its digest goes into the file.
+            identity: The encoder that made the features; it is named in the file.
+            pictures: Digest of the pictures that became features; None if it is not known.
 
         Returns:
-            The commit record, a pure function of the arguments.
+            The record that counts; if it is ours, a pure function of the arguments.
         """
         good = np.setdiff1d(np.arange(len(keys)), list(rejects))
         if features.shape != (len(good), identity.dim) or features.dtype != np.float16:
@@ -268,23 +380,49 @@ class Bank:
                 f"shard {shard}: features {features.dtype}{features.shape}, "
                 f"expected float16{(len(good), identity.dim)}"
             )
-        # Features
-        keys, files = _key_table(keys), {}
-        path = self.shard_path(shard)
-        files[shard_name(shard)] = _write_shard(path, keys.take(good), features, identity)
-        # Rejects, or none where an earlier attempt may have left some
+        # Its files
+        contents = {"shards": format_shard(keys.take(good), features, identity)}
         if rejects:
-            rows = sorted(rejects)
-            reasons = pa.array([rejects[row] for row in rows], pa.string())
-            table = keys.take(rows).append_column("reason", reasons)
-            files[rejects_name(shard)] = _write_parquet(self.rejects_path(shard), table)
-        else:
-            self.rejects_path(shard).unlink(missing_ok=True)
+            contents["rejects"] = format_rejects(keys, rejects)
+        files = {}
+        for folder, content in contents.items():
+            sha256 = hashlib.sha256(content).hexdigest()
+            name = file_name(folder, shard, sha256)
+            write_atomic(self.path / name, content)
+            files[name] = len(content), sha256
         # The record, which makes the shard count
-        record = Commit(shard=shard, rows=len(good), rejects=len(rejects), files=files)
-        write_atomic(self.commit_path(shard), record.to_bytes())
+        record = Commit(
+            shard=shard, rows=len(good), rejects=len(rejects), files=files, pictures=pictures
+        )
+        record = self._settle(record)
         self.attempt_path(shard).unlink(missing_ok=True)
         return record
+
+    def _settle(self, ours: Commit) -> Commit:
+        """Create a shard's record, unless it has one that counts; the one that counts."""
+        path = self.commit_path(ours.shard)
+        while not write_if_absent(path, ours.to_bytes()):
+            found = self.read_commit(ours.shard)
+            if found and self._has_files(found):
+                self._delete(ours.files.keys() - found.files.keys())
+                return found
+            # A damaged one is in the way.
+            path.unlink(missing_ok=True)
+            if found:
+                self._delete(found.files.keys() - ours.files.keys())
+        return ours
+
+    def _has_files(self, record: Commit) -> bool:
+        """Whether the files of a record have the recorded sizes."""
+        try:
+            sizes = {name: (self.path / name).stat().st_size for name in record.files}
+        except FileNotFoundError:
+            return False
+        return all(sizes[name] == size for name, (size, _) in record.files.items())
+
+    def _delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
 
     def read_commits(self) -> dict[int, Commit]:
         """Finished shards: their record is readable and their files have the recorded sizes."""
@@ -330,9 +468,8 @@ class Bank:
         """
         tables = [REJECTS.empty_table()]
         for commit in commits:
-            if not commit.rejects:
+            if (name := commit.rejects_file) is None:
                 continue
-            name = rejects_name(commit.shard)
             try:
                 content = self.read_committed(name, commit.files[name][1])
                 tables.append(parse_rejects(content, commit))
@@ -355,83 +492,6 @@ class Bank:
             digest.update(json.dumps(record.to_json(), sort_keys=True).encode())
         return digest.hexdigest()
 
-    def _require_unless_empty(self, name: str) -> None:
-        """Refuse to create a file anew if it is missing from a bank with committed shards."""
-        if not (self.path / name).exists() and any((self.path / "commits").glob("*.json")):
-            raise RaffectError(
-                f"{self.path}: {name} is missing although shards are committed; "
-                "restore it from a backup, or extract into a new --bank"
-            )
 
-
-def _read_generation(file: Path, number: int) -> tuple[pa.Table, int]:
-    """Keys of one file of a plan, and the rows of its shards."""
-    try:
-        if file.stem != f"{number:04d}":
-            raise ValueError(f"generation {number:04d} is missing")
-        table = read_parquet(file, ["video", "frame"])
-        return table, int(read_metadata(table)["shard_rows"])
-    except (Damaged, pa.ArrowException, KeyError, ValueError) as error:
-        remedy = "restore it from a backup or extract into a new bank"
-        raise RaffectError(f"{file}: damaged plan ({str(error)[:100]}); {remedy}") from error
-
-
-def parse_rejects(content: pa.Buffer, commit: Commit) -> pa.Table:
-    """The table in a shard's rejects file.
-
-    Raises:
-        Damaged: If it has other columns, or another number of rows than was committed.
-    """
-    try:
-        table = parse_parquet(content, REJECTS.names).cast(REJECTS)
-    except pa.ArrowException as error:
-        raise Damaged(str(error).splitlines()[0][:120]) from error
-    if len(table) != commit.rejects:
-        raise Damaged(f"{len(table)} rows, its commit record says {commit.rejects}")
-    return table
-
-
-def shard_schema(dim: int) -> pa.Schema:
-    """Schema of a shard file without its metadata."""
-    video = pa.field("video", pa.dictionary(pa.int32(), pa.string()))
-    feature = pa.field("feature", pa.binary(2 * dim), nullable=False)
-    return pa.schema([video, pa.field("frame", pa.int32()), feature])
-
-
-def _key_table(table: pa.Table) -> pa.Table:
-    """The columns ``video``, as a dictionary of the names that occur, and ``frame``.
-
-    Equal keys become equal bytes, whatever table they came from.
-    """
-    video = encode_video(table["video"]).cast(pa.string()).dictionary_encode()
-    return pa.table({"video": video, "frame": table["frame"].cast(pa.int32()).combine_chunks()})
-
-
-def _write_shard(
-    path: Path, keys: pa.Table, features: np.ndarray, identity: Identity
-) -> tuple[int, str]:
-    """Write a shard's features; size in bytes and SHA-256 of the file."""
-    keys, schema = _key_table(keys), shard_schema(identity.dim)
-    raw = np.ascontiguousarray(features, "<f2")
-    buffers = [None, pa.py_buffer(raw)]
-    feature = pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * identity.dim), len(raw), buffers)
-    table = pa.Table.from_arrays([keys["video"], keys["frame"], feature], schema=schema)
-    about = {"raffect": f"shard/{FORMAT}", "weights_sha256": identity.weights_sha256}
-    return _write_parquet(path, table.replace_schema_metadata(about))
-
-
-def _write_parquet(path: Path, table: pa.Table) -> tuple[int, str]:
-    """Write a table; size in bytes and SHA-256 of the file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        compression="none",
-        use_dictionary=["video"],
-        write_statistics=["video", "frame"],
-        row_group_size=1 << 20,
-        data_page_size=1 << 26,
-    )
-    content = sink.getvalue().to_pybytes()
-    write_atomic(path, content)
-    return len(content), hashlib.sha256(content).hexdigest()
+def _first_missing(numbers: Collection[int]) -> int:
+    return next(k for k in itertools.count() if k not in numbers)

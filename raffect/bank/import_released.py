@@ -183,7 +183,7 @@ def _write_shards(
             own = where >= 0
             if shard in done and own.any():
                 kept += int(own.sum())
-                stored = read_shard_features(bank, shard, done[shard].sha256, identity.dim)
+                stored = read_shard_features(bank, done[shard], identity.dim)
                 differing += int((stored[own] != features[order[where[own]]]).any(1).sum())
             elif own.all():  # a shard with frames of another split waits for that split's import
                 bank.commit(shard, rows, np.ascontiguousarray(features[order[where]]), {}, identity)

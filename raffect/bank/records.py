@@ -1,26 +1,34 @@
 """The JSON files of a bank: ``bank.json``, its encoder, and ``commits/*.json``, its shards.
 
-The bank's digest covers their bytes, so they are never changed once they are written.
+The bank's digest covers their bytes, so records of format 1 keep theirs.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len, MinLen
 
 from raffect.errors import RaffectError
-from raffect.storage.records import Count, Record, parse_object
+from raffect.storage.records import Count, OtherFormat, Record, parse_object
 
-FORMAT = 1
-"""Version of the bank's format that this program reads and writes."""
+FORMAT = 2
+"""Version of the bank's format that this program writes; it reads 1 as well."""
 MOST_DIM = 65_536
 """Greatest length of a feature."""
+MOST_SHARDS = 1 << 31
+"""Most shards of a bank."""
+MOST_THREADS = 1024
+"""Most CPU threads of an encoder."""
 
 Text = Annotated[str, MinLen(1)]
+Sha256 = Annotated[str, Len(64, 64)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +44,10 @@ class Identity(Record):
         dim: Length of a feature, 1 to 65,536.
         normalised: Always false: features are stored raw and normalised when they are used.
         caveat: What every table based on the bank must say; empty for pretrained weights.
+        arithmetic: Version of the tower's sums; 1 in banks of format 1.
     """
+
+    __pydantic_config__ = MappingProxyType({**Record.__pydantic_config__, "allow_inf_nan": False})
 
     model: Text
     weights_sha256: Text
@@ -46,11 +57,17 @@ class Identity(Record):
     dim: Annotated[int, Ge(1), Le(MOST_DIM)]
     normalised: Literal[False] = False
     caveat: str = ""
+    arithmetic: Annotated[int, Ge(1)] = 1
+
+    @property
+    def compared(self) -> dict[str, Any]:
+        """The fields that decide a vector."""
+        return {name: getattr(self, name) for name in _COMPARED}
 
     def differences(self, other: Identity) -> list[str]:
         """One line per compared field that differs from ``other``."""
         out = []
-        for name in ("model", "weights_sha256", "preprocess", "precision", "dim"):
+        for name in _COMPARED:
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
                 # A fingerprint is easier to recognise beside the name of its weights.
@@ -73,12 +90,32 @@ class Identity(Record):
             )
 
 
+_COMPARED = ("model", "weights_sha256", "preprocess", "precision", "arithmetic", "dim")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BankFile(Record):
-    """The content of ``bank.json``."""
+    """The content of ``bank.json``.
 
-    format: Literal[1] = FORMAT
+    Attributes:
+        format: Of the bank; a bank of format 1 becomes one of format 2 when it is continued.
+        identity: Which encoder made the features.
+        threads: CPU threads of each encoder, which decide the last bits of a vector; None if no
+            encoder has run on a CPU yet, or only in format 1, which did not record it.
+        digest: SHA-256 of the other fields; None in format 1.
+    """
+
+    format: Literal[1, 2] = FORMAT
     identity: Identity
+    threads: Annotated[int, Ge(1), Le(MOST_THREADS)] | None = None
+    digest: Sha256 | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with the digest of what they are now."""
+        content = super().to_json()
+        del content["digest"]
+        text = json.dumps(content, sort_keys=True)
+        return content | {"digest": hashlib.sha256(text.encode()).hexdigest()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +127,37 @@ class Commit(Record):
         rows: Frames that have a feature.
         rejects: Frames that could not be read.
         files: Path of each file relative to the bank -> (size in bytes, SHA-256).
+        pictures: Digest of the pictures that became features (`raffect.bank.pictures`); None in
+            format 1 and where features were imported.
     """
 
-    shard: Count
+    shard: Annotated[int, Ge(0), Le(MOST_SHARDS)]
     rows: Count
     rejects: Count
-    files: Mapping[str, tuple[Count, Annotated[str, Len(64, 64)]]]
+    files: Mapping[str, tuple[Count, Sha256]]
+    pictures: Sha256 | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; without ``pictures`` where there is no digest, as in format 1."""
+        content = super().to_json()
+        if self.pictures is None:
+            del content["pictures"]
+        return content
+
+    @property
+    def features_file(self) -> str:
+        """Path of its features relative to the bank."""
+        return next(name for name in self.files if name.startswith("shards/"))
+
+    @property
+    def rejects_file(self) -> str | None:
+        """Path of its rejects relative to the bank; None if every frame could be read."""
+        return next((name for name in self.files if name.startswith("rejects/")), None)
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the file with its features."""
-        return self.files[shard_name(self.shard)][1]
+        return self.files[self.features_file][1]
 
     @property
     def size_bytes(self) -> int:
@@ -108,26 +165,44 @@ class Commit(Record):
         return sum(size for size, _ in self.files.values())
 
 
-def shard_name(shard: int) -> str:
-    """Path of a shard's features relative to its bank."""
-    return f"shards/{shard:06d}.parquet"
+def file_name(folder: str, shard: int, sha256: str) -> str:
+    """Path of a shard's file relative to its bank.
+
+    Its content is in its name, so that writers with different bytes never write the same file.
+
+    Args:
+        folder: ``shards`` or ``rejects``.
+        shard: Its number in the plan.
+        sha256: SHA-256 of the file.
+    """
+    return f"{folder}/{shard:06d}-{sha256[:8]}.parquet"
 
 
-def rejects_name(shard: int) -> str:
-    """Path of a shard's rejects relative to its bank."""
-    return f"rejects/{shard:06d}.parquet"
+def is_file_of(name: str, shard: int) -> bool:
+    """Whether a file in ``shards/`` or ``rejects/`` has the name of one of a shard's."""
+    return name.endswith(".parquet") and name.startswith((f"{shard:06d}.", f"{shard:06d}-"))
 
 
-def parse_identity(content: bytes, file: Path) -> Identity:
-    """The identity in the bytes of ``bank.json``.
+def parse_bank_file(content: bytes, file: Path) -> BankFile:
+    """What is in the bytes of ``bank.json``.
 
     Raises:
         RaffectError: If they are damaged, or of another format.
     """
     remedy = "restore it from a backup or extract into a new bank"
-    found = parse_object(content, file, remedy)
-    found = found | {"identity": translate_first_identity(found.get("identity"))}
-    return BankFile.from_json(found, file, remedy).identity
+    try:
+        found = parse_object(content, file, remedy)
+        found = found | {"identity": translate_first_identity(found.get("identity"))}
+        read = BankFile.from_json(found, file, remedy)
+        if read.format > 1 and read.digest != read.to_json()["digest"]:
+            what = "damaged, not what was written (SHA-256 differs)"
+            raise RaffectError(f"{file}: {what}; {remedy}")
+    except OtherFormat:
+        raise
+    except RaffectError as error:
+        withdrawal = "or let `raffect bank verify --repair` withdraw it"
+        raise RaffectError(f"{error}, {withdrawal}") from error
+    return read
 
 
 def translate_first_identity(identity: Any) -> Any:
@@ -153,8 +228,15 @@ def parse_commit(name: str, content: bytes) -> Commit | None:
         record = Commit.from_json(content, name, "extract again")
     except RaffectError:
         return None
-    files = {shard_name(record.shard)}
-    if record.rejects:
-        files.add(rejects_name(record.shard))
-    is_sound = name == f"{record.shard:06d}.json" and record.files.keys() == files
-    return record if is_sound else None
+    folders = ["shards", "rejects"] if record.rejects else ["shards"]
+    is_sound = name == f"{record.shard:06d}.json" and len(record.files) == len(folders)
+    return record if is_sound and all(_names_one(record, folder) for folder in folders) else None
+
+
+def _names_one(record: Commit, folder: str) -> bool:
+    """Whether a record names a file of its shard in a folder, as format 2 or format 1 does."""
+    first = f"{folder}/{record.shard:06d}.parquet"
+    return any(
+        name in (first, file_name(folder, record.shard, sha256))
+        for name, (_, sha256) in record.files.items()
+    )

@@ -10,23 +10,26 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.format import (
+from raffect.bank.format import Bank, Commit, Identity, Plan
+from raffect.bank.plan import KEYS, list_generations, read_generation
+from raffect.bank.records import is_file_of
+from raffect.bank.shard_file import (
     REJECTS,
-    Bank,
-    Commit,
-    Identity,
-    Plan,
+    has_encoder,
     parse_rejects,
-    rejects_name,
-    shard_name,
     shard_schema,
 )
+from raffect.errors import RaffectError
 from raffect.storage.atomic import PREFIX
 from raffect.storage.keys import Vocabulary, absent
 from raffect.storage.paths import Damaged, list_sizes, parse_parquet
+from raffect.storage.records import OtherFormat
+from raffect.storage.tables import conform
 
 QUIET_S = 3600.0
 """Age in seconds above which an unfinished file counts as left over."""
+_DIGITS = 6
+"""Fewest digits of a shard's number in names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,8 @@ class Verification:
         damaged: Shard -> what is wrong with it.
         damaged_rows: Planned rows of damaged shards.
         problems: What is wrong apart from single shards.
-        leftovers: Unfinished files that were not written to for an hour, and notes of attempts
-            that were committed in the end; harmless.
+        leftovers: Unfinished files, and files that no record names, which were not written to for
+            an hour, and notes of attempts that were committed in the end; harmless.
     """
 
     planned: int
@@ -66,7 +69,10 @@ class Verification:
 
 
 def verify(
-    bank: Bank, manifest: pa.Table | None = None, progress: Callable[[int], None] = lambda n: None
+    bank: Bank,
+    manifest: pa.Table | None = None,
+    progress: Callable[[int], None] = lambda n: None,
+    changed: Collection[int] = (),
 ) -> Verification:
     """Read every byte of a bank and check it against its plan, its commits and a manifest.
 
@@ -74,6 +80,8 @@ def verify(
         bank: A bank.
         manifest: The manifest that it should cover; not compared if None.
         progress: Called with the number of rows of each shard that is done.
+        changed: Shards that were made from other pictures than the manifest lists; they count as
+            damaged.
 
     Returns:
         What was found; nothing is changed.
@@ -82,12 +90,14 @@ def verify(
     # Names before contents: a record that is written meanwhile is not taken for damaged.
     names = list_sizes(bank.path / "commits")
     commits = bank.read_commits()
-    shards = _check_shards(bank, plan, commits, names, identity, progress)
+    shards = _check_shards(bank, plan, commits, names, identity, progress, set(changed))
     # What is wrong apart from single shards
     problems = _compare_manifest(plan, manifest) if manifest is not None else []
     if commits and identity is None:
         problems.append("bank.json is missing although shards are committed")
     problems += shards.problems
+    if doubled := len(plan.table) - len(np.unique(Vocabulary().keys(plan.table))):
+        problems.append(f"{doubled} frames are planned twice")
     problems += [
         f"{shard:06d}: committed but not planned" for shard in commits if shard >= plan.num_shards
     ]
@@ -99,7 +109,7 @@ def verify(
         damaged=shards.damaged,
         damaged_rows=int(np.diff(plan.offsets)[list(shards.damaged)].sum()),
         problems=tuple(problems),
-        leftovers=tuple(_find_leftovers(bank, commits)),
+        leftovers=tuple(_find_leftovers(bank, commits, names)),
     )
 
 
@@ -120,21 +130,25 @@ def _check_shards(
     names: Collection[str],
     identity: Identity | None,
     progress: Callable[[int], None],
+    changed: Collection[int],
 ) -> _Shards:
     """Check every planned shard; ``names`` are the names of the files in ``commits/``."""
-    out = _Shards()
+    out, vocabulary = _Shards(), Vocabulary()
+    planned = vocabulary.keys(plan.table)
     for shard in range(plan.num_shards):
-        keys = plan.rows(shard)
+        keys = planned[plan.offsets[shard] : plan.offsets[shard + 1]]
         record = commits.get(shard)
         if record and identity:
             try:
-                what = _check_shard(bank, record, keys, identity)
+                what = _check_shard(bank, record, keys, vocabulary, identity)
             except OSError as error:
                 # The disk or the network failed, so the bytes may still be right.
                 what = f"{error.filename or bank.path} cannot be read ({error.strerror})"
                 remedy = "look after the disk, nothing is withdrawn"
                 out.problems.append(f"shard {shard:06d}: {what}; {remedy}")
                 continue
+            if what is None and shard in changed:
+                what = "was made from other pictures than the manifest lists"
             if what:
                 out.damaged[shard] = what
             else:
@@ -152,14 +166,28 @@ def _check_shards(
     return out
 
 
-def _find_leftovers(bank: Bank, commits: Iterable[int]) -> list[Path]:
-    """Unfinished files of killed runs, and notes of attempts that were committed in the end."""
-    folders = ("shards", "rejects", "commits", "plan", "attempts", "runs", ".")
-    unfinished = (path for folder in folders for path in (bank.path / folder).glob(f"{PREFIX}*"))
+def _find_leftovers(
+    bank: Bank, commits: Mapping[int, Commit], names: Collection[str]
+) -> list[Path]:
+    """Files of killed runs: unfinished ones, those that no record names, and notes of attempts."""
+    # Unfinished files
+    folders = ("shards", "rejects", "commits", "plan", "attempts", "runs", "running", ".")
+    found = [path for folder in folders for path in (bank.path / folder).glob(f"{PREFIX}*")]
+    # Files that no record names; where a record is damaged it is not known which it named.
+    known = {name for record in commits.values() for name in record.files}
+    unread = {name.removesuffix(".json") for name in names}
+    unread -= {f"{shard:06d}" for shard in commits}
+    for folder in ("shards", "rejects"):
+        for name in list_sizes(bank.path / folder):
+            is_shards = name.endswith(".parquet") and not name.startswith(PREFIX)
+            number = name.removesuffix(".parquet").partition("-")[0]
+            if is_shards and f"{folder}/{name}" not in known and number not in unread:
+                found.append(bank.path / folder / name)
+    # Notes of attempts that were committed in the end
     notes = list_sizes(bank.path / "attempts")
     attempts = (bank.attempt_path(shard) for shard in commits)
     return [
-        *sorted(path for path in unfinished if _is_quiet(path)),
+        *sorted(path for path in found if _is_quiet(path)),
         *(path for path in attempts if path.name in notes),
     ]
 
@@ -171,10 +199,45 @@ def withdraw(bank: Bank, shards: Iterable[int]) -> list[int]:
         The shards that were withdrawn, ascending.
     """
     shards = sorted(shards)
+    folders = [bank.path / folder for folder in ("shards", "rejects")] if shards else []
+    files = {folder: list_sizes(folder) for folder in folders}
+    by_number: dict[str, list[Path]] = {}
+    for folder, names in files.items():
+        for name in names:
+            by_number.setdefault(name[:_DIGITS], []).append(folder / name)
     for shard in shards:
-        for path in (bank.commit_path(shard), bank.shard_path(shard), bank.rejects_path(shard)):
-            path.unlink(missing_ok=True)
+        bank.commit_path(shard).unlink(missing_ok=True)
+        for path in by_number.get(f"{shard:06d}"[:_DIGITS], []):
+            if is_file_of(path.name, shard):
+                path.unlink(missing_ok=True)
     return shards
+
+
+def withdraw_unreadable(bank: Bank) -> list[str]:
+    """Delete ``bank.json`` and files of the plan that cannot be read, and keep all shards.
+
+    The next extract makes them again: ``bank.json`` if shards say that they are of the same
+    encoder, and the plan from its manifest; shards that do not fit it then are withdrawn.
+
+    Returns:
+        What was wrong with each, as one line that names it.
+
+    Raises:
+        RaffectError: If the bank is of another format, which is no damage.
+    """
+    lines = []
+    for file in (bank.path / "bank.json", *list_generations(bank.path / "plan").values()):
+        try:
+            if file.name != "bank.json":
+                read_generation(file)
+            elif file.exists():
+                bank.read_file()
+        except OtherFormat:
+            raise
+        except RaffectError as error:
+            lines.append(str(error).partition(";")[0])
+            file.unlink()
+    return lines
 
 
 def _is_quiet(path: Path) -> bool:
@@ -185,8 +248,18 @@ def _is_quiet(path: Path) -> bool:
         return False
 
 
-def _check_shard(bank: Bank, record: Commit, keys: pa.Table, identity: Identity) -> str | None:
-    """What is wrong with a committed shard; None if it is sound."""
+def _check_shard(
+    bank: Bank, record: Commit, planned: np.ndarray, vocabulary: Vocabulary, identity: Identity
+) -> str | None:
+    """What is wrong with a committed shard; None if it is sound.
+
+    Args:
+        bank: The bank.
+        record: The shard's record.
+        planned: Keys of its planned frames.
+        vocabulary: The vocabulary of these keys.
+        identity: The bank's encoder.
+    """
     # The bytes of its files
     contents = {}
     for name, (_, sha256) in record.files.items():
@@ -195,36 +268,35 @@ def _check_shard(bank: Bank, record: Commit, keys: pa.Table, identity: Identity)
         except Damaged as error:
             return f"{name}: {error}"
     # Their tables
+    content, rejects = contents[record.features_file], REJECTS.empty_table()
     try:
-        shard, rejects = parse_parquet(contents[shard_name(record.shard)]), REJECTS.empty_table()
-        if record.rejects:
-            rejects = parse_rejects(contents[rejects_name(record.shard)], record)
+        table = parse_parquet(content)
+        if what := _check_columns(table, record, identity):
+            return what
+        kept = conform(table, KEYS)
+        if record.rejects_file is not None:
+            rejects = parse_rejects(contents[record.rejects_file], record)
     except Damaged as error:
         return f"cannot be read as Parquet ({error})"
-    return _compare_shard(shard, rejects, record, keys, identity)
+    # Keys: those of the plan without the rejects, in order
+    kept_keys, rejected = vocabulary.keys(kept), vocabulary.keys(rejects)
+    is_in_order = np.array_equal(planned[~np.isin(planned, rejected)], kept_keys)
+    if not is_in_order or len(kept_keys) + len(rejected) != len(planned):
+        found = f"{len(kept_keys)} kept + {len(rejected)} rejected of {len(planned)}"
+        return f"rows are not those of the plan: {found}"
+    return None
 
 
-def _compare_shard(
-    shard: pa.Table, rejects: pa.Table, record: Commit, keys: pa.Table, identity: Identity
-) -> str | None:
-    """What is wrong with the tables of a committed shard; None if they are sound."""
-    # Columns, encoder and number of rows
-    columns, expected = shard.schema.remove_metadata(), shard_schema(identity.dim)
+def _check_columns(table: pa.Table, record: Commit, identity: Identity) -> str | None:
+    """What is wrong with the columns, the encoder or the number of rows of a shard's file."""
+    columns, expected = table.schema.remove_metadata(), shard_schema(identity.dim)
     if columns != expected:
         found, wanted = ", ".join(map(str, columns)), ", ".join(map(str, expected))
         return f"has the columns {found}, expected {wanted}"
-    if shard.schema.metadata.get(b"weights_sha256", b"").decode() != identity.weights_sha256:
+    if has_encoder(table, identity) is False:
         return "comes from another encoder than the bank"
-    if len(shard) != record.rows:
-        return f"has {len(shard)} rows, its commit record says {record.rows}"
-    # Keys: those of the plan without the rejects, in order
-    vocabulary = Vocabulary()
-    planned, kept = vocabulary.keys(keys), vocabulary.keys(shard)
-    rejected = vocabulary.keys(rejects)
-    is_in_order = np.array_equal(planned[~np.isin(planned, rejected)], kept)
-    if not is_in_order or len(kept) + len(rejected) != len(planned):
-        found = f"{len(kept)} kept + {len(rejected)} rejected of {len(planned)}"
-        return f"rows are not those of the plan: {found}"
+    if len(table) != record.rows:
+        return f"has {len(table)} rows, its commit record says {record.rows}"
     return None
 
 

@@ -25,6 +25,9 @@ from raffect.errors import RaffectError
 
 Clip: TypeAlias = Any  # CLIP, CustomTextCLIP or CoCa, which share no base class but nn.Module
 CUDA_BATCH, CPU_BATCH = 256, 8
+ARITHMETIC = 1
+"""Version of the tower's sums. Raise it when they change by more than their order does, so that no
+bank holds vectors of both."""
 _PROBE_S = 0.5
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 """Numbers in OpenAI's archives that are not part of the model."""
@@ -182,6 +185,7 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
         precision=precision,
         dim=_output_dim(model, preprocess.size),
         caveat=source.caveat,
+        arithmetic=ARITHMETIC,
     )
     # The tower on its device, in fewer kernels.
     if on_cuda:

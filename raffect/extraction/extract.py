@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.bank.format import Bank, Plan
+from raffect.bank.pictures import require_same_pictures
+from raffect.bank.running import note_of_run
 from raffect.config import EMBEDDED_MODEL, ExtractConfig, count_cores
 from raffect.datasets.manifest import is_synthetic_manifest, read_manifest
 from raffect.encoders.weights import EMBEDDED_CAVEAT, Source, read_model_config, resolve
@@ -40,7 +42,13 @@ from raffect.extraction.steps import (
 from raffect.extraction.summary import ExtractSummary, Tally, summarise
 from raffect.progress import Progress, stage
 from raffect.provenance import describe_run
-from raffect.ray_session import cluster_gpus, configure_data, explain_stop, ray_session
+from raffect.ray_session import (
+    cluster_gpus,
+    configure_data,
+    explain_stop,
+    node_resources,
+    ray_session,
+)
 from raffect.storage.atomic import require_writable, write_atomic
 from raffect.storage.keys import Vocabulary, encode_video, positions
 
@@ -96,12 +104,15 @@ def extract(
         geometry = read_geometry(resolve(config.encoder))
         _check_model(config, bank)
     # The run
+    require_writable(bank.path)
+    choose_threads(config, bank)
     with stage(f"planning {config.bank}"):
         plan = bank.extend_plan(manifest, config.shard_rows)
+    with note_of_run(bank.path, config.join):
+        require_same_pictures(bank, manifest)
         todo = choose_shards(bank, plan, config.limit)
-    require_writable(bank.path)
-    with ray_session(config.address):
-        tally, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)
+        with ray_session(config.address):
+            tally, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)
     # Its summary
     _check_shared(bank, tally)
     gpus = placement.actors * placement.gpus_per_actor
@@ -172,7 +183,7 @@ def _check_finished(config: ExtractConfig, bank: Bank) -> None:
     identity = bank.read_identity()
     if identity is not None and identity.weights != config.encoder.weights:
         loaded = load_clip(config.encoder, "cpu", count_cores()).identity
-        bank.claim(replace(loaded, precision=identity.precision))
+        identity.require_equal(replace(loaded, precision=identity.precision), bank.path)
 
 
 def read_geometry(source: Source) -> Geometry:
@@ -216,8 +227,14 @@ class Placement:
     may_grow: bool
 
 
-def place_encoders(config: ExtractConfig, num_shards: int) -> Placement:
+def place_encoders(config: ExtractConfig, num_shards: int, threads: int | None = None) -> Placement:
     """Distribute the cluster's GPUs, or the CPU, among encoders.
+
+    Args:
+        config: See `ExtractConfig`.
+        num_shards: Shards that are to be encoded.
+        threads: CPU threads of each encoder, as of `choose_threads`; None if it is for this
+            run to decide.
 
     Raises:
         RaffectError: If more is asked for than there is.
@@ -235,15 +252,50 @@ def place_encoders(config: ExtractConfig, num_shards: int) -> Placement:
         remedy = "ask for fewer actors or a smaller share"
         raise RaffectError(f"{what}: Ray sees {gpus:g} GPUs; {remedy}")
     actors = config.num_actors or (max(1, int(gpus / share)) if share else 1)
+    # Our own Ray is given more CPUs than there are.
+    nodes = node_resources() if on_cluster else [{"CPU": count_cores(), "GPU": gpus}]
     return Placement(
         actors=min(actors, num_shards),
         gpus_per_actor=share,
         device="cuda" if share and config.device != "cpu" else "cpu",
         # Even if there are fewer shards than actors: on a CPU the number of threads changes the
         # last bits of a feature.
-        threads=max(1, count_cores() // actors),
+        threads=threads or share_cores(actors, share, nodes),
         may_grow=on_cluster,
     )
+
+
+def choose_threads(config: ExtractConfig, bank: Bank) -> int | None:
+    """CPU threads of each encoder: those of the bank, or ``--threads``; None leaves it to a run.
+
+    Raises:
+        RaffectError: If ``--threads`` differs from the bank's.
+    """
+    found = bank.read_file()
+    known = found.threads if found else None
+    if known and config.threads not in (None, known):
+        raise RaffectError(
+            f"--threads {config.threads}: {bank.path} was made with {known}, and vectors depend on "
+            "it; leave the option out or use a new --bank"
+        )
+    return known or config.threads
+
+
+def share_cores(actors: int, gpus_per_actor: float, nodes: Sequence[Mapping[str, float]]) -> int:
+    """CPU threads of each encoder in a new bank: cores of the smallest node / encoders on it.
+
+    Args:
+        actors: Encoders side by side, which Ray spreads over nodes.
+        gpus_per_actor: GPUs that each of them holds; nodes without have no encoder then.
+        nodes: ``CPU`` and ``GPU`` of each node.
+    """
+    able = [node for node in nodes if node.get("CPU", 0) >= 1]
+    able = [node for node in able if node.get("GPU", 0) >= gpus_per_actor]
+    shares = []
+    for node in able:
+        most = int(node["GPU"] / gpus_per_actor) if gpus_per_actor else -(-actors // len(able))
+        shares.append(int(node["CPU"]) // min(most, actors))
+    return max(1, min(shares, default=1))
 
 
 def _require_gpus(config: ExtractConfig, share: float, gpus: float) -> None:
@@ -269,7 +321,7 @@ def _run_pipeline(
     from ray.exceptions import RayError
 
     # Where encoders run
-    placement = place_encoders(config, len(todo))
+    placement = place_encoders(config, len(todo), choose_threads(config, bank))
     is_default = config.device == "auto" and config.gpus_per_actor is None
     if is_default and placement.may_grow and placement.device == "cpu":
         what = "Ray sees no GPU: encoding on CPUs, a new bank in float32"

@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 import pyarrow as pa
 from annotated_types import Ge
 
-from raffect.bank.records import Count, Identity
+from raffect.bank.records import Count, Identity, Sha256
 from raffect.storage.records import Record
 
 Seconds = Annotated[float, Ge(0)]
@@ -17,11 +17,20 @@ Notes = TypeVar("Notes", bound=Record)
 
 @dataclass(frozen=True, kw_only=True)
 class ReadNotes(Record):
-    """Report of reading and decoding: wall seconds of each, and CPU seconds of both together."""
+    """Report of reading and decoding.
+
+    Attributes:
+        read_s: Wall seconds of reading.
+        decode_s: Wall seconds of decoding.
+        read_cpu_s: CPU seconds of both together.
+        pictures: Digest of the pictures that were decoded (`raffect.bank.pictures`); None if
+            reading failed.
+    """
 
     read_s: Seconds
     decode_s: Seconds
     read_cpu_s: Seconds
+    pictures: Sha256 | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

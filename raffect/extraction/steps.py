@@ -20,6 +20,7 @@ import pyarrow as pa
 from PIL import Image
 
 from raffect.bank.format import Bank
+from raffect.bank.pictures import PictureDigest
 from raffect.config import EncoderConfig
 from raffect.datasets.frames import BadFrame, decode, find_killers, read_contents, shrink
 from raffect.errors import RaffectError
@@ -81,13 +82,18 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
     start, start_cpu = time.perf_counter(), time.process_time()
     failure = None
     try:
-        pile, rejects, read_s = _read_and_decode(table, bank, geometry)
+        pile, rejects, read_s, pictures = _read_and_decode(table, bank, geometry)
     except Exception as error:
-        pile, rejects, read_s = Pile(0), {}, 0.0
+        pile, rejects, read_s, pictures = Pile(0), {}, 0.0, None
         failure = _describe(error, bank)
     # The row for the next step
     elapsed, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
-    notes = ReadNotes(read_s=read_s, decode_s=max(0.0, elapsed - read_s), read_cpu_s=cpu_s)
+    notes = ReadNotes(
+        read_s=read_s,
+        decode_s=max(0.0, elapsed - read_s),
+        read_cpu_s=cpu_s,
+        pictures=pictures,
+    )
     return pa.table(
         {
             "shard": table["shard"],
@@ -103,8 +109,8 @@ def read_shard(table: pa.Table, bank: str, geometry: Geometry) -> pa.Table:
 
 def _read_and_decode(
     table: pa.Table, bank: str, geometry: Geometry
-) -> tuple[Pile, dict[int, str], float]:
-    """Decoded frames, row -> reason of the other frames, and the seconds that reading took."""
+) -> tuple[Pile, dict[int, str], float, str]:
+    """Decoded frames, row -> reason of the others, seconds of reading, digest of the pictures."""
     # Contents of the frames, without those that killed their decoder
     rows, start = _rows(table), time.perf_counter()
     note = Bank(bank).attempt_path(table["shard"][0].as_py())
@@ -113,9 +119,14 @@ def _read_and_decode(
     safe = [row for row in range(len(rows)) if row not in rejects]
     contents = read_contents(rows.take(safe) if rejects else rows)
     read_s = time.perf_counter() - start
-    # Decoded frames
+    # Decoded frames, and the digest of their pictures
     pile, bad = decode_frames(contents, geometry)
-    return pile, rejects | {safe[place]: reason for place, reason in bad.items()}, read_s
+    pictures = PictureDigest()
+    for place, content in enumerate(contents):
+        if place not in bad and not isinstance(content, BadFrame):
+            pictures.add(content)
+    rejects |= {safe[place]: reason for place, reason in bad.items()}
+    return pile, rejects, read_s, pictures.hexdigest()
 
 
 def decode_frames(
@@ -199,7 +210,7 @@ class EncodeShard:
             self.encoder = load(config, device, threads)
             # Before the probe, which cuts the batch size if memory runs out
             self.asked_batch_size = self.encoder.batch_size
-            Bank(bank).claim(self.encoder.identity)
+            Bank(bank).claim(self.encoder.identity, threads if device == "cpu" else None)
             self.bare_frames_per_s = self._frames_per_s = self.encoder.probe()
         except Exception as error:
             self.failure = _describe(error, bank)
@@ -292,7 +303,7 @@ def _commit(table: pa.Table, bank: str) -> ShardStats:
     rejects = dict(table["rejects"][0].as_py())
     # The shard
     shard = table["shard"][0].as_py()
-    record = Bank(bank).commit(shard, _rows(table), features, rejects, identity)
+    record = Bank(bank).commit(shard, _rows(table), features, rejects, identity, read.pictures)
     return ShardStats(
         shard=record.shard,
         rows=record.rows,

@@ -163,13 +163,19 @@ def parse_parquet(content: pa.Buffer, columns: Iterable[str] | None = None) -> p
     """
     names = list(columns) if columns else None
     try:
-        return pq.read_table(pa.BufferReader(content), columns=names, use_threads=False)
-    except (pa.ArrowException, OSError) as error:  # Arrow raises an OSError for some wrong bytes
+        return _named(pq.read_table(pa.BufferReader(content), columns=names, use_threads=False))
+    except Exception as error:  # of wrong bytes Arrow raises nearly anything
         raise _describe_damage(error) from error
 
 
+def _named(table: pa.Table) -> pa.Table:
+    """The table, if the names of its columns are UTF-8, which Arrow does not check."""
+    _ = table.column_names
+    return table
+
+
 def _describe_damage(error: Exception) -> Damaged:
-    return Damaged(str(error).splitlines()[0][:120])
+    return Damaged((str(error) or type(error).__name__).splitlines()[0][:120])
 
 
 def read_parquet(
@@ -184,14 +190,15 @@ def read_parquet(
     names = list(columns) if columns else None
     try:
         source: Any = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
-        return pq.read_table(
+        table = pq.read_table(
             source, columns=names, memory_map=not is_remote(path), use_threads=use_threads
         )
-    except (pa.ArrowException, FileNotFoundError) as error:
+        return _named(table)
+    except FileNotFoundError as error:
         raise _describe_damage(error) from error
-    except OSError as error:
-        # Arrow's own errors about wrong bytes are OSErrors without a number.
-        if error.errno is not None:
+    except Exception as error:
+        # Arrow's own errors about wrong bytes are OSErrors without a number, and nearly any other.
+        if (isinstance(error, OSError) and error.errno is not None) or explain(error):
             raise
         raise _describe_damage(error) from error
 

@@ -25,6 +25,10 @@ _SHOWN = 60
 """Most characters of a value that an error shows."""
 
 
+class OtherFormat(RaffectError):
+    """A file of a format that this program does not read; nothing need be wrong with it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """Base class of all records.
@@ -58,20 +62,23 @@ class Record:
         Raises:
             RaffectError: If it is not JSON, is nested too deeply, lacks a field or has an unknown
                 one, or if a value is of another type or out of range. The message names the first
-                fault; for a file of another ``format`` it names the format that this program reads.
+                fault. For a file of another ``format`` it is an `OtherFormat`, which names the
+                format that this program reads.
         """
         from pydantic import ValidationError
 
-        text = content if isinstance(content, bytes | str) else json.dumps(content)
         try:
+            text = content if isinstance(content, bytes | str) else json.dumps(content)
             return _adapter(cls).validate_json(text)
+        except RecursionError as error:
+            raise RaffectError(f"{where}: damaged, nested too deeply; {remedy}") from error
         except ValidationError as error:
             # The first fault; a file of another format probably has more of them.
             fault = error.errors(include_url=False)[0]
             if fault["type"] == "literal_error" and fault["loc"] == ("format",):
                 found, known = _shorten(fault["input"]), fault["ctx"]["expected"]
                 line = f"format {found}, this program reads {known}; use the raffect that wrote it"
-                raise RaffectError(f"{where}: {line}, or {remedy}") from error
+                raise OtherFormat(f"{where}: {line}, or {remedy}") from error
             raise RaffectError(f"{where}: damaged, {_describe(fault)}; {remedy}") from error
         except RaffectError as error:  # a record's own check of a value
             raise RaffectError(f"{where}: damaged, {error}; {remedy}") from error

@@ -52,9 +52,46 @@ def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> p
     return table
 
 
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table's columns of a schema, in its order and types, without metadata.
+
+    Text may be a dictionary or not. Every cell is checked: what a file claims of itself may be
+    wrong.
+
+    Raises:
+        Damaged: If a column is missing, there twice or of another type, has empty cells, or
+            text that is not UTF-8.
+    """
+    for field in schema:
+        if (count := table.column_names.count(field.name)) != 1:
+            raise Damaged(f"column {field.name!r} is {'there twice' if count else 'missing'}")
+        found = table.schema.field(field.name).type
+        if _plain(found) != _plain(field.type):
+            raise Damaged(f"column {field.name!r} is {found}, expected {field.type}")
+        if empty := table[field.name].null_count:
+            raise Damaged(f"column {field.name!r} has {empty} empty cells")
+    table = table.select(schema.names)
+    try:
+        table.validate(full=True)
+        columns = [_as_type(table[field.name], field.type) for field in schema]
+        return pa.Table.from_arrays(columns, schema=schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise Damaged(str(error).splitlines()[0][:120]) from error
+
+
+def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    # Through plain text, since a dictionary may have indices of another type
+    return column if column.type == kind else column.cast(_plain(kind)).cast(kind)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def read_metadata(table: pa.Table) -> dict[str, str]:
-    """The metadata that `write_table` stored in a table's schema."""
-    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    """The metadata that `write_table` stored in a table's schema; "?" for what is not UTF-8."""
+    pairs = (table.schema.metadata or {}).items()
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in pairs}
 
 
 def write_csv(

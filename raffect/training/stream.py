@@ -20,6 +20,7 @@ from torch import Tensor
 
 from raffect.bank.features import FeatureIndex, read_rows
 from raffect.bank.format import Bank
+from raffect.bank.records import Commit
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.ray_session import configure_data
@@ -124,8 +125,7 @@ class RayStream:
         # One item a window: what a reader needs to find its rows
         items = [
             {
-                "shards": [shard for shard, _, _ in window],
-                "sha256": [self.index.sha256[shard] for shard, _, _ in window],
+                "commits": [self.index.commits[shard].to_bytes() for shard, _, _ in window],
                 "rows": np.concatenate([self.index.row[a:b] for _, a, b in window]).tobytes(),
                 "sizes": [b - a for _, a, b in window],
             }
@@ -161,9 +161,10 @@ def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
     out = np.empty((len(rows), dim), np.float16)
     start, failure = 0, None
     try:
-        for shard, sha256, size in zip(item["shards"], item["sha256"], item["sizes"], strict=True):
+        for content, size in zip(item["commits"], item["sizes"], strict=True):
             part = slice(start, start + size)
-            read_rows(Bank(bank), shard, sha256, rows[part], out[part])
+            commit = Commit.from_json(content, bank, "run the same command again")
+            read_rows(Bank(bank), commit, rows[part], out[part])
             start += size
     except RaffectError as error:
         failure = str(error)

@@ -120,7 +120,7 @@ def test_au_rows_need_one_known_unit(bank):
 def test_a_damaged_shard_is_one_clear_error(bank):
     content = bank.shard_path(0).read_bytes()
     bank.shard_path(0).write_bytes(content[:-4] + b"xxxx")
-    with pytest.raises(RaffectError, match="000000.parquet.*verify"):
+    with pytest.raises(RaffectError, match=r"000000-\w{8}\.parquet.*verify"):
         read_features(bank, make_labels(), EXPR, "train")
 
 

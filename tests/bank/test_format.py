@@ -153,9 +153,11 @@ def damage_missing(bank):
 def damage_swap(bank):
     """Another shard's files and record under this shard's name: hashes agree, rows do not."""
     record = json.loads(bank.commit_path(0).read_text())
-    bank.shard_path(1).write_bytes(bank.shard_path(0).read_bytes())
-    size, sha = record["files"]["shards/000000.parquet"]
-    record |= {"shard": 1, "files": {"shards/000001.parquet": [size, sha]}}
+    (bank.path / "shards" / f"000001{bank.shard_path(0).name[6:]}").write_bytes(
+        bank.shard_path(0).read_bytes()
+    )
+    ((_, (size, sha)),) = record["files"].items()
+    record |= {"shard": 1, "files": {f"shards/000001-{sha[:8]}.parquet": [size, sha]}}
     bank.commit_path(1).write_text(json.dumps(record))
 
 
@@ -341,3 +343,20 @@ def test_a_damaged_plan_is_one_clear_error(tmp_path, how):
         pq.write_table(table.replace_schema_metadata({"shard_rows": "many"}), first)
     with pytest.raises(RaffectError, match="damaged plan"):
         _ = Bank(bank.path).plan
+
+
+def test_a_bank_of_other_arithmetic_is_not_continued_by_accident(tmp_path):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 4}))
+    with pytest.raises(RaffectError, match="bank against this run: arithmetic: 1 against 2"):
+        bank.claim(replace(IDENTITY, arithmetic=2))
+
+
+def test_threads_of_a_cpu_encoder_are_recorded_once_and_a_gpu_has_none(tmp_path):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 4}))
+    assert bank.read_file().threads is None
+    bank.claim(IDENTITY, 4)
+    bank.claim(IDENTITY)
+    assert bank.read_file().threads == 4
+    with pytest.raises(RaffectError, match="its encoders have 4 CPU threads, not 2"):
+        bank.claim(IDENTITY, 2)
+    assert bank.read_identity() == IDENTITY

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
 from raffect.bank.format import Bank
-from raffect.bank.records import BankFile, Commit, parse_commit
+from raffect.bank.records import Commit, parse_commit
 from raffect.bank.verify import verify
 from raffect.datasets.synthetic.tree import MARKER, write_synthetic
 from raffect.errors import RaffectError
@@ -18,14 +18,24 @@ COMMIT = Commit(
     shard=3,
     rows=15,
     rejects=1,
-    files={"shards/000003.parquet": (900, "a" * 64), "rejects/000003.parquet": (80, "b" * 64)},
+    files={
+        "shards/000003-aaaaaaaa.parquet": (900, "a" * 64),
+        "rejects/000003-bbbbbbbb.parquet": (80, "b" * 64),
+    },
+    pictures="c" * 64,
 )
+SHARD = COMMIT.features_file
 
 
-def test_bytes_are_those_of_the_first_format():
-    old = json.dumps({"format": 1, "identity": asdict(IDENTITY)}, indent=1) + "\n"
-    assert BankFile(identity=IDENTITY).to_bytes() == old.encode()
-    assert COMMIT.to_bytes() == (json.dumps(asdict(COMMIT), indent=1) + "\n").encode()
+def test_a_record_of_the_first_format_keeps_its_bytes_and_so_the_digest_of_its_bank():
+    files = {"shards/000003.parquet": [900, "a" * 64], "rejects/000003.parquet": [80, "b" * 64]}
+    content = {"shard": 3, "rows": 15, "rejects": 1, "files": files}
+    first = (json.dumps(content, indent=1) + "\n").encode()
+    record = parse_commit("000003.json", first)
+    assert record.to_bytes() == first
+    assert record.pictures is None
+    assert record.features_file == "shards/000003.parquet"
+    assert record.rejects_file == "rejects/000003.parquet"
 
 
 def test_what_is_written_is_read_again_with_the_same_digest(tmp_path):
@@ -34,6 +44,12 @@ def test_what_is_written_is_read_again_with_the_same_digest(tmp_path):
     record = bank.read_commits()[1]
     assert Commit.from_json(bank.commit_path(1).read_bytes(), "x", "y") == record
     assert parse_commit("000003.json", COMMIT.to_bytes()) == COMMIT
+
+
+REMEDY = (
+    "restore it from a backup or extract into a new bank, or let `raffect bank verify --repair` "
+    "withdraw it"
+)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +63,8 @@ def test_what_is_written_is_read_again_with_the_same_digest(tmp_path):
         ({"normalised": True}, "identity.normalised True: input should be False"),
         ({"preprocess": {"mean": ["x"]}}, "identity.preprocess.mean"),
         ({"preprocess": {"mean": {"more": [[1]]}}}, "identity.preprocess.mean"),
+        ({"preprocess": {"size": float("inf")}}, "identity.preprocess.size"),
+        ({"arithmetic": 0}, "identity.arithmetic 0: input should be greater than or equal to 1"),
         ({"weights": 7}, "identity.weights 7: input should be a valid string"),
         ({"more": 1}, "identity.more: unexpected keyword argument"),
     ],
@@ -58,7 +76,7 @@ def test_a_fault_of_an_identity_is_one_line_with_its_remedy(tmp_path, change, fa
         Bank(tmp_path).read_identity()
     line = str(caught.value)
     assert line.startswith(f"{tmp_path}/bank.json: damaged, ")
-    assert line.endswith("; restore it from a backup or extract into a new bank")
+    assert line.endswith(f"; {REMEDY}")
     assert fault in line
     assert "\n" not in line
 
@@ -72,15 +90,15 @@ def test_a_bank_json_that_is_not_json_is_one_line(tmp_path, content):
         Bank(tmp_path).read_identity()
 
 
-@pytest.mark.parametrize("other", [0, 2, "1", None, [1]])
+@pytest.mark.parametrize("other", [0, 3, "1", None, [1]])
 def test_a_bank_of_another_format_says_which_and_what_to_do(tmp_path, other):
     content = json.dumps({"format": other, "identity": {"of": "the future"}, "more": 1})
     (tmp_path / "bank.json").write_text(content)
     with pytest.raises(RaffectError) as caught:
         Bank(tmp_path).read_identity()
     assert str(caught.value) == (
-        f"{tmp_path}/bank.json: format {other!r}, this program reads 1; use the raffect that wrote "
-        "it, or restore it from a backup or extract into a new bank"
+        f"{tmp_path}/bank.json: format {other!r}, this program reads 1 or 2; use the raffect that "
+        "wrote it, or restore it from a backup or extract into a new bank"
     )
 
 
@@ -96,12 +114,19 @@ def test_a_bank_of_another_format_says_which_and_what_to_do(tmp_path, other):
         {"rejects": 0},
         {"files": {}},
         {"files": []},
-        {"files": {"shards/000003.parquet": [900, "a" * 64]}},
+        {"files": {"shards/000003-aaaaaaaa.parquet": [900, "a" * 64]}},
+        {"files": {"shards/000003-aaaaaaaa.parquet": [900, "a" * 64], "x": [80, "b" * 64]}},
+        {"files": COMMIT.to_json()["files"] | {"shards/000003.parquet": [900, "a" * 64]}},
         {"files": COMMIT.to_json()["files"] | {"../x": [1, "a" * 64]}},
-        {"files": COMMIT.to_json()["files"] | {"shards/000003.parquet": [-1, "a" * 64]}},
-        {"files": COMMIT.to_json()["files"] | {"shards/000003.parquet": [1.5, "a" * 64]}},
-        {"files": COMMIT.to_json()["files"] | {"shards/000003.parquet": [900, "a" * 63]}},
-        {"files": COMMIT.to_json()["files"] | {"shards/000003.parquet": [900, "a" * 64, 1]}},
+        {"files": COMMIT.to_json()["files"] | {SHARD: [-1, "a" * 64]}},
+        {"files": COMMIT.to_json()["files"] | {SHARD: [1.5, "a" * 64]}},
+        {"files": COMMIT.to_json()["files"] | {SHARD: [900, "a" * 63]}},
+        {"files": COMMIT.to_json()["files"] | {SHARD: [900, "a" * 64, 1]}},
+        {"files": COMMIT.to_json()["files"] | {SHARD: [900, "d" * 64]}},
+        {"files": COMMIT.to_json()["files"] | {SHARD: [float("inf"), "a" * 64]}},
+        {"shard": 10**30},
+        {"rows": "64"},
+        {"pictures": "c" * 63},
         {"more": 1},
     ],
 )

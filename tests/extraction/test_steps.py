@@ -91,7 +91,7 @@ def test_frames_of_mixed_sizes_stay_in_order_and_large_frames_are_shrunk(bank, r
     assert (stats.rows, stats.rejects) == (5, 0)
     from raffect.bank.features import read_shard_features
 
-    stored = read_shard_features(bank, 0, bank.read_commits()[0].sha256, 6)
+    stored = read_shard_features(bank, bank.read_commits()[0], 6)
     assert stored[:, :2].tolist() == [[112, 112], [40, 30], [112, 112], [224, 224], [1, 1]]
     assert stored[:, 2].tolist() == [40, 80, 120, 160, 200]
     assert verify(bank).complete

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,10 @@ def whole(prepared, tmp_path_factory) -> Path:
     return bank
 
 
-def start(prepared: Path, bank: Path) -> subprocess.Popen:
+def start(prepared: Path, bank: Path, *more: str) -> subprocess.Popen:
     data = ["--manifest", str(prepared / "manifest.parquet"), "--bank", str(bank)]
     encoder = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
-    words = ["extract", *data, "--shard-rows", "32", *encoder]
+    words = ["extract", *data, "--shard-rows", "32", *encoder, *more]
     return subprocess.Popen(
         [sys.executable, "-m", "raffect.cli", *words],
         stdout=subprocess.PIPE,
@@ -48,10 +49,35 @@ def require_same(bank: Path, whole: Path, prepared: Path) -> None:
     assert Bank(bank).digest() == Bank(whole).digest()
 
 
-def test_two_extracts_on_one_bank_at_once_write_the_same_bank(prepared, whole, tmp_path):
-    for process in [start(prepared, tmp_path / "bank") for _ in range(2)]:
+def test_two_extracts_that_join_write_the_same_bank(prepared, whole, tmp_path):
+    for process in [start(prepared, tmp_path / "bank", "--join") for _ in range(2)]:
         code, _, err = finish(process)
         assert code == 0, err
+    require_same(tmp_path / "bank", whole, prepared)
+
+
+def test_of_two_extracts_at_once_one_refuses_in_one_line_that_names_the_other(
+    prepared, whole, tmp_path
+):
+    processes = [start(prepared, tmp_path / "bank") for _ in range(2)]
+    (code, _, err), (other_code, _, other_err) = (finish(process) for process in processes)
+    assert sorted([code, other_code]) == [0, 2], err + other_err
+    refused, winner = (err, processes[1]) if code else (other_err, processes[0])
+    (line,) = [line for line in refused.splitlines() if "another run" in line]
+    assert f"process {winner.pid} on " in line
+    assert "--join" in line
+    require_same(tmp_path / "bank", whole, prepared)
+
+
+def test_after_a_kill_the_same_command_goes_on_at_once(prepared, whole, tmp_path):
+    process = start(prepared, tmp_path / "bank")
+    while not list(tmp_path.glob("bank/commits/*.json")) and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    finish(process)
+    assert list((tmp_path / "bank" / "running").glob("*.json"))
+    code, _, err = finish(start(prepared, tmp_path / "bank"))
+    assert code == 0, err
     require_same(tmp_path / "bank", whole, prepared)
 
 

@@ -1,0 +1,147 @@
+"""Which pictures a bank's features were made from: one digest a shard.
+
+The digest is the SHA-256 over the encoded pictures that became features, in the order of the plan,
+each behind its length in bytes (8 bytes, little-endian). It depends on their bytes alone, so
+pictures may be moved, renamed or packed. Rejects are not in it: their files may be mended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from raffect.bank.format import Bank, Commit
+from raffect.config import count_cores
+from raffect.datasets.frames import BadFrame, read_contents
+from raffect.errors import RaffectError
+from raffect.storage.keys import Vocabulary, positions
+
+
+class PictureDigest:
+    """Digest of pictures that are added one after another."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, content: bytes) -> None:
+        """Add an encoded picture."""
+        self._digest.update(len(content).to_bytes(8, "little"))
+        self._digest.update(content)
+
+    def hexdigest(self) -> str:
+        """The digest of all pictures so far."""
+        return self._digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureCheck:
+    """What a comparison of a bank with pictures found.
+
+    Attributes:
+        compared: Shards whose pictures were read.
+        known: Shards with a digest of their pictures.
+        unknown: Shards without one: of format 1, or imported.
+        changed: Shards that were made from other pictures.
+    """
+
+    compared: int
+    known: int
+    unknown: int
+    changed: tuple[int, ...]
+
+    def line(self) -> str:
+        """The result for people."""
+        counts = f"{self.compared:,} of {self.known:,} shards with a digest compared"
+        found = f"{len(self.changed):,} were made from other pictures"
+        rest = "; sound without one (format 1, or imported): " + f"{self.unknown:,}"
+        return f"pictures: {counts}, {found}{rest if self.unknown else ''}"
+
+
+def check_pictures(
+    bank: Bank,
+    manifest: pa.Table,
+    sample: int | None = None,
+    progress: Callable[[int], None] = lambda n: None,
+) -> PictureCheck:
+    """Read a manifest's pictures again and compare them with those that a bank was made from.
+
+    Args:
+        bank: A bank.
+        manifest: A manifest of its frames; images may lie elsewhere than when they were encoded.
+        sample: At most so many shards, drawn by the number of shards there are; all if None.
+        progress: Called with the number of frames of each shard that is done.
+
+    Raises:
+        RaffectError: If an image root cannot be read, or the manifest lacks frames of the bank.
+    """
+    commits = bank.read_commits()
+    known = [shard for shard, record in commits.items() if record.pictures]
+    picked = known
+    if sample is not None and sample < len(known):
+        picked = sorted(random.Random(len(known)).sample(known, sample))
+    changed = []
+    for shard, is_same in _compare(bank, manifest, {shard: commits[shard] for shard in picked}):
+        if not is_same:
+            changed.append(shard)
+        progress(commits[shard].rows)
+    return PictureCheck(
+        compared=len(picked),
+        known=len(known),
+        unknown=len(commits) - len(known),
+        changed=tuple(changed),
+    )
+
+
+def require_same_pictures(bank: Bank, manifest: pa.Table) -> None:
+    """Refuse to continue a bank with other pictures, by those of one shard.
+
+    Raises:
+        RaffectError: If that shard was made from other pictures than the manifest lists now.
+    """
+    found = check_pictures(bank, manifest, sample=1)
+    if found.changed:
+        raise RaffectError(
+            f"{bank.path}: shard {found.changed[0]:06d} was made from other pictures than the "
+            "manifest lists now; bring those back or use a new --bank (`raffect bank verify "
+            "--pictures` names all such shards, and --repair withdraws them)"
+        )
+
+
+def _compare(
+    bank: Bank, manifest: pa.Table, commits: Mapping[int, Commit]
+) -> Iterator[tuple[int, bool]]:
+    """Each shard, and whether the manifest's pictures are those that it was made from."""
+    # Row of the manifest of each planned frame
+    vocabulary = Vocabulary()
+    planned, listed = vocabulary.keys(bank.plan.table), vocabulary.keys(manifest)
+    order = np.argsort(listed, kind="stable")
+    found = positions(planned, listed[order])
+    if (found < 0).any():
+        lost = int((found < 0).sum())
+        raise RaffectError(f"{bank.path} holds {lost} frames that the manifest lacks")
+    rejected = np.isin(planned, vocabulary.keys(bank.read_rejects(commits.values())))
+    offsets = bank.plan.offsets
+
+    def compare(shard: int) -> tuple[int, bool]:
+        own = slice(offsets[shard], offsets[shard + 1])
+        rows = manifest.take(pa.array(order[found[own][~rejected[own]]]))
+        return shard, _digest(read_contents(rows)) == commits[shard].pictures
+
+    with ThreadPoolExecutor(count_cores()) as pool:
+        yield from pool.map(compare, commits)
+
+
+def _digest(contents: Iterable[bytes | BadFrame]) -> str | None:
+    """The digest of pictures; None if one of them cannot be read any more."""
+    digest = PictureDigest()
+    for content in contents:
+        if isinstance(content, BadFrame):
+            return None
+        digest.add(content)
+    return digest.hexdigest()
