@@ -1,9 +1,9 @@
 """A real sweep of Figure 2's 50 heads and 5 of plain ERM, cut short, on a made-up bank.
 
-    python benchmarks/gpu_figure2.py [--epochs 2] [--frames 866708]
+    python benchmarks/gpu_figure2.py [--epochs 2] [--frames 866708] [--eager]
 
-The bank is of Aff-Wild2's size. Prints seconds of the whole command and of training alone, and what
-32 epochs would take, extrapolated.
+The bank is of Aff-Wild2's size, and steps are compiled unless --eager is given. Prints seconds of
+the whole command and of training alone, and what 32 epochs would take, extrapolated.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=sum(AFF_WILD2))
     parser.add_argument("--alphas", default="0.1:1:0.1")
     parser.add_argument("--seeds", default="0:4")
+    parser.add_argument("--eager", action="store_true", help="without `raffect tune --compile`")
     options = parser.parse_args()
     with scratch("figure2") as folder:
         # The bank
@@ -39,6 +40,7 @@ def main() -> None:
 
         # The sweep
         words = flags(task="expr", bank=bank, labels=labels, out=folder / "sweep")
+        words += [] if options.eager else ["--compile"]
         words += [*flags(epochs=options.epochs), "--space"]
         words += [f"loss.alpha={options.alphas}", f"seed={options.seeds}"]
         start = time.perf_counter()
