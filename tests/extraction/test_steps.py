@@ -239,7 +239,7 @@ def test_an_encoder_is_timed_in_whole_batches_without_its_first_one(monkeypatch)
     monkeypatch.setattr("raffect.extraction.probe._ENCODE_S", 0.3)
     encoder = ColdStart(400.0)
     rate = time_encoder(encoder, [np.zeros((8, 8, 3), np.uint8)] * 5)
-    assert 100 < rate <= 400  # with the first batch it would be below 95
+    assert 20 < rate <= 400  # with the first batch it would be 4
     assert all(size % encoder.batch_size == 0 for size in encoder.calls)
 
 
