@@ -91,6 +91,8 @@ def test_one_video_has_no_interval():
 def test_equal_videos_have_no_interval():
     statistics = np.tile(np.diag([5] * 8), (6, 1, 1))  # always right: other videos may differ
     assert score_interval(statistics, CLASSES) is None
+    own_class = np.array([np.diag(row) for row in np.eye(8)])  # each loss costs the same
+    assert score_interval(own_class, CLASSES) is None
 
 
 def test_scores_at_an_end_of_their_range_have_an_interval_inside_it():
