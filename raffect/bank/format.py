@@ -81,7 +81,8 @@ class Bank:
     @property
     def exists(self) -> bool:
         """Whether the folder is a bank, finished or not."""
-        return (self.path / "plan").is_dir() or (self.path / "bank.json").exists()
+        is_begun = (self.path / "plan").is_dir() or (self.path / "bank.json").exists()
+        return is_begun or (self.path / "commits").is_dir()  # both may have been withdrawn
 
     def require(self) -> Bank:
         """This bank, if it is one.
