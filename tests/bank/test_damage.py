@@ -131,6 +131,16 @@ def test_a_plan_that_was_withdrawn_comes_back_and_every_shard_is_kept(bank, lost
     assert np.array_equal(again.plan.offsets, plan.offsets)
     assert contents(again, "shards", "rejects", "commits") == whole
     assert verify(again, MORE).complete
+    assert not list((bank.path / "plan").glob("*.withdrawn"))
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_plan_that_is_missing_and_was_not_withdrawn_is_not_made_up(bank, lost):
+    (bank.path / "plan" / f"{lost:04d}.parquet").unlink()
+    commits = bank.read_commits()
+    with pytest.raises(RaffectError, match=f"plan/000{lost}.parquet is missing although"):
+        Bank(bank.path).extend_plan(MORE)
+    assert bank.read_commits() == commits
 
 
 def test_shards_that_do_not_fit_a_plan_that_is_made_again_are_withdrawn(bank):
