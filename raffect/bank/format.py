@@ -33,7 +33,6 @@ import pyarrow as pa
 
 from raffect.bank.plan import (
     DEFAULT_SHARD_ROWS,
-    KEYS,
     Plan,
     build_plan,
     format_generation,
@@ -50,6 +49,7 @@ from raffect.bank.records import (
     parse_bank_file,
     parse_commit,
 )
+from raffect.bank.replan import mark_of, withdraw_misfits
 from raffect.bank.shard_file import (
     REJECTS,
     format_rejects,
@@ -68,7 +68,6 @@ from raffect.storage.paths import (
     read_buffer,
     read_files,
 )
-from raffect.storage.tables import conform
 
 _COMMIT = re.compile(r"[0-9]{6,10}\.json", re.A)
 
@@ -82,7 +81,8 @@ class Bank:
     @property
     def exists(self) -> bool:
         """Whether the folder is a bank, finished or not."""
-        return (self.path / "plan").is_dir() or (self.path / "bank.json").exists()
+        is_begun = (self.path / "plan").is_dir() or (self.path / "bank.json").exists()
+        return is_begun or (self.path / "commits").is_dir()  # both may have been withdrawn
 
     def require(self) -> Bank:
         """This bank, if it is one.
@@ -189,25 +189,24 @@ class Bank:
         number = _first_missing(files)
         if number < len(files) or (not files and any(self._committed())):
             raise RaffectError(
-                f"{self.path}: damaged plan, plan/{number:04d}.parquet is missing although later "
-                "files are there; restore it from a backup, or run `raffect extract`, which plans "
-                "the frames of its manifest again"
+                f"{self.path}: damaged plan, plan/{number:04d}.parquet is missing; restore it from "
+                "a backup, or if `raffect bank verify --repair` withdrew it, run `raffect extract`"
             )
         return build_plan(map(read_generation, files.values()))
 
     def extend_plan(self, manifest: pa.Table, shard_rows: int | None = None) -> Plan:
         """Plan every frame of a manifest that is not planned yet, as a new generation.
 
-        A generation that is missing, since it was damaged and withdrawn, is planned again; shards
-        that do not fit it then are withdrawn.
+        A generation that was damaged and withdrawn is planned again; shards that do not fit it then
+        are withdrawn.
 
         Args:
             manifest: ``video, frame, ...``, sorted.
             shard_rows: Rows of a shard; if None, those of the bank, or 2048 in a new bank.
 
         Raises:
-            RaffectError: If the manifest lacks frames that the bank holds, or ``shard_rows``
-                differs from the bank's.
+            RaffectError: If the manifest lacks frames that the bank holds, ``shard_rows`` differs
+                from the bank's, or a generation is missing that was not withdrawn.
         """
         while True:
             # What is left to plan. Records are listed before the plan's files: those of a
@@ -228,10 +227,18 @@ class Bank:
             # The file of a new generation
             rows = plan.shard_rows if len(plan.table) else shard_rows or self._guess_shard_rows()
             content = format_generation(new, rows, manifest)
-            self._withdraw_misfits(files, {number: (key_table(new), rows)}, committed)
+            file = self.path / "plan" / f"{number:04d}.parquet"
+            known = self._known_plan({k: files[k] for k in range(number)})
+            if beyond := [shard for shard in committed if shard >= known.num_shards]:
+                generations = {k: read_generation(found) for k, found in files.items()}
+                generations[number] = key_table(new), rows
+                whole = build_plan(generations[k] for k in sorted(generations))
+                withdraw_misfits(self, file, whole, beyond)
             # If two runs extend the plan at once, one of them writes this file. The other one reads
             # the plan again and looks at what is left.
-            write_if_absent(self.path / "plan" / f"{number:04d}.parquet", content)
+            write_if_absent(file, content)
+            if beyond:
+                mark_of(file).unlink(missing_ok=True)
 
     def unplanned(self, manifest: pa.Table) -> pa.Table:
         """Rows of a manifest that are not planned yet.
@@ -245,7 +252,7 @@ class Bank:
     def _known_plan(self, files: Mapping[int, Path]) -> Plan:
         """The plan in the files that are there; one of them may be missing."""
         cached: Plan | None = self.__dict__.get("plan")
-        if cached is not None and cached.generations == len(files):
+        if cached is not None and cached.generations == len(files) == _first_missing(files):
             return cached
         return build_plan(map(read_generation, files.values()))
 
@@ -265,40 +272,6 @@ class Bank:
         """Rows of a shard where there is no plan: those of the longest shard, or of a new bank."""
         lengths = [record.rows + record.rejects for record in self.read_commits().values()]
         return max(lengths, default=DEFAULT_SHARD_ROWS) or DEFAULT_SHARD_ROWS
-
-    def _withdraw_misfits(
-        self,
-        files: Mapping[int, Path],
-        added: Mapping[int, tuple[pa.Table, int]],
-        committed: Iterable[int],
-    ) -> None:
-        """Delete records of shards that hold other frames than a plan with a new generation says.
-
-        There are shards of it only where its file was withdrawn.
-        """
-        (number,) = added
-        known = self._known_plan({k: files[k] for k in range(number)})
-        if not (beyond := [shard for shard in committed if shard >= known.num_shards]):
-            return
-        generations = {k: read_generation(file) for k, file in files.items()} | dict(added)
-        plan, commits = build_plan(generations[k] for k in sorted(generations)), self.read_commits()
-        for shard in beyond:
-            record = commits.get(shard)
-            if record is None or shard >= plan.num_shards or not self._fits(record, plan):
-                self.commit_path(shard).unlink(missing_ok=True)
-
-    def _fits(self, record: Commit, plan: Plan) -> bool:
-        try:
-            content = self.read_committed(record.features_file, record.sha256)
-            kept = conform(parse_parquet(content, KEYS.names), KEYS)
-            rejects = self.read_rejects([record])
-        except (Damaged, RaffectError):
-            return False
-        vocabulary = Vocabulary()
-        planned = vocabulary.keys(plan.rows(record.shard))
-        rejected = np.isin(planned, vocabulary.keys(rejects))
-        is_all = int(rejected.sum()) == record.rejects
-        return is_all and np.array_equal(planned[~rejected], vocabulary.keys(kept))
 
     def _committed(self) -> Iterable[int]:
         """Numbers of shards that have a record, sound or not."""

@@ -121,11 +121,17 @@ def _is_dead(other: Writer, ours: Writer) -> bool:
     if not ours.machine or (other.host, other.machine) != (ours.host, ours.machine):
         return False
     try:
-        # The state stands behind the name, which may contain anything: Z is dead, not yet collected
-        status = Path(f"/proc/{other.pid}/stat").read_text(errors="replace")
-    except OSError:
+        os.kill(other.pid, 0)
+    except (ProcessLookupError, OverflowError):
         return True
-    return status.rpartition(")")[2].split()[0] in "ZX"
+    except OSError:  # another user's, which lives
+        return False
+    # One that has ended and was not collected yet. Its state stands behind its name, which may
+    # contain anything.
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{other.pid}/stat").read_text(errors="replace")
+        return status.rpartition(")")[2].split()[0] in "ZX"
+    return False
 
 
 def _machine() -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from raffect.bank.format import Bank, Commit, Identity, Plan
 from raffect.bank.plan import KEYS, list_generations, read_generation
 from raffect.bank.records import is_file_of
+from raffect.bank.replan import mark_of
 from raffect.bank.shard_file import (
     REJECTS,
     has_encoder,
@@ -20,7 +21,7 @@ from raffect.bank.shard_file import (
     shard_schema,
 )
 from raffect.errors import RaffectError
-from raffect.storage.atomic import PREFIX
+from raffect.storage.atomic import PREFIX, write_atomic
 from raffect.storage.keys import Vocabulary, absent
 from raffect.storage.paths import Damaged, list_sizes, parse_parquet
 from raffect.storage.records import OtherFormat
@@ -236,6 +237,8 @@ def withdraw_unreadable(bank: Bank) -> list[str]:
             raise
         except RaffectError as error:
             lines.append(str(error).partition(";")[0])
+            if file.name != "bank.json":
+                write_atomic(mark_of(file), b"")
             file.unlink()
     return lines
 

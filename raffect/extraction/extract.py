@@ -97,20 +97,21 @@ def extract(
         what = "exists and is not a bank"
         raise RaffectError(f"--bank {config.bank}: {what}; name a new or an empty folder")
     if _is_finished(bank, manifest):
-        if load is load_clip:
-            _check_finished(config, bank)
-        return summarise(bank)
+        return _finish(config, bank, load)
     if geometry is None:
         geometry = read_geometry(resolve(config.encoder))
         _check_model(config, bank)
     # The run
-    require_writable(bank.path)
     choose_threads(config, bank)
+    require_writable(bank.path)
     with stage(f"planning {config.bank}"):
         plan = bank.extend_plan(manifest, config.shard_rows)
     with note_of_run(bank.path, config.join):
-        require_same_pictures(bank, manifest)
-        todo = choose_shards(bank, plan, config.limit)
+        with stage("comparing pictures with the bank's"):
+            require_same_pictures(bank, manifest)
+            todo = choose_shards(bank, plan, config.limit)
+        if not todo:
+            return _finish(config, bank, load)  # a plan that was withdrawn is there again
         with ray_session(config.address):
             tally, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)
     # Its summary
@@ -173,15 +174,25 @@ def _check_model(config: ExtractConfig, bank: Bank) -> None:
     identity.require_equal(wanted, bank.path)
 
 
+def _finish(config: ExtractConfig, bank: Bank, load: LoadEncoder) -> ExtractSummary:
+    """The summary of a bank to which nothing is to be added, if it is of the encoder asked for."""
+    if load is load_clip:
+        _check_finished(config, bank)
+    return summarise(bank)
+
+
 def _check_finished(config: ExtractConfig, bank: Bank) -> None:
     """Refuse another encoder than a finished bank's.
 
     Weights of the same name count as the same weights. Weights of another name, or given by a path,
-    are loaded and compared by their tensors.
+    are loaded and compared by their tensors; so are those of a bank whose ``bank.json`` was
+    withdrawn, which is made again.
     """
     _check_model(config, bank)
     identity = bank.read_identity()
-    if identity is not None and identity.weights != config.encoder.weights:
+    if identity is None:
+        bank.claim(load_clip(config.encoder, "cpu", count_cores()).identity)
+    elif identity.weights != config.encoder.weights:
         loaded = load_clip(config.encoder, "cpu", count_cores()).identity
         identity.require_equal(replace(loaded, precision=identity.precision), bank.path)
 

@@ -24,6 +24,7 @@ from raffect.cli import main
 from raffect.config import BankExportConfig, BankVerifyConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
+from raffect.storage.keys import Vocabulary
 from tests.helpers.banks import IDENTITY, fill_bank, make_manifest
 
 FIRST, MORE = make_manifest({"b": 40, "d": 10}), make_manifest({"a": 20, "b": 40, "c": 5, "d": 10})
@@ -130,6 +131,16 @@ def test_a_plan_that_was_withdrawn_comes_back_and_every_shard_is_kept(bank, lost
     assert np.array_equal(again.plan.offsets, plan.offsets)
     assert contents(again, "shards", "rejects", "commits") == whole
     assert verify(again, MORE).complete
+    assert not list((bank.path / "plan").glob("*.withdrawn"))
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_plan_that_is_missing_and_was_not_withdrawn_is_not_made_up(bank, lost):
+    (bank.path / "plan" / f"{lost:04d}.parquet").unlink()
+    commits = bank.read_commits()
+    with pytest.raises(RaffectError, match=f"plan/000{lost}.parquet is missing although"):
+        Bank(bank.path).extend_plan(MORE)
+    assert bank.read_commits() == commits
 
 
 def test_shards_that_do_not_fit_a_plan_that_is_made_again_are_withdrawn(bank):
@@ -162,6 +173,18 @@ def test_frames_that_are_planned_twice_are_a_problem(bank):
     shutil.copy(bank.path / "plan" / "0000.parquet", bank.path / "plan" / "0002.parquet")
     found = verify(Bank(bank.path))
     assert "50 frames are planned twice" in found.problems
+
+
+def test_verify_looks_at_each_video_a_few_times_however_many_shards_there_are(
+    tmp_path, monkeypatch
+):
+    videos, looked = 60, []
+    manifest = make_manifest({f"v{k:03d}": 2 for k in range(videos)})
+    bank, real = fill_bank(tmp_path / "bank", manifest, 2), Vocabulary.number
+    number = lambda self, name: looked.append(name) or real(self, name)  # noqa: E731
+    monkeypatch.setattr(Vocabulary, "number", number)
+    assert verify(Bank(bank.path), manifest).complete
+    assert videos <= len(looked) <= 8 * videos
 
 
 # bank.json

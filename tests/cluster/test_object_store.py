@@ -6,9 +6,11 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from raffect.bank.format import Bank
+from raffect.bank.running import note_of_run
 from raffect.bank.verify import verify
 from raffect.cli import main
 from raffect.datasets.manifest import read_manifest
@@ -16,6 +18,7 @@ from raffect.datasets.synthetic.tree import EDITION, write_synthetic
 from raffect.errors import RaffectError
 from raffect.storage.atomic import atomic_path, write_atomic, write_if_absent
 from raffect.storage.paths import list_sizes, local_copy, locate, read_files
+from tests.helpers.banks import IDENTITY, make_manifest
 from tests.helpers.environment import S3_PORT
 
 EMBEDDED = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
@@ -72,6 +75,43 @@ def test_of_many_writers_exactly_one_creates_an_object(bucket):
         thread.join()
     assert len(won) == 1
     assert path.read_text() == str(won[0])
+
+
+def test_of_writers_with_other_bytes_in_a_bucket_the_first_record_counts(bucket):
+    manifest = make_manifest({"a": 8})
+    bank = Bank(f"{bucket}/contested")
+    plan = bank.extend_plan(manifest, 4)
+    bank.claim(IDENTITY)
+    start, answers = threading.Barrier(4), []
+
+    def write(writer: int) -> None:
+        start.wait()
+        for shard in range(plan.num_shards):
+            features = np.full((4, IDENTITY.dim), writer, np.float16)
+            record = bank.commit(shard, plan.rows(shard), features, {}, IDENTITY)
+            answers.append((shard, record))
+
+    threads = [threading.Thread(target=write, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    commits = bank.read_commits()
+    assert len(answers) == 8
+    assert all(record == commits[shard] for shard, record in answers)
+    named = {name for record in commits.values() for name in record.files}
+    assert {f"shards/{name}" for name in list_sizes(bank.path / "shards")} == named
+    assert verify(bank, manifest).complete
+
+
+def test_a_second_run_on_a_bank_in_a_bucket_is_refused(bucket):
+    folder = locate(f"{bucket}/noted")
+    with note_of_run(folder):
+        with pytest.raises(RaffectError, match="another run writes"), note_of_run(folder):
+            pass
+        with note_of_run(folder, join=True):
+            assert len(list_sizes(folder / "running")) == 2
+    assert list_sizes(folder / "running") == {}
 
 
 def test_an_object_that_failed_halfway_is_not_there(bucket):

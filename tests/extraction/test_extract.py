@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,6 +153,20 @@ def test_a_truncated_shard_is_encoded_again_to_the_same_bytes(bank, config):
     bank.shard_path(2).write_bytes(b"PAR1")
     assert extract(config).encoded == 100
     assert kill_extract.stable_bytes(config.bank) == whole
+
+
+def test_a_plan_and_a_bank_json_that_were_withdrawn_are_made_again_and_nothing_is_encoded(
+    bank, config, tmp_path
+):
+    own = Path(shutil.copytree(config.bank, tmp_path / "bank"))
+    whole, identity = kill_extract.stable_bytes(own), Bank(own).read_identity()
+    for name in ("bank.json", "plan/0000.parquet"):
+        (own / name).write_bytes(b"damaged")
+    assert len(check(BankVerifyConfig(bank=own, repair=True)).unreadable) == 2
+    assert extract(replace(config, bank=own)).encoded == 0
+    assert Bank(own).read_identity() == identity
+    assert kill_extract.stable_bytes(own) == whole
+    assert check(BankVerifyConfig(bank=own, manifest=config.manifest)).ok
 
 
 def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reasons(

@@ -162,6 +162,17 @@ def test_a_sample_is_drawn_by_number_and_reads_no_more(bank, manifest):
     assert check_pictures(bank, manifest, 99).compared == 3
 
 
+def test_a_shard_that_is_not_planned_is_a_problem_and_no_traceback(bank, manifest):
+    record = json.loads(bank.commit_path(0).read_text())
+    ((name, facts),) = [(k, v) for k, v in record["files"].items() if k.startswith("shards")]
+    other = name.replace("000000", "000099")
+    shutil.copy(bank.path / name, bank.path / other)
+    record |= {"shard": 99, "rows": 8, "rejects": 0, "files": {other: facts}}
+    bank.commit_path(99).write_text(json.dumps(record))
+    assert check_pictures(bank, manifest).known == 3
+    assert "000099: committed but not planned" in verify(bank, manifest).problems
+
+
 def test_records_without_a_digest_are_sound_and_called_so(tmp_path, capsys):
     listed = list_pictures(draw(tmp_path / "images", 0))
     bank = fill_bank(tmp_path / "imported", listed, SHARD_ROWS)

@@ -56,6 +56,17 @@ def test_two_extracts_that_join_write_the_same_bank(prepared, whole, tmp_path):
     require_same(tmp_path / "bank", whole, prepared)
 
 
+def test_two_extracts_of_other_bytes_that_join_leave_one_sound_bank(prepared, tmp_path):
+    bank = Bank(tmp_path / "bank")
+    sizes = [("--join", "--encoder.batch-size", size) for size in ("3", "8")]
+    for process in [start(prepared, bank.path, *size) for size in sizes]:
+        code, _, err = finish(process)
+        assert code == 0, err
+    assert verify(bank, read_manifest(prepared / "manifest.parquet")).complete
+    named = {name for record in bank.read_commits().values() for name in record.files}
+    assert {f"shards/{path.name}" for path in (bank.path / "shards").iterdir()} == named
+
+
 def test_of_two_extracts_at_once_one_refuses_in_one_line_that_names_the_other(
     prepared, whole, tmp_path
 ):
