@@ -131,7 +131,7 @@ def test_the_first_bank_given_again_stays_as_it_is(first, capsys):
     assert Bank(first / "bank").digest() == FIRST_DIGEST
 
 
-def test_the_first_bank_is_continued_and_refused_by_the_raffect_that_wrote_it(
+def test_the_first_bank_is_continued_as_one_of_format_2_and_keeps_its_shards(
     first, tree, local_ray
 ):
     # Its own pictures, drawn again, and those of another data set
