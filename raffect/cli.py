@@ -399,7 +399,7 @@ def _extract(config: c.ExtractConfig) -> int:
         print(
             f"raffect extract: {summary.reject_share:.2%} of the frames could not be read, "
             f"more than --max-reject-share {config.max_reject_share:.2%}; "
-            f"`raffect bank rejects --bank {config.bank}` lists them",
+            f"`raffect bank rejects --bank {shlex.quote(str(config.bank))}` lists them",
             file=sys.stderr,
         )
         return 3

@@ -313,7 +313,10 @@ class BankInfoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BankRejectsConfig:
-    """List the frames of a bank that could not be read, with reasons."""
+    """List the frames of a bank that could not be read, with reasons.
+
+    Example: `raffect bank rejects --bank bank --manifest data --out rejects.csv`
+    """
 
     bank: Path
     """Folder of the bank."""

@@ -163,7 +163,7 @@ def test_the_first_bank_is_continued_as_one_of_format_2_and_keeps_its_shards(
     # bank.json says so to an older raffect, which reads format 1 alone
     content = json.loads((bank.path / "bank.json").read_text())
     assert content["format"] == 2
-    assert content["identity"]["caveat"] == "embedded encoder, drawn faces"
+    assert content["identity"]["caveat"] == "embedded encoder, not CLIP"
     assert content["identity"]["arithmetic"] == 1
     assert content["threads"] >= 1
 

@@ -106,7 +106,8 @@ class ImportReport:
             what = "no frame has one, so that nothing can be trained or judged on them"
             return [f"labels: {what}; `raffect bank export` has their features"]
         if self.split == "test":
-            bank, labels = (shlex.quote(str(path)) for path in (self.bank, self.labels))
+            bank = shlex.quote(str(self.bank))
+            labels = shlex.quote(str(self.labels))
             return [
                 f"next: raffect evaluate --run RUN --bank {bank} --labels {labels} --split test"
             ]

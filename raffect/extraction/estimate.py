@@ -25,6 +25,7 @@ from raffect.extraction.extract import (
     Placement,
     check_embedded,
     choose_shards,
+    choose_threads,
     load_clip,
     place_encoders,
     read_geometry,
@@ -139,7 +140,8 @@ def estimate(config: ExtractConfig, load: LoadEncoder = load_clip) -> Estimate:
     # A probe where the run would encode
     start = time.perf_counter()
     with ray_session(config.address):
-        placement = place_encoders(config, max(1, -(-frames // shard_rows)))
+        shards, threads = max(1, -(-frames // shard_rows)), choose_threads(config, bank)
+        placement = place_encoders(config, shards, threads)
         cores = _count_cluster_cores(config)
         with stage("loading torch and the encoder, and timing it"):
             probe = _run_probe(config, placement, _pick(manifest), geometry, load)

@@ -153,6 +153,7 @@ def test_sizes_read_well(size, text):
 
 def test_progress_in_a_log_is_a_plain_line(capsys, monkeypatch):
     monkeypatch.setattr("raffect.progress.PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr("raffect.progress.FIRST_PLAIN_S", 0.0)
     with Progress("extract", 100) as progress:
         progress.advance(40)
     assert "extract: 40 of 100 frames" in capsys.readouterr().err

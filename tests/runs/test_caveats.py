@@ -9,12 +9,12 @@ import pytest
 
 from raffect.bank.facts import join_caveats
 from raffect.bank.format import Bank
-from raffect.bank.records import parse_identity
+from raffect.bank.records import parse_bank_file
 from raffect.cli import main
 from raffect.encoders.weights import EMBEDDED_CAVEAT
 from raffect.heads.checkpoint import read_card
 from raffect.reporting.report import _caveat_lines
-from raffect.reporting.run import read_run
+from raffect.reporting.run import read_runs
 from raffect.runs.data import open_dataset
 from raffect.runs.folder import RunFolder
 from raffect.storage.tables import read_metadata, read_table, write_table
@@ -52,7 +52,7 @@ def test_no_score_of_photographs_calls_them_drawn(photographs, tmp_path, capsys)
     assert "drawn faces" not in printed
 
     # Its report, and every picture in it
-    found = read_run(run)
+    found = read_runs([run])[0]
     assert _caveat_lines([found]) == [f"> **{EMBEDDED_CAVEAT}**", ""]
     assert found.mark == f"\n[{EMBEDDED_CAVEAT}]"
 
@@ -62,7 +62,7 @@ def test_scores_of_drawn_faces_say_both(drawn, capsys):
     lines = capsys.readouterr().out.splitlines()
     found = [line for line in lines if line.startswith("caveat")]
     assert found == [f"caveat: {EMBEDDED_CAVEAT}", "caveat: drawn faces"]
-    page = "\n".join(_caveat_lines([read_run(drawn / "expr")]))
+    page = "\n".join(_caveat_lines(read_runs([drawn / "expr"])))
     assert f"> **{EMBEDDED_CAVEAT}; drawn faces**: these scores say nothing about photo" in page
 
 
@@ -91,9 +91,8 @@ def test_drawn_faces_need_no_caveat_of_the_encoder(tmp_path):
 def test_a_bank_of_november_2026_says_nothing_of_its_images(drawn, name):
     file = drawn / "bank" / "bank.json"
     digest = Bank(drawn / "bank").digest()
-    assert parse_identity(file.read_bytes().replace(b"stamp", name.encode()), file).caveat == (
-        EMBEDDED_CAVEAT
-    )
+    found = parse_bank_file(file.read_bytes().replace(b"stamp", name.encode()), file)
+    assert found.identity.caveat == EMBEDDED_CAVEAT
     assert Bank(drawn / "bank").digest() == digest
 
 
