@@ -215,7 +215,7 @@ class Progress:
             self._stage = None
 
     def _announce(self, stage: _Stage) -> None:
-        """Tell a log that a stage has begun, and ever more rarely that it still lasts."""
+        """Write into a log that a stage has begun, and ever more rarely that it still lasts."""
         pause = PLAIN_EVERY_S if stage.is_shown else QUIET_S
         while not stage.over.wait(pause):
             with self._lock:

@@ -213,7 +213,7 @@ def configure_data(device: str = "cpu") -> None:
 
 
 def explain_stop(error: BaseException, device: str) -> str:
-    """Why Ray Data ended an extraction, for people."""
+    """Why Ray Data ended an extraction, as one line."""
     from ray.data.exceptions import ExecutionTimeoutError
 
     if isinstance(error, ExecutionTimeoutError):

@@ -64,7 +64,7 @@ class VerifyReport(Verification):
         return self.complete and not self.retried and not self.unreadable
 
     def lines(self) -> list[str]:
-        """A block for people."""
+        """The same as lines of text."""
         if self.unreadable:
             remedy = "run `raffect extract` again, which makes them anew and keeps the shards"
             return [f"withdrawn: {what}" for what in self.unreadable] + [f"next: {remedy}"]

@@ -47,7 +47,7 @@ class ExportReport:
     caveat: str
 
     def lines(self) -> list[str]:
-        """A block for people."""
+        """The same as lines of text."""
         # Which files
         what = "features.npy and keys.parquet, row k of one is row k of the other"
         if self.format == "list":

@@ -69,7 +69,7 @@ class DataFacts(Record):
             `join_caveats` makes it; may be empty.
         published: Published scores of others that ours may be compared with, by name.
         splits: Frames of each split, by the split's name.
-        incomplete: What an incomplete bank lacks, for people; empty for a complete one.
+        incomplete: What an incomplete bank lacks, as text; empty for a complete one.
         group_name: What intervals and folds keep together: videos, subjects or pictures.
     """
 

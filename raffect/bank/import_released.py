@@ -87,7 +87,7 @@ class ImportReport:
         return self.listed - self.written - self.kept
 
     def lines(self) -> list[str]:
-        """A report for people."""
+        """The report as lines of text."""
         frames = f"{self.written:,} of {self.listed:,} {self.task} {self.split} frames"
         out = [f"imported {frames} into {self.bank}; labels in {self.labels}"]
         if self.kept:

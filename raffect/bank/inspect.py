@@ -1,4 +1,4 @@
-"""What a bank holds: counts for people and programs, and a table by video."""
+"""What a bank holds: counts, and a table by video."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class BankFacts(Record):
         return self.identity.caveat if self.identity else ""
 
     def lines(self) -> list[str]:
-        """A block for people."""
+        """The same as lines of text."""
         # Counts
         shards, size = self.shards, format_bytes(self.bytes)
         planned = f"{self.planned:,} planned frames in {self.videos:,} videos"

@@ -60,7 +60,7 @@ class Imported:
         digest: SHA-256 of what the labels were read from.
         groups: What intervals and folds keep together: videos, subjects or pictures.
         counts: Rows and groups of each split of each task.
-        lines: The importer's report, for people.
+        lines: The importer's report, as lines of text.
         problems: All that was wrong.
     """
 

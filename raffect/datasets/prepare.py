@@ -37,7 +37,7 @@ class PrepareReport:
         groups: What intervals and folds keep together: videos, subjects or pictures.
         edition: Which edition or file the labels come from.
         synthetic: Whether raffect drew every image.
-        found: What the importer found, for people.
+        found: What the importer found, as lines of text.
     """
 
     manifest: Path
@@ -52,7 +52,7 @@ class PrepareReport:
     found: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """A report for people: what was found and written, problems, and the next command."""
+        """What was found and written, problems, and the next command, as lines of text."""
         # What was found
         lines = list(self.found)
         if self.problems:

@@ -56,7 +56,7 @@ class ModelList:
     folder: Path
 
     def lines(self) -> list[str]:
-        """A table for people."""
+        """The table as lines of text."""
         legend = "* is on this machine; random:SEED works for every model"
         where = f"weights are looked for in {self.folder} first"
         return [*(each.line() for each in self.weights), "", f"{legend}; {where}"]
@@ -113,7 +113,7 @@ class PullReport:
     was_here: bool
 
     def lines(self) -> list[str]:
-        """A report for people."""
+        """The report as lines of text."""
         file = f"{self.file} ({format_bytes(self.size_bytes)})"
         if self.was_here:
             return [f"already here: {file}"]
@@ -201,7 +201,7 @@ class WeightsReport:
     caveat: str
 
     def lines(self) -> list[str]:
-        """A report for people."""
+        """The report as lines of text."""
         out = []
         if self.file is not None:
             size = format_bytes(self.size_bytes)

@@ -27,13 +27,12 @@ from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import Provenance, describe_run
 from raffect.recipe import Recipe
 from raffect.runs import first_format
+from raffect.runs.against_erm import Baselines, difference_of
 from raffect.runs.data import Dataset, open_dataset, pick_device, read_rows
 from raffect.runs.metrics_file import SettingScores, table
 from raffect.runs.spread import (
     absent_lines,
     chance_text,
-    difference_of,
-    erm_beside,
     group_by_settings,
     is_erm,
     settings_text,
@@ -134,7 +133,7 @@ class EvaluateResult:
         )
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The result as lines of text."""
         found, facts = self.evaluation, self.evaluation.data
         split, kind = facts.splits[found.split], kind_of(facts.task)
         frames = f"{split.frames:,} frames of {split.groups} {facts.group_name}"
@@ -365,9 +364,9 @@ def _by_settings(
         return [statistics[row_of[head.folder]] for head in group]
 
     # Spread over seeds of each group, and its difference to plain ERM
-    settings = []
+    settings, baselines = [], Baselines(groups)
     for group in groups:
-        counts, erm = statistics_of(group), erm_beside(group, groups)
+        counts, erm = statistics_of(group), baselines.beside(group)
         found = spread_of(
             [head.score.headline for head in group],
             [head.score.epoch for head in group],

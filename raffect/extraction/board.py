@@ -88,7 +88,7 @@ class ShardProgress:
             self._under_way.pop(stats.shard, None)
             self._progress.advance(stats.rows + stats.rejects, sum(self._under_way.values()))
 
-    def hear(self, news: dict[str | int, Any]) -> None:
+    def update(self, news: dict[str | int, Any]) -> None:
         """Show what encoders have reported."""
         with self._lock:
             # Start-up, until the first encoder is ready
@@ -128,7 +128,7 @@ def watch_encoders(shards: ShardProgress) -> Generator[Reporter]:
                 answer = answer or board.take.remote()
                 if ray.wait([answer], timeout=_COLLECT_EVERY_S)[0]:
                     done, answer = answer, None
-                    shards.hear(ray.get(done))
+                    shards.update(ray.get(done))
 
     thread = threading.Thread(target=collect, daemon=True)
     thread.start()

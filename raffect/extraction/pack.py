@@ -57,7 +57,7 @@ class PackReport:
     shard_rows: int
 
     def lines(self) -> list[str]:
-        """A report for people."""
+        """The report as lines of text."""
         files = f"{len(self.files)} file(s), {format_bytes(self.size_bytes)}"
         unreadable = f"{self.unreadable:,} could not be read and will be rejects"
         out = [f"packed {self.frames:,} frames into {files}; {unreadable}"]

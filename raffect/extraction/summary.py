@@ -39,7 +39,7 @@ class ExtractSummary(Record):
             encoder for frames), encode, commit; and feed_cpu, CPU seconds of all but encoding.
         reasons: Reason of a reject -> number of such frames in the bank.
         caveat: What every result based on this bank must say; empty for pretrained weights.
-        notes: Further lines for people.
+        notes: Further lines of text.
     """
 
     planned: int
@@ -67,7 +67,7 @@ class ExtractSummary(Record):
         return self.rejects / max(1, self.rows + self.rejects)
 
     def lines(self) -> list[str]:
-        """A block for people."""
+        """The same as lines of text."""
         # Counts and rates
         counts = f"{self.rows:,} features + {self.rejects:,} rejects of {self.planned:,} frames"
         out = [f"bank: {counts}, {self.shards_done:,} of {self.shards_planned:,} shards"]

@@ -25,7 +25,7 @@ class Kind(ABC):
 
     Attributes:
         key: Name of the headline score in files, such as ``macro_f1``.
-        title: The same for people.
+        title: The same as text.
         lowest: Lowest possible headline score.
         parts: Word for its outputs: classes, labels or values.
         part: Its singular.
@@ -78,7 +78,7 @@ class Kind(ABC):
 
     @abstractmethod
     def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
-        """Counts, rates or means by output of label columns (N, columns), for people."""
+        """Counts, rates or means by output of label columns (N, columns), to be shown."""
 
     def strata(self, targets: np.ndarray) -> np.ndarray | None:
         """Classes that folds should be alike in, shape (N,); None for a kind without classes."""

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from raffect.metrics.intervals import Interval
 from raffect.reporting.page import as_text
-from raffect.reporting.run import Run, find_erm, main_against_erm, mean_score, short_name
-from raffect.runs.spread import Difference, Spread, short, signed
+from raffect.reporting.run import Run, find_erm, main_against_erm, short_name
+from raffect.runs.against_erm import Difference
+from raffect.runs.spread import Spread, mean_and_sd, mean_score, short, signed
 
 
 def opening_lines(runs: Sequence[Run]) -> list[str]:
@@ -68,7 +69,8 @@ def _what_came_out(run: Run, runs: Sequence[Run]) -> str:
     baseline, difference = mean_score(heads, "last"), main_against_erm(run, runs)
     name = "plain ERM" if whose is run else f"plain ERM of {as_text(whose.name)}"
     by_erm = compare(found.mean - baseline, difference.interval_95 if difference else None)
-    facts = f"{short(baseline)}; {difference_text(difference)}" if difference else short(baseline)
+    facts = mean_and_sd([record.scores["last"].headline for record in heads])
+    facts += f"; {difference_text(difference)}" if difference else ""
     return f"{start}, {by_erm} {name} ({facts}) and {against}."
 
 
@@ -116,8 +118,9 @@ def compare(difference: float, interval: Interval | None, level: float = 0.0) ->
     if round(difference, 3) == 0:
         return "equal to"
     word = "above" if difference > 0 else "below"
-    is_clear = interval is None or not interval[0] <= level <= interval[1]
-    return word if is_clear else f"not clearly {word}"
+    if interval is None:
+        return f"{word} (there is no interval)"
+    return f"not clearly {word}" if interval[0] <= level <= interval[1] else word
 
 
 def plural(count: int, word: str) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from raffect.metrics.scores import SNAPSHOTS
+from raffect.metrics.scores import SNAPSHOTS, Snapshot
 from raffect.reporting.page import as_text
-from raffect.reporting.run import Run, main_against_erm, mean_score
+from raffect.reporting.run import Heads, Run, find_erm, main_against_erm
+from raffect.runs.against_erm import Difference
 from raffect.runs.main_setting import BRIEFLY
-from raffect.runs.spread import NAMES, Difference, Spread, is_erm, short, signed
+from raffect.runs.spread import NAMES, Spread, is_erm, mean_and_sd, short
 
 AGAINST_ERM = "against plain ERM"
 """Column of differences."""
@@ -54,11 +55,18 @@ def _rows_of_heads(run: Run, runs: Sequence[Run]) -> list[list[str]]:
     for name in SNAPSHOTS:
         if found := run.spread(main.heads, name):
             method = f"{as_text(run.describe(main.heads))}{why}{mark}"
-            erm = main_against_erm(run, runs) if name == "last" else None
-            rows.append([*start, method, NAMES[name], *cells_of(found), difference_cell(erm)])
+            cell = _erm_cell(run, runs) if name == "last" else "-"
+            rows.append([*start, method, NAMES[name], *cells_of(found), cell])
     if run.erm and run.erm is not main.heads and (found := run.spread(run.erm, "last")):
         rows.append([*start, f"plain ERM{mark}", NAMES["last"], *cells_of(found), "-"])
     return rows
+
+
+def _erm_cell(run: Run, runs: Sequence[Run]) -> str:
+    """Difference of a run's main setting to plain ERM."""
+    found = find_erm(run, runs)
+    of_run = found[0].name if found and found[0] is not run else ""
+    return difference_cell(main_against_erm(run, runs), of_run)
 
 
 def _rows_of_others(run: Run) -> list[list[str]]:
@@ -80,13 +88,9 @@ def cells_of(found: Spread) -> list[str]:
     return [short(found.mean), sd, interval]
 
 
-def difference_cell(found: Difference | None) -> str:
-    """``-.009 [-.047, +.029]``, or a dash."""
-    if found is None:
-        return "-"
-    interval = found.interval_95
-    ends = f" [{', '.join(map(signed, interval))}]" if interval else ""
-    return signed(found.mean) + ends
+def difference_cell(found: Difference | None, of_run: str = "") -> str:
+    """``-.009 [-.047, +.029]``, with the run whose ERM it is if that is another one; or a dash."""
+    return (found.text() + (f" (ERM of {as_text(of_run)})" if of_run else "")) if found else "-"
 
 
 def settings_table(run: Run) -> list[str]:
@@ -105,11 +109,16 @@ def settings_table(run: Run) -> list[str]:
         setting = as_text(run.describe(heads)) + about + as_text(run.data.incomplete_mark)
         row = [setting, *cells_of(last)]
         row += [difference_cell(run.against_erm(heads))] if has_erm else []
-        row.append(short(mean_score(heads, "best")))
-        has_cv = all("cv" in record.scores for record in heads)
-        row += [short(mean_score(heads, "cv") if has_cv else None)] if run.has_folds else []
+        row.append(_score_cell(heads, "best"))
+        row += [_score_cell(heads, "cv")] if run.has_folds else []
         rows.append(row)
     return table_of(titles, rows)
+
+
+def _score_cell(heads: Heads, snapshot: Snapshot) -> str:
+    """``.412 ± .005``, or a dash where heads lack the snapshot."""
+    found = [record.scores[snapshot].headline for record in heads if snapshot in record.scores]
+    return mean_and_sd(found) if len(found) == len(heads) else "-"
 
 
 def settings_rows(run: Run) -> list[dict[str, Any]]:

@@ -7,24 +7,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from raffect.bank.facts import DataFacts
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics.scores import Snapshot
 from raffect.metrics.task_kinds import Kind, kind_of
+from raffect.runs.against_erm import Baselines, Difference, difference_of
+from raffect.runs.cross_validation import select_by_cv
 from raffect.runs.folder import RunFolder
 from raffect.runs.main_setting import MainSetting, choose_main_setting
 from raffect.runs.records import STOPPED, HeadRecord, RunRecord
 from raffect.runs.spread import (
-    Difference,
     Spread,
-    difference_of,
-    erm_beside,
     finished,
     group_by_settings,
     is_erm,
+    mean_score,
     spread,
     value_text,
     varying,
@@ -107,13 +105,18 @@ class Run:
     @cached_property
     def main(self) -> MainSetting:
         """The setting that stands for it."""
-        return choose_main_setting(self.folder, self.groups, self.records)
+        selected = select_by_cv(self.folder, self.groups, self.records)
+        return choose_main_setting(self.folder, self.groups, selected)
+
+    @cached_property
+    def _baselines(self) -> Baselines[HeadRecord]:
+        return Baselines(self.groups)
 
     @cached_property
     def erm(self) -> Heads | None:
         """Plain ERM to compare the main setting with: itself, or that beside it, if any."""
         main = self.main.heads
-        return main if is_erm(main[0].recipe) else erm_beside(main, self.groups)
+        return main if is_erm(main[0].recipe) else self._baselines.beside(main)
 
     @cached_property
     def shown_groups(self) -> list[Heads]:
@@ -134,7 +137,7 @@ class Run:
 
     def against_erm(self, heads: Heads) -> Difference | None:
         """Difference of val-last to the plain ERM beside a setting; None without."""
-        erm = erm_beside(heads, self.groups)
+        erm = self._baselines.beside(heads)
         return self.difference(heads, self, erm) if erm else None
 
     def difference(self, heads: Heads, other: Run, baseline: Heads) -> Difference | None:
@@ -175,11 +178,6 @@ def main_against_erm(run: Run, runs: Sequence[Run]) -> Difference | None:
     if found is None or found[1] is heads:
         return None
     return run.difference(heads, *found)
-
-
-def mean_score(heads: Heads, snapshot: Snapshot) -> float:
-    """Mean headline score of a snapshot that every head has; no interval, so at no cost."""
-    return float(np.mean([record.scores[snapshot].headline for record in heads]))
 
 
 def short_name(setting: str) -> str:

@@ -13,9 +13,9 @@ from raffect.reporting import figures
 from raffect.reporting.opening import enumerate_words, plural
 from raffect.reporting.page import as_link, as_text
 from raffect.reporting.results import settings_rows, settings_table, table_of
-from raffect.reporting.run import MOST_SETTINGS, Run, mean_score
+from raffect.reporting.run import MOST_SETTINGS, Run
 from raffect.reporting.videos import group_rows, groups_table
-from raffect.runs.spread import NAMES, short
+from raffect.runs.spread import NAMES, mean_score, short
 from raffect.storage.tables import write_csv
 
 _ALPHAS_WITHOUT_AN_AXIS = 2

@@ -31,8 +31,8 @@ _MEANINGS = {
     "(majority), or guesses by the class shares (prior).",
     "± sd (seeds)": "standard deviation over heads that differ in their seed alone, and how many "
     "there are.",
-    AGAINST_ERM: "difference of val-last to plain ERM with the same other settings, and "
-    "its 95 % interval, paired by video.",
+    AGAINST_ERM: "difference of val-last to plain ERM with the same other settings, else the "
+    "only one, else that of another run on equal data; and its 95 % interval, paired by video.",
 }
 
 

@@ -1,6 +1,6 @@
 """What a run or a sweep found: tables and metrics.json in its folder, and an object with the same.
 
-The object is for programs, its `lines` are for people.
+The object holds the scores, its `lines` are what the command prints.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from raffect.metrics.scores import SNAPSHOTS, Chance, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import describe_run
 from raffect.recipe import PLAIN_ERM
+from raffect.runs.against_erm import Baselines, difference_of
 from raffect.runs.cross_validation import select_by_cv
 from raffect.runs.folder import RunFolder
-from raffect.runs.main_setting import choose_main_setting
+from raffect.runs.main_setting import by_highest, choose_main_setting
 from raffect.runs.metrics_file import HeadScores, Metrics, SettingScores, table
 from raffect.runs.records import STOPPED, HeadRecord
 from raffect.runs.spread import (
@@ -29,8 +30,6 @@ from raffect.runs.spread import (
     Spread,
     absent_lines,
     chance_text,
-    difference_of,
-    erm_beside,
     finished,
     group_by_settings,
     is_erm,
@@ -103,7 +102,7 @@ class TrainResult(RunResult):
         return table([head_row(record) for record in self.records])
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The result as lines of text."""
         facts, kind = self.data, kind_of(self.data.task)
         name = facts.task.name.upper()
         lines = [*_diverged_lines(self.records), *self._missing()]
@@ -147,7 +146,7 @@ class SweepResult(RunResult):
         return table([setting.row() for setting in self.settings])
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The result as lines of text."""
         # A line a setting
         facts, mark = self.data, self.data.incomplete_mark
         rows = [setting.text() + mark for setting in self.settings]
@@ -250,23 +249,19 @@ def conclude_sweep(
     names = list(axes)
     if any(is_erm(group[0].recipe) for group in groups):
         names += [name for name in PLAIN_ERM if name in differing and name not in axes]
-    rows = [_row(folder, group, names, erm_beside(group, groups)) for group in groups]
+    baselines = Baselines(groups)
+    rows = [_row(folder, group, names, baselines.beside(group)) for group in groups]
 
     # The best setting, the one that cross-validation chose, and the one that stands for the sweep
+    row_of = {group[0].id: row for group, row in zip(groups, rows, strict=True)}
     best = max(rows, key=lambda row: row.scores["last"].mean)
-    by_best = (
-        f"highest val-last of {len(rows)} settings, compared on the validation split itself: "
-        "optimistic"
-    )
-    metrics = _describe(facts, records, tuple(rows), best=replace(best, chosen_by=by_best))
-    selected = select_by_cv(folder, groups, every)
-    if selected is not None and any("cv" in record.scores for record in selected):
-        row = _row(folder, selected, names, erm_beside(selected, groups))
-        row = replace(row, chosen_by="folds of the training split")
+    best = replace(best, chosen_by=by_highest(len(rows)))
+    metrics = _describe(facts, records, tuple(rows), best=best)
+    if (selected := select_by_cv(folder, groups, every)) is not None:
+        row = replace(row_of[selected[0].id], chosen_by="folds of the training split")
         metrics = replace(metrics, cross_validated=row)
-    main = choose_main_setting(folder, groups, every)
-    row = next(row for row, group in zip(rows, groups, strict=True) if group is main.heads)
-    metrics = replace(metrics, main=replace(row, chosen_by=main.why))
+    main = choose_main_setting(folder, groups, selected)
+    metrics = replace(metrics, main=replace(row_of[main.heads[0].id], chosen_by=main.why))
     write_atomic(folder.path / "metrics.json", metrics.to_bytes())
     return SweepResult(
         folder=folder.path, metrics=metrics, records=tuple(records), saved_heads=saved_heads

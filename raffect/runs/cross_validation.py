@@ -52,11 +52,12 @@ def _pooled_curves(folder: RunFolder, records: Sequence[HeadRecord]) -> np.ndarr
     for curve, folds in zip(curves, seeds.values(), strict=True):
         if any(fold.status != "done" for fold in folds):
             continue
-        found = [folder.statistics_by_epoch(fold) for fold in folds]
+        found = [folder.sums_by_epoch(fold) for fold in folds]
         if any(len(by_epoch) < epochs for by_epoch in found):
             return None
         for epoch in range(epochs):
-            curve[epoch] = kind.headline(sum(by_epoch[epoch + 1].sum(0) for by_epoch in found))
+            pooled = np.sum([by_epoch[epoch + 1] for by_epoch in found], axis=0)
+            curve[epoch] = kind.headline(pooled)
     return curves
 
 
@@ -84,7 +85,7 @@ def select_by_cv(
         records: All records, those of folds among them.
 
     Returns:
-        None without folds.
+        None without folds, or if none was trained to the end.
     """
     folds = group_by_settings([record for record in records if record.fold is not None])
     by_settings = {settings_key(group[0]): group for group in folds}
@@ -94,4 +95,5 @@ def select_by_cv(
         epoch, score = choose_epoch(folder, by_settings.get(settings_key(group[0]), []))
         return score if epoch else -math.inf
 
-    return max(groups, key=held_out) if folds else None
+    best = max(groups, key=held_out) if folds else []
+    return best if any("cv" in record.scores for record in best) else None

@@ -10,7 +10,7 @@ heads.csv, heads.parquet       one row a head, with its curve
 results.csv        one row a head and epoch
 per_group.csv      one row a head and video (or subject, or picture)
 metrics.json       scores for programs
-report.md, report.html, plots/ for people
+report.md, report.html, plots/ what `raffect report` draws
 
 Folders of November 2026 have other names; they are read, continued and reported alike
 (`raffect.runs.first_format`).
@@ -71,6 +71,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._statistics: dict[str, Statistics] = {}
+        self._sums: dict[str, dict[str, ByEpoch]] = {}
 
     @classmethod
     def create(cls, config: LearnConfig, facts: DataFacts, fingerprint: str) -> RunFolder:
@@ -239,10 +240,20 @@ class RunFolder:
         content = parse_object(path.read_bytes(), path, _RERUN)
         return first_format.read_statistics(content, record, path)
 
-    def statistics_by_epoch(self, record: HeadRecord) -> ByEpoch:
-        """Statistics of a head by 1-based epoch, as many as were kept."""
-        statistics = self.read_statistics(record)
-        return statistics.heads.get(record.id, {}) if statistics else {}
+    def sums_by_epoch(self, record: HeadRecord) -> ByEpoch:
+        """Statistics of a head over all groups by 1-based epoch, shape (A, B), as were kept.
+
+        Those by group are not held in memory: of heads of folds there are many, in every epoch.
+        """
+        if record.statistics is None:
+            return {}
+        key = record.statistics.sha256
+        if key not in self._sums:
+            self._sums[key] = {
+                head: {epoch: values.sum(0) for epoch, values in by_epoch.items()}
+                for head, by_epoch in self._load_statistics(record).heads.items()
+            }
+        return self._sums[key].get(record.id, {})
 
     def statistics_of(self, record: HeadRecord, snapshot: str) -> np.ndarray | None:
         """Statistics of one snapshot of a head by group, shape (groups, A, B); None if none."""

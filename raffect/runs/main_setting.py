@@ -16,13 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from raffect.config import TrainConfig, TuneConfig
 from raffect.recipe import DEFAULTS, NAMES, read_recipe
-from raffect.runs.cross_validation import select_by_cv
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import HeadRecord
+from raffect.runs.spread import mean_score
 
 Rule = Literal["only", "cv", "own", "best"]
 BRIEFLY: dict[Rule, str] = {
@@ -57,19 +55,29 @@ class MainSetting:
             "only": "the only setting of the run",
             "cv": f"chosen {many} on folds of the training split",
             "own": "the recipe's own values, fixed before any score was known",
-            "best": f"highest val-last {many}, compared on the validation split itself: optimistic",
+            "best": by_highest(self.num_settings),
         }[self.rule]
 
 
+def by_highest(num_settings: int) -> str:
+    """How the setting with the highest score was chosen, as a phrase."""
+    return (
+        f"highest val-last of {num_settings} settings, compared on the validation split itself: "
+        "optimistic"
+    )
+
+
 def choose_main_setting(
-    folder: RunFolder, groups: Sequence[Sequence[HeadRecord]], records: Sequence[HeadRecord]
+    folder: RunFolder,
+    groups: Sequence[Sequence[HeadRecord]],
+    cross_validated: Sequence[HeadRecord] | None,
 ) -> MainSetting:
     """The setting that stands for a run, by the rules above.
 
     Args:
         folder: The run.
         groups: Its finished heads by setting, at least one.
-        records: All its records, those of folds among them.
+        cross_validated: Of `raffect.runs.cross_validation.select_by_cv`.
 
     Raises:
         RaffectError: If its config.toml is damaged.
@@ -77,16 +85,15 @@ def choose_main_setting(
     if len(groups) == 1:
         return MainSetting(groups[0], "only", 1)
 
-    # Nothing is cross-validated where no fold was trained to the end
-    selected = select_by_cv(folder, groups, records)
-    if selected is not None and any("cv" in record.scores for record in selected):
-        return MainSetting(selected, "cv", len(groups))
+    if cross_validated is not None:
+        return MainSetting(cross_validated, "cv", len(groups))
 
     # The recipe's own values, or else the highest score
     own = _read_own_settings(folder)
     if own and (found := [group for group in groups if _has(group[0], own)]):
         return MainSetting(found[0], "own", len(groups))
-    return MainSetting(max(groups, key=_mean_of_last), "best", len(groups))
+    best = max(groups, key=lambda heads: mean_score(heads, "last"))
+    return MainSetting(best, "best", len(groups))
 
 
 def _read_own_settings(folder: RunFolder) -> dict[str, Any]:
@@ -105,7 +112,3 @@ def _has(record: HeadRecord, own: Mapping[str, Any]) -> bool:
         for name, value in record.settings.items()
         if name not in _NOT_COMPARED
     )
-
-
-def _mean_of_last(group: Sequence[HeadRecord]) -> float:
-    return float(np.mean([record.scores["last"].headline for record in group]))

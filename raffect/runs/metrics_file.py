@@ -9,7 +9,8 @@ from typing import Any, Literal
 from raffect.bank.facts import DataFacts
 from raffect.metrics.scores import SNAPSHOTS, Chance, JudgedScore, Snapshot, Status
 from raffect.provenance import Provenance
-from raffect.runs.spread import Difference, Spread, settings_text, short
+from raffect.runs.against_erm import Difference
+from raffect.runs.spread import Spread, settings_text, short
 from raffect.storage.records import Record
 
 Setting = bool | int | float | str
@@ -38,7 +39,7 @@ class SettingScores(Record):
     @property
     def difference(self) -> str:
         """``, +.012 [-.003, +.027] against ERM``; empty without it."""
-        return f", {self.against_erm.text()}" if self.against_erm else ""
+        return f", {self.against_erm.text()} against ERM" if self.against_erm else ""
 
     def text(self) -> str:
         """One line of a sweep's table."""
@@ -52,7 +53,7 @@ class SettingScores(Record):
             f"val-best {short(best.mean)}{best_sd}",
         ]
         if "cv" in self.scores:
-            parts.append(f"val-cv {short(self.scores['cv'].mean)}")
+            parts.append(f"val-cv {self.scores['cv'].text()}")
         return "  ".join(parts)
 
     def row(self) -> dict[str, Any]:

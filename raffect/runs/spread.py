@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from raffect.metrics.intervals import Interval, difference_interval, score_interval
+from raffect.metrics.intervals import Interval, score_interval
 from raffect.metrics.scores import Chance, Score, Snapshot
 from raffect.metrics.task_kinds import Kind
 from raffect.recipe import PLAIN_ERM, Recipe
@@ -75,43 +75,6 @@ class Spread(Record):
         return f"{mean}, [{short(low)}, {short(high)}] over {self.group_name}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference(Record):
-    """How much higher some heads score than plain ERM on the same videos.
-
-    Attributes:
-        mean: Difference of the mean headline scores.
-        interval_95: Of it, paired by video; None as for `Spread`.
-    """
-
-    mean: float
-    interval_95: Interval | None
-
-    def text(self) -> str:
-        """``+.012 [-.003, +.027] against ERM``."""
-        ends = f" [{', '.join(map(signed, self.interval_95))}]" if self.interval_95 else ""
-        return f"{signed(self.mean)}{ends} against ERM"
-
-
-def difference_of(
-    first: Sequence[np.ndarray | None], second: Sequence[np.ndarray | None], kind: Kind
-) -> Difference | None:
-    """Difference of two groups of heads.
-
-    Args:
-        first: Statistics by group of each head, shape (groups, A, B).
-        second: Likewise, of the heads to compare with, on the same groups.
-        kind: Of the task.
-
-    Returns:
-        None without the statistics of all of them.
-    """
-    if any(found is None for found in (*first, *second)):
-        return None
-    mean, interval = difference_interval(np.array(first), np.array(second), kind)
-    return Difference(mean=mean, interval_95=interval)
-
-
 def spread_of(
     scores: Sequence[float],
     epochs: Sequence[int],
@@ -157,6 +120,17 @@ def spread(folder: RunFolder, records: Sequence[HeadRecord], snapshot: Snapshot)
         first.kind,
         first.group_name,
     )
+
+
+def mean_score(heads: Sequence[HeadRecord], snapshot: Snapshot) -> float:
+    """Mean headline score of a snapshot that every head has; no interval, so at no cost."""
+    return float(np.mean([record.scores[snapshot].headline for record in heads]))
+
+
+def mean_and_sd(scores: Sequence[float]) -> str:
+    """``.412 ± .005``, or ``.412`` of one seed."""
+    sd = f" ± {short(float(np.std(scores, ddof=1)))}" if len(scores) > 1 else ""
+    return f"{short(float(np.mean(scores)))}{sd}"
 
 
 def group_by_settings(items: Sequence[T]) -> list[list[T]]:
@@ -240,25 +214,6 @@ def absent_lines(score: Score, means: Mapping[str, float], kind: Kind, split: st
         f"absent from {split}: {', '.join(score.absent)}; counts 0 in {kind.title}; "
         f"over the {present} {kind.parts} that occur: {others}"
     ]
-
-
-def erm_beside(group: Sequence[T], groups: Sequence[Sequence[T]]) -> Sequence[T] | None:
-    """The plain ERM to compare a group of heads with.
-
-    It is the one with the same other settings, else the only one.
-
-    Returns:
-        None without one, and for ERM itself.
-    """
-    if is_erm(group[0].recipe):
-        return None
-    plain = [other for other in groups if is_erm(other[0].recipe)]
-
-    def others(found: Sequence[T]) -> tuple:
-        return tuple(pair for pair in settings_key(found[0]) if pair[0] not in PLAIN_ERM)
-
-    alike = [other for other in plain if others(other) == others(group)]
-    return alike[0] if alike else plain[0] if len(plain) == 1 else None
 
 
 def how_chosen(snapshot: Snapshot, stopped: bool) -> str:

@@ -51,7 +51,7 @@ _MAX_FAILURES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class EpochNote(Record):
-    """What the first worker tells the driver.
+    """What the first worker reports to the driver.
 
     Attributes:
         epoch: Epochs done.

@@ -260,17 +260,17 @@ def test_reports_of_a_finished_shard_and_of_a_lost_encoder_are_counted_once():
     with Progress("extract", 400, earlier=100) as progress:
         shards = ShardProgress(progress)
         assert progress.text().startswith("waiting for an encoder's process ...")
-        shards.hear({"stage": "loading"})
+        shards.update({"stage": "loading"})
         assert progress.text().startswith("loading torch and the encoder ...")
-        shards.hear({"stage": "ready", 3: 64})
+        shards.update({"stage": "ready", 3: 64})
         assert progress.text() == "164 of 400 frames (100 by earlier runs)"
-        shards.hear({4: 32})
+        shards.update({4: 32})
         assert progress.done == 196
-        shards.hear({"stage": "loading", 4: 8})  # its encoder died, another one began again
+        shards.update({"stage": "loading", 4: 8})  # its encoder died, another one began again
         assert progress.done == 172
         shards.finish(stats)
         assert (progress.done, progress.counted) == (208, 100)
-        shards.hear({3: 96})  # arrives late
+        shards.update({3: 96})  # arrives late
         assert progress.done == 208
 
 

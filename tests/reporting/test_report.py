@@ -19,7 +19,7 @@ from raffect.reporting.report import report
 from raffect.reporting.results import settings_rows, settings_table
 from raffect.reporting.run import MOST_SETTINGS, name_runs, read_runs
 from raffect.reporting.videos import group_rows
-from raffect.runs import spread
+from raffect.runs import against_erm, spread
 from raffect.runs.spread import short
 from tests.helpers.runs import ERM, draw_confusion, make_run
 
@@ -92,7 +92,7 @@ def test_a_report_opens_with_what_was_trained_and_what_came_out(text):
     low, high = score_interval(counts, kind_of(EXPR))
     score, erm = macro_f1(counts.sum(0)), macro_f1(draw_confusion(0.7).sum(0))
     assert f"macro F1 **{short(score)}** (95 % interval {short(low)} to {short(high)}" in second
-    assert f"below plain ERM ({short(erm)}; difference -" in second
+    assert f"below plain ERM ({short(erm)} ± .000; difference -" in second
     assert "above chance (.125, guesses by the class shares)" in second
     assert not re.search(r"\. [A-Z]", second)
 
@@ -231,6 +231,7 @@ def test_absent_classes_are_named_and_have_no_score(tmp_path):
 
 def test_each_interval_is_computed_once(tmp_path, monkeypatch):
     calls = {"score_interval": 0, "difference_interval": 0}
+    modules = {"score_interval": spread, "difference_interval": against_erm}
 
     def count(name, real):
         def compute(*arguments):
@@ -239,8 +240,8 @@ def test_each_interval_is_computed_once(tmp_path, monkeypatch):
 
         return compute
 
-    for name in calls:
-        monkeypatch.setattr(spread, name, count(name, getattr(spread, name)))
+    for name, module in modules.items():
+        monkeypatch.setattr(module, name, count(name, getattr(module, name)))
     settings = [{"loss.alpha": alpha} for alpha in (0.3, 0.6)] + [ERM]
     make_run(tmp_path / "run", settings, by_alpha, own={"loss.alpha": 0.3})
     report([tmp_path / "run"])

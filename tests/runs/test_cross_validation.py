@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from raffect.datasets.affwild2.tasks import EXPR
-from raffect.metrics.scores import Chance
+from raffect.metrics.scores import Chance, JudgedScore
 from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import Recipe
 from raffect.runs.cross_validation import choose_epoch, select_by_cv
@@ -120,8 +120,11 @@ def test_folds_whose_epochs_were_not_kept_are_averaged(run):
 def test_settings_without_a_fold_come_last(run):
     folder, _ = run
     folds = folder.read_records()
-    heads = [record_of(PlannedHead(fold.recipe), [0.1] * EPOCHS) for fold in folds[:1]]
-    (group,) = group_by_settings(heads)
+    score = JudgedScore(**vars(kind_of(EXPR).score(np.eye(8, dtype=int), EXPR)), epoch=3)
+    head = record_of(PlannedHead(folds[0].recipe), [0.1] * EPOCHS, scores={"cv": score})
+    (group,) = group_by_settings([head])
     other = [replace(head, recipe=replace(head.recipe, batch_size=64)) for head in group]
     assert select_by_cv(folder, [other, group], [*folds, *group, *other]) is group
     assert select_by_cv(folder, [group], group) is None
+    unfinished = [[replace(head, scores={})]]  # no fold was trained to the end
+    assert select_by_cv(folder, unfinished, folds) is None

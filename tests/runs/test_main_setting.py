@@ -8,6 +8,7 @@ from raffect.errors import RaffectError
 from raffect.reporting.results import results_table
 from raffect.reporting.run import read_runs
 from raffect.runs.conclusions import conclude_sweep
+from raffect.runs.cross_validation import select_by_cv
 from raffect.runs.main_setting import choose_main_setting
 from raffect.runs.metrics_file import Metrics
 from raffect.runs.spread import finished, group_by_settings
@@ -24,7 +25,8 @@ def by_rate(rng, settings):
 
 def main_of(folder):
     records = folder.read_records()
-    found = choose_main_setting(folder, group_by_settings(finished(records)), records)
+    groups = group_by_settings(finished(records))
+    found = choose_main_setting(folder, groups, select_by_cv(folder, groups, records))
     return found.heads[0].recipe.optim.lr, found.rule
 
 
@@ -63,8 +65,8 @@ def test_the_baseline_beside_a_sweep_does_not_stand_for_it(tmp_path):
     run = make_run(
         tmp_path / "run", settings, lambda *_: draw_confusion(0.5), own={"loss.alpha": 0.3}
     )
-    records = run.read_records()
-    found = choose_main_setting(run, group_by_settings(finished(records)), records)
+    groups = group_by_settings(finished(run.read_records()))
+    found = choose_main_setting(run, groups, None)
     assert (found.heads[0].recipe.loss.alpha, found.rule) == (0.3, "own")
 
 

@@ -23,9 +23,10 @@ from raffect.metrics.scores import Chance
 from raffect.progress import Progress
 from raffect.recipe import PLAIN_ERM, Recipe, with_settings
 from raffect.reporting.report import name_pictures
+from raffect.runs.against_erm import Baselines
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import Curve, HeadRecord, PlannedHead
-from raffect.runs.spread import erm_beside, group_by_settings, is_erm, short, signed, spread
+from raffect.runs.spread import group_by_settings, is_erm, short, signed, spread
 from raffect.training.run_batch import partition, plan_batches
 from raffect.training.space import add_baseline, list_recipes, read_space
 from raffect.training.tune import _axis_text, _build_scheduler
@@ -490,10 +491,10 @@ def test_a_setting_is_compared_with_the_erm_that_differs_from_it_least():
     slow, fast = group(**{"optim.lr": 1e-4}), group(**{"optim.lr": 1e-2})
     tail = group(**{"optim.lr": 1e-2, "loss.alpha": 0.3})
     other = group(**{"optim.lr": 1e-3, "loss.alpha": 0.3})
-    assert erm_beside(tail, [slow, fast, tail]) is fast
-    assert erm_beside(other, [slow, fast, other]) is None  # which of the two?
-    assert erm_beside(other, [slow, other]) is slow
-    assert erm_beside(slow, [slow, fast]) is None
+    assert Baselines([slow, fast, tail]).beside(tail) is fast
+    assert Baselines([slow, fast, other]).beside(other) is None  # which of the two?
+    assert Baselines([slow, other]).beside(other) is slow
+    assert Baselines([slow, fast]).beside(slow) is None
 
 
 def test_erm_is_plain_whatever_the_sweep_is_of():

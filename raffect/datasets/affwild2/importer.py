@@ -198,7 +198,7 @@ def _report(
     listed_s: float,
     is_affwild2: bool,
 ) -> list[str]:
-    """What was found, for people."""
+    """What was found, as lines of text."""
     # Images and annotations
     videos = len(listing.table["video"].unique())
     images = f"{len(listing.table):,} frames in {videos:,} videos, listed in {listed_s:.1f} s"
