@@ -15,6 +15,8 @@ from typing import Any
 from raffect import ray_private
 from raffect.errors import RaffectError
 from raffect.progress import format_seconds, stage
+from raffect.ray_guard import Guard
+from raffect.ray_watch import RayWatch
 from raffect.storage.paths import is_remote
 
 NO_PROGRESS_S = {"cuda": 1800, "cpu": 6 * 3600}
@@ -34,6 +36,8 @@ def ray_session(address: str | None) -> Generator[None]:
 
     Args:
         address: ``"auto"``, an address, or None.
+
+    Where Ray dies meanwhile, the process ends with one line and status 2 (`ray_watch`).
 
     Raises:
         RaffectError: If the cluster cannot be reached, or Ray does not start.
@@ -62,11 +66,27 @@ def ray_session(address: str | None) -> Generator[None]:
             _start_local()
     ray_private.tighten_token()
     _warn_if_open()
-    try:
-        yield
-    finally:
-        with stage("stopping Ray"):
-            ray.shutdown()
+    with contextlib.ExitStack() as last:
+        if not address:
+            last.callback((guard := Guard(_session_folder())).release)
+        watch = RayWatch(address or None, guard.release if not address else lambda: None)
+        last.callback(watch.end)
+        try:
+            yield
+        finally:
+            # Our own Ray ends now. An error of one that has just died is not worth a line.
+            if not address:
+                watch.look()
+                watch.end()
+            with stage("stopping Ray"):
+                ray.shutdown()
+
+
+def _session_folder() -> Path:
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    return Path(node.get_session_dir_path())
 
 
 def _is_started() -> bool:

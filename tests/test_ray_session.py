@@ -92,9 +92,7 @@ def base(tmp_path_factory, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
-def test_rays_folder_is_named_by_the_user_and_closed_to_others(
-    base, monkeypatch, open_umask, name
-):
+def test_rays_folder_is_named_by_the_user_and_closed_to_others(base, monkeypatch, open_umask, name):
     monkeypatch.setenv(name, str(base / "x"))
     (base / "x").mkdir()
     private = base / "x" / f"raffect-{os.getuid()}"
@@ -201,4 +199,6 @@ def test_rays_folder_is_private_and_files_of_its_workers_are_not(base, tmp_path)
         check=False,
         timeout=200,
     )
-    assert done.stdout.splitlines() == [f"{base}/raffect-{os.getuid()} 0o700", "0o644 0"], done.stderr
+    assert done.stdout.splitlines() == [f"{base}/raffect-{os.getuid()} 0o700", "0o644 0"], (
+        done.stderr
+    )
