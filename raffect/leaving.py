@@ -19,26 +19,25 @@ _LEAVING = threading.Lock()
 
 
 @contextlib.contextmanager
-def last_act(act: Callable[[str], object]) -> Generator[None]:
+def last_act(act: Callable[[str], object], is_slow: bool = False) -> Generator[None]:
     """During a block, call ``act`` with the line about the reason where the process leaves.
 
-    Acts of inner blocks come first.
+    Acts of inner blocks come first, slow ones after all others.
     """
-    _LAST.append(act)
+    _LAST.insert(0 if is_slow else len(_LAST), act)
     try:
         yield
     finally:
         _LAST.remove(act)
 
 
-def leave(line: str, then: Callable[[], object]) -> NoReturn:
+def leave(line: str) -> NoReturn:
     """End this process, whatever its other threads do, with status 2.
 
     Of several threads that leave the first one does; the others wait for the end.
 
     Args:
         line: The reason, which the last acts show.
-        then: What is done after them.
     """
     with _LEAVING:
         limit = threading.Timer(_PATIENCE_S, os._exit, [STATUS])
@@ -48,6 +47,4 @@ def leave(line: str, then: Callable[[], object]) -> NoReturn:
         for act in [*acts, lambda _: sys.stdout.flush(), lambda _: sys.stderr.flush()]:
             with contextlib.suppress(Exception):
                 act(line)
-        with contextlib.suppress(Exception):
-            then()
         os._exit(STATUS)

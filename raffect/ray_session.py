@@ -68,8 +68,8 @@ def ray_session(address: str | None) -> Generator[None]:
     _warn_if_open()
     with contextlib.ExitStack() as last:
         if not address:
-            last.callback((guard := Guard(_session_folder())).release)
-        watch = RayWatch(address or None, guard.release if not address else lambda: None)
+            last.callback(Guard(_session_folder()).release)
+        watch = RayWatch(address or None)
         last.callback(watch.end)
         try:
             yield

@@ -15,7 +15,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +43,10 @@ class RayWatch:
 
     Args:
         address: Of the cluster that was joined; None if this process has started Ray.
-        then: Called after the line, before the process ends.
     """
 
-    def __init__(self, address: str | None, then: Callable[[], object]) -> None:
-        node, self._then, self._stop = _node(), then, threading.Event()
+    def __init__(self, address: str | None) -> None:
+        node, self._stop = _node(), threading.Event()
         # Processes on this machine; a client (ray://) has none
         pids: dict[str, int] = {}
         if node is not None:
@@ -85,7 +83,7 @@ class RayWatch:
         if found is None and self._connections is not None:
             found = self._connections.fault()
         if found is not None:
-            leave(f"{found}; {_GOES_ON}", self._then)
+            leave(f"{found}; {_GOES_ON}")
 
     def _keep_looking(self) -> None:
         while not self._stop.is_set():

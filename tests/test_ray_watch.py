@@ -17,13 +17,13 @@ from raffect import ray_guard, ray_watch
 from raffect.bank.format import Bank
 
 LEAVING = """
-import sys, threading, time
+import sys, threading
 from raffect.leaving import last_act, leave
 with last_act(lambda line: print(f"outer: {line}")):
-    with last_act(lambda line: print(f"inner: {line}")), last_act(lambda line: 1 / 0):
-        threading.Thread(target=leave, args=("Ray is dead", lambda: print("then", flush=True))).start()
-        while True:
-            time.sleep(1)
+    with last_act(lambda line: print("slow"), is_slow=True), last_act(lambda line: 1 / 0):
+        with last_act(lambda line: print(f"inner: {line}")):
+            threading.Thread(target=leave, args=("Ray is dead",)).start()
+            threading.Event().wait()
 """
 
 
@@ -32,7 +32,7 @@ def test_a_thread_ends_the_process_after_the_last_acts_from_the_inside_out():
         [sys.executable, "-c", LEAVING], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 2
-    assert done.stdout.splitlines() == ["inner: Ray is dead", "outer: Ray is dead", "then"]
+    assert done.stdout.splitlines() == ["inner: Ray is dead", "outer: Ray is dead", "slow"]
     assert done.stderr == ""
 
 
@@ -183,7 +183,9 @@ def test_a_dead_ray_ends_extract_with_one_line_and_the_same_command_goes_on(
     assert lines[0].endswith("what is finished is kept, the same command goes on from there")
     result = json.loads(out.splitlines()[-1])
     assert result == {"job": "extract", "status": "failed", "exit": 2, "error": lines[0]}
-    assert not [command for pid, command in processes.items() if is_alive(pid)]
+    while (alive := list(filter(is_alive, processes))) and time.monotonic() < start + 40:
+        time.sleep(0.1)
+    assert not alive
     assert not list((tmp_path / "bank" / "running").glob("*.json"))
 
     # The same command
