@@ -7,28 +7,33 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Generator
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 STATUS = 2
 """Exit status, that of every error with one line."""
 _PATIENCE_S = 10.0
 """Seconds for all that is done last, since the output may be a pipe that nobody reads."""
 
-_LAST: list[Callable[[str], object]] = []
+_STAGES = ("before", "line", "after")
+_LAST: list[tuple[str, Callable[[str], object]]] = []
 _LEAVING = threading.Lock()
+
+Stage = Literal["before", "line", "after"]
 
 
 @contextlib.contextmanager
-def last_act(act: Callable[[str], object], is_slow: bool = False) -> Generator[None]:
+def last_act(act: Callable[[str], object], stage: Stage = "line") -> Generator[None]:
     """During a block, call ``act`` with the line about the reason where the process leaves.
 
-    Acts of inner blocks come first, slow ones after all others.
+    Args:
+        act: Those of inner blocks come first.
+        stage: ``line`` for one that shows the line; others come ``before`` it or ``after`` it.
     """
-    _LAST.insert(0 if is_slow else len(_LAST), act)
+    _LAST.append(entry := (stage, act))
     try:
         yield
     finally:
-        _LAST.remove(act)
+        _LAST.remove(entry)
 
 
 def leave(line: str) -> NoReturn:
@@ -37,14 +42,19 @@ def leave(line: str) -> NoReturn:
     Of several threads that leave the first one does; the others wait for the end.
 
     Args:
-        line: The reason, which the last acts show.
+        line: The reason, which the last acts show; without one of them it is printed.
     """
     with _LEAVING:
         limit = threading.Timer(_PATIENCE_S, os._exit, [STATUS])
         limit.daemon = True
         limit.start()
-        acts = _LAST[::-1] or [lambda line: print(f"raffect: {line}", file=sys.stderr)]
-        for act in [*acts, lambda _: sys.stdout.flush(), lambda _: sys.stderr.flush()]:
+        last = _LAST[::-1]
+        if not any(stage == "line" for stage, _ in last):
+            last.append(("line", lambda line: print(f"raffect: {line}", file=sys.stderr)))
+        for _, act in sorted(last, key=lambda entry: _STAGES.index(entry[0])):
             with contextlib.suppress(Exception):
                 act(line)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
         os._exit(STATUS)

@@ -113,7 +113,7 @@ class Progress:
             self._bar = _new_bar(self)
             self._task = self._bar.add_task(self.label, total=self.total or None)
             self._bar.start()
-            self._open.enter_context(last_act(lambda _: self._bar.stop()))
+            self._open.enter_context(last_act(lambda _: self._bar.stop(), "before"))
         return self
 
     def __exit__(

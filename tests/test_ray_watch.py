@@ -18,22 +18,40 @@ from raffect.bank.format import Bank
 
 LEAVING = """
 import sys, threading
+from contextlib import ExitStack
 from raffect.leaving import last_act, leave
-with last_act(lambda line: print(f"outer: {line}")):
-    with last_act(lambda line: print("slow"), is_slow=True), last_act(lambda line: 1 / 0):
-        with last_act(lambda line: print(f"inner: {line}")):
-            threading.Thread(target=leave, args=("Ray is dead",)).start()
-            threading.Event().wait()
+acts = {
+    "job": (lambda line: print(f"job: {line}"), "line"),
+    "cli": (lambda line: print(f"cli: {line}"), "line"),
+    "note": (lambda line: print("note"), "after"),
+    "fault": (lambda line: 1 / 0, "before"),
+    "bar": (lambda line: print("bar"), "before"),
+}
+with ExitStack() as stack:
+    for name in sys.argv[1:]:
+        stack.enter_context(last_act(*acts[name]))
+    threading.Thread(target=leave, args=("Ray is dead",)).start()
+    threading.Event().wait()
 """
 
 
-def test_a_thread_ends_the_process_after_the_last_acts_from_the_inside_out():
-    done = subprocess.run(
-        [sys.executable, "-c", LEAVING], capture_output=True, text=True, check=False, timeout=60
-    )
+@pytest.mark.parametrize(
+    ("acts", "out", "err"),
+    [
+        (
+            ["job", "cli", "note", "fault", "bar"],
+            ["bar", "cli: Ray is dead", "job: Ray is dead", "note"],
+            [],
+        ),
+        (["note", "bar"], ["bar", "note"], ["raffect: Ray is dead"]),
+    ],
+)
+def test_a_thread_ends_the_process_after_its_last_acts_and_never_without_the_line(acts, out, err):
+    command = [sys.executable, "-c", LEAVING, *acts]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
-    assert done.stdout.splitlines() == ["inner: Ray is dead", "outer: Ray is dead", "slow"]
-    assert done.stderr == ""
+    assert done.stdout.splitlines() == out
+    assert done.stderr.splitlines() == err
 
 
 def test_a_cluster_is_given_up_after_the_limit_and_not_before(monkeypatch):

@@ -73,7 +73,7 @@ def note_of_run(bank: Path, join: bool = False) -> Generator[None]:
             _require_alone(file, ours)
         write_atomic(file, replace(ours, renewed=1).to_bytes())
         renewal.start()
-        with last_act(lambda _: file.unlink(missing_ok=True), is_slow=True):
+        with last_act(lambda _: file.unlink(missing_ok=True), "after"):
             yield
     finally:
         stop.set()
