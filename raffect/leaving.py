@@ -51,10 +51,20 @@ def leave(line: str) -> NoReturn:
         last = _LAST[::-1]
         if not any(stage == "line" for stage, _ in last):
             last.append(("line", lambda line: print(f"raffect: {line}", file=sys.stderr)))
-        for _, act in sorted(last, key=lambda entry: _STAGES.index(entry[0])):
-            with contextlib.suppress(Exception):
-                act(line)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+        for stage in _STAGES:
+            for act in [act for when, act in last if when == stage]:
+                with contextlib.suppress(Exception):
+                    act(line)
+            if stage == "line":
+                _end_output()
         os._exit(STATUS)
+
+
+def _end_output() -> None:
+    """Write out what was printed, and nothing after it: other threads explain a dead Ray as well."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)

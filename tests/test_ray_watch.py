@@ -19,11 +19,12 @@ from raffect.bank.format import Bank
 LEAVING = """
 import sys, threading
 from contextlib import ExitStack
+from pathlib import Path
 from raffect.leaving import last_act, leave
 acts = {
     "job": (lambda line: print(f"job: {line}"), "line"),
     "cli": (lambda line: print(f"cli: {line}"), "line"),
-    "note": (lambda line: print("note"), "after"),
+    "note": (lambda line: (print("too late", flush=True), Path("note").touch()), "after"),
     "fault": (lambda line: 1 / 0, "before"),
     "bar": (lambda line: print("bar"), "before"),
 }
@@ -40,16 +41,20 @@ with ExitStack() as stack:
     [
         (
             ["job", "cli", "note", "fault", "bar"],
-            ["bar", "cli: Ray is dead", "job: Ray is dead", "note"],
+            ["bar", "cli: Ray is dead", "job: Ray is dead"],
             [],
         ),
-        (["note", "bar"], ["bar", "note"], ["raffect: Ray is dead"]),
+        (["note", "bar"], ["bar"], ["raffect: Ray is dead"]),
     ],
 )
-def test_a_thread_ends_the_process_after_its_last_acts_and_never_without_the_line(acts, out, err):
+def test_a_thread_ends_the_process_after_its_last_acts_and_never_without_the_line(
+    tmp_path, acts, out, err
+):
     command = [sys.executable, "-c", LEAVING, *acts]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    output = {"capture_output": True, "text": True, "cwd": tmp_path}
+    done = subprocess.run(command, check=False, timeout=60, **output)
     assert done.returncode == 2
+    assert (tmp_path / "note").exists()
     assert done.stdout.splitlines() == out
     assert done.stderr.splitlines() == err
 
