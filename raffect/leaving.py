@@ -61,7 +61,7 @@ def leave(line: str) -> NoReturn:
 
 
 def _end_output() -> None:
-    """Write out what was printed, and nothing after it: other threads explain a dead Ray as well."""
+    """Write out what was printed, and nothing after it: Ray explains its death as well."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -218,3 +219,74 @@ def test_a_dead_ray_ends_extract_with_one_line_and_the_same_command_goes_on(
         json.loads(again.stdout.splitlines()[-1])["rows"]
         == Bank(tmp_path / "bank").plan.offsets[-1]
     )
+
+
+JOINED = """
+import sys, time
+from raffect.ray_session import ray_session
+with ray_session(sys.argv[1]):
+    import ray
+    print(ray.get(ray.remote(lambda: "works").remote()), flush=True)
+    ray.get(ray.remote(lambda: time.sleep(600)).remote())
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path_factory):
+    """Address and process of a head on ports of its own."""
+    ports = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            ports.append(server.getsockname()[1])
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+    command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--num-cpus=2"]
+    command += [f"--dashboard-agent-listen-port={ports[2]}", "--disable-usage-stats"]
+    command += [f"--ray-client-server-port={ports[3]}", "--node-ip-address=127.0.0.1"]
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
+    command += [f"--temp-dir={tmp_path_factory.mktemp('r')}"]
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    null = subprocess.DEVNULL
+    head = subprocess.Popen(command, env=environment, stdout=null, stderr=null)
+    try:
+        yield f"127.0.0.1:{ports[0]}", head
+    finally:
+        processes = below(head.pid)
+        for pid in (head.pid, *processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        head.wait()
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("victim", "line", "limit_s"),
+    [("gcs_server", "no connection for 30 s", 50), ("raylet/raylet", "on this machine has", 15)],
+)
+def test_a_dead_cluster_ends_a_run_that_joined_it_with_one_line(cluster, victim, line, limit_s):
+    address, head = cluster
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        run = subprocess.Popen(
+            [sys.executable, "-c", JOINED, address],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if run.stdout.readline().strip() == "works":
+            break
+        run.wait()
+    (found,) = [pid for pid, command in below(head.pid).items() if victim in command]
+    os.kill(head.pid, signal.SIGSTOP)  # it would end the other parts, as other machines' do not
+    os.kill(found, signal.SIGKILL)
+    start = time.monotonic()
+    _, err = run.communicate(timeout=100)
+    assert time.monotonic() - start < limit_s
+    assert run.returncode == 2, err
+    last = err.splitlines()[-1]
+    assert last.startswith("raffect: "), err
+    assert line in last
+    assert last.endswith("what is finished is kept, the same command goes on from there")
