@@ -125,9 +125,9 @@ class Tune:
     expected = 44
     """10 alphas and plain ERM, with 4 seeds each."""
 
-    def __init__(self, folder: Path, bank: Extract, address: str) -> None:
+    def __init__(self, folder: Path, bank: Extract, address: str | None = None) -> None:
         self.bank, self.labels, self.size = folder / "bank", bank.manifest.parent, self.expected
-        cli(*bank.words(self.bank), "--address", address)
+        cli(*bank.words(self.bank), *(["--address", address] if address else []))
         self.heads: dict[str, str] = {}
 
     def words(self, out: Path) -> list[str]:
@@ -214,7 +214,7 @@ def read_keys(bank: Path) -> Counter:
 
 def is_shard(name: str) -> bool:
     """Whether a file of this name may lie among shards."""
-    return re.fullmatch(r"\d{6}\.parquet|\.tmp-.*", name) is not None
+    return re.fullmatch(r"\d{6}(-[0-9a-f]{8})?\.parquet|\.tmp-.*", name) is not None
 
 
 def sha256(path: Path) -> str:

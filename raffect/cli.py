@@ -29,6 +29,7 @@ import tyro
 from raffect import config as c
 from raffect import recipe
 from raffect.errors import RaffectError
+from raffect.leaving import last_act
 from raffect.progress import stage
 
 _sub = tyro.conf.subcommand
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # The command; an error is one line, unless it is a fault of raffect
     try:
-        with _flushed_output():
+        with _flushed_output(), last_act(lambda line: _print_error(f"{name}: {line}")):
             return _run(words)
     except KeyboardInterrupt:
         kept = "what is finished is kept, the same command goes on from there"
@@ -112,8 +113,12 @@ def main(argv: list[str] | None = None) -> int:
         line = _explain(error)
         if debug or line is None:
             raise
-        print(f"{name}: {line}", file=sys.stderr)
+        _print_error(f"{name}: {line}")
         return 2
+
+
+def _print_error(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _run(words: list[str]) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 from raffect import cli
 from raffect.config import ExtractConfig, LearnConfig
+from raffect.leaving import STATUS, last_act
 
 _STATUS = {0: "done", 2: "failed", 3: "too many frames rejected", 130: "interrupted"}
 
@@ -27,9 +28,15 @@ def run_job(command: str, words: list[str]) -> int:
     Returns:
         The exit status of the command.
     """
+
+    def end(line: str) -> None:
+        error = f"raffect {command}: {line}"
+        result = {"job": command, "status": _STATUS[STATUS], "exit": STATUS, "error": error}
+        print(json.dumps(result), flush=True)
+
     # The command, with a copy of its errors
     captured = io.StringIO()
-    with contextlib.redirect_stderr(_Tee(sys.stderr, captured)):
+    with contextlib.redirect_stderr(_Tee(sys.stderr, captured)), last_act(end):
         try:
             code = cli.main([command, *words])
         except SystemExit as stop:  # --help, or a flag that does not exist

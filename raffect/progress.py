@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TextIO
 
+from raffect.leaving import last_act
+
 PLAIN_EVERY_S = 30.0
 """Seconds between two lines of a log."""
 FIRST_PLAIN_S = 5.0
@@ -95,6 +97,7 @@ class Progress:
         self._due = float("inf")
         self._stage: _Stage | None = None
         self._bar: Any = None
+        self._open = contextlib.ExitStack()
         self._note = ""
         # Threads follow actors and announce stages.
         self._lock = threading.RLock()
@@ -110,6 +113,7 @@ class Progress:
             self._bar = _new_bar(self)
             self._task = self._bar.add_task(self.label, total=self.total or None)
             self._bar.start()
+            self._open.enter_context(last_act(lambda _: self._bar.stop(), "before"))
         return self
 
     def __exit__(
@@ -121,6 +125,7 @@ class Progress:
         Progress.current = self._outer
         self.end_stage()
         if self._bar is not None:
+            self._open.close()
             self._bar.stop()
             self._bar.console.file.close()
 

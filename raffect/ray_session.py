@@ -12,17 +12,19 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from raffect import ray_private
 from raffect.errors import RaffectError
 from raffect.progress import format_seconds, stage
-from raffect.storage.atomic import require_writable
+from raffect.ray_guard import Guard
+from raffect.ray_watch import RayWatch
 from raffect.storage.paths import is_remote
 
 NO_PROGRESS_S = {"cuda": 1800, "cpu": 6 * 3600}
 """Seconds without a finished block after which a pipeline is given up; on a CPU one shard may take
 half an hour. The time that encoders take to start counts as well."""
 
-_TOKEN = Path.home() / ".ray" / "auth_token"
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+_ALONE: dict[str, Any] = {"address": "local", "include_dashboard": False}
 
 
 @contextlib.contextmanager
@@ -34,6 +36,8 @@ def ray_session(address: str | None) -> Generator[None]:
 
     Args:
         address: ``"auto"``, an address, or None.
+
+    Where Ray dies meanwhile, the process ends with one line and status 2 (`ray_watch`).
 
     Raises:
         RaffectError: If the cluster cannot be reached, or Ray does not start.
@@ -60,13 +64,29 @@ def ray_session(address: str | None) -> Generator[None]:
             _join(address)
         else:
             _start_local()
-    _tighten_token()
+    ray_private.tighten_token()
     _warn_if_open()
-    try:
-        yield
-    finally:
-        with stage("stopping Ray"):
-            ray.shutdown()
+    with contextlib.ExitStack() as last:
+        if not address:
+            last.callback(Guard(_session_folder()).release)
+        watch = RayWatch(address or None)
+        last.callback(watch.end)
+        try:
+            yield
+        finally:
+            # Our own Ray ends now. An error of one that has just died is not worth a line.
+            if not address:
+                watch.look()
+                watch.end()
+            with stage("stopping Ray"):
+                ray.shutdown()
+
+
+def _session_folder() -> Path:
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    return Path(node.get_session_dir_path())
 
 
 def _is_started() -> bool:
@@ -99,7 +119,9 @@ def _join(address: str) -> None:
 def _start_local() -> None:
     # Ray prints harmless red lines, such as an actor's constructor arguments, between ours.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    _require_home()
+    ray_private.make_token()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    folder = str(ray_private.make_temp_folder())
     # By default OpenMP's threads wait for each other in a loop that holds their core. Where readers
     # or other programs want it too, an encoder of several threads is then 10 to 50 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -112,7 +134,7 @@ def _start_local() -> None:
     for attempt in (1, 2):
         try:
             with _silent_stderr():
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_QUIET)
+                ray.init(num_cpus=cpus, _temp_dir=folder, **_ALONE, **_QUIET)
         except Exception as error:  # Ray has no class of its own for this error
             ray.shutdown()
             if attempt == 2:
@@ -120,23 +142,6 @@ def _start_local() -> None:
                 raise RaffectError(f"{what}; see `raffect doctor`") from error
         else:
             return
-
-
-def _require_home() -> None:
-    """Refuse to start Ray where it cannot write the token that it makes.
-
-    Raises:
-        RaffectError: If that is so; it names the cure.
-    """
-    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    if named or _TOKEN.is_file() or os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
-        return
-    try:
-        require_writable(_TOKEN.parent)
-    except OSError as error:
-        what = f"{_TOKEN.parent}: {error.strerror}; Ray keeps its token in your home folder"
-        remedy = "set HOME to a folder that can be written, such as `export HOME=/tmp/$USER`"
-        raise RaffectError(f"{what}: {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -156,7 +161,7 @@ def _silent_stderr() -> Generator[None]:
 def _offer_token() -> None:
     """Let Ray send this machine's token, which it does only if ``RAY_AUTH_MODE`` is set."""
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if _TOKEN.is_file() or named:
+    if ray_private.TOKEN.is_file() or named:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
@@ -186,13 +191,6 @@ def _warn_if_open() -> None:
         risk = "whoever reaches its ports can run code as you"
         remedy = "unset it, or keep the machines behind a firewall"
         print(f"warning: {what}; {risk}: {remedy}", file=sys.stderr)
-
-
-def _tighten_token() -> None:
-    """Make the authentication token private; Ray writes it readable by everyone."""
-    with contextlib.suppress(OSError):
-        if _TOKEN.stat().st_mode & 0o077:
-            _TOKEN.chmod(0o600)
 
 
 def configure_data(device: str = "cpu") -> None:

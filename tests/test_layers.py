@@ -19,14 +19,18 @@ _RUN = "storage config recipe progress provenance ray_session datasets metrics b
 ALLOWED = {
     "errors": "",
     "storage": "",
-    "progress": "storage",
+    "leaving": "",
+    "progress": "storage leaving",
     "provenance": "storage",
     "recipe": "storage",
     "config": "storage recipe",
-    "ray_session": "storage progress",
+    "ray_private": "",
+    "ray_guard": "",
+    "ray_watch": "leaving",
+    "ray_session": "storage progress ray_private ray_guard ray_watch",
     "metrics": "storage datasets.tasks",
     "datasets": "storage config progress metrics",
-    "bank": "storage config progress datasets",
+    "bank": "storage leaving config progress datasets",
     "encoders": "storage config progress datasets bank",
     "heads": "storage recipe datasets.tasks datasets.affwild2.tasks metrics bank",
     "runs": "storage config recipe provenance datasets metrics bank heads",
@@ -38,7 +42,7 @@ ALLOWED = {
 }
 # The command line imports the one command that is asked for.
 FREE = {"__main__", "cli", "job", "__init__"}
-WITH_RAY = {"ray_session", "extraction", "training", "evaluation", "pipelines"}
+WITH_RAY = {"ray_session", "ray_watch", "extraction", "training", "evaluation", "pipelines"}
 WITH_TORCH = WITH_RAY | {"encoders", "heads", "runs"}
 
 

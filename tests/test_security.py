@@ -201,7 +201,7 @@ def test_a_cluster_without_a_token_is_refused_before_anything_is_sent(monkeypatc
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-    monkeypatch.setattr("raffect.ray_session._TOKEN", tmp_path / "no_token")
+    monkeypatch.setattr("raffect.ray_private.TOKEN", tmp_path / "no_token")
     with (
         pytest.raises(RaffectError, match=r"198\.51\.100\.1:6379: no authentication token here"),
         ray_session("198.51.100.1:6379"),

@@ -22,7 +22,6 @@
 #SBATCH --signal=B:TERM@90
 
 set -euo pipefail
-umask 077
 
 die() {
     echo "submit.sh: $*" >&2
@@ -36,7 +35,7 @@ export PATH="${RAFFECT_VENV:-$PWD/.venv}/bin:$PATH"
 command -v ray >/dev/null || die "no ray on PATH; run uv sync in $PWD or set RAFFECT_VENV"
 
 job_dir=$PWD/slurm-$SLURM_JOB_ID
-temp_dir=/tmp/ray-$SLURM_JOB_ID # on each node; short, since names of sockets are limited to 107 letters
+temp_dir=/tmp/raffect-$(id -u)-$SLURM_JOB_ID # on each node; short, since names of sockets are limited to 107 bytes
 wait_s=${RAFFECT_WAIT_S:-300}
 cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -47,12 +46,12 @@ port=$((20000 + SLURM_JOB_ID % 600 * 20))
 head_ip=${RAFFECT_HEAD_IP:-$(hostname -I | awk '{print $1}')}
 
 # Ray's ports hear every machine of the network: only processes of this job know its token.
+# A umask for this one file alone: with it the workers would write banks and runs that colleagues cannot read.
 mkdir -p "$job_dir"
 chmod 700 "$job_dir"
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$job_dir/auth_token
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$job_dir/auth_token RAY_USAGE_STATS_ENABLED=0
 rm -f "$RAY_AUTH_TOKEN_PATH"
-od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH"
-chmod 600 "$RAY_AUTH_TOKEN_PATH"
+(umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
 unset RAY_AUTH_TOKEN
 # srun reads these of sbatch's flags: the environment must reach the nodes, and a total of GPUs is not one node's.
 unset SLURM_GPUS
@@ -87,11 +86,15 @@ clean_up() {
 trap clean_up EXIT
 trap 'echo "submit.sh: told to stop; what is finished is kept, the same command goes on" >&2; exit 143' TERM INT
 
+# Ray opens its own folder to everyone, so it lies in one that only this user can enter. A job that is queued again may find its own.
+# shellcheck disable=SC2016 # expanded on the node
+start_ray='{ mkdir -m 700 "$0" || test -O "$0" -a ! -L "$0"; } && chmod 700 "$0" && exec ray start --block --temp-dir="$0/ray" "$@"'
+
 start_node() { # INDEX NAME FLAGS...
     local index=$1 name=$2
     shift 2
     srun --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --nodelist="$name" \
-        ray start --block --temp-dir="$temp_dir" --num-cpus="$cpus" --object-store-memory="${RAFFECT_OBJECT_STORE_BYTES:-8000000000}" \
+        bash -c "$start_ray" "$temp_dir" --num-cpus="$cpus" --object-store-memory="${RAFFECT_OBJECT_STORE_BYTES:-8000000000}" \
         --dashboard-agent-listen-port=$((port + 3 + index % 17)) --min-worker-port=0 --max-worker-port=0 --disable-usage-stats "$@" >"$job_dir/ray-$name.log" 2>&1 &
     steps+=("$!")
 }

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raffect.errors import RaffectError
+from raffect.leaving import last_act
 from raffect.progress import format_seconds
 from raffect.storage.atomic import write_atomic
 from raffect.storage.paths import list_sizes, read_files
@@ -72,7 +73,8 @@ def note_of_run(bank: Path, join: bool = False) -> Generator[None]:
             _require_alone(file, ours)
         write_atomic(file, replace(ours, renewed=1).to_bytes())
         renewal.start()
-        yield
+        with last_act(lambda _: file.unlink(missing_ok=True), "after"):
+            yield
     finally:
         stop.set()
         if renewal.is_alive():

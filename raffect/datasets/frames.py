@@ -10,6 +10,7 @@ Deviations from PIL, each because PIL's answer is wrong without a warning: 16-bi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
@@ -43,6 +44,7 @@ _NOT_READABLE = {errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENO
 _FRAME_FAULTS = _MISSING | _NOT_READABLE
 
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+_CRASHES |= {signal.SIGKILL}  # what the system sends to a process that takes too much memory
 _MANIFEST = ("root", "path", "video", "frame")
 _PACKED = ("image", "reason", "video", "frame")
 _TRIAL = "import sys; from raffect.datasets.frames import _trial; _trial(sys.stdin.buffer)"
@@ -255,7 +257,8 @@ def resized_shape(width: int, height: int, size: int) -> tuple[int, int]:
 def find_killers(rows: pa.Table) -> dict[int, str]:
     """Which frames kill the process that decodes them, found by decoding all in child processes.
 
-    A suspect is tried once more alone. Only a crash counts, not an out-of-memory kill or an exit.
+    A suspect is tried once more alone. What counts is a crash, or a kill for want of memory, of the
+    process that decodes it, twice; an exit does not.
 
     Args:
         rows: Table with the columns of a manifest.
@@ -274,7 +277,9 @@ def find_killers(rows: pa.Table) -> dict[int, str]:
         if suspect < len(rows):
             passed, status = _run_trial(rows.slice(suspect, 1))
             if not passed:
-                killers[suspect] = f"kills its decoder ({signal.Signals(-status).name})"
+                name = signal.Signals(-status).name
+                does = "needs too much memory" if name == "SIGKILL" else "kills its decoder"
+                killers[suspect] = f"{does} ({name})"
         start = suspect + 1
     return killers
 
@@ -288,8 +293,8 @@ def _run_trial(rows: pa.Table) -> tuple[int, int]:
     jobs = table_to_bytes(rows.select(_MANIFEST))
     command = [sys.executable, "-c", _TRIAL]
     done = subprocess.run(command, input=jobs, capture_output=True, check=False)
-    passed = done.stdout.count(b".")
-    if passed < len(rows) and -done.returncode not in _CRASHES:
+    begun, passed = done.stdout.count(b">"), done.stdout.count(b".")
+    if passed < len(rows) and (begun == passed or -done.returncode not in _CRASHES):
         last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         remedy = "free memory or fix the installation, then run the same command again"
         raise RaffectError(
@@ -300,8 +305,17 @@ def _run_trial(rows: pa.Table) -> tuple[int, int]:
 
 
 def _trial(jobs: IO[bytes]) -> None:
-    """Decode the rows that the parent process sent, and print a dot after each."""
-    for content in read_contents(table_from_bytes(jobs.read())):
+    """Decode the rows that the parent process sent one by one, with ``>`` before and ``.`` after.
+
+    Where memory ends, the system is to end this process, not the worker that waits for it.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    rows = table_from_bytes(jobs.read())
+    for row in range(len(rows)):
+        sys.stdout.write(">")
+        sys.stdout.flush()
+        (content,) = read_contents(rows.slice(row, 1))
         if isinstance(content, bytes):
             _attempt(decode, content)
         sys.stdout.write(".")

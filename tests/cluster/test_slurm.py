@@ -149,7 +149,7 @@ def test_two_nodes_start_on_the_jobs_own_ports_run_the_script_and_pass_on_its_ex
     folder = tmp_path / f"slurm-{slurm['SLURM_JOB_ID']}"
     assert {path.name for path in folder.iterdir()} == {"ray-node1.log", "ray-node2.log"}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert not Path(f"/tmp/ray-{slurm['SLURM_JOB_ID']}").exists()
+    assert not Path(f"/tmp/raffect-{os.getuid()}-{slurm['SLURM_JOB_ID']}").exists()
 
 
 def fake_ray(tmp_path: Path, text: str) -> str:

@@ -7,6 +7,7 @@ import io
 import os
 import socket
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -227,6 +228,45 @@ def test_frames_that_kill_their_decoder_are_found_and_the_others_spared(tmp_path
     monkeypatch.setattr(frames, "_TRIAL", DEADLY + frames._TRIAL)
     killers = find_killers(table(tmp_path, *[f"{k}.jpg" for k in range(7)]))
     assert killers == {2: "kills its decoder (SIGSEGV)", 5: "kills its decoder (SIGSEGV)"}
+
+
+GREEDY = """
+import raffect.datasets.frames as f
+real, kept = f.decode, []
+def greedy(content):
+    while content.endswith(b"greedy"):
+        kept.append(b"x" * 2**24)
+    return real(content)
+f.decode = greedy
+import os
+with open(os.environ["SMALL_GROUP"] + "/cgroup.procs", "w") as file:
+    file.write(str(os.getpid()))
+"""
+"""Stands in for a decoder that takes all memory, in a group of processes that has little."""
+
+
+@pytest.fixture
+def small_group(monkeypatch):
+    """A control group whose processes the kernel kills above 300 MB."""
+    group = Path(f"/sys/fs/cgroup/memory/raffect-test-{os.getpid()}")
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(300 * 2**20))
+    except OSError:
+        pytest.skip("only root may limit memory, where the kernel has its first control groups")
+    monkeypatch.setenv("SMALL_GROUP", str(group))
+    yield
+    group.rmdir()
+
+
+def test_a_frame_whose_process_is_killed_for_memory_twice_is_found_and_the_others_spared(
+    tmp_path, monkeypatch, small_group
+):
+    for k in range(5):
+        (tmp_path / f"{k}.jpg").write_bytes(CONTENTS["jpeg"] + (b"greedy" if k == 3 else b""))
+    monkeypatch.setattr(frames, "_TRIAL", GREEDY + frames._TRIAL)
+    killers = find_killers(table(tmp_path, *[f"{k}.jpg" for k in range(5)]))
+    assert killers == {3: "needs too much memory (SIGKILL)"}
 
 
 def test_no_frame_is_called_a_killer_without_cause(tmp_path):

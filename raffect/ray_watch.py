@@ -1,0 +1,167 @@
+"""A watch over Ray itself: where Ray is dead the run ends with one line.
+
+No ``except`` sees a dead Ray: the main thread waits in Ray's C++ code, which ends the process at
+once, after a minute, or never, and without a word. So a thread watches what nothing moves without:
+the GCS, which is the cluster's memory of itself, the raylet, which is this machine's part, and the
+raylet's agents, with which it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from raffect.leaving import leave
+
+WAKE_S = 0.5
+"""Seconds between two looks at whether the watch is over; the end of a process wakes it at once."""
+CONNECT_EVERY_S = 2.0
+"""Seconds between two connections to the GCS of a cluster."""
+LOST_S = 30.0
+"""Seconds of failed connections after which a cluster is given up."""
+_RAY_LIMIT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+_STORAGE = "RAY_gcs_storage"
+_RAY_LIMIT_S = 60.0
+"""Seconds after which Ray itself gives up a GCS, unless `_RAY_LIMIT` is set."""
+_MARGIN_S = 5.0
+"""Seconds before Ray's own limit, at which it ends the process without a word."""
+_GOES_ON = "what is finished is kept, the same command goes on from there"
+_AGENTS = ("dashboard/agent.py", "runtime_env/agent/main.py", "ray::DashboardAgent")
+_AGENTS += ("ray::RuntimeEnvAgent",)
+"""Ends of a word in the command of an agent, and titles that agents give themselves."""
+
+
+class RayWatch:
+    """Watches the Ray that this process has started or joined.
+
+    Args:
+        address: Of the cluster that was joined; None if this process has started Ray.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        node, self._stop = _node(), threading.Event()
+        # Processes on this machine; a client (ray://) has none
+        pids: dict[str, int] = {}
+        if node is not None:
+            pids = _pids_of_own(node) if address is None else _pids_of_cluster(node, address)
+        self._ends = {os.pidfd_open(pid): name for name, pid in pids.items()}
+        # The GCS on another machine, or where the system cannot wait for processes
+        self._connections = None
+        if address is not None or not pids:
+            where = address if node is None else node.gcs_address
+            self._connections = Connections(str(where).removeprefix("ray://"))
+        self._thread = threading.Thread(target=self._keep_looking, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """End the watch, before Ray is ended on purpose; once is enough."""
+        if not self._stop.is_set():
+            self._stop.set()
+            self._thread.join()
+            for handle in self._ends:
+                os.close(handle)
+
+    def look(self, wait_s: float = 0.0) -> None:
+        """Leave the process if Ray is dead.
+
+        Args:
+            wait_s: Seconds to wait for that.
+        """
+        poll = select.poll()
+        for handle in self._ends:
+            poll.register(handle, select.POLLIN)
+        found = None
+        for handle, _ in poll.poll(wait_s * 1000):
+            found = f"{self._ends[handle]} has ended (killed, maybe since memory ran out)"
+        if found is None and self._connections is not None:
+            found = self._connections.fault()
+        if found is not None:
+            leave(f"{found}; {_GOES_ON}")
+
+    def _keep_looking(self) -> None:
+        while not self._stop.is_set():
+            self.look(WAKE_S)
+
+
+def _pids_of_own(node: Any) -> dict[str, int]:
+    """The GCS and the raylet, which are children of this process, and the raylet's agents."""
+    if not hasattr(os, "pidfd_open"):
+        return {}
+    names = ("gcs_server", "raylet")
+    found = {f"Ray's {name}": node.all_processes[name][0].process.pid for name in names}
+    raylet = found["Ray's raylet"]
+    children = Path(f"/proc/{raylet}/task").glob("*/children")
+    with contextlib.suppress(OSError):
+        for pid in " ".join(file.read_text() for file in children).split():
+            words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+            if any(word.strip().endswith(_AGENTS) for word in words):
+                found[f"an agent of Ray's raylet (process {pid})"] = int(pid)
+    return found
+
+
+def _pids_of_cluster(node: Any, address: str) -> dict[str, int]:
+    """The raylet on this machine, named by its socket; none where the system does not say."""
+    if not hasattr(os, "pidfd_open"):
+        return {}
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(CONNECT_EVERY_S)
+        client.connect(node.raylet_socket_name)
+        peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, _user, _group = struct.unpack("3i", peer)
+        if pid:  # 0: of another container
+            return {f"the raylet of {address} on this machine": pid}
+    return {}
+
+
+class Connections:
+    """Tries a cluster's GCS every `CONNECT_EVERY_S` seconds.
+
+    Args:
+        address: Host and port.
+    """
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self.address, self._target = address, (host.strip("[]"), int(port))
+        self._limit_s = lost_limit_s()
+        self._next = self._answered = time.monotonic()
+
+    def fault(self) -> str | None:
+        """What is wrong, once no connection was made for too long."""
+        now = time.monotonic()
+        if now < self._next:
+            return None
+        self._next = now + CONNECT_EVERY_S
+        try:
+            socket.create_connection(self._target, timeout=CONNECT_EVERY_S).close()
+            self._answered = time.monotonic()
+        except OSError as error:
+            if now - self._answered > self._limit_s:
+                why = error.strerror or error
+                return f"Ray at {self.address}: no connection for {self._limit_s:g} s ({why})"
+        return None
+
+
+def lost_limit_s() -> float:
+    """Seconds without a connection after which a cluster is given up.
+
+    A GCS that keeps its memory elsewhere may come back; then it is Ray's own limit that counts.
+    """
+    returns = os.environ.get("RAY_REDIS_ADDRESS") or os.environ.get(_STORAGE) == "rocksdb"
+    if not returns and _RAY_LIMIT not in os.environ:
+        return LOST_S
+    return max(1.0, float(os.environ.get(_RAY_LIMIT, _RAY_LIMIT_S)) - _MARGIN_S)
+
+
+def _node() -> Any:
+    """What Ray knows of the processes that it has started or joined here."""
+    from ray._private import worker
+
+    return worker._global_node

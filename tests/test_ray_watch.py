@@ -1,0 +1,292 @@
+"""A dead Ray ends the run in one line with status 2, and leaves no process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raffect import ray_guard, ray_watch
+from raffect.bank.format import Bank
+
+LEAVING = """
+import sys, threading
+from contextlib import ExitStack
+from pathlib import Path
+from raffect.leaving import last_act, leave
+acts = {
+    "job": (lambda line: print(f"job: {line}"), "line"),
+    "cli": (lambda line: print(f"cli: {line}"), "line"),
+    "note": (lambda line: (print("too late", flush=True), Path("note").touch()), "after"),
+    "fault": (lambda line: 1 / 0, "before"),
+    "bar": (lambda line: print("bar"), "before"),
+}
+with ExitStack() as stack:
+    for name in sys.argv[1:]:
+        stack.enter_context(last_act(*acts[name]))
+    threading.Thread(target=leave, args=("Ray is dead",)).start()
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("acts", "out", "err"),
+    [
+        (
+            ["job", "cli", "note", "fault", "bar"],
+            ["bar", "cli: Ray is dead", "job: Ray is dead"],
+            [],
+        ),
+        (["note", "bar"], ["bar"], ["raffect: Ray is dead"]),
+    ],
+)
+def test_a_thread_ends_the_process_after_its_last_acts_and_never_without_the_line(
+    tmp_path, acts, out, err
+):
+    command = [sys.executable, "-c", LEAVING, *acts]
+    output = {"capture_output": True, "text": True, "cwd": tmp_path}
+    done = subprocess.run(command, check=False, timeout=60, **output)
+    assert done.returncode == 2
+    assert (tmp_path / "note").exists()
+    assert done.stdout.splitlines() == out
+    assert done.stderr.splitlines() == err
+
+
+def test_a_cluster_is_given_up_after_the_limit_and_not_before(monkeypatch):
+    monkeypatch.setattr(ray_watch, "CONNECT_EVERY_S", 0.05)
+    monkeypatch.setattr(ray_watch, "LOST_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        connections = ray_watch.Connections(address)
+        assert connections.fault() is None
+    start, found = time.monotonic(), None
+    while found is None and time.monotonic() < start + 20:
+        time.sleep(0.02)
+        found = connections.fault()
+    assert time.monotonic() - start > 0.9
+    assert found == f"Ray at {address}: no connection for 1 s (Connection refused)"
+
+
+def test_a_cluster_that_comes_back_in_time_is_not_given_up(monkeypatch):
+    monkeypatch.setattr(ray_watch, "CONNECT_EVERY_S", 0.2)
+    monkeypatch.setattr(ray_watch, "LOST_S", 0.5)
+    server = socket.create_server(("127.0.0.1", 0))
+    host, port = server.getsockname()
+    connections = ray_watch.Connections(f"{host}:{port}")
+    for _ in range(2):
+        server.close()
+        assert connections.fault() is None  # refused, for the first time
+        server = socket.create_server((host, port))
+        time.sleep(0.6)
+        assert connections.fault() is None
+        time.sleep(0.2)
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit_s"),
+    [
+        ({}, 30.0),
+        ({"RAY_REDIS_ADDRESS": "redis:6379"}, 55.0),
+        ({"RAY_gcs_storage": "rocksdb"}, 55.0),
+        ({"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}, 595.0),
+    ],
+)
+def test_where_a_gcs_may_come_back_rays_own_limit_counts(monkeypatch, settings, limit_s):
+    for name in ("RAY_REDIS_ADDRESS", ray_watch._STORAGE, ray_watch._RAY_LIMIT):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert ray_watch.lost_limit_s() == limit_s
+
+
+def test_the_guard_ends_what_writes_into_the_session_once_the_run_is_killed(tmp_path):
+    session = tmp_path / "session"
+    session.mkdir()
+    (session / "log").touch()
+    (tmp_path / "session-2").touch()
+    run = subprocess.Popen(
+        [sys.executable, "-c", GUARDED, str(session)], stdout=subprocess.PIPE, text=True
+    )
+    sleepers = json.loads(run.stdout.readline())
+    assert {run.pid, sleepers["writes"]} <= set(ray_guard.processes_of(str(session)))
+    run.kill()
+    run.wait()
+    try:
+        limit = time.monotonic() + 30
+        while is_alive(sleepers["writes"]) and time.monotonic() < limit:
+            time.sleep(0.05)
+        alive = {name: is_alive(pid) for name, pid in sleepers.items()}
+        assert alive == {"writes": False, "reads": True, "elsewhere": True}
+    finally:
+        for pid in sleepers.values():
+            if is_alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+GUARDED = """
+import json, subprocess, sys, time
+from pathlib import Path
+from raffect.ray_guard import Guard
+session = Path(sys.argv[1])
+guard, own = Guard(session), (session / "own").open("w")
+def sleep(**streams):
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    null = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, **(null | streams)).pid
+print(json.dumps({
+    "writes": sleep(stderr=(session / "log").open("a")),
+    "reads": sleep(stdin=(session / "log").open()),
+    "elsewhere": sleep(stdout=Path(f"{session}-2").open("a")),
+}), flush=True)
+time.sleep(600)
+"""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def below(pid: int) -> dict[int, str]:
+    """Processes below one, with the words of their commands."""
+    parents, commands = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            commands[int(folder.name)] = (folder / "cmdline").read_text(errors="replace")
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(fields[1])
+
+    def is_below(child: int) -> bool:
+        while child > 1 and child != pid:
+            child = parents.get(child, 0)
+        return child == pid
+
+    return {child: commands[child] for child in parents if child != pid and is_below(child)}
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet/raylet", "ray::DashboardAgent"])
+def test_a_dead_ray_ends_extract_with_one_line_and_the_same_command_goes_on(
+    prepared, tmp_path, victim
+):
+    words = ["--manifest", str(prepared / "manifest.parquet"), "--bank", str(tmp_path / "bank")]
+    words += ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
+    command = [sys.executable, "-c", "import sys; from raffect.job import run_job; "]
+    command[-1] += "sys.exit(run_job('extract', sys.argv[1:]))"
+    command += [*words, "--shard-rows", "16"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("bank/commits/*.json")) and run.poll() is None:
+        time.sleep(0.05)
+    processes = below(run.pid)
+    (found,) = [pid for pid, command in processes.items() if victim in command]
+    os.kill(found, signal.SIGKILL)
+    start = time.monotonic()
+    out, err = run.communicate(timeout=100)
+
+    # One line, for a user and for a program, and nothing is left
+    assert time.monotonic() - start < 30
+    assert run.returncode == 2, err
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("raffect extract: ")]
+    assert len(lines) == 1, err
+    assert "has ended" in lines[0]
+    assert lines[0].endswith("what is finished is kept, the same command goes on from there")
+    result = json.loads(out.splitlines()[-1])
+    assert result == {"job": "extract", "status": "failed", "exit": 2, "error": lines[0]}
+    while (alive := list(filter(is_alive, processes))) and time.monotonic() < start + 40:
+        time.sleep(0.1)
+    assert not alive
+    assert not list((tmp_path / "bank" / "running").glob("*.json"))
+
+    # The same command
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert (
+        json.loads(again.stdout.splitlines()[-1])["rows"]
+        == Bank(tmp_path / "bank").plan.offsets[-1]
+    )
+
+
+JOINED = """
+import sys, time
+from raffect.ray_session import ray_session
+with ray_session(sys.argv[1]):
+    import ray
+    print(ray.get(ray.remote(lambda: "works").remote()), flush=True)
+    ray.get(ray.remote(lambda: time.sleep(600)).remote())
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path_factory):
+    """Address and process of a head on ports of its own."""
+    ports = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            ports.append(server.getsockname()[1])
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+    command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--num-cpus=2"]
+    command += [f"--dashboard-agent-listen-port={ports[2]}", "--disable-usage-stats"]
+    command += [f"--ray-client-server-port={ports[3]}", "--node-ip-address=127.0.0.1"]
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
+    command += [f"--temp-dir={tmp_path_factory.mktemp('r')}"]
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    null = subprocess.DEVNULL
+    head = subprocess.Popen(command, env=environment, stdout=null, stderr=null)
+    try:
+        yield f"127.0.0.1:{ports[0]}", head
+    finally:
+        processes = below(head.pid)
+        for pid in (head.pid, *processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        head.wait()
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("victim", "line", "limit_s"),
+    [("gcs_server", "no connection for 30 s", 50), ("raylet/raylet", "on this machine has", 15)],
+)
+def test_a_dead_cluster_ends_a_run_that_joined_it_with_one_line(cluster, victim, line, limit_s):
+    address, head = cluster
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        run = subprocess.Popen(
+            [sys.executable, "-c", JOINED, address],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if run.stdout.readline().strip() == "works":
+            break
+        run.wait()
+    (found,) = [pid for pid, command in below(head.pid).items() if victim in command]
+    os.kill(head.pid, signal.SIGSTOP)  # it would end the other parts, as other machines' do not
+    os.kill(found, signal.SIGKILL)
+    start = time.monotonic()
+    _, err = run.communicate(timeout=100)
+    assert time.monotonic() - start < limit_s
+    assert run.returncode == 2, err
+    last = err.splitlines()[-1]
+    assert last.startswith("raffect: "), err
+    assert line in last
+    assert last.endswith("what is finished is kept, the same command goes on from there")
