@@ -135,7 +135,9 @@ def _raise_hang(signum: int, frame: object) -> None:
 def _last_frames() -> str:
     """Where in raffect an error came from."""
     frames = traceback.extract_tb(sys.exc_info()[2])
-    ours = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames if "/raffect/" in f.filename]
+    ours = [
+        f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames if "/raffect/" in f.filename
+    ]
     return " < ".join(reversed(ours[-3:]))
 
 
@@ -267,14 +269,20 @@ def _run_all(config, folder: Path) -> int:
         for name, found in zip(counts, pool.map(watch, counts), strict=True):
             outcomes[name] = found
             for fault in (one for one in found if one.outcome in FAULTS):
-                print(f"{name}:{fault.seed} {fault.outcome} {fault.file}: {fault.line}", file=sys.stderr)
+                print(
+                    f"{name}:{fault.seed} {fault.outcome} {fault.file}: {fault.line}",
+                    file=sys.stderr,
+                )
     _print_table(outcomes)
     return int(any(one.outcome in FAULTS for found in outcomes.values() for one in found))
 
 
 def _print_table(outcomes: dict[str, list[Outcome]]) -> None:
     print_header("files", "cases", *OUTCOMES, "most CPU s", "most MB")
-    for name, found in (*outcomes.items(), ("all", [one for part in outcomes.values() for one in part])):
+    for name, found in (
+        *outcomes.items(),
+        ("all", [one for part in outcomes.values() for one in part]),
+    ):
         counts = Counter(one.outcome for one in found)
         cpu_s, peak = max(one.cpu_s for one in found), max(one.peak_bytes for one in found)
         cells = [counts[outcome] for outcome in OUTCOMES]

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from raffect.cli import main
 from raffect.config import PackConfig, PrepareConfig, TrainConfig, TuneConfig
+from raffect.errors import RaffectError
 
 FIRST = Path(__file__).parents[1] / "tests" / "fixtures" / "first"
 _DIM, _VIDEOS, _LENGTH = 12, 9, 20
@@ -384,8 +385,10 @@ def _read_picture(case: Case) -> Iterator[Step]:
     from raffect.datasets.frames import BadFrame, decode
 
     def read() -> None:
-        with contextlib.suppress(BadFrame):
+        try:
             decode(case.file.read_bytes())
+        except BadFrame as reason:  # a reject of the bank
+            raise RaffectError(f"{case.file}: {reason}") from None
 
     yield read
 
@@ -413,17 +416,17 @@ FAMILIES: dict[str, Family] = {
         ("first/expr", "first/au", "first/sweep", "new/expr", "new/va", "new/sweep"),
         _RUN_FILES,
         _read_run,
-        0.25,
+        0.18,
     ),
     "heads": Family(("first/au/weights", "new/va/weights"), ("*/*/*",), _read_head, 0.1),
     "states": Family(("new/half",), ("state/*", "env.json"), _read_state, 0.05),
-    "packed": Family(("faces/packed",), ("*.parquet",), _read_packed, 0.05),
+    "packed": Family(("faces/packed",), ("*.parquet",), _read_packed, 0.07),
     "annotations": Family(
         ("faces/8th_ABAW_Annotations", "tables/moods.csv", "tables/moods.parquet"),
         ("**/*.txt",),
         _read_annotations,
-        0.05,
+        0.08,
     ),
-    "pictures": Family(("faces/cropped_aligned",), ("*/*",), _read_picture, 0.05),
+    "pictures": Family(("faces/cropped_aligned",), ("*/*",), _read_picture, 0.07),
 }
 """By name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -17,12 +18,21 @@ import pyarrow.parquet as pq
 
 DEEP = 5000
 """Brackets that open before any closes."""
-_BOMB_ROWS = 300_000_000
-_ROW = 1 << 20
+_DOUBLINGS = 26
+"""Of one row of a Parquet file: 67 million, which take gigabytes in memory and little on disk."""
 
 _TOKENS = (
     *("Infinity", "-Infinity", "NaN", "1e400", "-1", "0", "64.0", '"64"', "null", "true", "[]"),
-    *("{}", '""', "9" * 400, "1e308", "9223372036854775808", "4294967296", '"\\ud800"', '"\\u0000"'),
+    *(
+        "{}",
+        '""',
+        "9" * 400,
+        "1e308",
+        "9223372036854775808",
+        "4294967296",
+        '"\\ud800"',
+        '"\\u0000"',
+    ),
     *('"../../x"', '"/etc/passwd"', "[[1]]", '{"a":{"a":1}}', "[null]", '"a\\nb"'),
     *("[" * 900 + "]" * 900, "[" * DEEP + "]" * DEEP, '{"a":' * 900 + "1" + "}" * 900),
 )
@@ -165,6 +175,8 @@ def _mutate_parquet(rng: random.Random, content: bytes) -> bytes:
         table = pq.read_table(io.BytesIO(content))
     except (pa.ArrowException, OSError):
         return content
+    if rng.random() < 0.01 and len(content) < 10_000:  # of features it would be no small file
+        return _unfold(content)
     how = rng.randrange(8)
     metadata = dict(table.schema.metadata or {})
     if how < 4 and table.num_columns:
@@ -237,14 +249,14 @@ def _to_parquet(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def parquet_bomb(content: bytes) -> bytes:
-    """A small file of the same columns with very many rows."""
+@functools.cache
+def _unfold(content: bytes) -> bytes:
+    """A small file of one row, millions of times."""
     table = pq.read_table(io.BytesIO(content)).slice(0, 1)
+    for _ in range(20):
+        table = pa.concat_tables([table, table]).combine_chunks()
     sink = pa.BufferOutputStream()
-    part = pa.concat_tables([table] * _ROW).combine_chunks() if len(table) else table
-    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
-        for _ in range(_BOMB_ROWS // _ROW):
-            writer.write_table(part, row_group_size=_ROW)
+    pq.write_table(pa.concat_tables([table] * (1 << _DOUBLINGS - 20)), sink, row_group_size=1 << 24)
     return sink.getvalue().to_pybytes()
 
 
@@ -279,9 +291,11 @@ def agree(file: Path, root: Path) -> None:
             named = {"name": file.name, "sha256": sha256}
             _edit(
                 record,
-                lambda head: head | {"statistics": named}
-                if (head["statistics"] or {}).get("name") == named["name"]
-                else head,
+                lambda head: (
+                    head | {"statistics": named}
+                    if (head["statistics"] or {}).get("name") == named["name"]
+                    else head
+                ),
             )
     elif file.parent.name in ("shards", "rejects"):
         commit = file.parents[1] / "commits" / f"{file.name[:6]}.json"
