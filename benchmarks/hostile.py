@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -173,7 +173,7 @@ def run_family(family: str, seeds: Sequence[int], whole: Path, folder: Path) -> 
 
 
 def watch_family(family: str, seeds: Sequence[int], whole: Path, folder: Path) -> list[Outcome]:
-    """Run cases in a child process, and go on in another one after a case that it did not survive."""
+    """Run cases in a child process; after a case that it did not survive, in another one."""
     outcomes: list[Outcome] = []
     while seeds:
         words = [family, str(seeds[0]), str(seeds[-1] + 1), str(whole), str(folder)]

@@ -55,7 +55,7 @@ class Family:
     """Files that are damaged alike, and the commands that read them.
 
     Attributes:
-        units: Folders or files below the whole ones that are copied, and one of their files damaged.
+        units: Folders or files of which a copy is damaged, below the whole ones.
         patterns: Which files of a folder.
         steps: Commands that read a copy, one after the other.
         share: Of all cases.

@@ -285,18 +285,14 @@ def agree(file: Path, root: Path) -> None:
     content = file.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     if file.name == "head.safetensors":
-        _edit(file.parent / "config.json", lambda card: card | {"sha256": sha256})
+        card = file.parent / "config.json"
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"sha256": sha256}))
     elif file.parent.name == "statistics":
         for record in (root / "heads").glob("*.json"):
-            named = {"name": file.name, "sha256": sha256}
-            _edit(
-                record,
-                lambda head: (
-                    head | {"statistics": named}
-                    if (head["statistics"] or {}).get("name") == named["name"]
-                    else head
-                ),
-            )
+            head = json.loads(record.read_text())
+            if (head["statistics"] or {}).get("name") == file.name:
+                named = {"name": file.name, "sha256": sha256}
+                record.write_text(json.dumps(head | {"statistics": named}))
     elif file.parent.name in ("shards", "rejects"):
         commit = file.parents[1] / "commits" / f"{file.name[:6]}.json"
         record = json.loads(commit.read_text())
@@ -307,7 +303,3 @@ def agree(file: Path, root: Path) -> None:
         files = {k: v for k, v in record["files"].items() if not k.startswith(file.parent.name)}
         record["files"] = files | {name: [len(content), sha256]}
         commit.write_text(json.dumps(record))
-
-
-def _edit(file: Path, change: Callable[[dict], dict]) -> None:
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))

@@ -240,9 +240,12 @@ class RunFolder:
 
     def _require_fit(self, record: HeadRecord, found: Statistics) -> None:
         """Refuse statistics of another task than a head's, or of other groups than its fellows'."""
-        path = self._record_paths(record.id)[0]
+        if not (by_epoch := found.heads.get(record.id, {})):
+            return
+        now, first = self._record_paths(record.id)
+        path = now if now.exists() else first
         try:
-            require_shapes(found.heads.get(record.id, {}), found.groups, record.task)
+            require_shapes(by_epoch, found.groups, record.task)
         except Damaged as error:
             raise RaffectError(f"{path}: {error}; {_RERUN}") from error
         groups = self._groups.setdefault((record.fold, record.num_folds), found.groups)
