@@ -341,15 +341,17 @@ def _read_head(case: Case) -> Iterator[Step]:
 
 
 def _read_state(case: Case) -> Iterator[Step]:
+    yield partial(go_on, case.data, case.copy)
+
+
+def go_on(data: Path, run: Path) -> None:
+    """Go on in a copy of the run that `make_whole` stopped after its first epoch."""
     from raffect.runs.folder import RunFolder
     from raffect.training.run_batch import plan_batches, run_batch
 
-    def go_on() -> None:
-        job, dataset = _half_job(case.data, case.copy)
-        for batch in plan_batches(RunFolder(case.copy), job.heads, 2, one_seed=False):
-            run_batch(replace(job, heads=tuple(batch)), dataset)
-
-    yield go_on
+    job, dataset = _half_job(data, run)
+    for batch in plan_batches(RunFolder(run), job.heads, 2, one_seed=False):
+        run_batch(replace(job, heads=tuple(batch)), dataset)
 
 
 def _read_packed(case: Case) -> Iterator[Step]:

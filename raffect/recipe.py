@@ -387,10 +387,11 @@ def _as_type_of(name: str, default: Any, value: Any) -> Any:
         RaffectError: If it is of another type, or not among the choices of the setting.
     """
     # A bool is an int to Python, but not to a recipe.
-    if isinstance(default, float) and type(value) is int and abs(value) < _LARGE:
+    is_sane = type(value) is not int or abs(value) < _LARGE
+    if isinstance(default, float) and type(value) is int and is_sane:
         return float(value)
-    expected = _KINDS[type(default)]
-    require(type(value) is type(default), f"{name} {_shorten(value)}: expected {expected}")
+    expected, is_kind = _KINDS[type(default)], type(value) is type(default)
+    require(is_kind and is_sane, f"{name} {_shorten(value)}: expected {expected}")
     choices = _CHOICES.get(name)
     require(
         choices is None or value in choices,
