@@ -397,38 +397,38 @@ def _read_picture(case: Case) -> Iterator[Step]:
 
 _RUN_FILES = ("*.json", "config.toml", "members/*", "heads/*", "statistics/*", "weights/*/*/*")
 FAMILIES: dict[str, Family] = {
-    "banks": Family(("first/bank", "new/bank"), ("**/*",), _read_bank, 0.15),
+    "banks": Family(("first/bank", "new/bank"), ("**/*",), _read_bank, 0.05),
     "manifests": Family(
         ("first/manifest.parquet", "new/manifest.parquet", "faces/data/manifest.parquet"),
         (),
         _read_manifest,
-        0.1,
+        0.15,
     ),
     "labels": Family(
         tuple(f"first/labels/{name}.parquet" for name in ("expr", "au"))
         + tuple(f"new/labels/{name}.parquet" for name in ("expr", "va")),
         (),
         _read_labels,
-        0.1,
+        0.15,
     ),
     "recipes": Family(
-        ("new/expr.toml", "first/sweep/config.toml", "new/expr/config.toml"), (), _read_recipe, 0.1
+        ("new/expr.toml", "first/sweep/config.toml", "new/expr/config.toml"), (), _read_recipe, 0.15
     ),
     "runs": Family(
         ("first/expr", "first/au", "first/sweep", "new/expr", "new/va", "new/sweep"),
         _RUN_FILES,
         _read_run,
-        0.18,
+        0.05,
     ),
-    "heads": Family(("first/au/weights", "new/va/weights"), ("*/*/*",), _read_head, 0.1),
+    "heads": Family(("first/au/weights", "new/va/weights"), ("*/*/*",), _read_head, 0.15),
     "states": Family(("new/half",), ("state/*", "env.json"), _read_state, 0.05),
-    "packed": Family(("faces/packed",), ("*.parquet",), _read_packed, 0.07),
+    "packed": Family(("faces/packed",), ("*.parquet",), _read_packed, 0.05),
     "annotations": Family(
         ("faces/8th_ABAW_Annotations", "tables/moods.csv", "tables/moods.parquet"),
         ("**/*.txt",),
         _read_annotations,
-        0.08,
+        0.1,
     ),
-    "pictures": Family(("faces/cropped_aligned",), ("*/*",), _read_picture, 0.07),
+    "pictures": Family(("faces/cropped_aligned",), ("*/*",), _read_picture, 0.1),
 }
 """By name."""
