@@ -28,7 +28,7 @@ import tyro
 
 from raffect import config as c
 from raffect import recipe
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, as_one_line
 from raffect.leaving import last_act
 from raffect.progress import stage
 
@@ -165,7 +165,7 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         remedy = "check the path, its rights and the free space, or see --debug"
-        return f"{name}{error.strerror or error}; {remedy}"
+        return as_one_line(f"{name}{error.strerror or error}; {remedy}")
     from raffect.storage.paths import explain
 
     return explain(error)
@@ -267,16 +267,20 @@ def _recipe_words(kind: Any, words: list[str]) -> list[str]:
     """Replace a recipe in front by the flags it stands for; flags that follow override them."""
     if not words or words[0].startswith("-"):
         return words
-    settings = recipe.read_recipe(recipe.find_recipe(words[0]), dotted_names(kind))
+    file = recipe.find_recipe(words[0])
+    settings = recipe.read_recipe(file, dotted_names(kind))
+    c.require_types(kind, settings, file)
     flags: list[str] = []
     for name, value in settings.items():
         group, dot, key = name.replace("_", "-").rpartition(".")
         if isinstance(value, bool):
             # Of a nested setting the "no-" stands behind the dot: --sam.no-independent-dropout
             flags.append(f"--{group}{dot}{'' if value else 'no-'}{key}")
+        elif isinstance(value, list):
+            flags += [f"--{group}{dot}{key}", *map(str, value)]
         else:
-            values = value if isinstance(value, list) else [value]
-            flags += [f"--{group}{dot}{key}", *map(str, values)]
+            # In one word, since a text may begin like a flag
+            flags.append(f"--{group}{dot}{key}={value}")
     return [*flags, *words[1:]]
 
 

@@ -7,6 +7,7 @@ on construction, so that a wrong value is one line at the start and not an error
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import typing
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from raffect.errors import require
+from raffect.errors import RaffectError, require
 from raffect.recipe import NAMES, Recipe, find_recipe, read_recipe, with_settings
 
 EMBEDDED_MODEL = "raffect-faces"
@@ -38,6 +39,36 @@ def may_change(kind: type) -> set[str]:
     hints = typing.get_type_hints(kind, include_extras=True)
     marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
     return {name for name in marks if _MAY_CHANGE in marks[name]}
+
+
+def require_types(kind: type, settings: Mapping[str, Any], where: Path) -> None:
+    """Refuse values of a file that are of another type than a configuration's.
+
+    Args:
+        kind: The configuration.
+        settings: Values by dotted name; `raffect.recipe.read_recipe` has checked those of a recipe.
+        where: The file, for errors.
+
+    Raises:
+        RaffectError: Names the first one.
+    """
+    if not (others := settings.keys() - set(NAMES)):
+        return
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    hints = typing.get_type_hints(kind)
+    for name in sorted(others):
+        value = settings[name]
+        parts = value if isinstance(value, list) else ()
+        flag = next((part for part in parts if str(part).startswith("-")), None)
+        require(flag is None, f"{where}: {name} {str(flag)[:40]!r}: expected no - in front")
+        try:
+            adapter = TypeAdapter(hints[name], config=ConfigDict(strict=True))
+            adapter.validate_json(json.dumps(value, default=str))
+        except (ValidationError, ValueError) as error:
+            faults = error.errors() if isinstance(error, ValidationError) else [{"msg": str(error)}]
+            what = f"{name} {str(value)[:40]!r}: {faults[0]['msg'].lower()}"
+            raise RaffectError(f"{where}: {what}; see `raffect train --help`") from error
 
 
 def _require_local(config: object, *names: str) -> None:

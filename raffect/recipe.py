@@ -275,7 +275,7 @@ def in_todays_words(settings: Mapping[str, Any]) -> dict[str, Any]:
     values = {(name, old): new for (name, new), old in _FIRST_VALUES.items()}
 
     def translate(name: str, value: Any) -> Any:
-        if name == "space":
+        if name == "space" and _are_texts(value):
             return [translate_axis(axis) for axis in value]
         return values.get((name, value), value) if isinstance(value, str) else value
 
@@ -289,11 +289,15 @@ def in_todays_words(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: translate(name, value) for name, value in renamed.items()}
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
 def unknown_name(name: str, known: Sequence[str]) -> str:
     """The error message for a setting that does not exist."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"unknown setting {name!r}; {hint}all are: {', '.join(known)}"
+    return f"unknown setting {_shorten(name)}; {hint}all are: {', '.join(known)}"
 
 
 def find_recipe(name: str) -> Path:
@@ -336,8 +340,10 @@ def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
     # The file's tables and keys, as dotted names
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RaffectError(f"{path}: not a TOML file ({error})") from error
+    except RecursionError as error:
+        raise RaffectError(f"{path}: not a recipe, nested too deeply; {_REMEDY}") from error
+    except ValueError as error:  # TOMLDecodeError is one, and a number of thousands of digits
+        raise RaffectError(f"{path}: not a TOML file ({str(error)[:120]}); {_REMEDY}") from error
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, dict):
@@ -351,6 +357,10 @@ def read_recipe(path: Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
         is_table = any(other.startswith(f"{name}.") for other in known)
         require(not is_table, f"{path}: {name} is a table; write [{name}] and its settings below")
         require(name in known, f"{path}: {unknown_name(name, known)}")
+        require(
+            name != "space" or _are_texts(value),
+            f"{path}: space {_shorten(value)}: expected a list of texts such as seed=0:4",
+        )
         if name in DEFAULTS:
             try:
                 _as_type_of(name, DEFAULTS[name], value)
@@ -377,15 +387,26 @@ def _as_type_of(name: str, default: Any, value: Any) -> Any:
         RaffectError: If it is of another type, or not among the choices of the setting.
     """
     # A bool is an int to Python, but not to a recipe.
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    is_sane = type(value) is not int or abs(value) < _LARGE
+    if isinstance(default, float) and type(value) is int and is_sane:
         return float(value)
-    require(type(value) is type(default), f"{name} {value!r}: expected {_KINDS[type(default)]}")
+    expected, is_kind = _KINDS[type(default)], type(value) is type(default)
+    require(is_kind and is_sane, f"{name} {_shorten(value)}: expected {expected}")
     choices = _CHOICES.get(name)
     require(
         choices is None or value in choices,
-        f"{name} {value!r}: expected one of {', '.join(choices or ())}",
+        f"{name} {_shorten(value)}: expected one of {', '.join(choices or ())}",
     )
     return value
+
+
+def _shorten(value: Any) -> str:
+    """A value for an error."""
+    try:
+        shown = repr(value)
+    except ValueError:  # Python prints no whole number of thousands of digits
+        shown = "of thousands of digits"
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]} ..."
 
 
 def _choices(kind: type, prefix: str = "") -> dict[str, tuple[str, ...]]:
@@ -399,5 +420,10 @@ def _choices(kind: type, prefix: str = "") -> dict[str, tuple[str, ...]]:
     return found
 
 
+_LARGE = 10**300
+"""Whole numbers from here on are taken for no number, before they are too large for a float."""
+_SHOWN = 60
+"""Most characters of a value that an error shows."""
+_REMEDY = "write one like raffect/recipes/paper.toml, or restore it"
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _CHOICES = _choices(Recipe)

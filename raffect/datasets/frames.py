@@ -47,6 +47,8 @@ _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal
 _CRASHES |= {signal.SIGKILL}  # what the system sends to a process that takes too much memory
 _MANIFEST = ("root", "path", "video", "frame")
 _PACKED = ("image", "reason", "video", "frame")
+_PACKED_TYPES = (pa.binary(), pa.string(), pa.string(), pa.int32())
+_PACKED_SCHEMA = pa.schema(list(zip(_PACKED, _PACKED_TYPES, strict=True)))
 _TRIAL = "import sys; from raffect.datasets.frames import _trial; _trial(sys.stdin.buffer)"
 
 
@@ -172,9 +174,12 @@ def read_contents(rows: pa.Table) -> list[bytes | BadFrame]:
 def _read_group(root: str, group: str) -> dict[str, list]:
     try:
         with open_parquet(locate(root)) as file:
-            return file.read_row_group(int(group), columns=list(_PACKED)).to_pydict()
-    except (OSError, pa.ArrowException, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
+            table = file.read_row_group(int(group), columns=list(_PACKED))
+        if missing := set(_PACKED) - set(table.column_names):
+            raise Damaged(f"column {min(missing)!r} is missing")
+        return table.select(_PACKED).cast(_PACKED_SCHEMA).to_pydict()
+    except (OSError, pa.ArrowException, ValueError, LookupError, OverflowError, Damaged) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         remedy = "bring the file back or run `raffect pack` again"
         raise RaffectError(
             f"{root}: row group {group} cannot be read ({reason}); {remedy}"

@@ -10,14 +10,27 @@ import pyarrow.compute as pc
 
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
-from raffect.storage.tables import read_table
+from raffect.storage.paths import Damaged
+from raffect.storage.tables import check_cells, read_table
 
 LABEL_COLUMNS = ("video", "frame", "split")
 
 
 def read_labels(path: Path) -> pa.Table:
-    """Read a label table that `raffect prepare` wrote: ``video, frame, split, <values>``."""
-    return read_table(path, LABEL_COLUMNS, "label table", "raffect prepare")
+    """Read a label table that `raffect prepare` wrote: ``video, frame, split, <values>``.
+
+    Raises:
+        RaffectError: If it is none, or a cell that names a frame, a split or a group is not what it
+            should be.
+    """
+    table = read_table(path, LABEL_COLUMNS, "label table", "raffect prepare")
+    texts = [name for name in ("video", "split", "group") if name in table.column_names]
+    try:
+        check_cells(table, texts, ("frame",))
+    except (Damaged, KeyError) as error:
+        what = f"{path}: damaged label table, {error}"
+        raise RaffectError(f"{what}; make it again with `raffect prepare`") from error
+    return table
 
 
 def select_split(labels: pa.Table, split: str) -> pa.Table:
@@ -34,9 +47,10 @@ def read_values(labels: pa.Table, task: Task) -> np.ndarray:
         RaffectError: If a column is missing or does not hold numbers.
     """
     for name in task.columns:
-        if name not in labels.column_names:
+        if (count := labels.column_names.count(name)) != 1:
             raise RaffectError(
-                f"these are not {task.name} labels: column {name!r} is missing; "
+                f"these are not {task.name} labels: column {name!r} is "
+                f"{'there twice' if count else 'missing'}; "
                 f"give labels/{task.name}.parquet"
             )
         kind = labels[name].type

@@ -19,7 +19,8 @@ import pyarrow as pa
 from raffect.datasets.problems import Ignored, Problem
 from raffect.errors import RaffectError
 from raffect.storage.keys import Vocabulary, digest_keys, is_utf8
-from raffect.storage.tables import read_metadata, read_table, write_table
+from raffect.storage.paths import Damaged
+from raffect.storage.tables import check_cells, read_metadata, read_table, write_table
 
 COLUMNS = ("video", "frame", "path", "root")
 SYNTHETIC = "synthetic"
@@ -344,10 +345,10 @@ def read_manifest(path: Path) -> pa.Table:
     table = read_table(path, COLUMNS, "manifest", "raffect prepare")
 
     # Cells
-    for column in COLUMNS:
-        if table[column].null_count:
-            what = f"column {column!r} has {table[column].null_count} empty cells"
-            raise RaffectError(f"{path}: {what}; {_REMEDY}")
+    try:
+        check_cells(table, ("video", "path", "root"), ("frame",))
+    except Damaged as error:
+        raise RaffectError(f"{path}: {error}; {_REMEDY}") from error
     if not len(table):
         raise RaffectError(f"{path}: the manifest has no rows; {_REMEDY}")
     if table["frame"].type != pa.int32():
@@ -362,8 +363,6 @@ def read_manifest(path: Path) -> pa.Table:
             f"{path}: row {int(wrong[0]) + 1} is not after the row before it in (video, frame); "
             "sort it and drop doubles, or make it with `raffect prepare`"
         )
-    if int(np.min(table["frame"].to_numpy())) < 1:
-        raise RaffectError(f"{path}: frame numbers start at 1")
     return table
 
 

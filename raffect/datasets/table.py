@@ -111,6 +111,11 @@ def _read(file: Path) -> pa.Table:
             table = read_parquet(file).combine_chunks()
         else:
             table = _read_csv(file)
+        for name in TEXTS:
+            if table.column_names.count(name) == 1:
+                texts = table[name].cast(pa.string())
+                table = table.set_column(table.column_names.index(name), name, texts)
+        table.validate(full=True)
     except (pa.ArrowException, OSError, Damaged, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         reason = reason or str(error).splitlines()[0][:150]
@@ -121,9 +126,6 @@ def _read(file: Path) -> pa.Table:
     names = table.column_names
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise RaffectError(f"{file}: column {doubled!r} is there twice; rename one")
-    for name in TEXTS:
-        if name in names:
-            table = table.set_column(names.index(name), name, table[name].cast(pa.string()))
     return table
 
 

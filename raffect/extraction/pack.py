@@ -180,10 +180,11 @@ def _find_packed(file: Path, rows: pa.Table, shard_rows: int) -> tuple[bool, int
         with open_parquet(file) as packed:
             found = packed.read(columns=["reason"])
             first = packed.metadata.row_group(0).num_rows
-    except (pa.ArrowException, OSError):
+        unreadable = found["reason"].is_valid().to_numpy()
+    except (pa.ArrowException, OSError, LookupError, ValueError):
         return False, 0
     # Frames from the same paths, in row groups of the same size
-    about, unreadable = read_metadata(found), found["reason"].is_valid().to_numpy()
+    about = read_metadata(found)
     if first != min(shard_rows, len(rows)) or about.get(_SOURCE) != _digest(rows):
         return False, 0
     # Where a picture is gone, the packed copy is the only one, and packing again would lose it.

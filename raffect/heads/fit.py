@@ -108,7 +108,10 @@ def fit(
         learner.fuse()
     fitted = Fitted(job.spec, diverged=[None] * len(job.recipes))
     if job.state_path is not None and job.state_path.exists():
-        resume(job.state_path, job.identity, learner, fitted)
+        score, one = score_name(job.prior.task), job.validation.part(slice(1))
+        kind = loss_kind(job.prior.task)
+        shape = count(kind, learner.heads, one).shape if job.keep_statistics else ()
+        resume(job.state_path, job.identity, learner, fitted, score, shape)
     job.workers.require_same(len(fitted.history), "epochs of the saved state", job.device)
     if fitted.history:
         on_resume(fitted.history)

@@ -210,9 +210,13 @@ class Learner:
         return {name: to_cpu(tensor) for name, tensor in self._tensors().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from a `state`."""
+        """Go on from a `state`.
+
+        Raises:
+            ValueError: If a tensor is missing, or of another shape or type.
+        """
         for name, tensor in self._tensors().items():
-            tensor.copy_(state[name])
+            copy_same(tensor, state.get(name), name)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {name: getattr(self.optimizer, name) for name in STATE}
@@ -271,6 +275,17 @@ class Learner:
             with torch.cuda.graph(self._graph):
                 self._gather_and_step(samples)
             self._graph.replay()
+
+
+def copy_same(target: Tensor, source: Tensor | None, name: str) -> None:
+    """Copy a tensor of a file; torch itself would spread a smaller one over the larger one.
+
+    Raises:
+        ValueError: If there is none, or one of another shape or type.
+    """
+    if source is None or source.shape != target.shape or source.dtype != target.dtype:
+        raise ValueError(f"tensor {name} is missing or of another shape or type")
+    target.copy_(source)
 
 
 def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:

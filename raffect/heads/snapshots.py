@@ -5,7 +5,8 @@ Shape letters: P heads, N weights of a head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +18,14 @@ from torch import Tensor
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_state, save_state
 from raffect.heads.head_batch import Buffers, HeadBatch, HeadSpec, to_cpu
-from raffect.heads.learner import Learner
+from raffect.heads.learner import Learner, copy_same
+from raffect.recipe import Recipe
 from raffect.storage.records import Record
 
 STATE_FORMAT = 2
 """Of the file that `save` writes; 1, which had no number, named tensors by the layers of an MLP."""
+
+_RESTART = "delete it to train from the start"
 
 History = list[dict[str, Any]]
 """One entry an epoch; see `Fitted.history`."""
@@ -138,8 +142,24 @@ def save(path: Path, identity: Mapping[str, Any], learner: Learner, fitted: Fitt
     save_state(path, tensors, about.to_json())
 
 
-def resume(path: Path, identity: Mapping[str, Any], learner: Learner, fitted: Fitted) -> None:
+def resume(
+    path: Path,
+    identity: Mapping[str, Any],
+    learner: Learner,
+    fitted: Fitted,
+    score: str,
+    statistics: tuple[int, ...] = (),
+) -> None:
     """Go on from what `save` wrote.
+
+    Args:
+        path: The file.
+        identity: As given to `save`.
+        learner: Before its first epoch.
+        fitted: Likewise, without any result.
+        score: Name of the headline score in the history.
+        statistics: Shape of an epoch's statistics, (P, groups, A, B); empty where they are not
+            kept.
 
     Raises:
         RaffectError: If it is damaged, or belongs to another version, other settings or other data.
@@ -149,19 +169,68 @@ def resume(path: Path, identity: Mapping[str, Any], learner: Learner, fitted: Fi
     if content.get("format") != STATE_FORMAT:
         what = f"{path}: an unfinished run of another version of raffect"
         raise RaffectError(f"{what}; delete the file to train from the start")
-    about = SavedState.from_json(content, path, "delete it to train from the start")
+    about = SavedState.from_json(content, path, _RESTART)
     if about.identity != identity:
         changed = [name for name in identity if about.identity.get(name) != identity[name]]
-        what = f"{path}: an unfinished run of other {' and '.join(changed)}"
+        what = f"{path}: an unfinished run of other {' and '.join(changed) or 'settings'}"
         remedy = "name another --out, or delete the file to train from the start"
         raise RaffectError(f"{what}; {remedy}")
     # The learner, then what it has left so far.
-    learner.load_state(tensors)
-    fitted.history, fitted.diverged = about.history, about.diverged
-    fitted.statistics = list(tensors["statistics"].numpy()) if "statistics" in tensors else []
-    for name, epoch in about.epochs.items():
-        kept = Snapshot.of(learner.heads)
-        for key, tensor in kept.tensors(name).items():
-            tensor.copy_(tensors[key])
-        kept.epoch = np.array(epoch)
-        fitted.snapshots[name] = kept
+    try:
+        _require_whole(about, learner.recipes, score, with_cv=bool(identity.get("cv_epochs")))
+        learner.load_state(tensors)
+        fitted.history, fitted.diverged = about.history, about.diverged
+        fitted.statistics = _read_statistics(tensors, len(about.history), statistics)
+        for name, epoch in about.epochs.items():
+            kept = Snapshot.of(learner.heads)
+            for key, tensor in kept.tensors(name).items():
+                copy_same(tensor, tensors.get(key), key)
+            kept.epoch = np.array(epoch)
+            fitted.snapshots[name] = kept
+    except ValueError as error:
+        raise RaffectError(f"{path}: damaged, {error}; {_RESTART}") from error
+
+
+def _read_statistics(
+    tensors: Mapping[str, Tensor], epochs: int, shape: tuple[int, ...]
+) -> list[np.ndarray]:
+    """Statistics of each epoch, if they are kept."""
+    if not shape:
+        return []
+    found = tensors.get("statistics")
+    if found is None or tuple(found.shape) != (epochs, *shape):
+        raise ValueError("statistics are missing or of another shape")
+    return list(found.numpy())
+
+
+def _require_whole(
+    about: SavedState, recipes: Sequence[Recipe], score: str, *, with_cv: bool
+) -> None:
+    """Raise `ValueError` unless a state has a value for each head wherever it should."""
+    # Heads, and the epochs of their snapshots.
+    count, done = len(recipes), len(about.history)
+    if len(about.diverged) != count or not 1 <= done <= recipes[0].epochs:
+        raise ValueError(f"{len(about.diverged)} heads after {done} epochs")
+    if set(about.epochs) != {"last", "best", *(["cv"] if with_cv else [])}:
+        raise ValueError(f"snapshots {', '.join(about.epochs)}")
+    for name, epochs in about.epochs.items():
+        if len(epochs) != count or not all(0 <= epoch <= done for epoch in epochs):
+            raise ValueError(f"epochs of snapshot {name}")
+    # History; values of heads that had diverged are None.
+    for number, entry in enumerate(about.history, start=1):
+        lists = [entry.get(name) for name in ("lr", "train_loss", score)]
+        is_whole = (
+            set(entry) == {"epoch", "wall_s", "steps", "lr", "train_loss", score}
+            and entry["epoch"] == number
+            and _is_number(entry["wall_s"])
+            and type(entry["steps"]) is int
+            and all(isinstance(values, list) and len(values) == count for values in lists)
+            and all(_is_number(v) or v is None for values in lists[1:] for v in values)
+            and all(map(_is_number, entry["lr"]))
+        )
+        if not is_whole:
+            raise ValueError(f"history of epoch {number} is not as expected")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf

@@ -43,7 +43,8 @@ def _facts(run: Run) -> list[str]:
     ]
 
     # Versions; a run that went on may have been trained by several commits
-    made, versions = run.record.run, run.record.run.versions
+    made = run.record.run
+    versions = {name: made.versions.get(name, "?") for name in ("raffect", "torch", "python")}
     commits = sorted({str(part.git_commit or "unknown")[:20] for part in trained})
     return [
         f"{len(trained)} heads ({by_status}), {seconds} of training, batches added up, "

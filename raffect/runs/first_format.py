@@ -117,7 +117,7 @@ def read_statistics(content: dict[str, Any], record: HeadRecord, where: Path) ->
         groups = [str(name) for name in content["video_names"]]
         if any(values.ndim != 3 or len(values) != len(groups) for values in by_epoch.values()):
             raise ValueError("counts do not fit the videos")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RaffectError(f"{where}: damaged ({str(error)[:80]}); {_RERUN}") from error
     return Statistics(groups, {record.id: by_epoch})
 

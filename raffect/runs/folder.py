@@ -31,7 +31,7 @@ import tomli_w
 
 from raffect.bank.facts import DataFacts
 from raffect.config import LearnConfig, may_change
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, require
 from raffect.provenance import describe_run
 from raffect.recipe import DEFAULTS, NAMES, flatten, plain, read_recipe
 from raffect.runs import first_format
@@ -39,10 +39,12 @@ from raffect.runs.group_statistics import (
     ByEpoch,
     Statistics,
     read_statistics,
+    require_shapes,
     write_statistics,
 )
 from raffect.runs.records import HeadRecord, RunRecord
 from raffect.storage.atomic import PREFIX, write_atomic
+from raffect.storage.paths import Damaged
 from raffect.storage.records import Record, parse_object
 
 _RERUN = "delete it and run the same command again"
@@ -72,6 +74,7 @@ class RunFolder:
         self.path = path
         self._statistics: dict[str, Statistics] = {}
         self._sums: dict[str, dict[str, ByEpoch]] = {}
+        self._groups: dict[tuple[int | None, int], Sequence[str]] = {}
 
     @classmethod
     def create(cls, config: LearnConfig, facts: DataFacts, fingerprint: str) -> RunFolder:
@@ -156,7 +159,9 @@ class RunFolder:
                 content = parse_object(path.read_bytes(), path, _BEGIN_AGAIN)
                 # In the first format the heads themselves; their state is refused by its version
                 note = content if "heads" in content else {"heads": content}
-                noted.append(BatchNote.from_json(note, path, _BEGIN_AGAIN).heads)
+                heads = BatchNote.from_json(note, path, _BEGIN_AGAIN).heads
+                require(bool(heads), f"{path}: damaged, names no head; {_BEGIN_AGAIN}")
+                noted.append(heads)
         return noted
 
     def drop_state(self, ids: Iterable[str]) -> None:
@@ -231,7 +236,23 @@ class RunFolder:
         if key not in self._statistics:
             self._statistics[key] = self._load_statistics(record)
         found = self._statistics[key]
+        self._require_fit(record, found)
         return found if found.heads.get(record.id) or record.statistics else None
+
+    def _require_fit(self, record: HeadRecord, found: Statistics) -> None:
+        """Refuse statistics of another task than a head's, or of other groups than its fellows'."""
+        if not (by_epoch := found.heads.get(record.id, {})):
+            return
+        now, first = self._record_paths(record.id)
+        path = now if now.exists() else first
+        try:
+            require_shapes(by_epoch, found.groups, record.task)
+        except Damaged as error:
+            raise RaffectError(f"{path}: {error}; {_RERUN}") from error
+        groups = self._groups.setdefault((record.fold, record.num_folds), found.groups)
+        if groups is not found.groups and list(groups) != list(found.groups):
+            what = f"its statistics are of other {record.group_name} than those of other heads"
+            raise RaffectError(f"{path}: {what}; {_RERUN}")
 
     def _load_statistics(self, record: HeadRecord) -> Statistics:
         if record.statistics is not None:

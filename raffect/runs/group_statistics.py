@@ -19,13 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.runs.records import StatisticsFile
 from raffect.storage.atomic import write_atomic
 from raffect.storage.paths import Damaged, parse_parquet, read_buffer
-from raffect.storage.tables import read_metadata
+from raffect.storage.tables import check_cells, read_metadata
 
 _COLUMNS = ("head", "epoch", "group", "statistics")
+_COLUMNS_OF = {"multilabel": 4, "regression": 6}
+"""Columns of a kind's statistics; of classes as many as rows."""
 _NAME = re.compile(r"[0-9a-f]{16}\.parquet")
 _REMEDY = "delete the records of its heads in heads/ and run the same command again"
 
@@ -101,11 +104,33 @@ def read_statistics(folder: Path, file: StatisticsFile) -> Statistics:
         raise RaffectError(f"{path}: {str(error).splitlines()[0][:120]}; {_REMEDY}") from error
 
 
+def require_shapes(by_epoch: ByEpoch, groups: Sequence[str], task: Task) -> None:
+    """Refuse statistics of a head that are not of its task.
+
+    Raises:
+        Damaged: Names the first epoch.
+    """
+    count, columns = len(task.outputs), _COLUMNS_OF.get(task.kind)
+    expected = (len(groups), count, columns or count)
+    for epoch, found in by_epoch.items():
+        if found.shape != expected:
+            raise Damaged(f"statistics of epoch {epoch} of shape {found.shape}, not {expected}")
+
+
 def _parse(content: pa.Buffer) -> Statistics:
     # All values as one array, in the order of the rows
     table = parse_parquet(content, _COLUMNS)
-    rows, columns = (int(size) for size in read_metadata(table)["shape"].split(","))
-    values = table["statistics"].combine_chunks().flatten().to_numpy().reshape(-1, rows, columns)
+    if table.num_columns != len(_COLUMNS) or not len(table):
+        raise Damaged(f"expected rows with columns {', '.join(_COLUMNS)}")
+    check_cells(table, ("head", "group"), ("epoch",))
+    rows, columns = (int(size) for size in read_metadata(table).get("shape", "").split(","))
+    kind = table["statistics"].type
+    if not (pa.types.is_fixed_size_list(kind) and kind.value_type in (pa.int64(), pa.float64())):
+        raise Damaged(f"statistics are {str(kind)[:40]}, expected lists of whole numbers or floats")
+    flat = pa.concat_arrays([chunk.flatten() for chunk in table["statistics"].chunks])
+    if flat.null_count or min(rows, columns) < 1:
+        raise Damaged("statistics have empty cells")
+    values = flat.to_numpy().reshape(len(table), rows, columns)
     groups = table["group"].unique().to_pylist()
 
     # A block of rows is a head and an epoch, which stand in its first row

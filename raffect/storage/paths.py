@@ -27,6 +27,9 @@ from raffect.errors import RaffectError
 MAX_BYTES = 256_000_000
 """Largest picture or annotation file that is read."""
 
+_MOST_ROWS_A_BYTE = 64
+"""Most rows of a Parquet file for each of its bytes: a row has a frame number of its own, which
+takes a byte or two. A file of equal rows alone has thousands."""
 _READ_AT_ONCE, _CHUNK = 1024, 1 << 16
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -163,6 +166,7 @@ def parse_parquet(content: pa.Buffer, columns: Iterable[str] | None = None) -> p
     """
     names = list(columns) if columns else None
     try:
+        _require_few_rows(pa.BufferReader(content), content.size)
         return _named(pq.read_table(pa.BufferReader(content), columns=names, use_threads=False))
     except Exception as error:  # of wrong bytes Arrow raises nearly anything
         raise _describe_damage(error) from error
@@ -172,6 +176,17 @@ def _named(table: pa.Table) -> pa.Table:
     """The table, if the names of its columns are UTF-8, which Arrow does not check."""
     _ = table.column_names
     return table
+
+
+def _require_few_rows(source: Any, size_bytes: int) -> None:
+    """Refuse a small file that would unfold into more memory than there is, before it does.
+
+    Raises:
+        Damaged: If it claims more rows than files of frames ever have.
+    """
+    rows = pq.read_metadata(source).num_rows
+    if rows > _MOST_ROWS_A_BYTE * size_bytes:
+        raise Damaged(f"claims {rows:,} rows in {size_bytes:,} bytes")
 
 
 def _describe_damage(error: Exception) -> Damaged:
@@ -190,6 +205,7 @@ def read_parquet(
     names = list(columns) if columns else None
     try:
         source: Any = pa.BufferReader(path.read_bytes()) if is_remote(path) else path
+        _require_few_rows(source, source.size() if is_remote(path) else path.stat().st_size)
         table = pq.read_table(
             source, columns=names, memory_map=not is_remote(path), use_threads=use_threads
         )

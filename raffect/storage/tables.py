@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raffect.errors import RaffectError
@@ -46,10 +47,42 @@ def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> p
     except Damaged as error:
         what = f"not a readable Parquet file ({error})"
         raise RaffectError(f"{path}: {what}; make it again with `{maker}`") from error
-    if missing := [name for name in columns if name not in table.column_names]:
-        what = f"not a {kind}, column {missing[0]!r} is missing"
-        raise RaffectError(f"{path}: {what}; make it with `{maker}`")
+    for name in columns:
+        if (count := table.column_names.count(name)) != 1:
+            what = f"column {name!r} is {'there twice' if count else 'missing'}"
+            raise RaffectError(f"{path}: not a {kind}, {what}; make it with `{maker}`")
     return table
+
+
+def check_cells(table: pa.Table, texts: Sequence[str], numbers: Sequence[str]) -> None:
+    """Check every cell of some columns, whatever a file claims of itself.
+
+    Args:
+        table: With these columns.
+        texts: Columns of text, as dictionaries or not.
+        numbers: Columns of whole numbers from 1 to 2147483647.
+
+    Raises:
+        Damaged: If a column is of another type, has empty cells, text that is not UTF-8, or other
+            numbers.
+    """
+    for name in (*texts, *numbers):
+        found = _plain(table.schema.field(name).type)
+        is_text = pa.types.is_string(found) or pa.types.is_large_string(found)
+        if not (is_text if name in texts else pa.types.is_integer(found)):
+            expected = "text" if name in texts else "int32"
+            raise Damaged(f"column {name!r} is {str(found)[:40]}, expected {expected}")
+        if empty := table[name].null_count:
+            raise Damaged(f"column {name!r} has {empty} empty cells")
+        try:
+            table[name].validate(full=True)
+        except pa.ArrowException as error:
+            what = str(error).splitlines()[0][:120]
+            raise Damaged(f"column {name!r} is damaged ({what})") from error
+    for name in numbers:
+        low, high = pc.min_max(table[name]).values()
+        if len(table) and not (low.as_py() >= 1 and high.as_py() < 1 << 31):
+            raise Damaged(f"column {name!r} has numbers from {low} to {high}, expected 1 or more")
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
