@@ -23,6 +23,7 @@ SMALL = {
     "train": "--steps 10 --batches 1 2",
     "tune": "--heads 4 --frames 4096 --epochs 1 --width 32",
     "memory": "--extract 3000 --train 12000",
+    "hostile": "--cases 12",
     "startup": "--frames 12000 --models raffect-faces --repeats 1",
 }
 

@@ -11,6 +11,7 @@ import struct
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -131,9 +132,10 @@ def test_a_column_that_is_there_twice_is_one_line(tmp_path):
 
 
 def test_a_small_file_of_millions_of_rows_is_refused_before_it_takes_memory(tmp_path):
-    table = pa.table({"x": pa.array(["x"]).dictionary_encode()}).take([0] * 2_000_000)
+    column = pa.DictionaryArray.from_arrays(np.zeros(21_000_000, np.int32), ["x"])
+    table = pa.table({"x": column})
     pq.write_table(table, tmp_path / "x.parquet")
-    with pytest.raises(Damaged, match=r"claims 2,000,000 rows in [0-9,]+ bytes"):
+    with pytest.raises(Damaged, match=r"claims 21,000,000 rows in [0-9,]+ bytes"):
         read_parquet(tmp_path / "x.parquet")
 
 
@@ -302,3 +304,12 @@ def test_a_note_of_a_batch_without_heads_is_one_line(half):
     file.write_text('{"heads": {}}')
     with pytest.raises(RaffectError, match="names no head; delete it"):
         RunFolder(half).batches_under_way()
+
+
+def test_a_record_whose_curves_are_of_unequal_lengths_is_one_line(run):
+    file = next((run / "heads").glob("*.json"))
+    record = json.loads(file.read_text())
+    record["curve"]["lr"].append(0.1)
+    file.write_text(json.dumps(record))
+    with pytest.raises(RaffectError, match=rf"{file.name}: damaged, curves of"):
+        RunFolder(run).read_records()

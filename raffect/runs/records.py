@@ -14,6 +14,7 @@ from annotated_types import Ge, Le
 
 from raffect.bank.facts import DataFacts
 from raffect.datasets.tasks import Task
+from raffect.errors import require
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot, Status
 from raffect.metrics.task_kinds import Kind, kind_of
 from raffect.provenance import Provenance
@@ -77,6 +78,10 @@ class Curve(Record):
     lr: tuple[float, ...] = ()
     train_loss: tuple[float | None, ...] = ()
     validation: tuple[float | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        lengths = [len(values) for values in (self.lr, self.train_loss, self.validation)]
+        require(len(set(lengths)) == 1, f"curves of {lengths} epochs, expected equal lengths")
 
 
 @dataclass(frozen=True, kw_only=True)

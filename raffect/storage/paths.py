@@ -27,9 +27,9 @@ from raffect.errors import RaffectError
 MAX_BYTES = 256_000_000
 """Largest picture or annotation file that is read."""
 
-_MOST_ROWS_A_BYTE = 64
-"""Most rows of a Parquet file for each of its bytes: a row has a frame number of its own, which
-takes a byte or two. A file of equal rows alone has thousands."""
+_MANY_ROWS, _MOST_ROWS_A_BYTE = 20_000_000, 16
+"""Rows of a Parquet file that are read whatever its size, and most for each byte of a larger one.
+Frame numbers of many videos compress well, but a file of equal rows has hundreds a byte."""
 _READ_AT_ONCE, _CHUNK = 1024, 1 << 16
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -185,7 +185,7 @@ def _require_few_rows(source: Any, size_bytes: int) -> None:
         Damaged: If it claims more rows than files of frames ever have.
     """
     rows = pq.read_metadata(source).num_rows
-    if rows > _MOST_ROWS_A_BYTE * size_bytes:
+    if rows > max(_MANY_ROWS, _MOST_ROWS_A_BYTE * size_bytes):
         raise Damaged(f"claims {rows:,} rows in {size_bytes:,} bytes")
 
 
