@@ -108,7 +108,7 @@ def extract(
         plan = bank.extend_plan(manifest, config.shard_rows)
     with note_of_run(bank.path, config.join):
         with stage("comparing pictures with the bank's"):
-            require_same_pictures(bank, manifest)
+            _compare_pictures(bank, manifest)
             todo = choose_shards(bank, plan, config.limit)
         if not todo:
             return _finish(config, bank, load)  # a plan that was withdrawn is there again
@@ -120,6 +120,14 @@ def extract(
     summary = summarise(bank, tally, wall_s, placement.actors, gpus)
     _record(config, bank, summary)
     return summary
+
+
+def _compare_pictures(bank: Bank, manifest: pa.Table) -> None:
+    """Refuse other pictures than the bank's; a note if those that were drawn cannot be read."""
+    for shard in require_same_pictures(bank, manifest).unreadable:
+        what = f"pictures of shard {shard:06d} cannot be read any more, so they are not compared"
+        remedy = "its features are kept; if a disk is not mounted, stop this run"
+        print(f"note: {what} ({remedy})", file=sys.stderr)
 
 
 def _is_taken(path: Path) -> bool:
