@@ -194,6 +194,16 @@ class Bank:
             )
         return build_plan(map(read_generation, files.values()))
 
+    @property
+    def known_plan(self) -> Plan:
+        """The plan up to the first generation that is missing, which may have been withdrawn.
+
+        Raises:
+            RaffectError: If it is damaged.
+        """
+        files = list_generations(self.path / "plan")
+        return self._known_plan({k: files[k] for k in range(_first_missing(files))})
+
     def extend_plan(self, manifest: pa.Table, shard_rows: int | None = None) -> Plan:
         """Plan every frame of a manifest that is not planned yet, as a new generation.
 

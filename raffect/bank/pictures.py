@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.format import Bank, Commit
+from raffect.bank.format import Bank, Commit, Plan
 from raffect.config import count_cores
 from raffect.datasets.frames import BadFrame, read_contents
 from raffect.errors import RaffectError
@@ -86,14 +86,16 @@ def check_pictures(
     Raises:
         RaffectError: If an image root cannot be read, or the manifest lacks frames of the bank.
     """
-    planned = range(bank.plan.num_shards)  # `verify` names shards beyond it
+    plan = bank.known_plan
+    planned = range(plan.num_shards)  # `verify` names shards beyond it
     commits = {shard: one for shard, one in bank.read_commits().items() if shard in planned}
     known = [shard for shard, record in commits.items() if record.pictures]
     picked = known
     if sample is not None and sample < len(known):
         picked = sorted(random.Random(len(known)).sample(known, sample))
     changed, unreadable = [], []
-    for shard, digest in _digests(bank, manifest, {shard: commits[shard] for shard in picked}):
+    chosen = {shard: commits[shard] for shard in picked}
+    for shard, digest in _digests(bank, plan, manifest, chosen):
         if digest is None:
             unreadable.append(shard)
         elif digest != commits[shard].pictures:
@@ -130,19 +132,19 @@ def require_same_pictures(bank: Bank, manifest: pa.Table) -> PictureCheck:
 
 
 def _digests(
-    bank: Bank, manifest: pa.Table, commits: Mapping[int, Commit]
+    bank: Bank, plan: Plan, manifest: pa.Table, commits: Mapping[int, Commit]
 ) -> Iterator[tuple[int, str | None]]:
     """Each shard, and the digest of the manifest's pictures for it; None if one is unreadable."""
     # Row of the manifest of each planned frame
     vocabulary = Vocabulary()
-    planned, listed = vocabulary.keys(bank.plan.table), vocabulary.keys(manifest)
+    planned, listed = vocabulary.keys(plan.table), vocabulary.keys(manifest)
     order = np.argsort(listed, kind="stable")
     found = positions(planned, listed[order])
     if (found < 0).any():
         lost = int((found < 0).sum())
         raise RaffectError(f"{bank.path} holds {lost} frames that the manifest lacks")
     rejected = np.isin(planned, vocabulary.keys(bank.read_rejects(commits.values())))
-    offsets = bank.plan.offsets
+    offsets = plan.offsets
 
     def read(shard: int) -> tuple[int, str | None]:
         own = slice(offsets[shard], offsets[shard + 1])
