@@ -49,7 +49,7 @@ from raffect.bank.records import (
     parse_bank_file,
     parse_commit,
 )
-from raffect.bank.replan import mark_of, withdraw_misfits
+from raffect.bank.replan import forget_marks, withdraw_misfits
 from raffect.bank.shard_file import (
     REJECTS,
     format_rejects,
@@ -224,6 +224,7 @@ class Bank:
             committed = list(self._committed())
             files = list_generations(self.path / "plan")
             number, plan = _first_missing(files), self._known_plan(files)
+            forget_marks(files)
             if number == len(files):
                 self.__dict__["plan"] = plan
             if len(plan.table) and shard_rows not in (None, plan.shard_rows):
@@ -247,8 +248,7 @@ class Bank:
             # If two runs extend the plan at once, one of them writes this file. The other one reads
             # the plan again and looks at what is left.
             write_if_absent(file, content)
-            if beyond:
-                mark_of(file).unlink(missing_ok=True)
+            forget_marks({number: file})
 
     def unplanned(self, manifest: pa.Table) -> pa.Table:
         """Rows of a manifest that are not planned yet.
