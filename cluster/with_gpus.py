@@ -1,5 +1,5 @@
 """Ask an autoscaling cluster for GPUs, wait for them, then run a job:
-`python cluster/with_gpus.py 4 jobs/extract.py --device cuda --manifest M --bank B`.
+`python cluster/with_gpus.py 4 jobs/extract.py --join --device cuda --manifest M --bank B`.
 
 raffect plans with the GPUs it sees when it starts, and a cluster that scales down to nothing shows
 none. After ``RAFFECT_WAIT_S`` seconds (1200) it goes on with those that came, if any did.

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Ray on the nodes of a Slurm job, and one raffect job on it. From the repository's root, with its .venv (`uv sync`):
 #
-#   sbatch --nodes=4 cluster/slurm/submit.sh jobs/extract.py --device cuda --manifest /shared/data/manifest.parquet --bank /shared/bank
+#   sbatch --nodes=4 cluster/slurm/submit.sh jobs/extract.py --join --device cuda --manifest /shared/data/manifest.parquet --bank /shared/bank
 #   sbatch --nodes=2 cluster/slurm/submit.sh jobs/tune.py paper --device cuda --task expr --bank /shared/bank --labels /shared/data --out /shared/runs/figure2
 #
 # Flags of sbatch win over the lines below. Slurm queues a job again that was preempted or lost a node; after the time limit give the
-# same command. Both go on where it stopped. Logs of Ray and the job's token are in slurm-<job>/ beside slurm-<job>.out.
+# same command. Both go on where it stopped; with --join an extract also does so at once on another node, where it cannot know whether
+# the one before is dead (without, it ends with status 2 within 10 minutes of a kill). Logs of Ray and the job's token are in slurm-<job>/ beside slurm-<job>.out.
 #
 # RAFFECT_VENV (.venv), RAFFECT_HEAD_IP (first address of the first node), RAFFECT_WAIT_S (300) and
 # RAFFECT_OBJECT_STORE_BYTES (8e9 a node) may be set before sbatch.

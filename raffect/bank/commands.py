@@ -60,8 +60,10 @@ class VerifyReport(Verification):
 
     @property
     def ok(self) -> bool:
-        """Whether the bank is sound and complete, and nothing was withdrawn."""
-        return self.complete and not self.retried and not self.unreadable
+        """Whether the bank is sound and complete, was compared with all pictures that this was
+        asked of, and nothing was withdrawn."""
+        is_compared = self.pictures is None or not self.pictures.unreadable
+        return self.complete and is_compared and not self.retried and not self.unreadable
 
     def lines(self) -> list[str]:
         """The same as lines of text."""

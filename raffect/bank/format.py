@@ -49,7 +49,7 @@ from raffect.bank.records import (
     parse_bank_file,
     parse_commit,
 )
-from raffect.bank.replan import mark_of, withdraw_misfits
+from raffect.bank.replan import forget_marks, withdraw_misfits
 from raffect.bank.shard_file import (
     REJECTS,
     format_rejects,
@@ -194,6 +194,16 @@ class Bank:
             )
         return build_plan(map(read_generation, files.values()))
 
+    @property
+    def known_plan(self) -> Plan:
+        """The plan up to the first generation that is missing, which may have been withdrawn.
+
+        Raises:
+            RaffectError: If it is damaged.
+        """
+        files = list_generations(self.path / "plan")
+        return self._known_plan({k: files[k] for k in range(_first_missing(files))})
+
     def extend_plan(self, manifest: pa.Table, shard_rows: int | None = None) -> Plan:
         """Plan every frame of a manifest that is not planned yet, as a new generation.
 
@@ -214,6 +224,7 @@ class Bank:
             committed = list(self._committed())
             files = list_generations(self.path / "plan")
             number, plan = _first_missing(files), self._known_plan(files)
+            forget_marks(files)
             if number == len(files):
                 self.__dict__["plan"] = plan
             if len(plan.table) and shard_rows not in (None, plan.shard_rows):
@@ -237,8 +248,7 @@ class Bank:
             # If two runs extend the plan at once, one of them writes this file. The other one reads
             # the plan again and looks at what is left.
             write_if_absent(file, content)
-            if beyond:
-                mark_of(file).unlink(missing_ok=True)
+            forget_marks({number: file})
 
     def unplanned(self, manifest: pa.Table) -> pa.Table:
         """Rows of a manifest that are not planned yet.

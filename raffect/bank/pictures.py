@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.format import Bank, Commit
+from raffect.bank.format import Bank, Commit, Plan
 from raffect.config import count_cores
 from raffect.datasets.frames import BadFrame, read_contents
 from raffect.errors import RaffectError
@@ -44,23 +44,29 @@ class PictureCheck:
     """What a comparison of a bank with pictures found.
 
     Attributes:
-        compared: Shards whose pictures were read.
+        compared: Shards whose pictures could all be read.
         known: Shards with a digest of their pictures.
         unknown: Shards without one: of format 1, or imported.
         changed: Shards that were made from other pictures.
+        unreadable: Shards of which a picture is gone or cannot be read, which proves no change.
     """
 
     compared: int
     known: int
     unknown: int
     changed: tuple[int, ...]
+    unreadable: tuple[int, ...] = ()
 
     def line(self) -> str:
-        """The result for people."""
+        """The result as text."""
         counts = f"{self.compared:,} of {self.known:,} shards with a digest compared"
-        found = f"{len(self.changed):,} were made from other pictures"
-        rest = "; sound without one (format 1, or imported): " + f"{self.unknown:,}"
-        return f"pictures: {counts}, {found}{rest if self.unknown else ''}"
+        line = f"pictures: {counts}, {len(self.changed):,} were made from other pictures"
+        if self.unknown:
+            line += f"; sound without one (format 1, or imported): {self.unknown:,}"
+        if self.unreadable:
+            line += f"; not compared, since a picture cannot be read: {len(self.unreadable):,}"
+            line += f" (shard {self.unreadable[0]:06d} first; nothing is withdrawn for that)"
+        return line
 
 
 def check_pictures(
@@ -80,27 +86,37 @@ def check_pictures(
     Raises:
         RaffectError: If an image root cannot be read, or the manifest lacks frames of the bank.
     """
-    planned = range(bank.plan.num_shards)  # `verify` names shards beyond it
+    plan = bank.known_plan
+    planned = range(plan.num_shards)  # `verify` names shards beyond it
     commits = {shard: one for shard, one in bank.read_commits().items() if shard in planned}
     known = [shard for shard, record in commits.items() if record.pictures]
     picked = known
     if sample is not None and sample < len(known):
         picked = sorted(random.Random(len(known)).sample(known, sample))
-    changed = []
-    for shard, is_same in _compare(bank, manifest, {shard: commits[shard] for shard in picked}):
-        if not is_same:
+    changed, unreadable = [], []
+    chosen = {shard: commits[shard] for shard in picked}
+    for shard, digest in _digests(bank, plan, manifest, chosen):
+        if digest is None:
+            unreadable.append(shard)
+        elif digest != commits[shard].pictures:
             changed.append(shard)
         progress(commits[shard].rows)
     return PictureCheck(
-        compared=len(picked),
+        compared=len(picked) - len(unreadable),
         known=len(known),
         unknown=len(commits) - len(known),
         changed=tuple(changed),
+        unreadable=tuple(unreadable),
     )
 
 
-def require_same_pictures(bank: Bank, manifest: pa.Table) -> None:
+def require_same_pictures(bank: Bank, manifest: pa.Table) -> PictureCheck:
     """Refuse to continue a bank with other pictures, by those of one shard.
+
+    Pictures that are gone stop nothing: their features are there, and others may be added.
+
+    Returns:
+        What was compared.
 
     Raises:
         RaffectError: If that shard was made from other pictures than the manifest lists now.
@@ -112,33 +128,34 @@ def require_same_pictures(bank: Bank, manifest: pa.Table) -> None:
             "manifest lists now; bring those back or use a new --bank (`raffect bank verify "
             "--pictures` names all such shards, and --repair withdraws them)"
         )
+    return found
 
 
-def _compare(
-    bank: Bank, manifest: pa.Table, commits: Mapping[int, Commit]
-) -> Iterator[tuple[int, bool]]:
-    """Each shard, and whether the manifest's pictures are those that it was made from."""
+def _digests(
+    bank: Bank, plan: Plan, manifest: pa.Table, commits: Mapping[int, Commit]
+) -> Iterator[tuple[int, str | None]]:
+    """Each shard, and the digest of the manifest's pictures for it; None if one is unreadable."""
     # Row of the manifest of each planned frame
     vocabulary = Vocabulary()
-    planned, listed = vocabulary.keys(bank.plan.table), vocabulary.keys(manifest)
+    planned, listed = vocabulary.keys(plan.table), vocabulary.keys(manifest)
     order = np.argsort(listed, kind="stable")
     found = positions(planned, listed[order])
     if (found < 0).any():
         lost = int((found < 0).sum())
         raise RaffectError(f"{bank.path} holds {lost} frames that the manifest lacks")
     rejected = np.isin(planned, vocabulary.keys(bank.read_rejects(commits.values())))
-    offsets = bank.plan.offsets
+    offsets = plan.offsets
 
-    def compare(shard: int) -> tuple[int, bool]:
+    def read(shard: int) -> tuple[int, str | None]:
         own = slice(offsets[shard], offsets[shard + 1])
         places, keep = order[found[own]], pa.array(~rejected[own])
         # `take` is slow on a table of many chunks.
         is_slice = (np.diff(places) == 1).all()
         rows = manifest.slice(places[0], len(places)) if is_slice else manifest.take(places)
-        return shard, _digest(read_contents(rows.filter(keep))) == commits[shard].pictures
+        return shard, _digest(read_contents(rows.filter(keep)))
 
     with ThreadPoolExecutor(count_cores()) as pool:
-        yield from pool.map(compare, commits)
+        yield from pool.map(read, commits)
 
 
 def _digest(contents: Iterable[bytes | BadFrame]) -> str | None:

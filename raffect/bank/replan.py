@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 def mark_of(file: Path) -> Path:
     """The mark that a file of the plan was withdrawn; only then it is planned again."""
     return file.with_suffix(".withdrawn")
+
+
+def stale_marks(files: Mapping[int, Path]) -> list[Path]:
+    """Marks beside files of a plan that are there, which a killed run may have left."""
+    folders = {file.parent for file in files.values()}
+    there = {mark.name: mark for folder in folders for mark in folder.glob("*.withdrawn")}
+    names = [mark_of(file).name for file in files.values()]
+    return [there[name] for name in names if name in there]
+
+
+def forget_marks(files: Mapping[int, Path]) -> None:
+    """Delete the marks of files that are there and sound, so that a later loss is not made up."""
+    for mark in stale_marks(files):
+        mark.unlink(missing_ok=True)
 
 
 def withdraw_misfits(bank: Bank, file: Path, plan: Plan, shards: Iterable[int]) -> None:

@@ -49,7 +49,7 @@ from raffect.ray_session import (
     node_resources,
     ray_session,
 )
-from raffect.storage.atomic import require_writable, write_atomic
+from raffect.storage.atomic import PREFIX, require_writable, write_atomic
 from raffect.storage.keys import Vocabulary, encode_video, positions
 
 SHARDS_PER_WAVE = 16_384
@@ -104,11 +104,14 @@ def extract(
     # The run
     choose_threads(config, bank)
     require_writable(bank.path)
-    with stage(f"planning {config.bank}"):
-        plan = bank.extend_plan(manifest, config.shard_rows)
     with note_of_run(bank.path, config.join):
+        # A run that is refused leaves the plan and the records as they are.
         with stage("comparing pictures with the bank's"):
-            require_same_pictures(bank, manifest)
+            known = _compare_pictures(bank, manifest)
+        with stage(f"planning {config.bank}"):
+            plan = bank.extend_plan(manifest, config.shard_rows)
+            if not known:  # which shard holds what is known only now if the plan was withdrawn
+                _compare_pictures(bank, manifest)
             todo = choose_shards(bank, plan, config.limit)
         if not todo:
             return _finish(config, bank, load)  # a plan that was withdrawn is there again
@@ -122,9 +125,26 @@ def extract(
     return summary
 
 
+def _compare_pictures(bank: Bank, manifest: pa.Table) -> int:
+    """Refuse other pictures than the bank's; a note if those that were drawn cannot be read.
+
+    Returns:
+        Number of planned shards whose pictures are known.
+    """
+    found = require_same_pictures(bank, manifest)
+    for shard in found.unreadable:
+        what = f"pictures of shard {shard:06d} cannot be read any more, so they are not compared"
+        remedy = "its features are kept; if a disk is not mounted, stop this run"
+        print(f"note: {what} ({remedy})", file=sys.stderr)
+    return found.known
+
+
 def _is_taken(path: Path) -> bool:
-    """Whether there is a file, or a folder that is not empty."""
-    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    """Whether there is a file, or a folder with more than a run leaves that is killed at once."""
+    if not path.is_dir():
+        return path.exists()
+    names = (child.name for child in path.iterdir())
+    return any(name != "running" and not name.startswith(PREFIX) for name in names)
 
 
 def _is_finished(bank: Bank, manifest: pa.Table) -> bool:

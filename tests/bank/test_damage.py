@@ -28,6 +28,7 @@ from raffect.storage.keys import Vocabulary
 from tests.helpers.banks import IDENTITY, fill_bank, make_manifest
 
 FIRST, MORE = make_manifest({"b": 40, "d": 10}), make_manifest({"a": 20, "b": 40, "c": 5, "d": 10})
+EVEN_MORE = make_manifest({"a": 20, "b": 40, "c": 5, "d": 10, "e": 20})
 REJECTS = {1: {2: "empty file"}}
 TASK = Task(name="t", kind="multiclass", outputs=("x", "y"), columns=("label",))
 
@@ -140,6 +141,25 @@ def test_a_plan_that_is_missing_and_was_not_withdrawn_is_not_made_up(bank, lost)
     commits = bank.read_commits()
     with pytest.raises(RaffectError, match=f"plan/000{lost}.parquet is missing although"):
         Bank(bank.path).extend_plan(MORE)
+    assert bank.read_commits() == commits
+
+
+@pytest.mark.parametrize("left", ["by a run that was killed", "without shards"])
+def test_a_mark_beside_a_file_of_the_plan_makes_up_no_later_loss(tmp_path, left):
+    if left == "without shards":  # withdrawn before any of its shards was committed
+        bank = fill_bank(tmp_path / "bank", FIRST)
+        Bank(bank.path).extend_plan(MORE)
+        (bank.path / "plan" / "0001.parquet").rename(bank.path / "plan" / "0001.withdrawn")
+    else:
+        bank = fill_bank(tmp_path / "bank", MORE)
+        fill_bank(bank.path, EVEN_MORE)
+        (bank.path / "plan" / "0001.withdrawn").touch()
+    fill_bank(bank.path, EVEN_MORE)
+    assert not list((bank.path / "plan").glob("*.withdrawn"))
+    (bank.path / "plan" / "0001.parquet").unlink()
+    commits = bank.read_commits()
+    with pytest.raises(RaffectError, match=r"plan/0001\.parquet is missing although"):
+        Bank(bank.path).extend_plan(EVEN_MORE)
     assert bank.read_commits() == commits
 
 

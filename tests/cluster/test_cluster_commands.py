@@ -87,6 +87,14 @@ def test_every_command_parses(name, command, words, capsys):
     assert type(config).__name__.lower().startswith(command)
 
 
+def test_each_extract_of_a_launcher_goes_on_at_once_on_another_machine():
+    jobs = [words for _, command, words in COMMANDS if command == "extract"]
+    on_a_cluster = [words for words in jobs if "--device" in words]
+    assert len(on_a_cluster) >= 9
+    assert all("--join" in words for words in on_a_cluster)
+    assert all("bank" in words for words in jobs if words not in on_a_cluster)  # a laptop's own
+
+
 def test_a_flag_that_does_not_exist_would_fail(capsys):
     command, words = commands_of("python jobs/extract.py --manifest M --bank B --gpus 4")[0]
     with pytest.raises((SystemExit, RaffectError)):

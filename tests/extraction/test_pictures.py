@@ -12,12 +12,13 @@ from PIL import Image
 
 from raffect.bank.format import Bank
 from raffect.bank.pictures import check_pictures, require_same_pictures
+from raffect.bank.running import Writer, note_of_run
 from raffect.bank.verify import verify
 from raffect.cli import main
 from raffect.config import EncoderConfig, ExtractConfig
 from raffect.datasets.manifest import write_manifest
 from raffect.errors import RaffectError
-from raffect.extraction.extract import extract
+from raffect.extraction.extract import _is_taken, extract
 from raffect.extraction.steps import EncodeShard, Geometry, commit_shard, read_shard, to_item
 from tests.helpers.banks import IDENTITY, fill_bank, make_manifest
 
@@ -104,7 +105,7 @@ def test_a_reject_that_was_mended_changes_nothing(bank, root, manifest):
     assert check_pictures(bank, manifest).changed == ()
 
 
-@pytest.mark.parametrize("how", ["replaced", "swapped", "gone", "a bit"])
+@pytest.mark.parametrize("how", ["replaced", "swapped", "a bit"])
 def test_a_shard_of_other_pictures_is_named(bank, root, manifest, how):
     path = root / "v" / "00010.png"
     if how == "replaced":
@@ -113,8 +114,6 @@ def test_a_shard_of_other_pictures_is_named(bank, root, manifest, how):
         first, second = path.read_bytes(), (root / "v" / "00011.png").read_bytes()
         path.write_bytes(second)
         (root / "v" / "00011.png").write_bytes(first)
-    elif how == "gone":
-        path.unlink()
     else:
         content = bytearray(path.read_bytes())
         content[-20] ^= 1
@@ -122,17 +121,88 @@ def test_a_shard_of_other_pictures_is_named(bank, root, manifest, how):
     assert check_pictures(bank, manifest).changed == (1,)
 
 
+@pytest.mark.parametrize("how", ["one is gone", "the mount point is empty"])
+def test_pictures_that_are_gone_are_named_and_nothing_is_withdrawn(
+    bank, root, manifest, tmp_path, capsys, how
+):
+    encode(bank, manifest, range(3, 5))
+    commits = bank.read_commits()
+    if how == "one is gone":
+        (root / "v" / "00010.png").unlink()
+    else:
+        shutil.rmtree(root)
+        root.mkdir()
+    write_manifest(manifest, tmp_path / "m.parquet", synthetic=True)
+    words = ["bank", "verify", "--bank", str(bank.path), "--manifest", str(tmp_path / "m.parquet")]
+    assert main([*words, "--pictures", "--repair"]) == 1
+    lost = 1 if how == "one is gone" else 5
+    out = capsys.readouterr().out
+    assert f"pictures: {5 - lost} of 5 shards with a digest compared, 0 were made from oth" in out
+    assert f"not compared, since a picture cannot be read: {lost} (shard 00000" in out
+    assert bank.read_commits() == commits
+    assert verify(bank, manifest).complete
+    assert len(require_same_pictures(bank, manifest).unreadable) == (how != "one is gone")
+
+
 def test_a_bank_is_not_continued_with_other_pictures(bank, manifest, tmp_path):
     other = list_pictures(draw(tmp_path / "other", 1))
     write_manifest(other, tmp_path / "other.parquet", synthetic=True)
     config = ExtractConfig(manifest=tmp_path / "other.parquet", bank=bank.path)
-
-    def never(encoder, device, threads):
-        raise AssertionError("loaded an encoder")
-
     with pytest.raises(RaffectError, match="made from other pictures than the manifest lists now"):
         extract(config, load=never, geometry=Geometry(size=8))
     assert len(bank.read_commits()) == 3
+
+
+def content_of(bank: Bank) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in bank.path.rglob("*") if file.is_file()}
+
+
+def never(encoder, device, threads):
+    raise AssertionError("loaded an encoder")
+
+
+@pytest.mark.parametrize("why", ["other pictures", "another run", "a withdrawn plan"])
+def test_an_extract_that_is_refused_changes_nothing(bank, manifest, tmp_path, why):
+    # A manifest with more frames, which would be a generation of the plan
+    root = draw(tmp_path / "other", 1) if why == "other pictures" else tmp_path / "images"
+    larger = list_pictures(root)
+    more = larger.slice(0, 8).set_column(0, "video", pa.array(["w"] * 8).dictionary_encode())
+    larger = pa.concat_tables([larger, more]).unify_dictionaries()
+    write_manifest(larger, tmp_path / "m.parquet", synthetic=True)
+    what = "made from other pictures"
+    if why != "other pictures":
+        what = "another run writes into it"
+        other = Writer(host="elsewhere", machine="other boot", pid=77, renewed=3)
+        (bank.path / "running").mkdir()
+        (bank.path / "running" / "elsewhere-77-abcdef.json").write_bytes(other.to_bytes())
+    if why == "a withdrawn plan":  # and other frames in its shards, whose records would go
+        (bank.path / "plan" / "0000.parquet").unlink()
+        (bank.path / "plan" / "0000.withdrawn").touch()
+    before = content_of(bank)
+    config = ExtractConfig(manifest=tmp_path / "m.parquet", bank=bank.path)
+    with pytest.raises(RaffectError, match=what):
+        extract(config, load=never, geometry=Geometry(size=8))
+    assert content_of(bank) == before
+
+
+def test_other_pictures_are_refused_also_where_the_whole_plan_was_withdrawn(bank, tmp_path):
+    (bank.path / "plan" / "0000.parquet").rename(bank.path / "plan" / "0000.withdrawn")
+    other = list_pictures(draw(tmp_path / "other", 1))
+    write_manifest(other, tmp_path / "m.parquet", synthetic=True)
+    commits = bank.read_commits()
+    config = ExtractConfig(manifest=tmp_path / "m.parquet", bank=bank.path)
+    with pytest.raises(RaffectError, match="made from other pictures"):
+        extract(config, load=never, geometry=Geometry(size=8))
+    assert bank.read_commits() == commits
+
+
+def test_a_run_that_was_killed_before_its_plan_is_followed_by_another(tmp_path):
+    with note_of_run(tmp_path / "bank"):
+        assert not Bank(tmp_path / "bank").exists
+        assert not _is_taken(tmp_path / "bank")
+    assert not _is_taken(tmp_path / "bank")
+    (tmp_path / "bank" / "thesis.tex").touch()
+    assert _is_taken(tmp_path / "bank")
 
 
 def test_pictures_that_were_replaced_midway_are_found_and_encoded_again(
