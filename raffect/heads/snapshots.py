@@ -218,7 +218,7 @@ def _require_whole(
             raise ValueError(f"epochs of snapshot {name}")
     # History; values of heads that had diverged are None.
     for number, entry in enumerate(about.history, start=1):
-        lists = [entry.get(name) for name in ("lr", "train_loss", score)]
+        lists = [entry.get(name) or [] for name in ("lr", "train_loss", score)]
         is_whole = (
             set(entry) == {"epoch", "wall_s", "steps", "lr", "train_loss", score}
             and entry["epoch"] == number
