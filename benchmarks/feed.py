@@ -38,7 +38,7 @@ from raffect.extraction.notes import EncodeNotes, as_notes
 from raffect.extraction.pack import pack
 from raffect.extraction.steps import Geometry, commit_shard, read_shard, to_item
 from raffect.extraction.summary import ExtractSummary
-from raffect.ray_session import ray_session
+from raffect.ray_session.session import ray_session
 from raffect.storage.keys import encode_video
 
 T = TypeVar("T")

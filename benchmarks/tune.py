@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 from tools import new_parser, print_header, print_machine, print_row, scratch
 
 from raffect.config import TuneConfig
-from raffect.ray_session import ray_session
+from raffect.ray_session.session import ray_session
 from raffect.recipe import HeadConfig
 from raffect.runs.folder import RunFolder
 from raffect.training.tune import tune

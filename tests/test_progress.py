@@ -149,7 +149,7 @@ def test_a_count_ends_a_stage(clock):
 ON_A_TERMINAL = """
 import time
 from raffect.progress import Progress, stage
-from raffect.ray_session import _silent_stderr
+from raffect.ray_session.session import _silent_stderr
 with stage("starting Ray"), _silent_stderr():
     time.sleep(1.3)
 with Progress("extract", 100, earlier=20) as progress:

@@ -23,7 +23,7 @@ from raffect.bank.verify import verify, withdraw
 from raffect.cli import main
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head, load_state
-from raffect.ray_session import ray_session
+from raffect.ray_session.session import ray_session
 from raffect.reporting.report import report, to_html
 from tests.helpers.banks import fill_bank, make_manifest
 from tests.helpers.learning import make_data, words
@@ -201,7 +201,7 @@ def test_a_cluster_without_a_token_is_refused_before_anything_is_sent(monkeypatc
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-    monkeypatch.setattr("raffect.ray_private.TOKEN", tmp_path / "no_token")
+    monkeypatch.setattr("raffect.ray_session.private.TOKEN", tmp_path / "no_token")
     with (
         pytest.raises(RaffectError, match=r"198\.51\.100\.1:6379: no authentication token here"),
         ray_session("198.51.100.1:6379"),
@@ -211,7 +211,7 @@ def test_a_cluster_without_a_token_is_refused_before_anything_is_sent(monkeypatc
 
 LISTENERS = """
 import os, time, urllib.request
-from raffect.ray_session import ray_session
+from raffect.ray_session.session import ray_session
 
 def listening():
     children = psutil.Process().children(recursive=True)
@@ -252,7 +252,9 @@ def test_rays_token_is_not_left_readable_and_its_dashboard_takes_no_jobs(tmp_pat
 
 
 def test_a_local_ray_without_authentication_is_warned_about():
-    code = "from raffect.ray_session import ray_session\nwith ray_session(None):\n    pass\n"
+    code = (
+        "from raffect.ray_session.session import ray_session\nwith ray_session(None):\n    pass\n"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "RAY_AUTH_MODE": "disabled"},

@@ -33,7 +33,7 @@ from raffect.extraction.extract import (
 from raffect.extraction.probe import SAMPLE, Probe, probe
 from raffect.extraction.steps import Geometry, LoadEncoder
 from raffect.progress import format_bytes, format_seconds, stage
-from raffect.ray_session import explain_stop, ray_session
+from raffect.ray_session.session import explain_stop, ray_session
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ from raffect.extraction.steps import (
 from raffect.extraction.summary import ExtractSummary, Tally, summarise
 from raffect.progress import Progress, stage
 from raffect.provenance import describe_run
-from raffect.ray_session import (
+from raffect.ray_session.session import (
     cluster_gpus,
     configure_data,
     explain_stop,

@@ -26,7 +26,7 @@ from raffect.datasets.synthetic.tree import EDITION, write_synthetic
 from raffect.errors import RaffectError
 from raffect.extraction.extract import extract
 from raffect.progress import Progress, format_seconds
-from raffect.ray_session import ray_session
+from raffect.ray_session.session import ray_session
 from raffect.reporting.report import report
 from raffect.storage.atomic import require_writable
 from raffect.training.train import train

@@ -236,7 +236,7 @@ def _check_bank(folder: Path | None) -> Iterator[Check]:
 
 
 def _check_ray() -> Iterator[Check]:
-    from raffect.ray_session import ray_session
+    from raffect.ray_session.session import ray_session
 
     start = time.perf_counter()
     with ray_session(None):

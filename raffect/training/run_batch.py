@@ -30,7 +30,7 @@ from raffect.metrics.intervals import score_interval
 from raffect.metrics.scores import SNAPSHOTS, JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import git_commit, versions
-from raffect.ray_session import ray_session
+from raffect.ray_session.session import ray_session
 from raffect.runs.data import (
     Dataset,
     check_trainable,

@@ -23,7 +23,7 @@ from raffect.bank.format import Bank
 from raffect.bank.records import Commit
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
-from raffect.ray_session import configure_data
+from raffect.ray_session.session import configure_data
 from raffect.runs.data import check_finite, targets_of
 from raffect.storage.cells import as_cell, read_cell
 

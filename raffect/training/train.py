@@ -22,7 +22,7 @@ from raffect.heads.snapshots import History
 from raffect.heads.workers import Workers
 from raffect.metrics.task_kinds import kind_of
 from raffect.progress import Progress, stage
-from raffect.ray_session import cluster_gpus, last_line, ray_session, ray_storage
+from raffect.ray_session.session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import Recipe, plain, with_settings
 from raffect.runs.conclusions import TrainResult, conclude_run
 from raffect.runs.cross_validation import choose_epoch

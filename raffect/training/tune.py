@@ -26,7 +26,7 @@ from raffect.heads.snapshots import History
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.progress import Progress, stage
-from raffect.ray_session import cluster_gpus, last_line, ray_session, ray_storage
+from raffect.ray_session.session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import PLAIN_ERM, Recipe, plain
 from raffect.runs.conclusions import SweepResult, conclude_sweep
 from raffect.runs.cross_validation import choose_epoch

@@ -44,7 +44,7 @@ from raffect.extraction.extract import (
 from raffect.extraction.pack import pack
 from raffect.extraction.steps import Geometry
 from raffect.progress import Progress
-from raffect.ray_session import NO_PROGRESS_S
+from raffect.ray_session.session import NO_PROGRESS_S
 from tests.helpers.banks import IDENTITY, TINY, fill_bank, make_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
@@ -290,7 +290,9 @@ def test_an_encoder_that_never_starts_ends_the_run_with_one_line(
     def load(config, device, threads):
         time.sleep(600)
 
-    monkeypatch.setattr("raffect.ray_session.NO_PROGRESS_S", dict.fromkeys(NO_PROGRESS_S, 8))
+    monkeypatch.setattr(
+        "raffect.ray_session.session.NO_PROGRESS_S", dict.fromkeys(NO_PROGRESS_S, 8)
+    )
     fault = r"nothing moved for 8\.0 s: the cluster lacks .* goes on from there"
     with pytest.raises(RaffectError, match=fault):
         extract(replace(config, bank=tmp_path / "bank"), load=load, geometry=Geometry(size=32))
@@ -306,7 +308,9 @@ def test_a_run_in_which_nothing_moves_ends_with_one_line(config, tmp_path, monke
         encoder.__class__ = Stuck
         return encoder
 
-    monkeypatch.setattr("raffect.ray_session.NO_PROGRESS_S", dict.fromkeys(NO_PROGRESS_S, 8))
+    monkeypatch.setattr(
+        "raffect.ray_session.session.NO_PROGRESS_S", dict.fromkeys(NO_PROGRESS_S, 8)
+    )
     with pytest.raises(RaffectError, match=r"nothing moved for 8\.0 s: .* goes on from there"):
         extract(replace(config, bank=tmp_path / "bank"), load=load)
 
@@ -469,7 +473,7 @@ def test_a_board_that_dies_is_started_again_and_a_dead_one_stops_nothing(local_r
 def test_workers_have_the_niceness_and_the_waiting_that_the_page_names(setting, nice):
     code = (
         "import os, ray\n"
-        "from raffect.ray_session import ray_session\n"
+        "from raffect.ray_session.session import ray_session\n"
         "look = lambda: (os.nice(0), os.environ['OMP_WAIT_POLICY'])\n"
         "with ray_session(None):\n"
         "    print(ray.get(ray.remote(look).remote()))\n"

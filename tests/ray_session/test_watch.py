@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from raffect import ray_guard, ray_watch
 from raffect.bank.format import Bank
+from raffect.ray_session import guard, watch
 
 LEAVING = """
 import sys, threading
@@ -61,11 +61,11 @@ def test_a_thread_ends_the_process_after_its_last_acts_and_never_without_the_lin
 
 
 def test_a_cluster_is_given_up_after_the_limit_and_not_before(monkeypatch):
-    monkeypatch.setattr(ray_watch, "CONNECT_EVERY_S", 0.05)
-    monkeypatch.setattr(ray_watch, "LOST_S", 1.0)
+    monkeypatch.setattr(watch, "CONNECT_EVERY_S", 0.05)
+    monkeypatch.setattr(watch, "LOST_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        connections = ray_watch.Connections(address)
+        connections = watch.Connections(address)
         assert connections.fault() is None
     start, found = time.monotonic(), None
     while found is None and time.monotonic() < start + 20:
@@ -76,11 +76,11 @@ def test_a_cluster_is_given_up_after_the_limit_and_not_before(monkeypatch):
 
 
 def test_a_cluster_that_comes_back_in_time_is_not_given_up(monkeypatch):
-    monkeypatch.setattr(ray_watch, "CONNECT_EVERY_S", 0.2)
-    monkeypatch.setattr(ray_watch, "LOST_S", 0.5)
+    monkeypatch.setattr(watch, "CONNECT_EVERY_S", 0.2)
+    monkeypatch.setattr(watch, "LOST_S", 0.5)
     server = socket.create_server(("127.0.0.1", 0))
     host, port = server.getsockname()
-    connections = ray_watch.Connections(f"{host}:{port}")
+    connections = watch.Connections(f"{host}:{port}")
     for _ in range(2):
         server.close()
         assert connections.fault() is None  # refused, for the first time
@@ -101,11 +101,11 @@ def test_a_cluster_that_comes_back_in_time_is_not_given_up(monkeypatch):
     ],
 )
 def test_where_a_gcs_may_come_back_rays_own_limit_counts(monkeypatch, settings, limit_s):
-    for name in ("RAY_REDIS_ADDRESS", ray_watch._STORAGE, ray_watch._RAY_LIMIT):
+    for name in ("RAY_REDIS_ADDRESS", watch._STORAGE, watch._RAY_LIMIT):
         monkeypatch.delenv(name, raising=False)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    assert ray_watch.lost_limit_s() == limit_s
+    assert watch.lost_limit_s() == limit_s
 
 
 def test_the_guard_ends_what_writes_into_the_session_once_the_run_is_killed(tmp_path):
@@ -117,7 +117,7 @@ def test_the_guard_ends_what_writes_into_the_session_once_the_run_is_killed(tmp_
         [sys.executable, "-c", GUARDED, str(session)], stdout=subprocess.PIPE, text=True
     )
     sleepers = json.loads(run.stdout.readline())
-    assert {run.pid, sleepers["writes"]} <= set(ray_guard.processes_of(str(session)))
+    assert {run.pid, sleepers["writes"]} <= set(guard.processes_of(str(session)))
     run.kill()
     run.wait()
     try:
@@ -135,7 +135,7 @@ def test_the_guard_ends_what_writes_into_the_session_once_the_run_is_killed(tmp_
 GUARDED = """
 import json, subprocess, sys, time
 from pathlib import Path
-from raffect.ray_guard import Guard
+from raffect.ray_session.guard import Guard
 session = Path(sys.argv[1])
 guard, own = Guard(session), (session / "own").open("w")
 def sleep(**streams):
@@ -223,7 +223,7 @@ def test_a_dead_ray_ends_extract_with_one_line_and_the_same_command_goes_on(
 
 JOINED = """
 import sys, time
-from raffect.ray_session import ray_session
+from raffect.ray_session.session import ray_session
 with ray_session(sys.argv[1]):
     import ray
     print(ray.get(ray.remote(lambda: "works").remote()), flush=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from raffect import ray_private, ray_session
 from raffect.errors import RaffectError
+from raffect.ray_session import private, session
 
 
 @pytest.fixture
@@ -21,13 +21,13 @@ def no_token(tmp_path, monkeypatch):
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "home").touch()
-    monkeypatch.setattr(ray_private, "TOKEN", tmp_path / "home" / ".ray" / "auth_token")
+    monkeypatch.setattr(private, "TOKEN", tmp_path / "home" / ".ray" / "auth_token")
     return tmp_path / "home"
 
 
 def test_a_home_that_cannot_be_written_is_refused_with_the_cure(no_token):
     with pytest.raises(RaffectError, match=r"export HOME=") as found:
-        ray_session._start_local()
+        session._start_local()
     assert str(found.value).startswith(f"{no_token}/.ray: Not a directory; Ray keeps its token")
 
 
@@ -38,8 +38,8 @@ def test_a_home_that_ray_does_not_write_may_be_read_only(no_token, monkeypatch, 
     if name:
         monkeypatch.setenv(name, value)
     else:  # the token is there already
-        monkeypatch.setattr(ray_private, "TOKEN", Path(__file__))
-    ray_private.make_token()
+        monkeypatch.setattr(private, "TOKEN", Path(__file__))
+    private.make_token()
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_the_token_has_its_rights_from_the_start_and_of_two_runs_one_makes_it(
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
     token = tmp_path / ".ray" / "auth_token"
-    monkeypatch.setattr(ray_private, "TOKEN", token)
+    monkeypatch.setattr(private, "TOKEN", token)
     modes, links, real = [], [], os.link
 
     def link(name, target):
@@ -67,7 +67,7 @@ def test_the_token_has_its_rights_from_the_start_and_of_two_runs_one_makes_it(
 
     barrier = threading.Barrier(2)
     monkeypatch.setattr(os, "link", link)
-    runs = [threading.Thread(target=ray_private.make_token) for _ in range(2)]
+    runs = [threading.Thread(target=private.make_token) for _ in range(2)]
     for run in runs:
         run.start()
     for run in runs:
@@ -96,10 +96,10 @@ def test_rays_folder_is_named_by_the_user_and_closed_to_others(base, monkeypatch
     monkeypatch.setenv(name, str(base / "x"))
     (base / "x").mkdir()
     private = base / "x" / f"raffect-{os.getuid()}"
-    assert ray_private.make_temp_folder() == private / "ray"
+    assert private.make_temp_folder() == private / "ray"
     assert private.stat().st_mode & 0o777 == 0o700
     private.chmod(0o777)  # as an earlier program may have left it
-    ray_private.make_temp_folder()
+    private.make_temp_folder()
     assert private.stat().st_mode & 0o777 == 0o700
 
 
@@ -108,19 +108,19 @@ def test_rays_folder_is_never_below_home_nor_too_long_for_sockets(base, monkeypa
     for bad, why in ((Path.home() / "tmp", "in your home"), (base / ("x" * 60), "too long")):
         bad.mkdir()
         monkeypatch.setenv("TMPDIR", str(bad))
-        assert ray_private.make_temp_folder() == own
+        assert private.make_temp_folder() == own
         monkeypatch.setenv("RAY_TMPDIR", str(bad))
         with pytest.raises(RaffectError, match=f"^RAY_TMPDIR=.*{why}.*; name a short folder"):
-            ray_private.make_temp_folder()
+            private.make_temp_folder()
         monkeypatch.delenv("RAY_TMPDIR")
 
 
 def test_the_longest_folder_that_is_taken_is_one_in_which_ray_can_make_its_sockets():
-    room = ray_private.SOCKET_BYTES - len(f"/raffect-{os.getuid()}{ray_private._SOCKET}")
+    room = private.SOCKET_BYTES - len(f"/raffect-{os.getuid()}{private._SOCKET}")
     base = Path("/tmp/" + "b" * (room - len("/tmp/")))
-    assert ray_private._is_short(base)
-    assert not ray_private._is_short(Path(f"{base}b"))
-    folder = Path(f"{base}/raffect-{os.getuid()}{ray_private._SOCKET}")
+    assert private._is_short(base)
+    assert not private._is_short(Path(f"{base}b"))
+    folder = Path(f"{base}/raffect-{os.getuid()}{private._SOCKET}")
     for path, fits in ((str(folder), True), (f"{folder}b", False)):
         with socket.socket(socket.AF_UNIX) as listener:
             try:
@@ -146,19 +146,19 @@ def test_a_folder_that_somebody_else_prepared_for_ray_is_refused(base, monkeypat
         private.mkdir()
         os.chown(private, 12345, 12345)
     with pytest.raises(RaffectError, match="is not a folder of your own, .*; delete it, or set"):
-        ray_private.make_temp_folder()
+        private.make_temp_folder()
 
 
 def test_warnings_that_are_errors_are_not_handed_to_rays_processes(local_ray, monkeypatch):
     monkeypatch.setenv("PYTHONWARNINGS", "error")
-    with ray_session.ray_session(None):
+    with session.ray_session(None):
         assert "PYTHONWARNINGS" not in os.environ
 
 
 @pytest.mark.cluster
 def test_ray_starts_where_warnings_are_errors():
     code = (
-        "from raffect.ray_session import ray_session\n"
+        "from raffect.ray_session.session import ray_session\n"
         "with ray_session(None):\n"
         "    import ray\n"
         "    print(ray.get(ray.remote(lambda: 42).remote()))\n"
@@ -178,7 +178,7 @@ PRIVATE = """
 import os, stat, sys
 os.umask(0o022)
 from pathlib import Path
-from raffect.ray_session import ray_session
+from raffect.ray_session.session import ray_session
 from raffect.storage.atomic import write_atomic
 with ray_session(None):
     import ray

@@ -12,11 +12,11 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from raffect import ray_private
 from raffect.errors import RaffectError
 from raffect.progress import format_seconds, stage
-from raffect.ray_guard import Guard
-from raffect.ray_watch import RayWatch
+from raffect.ray_session import private
+from raffect.ray_session.guard import Guard
+from raffect.ray_session.watch import RayWatch
 from raffect.storage.paths import is_remote
 
 NO_PROGRESS_S = {"cuda": 1800, "cpu": 6 * 3600}
@@ -37,7 +37,7 @@ def ray_session(address: str | None) -> Generator[None]:
     Args:
         address: ``"auto"``, an address, or None.
 
-    Where Ray dies meanwhile, the process ends with one line and status 2 (`ray_watch`).
+    Where Ray dies meanwhile, the process ends with one line and status 2 (`watch`).
 
     Raises:
         RaffectError: If the cluster cannot be reached, or Ray does not start.
@@ -64,7 +64,7 @@ def ray_session(address: str | None) -> Generator[None]:
             _join(address)
         else:
             _start_local()
-    ray_private.tighten_token()
+    private.tighten_token()
     _warn_if_open()
     with contextlib.ExitStack() as last:
         if not address:
@@ -119,9 +119,9 @@ def _join(address: str) -> None:
 def _start_local() -> None:
     # Ray prints harmless red lines, such as an actor's constructor arguments, between ours.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray_private.make_token()
+    private.make_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    folder = str(ray_private.make_temp_folder())
+    folder = str(private.make_temp_folder())
     # By default OpenMP's threads wait for each other in a loop that holds their core. Where readers
     # or other programs want it too, an encoder of several threads is then 10 to 50 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -161,7 +161,7 @@ def _silent_stderr() -> Generator[None]:
 def _offer_token() -> None:
     """Let Ray send this machine's token, which it does only if ``RAY_AUTH_MODE`` is set."""
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if ray_private.TOKEN.is_file() or named:
+    if private.TOKEN.is_file() or named:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 

@@ -1,0 +1,1 @@
+"""Ray of this run: started or joined, private, watched, and ended."""
