@@ -53,7 +53,7 @@ def local_ray():
 
 # On several cores (pytest -n) each worker keeps to one of them, and tests that start Ray share a
 # worker.
-RAY_FOLDERS = ("extraction", "training", "pipelines", "cluster", "faults")
+RAY_FOLDERS = ("extraction", "training", "pipelines", "cluster", "faults", "ray_session")
 RAY_FILES = ("test_security.py", "test_api.py", "test_job.py", "test_benchmarks.py")
 
 

@@ -24,10 +24,7 @@ ALLOWED = {
     "provenance": "storage",
     "recipe": "storage",
     "config": "storage recipe",
-    "ray_private": "",
-    "ray_guard": "",
-    "ray_watch": "leaving",
-    "ray_session": "storage progress ray_private ray_guard ray_watch",
+    "ray_session": "storage progress leaving",
     "metrics": "storage datasets.tasks",
     "datasets": "storage config progress metrics",
     "bank": "storage leaving config progress datasets",
@@ -42,7 +39,7 @@ ALLOWED = {
 }
 # The command line imports the one command that is asked for.
 FREE = {"__main__", "cli", "job", "__init__"}
-WITH_RAY = {"ray_session", "ray_watch", "extraction", "training", "evaluation", "pipelines"}
+WITH_RAY = {"ray_session", "extraction", "training", "evaluation", "pipelines"}
 WITH_TORCH = WITH_RAY | {"encoders", "heads", "runs"}
 
 
