@@ -18,6 +18,7 @@ files. See docs/bank.md.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -56,6 +57,7 @@ from raffect.bank.shard_file import (
     format_shard,
     has_encoder,
     parse_rejects,
+    threads_of,
 )
 from raffect.errors import RaffectError
 from raffect.storage.atomic import write_atomic, write_if_absent
@@ -135,9 +137,9 @@ class Bank:
         """
         file = self.path / "bank.json"
         if not file.exists():
-            self._require_made_by(identity)
-        if write_if_absent(file, BankFile(identity=identity, threads=threads).to_bytes()):
-            return
+            known = self._require_made_by(identity)
+            new = BankFile(identity=identity, threads=known or threads)
+            write_if_absent(file, new.to_bytes())
         found = self.read_file()
         if found is None:
             raise RaffectError(
@@ -154,27 +156,45 @@ class Bank:
         if whole != found:
             write_atomic(file, whole.to_bytes())
 
-    def _require_made_by(self, identity: Identity) -> None:
+    def _require_made_by(self, identity: Identity) -> int | None:
         """Refuse to create ``bank.json`` anew for another encoder than that of a shard.
+
+        Returns:
+            CPU threads of that shard's encoder; None if it had none or there is no shard.
 
         Raises:
             RaffectError: If a shard is another encoder's, or does not say whose, as in format 1.
         """
         records = self.read_commits().values()
-        for record in records:
-            try:
-                content = self.read_committed(record.features_file, record.sha256)
-                if has_encoder(parse_parquet(content, ["frame"]), identity):
-                    return
-                break
-            except Damaged:
-                continue
+        table = self._read_sound(records)
+        if table is not None and has_encoder(table, identity):
+            return threads_of(table)
         if records:
             raise RaffectError(
                 f"{self.path}: bank.json is missing although shards are committed, and those are "
                 "another encoder's or do not say whose; restore it from a backup, or extract into "
                 "a new --bank"
             )
+        return None
+
+    def read_threads(self) -> int | None:
+        """CPU threads of each encoder; of a shard where ``bank.json`` is gone; None if not known.
+
+        Raises:
+            RaffectError: If ``bank.json`` is damaged or of another format.
+        """
+        if (found := self.read_file()) is not None:
+            return found.threads
+        table = self._read_sound(self.read_commits().values())
+        return None if table is None else threads_of(table)
+
+    def _read_sound(self, records: Iterable[Commit]) -> pa.Table | None:
+        """Frame numbers and metadata of the first shard whose file is as committed."""
+        for record in records:
+            with contextlib.suppress(Damaged):
+                content = self.read_committed(record.features_file, record.sha256)
+                return parse_parquet(content, ["frame"])
+        return None
 
     # Plan
 
@@ -339,6 +359,7 @@ class Bank:
         rejects: Mapping[int, str],
         identity: Identity,
         pictures: str | None = None,
+        threads: int | None = None,
     ) -> Commit:
         """Write a shard, its rejects and then its commit record; each appears whole or not at all.
 
@@ -353,6 +374,7 @@ class Bank:
             rejects: Row of ``keys`` -> reason.
             identity: The encoder that made the features; it is named in the file.
             pictures: Digest of the pictures that became features; None if it is not known.
+            threads: CPU threads of the encoder; None if it ran on a GPU, or it is not known.
 
         Returns:
             The record that counts; if it is ours, a pure function of the arguments.
@@ -364,7 +386,7 @@ class Bank:
                 f"expected float16{(len(good), identity.dim)}"
             )
         # Its files
-        contents = {"shards": format_shard(keys.take(good), features, identity)}
+        contents = {"shards": format_shard(keys.take(good), features, identity, threads)}
         if rejects:
             contents["rejects"] = format_rejects(keys, rejects)
         files = {}
@@ -468,9 +490,13 @@ class Bank:
     def digest(self, commits: Mapping[int, Commit] | None = None) -> str:
         """SHA-256 over the identity and every commit record, which are read now unless given.
 
-        Equal banks, and only equal banks, have equal digests.
+        Equal features of equal encoders have equal digests, and others have others. Format and
+        threads of ``bank.json`` are not in it: what they change in a vector, records show.
         """
-        digest = hashlib.sha256((self.path / "bank.json").read_bytes())
+        file = self.path / "bank.json"
+        content = file.read_bytes()
+        found = parse_bank_file(content, file)
+        digest = hashlib.sha256(content if found.format == 1 else found.identity.to_first_bytes())
         for record in (self.read_commits() if commits is None else commits).values():
             digest.update(json.dumps(record.to_json(), sort_keys=True).encode())
         return digest.hexdigest()

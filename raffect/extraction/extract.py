@@ -302,8 +302,7 @@ def choose_threads(config: ExtractConfig, bank: Bank) -> int | None:
     Raises:
         RaffectError: If ``--threads`` differs from the bank's.
     """
-    found = bank.read_file()
-    known = found.threads if found else None
+    known = bank.read_threads()
     if known and config.threads not in (None, known):
         raise RaffectError(
             f"--threads {config.threads}: {bank.path} was made with {known}, and vectors depend on "
