@@ -411,7 +411,12 @@ class Bank:
             if found and self._has_files(found):
                 self._delete(ours.files.keys() - found.files.keys())
                 return found
-            # A damaged one is in the way.
+            # A damaged one is in the way, unless another writer has replaced it meanwhile. One that
+            # does so between this look and the next line loses its record to ours, and its files
+            # are left over.
+            again = self.read_commit(ours.shard)
+            if again != found or (again and self._has_files(again)):
+                continue
             path.unlink(missing_ok=True)
             if found:
                 self._delete(found.files.keys() - ours.files.keys())
