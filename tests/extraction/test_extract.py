@@ -33,15 +33,9 @@ from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
 from raffect.extraction.board import ShardProgress, watch_encoders
 from raffect.extraction.estimate import combine, estimate
-from raffect.extraction.extract import (
-    Placement,
-    choose_shards,
-    extract,
-    open_progress,
-    place_encoders,
-    share_cores,
-)
+from raffect.extraction.extract import choose_shards, extract, open_progress
 from raffect.extraction.pack import pack
+from raffect.extraction.placement import Placement, place_encoders, share_cores
 from raffect.extraction.probe import time_encoder
 from raffect.extraction.steps import Geometry
 from raffect.progress import Progress
