@@ -20,11 +20,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -32,12 +31,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from raffect.bank.extend import extend_plan, unplanned_rows
 from raffect.bank.plan import (
-    DEFAULT_SHARD_ROWS,
     Plan,
     build_plan,
-    format_generation,
-    key_table,
+    first_missing,
     list_generations,
     read_generation,
 )
@@ -50,7 +48,6 @@ from raffect.bank.records import (
     parse_bank_file,
     parse_commit,
 )
-from raffect.bank.replan import forget_marks, withdraw_misfits
 from raffect.bank.shard_file import (
     REJECTS,
     format_rejects,
@@ -61,7 +58,6 @@ from raffect.bank.shard_file import (
 )
 from raffect.errors import RaffectError
 from raffect.storage.atomic import write_atomic, write_if_absent
-from raffect.storage.keys import Vocabulary, absent
 from raffect.storage.paths import (
     Damaged,
     list_sizes,
@@ -96,6 +92,11 @@ class Bank:
             command = f"raffect extract --manifest M --bank {shlex.quote(str(self.path))}"
             raise RaffectError(f"{self.path}: no bank there; make one with `{command}`")
         return self
+
+    @property
+    def repair_command(self) -> str:
+        """The command that withdraws what is damaged, for errors."""
+        return f"raffect bank verify --bank {shlex.quote(str(self.path))} --repair"
 
     # Identity
 
@@ -206,8 +207,8 @@ class Bank:
             RaffectError: If it is damaged, or a generation is missing.
         """
         files = list_generations(self.path / "plan")
-        number = _first_missing(files)
-        if number < len(files) or (not files and any(self._committed())):
+        number = first_missing(files)
+        if number < len(files) or (not files and any(self.committed())):
             raise RaffectError(
                 f"{self.path}: damaged plan, plan/{number:04d}.parquet is missing; restore it from "
                 "a backup, or if `raffect bank verify --repair` withdrew it, run `raffect extract`"
@@ -222,53 +223,14 @@ class Bank:
             RaffectError: If it is damaged.
         """
         files = list_generations(self.path / "plan")
-        return self._known_plan({k: files[k] for k in range(_first_missing(files))})
+        return self.plan_of({k: files[k] for k in range(first_missing(files))})
 
     def extend_plan(self, manifest: pa.Table, shard_rows: int | None = None) -> Plan:
         """Plan every frame of a manifest that is not planned yet, as a new generation.
 
-        A generation that was damaged and withdrawn is planned again; shards that do not fit it then
-        are withdrawn.
-
-        Args:
-            manifest: ``video, frame, ...``, sorted.
-            shard_rows: Rows of a shard; if None, those of the bank, or 2048 in a new bank.
-
-        Raises:
-            RaffectError: If the manifest lacks frames that the bank holds, ``shard_rows`` differs
-                from the bank's, or a generation is missing that was not withdrawn.
+        See `raffect.bank.extend`, which says what it does and when it refuses.
         """
-        while True:
-            # What is left to plan. Records are listed before the plan's files: those of a
-            # generation that another run adds meanwhile are none of ours.
-            committed = list(self._committed())
-            files = list_generations(self.path / "plan")
-            number, plan = _first_missing(files), self._known_plan(files)
-            forget_marks(files)
-            if number == len(files):
-                self.__dict__["plan"] = plan
-            if len(plan.table) and shard_rows not in (None, plan.shard_rows):
-                raise RaffectError(
-                    f"--shard-rows {shard_rows}: {self.path} has shards of {plan.shard_rows} rows; "
-                    "leave the option out or use a new --bank"
-                )
-            new = self._unplanned(plan, manifest)
-            if not len(new):
-                return self.plan
-            # The file of a new generation
-            rows = plan.shard_rows if len(plan.table) else shard_rows or self._guess_shard_rows()
-            content = format_generation(new, rows, manifest)
-            file = self.path / "plan" / f"{number:04d}.parquet"
-            known = self._known_plan({k: files[k] for k in range(number)})
-            if beyond := [shard for shard in committed if shard >= known.num_shards]:
-                generations = {k: read_generation(found) for k, found in files.items()}
-                generations[number] = key_table(new), rows
-                whole = build_plan(generations[k] for k in sorted(generations))
-                withdraw_misfits(self, file, whole, beyond)
-            # If two runs extend the plan at once, one of them writes this file. The other one reads
-            # the plan again and looks at what is left.
-            write_if_absent(file, content)
-            forget_marks({number: file})
+        return extend_plan(self, manifest, shard_rows)
 
     def unplanned(self, manifest: pa.Table) -> pa.Table:
         """Rows of a manifest that are not planned yet.
@@ -276,37 +238,20 @@ class Bank:
         Raises:
             RaffectError: If the manifest lacks frames that are planned.
         """
-        plan = self._known_plan(list_generations(self.path / "plan"))
-        return self._unplanned(plan, manifest)
+        plan = self.plan_of(list_generations(self.path / "plan"))
+        return unplanned_rows(self.path, plan, manifest)
 
-    def _known_plan(self, files: Mapping[int, Path]) -> Plan:
-        """The plan in the files that are there; one of them may be missing."""
+    def plan_of(self, files: Mapping[int, Path]) -> Plan:
+        """The plan in files of a plan that are there, by generation; some may be missing."""
         cached: Plan | None = self.__dict__.get("plan")
-        if cached is not None and cached.generations == len(files) == _first_missing(files):
+        if cached is not None and cached.generations == len(files) == first_missing(files):
             return cached
         return build_plan(map(read_generation, files.values()))
 
-    def _unplanned(self, plan: Plan, manifest: pa.Table) -> pa.Table:
-        vocabulary = Vocabulary()
-        planned, wanted = vocabulary.keys(plan.table), vocabulary.keys(manifest)
-        if len(gone := planned[absent(planned, wanted)]):
-            video, frame = vocabulary.names[gone[0] >> 32], gone[0] & 0xFFFFFFFF
-            raise RaffectError(
-                f"{self.path} holds {len(gone)} frames that the manifest lacks, e.g. "
-                f"{video}/{frame:05d}; prepare the manifest from all image roots, or use a new "
-                "--bank"
-            )
-        return manifest.filter(pa.array(absent(wanted, planned))) if len(planned) else manifest
-
-    def _guess_shard_rows(self) -> int:
-        """Rows of a shard where there is no plan: those of the longest shard, or of a new bank."""
-        lengths = [record.rows + record.rejects for record in self.read_commits().values()]
-        return max(lengths, default=DEFAULT_SHARD_ROWS) or DEFAULT_SHARD_ROWS
-
-    def _committed(self) -> Iterable[int]:
+    def committed(self) -> list[int]:
         """Numbers of shards that have a record, sound or not."""
         names = list_sizes(self.path / "commits")
-        return (int(name.removesuffix(".json")) for name in names if _COMMIT.fullmatch(name))
+        return [int(name.removesuffix(".json")) for name in names if _COMMIT.fullmatch(name)]
 
     # Shards
 
@@ -489,8 +434,8 @@ class Bank:
 
     def damaged(self, name: str, why: Damaged) -> RaffectError:
         """The error for a file that is not as committed, with what to do."""
-        remedy = f"run `raffect bank verify --bank {shlex.quote(str(self.path))} --repair`"
-        return RaffectError(f"{self.path / name}: {why}; {remedy}, then `raffect extract` again")
+        remedy = f"run `{self.repair_command}`, then `raffect extract` again"
+        return RaffectError(f"{self.path / name}: {why}; {remedy}")
 
     def digest(self, commits: Mapping[int, Commit] | None = None) -> str:
         """SHA-256 over the identity and every commit record, which are read now unless given.
@@ -505,7 +450,3 @@ class Bank:
         for record in (self.read_commits() if commits is None else commits).values():
             digest.update(json.dumps(record.to_json(), sort_keys=True).encode())
         return digest.hexdigest()
-
-
-def _first_missing(numbers: Collection[int]) -> int:
-    return next(k for k in itertools.count() if k not in numbers)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.format import DEFAULT_SHARD_ROWS, Bank, Identity
+from raffect.bank.format import Bank, Identity
+from raffect.bank.plan import DEFAULT_SHARD_ROWS
 from raffect.config import ExtractConfig, count_cores
 from raffect.datasets.frames import PACKED_SUFFIX
 from raffect.datasets.manifest import read_manifest

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.format import DEFAULT_SHARD_ROWS, Identity
+from raffect.bank.format import Identity
+from raffect.bank.plan import DEFAULT_SHARD_ROWS
 from raffect.config import EncoderConfig
 from raffect.datasets.frames import read_contents
 from raffect.errors import RaffectError
