@@ -371,7 +371,7 @@ class BankVerifyConfig:
     """Also check that the bank covers this manifest.parquet, or the one in this folder."""
     repair: bool = False
     """Withdraw damaged shards, so that the next extract encodes them again, and delete unfinished
-    files older than an hour."""
+    files older than an hour and what else killed runs left."""
     retry_rejects: bool = False
     """Withdraw shards that have rejects, so that the next extract reads their frames again (after
     fixing the files)."""

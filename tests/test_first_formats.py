@@ -131,6 +131,13 @@ def test_the_first_bank_given_again_stays_as_it_is(first, capsys):
     assert Bank(first / "bank").digest() == FIRST_DIGEST
 
 
+def test_a_first_bank_that_is_raised_to_format_2_has_the_fingerprint_that_its_runs_know(first):
+    bank = Bank(first / "bank")
+    bank.claim(bank.read_identity(), 2)
+    assert bank.read_file().format == 2
+    assert bank.digest() == FIRST_DIGEST
+
+
 def test_the_first_bank_is_continued_as_one_of_format_2_and_keeps_its_shards(
     first, tree, local_ray
 ):

@@ -18,12 +18,12 @@ files. See docs/bank.md.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import itertools
 import json
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -31,12 +31,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from raffect.bank.extend import extend_plan, unplanned_rows
 from raffect.bank.plan import (
-    DEFAULT_SHARD_ROWS,
     Plan,
     build_plan,
-    format_generation,
-    key_table,
+    first_missing,
     list_generations,
     read_generation,
 )
@@ -49,17 +48,16 @@ from raffect.bank.records import (
     parse_bank_file,
     parse_commit,
 )
-from raffect.bank.replan import forget_marks, withdraw_misfits
 from raffect.bank.shard_file import (
     REJECTS,
     format_rejects,
     format_shard,
     has_encoder,
     parse_rejects,
+    threads_of,
 )
 from raffect.errors import RaffectError
 from raffect.storage.atomic import write_atomic, write_if_absent
-from raffect.storage.keys import Vocabulary, absent
 from raffect.storage.paths import (
     Damaged,
     list_sizes,
@@ -94,6 +92,11 @@ class Bank:
             command = f"raffect extract --manifest M --bank {shlex.quote(str(self.path))}"
             raise RaffectError(f"{self.path}: no bank there; make one with `{command}`")
         return self
+
+    @property
+    def repair_command(self) -> str:
+        """The command that withdraws what is damaged, for errors."""
+        return f"raffect bank verify --bank {shlex.quote(str(self.path))} --repair"
 
     # Identity
 
@@ -135,9 +138,9 @@ class Bank:
         """
         file = self.path / "bank.json"
         if not file.exists():
-            self._require_made_by(identity)
-        if write_if_absent(file, BankFile(identity=identity, threads=threads).to_bytes()):
-            return
+            known = self._require_made_by(identity)
+            new = BankFile(identity=identity, threads=known or threads)
+            write_if_absent(file, new.to_bytes())
         found = self.read_file()
         if found is None:
             raise RaffectError(
@@ -154,27 +157,45 @@ class Bank:
         if whole != found:
             write_atomic(file, whole.to_bytes())
 
-    def _require_made_by(self, identity: Identity) -> None:
+    def _require_made_by(self, identity: Identity) -> int | None:
         """Refuse to create ``bank.json`` anew for another encoder than that of a shard.
+
+        Returns:
+            CPU threads of that shard's encoder; None if it had none or there is no shard.
 
         Raises:
             RaffectError: If a shard is another encoder's, or does not say whose, as in format 1.
         """
         records = self.read_commits().values()
-        for record in records:
-            try:
-                content = self.read_committed(record.features_file, record.sha256)
-                if has_encoder(parse_parquet(content, ["frame"]), identity):
-                    return
-                break
-            except Damaged:
-                continue
+        table = self._read_sound(records)
+        if table is not None and has_encoder(table, identity):
+            return threads_of(table)
         if records:
             raise RaffectError(
                 f"{self.path}: bank.json is missing although shards are committed, and those are "
                 "another encoder's or do not say whose; restore it from a backup, or extract into "
                 "a new --bank"
             )
+        return None
+
+    def read_threads(self) -> int | None:
+        """CPU threads of each encoder; of a shard where ``bank.json`` is gone; None if not known.
+
+        Raises:
+            RaffectError: If ``bank.json`` is damaged or of another format.
+        """
+        if (found := self.read_file()) is not None:
+            return found.threads
+        table = self._read_sound(self.read_commits().values())
+        return None if table is None else threads_of(table)
+
+    def _read_sound(self, records: Iterable[Commit]) -> pa.Table | None:
+        """Frame numbers and metadata of the first shard whose file is as committed."""
+        for record in records:
+            with contextlib.suppress(Damaged):
+                content = self.read_committed(record.features_file, record.sha256)
+                return parse_parquet(content, ["frame"])
+        return None
 
     # Plan
 
@@ -186,8 +207,8 @@ class Bank:
             RaffectError: If it is damaged, or a generation is missing.
         """
         files = list_generations(self.path / "plan")
-        number = _first_missing(files)
-        if number < len(files) or (not files and any(self._committed())):
+        number = first_missing(files)
+        if number < len(files) or (not files and any(self.committed())):
             raise RaffectError(
                 f"{self.path}: damaged plan, plan/{number:04d}.parquet is missing; restore it from "
                 "a backup, or if `raffect bank verify --repair` withdrew it, run `raffect extract`"
@@ -202,53 +223,14 @@ class Bank:
             RaffectError: If it is damaged.
         """
         files = list_generations(self.path / "plan")
-        return self._known_plan({k: files[k] for k in range(_first_missing(files))})
+        return self.plan_of({k: files[k] for k in range(first_missing(files))})
 
     def extend_plan(self, manifest: pa.Table, shard_rows: int | None = None) -> Plan:
         """Plan every frame of a manifest that is not planned yet, as a new generation.
 
-        A generation that was damaged and withdrawn is planned again; shards that do not fit it then
-        are withdrawn.
-
-        Args:
-            manifest: ``video, frame, ...``, sorted.
-            shard_rows: Rows of a shard; if None, those of the bank, or 2048 in a new bank.
-
-        Raises:
-            RaffectError: If the manifest lacks frames that the bank holds, ``shard_rows`` differs
-                from the bank's, or a generation is missing that was not withdrawn.
+        See `raffect.bank.extend`, which says what it does and when it refuses.
         """
-        while True:
-            # What is left to plan. Records are listed before the plan's files: those of a
-            # generation that another run adds meanwhile are none of ours.
-            committed = list(self._committed())
-            files = list_generations(self.path / "plan")
-            number, plan = _first_missing(files), self._known_plan(files)
-            forget_marks(files)
-            if number == len(files):
-                self.__dict__["plan"] = plan
-            if len(plan.table) and shard_rows not in (None, plan.shard_rows):
-                raise RaffectError(
-                    f"--shard-rows {shard_rows}: {self.path} has shards of {plan.shard_rows} rows; "
-                    "leave the option out or use a new --bank"
-                )
-            new = self._unplanned(plan, manifest)
-            if not len(new):
-                return self.plan
-            # The file of a new generation
-            rows = plan.shard_rows if len(plan.table) else shard_rows or self._guess_shard_rows()
-            content = format_generation(new, rows, manifest)
-            file = self.path / "plan" / f"{number:04d}.parquet"
-            known = self._known_plan({k: files[k] for k in range(number)})
-            if beyond := [shard for shard in committed if shard >= known.num_shards]:
-                generations = {k: read_generation(found) for k, found in files.items()}
-                generations[number] = key_table(new), rows
-                whole = build_plan(generations[k] for k in sorted(generations))
-                withdraw_misfits(self, file, whole, beyond)
-            # If two runs extend the plan at once, one of them writes this file. The other one reads
-            # the plan again and looks at what is left.
-            write_if_absent(file, content)
-            forget_marks({number: file})
+        return extend_plan(self, manifest, shard_rows)
 
     def unplanned(self, manifest: pa.Table) -> pa.Table:
         """Rows of a manifest that are not planned yet.
@@ -256,37 +238,20 @@ class Bank:
         Raises:
             RaffectError: If the manifest lacks frames that are planned.
         """
-        plan = self._known_plan(list_generations(self.path / "plan"))
-        return self._unplanned(plan, manifest)
+        plan = self.plan_of(list_generations(self.path / "plan"))
+        return unplanned_rows(self.path, plan, manifest)
 
-    def _known_plan(self, files: Mapping[int, Path]) -> Plan:
-        """The plan in the files that are there; one of them may be missing."""
+    def plan_of(self, files: Mapping[int, Path]) -> Plan:
+        """The plan in files of a plan that are there, by generation; some may be missing."""
         cached: Plan | None = self.__dict__.get("plan")
-        if cached is not None and cached.generations == len(files) == _first_missing(files):
+        if cached is not None and cached.generations == len(files) == first_missing(files):
             return cached
         return build_plan(map(read_generation, files.values()))
 
-    def _unplanned(self, plan: Plan, manifest: pa.Table) -> pa.Table:
-        vocabulary = Vocabulary()
-        planned, wanted = vocabulary.keys(plan.table), vocabulary.keys(manifest)
-        if len(gone := planned[absent(planned, wanted)]):
-            video, frame = vocabulary.names[gone[0] >> 32], gone[0] & 0xFFFFFFFF
-            raise RaffectError(
-                f"{self.path} holds {len(gone)} frames that the manifest lacks, e.g. "
-                f"{video}/{frame:05d}; prepare the manifest from all image roots, or use a new "
-                "--bank"
-            )
-        return manifest.filter(pa.array(absent(wanted, planned))) if len(planned) else manifest
-
-    def _guess_shard_rows(self) -> int:
-        """Rows of a shard where there is no plan: those of the longest shard, or of a new bank."""
-        lengths = [record.rows + record.rejects for record in self.read_commits().values()]
-        return max(lengths, default=DEFAULT_SHARD_ROWS) or DEFAULT_SHARD_ROWS
-
-    def _committed(self) -> Iterable[int]:
+    def committed(self) -> list[int]:
         """Numbers of shards that have a record, sound or not."""
         names = list_sizes(self.path / "commits")
-        return (int(name.removesuffix(".json")) for name in names if _COMMIT.fullmatch(name))
+        return [int(name.removesuffix(".json")) for name in names if _COMMIT.fullmatch(name)]
 
     # Shards
 
@@ -339,6 +304,7 @@ class Bank:
         rejects: Mapping[int, str],
         identity: Identity,
         pictures: str | None = None,
+        threads: int | None = None,
     ) -> Commit:
         """Write a shard, its rejects and then its commit record; each appears whole or not at all.
 
@@ -353,6 +319,7 @@ class Bank:
             rejects: Row of ``keys`` -> reason.
             identity: The encoder that made the features; it is named in the file.
             pictures: Digest of the pictures that became features; None if it is not known.
+            threads: CPU threads of the encoder; None if it ran on a GPU, or it is not known.
 
         Returns:
             The record that counts; if it is ours, a pure function of the arguments.
@@ -364,7 +331,7 @@ class Bank:
                 f"expected float16{(len(good), identity.dim)}"
             )
         # Its files
-        contents = {"shards": format_shard(keys.take(good), features, identity)}
+        contents = {"shards": format_shard(keys.take(good), features, identity, threads)}
         if rejects:
             contents["rejects"] = format_rejects(keys, rejects)
         files = {}
@@ -389,7 +356,12 @@ class Bank:
             if found and self._has_files(found):
                 self._delete(ours.files.keys() - found.files.keys())
                 return found
-            # A damaged one is in the way.
+            # A damaged one is in the way, unless another writer has replaced it meanwhile. One that
+            # does so between this look and the next line loses its record to ours, and its files
+            # are left over.
+            again = self.read_commit(ours.shard)
+            if again != found or (again and self._has_files(again)):
+                continue
             path.unlink(missing_ok=True)
             if found:
                 self._delete(found.files.keys() - ours.files.keys())
@@ -462,19 +434,19 @@ class Bank:
 
     def damaged(self, name: str, why: Damaged) -> RaffectError:
         """The error for a file that is not as committed, with what to do."""
-        remedy = f"run `raffect bank verify --bank {shlex.quote(str(self.path))} --repair`"
-        return RaffectError(f"{self.path / name}: {why}; {remedy}, then `raffect extract` again")
+        remedy = f"run `{self.repair_command}`, then `raffect extract` again"
+        return RaffectError(f"{self.path / name}: {why}; {remedy}")
 
     def digest(self, commits: Mapping[int, Commit] | None = None) -> str:
         """SHA-256 over the identity and every commit record, which are read now unless given.
 
-        Equal banks, and only equal banks, have equal digests.
+        Equal features of equal encoders have equal digests, and others have others. Format and
+        threads of ``bank.json`` are not in it: what they change in a vector, records show.
         """
-        digest = hashlib.sha256((self.path / "bank.json").read_bytes())
+        file = self.path / "bank.json"
+        content = file.read_bytes()
+        found = parse_bank_file(content, file)
+        digest = hashlib.sha256(content if found.format == 1 else found.identity.to_first_bytes())
         for record in (self.read_commits() if commits is None else commits).values():
             digest.update(json.dumps(record.to_json(), sort_keys=True).encode())
         return digest.hexdigest()
-
-
-def _first_missing(numbers: Collection[int]) -> int:
-    return next(k for k in itertools.count() if k not in numbers)

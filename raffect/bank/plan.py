@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,11 @@ def list_generations(folder: Path) -> dict[int, Path]:
     files = [file for file in folder.glob("*.parquet") if not file.name.startswith(PREFIX)]
     named = {file.stem: file for file in files if file.stem.isdecimal() and file.stem.isascii()}
     return {int(stem): named[stem] for stem in sorted(named, key=int) if f"{int(stem):04d}" == stem}
+
+
+def first_missing(generations: Collection[int]) -> int:
+    """The first generation that is not there."""
+    return next(k for k in itertools.count() if k not in generations)
 
 
 def build_plan(generations: Iterable[tuple[pa.Table, int]]) -> Plan:

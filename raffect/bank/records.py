@@ -1,6 +1,6 @@
 """The JSON files of a bank: ``bank.json``, its encoder, and ``commits/*.json``, its shards.
 
-The bank's digest covers their bytes, so records of format 1 keep theirs.
+The bank's digest covers the bytes of records and of format 1, so those keep theirs.
 """
 
 from __future__ import annotations
@@ -89,7 +89,20 @@ class Identity(Record):
                 f"{'; '.join(differences)}; use the bank's encoder or a new --bank"
             )
 
+    def to_first_bytes(self) -> bytes:
+        """``bank.json`` as raffect of November 2026 wrote it, on which a bank's digest rests.
 
+        Runs that were trained on a bank of format 1 know it by those bytes.
+        """
+        fields = self.to_json()
+        arithmetic, caveat = fields.pop("arithmetic"), fields.pop("caveat")
+        fields["stamp"] = _FIRST_CAVEAT if caveat == _CAVEAT else caveat
+        if arithmetic > 1:
+            fields["arithmetic"] = arithmetic
+        return (json.dumps({"format": 1, "identity": fields}, indent=1) + "\n").encode()
+
+
+_CAVEAT, _FIRST_CAVEAT = "embedded encoder, not CLIP", "embedded encoder, drawn faces"
 _COMPARED = ("model", "weights_sha256", "preprocess", "precision", "arithmetic", "dim")
 
 
@@ -213,8 +226,8 @@ def translate_first_identity(identity: Any) -> Any:
     if not isinstance(identity, dict):
         return identity
     new = {("caveat" if name == "stamp" else name): value for name, value in identity.items()}
-    if new.get("caveat") == "embedded encoder, drawn faces":
-        new["caveat"] = "embedded encoder, not CLIP"
+    if new.get("caveat") == _FIRST_CAVEAT:
+        new["caveat"] = _CAVEAT
     return new
 
 

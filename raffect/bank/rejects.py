@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +65,7 @@ class RejectList:
         return dict(Counter(reject.reason for reject in self.rejects).most_common())
 
     def lines(self) -> list[str]:
-        """A block for people."""
+        """The same as lines of text."""
         # How many, and why
         missing = f", {self.missing:,} of which are not extracted yet" if self.missing else ""
         lines = [f"rejects: {len(self.rejects):,} of {self.planned:,} planned frames{missing}"]
@@ -102,10 +101,10 @@ def list_rejects(bank: Bank, manifest: pa.Table | None = None) -> RejectList:
     # A shard without its files would silently have no rejects.
     facts = describe_bank(bank)
     if facts.broken:
-        repair = f"raffect bank verify --bank {shlex.quote(str(bank.path))} --repair"
         raise RaffectError(
             f"{bank.path}: {facts.broken} committed shard(s) lack a file or have another size, so "
-            f"their rejects are not known; run `{repair}`, then `raffect extract` again"
+            f"their rejects are not known; run `{bank.repair_command}`, then `raffect extract` "
+            "again"
         )
     table = bank.read_rejects(bank.read_commits().values())
     paths = [""] * len(table) if manifest is None else _find_paths(table, manifest)

@@ -93,7 +93,7 @@ def _renew(file: Path, ours: Writer, stop: threading.Event) -> None:
 
 
 def _require_alone(file: Path, ours: Writer) -> None:
-    """Refuse to run beside a run that came first.
+    """Refuse to run beside a run that came first; notes of dead runs are deleted.
 
     Each run writes its note, looks, and renews it at once, so of two that start together one goes
     on: a note that was renewed comes before one that was not, and then times and names count.
@@ -109,6 +109,7 @@ def _require_alone(file: Path, ours: Writer) -> None:
             continue
         age = max(0.0, now - written)
         if age > DEAD_S or _is_dead(other, ours):
+            (file.parent / name).unlink(missing_ok=True)
             continue
         if (other.renewed == 0, written, name) < mine:
             raise RaffectError(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raffect.bank.plan import KEYS, key_table
-from raffect.bank.records import Commit, Identity
+from raffect.bank.records import MOST_THREADS, Commit, Identity
 from raffect.storage.paths import Damaged, parse_parquet
 from raffect.storage.tables import conform, read_metadata
 
@@ -23,16 +23,19 @@ def shard_schema(dim: int) -> pa.Schema:
     return KEYS.append(pa.field("feature", pa.binary(2 * dim), nullable=False))
 
 
-def format_shard(keys: pa.Table, features: np.ndarray, identity: Identity) -> bytes:
+def format_shard(
+    keys: pa.Table, features: np.ndarray, identity: Identity, threads: int | None = None
+) -> bytes:
     """The file of a shard.
 
-    Its metadata say which encoder made it, so that a bank whose ``bank.json`` is lost cannot be
-    continued by another one.
+    Its metadata say which encoder made it, with how many threads, so that a bank whose
+    ``bank.json`` is lost cannot be continued by another one, or with others.
 
     Args:
         keys: ``video, frame`` of its frames.
         features: float16, shape (frames, dim).
         identity: The encoder that made them.
+        threads: Its CPU threads; None if it ran on a GPU, or it is not known.
     """
     keys, schema = key_table(keys), shard_schema(identity.dim)
     raw = np.ascontiguousarray(features, "<f2")
@@ -41,6 +44,8 @@ def format_shard(keys: pa.Table, features: np.ndarray, identity: Identity) -> by
     table = pa.Table.from_arrays([keys["video"], keys["frame"], feature], schema=schema)
     about = {"raffect": "shard/2", "weights_sha256": identity.weights_sha256}
     about["encoder"] = json.dumps(identity.compared, sort_keys=True)
+    if threads is not None:
+        about["threads"] = str(threads)
     return _format(table.replace_schema_metadata(about))
 
 
@@ -100,6 +105,13 @@ def parse_features(content: pa.Buffer, dim: int) -> np.ndarray:
         return np.empty((0, dim), np.float16)
     count, offset = len(array) * dim, 2 * dim * array.offset
     return np.frombuffer(array.buffers()[1], "<f2", count, offset).reshape(len(array), dim)
+
+
+def threads_of(table: pa.Table) -> int | None:
+    """CPU threads of a shard's encoder, as the table of its file says; None if it does not."""
+    text = read_metadata(table).get("threads", "")
+    digits = text if text.isascii() and text.isdecimal() and len(text) < 8 else "0"
+    return int(digits) if 1 <= int(digits) <= MOST_THREADS else None
 
 
 def has_encoder(table: pa.Table, identity: Identity) -> bool | None:

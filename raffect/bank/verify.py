@@ -13,7 +13,8 @@ import pyarrow as pa
 from raffect.bank.format import Bank, Commit, Identity, Plan
 from raffect.bank.plan import KEYS, list_generations, read_generation
 from raffect.bank.records import is_file_of
-from raffect.bank.replan import mark_of
+from raffect.bank.replan import mark_of, stale_marks
+from raffect.bank.running import DEAD_S
 from raffect.bank.shard_file import (
     REJECTS,
     has_encoder,
@@ -46,7 +47,8 @@ class Verification:
         damaged_rows: Planned rows of damaged shards.
         problems: What is wrong apart from single shards.
         leftovers: Unfinished files, and files that no record names, which were not written to for
-            an hour, and notes of attempts that were committed in the end; harmless.
+            an hour; notes of attempts that were committed in the end, and of runs that are dead;
+            marks that a file of the plan was withdrawn, which is there again. Harmless.
     """
 
     planned: int
@@ -184,12 +186,15 @@ def _find_leftovers(
             number = name.removesuffix(".parquet").partition("-")[0]
             if is_shards and f"{folder}/{name}" not in known and number not in unread:
                 found.append(bank.path / folder / name)
-    # Notes of attempts that were committed in the end
+    # Notes of attempts that were committed in the end, and of dead runs; marks of withdrawn plans
     notes = list_sizes(bank.path / "attempts")
     attempts = (bank.attempt_path(shard) for shard in commits)
+    runs = sorted((bank.path / "running").glob("[!.]*.json"))
     return [
         *sorted(path for path in found if _is_quiet(path)),
         *(path for path in attempts if path.name in notes),
+        *(path for path in runs if _is_quiet(path, DEAD_S)),
+        *stale_marks(list_generations(bank.path / "plan")),
     ]
 
 
@@ -243,10 +248,10 @@ def withdraw_unreadable(bank: Bank) -> list[str]:
     return lines
 
 
-def _is_quiet(path: Path) -> bool:
+def _is_quiet(path: Path, age_s: float | None = None) -> bool:
     """Whether a file was not written to for long; a younger one may be of a running extract."""
     try:
-        return time.time() - path.stat().st_mtime > QUIET_S
+        return time.time() - path.stat().st_mtime > (QUIET_S if age_s is None else age_s)
     except FileNotFoundError:  # finished meanwhile
         return False
 

@@ -15,21 +15,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.format import DEFAULT_SHARD_ROWS, Bank, Identity
+from raffect.bank.format import Bank, Identity
+from raffect.bank.plan import DEFAULT_SHARD_ROWS
 from raffect.config import ExtractConfig, count_cores
 from raffect.datasets.frames import PACKED_SUFFIX
 from raffect.datasets.manifest import read_manifest
 from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
-from raffect.extraction.extract import (
-    Placement,
-    check_embedded,
-    choose_shards,
-    choose_threads,
-    load_clip,
-    place_encoders,
-    read_geometry,
-)
+from raffect.extraction.extract import check_embedded, choose_shards, load_clip, read_geometry
+from raffect.extraction.placement import Placement, choose_threads, place_encoders
 from raffect.extraction.probe import SAMPLE, Probe, probe
 from raffect.extraction.steps import Geometry, LoadEncoder
 from raffect.progress import format_bytes, format_seconds, stage

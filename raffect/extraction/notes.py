@@ -45,6 +45,7 @@ class EncodeNotes(Record):
         asked_batch_size: Frames of a step that were asked for; larger if memory ran out.
         bare_frames_per_s: Rate of this encoder on tensors that are ready.
         identity: The encoder that made the features.
+        threads: Its CPU threads; None on a GPU.
     """
 
     encode_start: Seconds
@@ -54,6 +55,7 @@ class EncodeNotes(Record):
     asked_batch_size: Annotated[int, Ge(1)]
     bare_frames_per_s: Seconds
     identity: Identity
+    threads: Annotated[int, Ge(1)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raffect.bank.format import DEFAULT_SHARD_ROWS
+from raffect.bank.plan import DEFAULT_SHARD_ROWS
 from raffect.config import PackConfig
 from raffect.datasets.frames import PACKED_SUFFIX, BadFrame, read_contents
 from raffect.datasets.manifest import is_synthetic_manifest, read_manifest, write_manifest

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.format import DEFAULT_SHARD_ROWS, Identity
+from raffect.bank.format import Identity
+from raffect.bank.plan import DEFAULT_SHARD_ROWS
 from raffect.config import EncoderConfig
 from raffect.datasets.frames import read_contents
 from raffect.errors import RaffectError
@@ -108,12 +109,13 @@ def time_encoder(encoder: Encoder, frames: list[np.ndarray]) -> float:
     # The first batch allocates and compiles, and is not counted.
     supply = itertools.cycle(frames)
     encoder.encode(list(itertools.islice(supply, encoder.batch_size)))
-    # Pieces of half the time and at most a shard, since a fast device waits at the end of each
+    # Pieces of whole batches, at least one, of half the time and at most a shard, since a fast
+    # device waits at the end of each
     start, done, elapsed = time.perf_counter(), 0, 0.0
     while elapsed < _ENCODE_S:
         rate = done / elapsed if done else 0.0
-        size = min(DEFAULT_SHARD_ROWS, max(encoder.batch_size, int(rate * _ENCODE_S / 2)))
-        size -= size % encoder.batch_size
+        most = min(DEFAULT_SHARD_ROWS, int(rate * _ENCODE_S / 2))
+        size = max(1, most // encoder.batch_size) * encoder.batch_size
         encoder.encode(list(itertools.islice(supply, size)))
         done, elapsed = done + size, time.perf_counter() - start
     return done / elapsed

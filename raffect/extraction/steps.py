@@ -203,14 +203,14 @@ class EncodeShard:
         # An error that is raised here would reach the driver after retries, as the text of a dead
         # actor. So it is kept, and returned as data.
         self.failure: str | None = None
-        self.name = uuid.uuid4().hex
+        self.name, self.threads = uuid.uuid4().hex, threads if device == "cpu" else None
         self.reporter = reporter or Reporter()
         self.reporter.loading()
         try:
             self.encoder = load(config, device, threads)
             # Before the probe, which cuts the batch size if memory runs out
             self.asked_batch_size = self.encoder.batch_size
-            Bank(bank).claim(self.encoder.identity, threads if device == "cpu" else None)
+            Bank(bank).claim(self.encoder.identity, self.threads)
             self.bare_frames_per_s = self._frames_per_s = self.encoder.probe()
         except Exception as error:
             self.failure = _describe(error, bank)
@@ -238,6 +238,7 @@ class EncodeShard:
                 asked_batch_size=self.asked_batch_size,
                 bare_frames_per_s=self.bare_frames_per_s,
                 identity=self.encoder.identity,
+                threads=self.threads,
             )
         kept = {name: table[name] for name in ("shard", "rows", "rejects", "read")}
         answer = {"features": as_cell(features), "encode": as_notes(notes)}
@@ -303,7 +304,8 @@ def _commit(table: pa.Table, bank: str) -> ShardStats:
     rejects = dict(table["rejects"][0].as_py())
     # The shard
     shard = table["shard"][0].as_py()
-    record = Bank(bank).commit(shard, _rows(table), features, rejects, identity, read.pictures)
+    facts = (read.pictures, encode.threads)
+    record = Bank(bank).commit(shard, _rows(table), features, rejects, identity, *facts)
     return ShardStats(
         shard=record.shard,
         rows=record.rows,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -123,11 +122,10 @@ def open_dataset(
     commits = bank.read_commits()
     splits = {split: find_features(bank, table, task, split, commits=commits) for split in wanted}
     incomplete = _describe_incomplete(splits)
-    repair = f"raffect bank verify --bank {shlex.quote(str(bank_path))} --repair"
     require(
         allow_incomplete or not incomplete,
         f"{bank_path}: {incomplete} are planned and not there, not extracted yet or damaged; "
-        f"finish `raffect extract` (`{repair}` withdraws "
+        f"finish `raffect extract` (`{bank.repair_command}` withdraws "
         "what is damaged), or add --allow-incomplete, and every score will say so",
     )
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raffect.bank.format import Bank
+from raffect.bank.records import BankFile
 from raffect.bank.verify import verify, withdraw
 from raffect.errors import RaffectError
 from raffect.storage import atomic
@@ -349,6 +350,50 @@ def test_a_bank_of_other_arithmetic_is_not_continued_by_accident(tmp_path):
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 4}))
     with pytest.raises(RaffectError, match="bank against this run: arithmetic: 1 against 2"):
         bank.claim(replace(IDENTITY, arithmetic=2))
+
+
+def fill_with_threads(path, threads):
+    bank, manifest = Bank(path), make_manifest({"a": 20})
+    plan = bank.extend_plan(manifest, 8)
+    bank.claim(IDENTITY, threads)
+    for shard in range(plan.num_shards):
+        keys = plan.rows(shard)
+        features = np.zeros((len(keys), 6), np.float16)
+        bank.commit(shard, keys, features, {}, IDENTITY, threads=threads)
+    return bank
+
+
+def test_a_bank_json_that_was_withdrawn_comes_back_with_its_threads_and_the_same_digest(tmp_path):
+    bank = fill_with_threads(tmp_path / "bank", 3)
+    file, digest = bank.path / "bank.json", bank.digest()
+    content = file.read_bytes()
+    file.unlink()
+    assert Bank(bank.path).read_threads() == 3
+    bank.claim(IDENTITY)  # as a finished bank is, which has no threads to choose
+    assert file.read_bytes() == content
+    assert bank.digest() == digest
+    file.unlink()
+    with pytest.raises(RaffectError, match="its encoders have 3 CPU threads, not 2"):
+        bank.claim(IDENTITY, 2)
+
+
+def test_a_digest_depends_on_identity_and_shards_and_not_on_threads_or_format(tmp_path):
+    bank = fill_bank(tmp_path / "bank", make_manifest({"a": 20}))
+    file, digest = bank.path / "bank.json", bank.digest()
+    bank.claim(IDENTITY, 4)
+    assert bank.digest() == digest
+    first = {"format": 1, "identity": IDENTITY.to_json()}
+    first["identity"]["stamp"] = first["identity"].pop("caveat")
+    del first["identity"]["arithmetic"]
+    file.write_text(json.dumps(first, indent=1) + "\n")
+    assert bank.read_file().format == 1
+    assert bank.digest() == digest
+    for changes in ({"weights_sha256": "b" * 64}, {"arithmetic": 2}, {"caveat": "drawn"}):
+        file.write_bytes(BankFile(identity=replace(IDENTITY, **changes)).to_bytes())
+        assert bank.digest() != digest
+    file.write_bytes(BankFile(identity=IDENTITY).to_bytes())
+    bank.commit_path(1).unlink()
+    assert bank.digest() != digest
 
 
 def test_threads_of_a_cpu_encoder_are_recorded_once_and_a_gpu_has_none(tmp_path):

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from raffect.bank import running
+from raffect.bank.commands import check
 from raffect.bank.format import Bank
 from raffect.bank.running import Writer, note_of_run
 from raffect.bank.verify import verify, withdraw
+from raffect.config import BankVerifyConfig
 from raffect.errors import RaffectError
 from raffect.storage import atomic
 from tests.helpers.banks import IDENTITY, fill_bank, make_manifest
@@ -84,6 +86,32 @@ def test_a_damaged_record_is_replaced_by_the_next_writer(tmp_path, how):
     if how != "record":  # it is not known which file an unreadable record named
         assert files_of(bank) == named(bank)
     assert verify(bank, MANIFEST).complete
+
+
+@pytest.mark.parametrize("how", ["record", "missing"])
+def test_a_damaged_record_that_another_writer_replaces_meanwhile_is_not_deleted(
+    tmp_path, monkeypatch, how
+):
+    bank = fill_bank(tmp_path / "bank", MANIFEST)
+    if how == "record":
+        bank.commit_path(1).write_bytes(b"{")
+    else:
+        bank.shard_path(1).unlink()
+    keys, look, others = bank.plan.rows(1), bank.read_commit, []
+
+    def look_and_pause(shard):
+        found = look(shard)
+        if not others:  # the other writer comes between our first look and what follows
+            features = features_of(3, len(keys))
+            others.append(Bank(bank.path).commit(1, keys, features, {}, IDENTITY))
+        return found
+
+    monkeypatch.setattr(bank, "read_commit", look_and_pause)
+    record = bank.commit(1, keys, features_of(7, len(keys)), {}, IDENTITY)
+    assert [record] == others
+    assert Bank(bank.path).read_commits()[1] == record
+    if how != "record":  # it is not known which file an unreadable record named
+        assert files_of(bank) == named(bank)
 
 
 def test_names_follow_from_content_so_that_equal_writers_make_equal_banks(tmp_path):
@@ -187,6 +215,31 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path):
         put_note(tmp_path, **here | changes)
         with pytest.raises(RaffectError, match="another run"), note_of_run(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("by", ["repair", "the next run"])
+def test_notes_of_dead_runs_are_deleted_and_those_of_living_ones_kept(tmp_path, by):
+    bank = fill_bank(tmp_path / "bank", MANIFEST)
+    dead = put_note(bank.path, age=601)
+    living = bank.path / "running" / "elsewhere-78-abcdef.json"
+    living.write_bytes(dead.read_bytes())
+    assert verify(bank).leftovers == (dead,)
+    if by == "repair":
+        assert check(BankVerifyConfig(bank=bank.path, repair=True)).complete
+    else:
+        with pytest.raises(RaffectError, match="another run"), note_of_run(bank.path):
+            pass
+    assert list((bank.path / "running").iterdir()) == [living]
+
+
+def test_marks_beside_files_of_the_plan_are_left_over_and_those_of_withdrawn_ones_are_not(tmp_path):
+    bank = fill_bank(tmp_path / "bank", MANIFEST)
+    stale, needed = (bank.path / "plan" / f"000{k}.withdrawn" for k in range(2))
+    stale.touch(), needed.touch()
+    assert verify(bank).leftovers == (stale,)
+    assert check(BankVerifyConfig(bank=bank.path, repair=True)).complete
+    assert not stale.exists()
+    assert needed.exists()
 
 
 def test_a_run_renews_its_note_and_takes_it_away(tmp_path, monkeypatch):

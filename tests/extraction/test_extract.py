@@ -33,15 +33,10 @@ from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
 from raffect.extraction.board import ShardProgress, watch_encoders
 from raffect.extraction.estimate import combine, estimate
-from raffect.extraction.extract import (
-    Placement,
-    choose_shards,
-    extract,
-    open_progress,
-    place_encoders,
-    share_cores,
-)
+from raffect.extraction.extract import choose_shards, extract, open_progress
 from raffect.extraction.pack import pack
+from raffect.extraction.placement import Placement, place_encoders, share_cores
+from raffect.extraction.probe import time_encoder
 from raffect.extraction.steps import Geometry
 from raffect.progress import Progress
 from raffect.ray_session.session import NO_PROGRESS_S
@@ -352,6 +347,31 @@ def test_a_dry_run_probes_with_the_threads_priority_and_environment_of_the_run(
     extract(config, load_stand_in, Geometry(size=32))
     assert guess.caveat == Bank(tmp_path / "bank").read_identity().caveat
     assert (guess.frames, guess.threads) == (100, place_encoders(config, 1).threads)
+
+
+def test_a_dry_run_probes_with_the_threads_of_the_bank(config, tmp_path, local_ray, monkeypatch):
+    monkeypatch.setattr("raffect.extraction.probe._ENCODE_S", 0.1)
+    bank, config = Bank(tmp_path / "bank"), replace(config, bank=tmp_path / "bank", limit=100)
+    bank.extend_plan(read_manifest(config.manifest), 100)
+    threads = place_encoders(config, 1).threads + 1  # not what this machine would have
+    bank.claim(IDENTITY, threads)
+    guess = estimate(config, load_stand_in)
+    assert (guess.threads, json.loads(guess.caveat)[1]) == (threads, threads)
+
+
+@pytest.mark.parametrize("batch", [1, 100, 2048, 4096])
+def test_a_probe_encodes_whole_batches_also_where_one_is_larger_than_a_shard(monkeypatch, batch):
+    monkeypatch.setattr("raffect.extraction.probe._ENCODE_S", 0.05)
+    sizes = []
+
+    def encode(frames):
+        sizes.append(len(frames))
+        time.sleep(0.01)
+
+    rate = time_encoder(SimpleNamespace(batch_size=batch, encode=encode), [np.zeros(1)])
+    assert 0 < rate < float("inf")
+    assert all(size and size % batch == 0 for size in sizes)
+    assert max(sizes) <= max(batch, 2048)
 
 
 def test_a_dry_run_says_when_a_device_like_this_one_would_be_refused(
