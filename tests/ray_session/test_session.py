@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raffect.errors import RaffectError
-from raffect.ray_session.session import private, session
+from raffect.ray_session import private, session
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from raffect.bank.format import Bank
-from raffect.ray_session.session import guard, watch
+from raffect.ray_session import guard, watch
 
 LEAVING = """
 import sys, threading
