@@ -14,8 +14,8 @@ from typing import Any
 
 from raffect.errors import RaffectError
 from raffect.progress import format_seconds, stage
-from raffect.ray_session.guard import Guard
 from raffect.ray_session import private
+from raffect.ray_session.guard import Guard
 from raffect.ray_session.watch import RayWatch
 from raffect.storage.paths import is_remote
 
