@@ -468,7 +468,7 @@ def test_a_board_that_dies_is_started_again_and_a_dead_one_stops_nothing(local_r
     import ray
 
     class Heard(ShardProgress):
-        def hear(self, news):
+        def update(self, news):
             heard.update(news)
 
     def wait_for(key):
