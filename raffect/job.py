@@ -32,7 +32,8 @@ def run_job(command: str, words: list[str]) -> int:
     def end(line: str) -> None:
         error = f"raffect {command}: {line}"
         result = {"job": command, "status": _STATUS[STATUS], "exit": STATUS, "error": error}
-        print(json.dumps(result), flush=True)
+        # On a line of its own: Ray may have begun one about its death and not ended it
+        print(f"\n{json.dumps(result)}", flush=True)
 
     # The command, with a copy of its errors
     captured = io.StringIO()

@@ -205,7 +205,7 @@ def test_a_dead_ray_ends_extract_with_one_line_and_the_same_command_goes_on(
     assert len(lines) == 1, err
     assert "has ended" in lines[0]
     assert lines[0].endswith("what is finished is kept, the same command goes on from there")
-    # Ray's own C++ may print a line of its death behind ours
+    # Ray's own C++ may print lines around it
     result = json.loads([line for line in out.splitlines() if line.startswith("{")][-1])
     assert result == {"job": "extract", "status": "failed", "exit": 2, "error": lines[0]}
     while (alive := list(filter(is_alive, processes))) and time.monotonic() < start + 40:
