@@ -47,9 +47,8 @@ def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> p
         what = f"not a readable Parquet file ({error})"
         raise RaffectError(f"{path}: {what}; make it again with `{maker}`") from error
     for name in columns:
-        if (count := table.column_names.count(name)) != 1:
-            what = f"column {name!r} is {'there twice' if count else 'missing'}"
-            raise RaffectError(f"{path}: not a {kind}, {what}; make it with `{maker}`")
+        if fault := _fault_of_name(table, name):
+            raise RaffectError(f"{path}: not a {kind}, {fault}; make it with `{maker}`")
     return table
 
 
@@ -71,8 +70,7 @@ def check_cells(table: pa.Table, texts: Sequence[str], numbers: Sequence[str]) -
         if not (is_text if name in texts else pa.types.is_integer(found)):
             expected = "text" if name in texts else "int32"
             raise Damaged(f"column {name!r} is {str(found)[:40]}, expected {expected}")
-        if empty := table[name].null_count:
-            raise Damaged(f"column {name!r} has {empty} empty cells")
+        _require_full(table, name)
         try:
             table[name].validate(full=True)
         except pa.ArrowException as error:
@@ -96,13 +94,12 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
             text that is not UTF-8.
     """
     for field in schema:
-        if (count := table.column_names.count(field.name)) != 1:
-            raise Damaged(f"column {field.name!r} is {'there twice' if count else 'missing'}")
+        if fault := _fault_of_name(table, field.name):
+            raise Damaged(fault)
         found = table.schema.field(field.name).type
         if _plain(found) != _plain(field.type):
             raise Damaged(f"column {field.name!r} is {found}, expected {field.type}")
-        if empty := table[field.name].null_count:
-            raise Damaged(f"column {field.name!r} has {empty} empty cells")
+        _require_full(table, field.name)
     table = table.select(schema.names)
     try:
         table.validate(full=True)
@@ -110,6 +107,18 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
         return pa.Table.from_arrays(columns, schema=schema)
     except (pa.ArrowException, ValueError) as error:
         raise Damaged(str(error).splitlines()[0][:120]) from error
+
+
+def _fault_of_name(table: pa.Table, name: str) -> str:
+    """Why a table has not one column of a name; empty if it has."""
+    count = table.column_names.count(name)
+    return "" if count == 1 else f"column {name!r} is {'there twice' if count else 'missing'}"
+
+
+def _require_full(table: pa.Table, name: str) -> None:
+    """Raise `Damaged` if a column has empty cells."""
+    if empty := table[name].null_count:
+        raise Damaged(f"column {name!r} has {empty} empty cells")
 
 
 def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
