@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -23,7 +24,23 @@ STABLE = ("plan", "shards", "rejects", "commits")
 """Folders of a bank whose bytes must not depend on what happened on the way."""
 
 
-class Extract:
+class Job:
+    """What the jobs share."""
+
+    def check(self, out: Path) -> Counter:
+        """What is wrong with a finished folder, by name."""
+        raise NotImplementedError
+
+    def close(self, out: Path, broken: Counter) -> str:
+        """Delete a finished folder, add what is wrong with it to ``broken``; a line about it."""
+        found = self.check(out)
+        broken += found
+        shutil.rmtree(out)
+        faults = ", ".join(f"{name} {count}" for name, count in found.items() if count)
+        return f"finished {out.name}: {faults or 'as undisturbed'}"
+
+
+class Extract(Job):
     """A bank of drawn faces."""
 
     titles: ClassVar = {"worker": r"read_shard|commit_shard", "actor": "MapWorker"}
@@ -106,7 +123,7 @@ class Extract:
         return names
 
 
-class Tune:
+class Tune(Job):
     """A sweep of small batches of heads over a bank made first."""
 
     titles: ClassVar = {"actor": r"ImplicitFunc|run_trial"}

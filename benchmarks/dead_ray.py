@@ -95,12 +95,8 @@ class Killer:
             out = self.folder / f"run-{self.tally.finished}"
             while not self._run(out, victims):
                 pass
-            found = self.job.check(out)
-            self.tally.broken += found
             self.tally.finished += 1
-            faults = ", ".join(f"{name} {count}" for name, count in found.items() if count)
-            self.say(f"finished {out.name}: {faults or 'as undisturbed'}")
-            shutil.rmtree(out)
+            self.say(self.job.close(out, self.tally.broken))
 
     def say(self, line: str) -> None:
         print(f"{time.monotonic() - self.begin:6.0f} s  {line}", flush=True)
