@@ -49,7 +49,7 @@ _PALETTE = plt.get_cmap("viridis")
 _LIGHTEST = 0.8
 """Share of the palette that can be seen on white, and on black in a page's inverted colors."""
 MOST_CURVES = 12
-"""Settings whose learning curves can be told apart."""
+"""Settings whose learning curves can be distinguished."""
 _LONG = 36
 """Characters of a label above which a legend has one column."""
 _ABSENT: dict[str, Any] = {"facecolor": "none", "edgecolor": GRID, "hatch": "///", "linewidth": 0}
