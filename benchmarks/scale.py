@@ -254,7 +254,7 @@ def point_plan(folder: Path, rows: int, shard_rows: int, commits: bool) -> dict[
     with step(out, "unplanned"):
         again.unplanned(manifest)
     with step(out, "choose_shards"):
-        todo = stage.choose_shards(again, plan, None)
+        todo = stage.choose_shards(plan, again.read_commits(), None)
     with step(out, "items"):
         items = list(build_items(plan, todo, manifest))
     out["shards"], out["rows"], out["blocks"] = plan.num_shards, rows, len(items)

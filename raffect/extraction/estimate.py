@@ -172,7 +172,7 @@ def _count_frames(bank: Bank, manifest: pa.Table) -> int:
     """Frames that are not in the bank: not planned yet, or planned in shards without a commit."""
     if not bank.exists:
         return len(manifest)
-    planned = np.diff(bank.plan.offsets)[choose_shards(bank, bank.plan, None)].sum()
+    planned = np.diff(bank.plan.offsets)[choose_shards(bank.plan, bank.read_commits(), None)].sum()
     return len(bank.unplanned(manifest)) + int(planned)
 
 

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -96,7 +96,7 @@ def extract(
         geometry = read_geometry(resolve(config.encoder))
         _check_model(config, bank)
     # The run
-    choose_threads(config, bank)
+    threads = choose_threads(config, bank)
     require_writable(bank.path)
     with note_of_run(bank.path, config.join):
         # A run that is refused leaves the plan and the records as they are.
@@ -106,11 +106,15 @@ def extract(
             plan = bank.extend_plan(manifest, config.shard_rows)
             if not known:  # which shard holds what is known only now if the plan was withdrawn
                 _compare_pictures(bank, manifest)
-            todo = choose_shards(bank, plan, config.limit)
+            done = bank.read_commits()
+            todo = choose_shards(plan, done, config.limit)
         if not todo:
             return _finish(config, bank, load)  # a plan that was withdrawn is there again
         with ray_session(config.address):
-            tally, wall_s, placement = _run_pipeline(config, bank, todo, manifest, load, geometry)
+            placement = _place(config, len(todo), threads)
+            with open_progress(plan, done, todo) as progress:
+                arguments = (config, bank, todo, manifest, load, geometry, placement, progress)
+                tally, wall_s = _run_pipeline(*arguments)
     # Its summary
     _check_shared(bank, tally)
     gpus = placement.actors * placement.gpus_per_actor
@@ -145,7 +149,7 @@ def _is_finished(bank: Bank, manifest: pa.Table) -> bool:
     """Whether every frame of a manifest is planned, and every planned shard committed."""
     if not bank.exists or len(bank.unplanned(manifest)):
         return False
-    return not choose_shards(bank, bank.plan, None)
+    return not choose_shards(bank.plan, bank.read_commits(), None)
 
 
 def _check_shared(bank: Bank, tally: Tally) -> None:
@@ -222,14 +226,24 @@ def read_geometry(source: Source) -> Geometry:
     )
 
 
-def choose_shards(bank: Bank, plan: Plan, limit: int | None) -> list[int]:
+def choose_shards(plan: Plan, done: Collection[int], limit: int | None) -> list[int]:
     """Shards that are not committed, in order; with a limit the first that hold so many frames."""
-    done = bank.read_commits()
     todo = [shard for shard in range(plan.num_shards) if shard not in done]
     if limit is not None:
         lengths = np.diff(plan.offsets)[todo]
         todo = todo[: int(np.searchsorted(np.cumsum(lengths), limit)) + 1]
     return todo
+
+
+def _place(config: ExtractConfig, num_shards: int, threads: int | None) -> Placement:
+    """Where encoders run; a note if that is on CPUs where GPUs were probably meant."""
+    placement = place_encoders(config, num_shards, threads)
+    is_default = config.device == "auto" and config.gpus_per_actor is None
+    if is_default and placement.may_grow and placement.device == "cpu":
+        what = "Ray sees no GPU: encoding on CPUs, a new bank in float32"
+        remedy = "--device cuda refuses that; cluster/with_gpus.py waits for GPUs"
+        print(f"note: {what} ({remedy})", file=sys.stderr)
+    return placement
 
 
 def _run_pipeline(
@@ -239,42 +253,34 @@ def _run_pipeline(
     manifest: pa.Table,
     load: LoadEncoder,
     geometry: Geometry,
-) -> tuple[Tally, float, Placement]:
-    """Encode and commit some shards; what was done, in how many seconds, and where."""
+    placement: Placement,
+    progress: Progress,
+) -> tuple[Tally, float]:
+    """Encode and commit some shards; what was done, of which the driver keeps sums, and seconds."""
     from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError
 
-    # Where encoders run
-    placement = place_encoders(config, len(todo), choose_threads(config, bank))
-    is_default = config.device == "auto" and config.gpus_per_actor is None
-    if is_default and placement.may_grow and placement.device == "cpu":
-        what = "Ray sees no GPU: encoding on CPUs, a new bank in float32"
-        remedy = "--device cuda refuses that; cluster/with_gpus.py waits for GPUs"
-        print(f"note: {what} ({remedy})", file=sys.stderr)
-    # The run, of which the driver keeps sums
-    start, tally = time.perf_counter(), Tally()
-    with open_progress(bank, todo) as progress:
-        try:
-            shards = ShardProgress(progress)
-            with watch_encoders(shards) as reporter:
-                arguments = (config, bank, todo, manifest, load, geometry, placement, reporter)
-                for row in _iter_stats(*arguments):
-                    if row["failure"] is not None:
-                        raise RaffectError(row["failure"])
-                    stats = read_notes(ShardStats, row["stats"], str(bank.path))
-                    tally.add(stats)
-                    shards.finish(stats)
-        # Ray raises an OSError if it loses this machine's node.
-        except (ExecutionTimeoutError, RayError, OSError) as error:
-            remedy = "what is committed is kept, the same command goes on from there"
-            raise RaffectError(f"{explain_stop(error, placement.device)}; {remedy}") from error
-    return tally, time.perf_counter() - start, placement
+    start, tally, shards = time.perf_counter(), Tally(), ShardProgress(progress)
+    try:
+        with watch_encoders(shards) as reporter:
+            arguments = (config, bank, todo, manifest, load, geometry, placement, reporter)
+            for row in _iter_stats(*arguments):
+                if row["failure"] is not None:
+                    raise RaffectError(row["failure"])
+                stats = read_notes(ShardStats, row["stats"], str(bank.path))
+                tally.add(stats)
+                shards.finish(stats)
+    # Ray raises an OSError if it loses this machine's node.
+    except (ExecutionTimeoutError, RayError, OSError) as error:
+        remedy = "what is committed is kept, the same command goes on from there"
+        raise RaffectError(f"{explain_stop(error, placement.device)}; {remedy}") from error
+    return tally, time.perf_counter() - start
 
 
-def open_progress(bank: Bank, todo: list[int]) -> Progress:
+def open_progress(plan: Plan, done: Collection[int], todo: list[int]) -> Progress:
     """A progress line that counts the frames of committed shards as those of earlier runs."""
-    frames = np.diff(bank.plan.offsets)
-    earlier = int(frames[list(bank.read_commits())].sum())
+    frames = np.diff(plan.offsets)
+    earlier = int(frames[list(done)].sum())
     return Progress("extract", earlier + int(frames[todo].sum()), earlier=earlier)
 
 

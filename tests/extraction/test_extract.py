@@ -458,9 +458,10 @@ def test_a_run_that_goes_on_counts_the_frames_of_earlier_runs(tmp_path):
     bank = fill_bank(tmp_path / "bank", make_manifest({"a": 40}), rejects={1: {3: "empty file"}})
     bank.commit_path(0).unlink()
     bank.commit_path(2).unlink()
-    with open_progress(bank, choose_shards(bank, bank.plan, None)) as progress:
+    plan, done = bank.plan, bank.read_commits()
+    with open_progress(plan, done, choose_shards(plan, done, None)) as progress:
         assert (progress.earlier, progress.total) == (16, 40)
-    with open_progress(bank, choose_shards(bank, bank.plan, 10)) as progress:
+    with open_progress(plan, done, choose_shards(plan, done, 10)) as progress:
         assert (progress.earlier, progress.total) == (16, 32)
 
 
