@@ -212,7 +212,8 @@ def _set_help() -> None:
 
     tyro reads these texts and the classes' own itself, but keeps line breaks of some of them.
     """
-    for module in (c, recipe):
+    modules = [part for part in vars(c).values() if isinstance(part, types.ModuleType)]
+    for module in (*modules, recipe):
         for node in ast.parse(inspect.getsource(module)).body:
             if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(vars(module)[node.name]):
                 kind = vars(module)[node.name]

@@ -1,0 +1,56 @@
+"""Every setting of every command, a module a group of commands.
+
+tyro turns these classes into flags; the text below a field is its help. All are frozen and checked
+on construction, so that a wrong value is one line at the start and not an error hours later.
+"""
+
+from raffect.config.bank import (
+    BankExportConfig,
+    BankImportConfig,
+    BankInfoConfig,
+    BankRejectsConfig,
+    BankVerifyConfig,
+    ExtractConfig,
+)
+from raffect.config.common import MayChange, count_cores, may_change, require_types
+from raffect.config.data import PackConfig, PrepareConfig, SynthConfig
+from raffect.config.encoders import (
+    EMBEDDED_MODEL,
+    EncoderConfig,
+    ModelsListConfig,
+    ModelsPathConfig,
+    ModelsPullConfig,
+    ModelsVerifyConfig,
+)
+from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
+from raffect.config.machine import DemoConfig, DoctorConfig
+from raffect.config.results import EvaluateConfig, ReportConfig
+
+__all__ = [
+    "EMBEDDED_MODEL",
+    "BankExportConfig",
+    "BankImportConfig",
+    "BankInfoConfig",
+    "BankRejectsConfig",
+    "BankVerifyConfig",
+    "DemoConfig",
+    "DoctorConfig",
+    "EncoderConfig",
+    "EvaluateConfig",
+    "ExtractConfig",
+    "LearnConfig",
+    "MayChange",
+    "ModelsListConfig",
+    "ModelsPathConfig",
+    "ModelsPullConfig",
+    "ModelsVerifyConfig",
+    "PackConfig",
+    "PrepareConfig",
+    "ReportConfig",
+    "SynthConfig",
+    "TrainConfig",
+    "TuneConfig",
+    "count_cores",
+    "may_change",
+    "require_types",
+]

@@ -1,0 +1,165 @@
+"""Settings of training and sweeps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from raffect.config.common import MayChange
+from raffect.errors import require
+from raffect.recipe import NAMES, Recipe, find_recipe, read_recipe, with_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnConfig(Recipe):
+    """What training and sweeps have in common: a recipe, the data, and where and how to run."""
+
+    bank: MayChange[Path]
+    """Bank of `raffect extract`."""
+    labels: MayChange[Path]
+    """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
+    out: MayChange[Path]
+    """Run folder, or s3://bucket/folder; the same command goes on in it after a stop."""
+    select: Literal["last", "cv"] = "last"
+    """last: the last epoch is the headline. cv: the epoch (and, in a sweep, the settings) are
+    cross-validated on folds of the training split."""
+    folds: int = 5
+    """Folds of whole videos for --select cv."""
+    device: MayChange[Literal["auto", "cpu", "cuda"]] = "auto"
+    """Where to train; auto is CUDA where there is one."""
+    threads: MayChange[int] = 0
+    """CPU threads of one process; 0 is all cores for a run, and --cpus-per-trial for a trial. The
+    last bits of results depend on it."""
+    compile: bool = False
+    """Compile the training step with torch.compile: 10 to 30 seconds at the start. On CUDA it then
+    saves half of the time of one head and a quarter of that of fifty. One process only."""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """Read features through Ray Data while training; auto does so if they do not fit the device."""
+    allow_incomplete: MayChange[bool] = False
+    """Train on a bank that lacks planned frames (not extracted yet, or damaged). Every score is
+    then marked as such."""
+    address: MayChange[str | None] = None
+    """Ray cluster: auto (the one this machine belongs to) or an address. Without it this machine
+    works alone."""
+
+    @classmethod
+    def from_recipe(
+        cls, recipe: str, settings: Mapping[str, Any] | None = None, **fields: Any
+    ) -> Self:
+        """A configuration whose head is decided by a recipe.
+
+        Args:
+            recipe: Name of a recipe that ships with raffect, such as ``paper``, or a TOML file,
+                which may be the config.toml of a run.
+            settings: By dotted name, such as ``{"loss.alpha": 0.5}``; they override the recipe.
+            fields: All others: ``bank``, ``labels``, ``out`` ...
+
+        Raises:
+            RaffectError: If there is no such recipe or setting, or a value is out of range.
+        """
+        # Of a run's config.toml the recipe alone: data and folder are those of ``fields``
+        known = [*NAMES, *(item.name for item in dataclasses.fields(cls))]
+        found = read_recipe(find_recipe(recipe), known)
+        values = {name: value for name, value in found.items() if name in NAMES}
+        values |= dict(settings or {})
+        return cls(**vars(with_settings(Recipe(), values)) | fields)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(2 <= self.folds <= 100, f"--folds {self.folds}: expected 2 to 100")
+        require(
+            0 <= self.threads <= 1024,
+            f"--threads {self.threads}: expected 0 (choose for me) to 1024",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LearnConfig):
+    """Train heads on a bank: `raffect train RECIPE --task expr ...`. A recipe is paper, released,
+    erm, weighted or a TOML file, and flags override it.
+
+    Example: `raffect train paper --task expr --bank bank --labels data --out runs/expr --num-seeds
+    5`
+
+    Or: `raffect train erm --task au --bank bank --labels data --out runs/au --optim.lr 3e-4`
+    """
+
+    num_seeds: MayChange[int] = 1
+    """Heads to train side by side, with seeds from --seed on; the spread of scores is printed."""
+    num_workers: MayChange[int] = 1
+    """Processes of Ray Train that share each batch. The result does not depend on their number; 1
+    needs no Ray."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(1 <= self.num_seeds <= 1000, f"--num-seeds {self.num_seeds}: expected 1 to 1000")
+        require(self.num_workers >= 1, f"--num-workers {self.num_workers}: expected 1 or more")
+        require(
+            not self.compile or self.num_workers == 1,
+            "--compile: does not go with --num-workers; leave one of them out",
+        )
+        require(
+            self.batch_size % self.num_workers == 0,
+            f"--num-workers {self.num_workers}: does not divide --batch-size {self.batch_size}; "
+            "each worker takes an equal part",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(LearnConfig):
+    """Train every combination of settings (`raffect tune RECIPE --task expr ...`), in batches of
+    heads on Ray Tune. The default is the paper's Figure 2.
+
+    Example: `raffect tune paper --task expr --bank bank --labels data --out runs/figure2`
+
+    Or: `raffect tune paper --task au --bank bank --labels data --out runs/rho --space
+    sam.rho=0.01,0.05,0.1 seed=0:2`
+    """
+
+    space: MayChange[tuple[str, ...]] = ("loss.alpha=0.1:1:0.1", "seed=0:4")
+    """Axes: NAME=V1,V2,..., NAME=FROM:TO:STEP (NAME=FROM:TO for whole numbers), or, with --samples,
+    NAME=uniform(A,B) or NAME=loguniform(A,B)."""
+    samples: MayChange[int] = 0
+    """Number of random draws from the axes that are distributions."""
+    baseline: MayChange[bool] = True
+    """Also train plain ERM (alpha 1, rho 0, no class weights or logit adjustment) with every seed,
+    for comparison."""
+    heads_per_trial: MayChange[int | Literal["auto"]] = "auto"
+    """Heads that one trial trains side by side; with 1 each head is a trial of its own."""
+    gpus_per_trial: MayChange[float | None] = None
+    """GPUs a trial takes: 1 or a fraction; default 1 where there are GPUs, else 0."""
+    cpus_per_trial: MayChange[int] = 1
+    """CPUs a trial takes."""
+    scheduler: MayChange[Literal["none", "asha"]] = "none"
+    """asha stops poor heads early (Li et al. 2020); needs --heads-per-trial 1."""
+    save_heads: MayChange[bool] = True
+    """Keep the weights of every head."""
+    track: MayChange[tuple[Literal["tensorboard", "mlflow", "wandb"], ...]] = ("tensorboard",)
+    """Where curves go besides the run folder; mlflow and wandb need `pip install raffect[mlflow]`
+    or raffect[wandb]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        heads = self.heads_per_trial
+        require(
+            heads == "auto" or 1 <= heads <= 10_000,
+            f"--heads-per-trial {heads}: expected auto, or 1 or more",
+        )
+        gpus = self.gpus_per_trial
+        require(gpus is None or 0 <= gpus <= 1, f"--gpus-per-trial {gpus}: expected 0 to 1")
+        require(
+            self.cpus_per_trial >= 1, f"--cpus-per-trial {self.cpus_per_trial}: expected 1 or more"
+        )
+        require(self.samples >= 0, f"--samples {self.samples}: expected 0 or more")
+        require(
+            self.scheduler == "none" or heads == 1,
+            "--scheduler asha: a batch's heads cannot be stopped one by one; "
+            "add --heads-per-trial 1",
+        )
+        require(
+            self.scheduler == "none" or self.select == "last",
+            "--scheduler asha: does not go with --select cv, which needs every epoch of every head",
+        )
