@@ -469,7 +469,8 @@ def _doctor(config: c.DoctorConfig) -> int:
 
 def _synth(config: c.SynthConfig) -> int:
     from raffect.datasets.affwild2.tasks import EXPRESSIONS
-    from raffect.datasets.synthetic.tree import EDITION, SIZES, contact_sheet, write_synthetic
+    from raffect.datasets.synthetic.course import contact_sheet
+    from raffect.datasets.synthetic.tree import EDITION, SIZES, write_synthetic
     from raffect.progress import Progress
 
     # Faces and annotations
@@ -477,13 +478,18 @@ def _synth(config: c.SynthConfig) -> int:
     with Progress("synth", frames) as progress:
         counts = write_synthetic(config.out, frames, config.seed, progress=progress.advance)
 
-    # A contact sheet
+    # A contact sheet, and a video
     if config.sheet:
         from PIL import Image
 
         config.sheet.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(contact_sheet(config.seed)).save(config.sheet, format="PNG")
         print(f"contact sheet: {config.sheet}, a row a subject, columns {', '.join(EXPRESSIONS)}")
+    if config.video:
+        from raffect.datasets.synthetic.video import write_video
+
+        frames = len(write_video(config.video, seed=config.seed).face)
+        print(f"video: {config.video}, {frames} frames; boxes: {config.video}.boxes.csv")
 
     # What was drawn, and the next command
     print(
