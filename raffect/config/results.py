@@ -50,3 +50,46 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.runs), "--runs: expected one run folder or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostprocessConfig:
+    """Choose how heads decide: ensemble weights, a window over frames, thresholds of labels or
+    biases of classes. Writes decision_rules.json, which evaluate and predict apply, and
+    postprocess.json, which report shows.
+
+    Example: `raffect postprocess --run runs/expr`
+
+    Or: `raffect postprocess --run runs/vit_b runs/vit_l --out runs/both`
+    """
+
+    run: tuple[Path, ...]
+    """Run folders of one task; heads of all of them make one ensemble."""
+    on: Literal["folds", "validation"] = "folds"
+    """Choose on what heads of folds predict for their held-out fold of the training split, which
+    runs with --select cv keep; or on the validation split, where scores are then optimistic."""
+    heads: Literal["main", "all"] = "main"
+    """Heads to choose from: those of each run's main setting, or of all settings of a sweep."""
+    per_output: bool = False
+    """Give each label or value a window of its own; classes share one."""
+    epoch: Literal["last", "best", "cv"] = "last"
+    """Which snapshot of each head the rules are for. Folds keep predictions of their last epoch
+    alone."""
+    bank: Path | None = None
+    """Bank for --on validation; by default the one that each run was trained on."""
+    labels: Path | None = None
+    """Labels for --on validation; by default those that each run was trained on."""
+    allow_incomplete: bool = False
+    """With --on validation, take a bank that lacks planned frames. Every score is then marked."""
+    out: Path | None = None
+    """Folder for both files; by default that of the first run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute with --on validation."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.run), "--run: expected one run folder or more")
+        for name in ("bank", "labels"):
+            require(
+                getattr(self, name) is None or self.on == "validation",
+                f"--{name}: is read with --on validation alone; leave it out",
+            )

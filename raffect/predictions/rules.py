@@ -18,6 +18,8 @@ from raffect.errors import require
 from raffect.predictions.smoothing import smooth
 from raffect.storage.records import Record
 
+RuleName = Literal["weights", "windows", "thresholds", "bias"]
+"""What is chosen."""
 THRESHOLD = 0.5
 """Probability from which on a label is predicted where no rule says otherwise."""
 _TINY = 1e-12
@@ -112,11 +114,18 @@ class DecisionRules(Record):
             Classes, int64, shape (N,); labels 0 or 1, int8, (N, C); or values, float32, (N, C).
         """
         if self.task.kind == "multiclass":
-            return (np.log(np.maximum(scores, _TINY)) + np.asarray(self.bias)).argmax(1)
+            if not any(self.bias):
+                return scores.argmax(1)
+            return (log_scores(scores) + np.asarray(self.bias, np.float32)).argmax(1)
         if self.task.kind == "multilabel":
             return (scores >= np.asarray(self.thresholds, np.float32)).astype(np.int8)
         low, high = self.task.limits or (-np.inf, np.inf)
         return np.clip(scores, low, high).astype(np.float32)
+
+
+def log_scores(scores: np.ndarray) -> np.ndarray:
+    """Log probabilities as a bias is added to them: float32, of the shape of ``scores``."""
+    return np.log(np.maximum(scores, _TINY, dtype=np.float32))
 
 
 def plain_rules(task: Task, heads: tuple[WeightedHead, ...] = ()) -> DecisionRules:
