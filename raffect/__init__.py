@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         EvaluateConfig,
         ExtractConfig,
         PackConfig,
+        PredictConfig,
         PrepareConfig,
         TrainConfig,
         TuneConfig,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from raffect.encoders.tower import load_encoder
     from raffect.errors import RaffectError
     from raffect.evaluation.evaluate import EvaluateResult, evaluate
+    from raffect.evaluation.predict import PredictResult, predict
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
     from raffect.extraction.pack import PackReport, pack
@@ -60,6 +62,8 @@ _HOME = {
     "Identity": "bank.records",
     "PackConfig": "config",
     "PackReport": "extraction.pack",
+    "PredictConfig": "config",
+    "PredictResult": "evaluation.predict",
     "PrepareConfig": "config",
     "PrepareReport": "datasets.prepare",
     "RaffectError": "errors",
@@ -81,6 +85,7 @@ _HOME = {
     "load_encoder": "encoders.tower",
     "load_head": "heads.checkpoint",
     "pack": "extraction.pack",
+    "predict": "evaluation.predict",
     "prepare": "datasets.prepare",
     "read_features": "bank.features",
     "read_labels": "datasets.labels",
@@ -109,6 +114,8 @@ __all__ = [
     "Identity",
     "PackConfig",
     "PackReport",
+    "PredictConfig",
+    "PredictResult",
     "PrepareConfig",
     "PrepareReport",
     "RaffectError",
@@ -130,6 +137,7 @@ __all__ = [
     "load_encoder",
     "load_head",
     "pack",
+    "predict",
     "prepare",
     "read_features",
     "read_labels",

@@ -59,6 +59,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "train": (c.TrainConfig, "bank + labels -> heads with CVaR and SAM, by a recipe"),
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
+    "predict": (c.PredictConfig, "what heads answer for every frame of a bank, as a table"),
     "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (
         BankCommand,
@@ -341,6 +342,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "train": _train,
         "tune": _tune,
         "evaluate": _evaluate,
+        "predict": _predict,
         "report": _report,
     }
     return runners[command](config)
@@ -385,6 +387,13 @@ def _evaluate(config: c.EvaluateConfig) -> int:
         from raffect.evaluation.evaluate import evaluate
 
     return _print(evaluate(config).lines())
+
+
+def _predict(config: c.PredictConfig) -> int:
+    with stage(_TORCH):
+        from raffect.evaluation.predict import predict
+
+    return _print(predict(config).lines())
 
 
 def _report(config: c.ReportConfig) -> int:

@@ -24,7 +24,7 @@ from raffect.config.encoders import (
 )
 from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
 from raffect.config.machine import DemoConfig, DoctorConfig
-from raffect.config.results import EvaluateConfig, ReportConfig
+from raffect.config.results import EvaluateConfig, PredictConfig, ReportConfig, SubmitConfig
 
 __all__ = [
     "EMBEDDED_MODEL",
@@ -45,8 +45,10 @@ __all__ = [
     "ModelsPullConfig",
     "ModelsVerifyConfig",
     "PackConfig",
+    "PredictConfig",
     "PrepareConfig",
     "ReportConfig",
+    "SubmitConfig",
     "SynthConfig",
     "TrainConfig",
     "TuneConfig",
