@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ExtractConfig,
         PackConfig,
         PostprocessConfig,
+        PredictConfig,
         PrepareConfig,
         TrainConfig,
         TuneConfig,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from raffect.errors import RaffectError
     from raffect.evaluation.evaluate import EvaluateResult, evaluate
     from raffect.evaluation.postprocess import PostprocessResult, postprocess
+    from raffect.evaluation.predict import PredictResult, predict
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
     from raffect.extraction.pack import PackReport, pack
@@ -64,6 +66,8 @@ _HOME = {
     "PackReport": "extraction.pack",
     "PostprocessConfig": "config",
     "PostprocessResult": "evaluation.postprocess",
+    "PredictConfig": "config",
+    "PredictResult": "evaluation.predict",
     "PrepareConfig": "config",
     "PrepareReport": "datasets.prepare",
     "RaffectError": "errors",
@@ -86,6 +90,7 @@ _HOME = {
     "load_head": "heads.checkpoint",
     "pack": "extraction.pack",
     "postprocess": "evaluation.postprocess",
+    "predict": "evaluation.predict",
     "prepare": "datasets.prepare",
     "read_features": "bank.features",
     "read_labels": "datasets.labels",
@@ -116,6 +121,8 @@ __all__ = [
     "PackReport",
     "PostprocessConfig",
     "PostprocessResult",
+    "PredictConfig",
+    "PredictResult",
     "PrepareConfig",
     "PrepareReport",
     "RaffectError",
@@ -138,6 +145,7 @@ __all__ = [
     "load_head",
     "pack",
     "postprocess",
+    "predict",
     "prepare",
     "read_features",
     "read_labels",

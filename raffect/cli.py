@@ -60,6 +60,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "postprocess": (c.PostprocessConfig, "window, thresholds and weights, chosen on folds"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
+    "predict": (c.PredictConfig, "what heads answer for every frame of a bank, as a table"),
     "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (
         BankCommand,
@@ -343,6 +344,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "tune": _tune,
         "postprocess": _postprocess,
         "evaluate": _evaluate,
+        "predict": _predict,
         "report": _report,
     }
     return runners[command](config)
@@ -394,6 +396,13 @@ def _evaluate(config: c.EvaluateConfig) -> int:
         from raffect.evaluation.evaluate import evaluate
 
     return _print(evaluate(config).lines())
+
+
+def _predict(config: c.PredictConfig) -> int:
+    with stage(_TORCH):
+        from raffect.evaluation.predict import predict
+
+    return _print(predict(config).lines())
 
 
 def _report(config: c.ReportConfig) -> int:

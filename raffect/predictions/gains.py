@@ -155,9 +155,7 @@ def describe_choice(choice: Choice, kind: Kind) -> dict:
         "difference": Gain.of(choice.after, choice.before, kind),
         "on_chosen": float(kind.headline(choice.chosen.sum(0))),
         "gains": tuple(
-            RuleGain(
-                rule=step.rule, kept=step.kept, gain=Gain.of(step.after, step.before, kind)
-            )
+            RuleGain(rule=step.rule, kept=step.kept, gain=Gain.of(step.after, step.before, kind))
             for step in choice.steps
         ),
         "curve": tuple(choice.curve.items()),
