@@ -9,10 +9,8 @@ from pathlib import Path
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.evaluation.pick import PickedHead
-from raffect.predictions.rules import DecisionRules, WeightedHead, plain_rules
+from raffect.predictions.rules import RULES_FILE, DecisionRules, WeightedHead, plain_rules
 
-RULES_FILE = "decision_rules.json"
-"""Name of the rules of a run, in its folder."""
 _REMEDY = "make it again with `raffect postprocess`"
 
 Choice = tuple[DecisionRules, list[PickedHead], str]

@@ -171,7 +171,7 @@ def choose(held: HeldOut, plain: Sequence[int] = (), *, per_output: bool = False
     rules, scores = plain_rules(held.task), held.mean(counts)
     left_out: list[int | None] = [*range(held.num_parts), None]
     views = [_View(part, counts, rules, scores) for part in left_out]
-    before = now = _cross_fit(held, views)
+    before = now = count_plain(held, counts)
 
     # Rule after rule
     steps, curve = [], {}
@@ -188,8 +188,19 @@ def choose(held: HeldOut, plain: Sequence[int] = (), *, per_output: bool = False
             views, now = found, after
 
     final = views[-1]
-    chosen = _cross_fit(held, [replace(final, left_out=k) for k in range(held.num_parts)] + [final])
+    chosen = _count(held, final.rules, final.scores)
     return Choice(final.counts, final.rules, tuple(steps), before, now, chosen, curve)
+
+
+def count_plain(held: HeldOut, counts: Counts) -> np.ndarray:
+    """Statistics by group of heads' mean without any rule, shape (G, A, B)."""
+    return _count(held, plain_rules(held.task), held.mean(counts))
+
+
+def _count(held: HeldOut, rules: DecisionRules, scores: np.ndarray) -> np.ndarray:
+    """Statistics by group of what rules decide on smoothed scores."""
+    counting = Counting(held.task, held.target, held.group, held.num_groups)
+    return counting.count(rules.decide(scores))
 
 
 def _rules_of(held: HeldOut) -> list[RuleName]:
@@ -217,7 +228,7 @@ def _cross_fit(held: HeldOut, views: Views) -> np.ndarray:
 def _gains(kind: Kind, before: np.ndarray, after: np.ndarray) -> bool:
     """Whether a difference is above about one standard error over groups."""
     gain, interval = difference_interval(after, before, kind)
-    return interval is not None and gain > (interval[1] - interval[0]) / 4
+    return interval is not None and bool(gain > (interval[1] - interval[0]) / 4)
 
 
 def _with_weights(held: HeldOut, views: Views) -> Views:

@@ -20,6 +20,15 @@ from raffect.storage.records import Record
 
 RuleName = Literal["weights", "windows", "thresholds", "bias"]
 """What is chosen."""
+RULE_TITLES: dict[RuleName, str] = {
+    "weights": "ensemble weights",
+    "windows": "window",
+    "thresholds": "thresholds",
+    "bias": "class bias",
+}
+"""What tables call them."""
+RULES_FILE = "decision_rules.json"
+"""Name of the rules of a run, in its folder."""
 THRESHOLD = 0.5
 """Probability from which on a label is predicted where no rule says otherwise."""
 _TINY = 1e-12
@@ -90,6 +99,20 @@ class DecisionRules(Record):
             plain.bias,
         )
         return same and len({head.weight for head in self.heads}) <= 1
+
+    def describe(self, rule: RuleName) -> str:
+        """What was chosen, such as ``mean over ± 25 frames``."""
+        if rule == "weights":
+            return "heads weigh " + " : ".join(f"{head.weight:g}" for head in self.heads)
+        if rule == "windows" and len(set(self.windows)) == 1:
+            return f"mean over ± {self.windows[0]} frames"
+        texts: dict[RuleName, list[str]] = {
+            "windows": [f"± {window}" for window in self.windows],
+            "thresholds": [f"{threshold:.2f}" for threshold in self.thresholds],
+            "bias": [f"{bias:+.2f}" for bias in self.bias],
+        }
+        pairs = zip(self.task.outputs, texts[rule], strict=True)
+        return ", ".join(f"{name} {text}" for name, text in pairs)
 
     def smooth(self, scores: np.ndarray, frame: np.ndarray) -> np.ndarray:
         """Probabilities or values of one video as means over the windows.
