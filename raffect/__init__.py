@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from raffect.datasets.tasks import Task
     from raffect.encoders.tower import load_encoder
     from raffect.errors import RaffectError
-    from raffect.evaluation.evaluate import EvaluateResult, evaluate
+    from raffect.evaluation.evaluate import evaluate
     from raffect.evaluation.postprocess import PostprocessResult, postprocess
     from raffect.evaluation.predict import PredictResult, predict
+    from raffect.evaluation.results import EvaluateResult
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
     from raffect.extraction.pack import PackReport, pack
@@ -57,7 +58,7 @@ _HOME = {
     "EncoderConfig": "config",
     "Estimate": "extraction.estimate",
     "EvaluateConfig": "config",
-    "EvaluateResult": "evaluation.evaluate",
+    "EvaluateResult": "evaluation.results",
     "ExtractConfig": "config",
     "ExtractSummary": "extraction.summary",
     "HeadCard": "heads.checkpoint",

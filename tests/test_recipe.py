@@ -7,11 +7,13 @@ from raffect.errors import RaffectError
 from raffect.recipe import (
     NAMES,
     RECIPES,
+    LossConfig,
     Recipe,
     digest,
     expand,
     find_recipe,
     flatten,
+    plain,
     read_recipe,
     with_settings,
 )
@@ -64,6 +66,15 @@ def test_shipped_recipes_are_pinned_for_both_tasks(name, expected, task):
     assert config.task == task
 
 
+def test_the_recipe_of_values_is_the_papers_on_squared_errors():
+    assert read_recipe(find_recipe("va")).items() <= (PAPER | {"loss.name": "default"}).items()
+    config = parse("train", ["va", "--task", "va", *DATA])
+    expected = PAPER | {"loss.name": "default", "task": "va"}
+    assert flatten(plain(config)) == flatten(with_settings(Recipe(), expected))
+    ccc = ["va", "--task", "va", "--loss.name", "ccc", "--loss.alpha", "1", *DATA]
+    assert parse("train", ccc).loss == LossConfig(name="ccc", alpha=1)
+
+
 def test_defaults_are_the_papers():
     assert flatten(Recipe(task="expr")) == flatten(with_settings(Recipe(task="expr"), PAPER))
 
@@ -73,6 +84,7 @@ def test_all_recipes_are_shipped_and_no_other():
         "erm",
         "paper",
         "released",
+        "va",
         "weighted",
     ]
 

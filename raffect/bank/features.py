@@ -7,7 +7,8 @@ the shards in use are read, each once, by threads that write straight into the a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from raffect.storage.paths import Damaged
 
 MOST_GROUPS = 1000
 """Most groups that statistics are kept of; more of them (pictures, clips) are put into blocks."""
+_BLOCK = re.compile(r"block [0-9]{3}")
 
 
 @dataclass(frozen=True)
@@ -236,9 +238,21 @@ def _read_groups(
         group, groups = video, videos
     if len(groups) <= MOST_GROUPS:
         return group, groups
-    # By hash, so that a group is in the same block whatever other groups there are
-    block = np.array([_hash(name) % MOST_GROUPS for name in groups])
-    return _renumber(block[group], [f"block {number:03d}" for number in range(MOST_GROUPS)])
+    blocks, number = np.unique([block_of(name) for name in groups], return_inverse=True)
+    return _renumber(number[group], blocks.tolist())
+
+
+def block_of(group: str) -> str:
+    """Name of the block that holds a group, where there are more than `MOST_GROUPS`.
+
+    It follows from the group's own name, whatever other groups there are.
+    """
+    return f"block {_hash(group) % MOST_GROUPS:03d}"
+
+
+def are_blocks(groups: Iterable[str]) -> bool:
+    """Whether these are names of blocks, not of single groups."""
+    return all(_BLOCK.fullmatch(name) for name in groups)
 
 
 def _hash(name: str) -> int:

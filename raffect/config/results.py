@@ -17,8 +17,10 @@ class EvaluateConfig:
     Example: `raffect evaluate --run runs/expr --bank bank --labels data`
     """
 
-    run: Path
-    """Run folder of train or tune, or the folder of one head."""
+    run: tuple[Path, ...]
+    """Run folders of train or tune, or folders of one head each; several if they are of several
+    tasks. Expressions, action units and valence with arousal together also have the sum of their
+    scores, which is that of ABAW's multi-task challenge."""
     bank: Path
     """Bank made by the encoder that the heads were trained on."""
     labels: Path
@@ -32,9 +34,13 @@ class EvaluateConfig:
     """Score on a bank that lacks planned frames (not extracted yet, or damaged). Every score is
     then marked as such."""
     out: Path | None = None
-    """Also write metrics.json and per_group.csv to this folder."""
+    """Also write metrics.json and per_group.csv to this folder, of several tasks to a folder of
+    each in it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.run), "--run: expected one run folder or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,9 @@ docs/metrics.md says what the intervals cover, which ``benchmarks/coverage.py`` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from raffect.metrics.task_kinds import Kind
@@ -42,13 +45,72 @@ def score_interval(statistics: np.ndarray, kind: Kind) -> Interval | None:
         is twice Fisher's z), with the jackknife's correction of bias: pooled macro F1 of few videos
         is too low. A score at an end of its range has no logit and is taken as it is.
     """
-    score, without = _leave_one_out(statistics, kind)
-    inside = kind.lowest < min(score, *without) and max(score, *without) < 1
+    return interval_around(*_leave_one_out(statistics, kind), kind.lowest)
+
+
+def interval_around(
+    score: float, without: np.ndarray, lowest: float, highest: float = 1.0
+) -> Interval | None:
+    """95 % interval of any score that is known without each video in turn.
+
+    Args:
+        score: On all videos.
+        without: Without each of them, shape (videos,).
+        lowest: Lowest possible score.
+        highest: Highest possible score.
+
+    Returns:
+        See `score_interval`.
+    """
+    # At an end of the range there is no logit
+    inside = lowest < min(score, *without) and max(score, *without) < highest
     if not inside:
-        ends = _jackknife(score, without)
-        return None if ends is None else tuple(np.clip(ends, kind.lowest, 1).tolist())
-    ends = _jackknife(_logit(score, kind.lowest), _logit(without, kind.lowest))
-    return None if ends is None else tuple(_from_logit(np.array(ends), kind.lowest).tolist())
+        ends = jackknife(score, without)
+        return None if ends is None else tuple(np.clip(ends, lowest, highest).tolist())
+    ends = jackknife(_logit(score, lowest, highest), _logit(without, lowest, highest))
+    if ends is None:
+        return None
+    return tuple((lowest + (highest - lowest) / (1 + np.exp(-np.array(ends)))).tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summand:
+    """Heads of one task, whose mean score is part of a sum.
+
+    Attributes:
+        kind: Of the task.
+        statistics: Shape (heads, videos, A, B).
+        groups: Names of the videos; parts of one name are of one video.
+    """
+
+    kind: Kind
+    statistics: np.ndarray
+    groups: Sequence[str]
+
+
+def sum_interval(parts: Sequence[Summand]) -> tuple[float, Interval | None]:
+    """The sum of the mean scores of heads of several tasks, and its 95 % interval.
+
+    A video that is left out is left out of every task that has it, so that the interval is over
+    the union of the tasks' videos, as `score_interval` is over one task's.
+    """
+    # Without each video of the union; a task that lacks the video keeps its score
+    names = sorted({name for part in parts for name in part.groups})
+    place = {name: k for k, name in enumerate(names)}
+    total, without = 0.0, np.zeros(len(names))
+    for part in parts:
+        own = sorted(set(part.groups))
+        row = {name: k for k, name in enumerate(own)}
+        merged = np.zeros((len(part.statistics), len(own), *part.statistics.shape[2:]))
+        numbers = np.array([row[name] for name in part.groups])
+        np.add.at(merged.swapaxes(0, 1), numbers, part.statistics.swapaxes(0, 1))
+        score, dropped = _leave_one_out(merged, part.kind)
+        change = np.zeros(len(names))
+        change[[place[name] for name in own]] = dropped - score
+        total, without = total + score, without + score + change
+    return total, interval_around(
+        total, without, sum(part.kind.lowest for part in parts), len(parts)
+    )
 
 
 def difference_interval(
@@ -68,7 +130,7 @@ def difference_interval(
     (score, without), (other, other_without) = (
         _leave_one_out(statistics, kind) for statistics in (first, second)
     )
-    return score - other, _jackknife(score - other, without - other_without)
+    return score - other, jackknife(score - other, without - other_without)
 
 
 def _leave_one_out(statistics: np.ndarray, kind: Kind) -> tuple[float, np.ndarray]:
@@ -82,7 +144,7 @@ def _leave_one_out(statistics: np.ndarray, kind: Kind) -> tuple[float, np.ndarra
     return float(kind.headline(totals).mean()), np.mean(without, axis=0)
 
 
-def _jackknife(value: float, without: np.ndarray) -> Interval | None:
+def jackknife(value: float, without: np.ndarray) -> Interval | None:
     """Interval of a value from the values without each video, shape (videos,)."""
     videos, deviations = len(without), without - without.mean()
     if videos < 2 or np.abs(deviations).max() < _NOTHING:
@@ -101,10 +163,6 @@ def _jackknife(value: float, without: np.ndarray) -> Interval | None:
     return min(value, centre - half), max(value, centre + half)
 
 
-def _logit(score, lowest: float):
-    """Logit of the place of scores in the range from ``lowest`` to 1."""
-    return np.log(score - lowest) - np.log(1 - score)
-
-
-def _from_logit(value: np.ndarray, lowest: float) -> np.ndarray:
-    return lowest + (1 - lowest) / (1 + np.exp(-value))
+def _logit(score, lowest: float, highest: float):
+    """Logit of the place of scores in their range."""
+    return np.log(score - lowest) - np.log(highest - score)

@@ -19,6 +19,9 @@ from raffect.metrics import agreement
 from raffect.metrics.f1 import describe_classes, divide, f1_scores, one_against_rest
 from raffect.metrics.scores import Chance, Number, Score
 
+_VARIES = 1e-9
+"""Share of its mean square from which a variance is more than rounding of sums."""
+
 
 class Kind(ABC):
     """What a task is to all code except the losses.
@@ -57,9 +60,21 @@ class Kind(ABC):
     def why_untrainable(self, task: Task, targets: np.ndarray) -> str:
         """Why nothing can be learnt from these targets; empty if something can."""
 
-    @abstractmethod
     def headline(self, statistics: np.ndarray) -> np.ndarray:
-        """Headline score of statistics (..., A, B): shape (...)."""
+        """Headline score of statistics (..., A, B): the mean over all outputs, shape (...)."""
+        return self.output_scores(statistics).mean(-1)
+
+    @abstractmethod
+    def output_scores(self, statistics: np.ndarray) -> np.ndarray:
+        """F1 or CCC of each of C outputs, from statistics (..., A, B): shape (..., C)."""
+
+    @abstractmethod
+    def occurs(self, statistics: np.ndarray) -> np.ndarray:
+        """Which outputs the frames behind statistics (..., A, B) show: bool, shape (..., C).
+
+        It follows from the labels alone, whatever a head predicts. An output that does not occur
+        has a score of 0 whatever is predicted.
+        """
 
     @abstractmethod
     def score(self, statistics: np.ndarray, task: Task) -> Score:
@@ -70,6 +85,17 @@ class Kind(ABC):
         """The chance level, from any head's statistics (A, B).
 
         It is that of the best predictors that never look at a frame.
+        """
+
+    @abstractmethod
+    def statistics_by_chance(self, statistics: np.ndarray) -> np.ndarray:
+        """What the predictor that scores `chance`'s level would have as statistics, on average.
+
+        Args:
+            statistics: Of any head by group, shape (groups, A, B).
+
+        Returns:
+            The same shape.
         """
 
     @abstractmethod
@@ -122,9 +148,13 @@ class Multiclass(ScoredByF1):
         frames = f"{task.outputs[found[0]]}, {len(targets)} frames"
         return f"one class only ({frames}); a head needs two or more"
 
-    def headline(self, statistics: np.ndarray) -> np.ndarray:
-        """Mean F1 over all classes."""
-        return f1_scores(one_against_rest(statistics)).mean(-1)
+    def output_scores(self, statistics: np.ndarray) -> np.ndarray:
+        """F1 of each class."""
+        return f1_scores(one_against_rest(statistics))
+
+    def occurs(self, statistics: np.ndarray) -> np.ndarray:
+        """Classes with a true frame."""
+        return statistics.sum(-1) > 0
 
     def score(self, statistics: np.ndarray, task: Task) -> Score:
         """``macro_f1``, ``accuracy``, F1, precision and recall of each class, and confusion."""
@@ -149,6 +179,12 @@ class Multiclass(ScoredByF1):
         best = int(true.argmax())
         majority = float(divide(2 * true[best], true[best] + true.sum())) / len(true)
         return Chance(answer=f"always {task.outputs[best]}", majority=majority, prior=1 / len(true))
+
+    def statistics_by_chance(self, statistics: np.ndarray) -> np.ndarray:
+        """Classes drawn with the shares that they have in all groups together."""
+        true = statistics.sum(-1)
+        shares = true.sum(0) / max(true.sum(), 1)
+        return true[..., None] * shares
 
     def count_frames(self, statistics: np.ndarray) -> np.ndarray:
         """All cells."""
@@ -185,9 +221,13 @@ class Multilabel(ScoredByF1):
         both = ((targets == 1).any(0) & (targets == 0).any(0)).any()
         return "" if both else "no label with both active and inactive frames"
 
-    def headline(self, statistics: np.ndarray) -> np.ndarray:
-        """Mean F1 over all labels."""
-        return f1_scores(statistics).mean(-1)
+    def output_scores(self, statistics: np.ndarray) -> np.ndarray:
+        """F1 of each label."""
+        return f1_scores(statistics)
+
+    def occurs(self, statistics: np.ndarray) -> np.ndarray:
+        """Labels with an active frame."""
+        return statistics[..., 0] + statistics[..., 2] > 0
 
     def score(self, statistics: np.ndarray, task: Task) -> Score:
         """``macro_f1``, and F1, precision and recall of each label."""
@@ -201,6 +241,11 @@ class Multilabel(ScoredByF1):
         positive, labelled = statistics[:, [0, 2]].sum(1), statistics.sum(1)
         majority = float(divide(2 * positive, positive + labelled).mean())
         return Chance(answer="all labels active", majority=majority)
+
+    def statistics_by_chance(self, statistics: np.ndarray) -> np.ndarray:
+        """All labels active."""
+        active, inactive = statistics[..., [0, 2]].sum(-1), statistics[..., [1, 3]].sum(-1)
+        return np.stack([active, inactive, 0 * active, 0 * active], -1)
 
     def count_frames(self, statistics: np.ndarray) -> np.ndarray:
         """Those of the label that is labelled in most frames."""
@@ -239,9 +284,15 @@ class Regression(Kind):
         varies = any(len(values) and np.ptp(values) > 0 for values in labelled)
         return "" if varies else "no value that varies"
 
-    def headline(self, statistics: np.ndarray) -> np.ndarray:
-        """Mean CCC over all values."""
-        return agreement.ccc(statistics).mean(-1)
+    def output_scores(self, statistics: np.ndarray) -> np.ndarray:
+        """CCC of each value."""
+        return agreement.ccc(statistics)
+
+    def occurs(self, statistics: np.ndarray) -> np.ndarray:
+        """Values that vary: CCC with a constant is 0."""
+        count, true, _, true2 = np.moveaxis(statistics, -1, 0)[:4]
+        square = divide(true2, count)
+        return square - divide(true, count) ** 2 > _VARIES * square
 
     def score(self, statistics: np.ndarray, task: Task) -> Score:
         """``ccc``, ``pcc`` and ``rmse``, means over the values, and the same of each value."""
@@ -258,6 +309,10 @@ class Regression(Kind):
     def chance(self, statistics: np.ndarray, task: Task) -> Chance:
         """A constant has no covariance with anything."""
         return Chance(answer="any constant", majority=0.0)
+
+    def statistics_by_chance(self, statistics: np.ndarray) -> np.ndarray:
+        """The constant 0."""
+        return statistics * np.array([1, 1, 0, 1, 0, 0])
 
     def count_frames(self, statistics: np.ndarray) -> np.ndarray:
         """Those of the value that is labelled in most frames."""

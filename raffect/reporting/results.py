@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from raffect.metrics.scores import SNAPSHOTS, Snapshot
+from raffect.metrics.worst import WorstCases
 from raffect.reporting.page import as_text
 from raffect.reporting.run import Heads, Run, find_erm, main_against_erm
 from raffect.runs.against_erm import Difference
 from raffect.runs.main_setting import BRIEFLY
 from raffect.runs.spread import NAMES, Spread, is_erm, mean_and_sd, short
+from raffect.runs.worst import TAIL_NAME, which_text
 
 AGAINST_ERM = "against plain ERM"
 """Column of differences."""
@@ -37,8 +39,9 @@ def results_table(runs: Sequence[Run]) -> list[str]:
 
     title = " / ".join(dict.fromkeys(run.kind.title for run in runs))
     groups = " / ".join(dict.fromkeys(as_text(run.data.group_name) for run in runs))
+    parts = " / ".join(dict.fromkeys(run.kind.part for run in runs))
     titles = ["run", "task", "method", "epoch", title, "± sd (seeds)", f"95 % over {groups}"]
-    titles.append(AGAINST_ERM)
+    titles += [AGAINST_ERM, f"worst {parts}", f"{TAIL_NAME} of {groups}"]
     rows = []
     for alike in by_data.values():
         rows += [row for run in alike for row in _rows_of_heads(run, runs)]
@@ -56,9 +59,11 @@ def _rows_of_heads(run: Run, runs: Sequence[Run]) -> list[list[str]]:
         if found := run.spread(main.heads, name):
             method = f"{as_text(run.describe(main.heads))}{why}{mark}"
             cell = _erm_cell(run, runs) if name == "last" else "-"
-            rows.append([*start, method, NAMES[name], *cells_of(found), cell])
+            worst = worst_cells(run.worst(main.heads, name))
+            rows.append([*start, method, NAMES[name], *cells_of(found), cell, *worst])
     if run.erm and run.erm is not main.heads and (found := run.spread(run.erm, "last")):
-        rows.append([*start, f"plain ERM{mark}", NAMES["last"], *cells_of(found), "-"])
+        worst = worst_cells(run.worst(run.erm, "last"))
+        rows.append([*start, f"plain ERM{mark}", NAMES["last"], *cells_of(found), "-", *worst])
     return rows
 
 
@@ -71,13 +76,22 @@ def _erm_cell(run: Run, runs: Sequence[Run]) -> str:
 
 def _rows_of_others(run: Run) -> list[list[str]]:
     """The chance level, then published scores."""
-    chance = run.main.heads[0].chance
-    others = [(f"chance (majority): {as_text(chance.answer)}", "-", chance.majority)]
+    # Worst cases of the predictor that scores the chance level
+    chance, unknown = run.main.heads[0].chance, ["-", "-"]
+    worst = worst_cells(run.worst_by_chance)
+    majority = worst if chance.prior is None else unknown
+    name = f"chance (majority): {as_text(chance.answer)}"
+    others = [(name, "-", chance.majority, majority)]
     if chance.prior is not None:
-        others.append(("chance (prior): guesses by the class shares", "-", chance.prior))
-    others += [(as_text(name), "unstated", value) for name, value in run.data.published.items()]
-    task = as_text(run.title)
-    return [["-", task, name, epoch, short(score), *"---"] for name, epoch, score in others]
+        name = "chance (prior): guesses by the class shares"
+        others.append((name, "-", chance.prior, worst))
+    others += [
+        (as_text(name), "unstated", value, unknown) for name, value in run.data.published.items()
+    ]
+    start = ["-", as_text(run.title)]
+    return [
+        [*start, name, epoch, short(score), *"---", *cells] for name, epoch, score, cells in others
+    ]
 
 
 def cells_of(found: Spread) -> list[str]:
@@ -93,11 +107,19 @@ def difference_cell(found: Difference | None, of_run: str = "") -> str:
     return (found.text() + (f" (ERM of {as_text(of_run)})" if of_run else "")) if found else "-"
 
 
+def worst_cells(found: WorstCases | None) -> list[str]:
+    """Worst output, with its name, and worst videos as two cells: ``.102 (Fear)`` and ``.251``."""
+    if found is None or found.output is None:
+        return ["-", "-"]
+    return [f"{short(found.output)} ({as_text(which_text(found))})", short(found.tail)]
+
+
 def settings_table(run: Run) -> list[str]:
     """A row for each setting that is shown."""
     titles = ["setting", "val-last", "± sd (seeds)", f"95 % over {as_text(run.data.group_name)}"]
     has_erm = any(is_erm(heads[0].recipe) for heads in run.groups)
     titles += [AGAINST_ERM] if has_erm else []
+    titles += [f"worst {run.kind.part}", f"{TAIL_NAME} of {as_text(run.data.group_name)}"]
     titles += ["val-best", "val-cv"] if run.has_folds else ["val-best"]
     rows = []
     for heads in run.shown_groups:
@@ -109,6 +131,7 @@ def settings_table(run: Run) -> list[str]:
         setting = as_text(run.describe(heads)) + about + as_text(run.data.incomplete_mark)
         row = [setting, *cells_of(last)]
         row += [difference_cell(run.against_erm(heads))] if has_erm else []
+        row += worst_cells(run.worst(heads, "last"))
         row.append(_score_cell(heads, "best"))
         row += [_score_cell(heads, "cv")] if run.has_folds else []
         rows.append(row)
@@ -121,9 +144,28 @@ def _score_cell(heads: Heads, snapshot: Snapshot) -> str:
     return mean_and_sd(found) if len(found) == len(heads) else "-"
 
 
+def worst_columns(found: WorstCases | None, run: Run) -> dict[str, Any]:
+    """Worst output and worst videos as columns of a CSV; all None without."""
+    output, values = f"worst {run.kind.part}", {} if found is None else vars(found)
+    low, high = values.get("tail_interval_95") or (None, None)
+    return {
+        output: values.get("output"),
+        f"{output} sd": values.get("output_sd"),
+        f"{output} is": which_text(found) if found is not None else None,
+        TAIL_NAME: values.get("tail"),
+        f"{TAIL_NAME} sd": values.get("tail_sd"),
+        f"{TAIL_NAME} low": low,
+        f"{TAIL_NAME} high": high,
+        f"{TAIL_NAME} of": values.get("groups"),
+    }
+
+
 def settings_rows(run: Run) -> list[dict[str, Any]]:
-    """A row for every setting: its values, mean and standard deviation of its scores, heads."""
-    rows = []
+    """A row for every setting: its values, mean and standard deviation of its scores, heads.
+
+    Worst cases are those of the settings that are shown: of thousands they would take minutes.
+    """
+    rows, shown = [], {heads[0].id for heads in run.shown_groups}
     for heads in run.groups:
         row = {name: heads[0].settings[name] for name in run.shown_settings}
         for snapshot in SNAPSHOTS:
@@ -132,5 +174,7 @@ def settings_rows(run: Run) -> list[dict[str, Any]]:
             ]
             row[NAMES[snapshot]] = float(np.mean(found)) if found else None
             row[f"{NAMES[snapshot]} sd"] = float(np.std(found, ddof=1)) if len(found) > 1 else None
+        is_shown = heads[0].id in shown
+        row |= worst_columns(run.worst(heads, "last") if is_shown else None, run)
         rows.append(row | {"heads": len(heads), "main setting": heads is run.main.heads})
     return rows

@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from raffect.bank.facts import DataFacts
+from raffect.bank.features import are_blocks
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics.scores import Snapshot
 from raffect.metrics.task_kinds import Kind, kind_of
+from raffect.metrics.worst import WorstCases, find_worst, tail_difference
 from raffect.runs.against_erm import Baselines, Difference, difference_of
 from raffect.runs.cross_validation import select_by_cv
 from raffect.runs.folder import RunFolder
@@ -55,6 +59,7 @@ class Run:
     groups: Sequence[Heads]
     _spreads: dict[tuple[str, Snapshot], Spread | None] = field(default_factory=dict, repr=False)
     _differences: dict[tuple[str, str], Difference | None] = field(default_factory=dict, repr=False)
+    _worst: dict[tuple[str, Snapshot], WorstCases | None] = field(default_factory=dict, repr=False)
 
     @property
     def data(self) -> DataFacts:
@@ -134,6 +139,52 @@ class Run:
         if key not in self._spreads:
             self._spreads[key] = spread(self.folder, heads, snapshot)
         return self._spreads[key]
+
+    def worst(self, heads: Heads, snapshot: Snapshot) -> WorstCases | None:
+        """Worst output and worst videos of a setting; computed once.
+
+        Returns:
+            None without the statistics of all heads.
+        """
+        key = (heads[0].id, snapshot)
+        if key not in self._worst:
+            found = self._statistics(heads, snapshot)
+            self._worst[key] = None if found is None else self._find_worst(heads, found)
+        return self._worst[key]
+
+    @cached_property
+    def worst_by_chance(self) -> WorstCases | None:
+        """The same of the predictor that scores the chance level; None without statistics."""
+        heads = self.main.heads[:1]
+        found = self._statistics(heads, "last")
+        if found is None:
+            return None
+        return self._find_worst(heads, self.kind.statistics_by_chance(found[0])[None])
+
+    @cached_property
+    def tail_against_erm(self) -> Difference | None:
+        """Difference of the main setting to its plain ERM on their worst videos; None without."""
+        main, erm = self.main.heads, self.erm
+        if erm is None or erm is main:
+            return None
+        found, others = self._statistics(main, "last"), self._statistics(erm, "last")
+        worst = self.worst(main, "last")
+        if found is None or others is None or worst is None or worst.tail is None:
+            return None
+        mean, interval = tail_difference(found, others, self.kind)
+        return Difference(mean=mean, interval_95=interval)
+
+    def _statistics(self, heads: Heads, snapshot: Snapshot) -> np.ndarray | None:
+        """Of heads by group, shape (heads, groups, A, B); None without those of all."""
+        found = [self.folder.statistics_of(record, snapshot) for record in heads]
+        known = [counts for counts in found if counts is not None]
+        return np.stack(known) if len(known) == len(heads) else None
+
+    def _find_worst(self, heads: Heads, statistics: np.ndarray) -> WorstCases:
+        names = self.folder.read_statistics(heads[0])
+        assert names is not None  # its statistics come from there
+        by_group = not are_blocks(names.groups)
+        return find_worst(statistics, self.kind, self.task.outputs, by_group=by_group)
 
     def against_erm(self, heads: Heads) -> Difference | None:
         """Difference of val-last to the plain ERM beside a setting; None without."""

@@ -15,6 +15,7 @@ from raffect.reporting.page import as_link, as_text
 from raffect.reporting.results import settings_rows, settings_table, table_of
 from raffect.reporting.run import MOST_SETTINGS, Run
 from raffect.reporting.videos import group_rows, groups_table
+from raffect.reporting.worst import worst_lines, worst_rows
 from raffect.runs.spread import NAMES, mean_score, short
 from raffect.storage.tables import write_csv
 
@@ -61,6 +62,7 @@ class Section:
             *self._settings(),
             *self._outputs(),
             *self._confusion(),
+            *self._worst(),
             *self._groups(),
             *self._curves(),
         ]
@@ -140,6 +142,13 @@ class Section:
             "as the column's class; the CSV counts frames, added over seeds."
         )
         return ["### Confusion", "", text, "", *self._show("confusion", "confusion matrix")]
+
+    def _worst(self) -> list[str]:
+        """Worst output and worst videos; empty without statistics."""
+        if not (rows := worst_rows(self.run)):
+            return []
+        write_csv(self._path("worst", ".csv"), rows)
+        return ["### Worst cases", "", *worst_lines(self.run), *self._link("worst")]
 
     def _groups(self) -> list[str]:
         """The videos that cost the most; empty without their statistics."""

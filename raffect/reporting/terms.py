@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from raffect.metrics.task_kinds import KINDS, ScoredByF1
+from raffect.metrics.worst import FEWEST_FRAMES
+from raffect.reporting.page import as_text
 from raffect.reporting.results import AGAINST_ERM
 from raffect.reporting.run import Run, short_name
 from raffect.runs.spread import CHOICE, NAMES, how_chosen
+from raffect.runs.worst import TAIL_NAME
 
 _MACRO_F1, _CCC = ScoredByF1.title, KINDS["regression"].title
 _MEANINGS = {
@@ -59,8 +62,29 @@ def terms_of_opening(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return [(name, _MEANINGS[name]) for name in wanted if name in _MEANINGS]
 
 
+def _worst_terms(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """What the columns of worst cases are."""
+    parts = dict.fromkeys((run.kind.part, run.kind.columns[0][0]) for run in runs)
+    groups = " or ".join(dict.fromkeys(as_text(run.data.group_name) for run in runs))
+    outputs = [
+        (
+            f"worst {part}",
+            f"{score} of the {part} that a head does worst on, mean over heads, and in brackets "
+            "which it is (of how many heads, if they differ). One that does not occur is left out.",
+        )
+        for part, score in parts
+    ]
+    tail = (
+        f"{TAIL_NAME} of {groups}",
+        f"mean score of the {TAIL_NAME[6:]} of {groups} that a head does worst on, mean over "
+        "heads. The score of one is over what occurs in it, so it does not compare with that of "
+        f"the whole split; one with fewer than {FEWEST_FRAMES} labelled frames has none.",
+    )
+    return [*outputs, tail]
+
+
 def terms_of_results(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Terms of the table of results: how each epoch was chosen, and the spread over seeds."""
+    """Terms of the table of results: how each epoch was chosen, spread over seeds, worst cases."""
     found = [
         (NAMES[snapshot], how_chosen(snapshot, run.has_stopped))
         for snapshot in CHOICE
@@ -68,4 +92,5 @@ def terms_of_results(runs: Sequence[Run]) -> list[tuple[str, str]]:
         if snapshot in run.main.heads[0].scores
     ]
     chosen = [(name, f"{text}.") for name, text in dict.fromkeys(found)]
-    return [*chosen, *((name, _MEANINGS[name]) for name in ("± sd (seeds)", AGAINST_ERM))]
+    others = [(name, _MEANINGS[name]) for name in ("± sd (seeds)", AGAINST_ERM)]
+    return [*chosen, *others, *_worst_terms(runs)]

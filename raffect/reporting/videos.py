@@ -65,12 +65,8 @@ def _score_alone(statistics: np.ndarray, run: Run) -> float | None:
         statistics: Of the group, shape (heads, A, B).
         run: Whose heads they are of.
     """
-    (_, key), *_, (_, frames) = run.kind.columns
-    outputs = [run.kind.score(one, run.task).outputs for one in statistics]
-    present = [name for name, scores in outputs[0].items() if scores[frames]]
-    if not present:
-        return None
-    return float(np.mean([[part[name][key] for name in present] for part in outputs]))
+    occurs = run.kind.occurs(statistics[0])
+    return float(run.kind.output_scores(statistics)[:, occurs].mean()) if occurs.any() else None
 
 
 def groups_table(run: Run, rows: Sequence[Row]) -> list[str]:

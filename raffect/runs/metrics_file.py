@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from raffect.bank.facts import DataFacts
 from raffect.metrics.scores import SNAPSHOTS, Chance, JudgedScore, Snapshot, Status
+from raffect.metrics.worst import WorstCases
 from raffect.provenance import Provenance
 from raffect.runs.against_erm import Difference
 from raffect.runs.spread import Spread, settings_text, short
@@ -28,6 +29,8 @@ class SettingScores(Record):
         against_erm: Difference of val-last, or of the evaluated score, to plain ERM; None without
             such heads.
         chosen_by: How this setting was chosen from others; empty where it was not.
+        worst: Worst output and worst videos behind the evaluated score; None for heads of a run,
+            whose report has them.
     """
 
     settings: dict[str, Setting]
@@ -35,6 +38,7 @@ class SettingScores(Record):
     erm: bool = False
     against_erm: Difference | None = None
     chosen_by: str = ""
+    worst: WorstCases | None = None
 
     @property
     def difference(self) -> str:

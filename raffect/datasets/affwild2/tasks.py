@@ -50,6 +50,11 @@ VA = Task(
     limits=(-1, 1),
 )
 TASKS = (EXPR, AU, VA)
+"""Of its multi-task challenge too.
+
+That one's score is the mean CCC of valence and arousal, plus the macro F1 of the expressions, plus
+that of the units (ABAW 4 and 7): the sum of the headline scores of these three.
+"""
 HEADERS = {EXPR: ",".join(EXPRESSIONS), AU: ",".join(ACTION_UNITS), VA: "valence,arousal"}
 """Header line of an annotation file of each task, exact."""
 DTYPES = {EXPR: np.dtype(np.int8), AU: np.dtype(np.int8), VA: np.dtype(np.float32)}
