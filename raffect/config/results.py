@@ -30,6 +30,9 @@ class EvaluateConfig:
     `raffect bank import` may."""
     epoch: Literal["last", "best", "cv"] = "last"
     """Which snapshot of each head: last epoch, best on validation, or the cross-validated epoch."""
+    postprocess: str = "auto"
+    """Decision rules of `raffect postprocess`, whose scores stand beside those of single heads:
+    auto takes decision_rules.json of the run; none; or a file of rules."""
     allow_incomplete: bool = False
     """Score on a bank that lacks planned frames (not extracted yet, or damaged). Every score is
     then marked as such."""

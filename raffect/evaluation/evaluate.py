@@ -6,7 +6,7 @@ Scores have a spread over seeds and an interval, and stand beside the chance lev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from raffect.bank.format import Bank
 from raffect.config import EvaluateConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
-from raffect.evaluation.pick import find_heads
+from raffect.evaluation.pick import PickedHead, find_heads
+from raffect.evaluation.postprocessed import judge_rules
 from raffect.evaluation.results import EvaluatedHead, EvaluateResult, Evaluation, TaskResult
 from raffect.evaluation.totals import sum_tasks
 from raffect.heads.checkpoint import HeadCard, load_batch, read_card, require_encoder
@@ -58,8 +59,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
     # Their scores
     tasks = tuple(
-        _evaluate_task(config, dataset, heads)
-        for dataset, heads in zip(datasets, picked, strict=True)
+        _evaluate_task(config, run, dataset, heads)
+        for run, dataset, heads in zip(config.run, datasets, picked, strict=True)
     )
     total, notes = sum_tasks(tasks)
     result = EvaluateResult(tasks=tasks, total=total, notes=notes, out=config.out)
@@ -83,14 +84,23 @@ class _Heads:
     notes: tuple[str, ...]
 
 
-def _evaluate_task(config: EvaluateConfig, dataset: Dataset, heads: _Heads) -> TaskResult:
+def _evaluate_task(
+    config: EvaluateConfig, run: Path, dataset: Dataset, heads: _Heads
+) -> TaskResult:
     """Scores of the heads of one run."""
     statistics = _count(config, dataset, heads.folders)
+    evaluation = _describe(config, dataset, heads, statistics)
+    picked = [
+        PickedHead(folder, card, run)
+        for folder, card in zip(heads.folders, heads.cards, strict=True)
+    ]
+    device = pick_device(config.device)
+    found, notes = judge_rules(dataset, config.split, picked, config.postprocess, device)
     return TaskResult(
-        evaluation=_describe(config, dataset, heads, statistics),
+        evaluation=replace(evaluation, postprocessed=found),
         statistics=statistics,
         groups=dataset.splits[config.split].groups,
-        notes=heads.notes,
+        notes=(*heads.notes, *notes),
     )
 
 
