@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         EvaluateConfig,
         ExtractConfig,
         PackConfig,
+        PostprocessConfig,
+        PredictConfig,
         PrepareConfig,
         TrainConfig,
         TuneConfig,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from raffect.encoders.tower import load_encoder
     from raffect.errors import RaffectError
     from raffect.evaluation.evaluate import evaluate
+    from raffect.evaluation.postprocess import PostprocessResult, postprocess
+    from raffect.evaluation.predict import PredictResult, predict
     from raffect.evaluation.results import EvaluateResult
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
@@ -61,6 +65,10 @@ _HOME = {
     "Identity": "bank.records",
     "PackConfig": "config",
     "PackReport": "extraction.pack",
+    "PostprocessConfig": "config",
+    "PostprocessResult": "evaluation.postprocess",
+    "PredictConfig": "config",
+    "PredictResult": "evaluation.predict",
     "PrepareConfig": "config",
     "PrepareReport": "datasets.prepare",
     "RaffectError": "errors",
@@ -82,6 +90,8 @@ _HOME = {
     "load_encoder": "encoders.tower",
     "load_head": "heads.checkpoint",
     "pack": "extraction.pack",
+    "postprocess": "evaluation.postprocess",
+    "predict": "evaluation.predict",
     "prepare": "datasets.prepare",
     "read_features": "bank.features",
     "read_labels": "datasets.labels",
@@ -110,6 +120,10 @@ __all__ = [
     "Identity",
     "PackConfig",
     "PackReport",
+    "PostprocessConfig",
+    "PostprocessResult",
+    "PredictConfig",
+    "PredictResult",
     "PrepareConfig",
     "PrepareReport",
     "RaffectError",
@@ -131,6 +145,8 @@ __all__ = [
     "load_encoder",
     "load_head",
     "pack",
+    "postprocess",
+    "predict",
     "prepare",
     "read_features",
     "read_labels",

@@ -50,7 +50,9 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     ),
     "train": (c.TrainConfig, "bank + labels -> heads with CVaR and SAM, by a recipe"),
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
+    "postprocess": (c.PostprocessConfig, "window, thresholds and weights, chosen on folds"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
+    "predict": (c.PredictConfig, "what heads answer for every frame of a bank, as a table"),
     "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (
         BankCommand,
@@ -203,7 +205,9 @@ def _dispatch(command: str, words: list[str]) -> int:
         # Heads and their results
         "train": _train,
         "tune": _tune,
+        "postprocess": _postprocess,
         "evaluate": _evaluate,
+        "predict": _predict,
         "report": _report,
     }
     return runners[command](config)
@@ -243,11 +247,25 @@ def _tune(config: c.TuneConfig) -> int:
     return _print(tune(config).lines())
 
 
+def _postprocess(config: c.PostprocessConfig) -> int:
+    with stage(_TORCH):
+        from raffect.evaluation.postprocess import postprocess
+
+    return _print(postprocess(config).lines())
+
+
 def _evaluate(config: c.EvaluateConfig) -> int:
     with stage(_TORCH):
         from raffect.evaluation.evaluate import evaluate
 
     return _print(evaluate(config).lines())
+
+
+def _predict(config: c.PredictConfig) -> int:
+    with stage(_TORCH):
+        from raffect.evaluation.predict import predict
+
+    return _print(predict(config).lines())
 
 
 def _report(config: c.ReportConfig) -> int:

@@ -138,6 +138,15 @@ FLAGS = {
         "--out",
         "--device",
     },
+    "predict": {
+        "--bank",
+        "--head",
+        "--out",
+        "--epoch",
+        "--postprocess",
+        "--allow-incomplete",
+        "--device",
+    },
     "report": {"--runs", "--out"},
 }
 

@@ -24,7 +24,13 @@ from raffect.config.encoders import (
 )
 from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
 from raffect.config.machine import DemoConfig, DoctorConfig
-from raffect.config.results import EvaluateConfig, ReportConfig
+from raffect.config.results import (
+    EvaluateConfig,
+    PostprocessConfig,
+    PredictConfig,
+    ReportConfig,
+    SubmitConfig,
+)
 
 __all__ = [
     "EMBEDDED_MODEL",
@@ -45,8 +51,11 @@ __all__ = [
     "ModelsPullConfig",
     "ModelsVerifyConfig",
     "PackConfig",
+    "PostprocessConfig",
+    "PredictConfig",
     "PrepareConfig",
     "ReportConfig",
+    "SubmitConfig",
     "SynthConfig",
     "TrainConfig",
     "TuneConfig",

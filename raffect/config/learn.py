@@ -28,6 +28,9 @@ class LearnConfig(Recipe):
     cross-validated on folds of the training split."""
     folds: int = 5
     """Folds of whole videos for --select cv."""
+    save_predictions: MayChange[bool] = True
+    """With --select cv, keep what heads of folds predict for their fold, which `raffect
+    postprocess` needs: per head 16 bytes a training frame for 8 classes, about 9 MB for EXPR."""
     device: MayChange[Literal["auto", "cpu", "cuda"]] = "auto"
     """Where to train; auto is CUDA where there is one."""
     threads: MayChange[int] = 0

@@ -6,7 +6,7 @@ Scores have a spread over seeds and an interval, and stand beside the chance lev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from raffect.bank.format import Bank
 from raffect.config import EvaluateConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
+from raffect.evaluation.pick import PickedHead, find_heads
+from raffect.evaluation.postprocessed import judge_rules
 from raffect.evaluation.results import EvaluatedHead, EvaluateResult, Evaluation, TaskResult
 from raffect.evaluation.totals import sum_tasks
 from raffect.heads.checkpoint import HeadCard, load_batch, read_card, require_encoder
@@ -27,7 +29,6 @@ from raffect.metrics.scores import JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.metrics.worst import find_worst
 from raffect.provenance import describe_run
-from raffect.runs import first_format
 from raffect.runs.against_erm import Baselines, difference_of
 from raffect.runs.data import Dataset, open_dataset, pick_device, read_rows
 from raffect.runs.metrics_file import SettingScores
@@ -58,8 +59,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
     # Their scores
     tasks = tuple(
-        _evaluate_task(config, dataset, heads)
-        for dataset, heads in zip(datasets, picked, strict=True)
+        _evaluate_task(config, run, dataset, heads)
+        for run, dataset, heads in zip(config.run, datasets, picked, strict=True)
     )
     total, notes = sum_tasks(tasks)
     result = EvaluateResult(tasks=tasks, total=total, notes=notes, out=config.out)
@@ -83,14 +84,23 @@ class _Heads:
     notes: tuple[str, ...]
 
 
-def _evaluate_task(config: EvaluateConfig, dataset: Dataset, heads: _Heads) -> TaskResult:
+def _evaluate_task(
+    config: EvaluateConfig, run: Path, dataset: Dataset, heads: _Heads
+) -> TaskResult:
     """Scores of the heads of one run."""
     statistics = _count(config, dataset, heads.folders)
+    evaluation = _describe(config, dataset, heads, statistics)
+    picked = [
+        PickedHead(folder, card, run)
+        for folder, card in zip(heads.folders, heads.cards, strict=True)
+    ]
+    device = pick_device(config.device)
+    found, notes = judge_rules(dataset, config.split, picked, config.postprocess, device)
     return TaskResult(
-        evaluation=_describe(config, dataset, heads, statistics),
+        evaluation=replace(evaluation, postprocessed=found),
         statistics=statistics,
         groups=dataset.splits[config.split].groups,
-        notes=heads.notes,
+        notes=(*heads.notes, *notes),
     )
 
 
@@ -133,35 +143,6 @@ def _pick_heads(run: Path, snapshot: Snapshot) -> _Heads:
             f"{run}: every head diverged; train again with a smaller optim.lr or sam.rho"
         )
     return _Heads(folders, cards, tuple(notes))
-
-
-def find_heads(path: Path, snapshot: Snapshot) -> list[Path]:
-    """Folders of the heads of a run, or the one head that ``path`` is.
-
-    Raises:
-        RaffectError: If there is no head.
-    """
-    # One head, even if one of its files is missing: reading it says which
-    if (path / "head.safetensors").exists() or (path / "config.json").exists():
-        return [path]
-
-    # A run; the first run folders had other names of snapshots
-    older = [old for old, new in first_format.SNAPSHOTS.items() if new == snapshot != old]
-    names = [snapshot, *older]
-    # Of a head that has both, the one by today's name is the younger
-    by_head = {
-        folder.parent: folder
-        for name in reversed(names)
-        for folder in path.glob(f"weights/*/{name}")
-    }
-    found = sorted(by_head.values())
-    if not found:
-        hint = "; `cv` is there after --select cv only" if snapshot == "cv" else ""
-        raise RaffectError(
-            f"{path}: no head in weights/*/{snapshot}; expected the --out of `raffect train` or "
-            f"`raffect tune` (with --save-heads){hint}"
-        )
-    return found
 
 
 def _open(config: EvaluateConfig, run: Path, heads: _Heads) -> Dataset:

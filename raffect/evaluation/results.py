@@ -11,6 +11,7 @@ import numpy as np
 
 from raffect.bank.facts import DataFacts
 from raffect.datasets.tasks import Task
+from raffect.evaluation.postprocessed import Postprocessed
 from raffect.metrics.intervals import Interval
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
@@ -62,6 +63,7 @@ class Evaluation(Record):
         settings: Together by settings, with spread over seeds.
         worst_by_chance: Worst output and worst videos of the predictor of the chance level; None
             in files older than this field.
+        postprocessed: The heads together, before and after decision rules; None without rules.
         caveats: Of heads and data: what the scores must not be taken for.
     """
 
@@ -74,6 +76,7 @@ class Evaluation(Record):
     heads: tuple[EvaluatedHead, ...]
     settings: tuple[SettingScores, ...]
     worst_by_chance: WorstCases | None = None
+    postprocessed: Postprocessed | None = None
     caveats: tuple[str, ...] = ()
 
 
@@ -136,6 +139,8 @@ class TaskResult:
             lines.append(f"{name}: {kind.title} {score}{setting.difference}{facts.incomplete_mark}")
             if setting.worst is not None:
                 lines.append(f"  {worst_text(setting.worst, kind, facts.group_name)}")
+        if found.postprocessed is not None:
+            lines += found.postprocessed.lines(kind, found.split)
         lines.append(f"chance: {chance_text(found.chance)}")
         if found.worst_by_chance is not None:
             lines.append(f"  {worst_text(found.worst_by_chance, kind, facts.group_name)}")

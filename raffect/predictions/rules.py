@@ -18,6 +18,17 @@ from raffect.errors import require
 from raffect.predictions.smoothing import smooth
 from raffect.storage.records import Record
 
+RuleName = Literal["weights", "windows", "thresholds", "bias"]
+"""What is chosen."""
+RULE_TITLES: dict[RuleName, str] = {
+    "weights": "ensemble weights",
+    "windows": "window",
+    "thresholds": "thresholds",
+    "bias": "class bias",
+}
+"""What tables call them."""
+RULES_FILE = "decision_rules.json"
+"""Name of the rules of a run, in its folder."""
 THRESHOLD = 0.5
 """Probability from which on a label is predicted where no rule says otherwise."""
 _TINY = 1e-12
@@ -89,6 +100,20 @@ class DecisionRules(Record):
         )
         return same and len({head.weight for head in self.heads}) <= 1
 
+    def describe(self, rule: RuleName) -> str:
+        """What was chosen, such as ``mean over ± 25 frames``."""
+        if rule == "weights":
+            return "heads weigh " + " : ".join(f"{head.weight:g}" for head in self.heads)
+        if rule == "windows" and len(set(self.windows)) == 1:
+            return f"mean over ± {self.windows[0]} frames"
+        texts: dict[RuleName, list[str]] = {
+            "windows": [f"± {window}" for window in self.windows],
+            "thresholds": [f"{threshold:.2f}" for threshold in self.thresholds],
+            "bias": [f"{bias:+.2f}" for bias in self.bias],
+        }
+        pairs = zip(self.task.outputs, texts[rule], strict=True)
+        return ", ".join(f"{name} {text}" for name, text in pairs)
+
     def smooth(self, scores: np.ndarray, frame: np.ndarray) -> np.ndarray:
         """Probabilities or values of one video as means over the windows.
 
@@ -112,11 +137,18 @@ class DecisionRules(Record):
             Classes, int64, shape (N,); labels 0 or 1, int8, (N, C); or values, float32, (N, C).
         """
         if self.task.kind == "multiclass":
-            return (np.log(np.maximum(scores, _TINY)) + np.asarray(self.bias)).argmax(1)
+            if not any(self.bias):
+                return scores.argmax(1)
+            return (log_scores(scores) + np.asarray(self.bias, np.float32)).argmax(1)
         if self.task.kind == "multilabel":
             return (scores >= np.asarray(self.thresholds, np.float32)).astype(np.int8)
         low, high = self.task.limits or (-np.inf, np.inf)
         return np.clip(scores, low, high).astype(np.float32)
+
+
+def log_scores(scores: np.ndarray) -> np.ndarray:
+    """Log probabilities as a bias is added to them: float32, of the shape of ``scores``."""
+    return np.log(np.maximum(scores, _TINY, dtype=np.float32))
 
 
 def plain_rules(task: Task, heads: tuple[WeightedHead, ...] = ()) -> DecisionRules:

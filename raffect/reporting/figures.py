@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +251,36 @@ def draw_scores(rows: Rows, title: str, kind: Kind, stem: Path) -> None:
     axes.errorbar(values, places, xerr=sds, **style)
     axes.set_yticks(places, [row["label"] for row in rows], fontsize=8)
     axes.set(xlabel=f"{kind.title}, validation, last epoch; bars ± 1 sd over seeds", title=title)
+    _save(figure, rows, stem)
+
+
+def draw_window(rows: Rows, chosen: Collection[int], title: str, kind: Kind, stem: Path) -> None:
+    """Score of the ensemble against the half-width of its window, evenly spaced.
+
+    Args:
+        rows: ``window, <score>`` of each point, in order.
+        chosen: Half-widths that were chosen, which are marked.
+        title: Above the picture.
+        kind: Of the task.
+        stem: Path without suffix of the PNG and the CSV.
+    """
+    figure, axes = _new(7.2, 3.4)
+    places, scores = range(len(rows)), [row[kind.key] for row in rows]
+    axes.plot(places, scores, color=ACCENT, marker="o", markersize=4)
+    marked = [place for place in places if rows[place]["window"] in chosen]
+    label = "chosen" if any(chosen) else "chosen: no window"
+    ring: dict[str, Any] = {"facecolors": "none", "edgecolors": SECOND, "linewidths": 2, "s": 90}
+    axes.scatter(marked, [scores[place] for place in marked], label=label, zorder=3, **ring)
+
+    # Numbers at the marked points and at the plain mean
+    for place in {0, *marked}:
+        at = (place, scores[place])
+        style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+        axes.annotate(f"{scores[place]:.3f}", at, xytext=(0, 9), **style)
+    axes.set_xticks(places, [str(row["window"]) for row in rows])
+    axes.margins(y=0.18)
+    axes.set(xlabel="mean over ± so many frames", ylabel=kind.title, title=title)
+    axes.legend(bbox_to_anchor=(-0.05, -0.2), **_BELOW)
     _save(figure, rows, stem)
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from raffect.predictions.gains import read_gains
 from raffect.reporting import figures
 from raffect.reporting.opening import enumerate_words, plural
 from raffect.reporting.page import as_link, as_text
 from raffect.reporting.results import settings_rows, settings_table, table_of
+from raffect.reporting.rules import curve_rows, rules_lines
 from raffect.reporting.run import MOST_SETTINGS, Run
 from raffect.reporting.videos import group_rows, groups_table
 from raffect.reporting.worst import worst_lines, worst_rows
@@ -65,6 +67,7 @@ class Section:
             *self._worst(),
             *self._groups(),
             *self._curves(),
+            *self._rules(),
         ]
 
     def _path(self, what: str, suffix: str = "") -> Path:
@@ -165,6 +168,20 @@ class Section:
         rows, how_many = _curve_rows(run)
         figures.draw_curves(rows, title, how_many, run.kind, self._path("curves"))
         return ["### Learning curves", "", *self._show("curves", "learning curves")]
+
+    def _rules(self) -> list[str]:
+        """Decision rules, before and after; empty without them."""
+        run = self.run
+        if (found := read_gains(run.folder.path)) is None:
+            return []
+        lines = ["### Decision rules", "", *rules_lines(found)]
+        if not found.curve:
+            return lines
+        chosen = set(found.rules.windows)
+        title = f"{run.title} against the window, {found.where}{run.mark}"
+        path = self._path("window")
+        figures.draw_window(curve_rows(found), chosen, title, run.kind, path)
+        return [*lines, *self._show("window", f"{run.kind.title} against the window")]
 
 
 def _seeds_word(run: Run) -> str:

@@ -4,12 +4,14 @@ config.toml        the command's settings; `raffect train RUN/config.toml --out 
 env.json           versions, commit, machine, and the facts of the data
 heads/<id>.json    one head's record: settings, curve and scores; written last
 statistics/        counts by head, epoch and video behind the scores, a Parquet file a batch
+predictions/       what heads of folds predict for their fold, likewise
 weights/<id>/{last,best,cv}/   head.safetensors and config.json
 state/             what unfinished batches of heads go on from
 heads.csv, heads.parquet       one row a head, with its curve
 results.csv        one row a head and epoch
 per_group.csv      one row a head and video (or subject, or picture)
 metrics.json       scores for programs
+decision_rules.json, postprocess.json   what `raffect postprocess` chose, and what it gains
 report.md, report.html, plots/ what `raffect report` draws
 
 Folders of November 2026 have other names; they are read, continued and reported alike
@@ -35,6 +37,11 @@ from raffect.errors import RaffectError, require
 from raffect.provenance import describe_run
 from raffect.recipe import DEFAULTS, NAMES, flatten, plain, read_recipe
 from raffect.runs import first_format
+from raffect.runs.fold_predictions import (
+    FoldPredictions,
+    read_fold_predictions,
+    write_fold_predictions,
+)
 from raffect.runs.group_statistics import (
     ByEpoch,
     Statistics,
@@ -42,7 +49,7 @@ from raffect.runs.group_statistics import (
     require_shapes,
     write_statistics,
 )
-from raffect.runs.records import HeadRecord, RunRecord
+from raffect.runs.records import HeadRecord, NamedFile, RunRecord
 from raffect.storage.atomic import PREFIX, write_atomic
 from raffect.storage.paths import Damaged
 from raffect.storage.records import Record, parse_object
@@ -200,23 +207,46 @@ class RunFolder:
         }
         return [self._read_record(path) for _, path in sorted(files.items())]
 
-    # Statistics
+    # Statistics and predictions
 
-    def write_statistics(self, statistics: Statistics) -> Any:
+    def write_statistics(self, statistics: Statistics) -> NamedFile:
         """Keep the statistics of a batch of heads.
 
         See `raffect.runs.group_statistics.write_statistics`.
         """
         return write_statistics(self.path / "statistics", statistics)
 
-    def drop_unnamed(self, records: Iterable[HeadRecord]) -> None:
-        """Delete statistics that no record names: of heads that were trained again, or of a run
-        that was killed before it wrote its records; and tables by the names of the first format.
+    def write_predictions(self, found: FoldPredictions) -> NamedFile:
+        """Keep the predictions of heads of a fold.
+
+        See `raffect.runs.fold_predictions.write_fold_predictions`.
         """
-        named = {record.statistics.name for record in records if record.statistics}
-        for path in (self.path / "statistics").glob("*.parquet"):
-            if path.name not in named:
-                path.unlink(missing_ok=True)
+        return write_fold_predictions(self.path / "predictions", found)
+
+    def read_predictions(self, records: Sequence[HeadRecord]) -> FoldPredictions:
+        """Predictions of heads of one batch for their fold, which name the same file.
+
+        Raises:
+            RaffectError: If it is missing or another one.
+        """
+        file, task = records[0].predictions, records[0].task
+        assert file is not None
+        heads = [record.id for record in records]
+        return read_fold_predictions(self.path / "predictions", file, heads, len(task.outputs))
+
+    def drop_unnamed(self, records: Sequence[HeadRecord]) -> None:
+        """Delete statistics and predictions that no record names: of heads that were trained
+        again, or of a run that was killed before it wrote its records; and tables by the names of
+        the first format.
+        """
+        named = {
+            "statistics": {record.statistics.name for record in records if record.statistics},
+            "predictions": {record.predictions.name for record in records if record.predictions},
+        }
+        for kind, names in named.items():
+            for path in (self.path / kind).glob("*.parquet"):
+                if path.name not in names:
+                    path.unlink(missing_ok=True)
         for name in first_format.TABLES:
             (self.path / name).unlink(missing_ok=True)
 

@@ -9,28 +9,22 @@ heads of folds every epoch, so that epochs can be chosen from pooled counts late
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raffect.datasets.tasks import Task
-from raffect.errors import RaffectError
-from raffect.runs.records import StatisticsFile
-from raffect.storage.atomic import write_atomic
-from raffect.storage.paths import Damaged, parse_parquet, read_buffer
+from raffect.runs.named_files import read_named, write_named
+from raffect.runs.records import NamedFile
+from raffect.storage.paths import Damaged, parse_parquet
 from raffect.storage.tables import check_cells, read_metadata
 
 _COLUMNS = ("head", "epoch", "group", "statistics")
 _COLUMNS_OF = {"multilabel": 4, "regression": 6}
 """Columns of a kind's statistics; of classes as many as rows."""
-_NAME = re.compile(r"[0-9a-f]{16}\.parquet")
-_REMEDY = "delete the records of its heads in heads/ and run the same command again"
 
 ByEpoch = Mapping[int, np.ndarray]
 """Statistics of one head by 1-based epoch, each of shape (groups, A, B)."""
@@ -49,7 +43,7 @@ class Statistics:
     heads: Mapping[str, ByEpoch]
 
 
-def write_statistics(folder: Path, statistics: Statistics) -> StatisticsFile:
+def write_statistics(folder: Path, statistics: Statistics) -> NamedFile:
     """Write the statistics of a batch of heads.
 
     Args:
@@ -73,35 +67,16 @@ def write_statistics(folder: Path, statistics: Statistics) -> StatisticsFile:
         }
     )
     metadata = {"raffect": "statistics/1", "shape": f"{shape[0]},{shape[1]}"}
-    table = table.replace_schema_metadata(metadata)
-
-    # The file, named by its content
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    content = sink.getvalue().to_pybytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    write_atomic(folder / f"{sha256[:16]}.parquet", content)
-    return StatisticsFile(name=f"{sha256[:16]}.parquet", sha256=sha256)
+    return write_named(folder, table.replace_schema_metadata(metadata))
 
 
-def read_statistics(folder: Path, file: StatisticsFile) -> Statistics:
+def read_statistics(folder: Path, file: NamedFile) -> Statistics:
     """Read what `write_statistics` wrote.
 
     Raises:
         RaffectError: If it is missing, or not the file that the records name.
     """
-    path = folder / file.name
-    try:
-        if not _NAME.fullmatch(file.name):
-            raise Damaged("not a name that raffect gives")
-        content = read_buffer(path)
-        if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise Damaged("not the file that the records name (SHA-256 differs)")
-        return _parse(content)
-    except FileNotFoundError as error:
-        raise RaffectError(f"{path}: missing; {_REMEDY}") from error
-    except (Damaged, pa.ArrowException, KeyError, ValueError) as error:
-        raise RaffectError(f"{path}: {str(error).splitlines()[0][:120]}; {_REMEDY}") from error
+    return read_named(folder, file, _parse)
 
 
 def require_shapes(by_epoch: ByEpoch, groups: Sequence[str], task: Task) -> None:

@@ -110,8 +110,8 @@ class TrainedBy(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatisticsFile(Record):
-    """Where the counts of a head's scores lie: a file of ``statistics/``, and its SHA-256."""
+class NamedFile(Record):
+    """A file that is named by its content, and its SHA-256; see `raffect.runs.named_files`."""
 
     name: str
     sha256: str
@@ -141,6 +141,8 @@ class HeadRecord(Record):
         chance: Scores of predictors that do not look at the frames, on the same frames.
         statistics: Where the counts behind the scores lie; None in records of format 1, which hold
             them, and of heads that never had a sound epoch or were stopped.
+        predictions: Where a head of a fold has its predictions for that fold, in its last epoch;
+            None where they were not kept.
     """
 
     format: Literal[1, 2] = 2
@@ -159,7 +161,8 @@ class HeadRecord(Record):
     curve: Curve = field(default_factory=Curve)
     scores: dict[Snapshot, JudgedScore] = field(default_factory=dict)
     chance: Chance
-    statistics: StatisticsFile | None = None
+    statistics: NamedFile | None = None
+    predictions: NamedFile | None = None
 
     @property
     def kind(self) -> Kind:

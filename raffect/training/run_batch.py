@@ -17,12 +17,14 @@ import torch
 from raffect.bank.facts import DataFacts
 from raffect.bank.features import FeatureIndex
 from raffect.config import LearnConfig, count_cores
+from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.checkpoint import HeadCard, save_head
 from raffect.heads.fit import FitJob, count, fit, score_name
 from raffect.heads.head_kinds import head_spec
 from raffect.heads.learner import SHARED_SETTINGS
 from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.predicting import predict
 from raffect.heads.samples import Samples
 from raffect.heads.snapshots import Fitted, History
 from raffect.heads.workers import Workers
@@ -39,9 +41,17 @@ from raffect.runs.data import (
     read_rows,
     targets_of,
 )
+from raffect.runs.fold_predictions import FoldPredictions
 from raffect.runs.folder import RunFolder
 from raffect.runs.group_statistics import Statistics
-from raffect.runs.records import Curve, HeadRecord, PlannedHead, TrainedBy, is_finished
+from raffect.runs.records import (
+    Curve,
+    HeadRecord,
+    NamedFile,
+    PlannedHead,
+    TrainedBy,
+    is_finished,
+)
 from raffect.training.stream import RayStream
 
 C = TypeVar("C", bound=LearnConfig)
@@ -182,13 +192,13 @@ def run_batch(
     streams = config.stream == "always"
     try:
         with ray_session(config.address) if streams else contextlib.nullcontext():
-            fit_job, groups = _plan_fit(job, dataset, folder, device, workers, streams)
+            fit_job, validation = _plan_fit(job, dataset, folder, device, workers, streams)
             fitted = fit(fit_job, on_step=on_step, on_epoch=on_epoch, on_resume=on_resume)
 
         # Records, and then the state is not needed any more
         if workers.rank == 0:
             trained_by = _describe_training(job, fitted, device, workers, streams)
-            _record(job, dataset, folder, fitted, fit_job.validation, groups, trained_by)
+            _record(job, dataset, folder, fitted, fit_job.validation, validation, trained_by)
             folder.drop_state(job.ids)
     except torch.OutOfMemoryError as error:
         raise RaffectError(
@@ -204,8 +214,8 @@ def _plan_fit(
     device: torch.device,
     workers: Workers,
     streams: bool,
-) -> tuple[FitJob, list[str]]:
-    """What the training loop needs, and the names of the validation frames' groups."""
+) -> tuple[FitJob, FeatureIndex]:
+    """What the training loop needs, and which frames it judges on."""
     # Rows, and where they are read from
     task, recipe = dataset.task, job.heads[0].recipe
     train, validation = split_rows(dataset, job.heads[0])
@@ -235,7 +245,7 @@ def _plan_fit(
         keep_statistics=job.heads[0].fold is not None,
         compile=job.config.compile,
     )
-    return fit_job, validation.groups
+    return fit_job, validation
 
 
 def for_elsewhere(config: C, folder: RunFolder, device: str) -> C:
@@ -287,10 +297,10 @@ def _record(
     folder: RunFolder,
     fitted: Fitted,
     judged: Samples,
-    groups: list[str],
+    frames: FeatureIndex,
     trained_by: TrainedBy,
 ) -> None:
-    """Write statistics and heads, and last the record, of every head of a batch."""
+    """Write statistics, predictions and heads, and last the record, of every head of a batch."""
     # Statistics of every snapshot, and of every epoch for heads of folds
     loss, kind = loss_kind(dataset.task), kind_of(dataset.task)
     kept_snapshots = [name for name in SNAPSHOTS if name in fitted.snapshots]
@@ -300,7 +310,8 @@ def _record(
         for p, head in enumerate(job.heads)
     }
     kept = {name: by_epoch for name, by_epoch in by_head.items() if by_epoch}
-    file = folder.write_statistics(Statistics(groups, kept)) if kept else None
+    file = folder.write_statistics(Statistics(frames.groups, kept)) if kept else None
+    predictions = _keep_predictions(job, dataset.task, folder, fitted, judged, frames)
 
     # One record a head, written after its weights: a record says that the head is finished
     any_counts = next(iter(counts.values()))
@@ -326,11 +337,38 @@ def _record(
             scores=scores,
             chance=kind.chance(any_counts[p].sum(0), dataset.task),
             statistics=file if head.id in kept else None,
+            predictions=None if fitted.diverged[p] else predictions,
         )
         if job.save_heads and head.fold is None:
             for name in scores:
                 _save_head(folder, fitted, name, p, record, dataset.facts)
         folder.write_record(record)
+
+
+def _keep_predictions(
+    job: BatchJob,
+    task: Task,
+    folder: RunFolder,
+    fitted: Fitted,
+    judged: Samples,
+    frames: FeatureIndex,
+) -> NamedFile | None:
+    """Write what heads of a fold predict for it after their last epoch, but for diverged heads."""
+    sound = [p for p, why in enumerate(fitted.diverged) if not why]
+    if job.heads[0].fold is None or not job.config.save_predictions or not sound:
+        return None
+    scores = predict(loss_kind(task), fitted.heads("last"), judged)
+    return folder.write_predictions(
+        FoldPredictions(
+            video=frames.video,
+            videos=frames.videos,
+            frame=frames.frame,
+            group=frames.group,
+            groups=frames.groups,
+            target=targets_of(frames, task),
+            heads={job.heads[p].id: scores[p] for p in sound},
+        )
+    )
 
 
 def _by_epoch(

@@ -1,0 +1,187 @@
+"""Heads together, before and after their decision rules, on the frames of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from raffect.errors import RaffectError, require
+from raffect.evaluation.ensemble import Ensemble
+from raffect.evaluation.pick import PickedHead
+from raffect.heads.checkpoint import read_card, require_encoder
+from raffect.metrics.scores import Score, Snapshot
+from raffect.metrics.task_kinds import Kind, kind_of
+from raffect.predictions.counting import Counting
+from raffect.predictions.gains import REMEDY, Gain, Headline
+from raffect.predictions.rules import RULES_FILE, DecisionRules, plain_rules
+from raffect.predictions.smoothing import timeline
+from raffect.runs.against_erm import Difference
+from raffect.runs.data import Dataset, targets_of
+from raffect.runs.spread import short
+from raffect.storage.records import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Postprocessed(Record):
+    """Scores of heads together, before and after decision rules.
+
+    Attributes:
+        file: The rules.
+        chosen_on: What they were chosen on.
+        snapshots: Of the heads that they name.
+        heads: How many these are.
+        before: Of the plain mean of these heads.
+        after: With the rules.
+        difference: Between the two, paired by video.
+        score: All scores with the rules.
+    """
+
+    file: str
+    chosen_on: Literal["folds", "validation", "nothing"]
+    snapshots: tuple[Snapshot, ...]
+    heads: int
+    before: Headline
+    after: Headline
+    difference: Gain
+    score: Score
+
+    def lines(self, kind: Kind, split: str) -> list[str]:
+        """Both scores, and what they must not be taken for."""
+        gain = Difference(mean=self.difference.gain, interval_95=self.difference.interval_95)
+        where = {"folds": "folds of the training split", "nothing": "nothing"}.get(
+            self.chosen_on, "the validation split"
+        )
+        optimistic = ": optimistic here" if self.chosen_on == split else ""
+        lines = [
+            f"mean of {self.heads} head(s): {kind.title} {_text(self.before)}",
+            f"with decision rules: {kind.title} {_text(self.after)}, {gain.text()} against that "
+            f"mean; rules of {self.file}, chosen on {where}{optimistic}",
+        ]
+        others = [name for name in self.snapshots if name != "last"]
+        if self.chosen_on == "folds" and others:
+            named = " and ".join(others)
+            lines.append(
+                f"note: these rules were chosen on predictions after the last epoch, and applied "
+                f"to {named} snapshots"
+            )
+        return lines
+
+
+def _text(found: Headline) -> str:
+    ends = ", ".join(map(short, found.interval_95 or ()))
+    return f"{short(found.score)} [{ends}]" if ends else short(found.score)
+
+
+def judge_rules(
+    dataset: Dataset,
+    split: str,
+    heads: Sequence[PickedHead],
+    postprocess: str,
+    device: torch.device,
+) -> tuple[Postprocessed | None, tuple[str, ...]]:
+    """Scores with decision rules, where there are any.
+
+    Args:
+        dataset: The frames.
+        split: Its split.
+        heads: All heads of one run.
+        postprocess: ``auto`` for the rules in the run's folder, ``none``, or a file of rules; one
+            of another task is not applied.
+        device: Where to compute.
+
+    Returns:
+        The scores, and a note if rules of the run's folder do not go with its heads.
+
+    Raises:
+        RaffectError: If a file of rules that was named is damaged or missing, or does not fit.
+    """
+    named = postprocess not in ("auto", "none")
+    file = Path(postprocess) if named else heads[0].run / RULES_FILE
+    if postprocess == "none" or not (named or file.is_file()):
+        return None, ()
+    require(file.is_file(), f"--postprocess {file}: no such file; expected auto, none or rules")
+    rules = DecisionRules.from_json(file.read_bytes(), file, REMEDY)
+    if named and rules.task.name != dataset.task.name:
+        return judge_rules(dataset, split, heads, "auto", device)
+
+    # Heads, of this run or of others
+    try:
+        chosen = _find_heads(rules, file, dataset, heads)
+    except RaffectError as error:
+        if named:
+            raise
+        return None, (f"without decision rules: {error}",)
+    return _judge(rules, file, chosen, dataset, split, device), ()
+
+
+def _find_heads(
+    rules: DecisionRules, file: Path, dataset: Dataset, heads: Sequence[PickedHead]
+) -> list[PickedHead]:
+    """The heads that rules name: by their weights among those given, else in their folders.
+
+    Rules that were chosen for other snapshots of the given heads are applied to these.
+
+    Raises:
+        RaffectError: If one is missing, was trained again, or is of another encoder.
+    """
+    task = dataset.task
+    require(
+        (rules.task.kind, rules.task.outputs) == (task.kind, task.outputs) and bool(rules.heads),
+        f"{file}: rules for {rules.task.name}, not for the outputs of these heads; {REMEDY}",
+    )
+    known, found = {head.card.sha256: head for head in heads}, []
+    by_folder = {head.folder.parent.absolute(): head for head in heads}
+    (encoder,) = dataset.facts.encoders
+    for named in rules.heads:
+        head = known.get(named.sha256)
+        if head is None:
+            folder = file.parent / named.folder
+            head = PickedHead(folder, read_card(folder), folder)
+            require(
+                head.card.sha256 == named.sha256,
+                f"{file}: {folder} is not the head that it names, which was trained again since; "
+                f"{REMEDY}",
+            )
+            require_encoder(head.card, encoder, folder, Path(dataset.facts.bank))
+            head = by_folder.get(folder.parent.absolute(), head)
+        found.append(head)
+    return found
+
+
+def _judge(
+    rules: DecisionRules,
+    file: Path,
+    heads: Sequence[PickedHead],
+    dataset: Dataset,
+    split: str,
+    device: torch.device,
+) -> Postprocessed:
+    # Frames by video and number, as windows take them
+    index, kind, task = dataset.splits[split], kind_of(dataset.task), dataset.task
+    moment = timeline(index.video, index.frame, max(rules.windows))
+    order = np.argsort(moment, kind="stable")
+    features, target, group = index.read(), targets_of(index, task), index.group
+    counting = Counting(task, target[order], group[order], len(index.groups))
+
+    # Statistics by group, with and without rules
+    plain = plain_rules(task, tuple(replace(head, weight=1.0) for head in rules.heads))
+    found = []
+    for one in (plain, rules):
+        scores = Ensemble(heads, one, device).scores(features)[order]
+        found.append(counting.count(one.decide(one.smooth(scores, moment[order]))))
+    before, after = found
+    return Postprocessed(
+        file=str(file),
+        chosen_on=rules.chosen_on,
+        snapshots=tuple(dict.fromkeys(head.card.snapshot for head in heads)),
+        heads=len(heads),
+        before=Headline.of(before, kind),
+        after=Headline.of(after, kind),
+        difference=Gain.of(after, before, kind),
+        score=kind.score(after.sum(0), task),
+    )

@@ -1,0 +1,375 @@
+"""Decision rules chosen on predictions for held-out frames, and what each of them gains.
+
+Rules are chosen one after the other, each on what the ones before it leave: ensemble weights; the
+window and biases of classes, or thresholds of labels and the window. Each is *cross-fitted*: for
+every part of the frames it is chosen on all other parts and judged on that one, and the counts of
+all parts are pooled. A rule whose gain is not above the noise is not kept. In the end the kept ones
+are chosen on all frames; the scores that are shown are the cross-fitted ones.
+
+Shape letters: H heads, N frames, C outputs, G groups, K parts of the frames.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from raffect.datasets.tasks import Task
+from raffect.errors import require
+from raffect.metrics import agreement
+from raffect.metrics.f1 import f1_scores
+from raffect.metrics.intervals import difference_interval
+from raffect.metrics.task_kinds import Kind, kind_of
+from raffect.predictions.counting import Counting
+from raffect.predictions.rules import DecisionRules, RuleName, log_scores, plain_rules
+from raffect.predictions.search import (
+    BINS,
+    Counts,
+    best_f1,
+    best_threshold_of_sorted,
+    by_part,
+    search_bias,
+    select_greedily,
+    thin,
+)
+from raffect.predictions.smoothing import smooth_all
+
+WINDOWS = (0, 1, 2, 3, 5, 7, 10, 15, 25, 50, 100, 200)
+"""Half-widths in frames that are tried."""
+_MOST_FOR_WEIGHTS, _MOST_FOR_BIAS = 50_000_000, 4_000_000
+"""Numbers of all heads, and of one mean, that a search takes."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Predictions of heads for labelled frames that they were not trained on.
+
+    Attributes:
+        task: The task.
+        scores: Probabilities or values, shape (H, N, C).
+        target: See `raffect.metrics.task_kinds.Kind.targets`, N rows.
+        moment: Place of each frame on a line on which windows never reach another video, ascending,
+            shape (N,); see `raffect.predictions.smoothing.timeline`.
+        group: Number of each frame's group, shape (N,).
+        num_groups: G.
+        part: Number of each frame's part, shape (N,); a group has one part.
+        num_parts: K, 2 or more.
+    """
+
+    task: Task
+    scores: np.ndarray
+    target: np.ndarray
+    moment: np.ndarray
+    group: np.ndarray
+    num_groups: int
+    part: np.ndarray
+    num_parts: int
+
+    @property
+    def kind(self) -> Kind:
+        """How they are scored."""
+        return kind_of(self.task)
+
+    @cached_property
+    def parts(self) -> list[tuple[np.ndarray, Counting]]:
+        """Rows of each part, and what counts them by group."""
+        rows = [np.flatnonzero(self.part == part) for part in range(self.num_parts)]
+        return [
+            (found, Counting(self.task, self.target[found], self.group[found], self.num_groups))
+            for found in rows
+        ]
+
+    def mean(self, counts: Counts) -> np.ndarray:
+        """Mean of the heads' scores, each as often as ``counts`` says: float32, shape (N, C)."""
+        total = np.zeros(self.scores.shape[1:], np.float32)
+        for head, count in enumerate(counts):
+            if count:
+                total += self.scores[head].astype(np.float32) * (count / sum(counts))
+        return total
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rule, cross-fitted.
+
+    Attributes:
+        rule: Which.
+        kept: Whether it gains more than noise.
+        before: Statistics by group without it, shape (G, A, B).
+        after: Statistics by group with it.
+    """
+
+    rule: RuleName
+    kept: bool
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Chosen rules.
+
+    Attributes:
+        counts: How often each head is in the ensemble, shape (H,).
+        rules: Chosen on all frames; their heads are left to the caller.
+        steps: Every rule that was tried, in order.
+        before: Statistics by group of the plain mean of the heads, shape (G, A, B).
+        after: Cross-fitted statistics by group of all kept rules.
+        chosen: Statistics by group of ``rules`` on the frames they were chosen on: optimistic.
+        curve: Score of the ensemble by half-width of its window, on all frames.
+    """
+
+    counts: Counts
+    rules: DecisionRules
+    steps: tuple[Step, ...]
+    before: np.ndarray
+    after: np.ndarray
+    chosen: np.ndarray
+    curve: dict[int, float]
+
+
+@dataclass(frozen=True)
+class _View:
+    """Rules as they are chosen without one part of the frames, or on all frames.
+
+    Views whose rules are equal share the array of scores.
+    """
+
+    left_out: int | None
+    counts: Counts
+    rules: DecisionRules
+    scores: np.ndarray
+
+
+Views = list[_View]
+"""One a part that is left out, and last the one of all frames."""
+
+
+def choose(held: HeldOut, plain: Sequence[int] = (), *, per_output: bool = False) -> Choice:
+    """Choose decision rules, and measure what each gains.
+
+    Args:
+        held: Predictions, in the order of ``moment``.
+        plain: Heads whose mean the rules are compared with, and which are taken if no weights gain;
+            all by default.
+        per_output: Whether each label or value has a window of its own.
+
+    Raises:
+        RaffectError: If classes are to have windows of their own.
+    """
+    require(
+        not (per_output and held.task.kind == "multiclass"),
+        f"--per-output: the classes of {held.task.name} share one window, since their "
+        "probabilities are compared with each other; leave it out",
+    )
+    # The plain mean
+    counts = tuple(int(not plain or head in plain) for head in range(len(held.scores)))
+    rules, scores = plain_rules(held.task), held.mean(counts)
+    left_out: list[int | None] = [*range(held.num_parts), None]
+    views = [_View(part, counts, rules, scores) for part in left_out]
+    before = now = count_plain(held, counts)
+
+    # Rule after rule
+    steps, curve = [], {}
+    for rule in _rules_of(held):
+        if rule == "windows":
+            found, curve = _with_windows(held, views, per_output)
+        elif rule == "weights":
+            found = _with_weights(held, views)
+        else:
+            found = (_with_thresholds if rule == "thresholds" else _with_bias)(held, views)
+        after = _cross_fit(held, found)
+        steps.append(Step(rule, _gains(held.kind, now, after), now, after))
+        if steps[-1].kept:
+            views, now = found, after
+
+    final = views[-1]
+    chosen = _count(held, final.rules, final.scores)
+    return Choice(final.counts, final.rules, tuple(steps), before, now, chosen, curve)
+
+
+def count_plain(held: HeldOut, counts: Counts) -> np.ndarray:
+    """Statistics by group of heads' mean without any rule, shape (G, A, B)."""
+    return _count(held, plain_rules(held.task), held.mean(counts))
+
+
+def _count(held: HeldOut, rules: DecisionRules, scores: np.ndarray) -> np.ndarray:
+    """Statistics by group of what rules decide on smoothed scores."""
+    counting = Counting(held.task, held.target, held.group, held.num_groups)
+    return counting.count(rules.decide(scores))
+
+
+def _rules_of(held: HeldOut) -> list[RuleName]:
+    """Rules that a task can have, in the order in which they are chosen."""
+    names: list[RuleName] = ["weights"] if len(held.scores) > 1 else []
+    others: dict[str, list[RuleName]] = {
+        "multiclass": ["windows", "bias"],
+        "multilabel": ["thresholds", "windows"],
+        "regression": ["windows"],
+    }
+    return [*names, *others[held.task.kind]]
+
+
+def _cross_fit(held: HeldOut, views: Views) -> np.ndarray:
+    """Statistics by group, each part judged by the rules that were chosen without it."""
+    return np.sum(
+        [
+            counting.count(view.rules.decide(view.scores[rows]))
+            for (rows, counting), view in zip(held.parts, views[:-1], strict=True)
+        ],
+        axis=0,
+    )
+
+
+def _gains(kind: Kind, before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether a difference is above about one standard error over groups."""
+    gain, interval = difference_interval(after, before, kind)
+    return interval is not None and bool(gain > (interval[1] - interval[0]) / 4)
+
+
+def _with_weights(held: HeldOut, views: Views) -> Views:
+    """Views whose heads were chosen greedily."""
+    # Counts by part of every ensemble on the way, which views share as long as they go one way
+    heads = len(held.scores)
+    rows = thin(held.scores.shape[1], heads * held.scores.shape[2], _MOST_FOR_WEIGHTS)
+    scores = held.scores[:, rows].astype(np.float32)
+    counting = Counting(held.task, held.target[rows], held.part[rows], held.num_parts)
+    rules = plain_rules(held.task)
+    known: dict[Counts, list[np.ndarray]] = {}
+
+    def grow(counts: Counts) -> list[np.ndarray]:
+        if counts not in known:
+            total = np.zeros(scores.shape[1:], np.float32)
+            for head in np.flatnonzero(counts):
+                total += counts[head] * scores[head]
+            size = np.float32(sum(counts) + 1)
+            known[counts] = [
+                counting.count(rules.decide((total + scores[head]) / size)) for head in range(heads)
+            ]
+        return known[counts]
+
+    # The choice of each view
+    means, found = {views[-1].counts: views[-1].scores}, []
+    for view in views:
+
+        def scores_of(counts: Counts, left_out: int | None = view.left_out) -> list[float]:
+            return [float(held.kind.headline(by_part(found, left_out))) for found in grow(counts)]
+
+        counts = select_greedily(scores_of, heads)
+        if counts not in means:
+            means[counts] = held.mean(counts)
+        found.append(replace(view, counts=counts, scores=means[counts]))
+    return found
+
+
+def _with_windows(held: HeldOut, views: Views, per_output: bool) -> tuple[Views, dict[int, float]]:
+    """Views with their windows, and the score of all frames by window.
+
+    Where labels have thresholds, each window is judged with its own best ones: a mean over frames
+    is rarely as high as its highest frame, so that another threshold would decide for it.
+    """
+    # Counts of every window by part
+    rules = views[-1].rules
+    has_thresholds = rules.thresholds != plain_rules(held.task).thresholds
+    arrays = {id(view.scores): view.scores for view in views}
+    count = _histograms(held) if has_thresholds else _decided(held, rules)
+    tables = {
+        name: np.array([count(found) for found in smooth_all(scores, held.moment, WINDOWS)])
+        for name, scores in arrays.items()
+    }
+
+    def scores_of(view: _View) -> np.ndarray:
+        """Score of each output by window, shape (W, C); of classes that of all, (W, 1)."""
+        table = np.array([by_part(part, view.left_out) for part in tables[id(view.scores)]])
+        return best_f1(table) if has_thresholds else _output_scores(held, table)
+
+    # The window of each view, or of each of its outputs
+    outputs, smoothed, found = len(held.task.outputs), {}, []
+    for view in views:
+        by_output = scores_of(view)
+        judged = by_output if per_output else by_output.mean(1, keepdims=True)
+        windows = tuple(WINDOWS[place] for place in np.resize(judged.argmax(0), outputs))
+        rules = replace(view.rules, windows=windows)
+        key = (id(view.scores), windows)
+        if key not in smoothed:
+            smoothed[key] = rules.smooth(view.scores, held.moment)
+        found.append(replace(view, rules=rules, scores=smoothed[key]))
+    curve = scores_of(views[-1]).mean(1)
+    found = _with_thresholds(held, found) if has_thresholds else found
+    return found, dict(zip(WINDOWS, curve.tolist(), strict=True))
+
+
+def _decided(held: HeldOut, rules: DecisionRules) -> Callable[[np.ndarray], np.ndarray]:
+    """From scores to statistics by part of what is decided, shape (K, A, B)."""
+    counting = Counting(held.task, held.target, held.part, held.num_parts)
+    return lambda scores: counting.count(rules.decide(scores))
+
+
+def _histograms(held: HeldOut) -> Callable[[np.ndarray], np.ndarray]:
+    """From probabilities of labels to their histograms by part and truth, shape (K, L, 2, bins)."""
+    # Unlabelled ones are in a part beyond the last one, which is dropped
+    parts, labels = held.num_parts, len(held.task.outputs)
+    part = np.where(held.target >= 0, held.part[:, None], parts)
+    cell = ((part * labels + np.arange(labels)) * 2 + (held.target > 0)) * BINS
+    size = (parts + 1, labels, 2, BINS)
+
+    def count(scores: np.ndarray) -> np.ndarray:
+        bins = np.minimum((scores * np.float32(BINS)).astype(np.int64), BINS - 1)
+        return np.bincount((cell + bins).ravel(), minlength=math.prod(size)).reshape(size)[:parts]
+
+    return count
+
+
+def _output_scores(held: HeldOut, statistics: np.ndarray) -> np.ndarray:
+    """What the headline is the mean of: shape (..., C), or (..., 1) of classes."""
+    if held.task.kind == "multiclass":
+        return held.kind.headline(statistics)[..., None]
+    return (agreement.ccc if held.task.kind == "regression" else f1_scores)(statistics)
+
+
+def _with_thresholds(held: HeldOut, views: Views) -> Views:
+    """Views with a threshold of each label."""
+    thresholds = [list(view.rules.thresholds) for view in views]
+    for label in range(len(held.task.outputs)):
+        known = np.flatnonzero(held.target[:, label] >= 0)
+        true, part = held.target[known, label] > 0, held.part[known]
+
+        # Views that share their scores share the sorting
+        for array in {id(view.scores): view.scores for view in views}.values():
+            scores = array[known, label]
+            order = np.argsort(-scores, kind="stable")
+            in_order = scores[order], true[order], part[order]
+            for place, view in enumerate(views):
+                if view.scores is array:
+                    thresholds[place][label] = _threshold(*in_order, view, label)
+    return [
+        replace(view, rules=replace(view.rules, thresholds=tuple(found)))
+        for view, found in zip(views, thresholds, strict=True)
+    ]
+
+
+def _threshold(
+    scores: np.ndarray, true: np.ndarray, part: np.ndarray, view: _View, label: int
+) -> float:
+    """The best threshold of one label from its scores in descending order."""
+    otherwise = view.rules.thresholds[label]
+    keep = slice(None) if view.left_out is None else part != view.left_out
+    scores, true = scores[keep], true[keep]
+    return best_threshold_of_sorted(scores, true, otherwise) if len(scores) else otherwise
+
+
+def _with_bias(held: HeldOut, views: Views) -> Views:
+    """Views with a bias of each class."""
+    found = []
+    rows = thin(len(held.target), len(held.task.outputs), _MOST_FOR_BIAS)
+    true, part = held.target[rows], held.part[rows]
+    for view in views:
+        scores = log_scores(view.scores[rows])
+        keep = slice(None) if view.left_out is None else part != view.left_out
+        bias = search_bias(scores[keep], true[keep])
+        found.append(replace(view, rules=replace(view.rules, bias=tuple(bias.tolist()))))
+    return found
