@@ -1,9 +1,9 @@
 """Units of work of `raffect faces` on Ray Data: one row, one block and one task each.
 
-A failure that a user must read travels as data, as in `raffect.extraction.steps`. A note is written
-before a unit begins and deleted after its commit. Where one is found, the unit's last worker may have
-been killed by its decoder: then a child process does the unit, and if that crashes twice, the input
-is unreadable.
+A failure that a user must read travels as data, as in `raffect.extraction.steps`. A note is
+written before a unit begins and deleted after its commit. Where one is found, the unit's last
+worker may have been killed by its decoder: then a child process does the unit, and if that crashes
+twice, the input is unreadable.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
                                                   blocks of pictures ──────────┘
              ─ manifest, faces.parquet, inputs.csv, faces.png
 
-Each of the three steps is a dataset of units that are committed one by one (`raffect.faces.work`), so
-a run that was stopped goes on where it was.
+Each of the three steps is a dataset of units that are committed one by one (`raffect.faces.work`),
+so a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Crops: the square around a face, 112x112, as Aff-Wild2's aligned crops show faces.
 
-In those the eyes are level, 0.31 of the side apart. Where a detector gives the eyes, crops are turned
-and sized by them; otherwise by the box, which is `_BOX_EYES` eye distances wide with OpenCV's cascade.
+In those the eyes are level, 0.31 of the side apart. Where a detector gives the eyes, crops are
+turned and sized by them; otherwise by the box, which is `_BOX_EYES` eye distances wide with OpenCV's
+cascade.
 """
 
 from __future__ import annotations
@@ -101,9 +102,9 @@ def encode(crop: np.ndarray) -> bytes:
 
 def draw_sheet(crops: Sequence[np.ndarray]) -> np.ndarray:
     """Crops side by side in rows of eight, uint8 (height, width, 3)."""
-    rows = math.ceil(len(crops) / _SHEET_COLUMNS)
+    columns, rows = min(len(crops), _SHEET_COLUMNS), math.ceil(len(crops) / _SHEET_COLUMNS)
     step = SIDE + _SHEET_GAP
-    shape = rows * step + _SHEET_GAP, _SHEET_COLUMNS * step + _SHEET_GAP, 3
+    shape = rows * step + _SHEET_GAP, columns * step + _SHEET_GAP, 3
     sheet = np.full(shape, 255, np.uint8)
     for place, crop in enumerate(crops):
         row, column = divmod(place, _SHEET_COLUMNS)

@@ -1,7 +1,7 @@
 """Detectors: a picture becomes boxes, scores, and the eyes where a detector finds them.
 
-All of them have one method, ``detect(rgb, frame)``. Weights are the user's own file (YuNet), or come
-with OpenCV (Haar cascades). OpenCV is imported when a detector is loaded.
+All of them have one method, ``detect(rgb, frame)``. Weights are the user's own file (YuNet), or
+come with OpenCV (Haar cascades). OpenCV is imported when a detector is loaded.
 """
 
 from __future__ import annotations

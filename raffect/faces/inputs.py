@@ -59,12 +59,13 @@ def list_inputs(given: Iterable[Path]) -> Listing:
                     listing.files.append(found)
     if not listing.files:
         shown = " ".join(map(str, given))
-        raise RaffectError(f"{shown}: no pictures ({_shown(pictures)}) or videos ({_shown(video)})")
+        raise RaffectError(
+            f"{shown}: no pictures ({_shown(pictures.SUFFIXES)}) or videos ({_shown(video.SUFFIXES)})"
+        )
     return listing
 
 
-def _shown(module: object) -> str:
-    suffixes: frozenset[str] = module.SUFFIXES  # ty: ignore[unresolved-attribute]
+def _shown(suffixes: Iterable[str]) -> str:
     return " ".join(sorted(suffixes))
 
 

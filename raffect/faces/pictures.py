@@ -1,4 +1,4 @@
-"""Pictures as a viewer shows them: decoded as `raffect.datasets.frames` does, and turned upright."""
+"""Pictures as a viewer shows them: decoded as in `raffect.datasets.frames`, and turned upright."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def _orientation(content: bytes) -> int | None:
-    """EXIF orientation of a picture that can be decoded; None where it has none, or a broken one."""
+    """EXIF orientation of a picture that can be decoded; None where it has none or a broken one."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.getexif().get(_ORIENTATION)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raffect.faces.records import (
     FOLDERS,
@@ -170,9 +171,9 @@ class FacePlan:
             for part, (first, stop) in enumerate(cut_segments(scan, self._settings.segment_frames))
         ]
 
-    def _task(self, job: Job, unit: str, kind, **more) -> Task:
-        shared = {"inputs": job.inputs, "source": job.source, "settings": self._settings}
-        return Task(unit=unit, kind=kind, **shared, **more)
+    def _task(self, job: Job, unit: str, kind: Any, **more: Any) -> Task:
+        shared: dict[str, Any] = {"inputs": job.inputs, "source": job.source}
+        return Task(unit=unit, kind=kind, settings=self._settings, **shared, **more)
 
 
 def finished_units(folder: Path, inputs: Sequence[Input]) -> list[Unit]:

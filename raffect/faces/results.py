@@ -1,4 +1,4 @@
-"""What a finished run writes: the manifest of all crops, ``faces.parquet``, ``inputs.csv``, a sheet."""
+"""What a finished run writes: the manifest, ``faces.parquet``, ``inputs.csv`` and a sheet."""
 
 from __future__ import annotations
 

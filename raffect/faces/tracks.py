@@ -1,9 +1,10 @@
 """Tracks: detections in each n-th frame become a box in every frame, and an identity.
 
-Detections of neighbouring steps are linked where their boxes overlap. Whether two are linked depends
-on the detections from the one to the other and on nothing else; a smoothed box on those a few steps
-away. So a segment of a video, with a few steps more on both sides, gives each of its frames the very
-box that the whole video would give, and identities follow afterwards from all links together.
+Detections of neighbouring steps are linked where their boxes overlap. Whether two are linked
+depends on the detections from the one to the other and on nothing else; a smoothed box on those a
+few steps away. So a segment of a video, with a few steps more on both sides, gives each of its
+frames the very box that the whole video would give, and identities follow afterwards from all links
+together.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def open_video(path: Path) -> Generator[tuple[InputContainer, VideoStream]]:
         if not os.fstat(file.fileno()).st_size:
             raise Damaged("empty file")
         try:
-            container = av.open(file, options=options, metadata_errors="replace")
+            container: Any = av.open(file, options=options, metadata_errors="replace")
         except _faults() as error:
             raise Damaged(f"not a video ({reason(error)})") from error
         with container:

@@ -150,7 +150,7 @@ def _scan(folder: Path, task: Task, killers: Killers) -> Unit:
         facts = describe_input(one, "unreadable", what or "cannot be read")
         return _commit(folder, task, inputs=(facts,))
     columns = {"pts": scan.pts, "seconds": scan.seconds, "keys": scan.keys}
-    about = {"is_counted": scan.is_counted, "problem": scan.problem}
+    about: dict[str, Any] = {"is_counted": scan.is_counted, "problem": scan.problem}
     about |= {"width": scan.width, "height": scan.height}
     table = pa.table(columns).replace_schema_metadata({"scan": json.dumps(about)})
     return _commit(folder, task, [("scans", table)])
