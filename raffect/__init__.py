@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         EncoderConfig,
         EvaluateConfig,
         ExtractConfig,
+        FacesConfig,
         PackConfig,
         PrepareConfig,
         TrainConfig,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from raffect.evaluation.evaluate import EvaluateResult, evaluate
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
+    from raffect.extraction.find_faces import FacesResult, find_faces
     from raffect.extraction.pack import PackReport, pack
     from raffect.extraction.summary import ExtractSummary
     from raffect.heads.checkpoint import HeadCard, load_head
@@ -56,6 +58,8 @@ _HOME = {
     "EvaluateResult": "evaluation.evaluate",
     "ExtractConfig": "config",
     "ExtractSummary": "extraction.summary",
+    "FacesConfig": "config",
+    "FacesResult": "extraction.find_faces",
     "HeadCard": "heads.checkpoint",
     "Identity": "bank.records",
     "PackConfig": "config",
@@ -77,6 +81,7 @@ _HOME = {
     "estimate": "extraction.estimate",
     "evaluate": "evaluation.evaluate",
     "extract": "extraction.extract",
+    "find_faces": "extraction.find_faces",
     "list_rejects": "bank.rejects",
     "load_encoder": "encoders.tower",
     "load_head": "heads.checkpoint",
@@ -105,6 +110,8 @@ __all__ = [
     "EvaluateResult",
     "ExtractConfig",
     "ExtractSummary",
+    "FacesConfig",
+    "FacesResult",
     "HeadCard",
     "Identity",
     "PackConfig",
@@ -126,6 +133,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "extract",
+    "find_faces",
     "list_rejects",
     "load_encoder",
     "load_head",

@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "doctor": (c.DoctorConfig, "check this machine; paste the output into an issue"),
     "synth": (c.SynthConfig, "draw a data set in Aff-Wild2's layout"),
     "prepare": (c.PrepareConfig, "image folders + ABAW annotations -> manifest and labels"),
+    "faces": (c.FacesConfig, "pictures and videos -> crops of faces, for extract"),
     "pack": (c.PackConfig, "loose frames -> Parquet, for network storage"),
     "extract": (
         c.ExtractConfig,
@@ -333,6 +334,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         # Data sets and banks
         "synth": _synth,
         "prepare": _prepare,
+        "faces": _faces,
         "pack": _pack,
         "extract": _extract,
         "bank": _bank,
@@ -358,6 +360,12 @@ def _prepare(config: c.PrepareConfig) -> int:
     from raffect.datasets.prepare import prepare
 
     return _print(prepare(config).lines())
+
+
+def _faces(config: c.FacesConfig) -> int:
+    from raffect.extraction.find_faces import find_faces
+
+    return _print(find_faces(config).lines())
 
 
 def _pack(config: c.PackConfig) -> int:

@@ -22,6 +22,7 @@ from raffect.config.encoders import (
     ModelsPullConfig,
     ModelsVerifyConfig,
 )
+from raffect.config.faces import FacesConfig
 from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
 from raffect.config.machine import DemoConfig, DoctorConfig
 from raffect.config.results import EvaluateConfig, ReportConfig
@@ -38,6 +39,7 @@ __all__ = [
     "EncoderConfig",
     "EvaluateConfig",
     "ExtractConfig",
+    "FacesConfig",
     "LearnConfig",
     "MayChange",
     "ModelsListConfig",

@@ -1,0 +1,1 @@
+"""Faces in people's own pictures and videos: detectors, tracks, crops, and the table of them."""
