@@ -27,6 +27,7 @@ class FaceCourse:
 
     Attributes:
         number: From 1, in the order in which faces appear.
+        video: Its name in a bank and in labels; empty where it has none.
         frame: 1-based numbers, ascending, int32, shape (N,).
         time_s: Seconds from the input's start, float64, shape (N,); NaN where that is unknown.
         box: Left, top, width and height in pixels, float32, shape (N, 4); NaN where unknown.
@@ -38,6 +39,7 @@ class FaceCourse:
     """
 
     number: int
+    video: str
     frame: np.ndarray
     time_s: np.ndarray
     box: np.ndarray
@@ -99,7 +101,7 @@ def read_course(rows: pa.Table, tasks: Sequence[Task], name: str) -> TimeCourse:
     Raises:
         RaffectError: If no row has a frame.
     """
-    rows = rows.filter(pc.is_valid(rows["frame"])).sort_by([("frame", "ascending")])
+    rows = rows.filter(pc.field("frame").is_valid()).sort_by([("frame", "ascending")])
     require(len(rows) > 0, f"{name}: no frame of it is in the table of predictions")
 
     # A face is a number; in a bank of others' crops a video has one face, without a number
@@ -140,6 +142,7 @@ def _read_face(rows: pa.Table, tasks: Sequence[Task], number: int) -> FaceCourse
             decided[task_name] = np.stack(cells, 1).astype(np.int64)
     return FaceCourse(
         number=number,
+        video=next((name for name in rows["video"].to_pylist() if name), ""),
         frame=rows["frame"].to_numpy(),
         time_s=_floats(rows, ("timestamp_s",), np.float64)[:, 0],
         box=_floats(rows, ("x", "y", "w", "h")),

@@ -27,6 +27,8 @@ PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Endings of inputs that are one picture; all others are videos."""
 _PLAYED = ("aac", "mp3", "opus")
 """Sound that browsers play from an MP4 file and that is copied as it is; other is encoded again."""
+SMALL = 224
+"""Longer side of a small picture."""
 _ENCODER = {"preset": "veryfast", "crf": "21"}
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180}
 _TURNS |= {-90: Image.Transpose.ROTATE_270, -180: Image.Transpose.ROTATE_180}
@@ -40,16 +42,18 @@ class Overlay:
     Attributes:
         path: The file.
         frames: Frames that it shows.
+        picture: One of the input's, small, from the middle of the face that is there longest.
         problem: Where the input could not be read to its end; empty if it could.
     """
 
     path: Path
     frames: int
+    picture: Image.Image
     problem: str = ""
 
 
-def overlay_name(source: Path) -> str:
-    """File name of an input's overlay without folder and stem: ``.mp4``, or ``.png`` of pictures."""
+def overlay_suffix(source: Path) -> str:
+    """Ending of the overlay of an input: ``.mp4``, or ``.png`` of pictures."""
     return ".png" if source.suffix.lower() in PICTURES else ".mp4"
 
 
@@ -69,8 +73,8 @@ def draw_overlay(source: Path, rows: pa.Table, facts: PredictionFacts, out: Path
     if source.suffix.lower() in PICTURES:
         return _draw_picture(source, course, facts, out)
     with atomic_path(out) as temporary:
-        frames, problem = _draw_video(source, course, facts, temporary)
-    return Overlay(path=out, frames=frames, problem=problem)
+        copy = _draw_video(source, course, facts, temporary)
+    return Overlay(path=out, frames=copy.frames, picture=copy.picture, problem=copy.problem)
 
 
 def _draw_picture(source: Path, course: TimeCourse, facts: PredictionFacts, out: Path) -> Overlay:
@@ -83,7 +87,12 @@ def _draw_picture(source: Path, course: TimeCourse, facts: PredictionFacts, out:
     drawn = painter.paint(picture, 1, course.span[0])
     with atomic_path(out) as temporary:
         drawn.save(temporary, format="PNG" if out.suffix == ".png" else "JPEG")
-    return Overlay(path=out, frames=1)
+    return Overlay(path=out, frames=1, picture=_small(picture))
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    picture.thumbnail((SMALL, SMALL))
+    return picture
 
 
 def import_av() -> Any:
@@ -112,9 +121,7 @@ def read_timestamps(source: Path) -> np.ndarray:
     return np.unique(np.array(found, np.int64))
 
 
-def _draw_video(
-    source: Path, course: TimeCourse, facts: PredictionFacts, out: Path
-) -> tuple[int, str]:
+def _draw_video(source: Path, course: TimeCourse, facts: PredictionFacts, out: Path) -> _Copy:
     av = import_av()
     try:
         stamps = read_timestamps(source)
@@ -126,7 +133,13 @@ def _draw_video(
             copy.run()
     except (av.FFmpegError, IndexError) as error:
         raise RaffectError(f"{source}: not a readable video ({error})") from error
-    return copy.frames, copy.problem
+    return copy
+
+
+def _middle_frame(course: TimeCourse) -> int:
+    """The frame in the middle of those of the face that is there longest."""
+    frames = course.faces[0].frame if course.faces else np.array([1])
+    return int(frames[len(frames) // 2])
 
 
 class _Copy:
@@ -147,6 +160,8 @@ class _Copy:
         self.first = int(stamps[0]) if len(stamps) else 0
         self.frames, self.problem, self._last = 0, "", -1
         self._painter: Painter | None = None
+        self.picture = Image.new("RGB", (1, 1))
+        self._wanted = _middle_frame(course)
         self._video: Any = None
         self._sound = _Sound(reader, writer, float(self.first * self.source.time_base))
 
@@ -207,6 +222,8 @@ class _Copy:
             self._open_video(self._painter.size)
         place = seconds if self.course.in_seconds else float(number)
         drawn = av.VideoFrame.from_image(self._painter.paint(picture, number, place))
+        if not self.frames or number == self._wanted:
+            self.picture = _small(picture)
 
         # Times rise strictly
         self._last = drawn.pts = max(stamp - self.first, self._last + 1)

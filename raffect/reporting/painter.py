@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from raffect.datasets.tasks import Task
 from raffect.reporting.colors import FACES, color_of, rgb
-from raffect.reporting.course import TimeCourse, FaceCourse
+from raffect.reporting.course import FaceCourse, TimeCourse
 from raffect.reporting.strip import BACKGROUND, EMPTY, INK, MUTED, draw_strip, font_of
 
 SMALLEST, LONGEST = 360, 960

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from raffect.datasets.tasks import Task
 from raffect.reporting.colors import FACES, color_of, rgb
-from raffect.reporting.course import TimeCourse, FaceCourse, bin_rows
+from raffect.reporting.course import FaceCourse, TimeCourse, bin_rows
 
 MOST_LANES = 6
 """Lanes of a strip; faces with most frames come first."""
@@ -20,7 +20,7 @@ BACKGROUND, EMPTY, INK, MUTED = (20, 24, 29), (34, 40, 47), (232, 236, 240), (15
 
 @functools.cache
 def font_of(size: int) -> ImageFont.FreeTypeFont:
-    """matplotlib's DejaVu Sans, which has Latin, Greek and Cyrillic letters, at a size in pixels."""
+    """matplotlib's DejaVu Sans at a size in pixels; it has Latin, Greek and Cyrillic letters."""
     import matplotlib as mpl
 
     file = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"

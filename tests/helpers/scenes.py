@@ -28,7 +28,7 @@ def draw_people(frames: int, faces: int = 1, seed: int = 5) -> list[tuple[Any, n
     """What happens to each of some people, and their pictures, (frames, 112, 112, 3)."""
     people = []
     for index in range(faces):
-        expressions = (4, 6, 1, 5, 2)[index:] + (4, 6)
+        expressions = (*(4, 6, 1, 5, 2)[index:], 4, 6)
         video = tree.Video(
             name=f"p{index}",
             index=index,
