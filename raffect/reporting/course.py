@@ -186,6 +186,10 @@ def bin_rows(places: np.ndarray, values: np.ndarray, span: tuple[float, float], 
         span: Places of the first and the last frame of the picture.
         num: Number of columns.
     """
+    low, mean, high = (np.full((num, values.shape[1]), np.nan, np.float32) for _ in range(3))
+    if not len(places):
+        return Bins(low, mean, high, np.full(num, -1))
+
     # The last frame has a width too
     step = float(np.median(np.diff(places))) if len(places) > 1 else 1.0
     edges = np.linspace(span[0], span[1] + step, num + 1)
@@ -195,12 +199,17 @@ def bin_rows(places: np.ndarray, values: np.ndarray, span: tuple[float, float], 
     # Columns without a frame of their own hold the one before them, if it is near
     before = np.maximum(start - 1, 0)
     is_empty = stop == start
-    near = (start > 0) & (edges[:-1] - places[before] < _GAP * step) if len(places) else is_empty
+    near = (start > 0) & (edges[:-1] < (_ends(places, step) - step * 1e-6)[before])
     first = np.where(is_empty, before, start)
-    count = np.where(is_empty, near & is_empty, stop - start)
+    count = np.where(is_empty, near, stop - start)
 
-    low, mean, high = (np.full((num, values.shape[1]), np.nan, np.float32) for _ in range(3))
     for column in np.flatnonzero(count):
         part = values[first[column] : first[column] + count[column]]
         low[column], mean[column], high[column] = part.min(0), part.mean(0), part.max(0)
     return Bins(low, mean, high, np.where(count > 0, first + count - 1, -1))
+
+
+def _ends(places: np.ndarray, step: float) -> np.ndarray:
+    """Until where each frame is shown: to the next one, or before a gap for one step."""
+    after = np.append(places[1:], np.inf)
+    return np.where(after - places < _GAP * step, after, places + step)

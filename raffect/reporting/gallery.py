@@ -19,7 +19,7 @@ from raffect.datasets.manifest import list_images, list_pictures, read_manifest
 from raffect.errors import RaffectError
 from raffect.predictions.table import read_facts
 from raffect.reporting.hardest import Hard, find_hardest
-from raffect.reporting.template import data_uri, escape, fill_page
+from raffect.reporting.template import data_uri, escape, fill_page, notes_of
 from raffect.reporting.truth import Truth
 from raffect.storage.atomic import write_atomic
 from raffect.storage.keys import Vocabulary, positions
@@ -87,19 +87,20 @@ def write_gallery(
     # A section a task, a grid a class
     sections = []
     rows = list(zip(hardest, pictures, strict=True))
-    for task, of_task in groupby(rows, key=lambda row: row[0].task):
-        sections.append(f"<h2>{escape(task)}</h2>")
+    tasks = {task.name: task for task in facts.tasks}
+    for name, of_task in groupby(rows, key=lambda row: row[0].task):
+        sections.append(f"<h2>{escape(name)}</h2>")
         for output, found in groupby(of_task, key=lambda row: row[0].output):
             figures = "\n".join(_figure(hard, picture) for hard, picture in found)
-            sections.append(f'<h3>{escape(output)}</h3>\n<div class="grid">\n{figures}\n</div>')
+            title = escape(tasks[name].describe(output))
+            sections.append(f'<h3>{title}</h3>\n<div class="grid">\n{figures}\n</div>')
 
     # Page and table
-    notes = [_FACES, *facts.caveats]
     which = f"split {split}" if split else "all labelled frames"
     values = {
         "title": "Frames with the highest loss: hard, or labelled wrongly?",
         "about": escape(f"{which}; model {facts.model}; of each second of a video one frame"),
-        "notes": "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes),
+        "notes": notes_of([_FACES]) + notes_of(facts.caveats),
         "body": "\n".join(sections),
     }
     write_atomic(out / "gallery.html", fill_page("gallery.html", values))
@@ -160,12 +161,9 @@ def _figure(hard: Hard, picture: np.ndarray | BadFrame) -> str:
         image = Image.fromarray(picture)
         image.thumbnail((_SIDE, _SIDE))
         shown = f'<img src="{data_uri(image)}" alt="{escape(where)}">'
-    confidence = f" {hard.confidence:.2f}" if hard.confidence is not None else ""
-    predicted = (
-        hard.predicted if confidence.strip() == hard.predicted else hard.predicted + confidence
-    )
+    share = f" ({hard.confidence:.2f})" if hard.confidence is not None else ""
     return (
         f"<figure>{shown}<figcaption><b>{escape(hard.video)}</b> frame {hard.frame}<br>"
-        f"true {escape(hard.true)}, predicted {escape(predicted)}<br>"
+        f"true {escape(hard.true)}, predicted {escape(hard.predicted)}{share}<br>"
         f"loss {hard.loss:.2f}</figcaption></figure>"
     )

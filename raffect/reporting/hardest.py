@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raffect.datasets.tasks import Task
-from raffect.predictions.columns import columns_of
+from raffect.predictions.columns import TaskColumns, columns_of
 from raffect.predictions.table import iter_predictions, read_facts
 from raffect.reporting.truth import Truth
 from raffect.storage.keys import Vocabulary
@@ -36,9 +36,9 @@ class Hard:
         output: Class, label or value whose loss it is.
         video: Of the frame.
         frame: Its 1-based number.
-        true: What its label says: the class, 0 or 1, or the value.
-        predicted: The most probable class, or the label's probability, or the value.
-        confidence: Of what is predicted; of values nothing.
+        true: What its label says: the class, ``active`` or ``not active``, or the value.
+        predicted: The predicted class, the label's probability, or the value.
+        confidence: Probability of the predicted class; nothing for other kinds of tasks.
         loss: Nats, or squared error.
     """
 
@@ -67,12 +67,12 @@ def find_hardest(predictions: Path, truth: Truth, most: int = 12) -> list[Hard]:
     wanted = [
         "video",
         "frame",
-        *(name for task in truth.tasks for name in columns[task.name].scores),
+        *(name for task in truth.tasks for name in columns[task.name].names),
     ]
     for rows in iter_predictions(predictions, wanted):
         part = rows.filter(pc.field("video").is_valid())
         for task in truth.tasks:
-            for output, found in _losses(part, task, columns[task.name].scores, truth, names):
+            for output, found in _losses(part, columns[task.name], truth, names):
                 before = kept.get((task.name, output))
                 both = pa.concat_tables([before, found]) if before else found
                 kept[task.name, output] = _thin_out(both)
@@ -88,19 +88,20 @@ def find_hardest(predictions: Path, truth: Truth, most: int = 12) -> list[Hard]:
 
 
 def _losses(
-    part: pa.Table, task: Task, columns: tuple[str, ...], truth: Truth, names: Vocabulary
+    part: pa.Table, columns: TaskColumns, truth: Truth, names: Vocabulary
 ) -> Iterator[tuple[int, pa.Table]]:
     """Number of each output with its frames: ``video`` as a number, ``frame, loss, true, ...``."""
-    scores = np.stack([part[name].cast(pa.float64()).to_numpy() for name in columns], 1)
+    task = columns.task
+    scores = np.stack([part[name].cast(pa.float64()).to_numpy() for name in columns.scores], 1)
     targets = truth.of(task, part["video"], part["frame"])
+    predicted = _predicted_classes(part, columns)
     keys = names.keys(part)
     for output in range(len(task.outputs)):
         score, target = scores[:, output], targets[:, 0 if task.kind == "multiclass" else output]
         if task.kind == "multiclass":
             chosen = (target == output) & ~np.isnan(scores).any(axis=1)
-            best = np.nan_to_num(scores).argmax(1)
-            loss, shown = -np.log(np.maximum(score, _TINY)), best.astype(float)
-            confidence = scores[np.arange(len(best)), best]
+            loss, shown = -np.log(np.maximum(score, _TINY)), predicted
+            confidence = scores[np.arange(len(part)), predicted]
         elif task.kind == "multilabel":
             chosen = ~np.isnan(target) & ~np.isnan(score)
             right = np.where(target == 1, score, 1 - score)
@@ -113,6 +114,14 @@ def _losses(
             found = {name: array[chosen] for name, array in arrays.items()}
             video, frame = keys[chosen] >> 32, keys[chosen] & 0xFFFFFFFF
             yield output, pa.table({"video": video, "frame": frame, **found})
+
+
+def _predicted_classes(part: pa.Table, columns: TaskColumns) -> np.ndarray:
+    """Number of the class that was decided on in each row; 0 where there is none."""
+    if columns.task.kind != "multiclass":
+        return np.zeros(len(part), np.int64)
+    names = pa.array(columns.task.outputs)
+    return pc.index_in(part[columns.decisions[0]], names).fill_null(0).to_numpy().astype(np.int64)
 
 
 def _thin_out(found: pa.Table) -> pa.Table:
@@ -135,7 +144,7 @@ def _describe(task: Task, output: int, row: dict, names: Vocabulary) -> Hard:
     if task.kind == "multiclass":
         texts = (task.outputs[int(true)], task.outputs[int(shown)])
     elif task.kind == "multilabel":
-        texts = (f"{true:.0f}", f"{shown:.2f}")
+        texts = ("active" if true else "not active", f"probability {shown:.2f}")
     else:
         texts = (f"{true:+.2f}", f"{shown:+.2f}")
     return Hard(

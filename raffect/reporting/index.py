@@ -12,7 +12,7 @@ from PIL import Image
 from raffect.predictions.table import PredictionFacts
 from raffect.reporting.course import TimeCourse
 from raffect.reporting.strip import BACKGROUND, draw_strip
-from raffect.reporting.template import escape, fill_page
+from raffect.reporting.template import escape, fill_page, notes_of
 from raffect.storage.atomic import write_atomic
 
 _PREVIEW_WIDTH, _LETTER = 900, 11
@@ -61,7 +61,7 @@ def write_index(entries: Sequence[Entry], facts: PredictionFacts, about: str, ou
     values = {
         "title": f"Predictions: {len(entries):,} input{'' if len(entries) == 1 else 's'}",
         "about": escape(about),
-        "notes": "".join(f'<p class="note">{escape(note)}</p>\n' for note in facts.caveats),
+        "notes": notes_of(facts.caveats),
         "body": "\n".join(map(_item, entries)),
     }
     write_atomic(out, fill_page("index.html", values))

@@ -12,7 +12,7 @@ import html
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -45,6 +45,11 @@ def fill_page(name: str, values: Mapping[str, str], data: Any = None) -> bytes:
         policy.append(f"{tag}-src {' '.join(hashes) or _NOTHING}")
     filled = {**values, "policy": html.escape("; ".join(policy), quote=True), "data": as_json(data)}
     return re.sub(r"@@(\w+)@@", lambda match: filled[match[1]], page).encode()
+
+
+def notes_of(caveats: Sequence[str]) -> str:
+    """What a page must say of its numbers, as one note; nothing where there is nothing to say."""
+    return f'<p class="note">{escape("; ".join(caveats))}</p>' if caveats else ""
 
 
 def escape(value: object) -> str:

@@ -20,7 +20,7 @@ from raffect.datasets.tasks import Task
 from raffect.predictions.table import PredictionFacts
 from raffect.reporting.colors import color_of
 from raffect.reporting.course import FaceCourse, TimeCourse, bin_rows
-from raffect.reporting.template import data_uri, escape, fill_page
+from raffect.reporting.template import data_uri, escape, fill_page, notes_of
 from raffect.reporting.truth import Truth
 from raffect.storage.atomic import write_atomic
 
@@ -81,7 +81,7 @@ def write_timeline(
     values = {
         "title": escape(course.name),
         "about": _about(course, facts, links or {}),
-        "notes": "".join(f'<p class="note">{escape(note)}</p>\n' for note in facts.caveats),
+        "notes": notes_of(facts.caveats),
         "player": _player(video, pictures),
     }
     write_atomic(out, fill_page("timeline.html", values, data))

@@ -175,3 +175,22 @@ def _write_tone(file: Any, audio: Any, seconds: float) -> None:
         frame.sample_rate, frame.pts, frame.time_base = 44100, start, Fraction(1, 44100)
         file.mux(audio.encode(frame))
     file.mux(audio.encode(None))
+
+
+def table_of_boxes(boxes: Sequence, times: Sequence | None = None) -> pa.Table:
+    """Rows with EXPR alone, a frame for each box (x, y, width, height)."""
+    times = times or [k / 25 for k in range(len(boxes))]
+    rows = [
+        {
+            "input": "a",
+            "video": "a_face1",
+            "frame": k + 1,
+            "timestamp_s": times[k],
+            "face_id": 1,
+            "status": "ok",
+            **dict(zip("xywh", map(float, box), strict=True)),
+        }
+        for k, box in enumerate(boxes)
+    ]
+    predicted = {"expr": decide(EXPR, np.full((len(boxes), 8), 0.125))}
+    return as_table(pa.Table.from_pylist(rows, FRAME_SCHEMA), predicted, [EXPR], "expr")
