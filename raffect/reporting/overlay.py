@@ -1,0 +1,278 @@
+"""Overlays: a video or picture with what was predicted drawn into it and beside it.
+
+Videos become H.264 in MP4, which every browser plays, with the timestamps of the stream, a variable
+frame rate included, and with its sound. They are read and written frame by frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageOps
+
+from raffect.errors import RaffectError
+from raffect.predictions.table import PredictionFacts
+from raffect.reporting.course import TimeCourse, read_course
+from raffect.reporting.painter import Painter
+from raffect.storage.atomic import atomic_path
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""Endings of inputs that are one picture; all others are videos."""
+_PLAYED = ("aac", "mp3", "opus")
+"""Sound that browsers play from an MP4 file and that is copied as it is; other is encoded again."""
+SMALL = 224
+"""Longer side of a small picture."""
+_ENCODER = {"preset": "veryfast", "crf": "21"}
+_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180}
+_TURNS |= {-90: Image.Transpose.ROTATE_270, -180: Image.Transpose.ROTATE_180}
+_TURNS |= {270: Image.Transpose.ROTATE_270}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlay:
+    """An overlay on disk.
+
+    Attributes:
+        path: The file.
+        frames: Frames that it shows.
+        picture: One of the input's, small, from the middle of the face that is there longest.
+        problem: Where the input could not be read to its end; empty if it could.
+    """
+
+    path: Path
+    frames: int
+    picture: Image.Image
+    problem: str = ""
+
+
+def overlay_suffix(source: Path) -> str:
+    """Ending of the overlay of an input: ``.mp4``, or ``.png`` of pictures."""
+    return ".png" if source.suffix.lower() in PICTURES else ".mp4"
+
+
+def draw_overlay(source: Path, rows: pa.Table, facts: PredictionFacts, out: Path) -> Overlay:
+    """Draw an overlay.
+
+    Args:
+        source: A video or picture.
+        rows: The rows of a table of predictions that are of it.
+        facts: Of that table.
+        out: The file to write: MP4 for a video, PNG or JPEG for a picture.
+
+    Raises:
+        RaffectError: If PyAV is missing or the input cannot be read at all.
+    """
+    course = read_course(rows, facts.tasks, source.name)
+    if source.suffix.lower() in PICTURES:
+        return _draw_picture(source, course, facts, out)
+    with atomic_path(out) as temporary:
+        copy = _draw_video(source, course, facts, temporary)
+    return Overlay(path=out, frames=copy.frames, picture=copy.picture, problem=copy.problem)
+
+
+def _draw_picture(source: Path, course: TimeCourse, facts: PredictionFacts, out: Path) -> Overlay:
+    try:
+        with Image.open(source) as image:
+            picture = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RaffectError(f"{source}: not a readable picture ({error})") from error
+    painter = Painter(course, *picture.size, facts.caveats)
+    drawn = painter.paint(picture, 1, course.span[0])
+    with atomic_path(out) as temporary:
+        drawn.save(temporary, format="PNG" if out.suffix == ".png" else "JPEG")
+    return Overlay(path=out, frames=1, picture=_small(picture))
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    picture.thumbnail((SMALL, SMALL))
+    return picture
+
+
+def import_av() -> Any:
+    """PyAV.
+
+    Raises:
+        RaffectError: If it is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise RaffectError("videos need PyAV: pip install 'raffect[video]'") from error
+    return av
+
+
+def read_timestamps(source: Path) -> np.ndarray:
+    """Timestamps of a video's frames in display order, int64, without decoding any.
+
+    A frame's 1-based number is its place among them.
+    """
+    av = import_av()
+    found = []
+    with av.open(str(source)) as container, contextlib.suppress(av.FFmpegError):
+        for packet in container.demux(container.streams.video[0]):
+            found += [packet.pts] if packet.pts is not None else []
+    return np.unique(np.array(found, np.int64))
+
+
+def _draw_video(source: Path, course: TimeCourse, facts: PredictionFacts, out: Path) -> _Copy:
+    av = import_av()
+    try:
+        stamps = read_timestamps(source)
+        with (
+            av.open(str(source)) as reader,
+            av.open(str(out), "w", format="mp4", options={"movflags": "faststart"}) as writer,
+        ):
+            copy = _Copy(reader, writer, stamps, course, facts)
+            copy.run()
+    except (av.FFmpegError, IndexError) as error:
+        raise RaffectError(f"{source}: not a readable video ({error})") from error
+    return copy
+
+
+def _middle_frame(course: TimeCourse) -> int:
+    """The frame in the middle of those of the face that is there longest."""
+    frames = course.faces[0].frame if course.faces else np.array([1])
+    return int(frames[len(frames) // 2])
+
+
+class _Copy:
+    """Copies a video to another with every frame drawn anew."""
+
+    def __init__(
+        self,
+        reader: Any,
+        writer: Any,
+        stamps: np.ndarray,
+        course: TimeCourse,
+        facts: PredictionFacts,
+    ) -> None:
+        self.reader, self.writer, self.stamps = reader, writer, stamps
+        self.course, self.facts = course, facts
+        self.source = reader.streams.video[0]
+        self.source.thread_type = "AUTO"
+        self.first = int(stamps[0]) if len(stamps) else 0
+        self.frames, self.problem, self._last = 0, "", -1
+        self._painter: Painter | None = None
+        self.picture = Image.new("RGB", (1, 1))
+        self._wanted = _middle_frame(course)
+        self._video: Any = None
+        self._sound = _Sound(reader, writer, float(self.first * self.source.time_base))
+
+    def run(self) -> None:
+        """Copy everything; stops where the input ends or is damaged."""
+        av = import_av()
+        streams = [self.source, *self._sound.sources]
+        waiting = []
+        packets = self.reader.demux(streams)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                break
+            except av.FFmpegError as error:
+                self.problem = f"stops after {self.frames:,} frames ({error})"
+                break
+            if packet.stream is not self.source:
+                # A file has its header once all of its streams are known
+                waiting.append(packet)
+            else:
+                for frame in self._decode(packet):
+                    self._write(frame)
+            if self._video is not None:
+                for sound in waiting:
+                    self._sound.write(sound)
+                waiting = []
+        if self._video is None:
+            raise RaffectError(f"{self.reader.name}: no frame of it can be decoded")
+        self._sound.finish()
+        self.writer.mux(self._video.encode(None))
+
+    def _decode(self, packet: Any) -> Iterator[Any]:
+        """Frames of a packet; one that is damaged has none."""
+        try:
+            yield from packet.decode()
+        except import_av().FFmpegError as error:
+            self.problem = f"damaged near frame {self.frames + 1:,} ({error})"
+
+    def _write(self, frame: Any) -> None:
+        """Draw a frame and write it at its own time."""
+        # Number and time; a stream without timestamps counts its frames
+        av, stamp = import_av(), frame.pts
+        if stamp is None:
+            step = 1 / (self.source.guessed_rate or Fraction(25)) / self.source.time_base
+            stamp = self.first + round(self.frames * step)
+        number = (
+            int(np.searchsorted(self.stamps, stamp)) + 1 if len(self.stamps) else self.frames + 1
+        )
+        seconds = float((stamp - self.first) * self.source.time_base)
+
+        # As displayed
+        picture = frame.to_image()
+        if turn := _TURNS.get(int(frame.rotation)):
+            picture = picture.transpose(turn)
+        if self._painter is None:
+            self._painter = Painter(self.course, *picture.size, self.facts.caveats)
+            self._open_video(self._painter.size)
+        place = seconds if self.course.in_seconds else float(number)
+        drawn = av.VideoFrame.from_image(self._painter.paint(picture, number, place))
+        if not self.frames or number == self._wanted:
+            self.picture = _small(picture)
+
+        # Times rise strictly
+        self._last = drawn.pts = max(stamp - self.first, self._last + 1)
+        drawn.time_base = self.source.time_base
+        self.writer.mux(self._video.encode(drawn))
+        self.frames += 1
+
+    def _open_video(self, size: tuple[int, int]) -> None:
+        rate = self.source.average_rate or Fraction(25)
+        self._video = self.writer.add_stream("libx264", rate=rate, options=_ENCODER)
+        self._video.width, self._video.height = size
+        self._video.pix_fmt = "yuv420p"
+        self._video.codec_context.time_base = self.source.time_base
+        self._sound.open()
+
+
+class _Sound:
+    """Copies the first sound of a video, or encodes it as AAC where browsers do not play it."""
+
+    def __init__(self, reader: Any, writer: Any, start_s: float) -> None:
+        self.sources = list(reader.streams.audio[:1])
+        self.writer, self.start_s = writer, start_s
+        self.target: Any = None
+        self._copies = bool(self.sources) and self.sources[0].codec_context.name in _PLAYED
+
+    def open(self) -> None:
+        """Add it to the file."""
+        for source in self.sources:
+            if self._copies:
+                self.target = self.writer.add_stream_from_template(source)
+            else:
+                self.target = self.writer.add_stream("aac", rate=source.rate)
+
+    def write(self, packet: Any) -> None:
+        """Copy one packet, shifted as the pictures are."""
+        if packet.dts is None:
+            return
+        shift = round(self.start_s / packet.time_base)
+        if self._copies:
+            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+            packet.stream = self.target
+            self.writer.mux(packet)
+            return
+        with contextlib.suppress(import_av().FFmpegError):
+            for frame in packet.decode():
+                frame.pts = None if frame.pts is None else frame.pts - shift
+                self.writer.mux(self.target.encode(frame))
+
+    def finish(self) -> None:
+        """Write what the encoder holds."""
+        if self.target is not None and not self._copies:
+            self.writer.mux(self.target.encode(None))

@@ -1,0 +1,228 @@
+"""A page a video: player, curves below each other, a click jumps to the time.
+
+The page is one file without network. A video is not in it but lies beside it; without one there is
+a strip of pictures. A long video's curves are summed up by column, so that its page stays small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from raffect.datasets.tasks import Task
+from raffect.predictions.table import PredictionFacts
+from raffect.reporting.colors import color_of
+from raffect.reporting.course import FaceCourse, TimeCourse, bin_rows
+from raffect.reporting.template import data_uri, escape, fill_page, notes_of
+from raffect.reporting.truth import Truth
+from raffect.storage.atomic import write_atomic
+
+COLUMNS, ALL_COLUMNS = 1200, 6000
+"""Most columns of a curve, and of the curves of all faces of a page together."""
+PICTURES = 48
+"""Most pictures of a page without a video."""
+_PICTURE_SIDE = 224
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a page without a video shows.
+
+    Attributes:
+        places: Where each stands on the axis, ascending.
+        images: As many.
+    """
+
+    places: tuple[float, ...]
+    images: tuple[Image.Image, ...]
+
+
+def write_timeline(
+    course: TimeCourse,
+    facts: PredictionFacts,
+    out: Path,
+    video: str = "",
+    pictures: Pictures | None = None,
+    truth: Truth | None = None,
+    links: Mapping[str, str] | None = None,
+) -> None:
+    """Write the page of one input.
+
+    Args:
+        course: Its predictions.
+        facts: Of the table that they are from.
+        out: The file.
+        video: Path of a video relative to the page's folder; empty for none.
+        pictures: What to show without a video.
+        truth: Labels to show beside predictions.
+        links: Relative addresses by the text that leads there.
+    """
+    columns = _num_columns(course)
+    pictures = pictures or Pictures((), ())
+    data = {
+        "span": course.span,
+        "in_seconds": course.in_seconds,
+        "step": _step(course),
+        "columns": columns,
+        "pictures": pictures.places,
+        "tasks": [_describe(task) for task in course.tasks],
+        "faces": [
+            _face_data(course, face, columns, truth)
+            for face in sorted(course.faces, key=lambda face: face.number)
+        ],
+    }
+    values = {
+        "title": escape(course.name),
+        "about": _about(course, facts, links or {}),
+        "notes": notes_of(facts.caveats),
+        "player": _player(video, pictures),
+    }
+    write_atomic(out, fill_page("timeline.html", values, data))
+
+
+def _about(course: TimeCourse, facts: PredictionFacts, links: Mapping[str, str]) -> str:
+    """Counts, model and links in one line."""
+    faces = f"{len(course.faces)} face{'' if len(course.faces) == 1 else 's'}"
+    parts = [f"{course.frames:,} frames", faces, f"{course.without_face:,} frames without a face"]
+    parts.append(f"model {facts.model}")
+    linked = [f'<a href="{quote(address)}">{escape(text)}</a>' for text, address in links.items()]
+    return " &middot; ".join([*map(escape, parts), *linked])
+
+
+def _player(video: str, pictures: Pictures) -> str:
+    if video:
+        return f'<video src="{quote(video)}" controls preload="metadata" playsinline></video>'
+    if not pictures.images:
+        return ""
+    images = [data_uri(_shrink(image)) for image in pictures.images]
+    thumbs = "".join(
+        f'<button type="button" aria-label="picture {k}"><img src="{image}" alt=""></button>'
+        for k, image in enumerate(images, 1)
+    )
+    picture = '<img id="picture" alt="the picture at the chosen time">'
+    return f'{picture}\n<div class="thumbs">{thumbs}</div>'
+
+
+def _shrink(image: Image.Image) -> Image.Image:
+    image = image.convert("RGB")
+    image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    return image
+
+
+def _step(course: TimeCourse) -> float:
+    """Distance of two frames on the axis."""
+    gaps = [np.diff(course.places(face)) for face in course.faces if len(face.frame) > 1]
+    return float(np.median(np.concatenate(gaps))) if gaps else 1.0
+
+
+def _num_columns(course: TimeCourse) -> int:
+    """A column a frame, or as many as a page can hold."""
+    frames = round((course.span[1] - course.span[0]) / _step(course)) + 1
+    room = ALL_COLUMNS // max(len(course.faces), 1)
+    return max(1, min(frames, COLUMNS, max(room, 100)))
+
+
+def _describe(task: Task) -> dict[str, Any]:
+    """What the page must know of a task."""
+    first = 5 if task.kind == "regression" else 0
+    colors = [
+        color_of(5 if task.kind == "multilabel" else first + k) for k in range(len(task.outputs))
+    ]
+    legends = {
+        "multiclass": (f"{task.name}: probability of each class, 0 to 1", ""),
+        "multilabel": (
+            f"{task.name}: probability of each label; bar above: predicted as active",
+            "; bar below it: active in truth",
+        ),
+        "regression": (f"{task.name}: values", "; dashed: true"),
+    }
+    legend, truth = legends.get(task.kind, (task.name, ""))
+    return {
+        "name": task.name,
+        "kind": task.kind,
+        "outputs": task.outputs,
+        "titles": [task.describe(output) for output in task.outputs],
+        "colors": colors,
+        "limits": task.limits or (0, 1),
+        "legend": legend,
+        "truth": truth,
+    }
+
+
+def _face_data(
+    course: TimeCourse, face: FaceCourse, columns: int, truth: Truth | None
+) -> dict[str, Any]:
+    """One face: the last frame of each column, and each task's curves."""
+    places, frames = course.places(face), face.frame.astype(np.float32)[:, None]
+    last = bin_rows(places, frames, course.span, columns).last
+    tasks = {task.name: _task_data(course, face, task, columns, truth) for task in course.tasks}
+    return {
+        "title": face.name,
+        "frame": [int(face.frame[row]) if row >= 0 else None for row in last],
+        "tasks": tasks,
+    }
+
+
+def _task_data(
+    course: TimeCourse, face: FaceCourse, task: Task, columns: int, truth: Truth | None
+) -> dict[str, Any]:
+    """Lowest and highest value of each column in thousandths, and what was decided and is true.
+
+    What most frames of a column have stands for it.
+    """
+    places, scores, rows = course.select(face, task)
+    bins = bin_rows(places, scores, course.span, columns)
+    data: dict[str, Any] = {"low": _thousandths(bins.low), "high": _thousandths(bins.high)}
+    if task.kind != "regression":
+        decided = face.decided[task.name][rows].astype(np.float32)
+        data["decided"] = _most_frequent(course, places, decided, task, columns)
+    if truth is not None and task in truth.tasks:
+        targets = _targets(course, face, task, truth)
+        labelled = ~np.isnan(targets).all(axis=1)
+        places, targets = course.places(face)[labelled], targets[labelled]
+        if task.kind == "regression":
+            mean = bin_rows(places, np.nan_to_num(targets), course.span, columns).mean
+            data["truth"] = _thousandths(mean)
+        else:
+            data["truth"] = _most_frequent(course, places, np.nan_to_num(targets), task, columns)
+    return data
+
+
+def _targets(course: TimeCourse, face: FaceCourse, task: Task, truth: Truth) -> np.ndarray:
+    """Labels of a face's rows: under the name of its track, or else that of its input."""
+    frame = pa.array(face.frame)
+    names = dict.fromkeys(
+        name for name in (face.video, course.name, Path(course.name).stem) if name
+    )
+    found = [truth.of(task, pa.array([name] * len(frame)), frame) for name in names]
+    return next((one for one in found if not np.isnan(one).all()), found[0])
+
+
+def _most_frequent(
+    course: TimeCourse, places: np.ndarray, values: np.ndarray, task: Task, columns: int
+) -> list[Any]:
+    """The class that most frames of a column have, or for each label what most have."""
+    if task.kind == "multiclass":
+        values = np.eye(len(task.outputs), dtype=np.float32)[values[:, 0].astype(int)]
+    share = bin_rows(places, values, course.span, columns).mean
+    is_gap = np.isnan(share).any(axis=1)
+    if task.kind == "multiclass":
+        number = np.nan_to_num(share).argmax(1)
+        return _cells(np.where(is_gap, np.nan, number))
+    return [_cells(np.where(is_gap, np.nan, column >= 0.5)) for column in share.T]
+
+
+def _thousandths(values: np.ndarray) -> list[list[int | None]]:
+    """Columns of (columns, C) as whole numbers, None in a gap."""
+    return [_cells(np.round(column * 1000)) for column in values.T]
+
+
+def _cells(column: Sequence[float] | np.ndarray) -> list[int | None]:
+    return [None if np.isnan(value) else int(value) for value in column]
