@@ -139,6 +139,9 @@ def _prepare_own() -> Path:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     private.make_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Else `ray.init` waits for the first workers in C++ code that lets no other thread of Python
+    # run, for a second or more, and would end the process without a word if Ray died meanwhile.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # By default OpenMP's threads wait for each other in a loop that holds their core. Where readers
     # or other programs want it too, an encoder of several threads is then 10 to 50 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
