@@ -44,7 +44,7 @@ class Extract(Job):
     """A bank of drawn faces."""
 
     titles: ClassVar = {"worker": r"read_shard|commit_shard", "actor": "MapWorker"}
-    signs, step = ("commits/*.json",), 0.02
+    signs, step, writers = ("commits/*.json",), 0.02, 1
     columns = (
         "rows lost",
         "rows doubled",
@@ -123,10 +123,57 @@ class Extract(Job):
         return names
 
 
+class Writers(Extract):
+    """Two runs at once that write one bank."""
+
+    writers = 2
+
+    def words(self, out: Path) -> list[str]:
+        """The command."""
+        return [*super().words(out), "--join"]
+
+
+class WritersInStore(Writers):
+    """Two runs at once that write one bank in an object store."""
+
+    bucket = "s3://faces"
+
+    def words(self, out: Path) -> list[str]:
+        """The command."""
+        words = super().words(out)
+        words[words.index("--bank") + 1] = f"{self.bucket}/{out.name}"
+        return words
+
+    def done(self, out: Path) -> dict[str, int]:
+        """Finished shards; their times are not asked for."""
+        from raffect.storage.paths import list_sizes, locate
+
+        return dict.fromkeys(list_sizes(locate(f"{self.bucket}/{out.name}/commits")), 0)
+
+    def learn(self, out: Path) -> None:
+        """Take a run as the undisturbed one."""
+        self._download(out)
+        super().learn(out)
+
+    def check(self, out: Path) -> Counter:
+        """What is wrong with a finished bank."""
+        self._download(out)
+        return super().check(out)
+
+    def _download(self, out: Path) -> None:
+        from raffect.storage.paths import locate
+
+        bank = locate(f"{self.bucket}/{out.name}")
+        bank.fs.get(bank.path, str(out), recursive=True)
+        for folder in ("shards", "rejects", "commits", "plan"):  # a store has no empty ones
+            (out / folder).mkdir(exist_ok=True)
+
+
 class Tune(Job):
     """A sweep of small batches of heads over a bank made first."""
 
     titles: ClassVar = {"actor": r"ImplicitFunc|run_trial"}
+    writers = 1
     signs, step = ("heads/*.json", "state/*", "ray/**/events*"), 0.1
     columns = (
         "heads without a record",
@@ -181,10 +228,60 @@ class Tune(Job):
         }
         return Counter(counts)
 
-    @staticmethod
-    def _heads(out: Path) -> dict[str, str]:
+    def _heads(self, out: Path) -> dict[str, str]:
         files = (out / "weights").rglob("*.safetensors")
         return {str(path.relative_to(out)): sha256(path) for path in files}
+
+
+class Sweep(Tune):
+    """A smaller sweep, for runs that each start Ray."""
+
+    settings: ClassVar = [
+        *("tune", "paper", "--space", "loss.alpha=0.5:1:0.5", "seed=0:3"),
+        *flags(heads_per_trial=2, epochs=6, device="cpu", threads=1),
+        *("--head.width", "128"),
+    ]
+    expected = 12
+    """2 alphas and plain ERM, with 4 seeds each."""
+
+
+class Asha(Sweep):
+    """The same under a scheduler, which may stop other heads in another run."""
+
+    settings: ClassVar = [
+        *("tune", "paper", "--space", "loss.alpha=0.5:1:0.5", "seed=0:3"),
+        *flags(scheduler="asha", heads_per_trial=1, epochs=6, device="cpu", threads=1),
+        *("--head.width", "128"),
+    ]
+    columns = (*Tune.columns, "heads neither done nor stopped")
+
+    def done(self, out: Path) -> dict[str, int]:
+        """Finished heads and when their record was written."""
+        ended = {name for name, status in self._status(out).items() if status == "done"}
+        return {name: time for name, time in super().done(out).items() if name in ended}
+
+    def learn(self, out: Path) -> None:
+        """Take a run as the undisturbed one."""
+        self.heads = self._heads(out)
+
+    def check(self, out: Path) -> Counter:
+        """What is wrong with a finished sweep; heads that both runs finished must be the same."""
+        found, here = super().check(out), self._heads(out)
+        both = self.heads.keys() & here.keys()
+        found["heads that differ"] = sum(self.heads[name] != here[name] for name in both)
+        ended = [status in ("done", "stopped") for status in self._status(out).values()]
+        return found + Counter({"heads neither done nor stopped": ended.count(False)})
+
+    def _heads(self, out: Path) -> dict[str, str]:
+        done = {name.removesuffix(".json") for name in self.done(out)}
+        return {
+            name: sha for name, sha in super()._heads(out).items() if Path(name).parts[1] in done
+        }
+
+    @staticmethod
+    def _status(out: Path) -> dict[str, str]:
+        files = (out / "heads").glob("*.json")
+        return {file.name: json.loads(file.read_text())["status"] for file in files}
 
 
 class Train(Tune):

@@ -18,10 +18,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ from hostile_commands import FAMILIES, Case, Step, make_whole
 from hostile_files import agree, mutate
 from tools import new_parser, print_header, print_machine, print_row, scratch
 
-MOST_CPU_S, MOST_WALL_S, MOST_BYTES = 10, 120, 2 << 30
+MOST_CPU_S, MOST_WALL_S, MOST_BYTES = 10, 300, 2 << 30
+SHOWN_EVERY = 100
 OUTCOMES = ("read", "refused", "traceback", "lines", "hang", "memory", "died")
 """Whole or harmless; one line; and what must not be."""
 FAULTS = OUTCOMES[2:]
@@ -167,58 +169,65 @@ def run_family(family: str, seeds: Sequence[int], whole: Path, folder: Path) -> 
     address = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (address + _ROOM, resource.RLIM_INFINITY))
     for seed in seeds:
-        print(json.dumps({"begin": seed}), flush=True)
+        print(json.dumps({"family": family, "seed": seed}), flush=True)
         outcome = run_case(family, seed, whole, folder / str(seed))
         print(json.dumps(asdict(outcome)), flush=True)
 
 
 def watch_family(family: str, seeds: Sequence[int], whole: Path, folder: Path) -> list[Outcome]:
-    """Run cases in a child process; after a case that it did not survive, in another one."""
+    """Run cases in a child process; after a case that it did not survive, in another one.
+
+    Faults are printed when they are found, and how far it is.
+    """
     outcomes: list[Outcome] = []
-    while seeds:
-        words = [family, str(seeds[0]), str(seeds[-1] + 1), str(whole), str(folder)]
+    while len(outcomes) < len(seeds):
+        words = [family, str(seeds[len(outcomes)]), str(seeds[-1] + 1), str(whole), str(folder)]
         with subprocess.Popen(
             [sys.executable, __file__, "--child", *words],
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         ) as child:
-            found, under_way = _follow(child)
-        outcomes += found
-        if under_way is None and child.returncode:
-            raise RuntimeError(f"{family}: the child ended with status {child.returncode}")
-        if under_way is not None:
-            outcome = "hang" if child.returncode == -signal.SIGKILL else "died"
-            line = f"status {child.returncode}"
-            outcomes.append(Outcome(family, under_way, outcome, line=line))
-            shutil.rmtree(folder / str(under_way), ignore_errors=True)
-        done = len(outcomes) and outcomes[-1].seed
-        seeds = [seed for seed in seeds if seed > done] if outcomes else []
+            before = len(outcomes)
+            for outcome in _follow(child):
+                outcomes.append(outcome)
+                _show(outcome, len(outcomes), len(seeds))
+        # A case costs its child at most once; a child that comes to no case never will
+        if len(outcomes) == before:
+            raise RuntimeError(f"{family}: a child ended with {child.returncode} before any case")
+        if len(outcomes) < len(seeds):
+            shutil.rmtree(folder / str(outcomes[-1].seed), ignore_errors=True)
     return outcomes
 
 
-def _follow(child: subprocess.Popen) -> tuple[list[Outcome], int | None]:
-    """Outcomes that a child prints, and the case that it was at when it ended."""
-    import threading
-
-    found, under_way = [], None
+def _follow(child: subprocess.Popen) -> Iterator[Outcome]:
+    """Outcomes that a child prints, and one for the case that it did not survive."""
     assert child.stdout is not None
-    watch = threading.Timer(MOST_WALL_S, child.kill)
-    watch.start()
-    for line in child.stdout:
-        watch.cancel()
-        content = json.loads(line)
-        if "begin" in content:
-            under_way = content["begin"]
-        else:
-            found.append(Outcome(**content))
-            under_way = None
+    under_way = None
+    while True:
+        # Its start is the longest silence on a loaded machine
         watch = threading.Timer(MOST_WALL_S, child.kill)
         watch.start()
-    watch.cancel()
-    child.wait()
-    return found, under_way
+        line = child.stdout.readline()
+        watch.cancel()
+        if not line:
+            break
+        under_way = json.loads(line)
+        if "outcome" in under_way:
+            yield Outcome(**under_way)
+            under_way = None
+    status = child.wait()
+    if under_way is not None:
+        outcome = "hang" if status == -signal.SIGKILL else "died"
+        yield Outcome(**under_way, outcome=outcome, line=f"status {status}")
+
+
+def _show(outcome: Outcome, number: int, count: int) -> None:
+    name, file = f"{outcome.family}:{outcome.seed}", outcome.file
+    if outcome.outcome in FAULTS:
+        print(f"{name} {outcome.outcome} {file}: {outcome.line}", file=sys.stderr, flush=True)
+    if number % SHOWN_EVERY == 0 or number == count:
+        print(f"{outcome.family}: {number} of {count}", file=sys.stderr, flush=True)
 
 
 # The command
@@ -268,11 +277,6 @@ def _run_all(config, folder: Path) -> int:
     with ThreadPoolExecutor(config.jobs) as pool:
         for name, found in zip(counts, pool.map(watch, counts), strict=True):
             outcomes[name] = found
-            for fault in (one for one in found if one.outcome in FAULTS):
-                print(
-                    f"{name}:{fault.seed} {fault.outcome} {fault.file}: {fault.line}",
-                    file=sys.stderr,
-                )
     _print_table(outcomes)
     return int(any(one.outcome in FAULTS for found in outcomes.values() for one in found))
 

@@ -2,13 +2,15 @@
 
 Where a run is killed, or leaves since its Ray is dead, Ray's agents live on for a minute and its
 workers for seconds. The guard waits for the end of a pipe that the run alone holds open. It finds
-Ray's processes by their logs, which lie in the session's folder; Linux only.
+Ray's processes by their logs, which lie in folders of sessions that Ray names by the run's process
+id. So it may begin before Ray does; Linux only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -21,50 +23,57 @@ _END_S = 10.0
 
 
 class Guard:
-    """The guard of a session of Ray, started beside this process.
+    """The guard of the Ray that this process starts, itself a process beside it.
 
     Args:
-        session: Folder of the session.
+        folder: Ray's temporary folder, in which sessions lie.
     """
 
-    def __init__(self, session: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         # Without site packages it starts at once and takes 10 MB. Ctrl-C is not for it.
-        command = [sys.executable, "-I", "-S", __file__, str(session), str(os.getpid())]
+        command = [sys.executable, "-I", "-S", __file__, str(folder), str(os.getpid())]
         null = subprocess.DEVNULL
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True
         )
 
     def release(self) -> None:
-        """Have what is left of the session ended, and wait for it."""
+        """Have what is left of Ray ended, and wait for it."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self._process.communicate(timeout=_END_S)
 
 
-def end_session(session: str, run: int) -> None:
-    """End all processes that write below a folder, but for the run itself."""
+def end_sessions(folder: str, run: int) -> None:
+    """End all processes of a run's Ray.
+
+    Args:
+        folder: Ray's temporary folder.
+        run: Process id of the run, which is not ended itself.
+    """
     limit = time.monotonic() + _END_S
-    while (found := set(processes_of(session)) - {run}) and time.monotonic() < limit:
+    while (found := processes_of(folder, run)) and time.monotonic() < limit:
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
 
 
-def processes_of(session: str) -> list[int]:
-    """Processes of this user that write a file below a folder."""
-    return [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if _writes(folder, session)]
+def processes_of(folder: str, run: int) -> set[int]:
+    """Processes of this user that write a file of a session of a run, but for the run itself."""
+    session = re.compile(rf"{re.escape(folder)}/session_[^/]*_{run}/")
+    pids = (int(process.name) for process in Path("/proc").glob("[0-9]*"))
+    return {pid for pid in pids if pid != run and _writes(pid, session)}
 
 
-def _writes(process: Path, session: str) -> bool:
+def _writes(pid: int, session: re.Pattern[str]) -> bool:
     with contextlib.suppress(OSError):
-        for file in (process / "fd").iterdir():
-            is_below = os.readlink(file).startswith(f"{session}/")
-            if is_below and file.lstat().st_mode & stat.S_IWUSR:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            is_of_session = session.match(os.readlink(file))
+            if is_of_session and file.lstat().st_mode & stat.S_IWUSR:
                 return True
     return False
 
 
 if __name__ == "__main__":
     sys.stdin.buffer.read()
-    end_session(sys.argv[1], int(sys.argv[2]))
+    end_sessions(sys.argv[1], int(sys.argv[2]))

@@ -10,12 +10,14 @@ import sys
 import threading
 from collections.abc import Generator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from raffect.errors import RaffectError
+from raffect.leaving import last_act
 from raffect.progress import format_seconds, stage
 from raffect.ray_session import private
-from raffect.ray_session.guard import Guard
+from raffect.ray_session.guard import Guard, end_sessions
 from raffect.ray_session.watch import RayWatch
 from raffect.storage.paths import is_remote
 
@@ -54,39 +56,54 @@ def ray_session(address: str | None) -> Generator[None]:
     if _is_started():
         yield
         return
-    with stage(f"joining Ray at {address}" if address else "starting Ray", at_once=True):
-        # Ray Data and Tune import pandas next. That takes as long as `ray.init` waits for the
-        # processes it starts, and imports nothing of Ray's own.
-        import ray
+    with _joined(address) if address else _own():
+        private.tighten_token()
+        _warn_if_open()
+        yield
 
-        threading.Thread(target=_import_pandas).start()
-        if address:
-            _join(address)
-        else:
-            _start_local()
-    private.tighten_token()
-    _warn_if_open()
-    with contextlib.ExitStack() as last:
-        if not address:
-            last.callback(Guard(_session_folder()).release)
-        watch = RayWatch(address or None)
-        last.callback(watch.end)
+
+@contextlib.contextmanager
+def _joined(address: str) -> Generator[None]:
+    """A cluster's Ray, watched."""
+    with stage(f"joining Ray at {address}", at_once=True):
+        ray = _import_ray()
+        _join(address)
+    watch = RayWatch(address)
+    try:
+        yield
+    finally:
+        with stage("stopping Ray"):
+            ray.shutdown()
+        watch.end()
+
+
+@contextlib.contextmanager
+def _own() -> Generator[None]:
+    """A Ray of our own, guarded and watched."""
+    folder = _prepare_own()
+    guard = Guard(folder)
+    try:
+        with stage("starting Ray", at_once=True):
+            ray = _import_ray()
+            watch = _start(folder)
         try:
             yield
         finally:
-            # Our own Ray ends now. An error of one that has just died is not worth a line.
-            if not address:
-                watch.look()
-                watch.end()
+            # An error of a Ray that has just died is not worth a line.
+            watch.end(last_look=True)
             with stage("stopping Ray"):
                 ray.shutdown()
+    finally:
+        guard.release()
 
 
-def _session_folder() -> Path:
-    from ray._private import worker
+def _import_ray() -> ModuleType:
+    # Ray Data and Tune import pandas next. That takes as long as `ray.init` waits for the
+    # processes it starts, and imports nothing of Ray's own.
+    import ray
 
-    node: Any = worker._global_node
-    return Path(node.get_session_dir_path())
+    threading.Thread(target=_import_pandas).start()
+    return ray
 
 
 def _is_started() -> bool:
@@ -116,32 +133,49 @@ def _join(address: str) -> None:
         raise RaffectError(f"{what}; {remedy}") from error
 
 
-def _start_local() -> None:
+def _prepare_own() -> Path:
+    """Set up a Ray of our own; its folder."""
     # Ray prints harmless red lines, such as an actor's constructor arguments, between ours.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     private.make_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    folder = str(private.make_temp_folder())
+    # Else `ray.init` waits for the first workers in C++ code that lets no other thread of Python
+    # run, for a second or more, and would end the process without a word if Ray died meanwhile.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # By default OpenMP's threads wait for each other in a loop that holds their core. Where readers
     # or other programs want it too, an encoder of several threads is then 10 to 50 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return private.make_temp_folder()
+
+
+def _start(folder: Path) -> RayWatch:
+    """Start Ray, if need be twice: its 30 s may be too short once on a loaded machine."""
+    with contextlib.suppress(Exception):  # Ray has no class of its own for this error
+        return _try_to_start(folder)
+    try:
+        return _try_to_start(folder)
+    except Exception as error:
+        what = f"Ray did not start on this machine ({_first_line(error)})"
+        raise RaffectError(f"{what}; see `raffect doctor`") from error
+
+
+def _try_to_start(folder: Path) -> RayWatch:
+    """Start Ray, watched from its first process on; nothing is left of one that fails."""
     import ray
 
     # Reading tasks wait for the disk as long as they compute, and a pipeline with fewer slots than
     # steps would not run at all.
     cpus = max(4, os.cpu_count() or 1)
-    # Ray gives a node 30 s to start, which may be too short once on a loaded machine.
-    for attempt in (1, 2):
-        try:
-            with _silent_stderr():
-                ray.init(num_cpus=cpus, _temp_dir=folder, **_ALONE, **_QUIET)
-        except Exception as error:  # Ray has no class of its own for this error
-            ray.shutdown()
-            if attempt == 2:
-                what = f"Ray did not start on this machine ({_first_line(error)})"
-                raise RaffectError(f"{what}; see `raffect doctor`") from error
-        else:
-            return
+    watch = RayWatch(None)
+    try:
+        with _silent_stderr():
+            ray.init(num_cpus=cpus, _temp_dir=str(folder), **_ALONE, **_QUIET)
+    except BaseException:
+        watch.end(last_look=True)
+        ray.shutdown()
+        end_sessions(str(folder), os.getpid())
+        raise
+    return watch
 
 
 @contextlib.contextmanager
@@ -151,7 +185,8 @@ def _silent_stderr() -> Generator[None]:
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)
-        yield
+        with last_act(lambda _: os.dup2(saved, 2), "before"):
+            yield
     finally:
         os.dup2(saved, 2)
         os.close(saved)

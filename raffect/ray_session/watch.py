@@ -3,7 +3,8 @@
 No ``except`` sees a dead Ray: the main thread waits in Ray's C++ code, which ends the process at
 once, after a minute, or never, and without a word. So a thread watches what nothing moves without:
 the GCS, which is the cluster's memory of itself, the raylet, which is this machine's part, and the
-raylet's agents, with which it ends.
+raylet's agents, with which it ends. It does so from before Ray is started, and finds Ray's
+processes as they appear.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from raffect.leaving import leave
 
-WAKE_S = 0.5
-"""Seconds between two looks at whether the watch is over; the end of a process wakes it at once."""
+WAKE_S = 0.2
+"""Seconds between two looks for new processes; the end of one wakes the watch at once."""
 CONNECT_EVERY_S = 2.0
 """Seconds between two connections to the GCS of a cluster."""
 LOST_S = 30.0
@@ -33,47 +35,44 @@ _RAY_LIMIT_S = 60.0
 _MARGIN_S = 5.0
 """Seconds before Ray's own limit, at which it ends the process without a word."""
 _GOES_ON = "what is finished is kept, the same command goes on from there"
+_NUM_OWN = 4
+"""Processes that are watched of a Ray of our own: GCS, raylet and two agents."""
 _AGENTS = ("dashboard/agent.py", "runtime_env/agent/main.py", "ray::DashboardAgent")
 _AGENTS += ("ray::RuntimeEnvAgent",)
 """Ends of a word in the command of an agent, and titles that agents give themselves."""
 
 
 class RayWatch:
-    """Watches the Ray that this process has started or joined.
+    """Watches the Ray that this process is about to start, or has joined.
 
     Args:
-        address: Of the cluster that was joined; None if this process has started Ray.
+        address: Of the cluster that was joined; None if this process starts Ray.
     """
 
     def __init__(self, address: str | None) -> None:
-        node, self._stop = _node(), threading.Event()
-        # Processes on this machine; a client (ray://) has none
-        pids: dict[str, int] = {}
-        if node is not None:
-            pids = _pids_of_own(node) if address is None else _pids_of_cluster(node, address)
-        self._ends = {os.pidfd_open(pid): name for name, pid in pids.items()}
-        # The GCS on another machine, or where the system cannot wait for processes
-        self._connections = None
-        if address is not None or not pids:
-            where = address if node is None else node.gcs_address
-            self._connections = Connections(str(where).removeprefix("ray://"))
+        self._address, self._stop = address, threading.Event()
+        self._found: dict[int, str] = {}  # by process id
+        self._ends: dict[int, str] = {}  # by handle
+        self._connections: Connections | None = None
+        self._find()
         self._thread = threading.Thread(target=self._keep_looking, daemon=True)
         self._thread.start()
 
-    def end(self) -> None:
-        """End the watch, before Ray is ended on purpose; once is enough."""
-        if not self._stop.is_set():
-            self._stop.set()
-            self._thread.join()
-            for handle in self._ends:
-                os.close(handle)
-
-    def look(self, wait_s: float = 0.0) -> None:
-        """Leave the process if Ray is dead.
+    def end(self, last_look: bool = False) -> None:
+        """End the watch, before Ray is ended on purpose.
 
         Args:
-            wait_s: Seconds to wait for that.
+            last_look: Whether to leave the process if Ray has just died.
         """
+        self._stop.set()
+        self._thread.join()
+        if last_look:
+            self._look()
+        for handle in self._ends:
+            os.close(handle)
+
+    def _look(self, wait_s: float = 0.0) -> None:
+        """Leave the process if Ray is dead, or dies within ``wait_s`` seconds."""
         poll = select.poll()
         for handle in self._ends:
             poll.register(handle, select.POLLIN)
@@ -87,36 +86,65 @@ class RayWatch:
 
     def _keep_looking(self) -> None:
         while not self._stop.is_set():
-            self.look(WAKE_S)
+            self._find()
+            self._look(WAKE_S)
+
+    def _find(self) -> None:
+        """Take note of what has appeared since the last look."""
+        node = _node()
+        # Processes on this machine; a client (ray://) has none
+        pids: dict[int, str] = {}
+        if hasattr(os, "pidfd_open"):
+            if self._address is None and len(self._found) < _NUM_OWN:
+                pids = _pids_of_own(is_up=node is not None)
+            elif self._address is not None and node is not None and not self._found:
+                pids = _pids_of_cluster(node, self._address)
+        for pid in pids.keys() - self._found.keys():
+            with contextlib.suppress(ProcessLookupError):
+                self._ends[os.pidfd_open(pid)] = pids[pid]
+        self._found |= pids
+        # The GCS on another machine, or where the system cannot wait for processes
+        is_elsewhere = self._address is not None or (node is not None and not self._found)
+        if is_elsewhere and self._connections is None:
+            where = self._address if node is None else node.gcs_address
+            self._connections = Connections(str(where).removeprefix("ray://"))
 
 
-def _pids_of_own(node: Any) -> dict[str, int]:
-    """The GCS and the raylet, which are children of this process, and the raylet's agents."""
-    if not hasattr(os, "pidfd_open"):
-        return {}
-    names = ("gcs_server", "raylet")
-    found = {f"Ray's {name}": node.all_processes[name][0].process.pid for name in names}
-    raylet = found["Ray's raylet"]
-    children = Path(f"/proc/{raylet}/task").glob("*/children")
-    with contextlib.suppress(OSError):
-        for pid in " ".join(file.read_text() for file in children).split():
-            words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+def _pids_of_own(is_up: bool) -> dict[int, str]:
+    """The GCS and the raylet, which are children of this process, and the raylet's agents.
+
+    Args:
+        is_up: Whether all of them run. Until then Ray itself misses a raylet that is dead, and is
+            started once more; without its GCS it waits for a minute and ends the process.
+    """
+    children = {Path(words[0]).name: pid for pid, words in _children(os.getpid())}
+    names = ("gcs_server", "raylet") if is_up else ("gcs_server",)
+    found = {children[name]: f"Ray's {name}" for name in names if name in children}
+    if is_up and "raylet" in children:
+        for pid, words in _children(children["raylet"]):
             if any(word.strip().endswith(_AGENTS) for word in words):
-                found[f"an agent of Ray's raylet (process {pid})"] = int(pid)
+                found[pid] = f"an agent of Ray's raylet (process {pid})"
     return found
 
 
-def _pids_of_cluster(node: Any, address: str) -> dict[str, int]:
+def _children(parent: int) -> Iterator[tuple[int, list[str]]]:
+    """Children of a process, and the words of their commands."""
+    for file in Path(f"/proc/{parent}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for pid in file.read_text().split():
+                command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+                yield int(pid), command.split("\0")
+
+
+def _pids_of_cluster(node: Any, address: str) -> dict[int, str]:
     """The raylet on this machine, named by its socket; none where the system does not say."""
-    if not hasattr(os, "pidfd_open"):
-        return {}
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(CONNECT_EVERY_S)
         client.connect(node.raylet_socket_name)
         peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, _user, _group = struct.unpack("3i", peer)
         if pid:  # 0: of another container
-            return {f"the raylet of {address} on this machine": pid}
+            return {pid: f"the raylet of {address} on this machine"}
     return {}
 
 

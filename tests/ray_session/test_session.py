@@ -27,7 +27,7 @@ def no_token(tmp_path, monkeypatch):
 
 def test_a_home_that_cannot_be_written_is_refused_with_the_cure(no_token):
     with pytest.raises(RaffectError, match=r"export HOME=") as found:
-        session._start_local()
+        session._prepare_own()
     assert str(found.value).startswith(f"{no_token}/.ray: Not a directory; Ray keeps its token")
 
 

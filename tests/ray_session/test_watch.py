@@ -109,15 +109,11 @@ def test_where_a_gcs_may_come_back_rays_own_limit_counts(monkeypatch, settings, 
 
 
 def test_the_guard_ends_what_writes_into_the_session_once_the_run_is_killed(tmp_path):
-    session = tmp_path / "session"
-    session.mkdir()
-    (session / "log").touch()
-    (tmp_path / "session-2").touch()
     run = subprocess.Popen(
-        [sys.executable, "-c", GUARDED, str(session)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", GUARDED, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     sleepers = json.loads(run.stdout.readline())
-    assert {run.pid, sleepers["writes"]} <= set(guard.processes_of(str(session)))
+    assert guard.processes_of(str(tmp_path), run.pid) == {sleepers["writes"]}
     run.kill()
     run.wait()
     try:
@@ -125,7 +121,7 @@ def test_the_guard_ends_what_writes_into_the_session_once_the_run_is_killed(tmp_
         while is_alive(sleepers["writes"]) and time.monotonic() < limit:
             time.sleep(0.05)
         alive = {name: is_alive(pid) for name, pid in sleepers.items()}
-        assert alive == {"writes": False, "reads": True, "elsewhere": True}
+        assert alive == {"writes": False, "reads": True, "elsewhere": True, "of_another": True}
     finally:
         for pid in sleepers.values():
             if is_alive(pid):
@@ -133,11 +129,17 @@ def test_the_guard_ends_what_writes_into_the_session_once_the_run_is_killed(tmp_
 
 
 GUARDED = """
-import json, subprocess, sys, time
+import json, os, subprocess, sys, time
 from pathlib import Path
 from raffect.ray_session.guard import Guard
-session = Path(sys.argv[1])
-guard, own = Guard(session), (session / "own").open("w")
+folder = Path(sys.argv[1])
+guard = Guard(folder)
+name = "session_2026-11-26_10-35-56_123456"
+session, another = (folder / f"{name}_{other}{os.getpid()}" for other in ("", "9"))
+for made in (session, another):
+    (made / "logs").mkdir(parents=True)
+(session / "log").touch()
+own = (session / "own").open("w")
 def sleep(**streams):
     command = [sys.executable, "-c", "import time; time.sleep(600)"]
     null = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -146,6 +148,7 @@ print(json.dumps({
     "writes": sleep(stderr=(session / "log").open("a")),
     "reads": sleep(stdin=(session / "log").open()),
     "elsewhere": sleep(stdout=Path(f"{session}-2").open("a")),
+    "of_another": sleep(stdout=(another / "logs" / "log").open("a")),
 }), flush=True)
 time.sleep(600)
 """
@@ -220,6 +223,39 @@ def test_a_dead_ray_ends_extract_with_one_line_and_the_same_command_goes_on(
         json.loads(again.stdout.splitlines()[-1])["rows"]
         == Bank(tmp_path / "bank").plan.offsets[-1]
     )
+
+
+STARTED = """
+from raffect.ray_session.session import ray_session
+with ray_session(None):
+    import ray
+    print(ray.get(ray.remote(lambda: "works").remote()), flush=True)
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("victim", "after_s"), [("gcs_server", 1.0), ("raylet/raylet", 0.5)])
+def test_what_dies_while_ray_starts_is_started_again_or_ends_the_run_with_one_line(victim, after_s):
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    run = subprocess.Popen([sys.executable, "-c", STARTED], **streams)
+    found: list[int] = []
+    while not found and run.poll() is None:
+        time.sleep(0.02)
+        found = [pid for pid, command in below(run.pid).items() if victim in command]
+    time.sleep(after_s)
+    processes = below(run.pid)
+    os.kill(found[0], signal.SIGKILL)
+    start = time.monotonic()
+    out, err = run.communicate(timeout=200)
+
+    # It works, or there is one line; and nothing is left
+    lines = [line for line in err.splitlines() if line.startswith("raffect: ")]
+    assert (run.returncode, "works" in out, len(lines)) in ((0, True, 0), (2, False, 1)), err
+    assert "Traceback" not in err
+    while (alive := list(filter(is_alive, processes))) and time.monotonic() < start + 200:
+        time.sleep(0.1)
+    assert not alive
 
 
 JOINED = """
