@@ -249,7 +249,7 @@ def test_worst_cases_stand_beside_the_mean_of_each_setting_of_erm_and_of_chance(
     shares = counts.sum((0, 2)) / counts.sum()
     assert float(rows[2]["worst class"]) == pytest.approx(shares.min())
     difference = float(rows[0]["worst 30 %"]) - float(rows[1]["worst 30 %"])
-    assert difference > 0 > float(rows[0]["macro_f1"]) - float(rows[1]["macro_f1"]) - 0.1
+    assert difference > 0
     assert f"the main setting differs from plain ERM by {signed(difference)} [" in text
 
 
