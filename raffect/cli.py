@@ -60,6 +60,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
     "predict": (c.PredictConfig, "what heads answer for every frame of a bank, as a table"),
+    "submit": (c.SubmitConfig, "predictions -> an entry of an ABAW challenge"),
     "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (
         BankCommand,
@@ -343,6 +344,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "tune": _tune,
         "evaluate": _evaluate,
         "predict": _predict,
+        "submit": _submit,
         "report": _report,
     }
     return runners[command](config)
@@ -394,6 +396,12 @@ def _predict(config: c.PredictConfig) -> int:
         from raffect.evaluation.predict import predict
 
     return _print(predict(config).lines())
+
+
+def _submit(config: c.SubmitConfig) -> int:
+    from raffect.predictions.challenge import submit
+
+    return _print(submit(config).lines())
 
 
 def _report(config: c.ReportConfig) -> int:
