@@ -118,7 +118,7 @@ def _read_rows(path: Path, header: str, ending: str, body: bytes) -> Template:
     order = np.argsort((number << 32) | frame, kind="stable")
     doubled = np.flatnonzero(np.diff(((number << 32) | frame)[order]) == 0)
     if len(doubled):
-        first = image[int(order[doubled[0]])].as_py()
+        first = image[int(order[doubled[0] + 1])].as_py()
         raise RaffectError(f"{path}: lists {len(doubled):,} frame(s) twice, first {first[:60]}")
     columns = _names(header)
     return Template(
