@@ -147,6 +147,7 @@ FLAGS = {
         "--allow-incomplete",
         "--device",
     },
+    "submit": {"--template", "--predictions", "--out", "--task"},
     "report": {"--runs", "--out"},
 }
 
