@@ -1,10 +1,10 @@
 """Decision rules chosen on predictions for held-out frames, and what each of them gains.
 
-Rules are chosen one after the other, each on what the ones before it leave: ensemble weights; the
-window and biases of classes, or thresholds of labels and the window. Each is *cross-fitted*: for
-every part of the frames it is chosen on all other parts and judged on that one, and the counts of
-all parts are pooled. A rule whose gain is not above the noise is not kept. In the end the kept ones
-are chosen on all frames; the scores that are shown are the cross-fitted ones.
+Rules are chosen one after the other, each on what the ones before it leave: ensemble weights, then
+biases of classes or thresholds of labels, then the window. Each is *cross-fitted*: for every part
+of the frames it is chosen on all other parts and judged on that one, and the counts of all parts
+are pooled. A rule whose gain is not above the noise is not kept. In the end the kept ones are
+chosen on all frames; the scores that are shown are the cross-fitted ones.
 
 Shape letters: H heads, N frames, C outputs, G groups, K parts of the frames.
 """
@@ -12,7 +12,7 @@ Shape letters: H heads, N frames, C outputs, G groups, K parts of the frames.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -40,8 +40,8 @@ from raffect.predictions.smoothing import smooth_all
 
 WINDOWS = (0, 1, 2, 3, 5, 7, 10, 15, 25, 50, 100, 200)
 """Half-widths in frames that are tried."""
-_MOST_FOR_WEIGHTS, _MOST_FOR_BIAS = 50_000_000, 4_000_000
-"""Numbers of all heads, and of one mean, that a search takes."""
+_MOST_FOR_WEIGHTS, _MOST_FOR_BIAS, _MOST_FOR_WINDOWS = 50_000_000, 4_000_000, 800_000
+"""Numbers that searches take: of all heads; of one mean for biases; and at each window."""
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,12 @@ def choose(held: HeldOut, plain: Sequence[int] = (), *, per_output: bool = False
     views = [_View(part, counts, rules, scores) for part in left_out]
     before = now = count_plain(held, counts)
 
-    # Rule after rule
-    steps, curve = [], {}
+    # Rule after rule; one that gained nothing is tried again on smoothed scores
+    steps: dict[RuleName, Step] = {}
+    curve: dict[int, float] = {}
     for rule in _rules_of(held):
+        if rule in steps and (steps[rule].kept or not steps["windows"].kept):
+            continue
         if rule == "windows":
             found, curve = _with_windows(held, views, per_output)
         elif rule == "weights":
@@ -183,13 +186,13 @@ def choose(held: HeldOut, plain: Sequence[int] = (), *, per_output: bool = False
         else:
             found = (_with_thresholds if rule == "thresholds" else _with_bias)(held, views)
         after = _cross_fit(held, found)
-        steps.append(Step(rule, _gains(held.kind, now, after), now, after))
-        if steps[-1].kept:
+        steps[rule] = Step(rule, _gains(held.kind, now, after), now, after)
+        if steps[rule].kept:
             views, now = found, after
 
     final = views[-1]
     chosen = _count(held, final.rules, final.scores)
-    return Choice(final.counts, final.rules, tuple(steps), before, now, chosen, curve)
+    return Choice(final.counts, final.rules, tuple(steps.values()), before, now, chosen, curve)
 
 
 def count_plain(held: HeldOut, counts: Counts) -> np.ndarray:
@@ -207,8 +210,8 @@ def _rules_of(held: HeldOut) -> list[RuleName]:
     """Rules that a task can have, in the order in which they are chosen."""
     names: list[RuleName] = ["weights"] if len(held.scores) > 1 else []
     others: dict[str, list[RuleName]] = {
-        "multiclass": ["windows", "bias"],
-        "multilabel": ["thresholds", "windows"],
+        "multiclass": ["bias", "windows", "bias"],
+        "multilabel": ["thresholds", "windows", "thresholds"],
         "regression": ["windows"],
     }
     return [*names, *others[held.task.kind]]
@@ -269,48 +272,62 @@ def _with_weights(held: HeldOut, views: Views) -> Views:
 def _with_windows(held: HeldOut, views: Views, per_output: bool) -> tuple[Views, dict[int, float]]:
     """Views with their windows, and the score of all frames by window.
 
-    Where labels have thresholds, each window is judged with its own best ones: a mean over frames
-    is rarely as high as its highest frame, so that another threshold would decide for it.
+    Where labels have thresholds or classes biases, each window is judged with its own best ones: a
+    mean over frames is rarely as high as its highest frame, so that others decide best for it.
     """
-    # Counts of every window by part
-    rules = views[-1].rules
-    has_thresholds = rules.thresholds != plain_rules(held.task).thresholds
+    # How a window is judged, and what is searched for again once it is chosen
+    again = _decider_of(held, views)
+    judge = {
+        None: _judge_decided,
+        _with_thresholds: _judge_by_histograms,
+        _with_bias: _judge_biased,
+    }
     arrays = {id(view.scores): view.scores for view in views}
-    count = _histograms(held) if has_thresholds else _decided(held, rules)
-    tables = {
-        name: np.array([count(found) for found in smooth_all(scores, held.moment, WINDOWS)])
+    judges = {
+        name: judge(held, smooth_all(scores, held.moment, WINDOWS))
         for name, scores in arrays.items()
     }
 
-    def scores_of(view: _View) -> np.ndarray:
-        """Score of each output by window, shape (W, C); of classes that of all, (W, 1)."""
-        table = np.array([by_part(part, view.left_out) for part in tables[id(view.scores)]])
-        return best_f1(table) if has_thresholds else _output_scores(held, table)
-
     # The window of each view, or of each of its outputs
-    outputs, smoothed, found = len(held.task.outputs), {}, []
+    outputs, smoothed, found, judged = len(held.task.outputs), {}, [], np.zeros(0)
     for view in views:
-        by_output = scores_of(view)
-        judged = by_output if per_output else by_output.mean(1, keepdims=True)
-        windows = tuple(WINDOWS[place] for place in np.resize(judged.argmax(0), outputs))
+        by_output = judges[id(view.scores)](view)
+        judged = by_output.mean(1, keepdims=True)
+        best = (by_output if per_output else judged).argmax(0)
+        windows = tuple(WINDOWS[place] for place in np.resize(best, outputs))
         rules = replace(view.rules, windows=windows)
         key = (id(view.scores), windows)
         if key not in smoothed:
             smoothed[key] = rules.smooth(view.scores, held.moment)
         found.append(replace(view, rules=rules, scores=smoothed[key]))
-    curve = scores_of(views[-1]).mean(1)
-    found = _with_thresholds(held, found) if has_thresholds else found
-    return found, dict(zip(WINDOWS, curve.tolist(), strict=True))
+    curve = dict(zip(WINDOWS, judged[:, 0].tolist(), strict=True))
+    return (again(held, found) if again else found), curve
 
 
-def _decided(held: HeldOut, rules: DecisionRules) -> Callable[[np.ndarray], np.ndarray]:
-    """From scores to statistics by part of what is decided, shape (K, A, B)."""
+def _decider_of(held: HeldOut, views: Views) -> Callable[[HeldOut, Views], Views] | None:
+    """What has chosen thresholds or biases of views; None if they have plain ones."""
+    rules, plain = views[-1].rules, plain_rules(held.task)
+    if rules.thresholds != plain.thresholds:
+        return _with_thresholds
+    return _with_bias if rules.bias != plain.bias else None
+
+
+Judge = Callable[[_View], np.ndarray]
+"""From a view to the score of each output by window, shape (W, C); of classes of all, (W, 1)."""
+
+
+def _judge_decided(held: HeldOut, smoothed: Iterator[np.ndarray]) -> Judge:
+    """By what plain rules decide."""
     counting = Counting(held.task, held.target, held.part, held.num_parts)
-    return lambda scores: counting.count(rules.decide(scores))
+    rules = plain_rules(held.task)
+    table = [counting.count(rules.decide(scores)) for scores in smoothed]
+    return lambda view: _output_scores(
+        held, np.array([by_part(found, view.left_out) for found in table])
+    )
 
 
-def _histograms(held: HeldOut) -> Callable[[np.ndarray], np.ndarray]:
-    """From probabilities of labels to their histograms by part and truth, shape (K, L, 2, bins)."""
+def _judge_by_histograms(held: HeldOut, smoothed: Iterator[np.ndarray]) -> Judge:
+    """By the best threshold of each label, from histograms by part and truth."""
     # Unlabelled ones are in a part beyond the last one, which is dropped
     parts, labels = held.num_parts, len(held.task.outputs)
     part = np.where(held.target >= 0, held.part[:, None], parts)
@@ -321,7 +338,26 @@ def _histograms(held: HeldOut) -> Callable[[np.ndarray], np.ndarray]:
         bins = np.minimum((scores * np.float32(BINS)).astype(np.int64), BINS - 1)
         return np.bincount((cell + bins).ravel(), minlength=math.prod(size)).reshape(size)[:parts]
 
-    return count
+    table = [count(scores) for scores in smoothed]
+    return lambda view: best_f1(np.array([by_part(found, view.left_out) for found in table]))
+
+
+def _judge_biased(held: HeldOut, smoothed: Iterator[np.ndarray]) -> Judge:
+    """By the best biases that are found from those that the view has."""
+    rows = thin(len(held.target), len(held.task.outputs), _MOST_FOR_WINDOWS)
+    true, part = held.target[rows], held.part[rows]
+    logs = [log_scores(scores[rows]) for scores in smoothed]
+
+    def judge(view: _View) -> np.ndarray:
+        keep, start = _kept(part, view), [np.array(view.rules.bias)]
+        return np.array([[search_bias(found[keep], true[keep], start)[1]] for found in logs])
+
+    return judge
+
+
+def _kept(part: np.ndarray, view: _View) -> np.ndarray | slice:
+    """Frames that a view chooses on."""
+    return slice(None) if view.left_out is None else part != view.left_out
 
 
 def _output_scores(held: HeldOut, statistics: np.ndarray) -> np.ndarray:
@@ -357,7 +393,7 @@ def _threshold(
 ) -> float:
     """The best threshold of one label from its scores in descending order."""
     otherwise = view.rules.thresholds[label]
-    keep = slice(None) if view.left_out is None else part != view.left_out
+    keep = _kept(part, view)
     scores, true = scores[keep], true[keep]
     return best_threshold_of_sorted(scores, true, otherwise) if len(scores) else otherwise
 
@@ -368,8 +404,7 @@ def _with_bias(held: HeldOut, views: Views) -> Views:
     rows = thin(len(held.target), len(held.task.outputs), _MOST_FOR_BIAS)
     true, part = held.target[rows], held.part[rows]
     for view in views:
-        scores = log_scores(view.scores[rows])
-        keep = slice(None) if view.left_out is None else part != view.left_out
-        bias = search_bias(scores[keep], true[keep])
+        scores, keep = log_scores(view.scores[rows]), _kept(part, view)
+        bias, _ = search_bias(scores[keep], true[keep])
         found.append(replace(view, rules=replace(view.rules, bias=tuple(bias.tolist()))))
     return found

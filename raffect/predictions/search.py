@@ -101,7 +101,9 @@ def best_f1(histograms: np.ndarray) -> np.ndarray:
     return divide(2 * hits, taken.sum(-2) + hits[..., -1:]).max(-1)
 
 
-def search_bias(log_scores: np.ndarray, true: np.ndarray) -> np.ndarray:
+def search_bias(
+    log_scores: np.ndarray, true: np.ndarray, starts: Sequence[np.ndarray] = ()
+) -> tuple[np.ndarray, float]:
     """What to add to each class's log probability for a high macro F1.
 
     Coordinate search: one class after the other gets the best value of a grid while the others
@@ -110,9 +112,10 @@ def search_bias(log_scores: np.ndarray, true: np.ndarray) -> np.ndarray:
     Args:
         log_scores: Shape (N, C).
         true: Classes, shape (N,).
+        starts: Biases to begin with in place of these two, each of shape (C,).
 
     Returns:
-        Shape (C,), with a mean of 0; all 0 where nothing is better.
+        Shape (C,), with a mean of 0, and its macro F1. All 0 where nothing is better than zero.
 
     Source:
         Logit adjustment (Menon et al. 2021) with the prior replaced by a search.
@@ -120,10 +123,10 @@ def search_bias(log_scores: np.ndarray, true: np.ndarray) -> np.ndarray:
     num_classes = log_scores.shape[1]
     frequency = np.maximum(np.bincount(true, minlength=num_classes), 1) / len(true)
     prior = -np.log(frequency)
-    starts = [np.zeros(num_classes), prior - prior.mean()]
-    found = [_climb(log_scores, true, start) for start in starts]
-    bias, _ = max(found, key=lambda pair: pair[1])  # the first of equals
-    return np.round(bias - bias.mean(), 6)
+    usual = (np.zeros(num_classes), prior - prior.mean())
+    found = [_climb(log_scores, true, start) for start in starts or usual]
+    bias, score = max(found, key=lambda pair: pair[1])  # the first of equals
+    return np.round(bias - bias.mean(), 6), score
 
 
 def _climb(log_scores: np.ndarray, true: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:

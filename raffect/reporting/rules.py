@@ -1,4 +1,4 @@
-"""Decision rules of a run: scores before and after them, what each gains, and the window's curve."""
+"""Decision rules of a run: scores before and after, what each gains, the curve of the window."""
 
 from __future__ import annotations
 
