@@ -38,17 +38,21 @@ no memory."""
 PACKED_SUFFIX = ".parquet"
 """A manifest root that ends so is a packed file; its paths are ``<row group>/<row>``."""
 
+PACKED_SCHEMA = pa.schema(
+    [("video", pa.string()), ("frame", pa.int32()), ("image", pa.binary()), ("reason", pa.string())]
+)
+"""Schema of a packed file; an image is null where there is a reason why it could not be read."""
+
 # Errors of one file; any other one is a fault of the disk or of the whole root.
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 _NOT_READABLE = {errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV}
 _FRAME_FAULTS = _MISSING | _NOT_READABLE
 
-_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
-_CRASHES |= {signal.SIGKILL}  # what the system sends to a process that takes too much memory
+CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+CRASHES |= {signal.SIGKILL}  # what the system sends to a process that takes too much memory
+"""Signals by which a decoder ends its process."""
 _MANIFEST = ("root", "path", "video", "frame")
 _PACKED = ("image", "reason", "video", "frame")
-_PACKED_TYPES = (pa.binary(), pa.string(), pa.string(), pa.int32())
-_PACKED_SCHEMA = pa.schema(list(zip(_PACKED, _PACKED_TYPES, strict=True)))
 _TRIAL = "import sys; from raffect.datasets.frames import _trial; _trial(sys.stdin.buffer)"
 
 
@@ -177,7 +181,7 @@ def _read_group(root: str, group: str) -> dict[str, list]:
             table = file.read_row_group(int(group), columns=list(_PACKED))
         if missing := set(_PACKED) - set(table.column_names):
             raise Damaged(f"column {min(missing)!r} is missing")
-        return table.select(_PACKED).cast(_PACKED_SCHEMA).to_pydict()
+        return table.select(PACKED_SCHEMA.names).cast(PACKED_SCHEMA).to_pydict()
     except (OSError, pa.ArrowException, ValueError, LookupError, OverflowError, Damaged) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         remedy = "bring the file back or run `raffect pack` again"
@@ -299,7 +303,7 @@ def _run_trial(rows: pa.Table) -> tuple[int, int]:
     command = [sys.executable, "-c", _TRIAL]
     done = subprocess.run(command, input=jobs, capture_output=True, check=False)
     begun, passed = done.stdout.count(b">"), done.stdout.count(b".")
-    if passed < len(rows) and (begun == passed or -done.returncode not in _CRASHES):
+    if passed < len(rows) and (begun == passed or -done.returncode not in CRASHES):
         last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         remedy = "free memory or fix the installation, then run the same command again"
         raise RaffectError(

@@ -5,8 +5,6 @@ What is missing or wrong is listed.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 from collections.abc import Mapping
@@ -18,8 +16,7 @@ from raffect.config import PrepareConfig
 from raffect.datasets.imported import Imported, SplitCounts
 from raffect.datasets.importers import IMPORTERS
 from raffect.datasets.manifest import write_manifest
-from raffect.datasets.problems import Problem, problem_lines
-from raffect.storage.atomic import write_atomic
+from raffect.datasets.problems import Problem, problem_lines, write_problems
 from raffect.storage.tables import table_of, write_table
 
 
@@ -89,7 +86,7 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     write_manifest(found.manifest, manifest, found.synthetic)
     labels = _write_labels(found, config.out / "labels")
     problems_file = config.out / "problems.csv"
-    _write_problems(found.problems, problems_file)
+    write_problems(found.problems, problems_file)
     return PrepareReport(
         manifest=manifest,
         labels=labels,
@@ -131,11 +128,3 @@ def _write_labels(found: Imported, folder: Path) -> dict[str, Path]:
         }
         write_table(table, files[task.name], metadata)
     return files
-
-
-def _write_problems(problems: list[Problem], file: Path) -> None:
-    sink = io.StringIO()
-    writer = csv.writer(sink)
-    writer.writerow(["file", "line", "problem"])
-    writer.writerows([problem.file, problem.line or "", problem.what] for problem in problems)
-    write_atomic(file, sink.getvalue().encode())

@@ -5,10 +5,15 @@ A user sees every kind, however often another one occurs.
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from raffect.storage.atomic import write_atomic
 
 _SHOWN_FILES = 3
 """Files of each kind that are named."""
@@ -65,6 +70,15 @@ def problem_lines(problems: Iterable[Problem]) -> list[str]:
         count = sum(len(found) for files in others for found in files.values())
         lines.append(f"  and {count:,} of {len(others):,} other kinds")
     return lines
+
+
+def write_problems(problems: Iterable[Problem], file: Path) -> None:
+    """Write ``problems.csv``: file, line (empty for a whole file) and problem."""
+    sink = io.StringIO()
+    writer = csv.writer(sink)
+    writer.writerow(["file", "line", "problem"])
+    writer.writerows([problem.file, problem.line or "", problem.what] for problem in problems)
+    write_atomic(file, sink.getvalue().encode())
 
 
 @dataclass

@@ -14,18 +14,13 @@ import pyarrow.parquet as pq
 
 from raffect.bank.plan import DEFAULT_SHARD_ROWS
 from raffect.config import PackConfig
-from raffect.datasets.frames import PACKED_SUFFIX, BadFrame, read_contents
+from raffect.datasets.frames import PACKED_SCHEMA, PACKED_SUFFIX, BadFrame, read_contents
 from raffect.datasets.manifest import is_synthetic_manifest, read_manifest, write_manifest
 from raffect.errors import RaffectError
 from raffect.progress import Progress, format_bytes
 from raffect.storage.atomic import atomic_path
 from raffect.storage.paths import has_file, open_parquet
 from raffect.storage.tables import read_metadata
-
-SCHEMA = pa.schema(
-    [("video", pa.string()), ("frame", pa.int32()), ("image", pa.binary()), ("reason", pa.string())]
-)
-"""Schema of a packed file; an image is null where there is a reason why it could not be read."""
 
 _SOURCE, _FILES = "source", "files"
 _READERS = 8
@@ -128,7 +123,7 @@ def _pack_file(file: Path, rows: pa.Table, shard_rows: int, progress: Progress) 
     # Pictures are marked before they are read. If one is replaced meanwhile, its mark differs in
     # the next run, which packs the file again.
     about = {_SOURCE: _digest(rows), _FILES: _digest_marks(_mark_files(rows))}
-    schema = SCHEMA.with_metadata(about)
+    schema = PACKED_SCHEMA.with_metadata(about)
     keys, unreadable = ["video", "frame"], 0
     with (
         atomic_path(file) as temporary,

@@ -32,8 +32,8 @@ SCHEMA = pa.schema(
 """Columns of ``faces.parquet``.
 
 - input: path as the user gave it; bytes that are not UTF-8 are shown as ``\\xff``.
-- video: the track, ``<name of the input>_face<face_id>``: a video of the manifest and the bank; null
-  where there is no face.
+- video: the track, ``<name of the input>_face<face_id>``: a video of the manifest and the bank;
+  null where there is no face.
 - frame: 1-based number in display order; 1 for a picture; null where an input cannot be opened.
 - timestamp_s: seconds of the stream's own clock from its first frame; null for pictures.
 - face_id: 1-based, in the order in which tracks begin; null where there is no face.
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
 - score: of the detector, 0 to 1; comparable within one detector only. 1 for boxes without one.
 - status: one of `STATUSES`.
 
-Rows are in the order of the inputs, then by frame, then by face_id."""
+The rows of an input follow one another, by frame and then by face_id."""
 
 
 def read_faces(path: Path) -> pa.Table:
