@@ -23,7 +23,9 @@ if TYPE_CHECKING:
         ExtractConfig,
         FacesConfig,
         PackConfig,
+        PredictConfig,
         PrepareConfig,
+        SubmitConfig,
         TrainConfig,
         TuneConfig,
     )
@@ -36,12 +38,14 @@ if TYPE_CHECKING:
     from raffect.encoders.tower import load_encoder
     from raffect.errors import RaffectError
     from raffect.evaluation.evaluate import EvaluateResult, evaluate
+    from raffect.evaluation.predict import PredictResult, predict
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
     from raffect.extraction.find_faces import FacesResult, find_faces
     from raffect.extraction.pack import PackReport, pack
     from raffect.extraction.summary import ExtractSummary
     from raffect.heads.checkpoint import HeadCard, load_head
+    from raffect.predictions.challenge import SubmitResult, submit
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
     from raffect.training.train import train
@@ -64,11 +68,15 @@ _HOME = {
     "Identity": "bank.records",
     "PackConfig": "config",
     "PackReport": "extraction.pack",
+    "PredictConfig": "config",
+    "PredictResult": "evaluation.predict",
     "PrepareConfig": "config",
     "PrepareReport": "datasets.prepare",
     "RaffectError": "errors",
     "RejectList": "bank.rejects",
     "ReportResult": "reporting.report",
+    "SubmitConfig": "config",
+    "SubmitResult": "predictions.challenge",
     "SweepResult": "runs.conclusions",
     "Task": "datasets.tasks",
     "TrainConfig": "config",
@@ -86,11 +94,13 @@ _HOME = {
     "load_encoder": "encoders.tower",
     "load_head": "heads.checkpoint",
     "pack": "extraction.pack",
+    "predict": "evaluation.predict",
     "prepare": "datasets.prepare",
     "read_features": "bank.features",
     "read_labels": "datasets.labels",
     "read_manifest": "datasets.manifest",
     "report": "reporting.report",
+    "submit": "predictions.challenge",
     "train": "training.train",
     "tune": "training.tune",
     "verify": "bank.verify",
@@ -116,11 +126,15 @@ __all__ = [
     "Identity",
     "PackConfig",
     "PackReport",
+    "PredictConfig",
+    "PredictResult",
     "PrepareConfig",
     "PrepareReport",
     "RaffectError",
     "RejectList",
     "ReportResult",
+    "SubmitConfig",
+    "SubmitResult",
     "SweepResult",
     "Task",
     "TrainConfig",
@@ -138,11 +152,13 @@ __all__ = [
     "load_encoder",
     "load_head",
     "pack",
+    "predict",
     "prepare",
     "read_features",
     "read_labels",
     "read_manifest",
     "report",
+    "submit",
     "train",
     "tune",
     "verify",

@@ -52,6 +52,8 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "train": (c.TrainConfig, "bank + labels -> heads with CVaR and SAM, by a recipe"),
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
+    "predict": (c.PredictConfig, "what heads answer for every frame of a bank, as a table"),
+    "submit": (c.SubmitConfig, "predictions -> an entry of an ABAW challenge"),
     "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (
         BankCommand,
@@ -206,6 +208,8 @@ def _dispatch(command: str, words: list[str]) -> int:
         "train": _train,
         "tune": _tune,
         "evaluate": _evaluate,
+        "predict": _predict,
+        "submit": _submit,
         "report": _report,
     }
     return runners[command](config)
@@ -256,6 +260,19 @@ def _evaluate(config: c.EvaluateConfig) -> int:
         from raffect.evaluation.evaluate import evaluate
 
     return _print(evaluate(config).lines())
+
+
+def _predict(config: c.PredictConfig) -> int:
+    with stage(_TORCH):
+        from raffect.evaluation.predict import predict
+
+    return _print(predict(config).lines())
+
+
+def _submit(config: c.SubmitConfig) -> int:
+    from raffect.predictions.challenge import submit
+
+    return _print(submit(config).lines())
 
 
 def _report(config: c.ReportConfig) -> int:

@@ -138,6 +138,16 @@ FLAGS = {
         "--out",
         "--device",
     },
+    "predict": {
+        "--bank",
+        "--head",
+        "--out",
+        "--epoch",
+        "--postprocess",
+        "--allow-incomplete",
+        "--device",
+    },
+    "submit": {"--template", "--predictions", "--out", "--task"},
     "report": {"--runs", "--out"},
 }
 

@@ -30,7 +30,7 @@ ALLOWED = {
     "bank": "storage leaving config progress datasets",
     "faces": "storage config progress datasets",
     "encoders": "storage config progress datasets bank",
-    "predictions": "storage provenance datasets metrics bank",
+    "predictions": "storage config provenance datasets metrics bank",
     "heads": "storage recipe datasets.tasks datasets.affwild2.tasks metrics bank",
     "runs": "storage config recipe provenance datasets metrics bank heads",
     "extraction": "storage config progress provenance ray_session datasets bank faces encoders",

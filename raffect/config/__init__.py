@@ -25,7 +25,7 @@ from raffect.config.encoders import (
 from raffect.config.faces import FacesConfig
 from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
 from raffect.config.machine import DemoConfig, DoctorConfig
-from raffect.config.results import EvaluateConfig, ReportConfig
+from raffect.config.results import EvaluateConfig, PredictConfig, ReportConfig, SubmitConfig
 
 __all__ = [
     "EMBEDDED_MODEL",
@@ -47,8 +47,10 @@ __all__ = [
     "ModelsPullConfig",
     "ModelsVerifyConfig",
     "PackConfig",
+    "PredictConfig",
     "PrepareConfig",
     "ReportConfig",
+    "SubmitConfig",
     "SynthConfig",
     "TrainConfig",
     "TuneConfig",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from raffect.config.common import require_local
 from raffect.errors import require
 
 
@@ -50,3 +51,69 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.runs), "--runs: expected one run folder or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Predict every frame of a bank, labelled or not: a table with a row a frame.
+
+    Example: `raffect predict --bank bank --head runs/expr runs/au --out predictions.parquet`
+    """
+
+    bank: Path
+    """Bank made by the encoder that the heads were trained on."""
+    head: tuple[Path, ...]
+    """Run folders of train or tune, or folders of one head each; of a sweep its main setting.
+    Probabilities of all heads of a task are averaged; heads of several tasks make one table."""
+    out: Path
+    """Table to write: .parquet or .csv. Rows are sorted by video, then frame."""
+    epoch: Literal["last", "best", "cv"] = "last"
+    """Which snapshot of each head: last epoch, best on validation, or the cross-validated epoch."""
+    postprocess: str = "auto"
+    """Decision rules of `raffect postprocess`: auto applies decision_rules.json of a run where its
+    heads are those that predict; none applies no rules; or a file of rules for its task."""
+    allow_incomplete: bool = False
+    """Predict on a bank that lacks planned frames (not extracted yet, or damaged). They have no
+    row, and the table says so."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.head), "--head: expected one run folder, or folder of a head, or more")
+        require_table("out", self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitConfig:
+    """Write an entry of an ABAW challenge: exactly the rows that the organisers list.
+
+    Example: `raffect submit --template EXPR_example.txt --predictions predictions.parquet
+    --out EXPR.txt`
+    """
+
+    template: Path
+    """The organisers' example file of editions 6 to 10 or of the multi-task challenge; for editions
+    1 to 5 their folder of one file a video, or a list of videos (name,frames a line)."""
+    predictions: Path
+    """Table of `raffect predict` that holds the template's videos."""
+    out: Path
+    """File to write, or for a file a video the folder. FILE.filled.csv beside it lists the frames
+    that were filled in."""
+    task: str = ""
+    """Which task of the table a list of videos is for; other templates say it themselves."""
+
+    def __post_init__(self) -> None:
+        require_table("predictions", self.predictions)
+        require_local(self, "template", "out")
+
+
+def require_table(name: str, path: Path) -> None:
+    """Refuse a file that is neither Parquet nor CSV by its name.
+
+    Raises:
+        RaffectError: Names the setting.
+    """
+    require(
+        path.suffix in (".parquet", ".csv"),
+        f"--{name} {path}: expected a name that ends in .parquet or .csv",
+    )

@@ -18,6 +18,7 @@ from raffect.bank.format import Bank
 from raffect.config import EvaluateConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
+from raffect.evaluation.pick import find_heads
 from raffect.heads.checkpoint import HeadCard, load_batch, read_card, require_encoder
 from raffect.heads.fit import count
 from raffect.heads.loss_kinds import loss_kind
@@ -26,7 +27,6 @@ from raffect.metrics.scores import Chance, JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import Provenance, describe_run
 from raffect.recipe import Recipe
-from raffect.runs import first_format
 from raffect.runs.against_erm import Baselines, difference_of
 from raffect.runs.data import Dataset, open_dataset, pick_device, read_rows
 from raffect.runs.metrics_file import SettingScores, table
@@ -218,35 +218,6 @@ def _pick_heads(config: EvaluateConfig) -> tuple[list[Path], list[HeadCard], lis
             f"{config.run}: every head diverged; train again with a smaller optim.lr or sam.rho"
         )
     return folders, cards, notes
-
-
-def find_heads(path: Path, snapshot: Snapshot) -> list[Path]:
-    """Folders of the heads of a run, or the one head that ``path`` is.
-
-    Raises:
-        RaffectError: If there is no head.
-    """
-    # One head, even if one of its files is missing: reading it says which
-    if (path / "head.safetensors").exists() or (path / "config.json").exists():
-        return [path]
-
-    # A run; the first run folders had other names of snapshots
-    older = [old for old, new in first_format.SNAPSHOTS.items() if new == snapshot != old]
-    names = [snapshot, *older]
-    # Of a head that has both, the one by today's name is the younger
-    by_head = {
-        folder.parent: folder
-        for name in reversed(names)
-        for folder in path.glob(f"weights/*/{name}")
-    }
-    found = sorted(by_head.values())
-    if not found:
-        hint = "; `cv` is there after --select cv only" if snapshot == "cv" else ""
-        raise RaffectError(
-            f"{path}: no head in weights/*/{snapshot}; expected the --out of `raffect train` or "
-            f"`raffect tune` (with --save-heads){hint}"
-        )
-    return found
 
 
 def _open(config: EvaluateConfig, folders: Sequence[Path], cards: Sequence[HeadCard]) -> Dataset:

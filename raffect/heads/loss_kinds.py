@@ -89,6 +89,18 @@ class LossKind(ABC):
         """
 
     @abstractmethod
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """What a head's outputs mean, as predictions are written and averaged.
+
+        Args:
+            outputs: Of any number of heads and samples, shape (..., C), floating point.
+
+        Returns:
+            The same shape and type: probabilities of classes, which add up to 1; of each label; or
+            values within the task's limits, where it has any.
+        """
+
+    @abstractmethod
     def count(
         self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int
     ) -> Tensor:
@@ -126,6 +138,10 @@ class MulticlassLoss(LossKind):
     ) -> tuple[Tensor, Tensor | None]:
         """One loss a frame."""
         return losses.softmax_losses(outputs_PBC, target, weight_PC), None
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Softmax over the classes."""
+        return outputs.softmax(-1)
 
     def count(
         self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int
@@ -167,6 +183,10 @@ class MultilabelLoss(LossKind):
         if tail_over == "frames":
             values, mask = losses.frame_means(values, mask)
         return values.flatten(1), mask.flatten(1)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Sigmoid of each label."""
+        return outputs.sigmoid()
 
     def count(
         self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int
@@ -211,14 +231,20 @@ class RegressionLoss(LossKind):
         errors = losses.squared_errors(outputs_PBC, target)
         return losses.frame_means(errors, torch.isfinite(target))
 
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """The values themselves, within the task's limits.
+
+        Beyond them a prediction is wrong for certain. Training has no such clamp: the gradient of
+        an output beyond a limit would be 0, and it could not come back.
+        """
+        return outputs if self.task.limits is None else outputs.clamp(*self.task.limits)
+
     def count(
         self, outputs_PNC: Tensor, target: Tensor, video_N: Tensor, num_videos: int
     ) -> Tensor:
         """Moments of predictions within the task's limits."""
-        # Out of the limits a prediction is wrong for certain; training has no such clamp.
-        if self.task.limits is not None:
-            outputs_PNC = outputs_PNC.clamp(*self.task.limits)
-        return counting.sum_moments(target, outputs_PNC, video_N, num_videos)
+        predicted_PNC = self.probabilities(outputs_PNC)
+        return counting.sum_moments(target, predicted_PNC, video_N, num_videos)
 
 
 LOSS_KINDS: dict[str, type[LossKind]] = {

@@ -43,6 +43,7 @@ class PredictionFacts(Record):
         bank_digest: Its content.
         encoders: Which encoders made its features.
         caveats: What every table and picture must say.
+        incomplete: Which planned frames the bank lacked, as text; empty for a complete one.
         run: Versions, commit, command and machine.
     """
 
@@ -52,6 +53,7 @@ class PredictionFacts(Record):
     bank_digest: str
     encoders: tuple[Identity, ...] = ()
     caveats: tuple[str, ...] = ()
+    incomplete: str = ""
     run: Provenance
 
     @property
@@ -160,6 +162,14 @@ def iter_predictions(path: Path, columns: Sequence[str] | None = None) -> Iterat
             yield found.select(list(columns or schema.names))
     except (pa.ArrowException, KeyError, OSError) as error:
         raise _unreadable(path, error) from error
+
+
+def read_predictions(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a table; arguments and errors are those of `iter_predictions`."""
+    parts = list(iter_predictions(path, columns))
+    schema = schema_of(read_facts(path).tasks)
+    wanted = pa.schema([schema.field(name) for name in columns]) if columns else schema
+    return pa.concat_tables([wanted.empty_table(), *(part.cast(wanted) for part in parts)])
 
 
 def _parquet_parts(path: Path, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:

@@ -169,17 +169,23 @@ def check_finite(x: np.ndarray, index: FeatureIndex, rows: np.ndarray | None = N
     Raises:
         RaffectError: Names the first one.
     """
+    if (row := first_not_finite(x)) is not None:
+        row = row if rows is None else int(rows[row])
+        frame = f"{index.videos[index.video[row]]} frame {index.frame[row]}"
+        raise RaffectError(
+            f"{index.bank.path}: the feature of {frame} is not finite, and perhaps others; "
+            "encode with --encoder.precision float32 into a new bank"
+        )
+
+
+def first_not_finite(x: np.ndarray) -> int | None:
+    """The first of some features, float16, shape (N, dim), that has NaN or infinity in it."""
     for start in range(0, len(x), _CHECKED_ROWS):
         # In float16, infinity has the exponent 0x7C00 and NaN the same with a fraction behind it.
         part = x[start : start + _CHECKED_ROWS].view(np.uint16)
         if (part & 0x7FFF).max() >= 0x7C00:
-            row = start + int(((part & 0x7FFF) >= 0x7C00).any(axis=1).argmax())
-            row = row if rows is None else int(rows[row])
-            frame = f"{index.videos[index.video[row]]} frame {index.frame[row]}"
-            raise RaffectError(
-                f"{index.bank.path}: the feature of {frame} is not finite, and perhaps others; "
-                "encode with --encoder.precision float32 into a new bank"
-            )
+            return start + int(((part & 0x7FFF) >= 0x7C00).any(axis=1).argmax())
+    return None
 
 
 def check_trainable(y: np.ndarray, task: Task, batch_size: int, where: str) -> None:

@@ -1,0 +1,128 @@
+"""Which decision rules heads predict by: those that were chosen for them, or the plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from raffect.datasets.tasks import Task
+from raffect.errors import RaffectError, require
+from raffect.evaluation.pick import PickedHead
+from raffect.predictions.rules import DecisionRules, WeightedHead, plain_rules
+
+RULES_FILE = "decision_rules.json"
+"""Name of the rules of a run, in its folder."""
+_REMEDY = "make it again with `raffect postprocess`"
+
+Choice = tuple[DecisionRules, list[PickedHead], str]
+"""Rules, the heads that they name in their order, and a line that says which rules these are."""
+
+
+def choose_rules(task: Task, heads: Sequence[PickedHead], postprocess: str = "auto") -> Choice:
+    """The decision rules of some heads of a task.
+
+    ``auto`` takes ``decision_rules.json`` of a run if it names none but these heads (by the SHA-256
+    of their weights, since folders may move), and at least one of every folder that was named. It
+    may leave out heads of a folder, as greedy selection does.
+
+    Args:
+        task: What the heads predict.
+        heads: Of one run or several.
+        postprocess: ``auto``, ``none``, or a file of rules, which counts for its own task alone;
+            others have ``auto``.
+
+    Raises:
+        RaffectError: If a file of rules is damaged, or one that was named does not fit the heads.
+    """
+    name = task.name.upper()
+    if postprocess == "none":
+        return _plain(task, heads, f"{name}: no decision rules (--postprocess none)")
+
+    # A file that was named
+    if postprocess != "auto":
+        file = Path(postprocess)
+        require(file.is_file(), f"--postprocess {file}: no such file; expected auto, none or rules")
+        rules = _read(file)
+        if rules.task.name == task.name:
+            wrong = _misfit(rules, task, heads)
+            require(not wrong, f"--postprocess {file}: {wrong}")
+            return _apply(rules, heads, f"{name}: decision rules of {file}")
+
+    # Those of a run
+    why = "no decision rules chosen (`raffect postprocess` chooses them)"
+    for file in dict.fromkeys(root / RULES_FILE for head in heads for root in _roots(head)):
+        if not file.is_file():
+            continue
+        rules = _read(file)
+        wrong = _misfit(rules, task, heads) or _left_out(rules, heads)
+        if not wrong:
+            return _apply(rules, heads, f"{name}: decision rules of {file}")
+        why = f"without the decision rules of {file}: {wrong}"
+    return _plain(task, heads, f"{name}: {why}")
+
+
+def require_one_task(tasks: Sequence[Task]) -> None:
+    """Refuse tasks that share a name and differ in what they predict.
+
+    Raises:
+        RaffectError: Names the task.
+    """
+    known: dict[str, Task] = {}
+    for task in tasks:
+        other = known.setdefault(task.name, task)
+        if (other.kind, other.outputs) != (task.kind, task.outputs):
+            raise RaffectError(
+                f"--head: two tasks are called {task.name}, with {len(other.outputs)} and "
+                f"{len(task.outputs)} outputs or other names of them; predict them one by one"
+            )
+
+
+def _roots(head: PickedHead) -> list[Path]:
+    """The run folder of a head, if it lies in one."""
+    folder = head.folder.absolute()
+    return [folder.parents[2]] if folder.parent.parent.name == "weights" else []
+
+
+def _read(file: Path) -> DecisionRules:
+    return DecisionRules.from_json(file.read_bytes(), file, _REMEDY)
+
+
+def _misfit(rules: DecisionRules, task: Task, heads: Sequence[PickedHead]) -> str:
+    """Why rules cannot be applied to heads; empty if they can."""
+    if (rules.task.kind, rules.task.outputs) != (task.kind, task.outputs):
+        return f"rules for {rules.task.name}, not for the outputs of these heads"
+    known = {head.card.sha256 for head in heads}
+    unknown = [head for head in rules.heads if head.sha256 not in known]
+    if unknown or not rules.heads:
+        total = len(rules.heads)
+        return f"{len(unknown)} of the {total} head(s) that it names are not among those of --head"
+    return ""
+
+
+def _left_out(rules: DecisionRules, heads: Sequence[PickedHead]) -> str:
+    """Why rules leave out a folder that was named; empty if they do not."""
+    named = {head.sha256 for head in rules.heads}
+    using = {head.run for head in heads if head.card.sha256 in named}
+    without = [str(head.run) for head in heads if head.run not in using]
+    return f"it names no head of {without[0]}" if without else ""
+
+
+def _apply(rules: DecisionRules, heads: Sequence[PickedHead], note: str) -> Choice:
+    by_sha256 = {head.card.sha256: head for head in heads}
+    chosen = [by_sha256[head.sha256] for head in rules.heads]
+    # Where the heads are now
+    found = [
+        replace(named, folder=str(head.folder.absolute()))
+        for named, head in zip(rules.heads, chosen, strict=True)
+    ]
+    rules = replace(rules, heads=tuple(found))
+    optimistic = ", chosen on validation: optimistic there"
+    return rules, chosen, note + optimistic * (rules.chosen_on == "validation")
+
+
+def _plain(task: Task, heads: Sequence[PickedHead], note: str) -> Choice:
+    named = tuple(
+        WeightedHead(folder=str(head.folder.absolute()), sha256=head.card.sha256) for head in heads
+    )
+    return plain_rules(task, named), list(heads), note

@@ -1,0 +1,153 @@
+"""`raffect predict`: what heads answer for every frame of a bank, labelled or not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raffect.bank.format import Bank
+from raffect.bank.in_order import FramesInOrder, frames_in_order
+from raffect.config import PredictConfig
+from raffect.errors import RaffectError, require
+from raffect.evaluation.ensemble import Ensemble, load_ensembles
+from raffect.evaluation.pick import PickedHead, pick_heads
+from raffect.evaluation.scan import predict_frames
+from raffect.heads.checkpoint import require_encoder
+from raffect.predictions.columns import as_table
+from raffect.predictions.table import (
+    PredictionFacts,
+    PredictionWriter,
+    read_predictions,
+    write_predictions,
+)
+from raffect.progress import Progress
+from raffect.provenance import describe_run
+from raffect.runs.data import pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictResult:
+    """A table of predictions that was written.
+
+    Attributes:
+        out: The table.
+        facts: Where its predictions come from.
+        rows: Frames, one row each, sorted by video, then frame.
+        videos: How many videos they belong to.
+        statuses: Rows by status; see `raffect.predictions.columns.Status`.
+        notes: Which heads and which decision rules were used, and why.
+    """
+
+    out: Path
+    facts: PredictionFacts
+    rows: int
+    videos: int
+    statuses: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+    def to_pandas(self) -> Any:
+        """The table as a pandas DataFrame, a row a frame."""
+        return read_predictions(self.out).to_pandas()
+
+    def lines(self) -> list[str]:
+        """The result as lines of text."""
+        counts = ", ".join(f"{count:,} {status}" for status, count in self.statuses.items())
+        lines = [
+            *self.notes,
+            f"{self.facts.model}: {self.rows:,} frames of {self.videos:,} videos ({counts})",
+        ]
+        if self.facts.incomplete:
+            lines.append(f"INCOMPLETE BANK: it lacks {self.facts.incomplete}, which have no row")
+        lines += [f"caveat: {caveat}" for caveat in self.facts.caveats]
+        return [*lines, f"wrote {self.out}: a row a frame, sorted by video, then frame"]
+
+
+def predict(config: PredictConfig) -> PredictResult:
+    """Predict every frame of a bank, and write the table.
+
+    Raises:
+        RaffectError: If there is no head, a head is of another encoder than the bank, planned
+            frames are not extracted, or a file is damaged.
+    """
+    # Heads, and the bank that they fit
+    heads, notes = pick_heads(config.head, config.epoch)
+    frames = frames_in_order(Bank(config.bank))
+    for head in heads:
+        require_encoder(head.card, frames.identity, head.folder, config.bank)
+    incomplete = _describe_incomplete(frames)
+    require(
+        config.allow_incomplete or not incomplete,
+        f"{config.bank}: {incomplete} are planned and not there, not extracted yet or damaged; "
+        f"finish `raffect extract` (`{frames.bank.repair_command}` withdraws what is damaged), "
+        "or add --allow-incomplete, and the table will lack them and say so",
+    )
+    require(len(frames) > 0, f"{config.bank}: has no frame; run `raffect extract` on it")
+
+    # The table
+    ensembles, chosen = load_ensembles(heads, pick_device(config.device), config.postprocess)
+    facts = _describe(frames, ensembles, incomplete)
+    statuses: Counter[str] = Counter()
+    with write_predictions(config.out, facts) as writer:
+        _write(writer, frames, ensembles, facts, statuses)
+    return PredictResult(
+        out=config.out,
+        facts=facts,
+        rows=len(frames),
+        videos=len(set((frames.key >> 32).tolist())),
+        statuses=dict(statuses.most_common()),
+        notes=(*notes, *chosen),
+    )
+
+
+def _write(
+    writer: PredictionWriter,
+    frames: FramesInOrder,
+    ensembles: Sequence[Ensemble],
+    facts: PredictionFacts,
+    statuses: Counter[str],
+) -> None:
+    """Predict and write all frames, and count them by status."""
+    try:
+        with Progress("predict", len(frames)) as progress:
+            progress.advance(0)
+            for rows, predicted in predict_frames(frames, ensembles):
+                writer.write(as_table(rows, predicted, facts.tasks, facts.model))
+                for found in rows["status"].value_counts().to_pylist():
+                    statuses[found["values"]] += found["counts"]
+                progress.advance(len(rows))
+    except torch.OutOfMemoryError as error:
+        raise RaffectError(
+            "out of GPU memory while predicting; free the device, or use --device cpu"
+        ) from error
+
+
+def _describe_incomplete(frames: FramesInOrder) -> str:
+    """``1,024 of 8,000 frames``; empty for a complete bank."""
+    if not frames.not_extracted:
+        return ""
+    return f"{frames.not_extracted:,} of {len(frames) + frames.not_extracted:,} frames"
+
+
+def _describe(
+    frames: FramesInOrder, ensembles: Sequence[Ensemble], incomplete: str
+) -> PredictionFacts:
+    """Where the predictions come from, and what they must not be taken for."""
+    heads: list[PickedHead] = [head for one in ensembles for head in one.heads]
+    caveats = [frames.identity.caveat] if frames.identity.caveat else []
+    caveats += [caveat for head in heads for caveat in head.card.data.caveats]
+    lacking = sorted({head.card.data.incomplete for head in heads} - {""})
+    caveats += [f"trained on an incomplete bank, which lacked {what}" for what in lacking]
+    return PredictionFacts(
+        rules=tuple(one.rules for one in ensembles),
+        bank=str(frames.bank.path.absolute()),
+        bank_digest=frames.bank.digest(frames.commits),
+        encoders=(frames.identity,),
+        caveats=tuple(dict.fromkeys(caveats)),
+        incomplete=incomplete,
+        run=describe_run(),
+    )
