@@ -120,8 +120,9 @@ def _predicted_classes(part: pa.Table, columns: TaskColumns) -> np.ndarray:
     """Number of the class that was decided on in each row; 0 where there is none."""
     if columns.task.kind != "multiclass":
         return np.zeros(len(part), np.int64)
-    names = pa.array(columns.task.outputs)
-    return pc.index_in(part[columns.decisions[0]], names).fill_null(0).to_numpy().astype(np.int64)
+    numbers = {name: k for k, name in enumerate(columns.task.outputs)}
+    cells = part[columns.decisions[0]].to_pylist()
+    return np.array([numbers.get(cell, 0) for cell in cells], np.int64)
 
 
 def _thin_out(found: pa.Table) -> pa.Table:

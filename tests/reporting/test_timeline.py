@@ -147,7 +147,7 @@ def two_classes():
 
 
 def test_hostile_names_stay_text_on_every_page(tmp_path):
-    name = '</script><script>alert(1)</script>"\'@@data@@.mp4'
+    name = "</script><script>alert(1)</script>\"'@@data@@.mp4"
     people = draw_people(10)
     rows = predict_scene(people, name)
     facts = facts_of(caveats=('<img src="http://example.invalid/x.png">',))
