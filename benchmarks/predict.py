@@ -6,7 +6,7 @@ The other side of `raffect predict` is what cannot be avoided: each shard read a
 features made float32, and the heads' matrix products without anything between them. Both sides go
 through the same bank in one run, one after the other, and the best of several times counts. Heads
 are as wide as the feature, as the paper's are. Memory is the peak of a process of its own that does
-nothing else. The last table writes an entry for a template of a row a frame, a tenth of which the
+nothing else. The first table writes an entry for a template of a row a frame, a tenth of which the
 table of predictions lacks.
 """
 
@@ -191,9 +191,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the template")
     args = parser.parse_args()
     with scratch("predict") as folder:
-        compare(folder, args.frames // 10, args.heads, args.repeats)
-        measure_sizes(folder, [args.frames // 4, args.frames])
         measure_submit(folder, args.rows)
+        measure_sizes(folder, [args.frames // 4, args.frames])
+        compare(folder, args.frames // 20, args.heads, args.repeats)
     print_machine()
 
 
