@@ -44,11 +44,11 @@ from raffect.recipe import Recipe
 
 VIDEO_FRAMES = 4000
 _CHILD = """
-import re, sys
+import re, sys, time
 from raffect.cli import main
 if main(sys.argv[1:]):
     raise SystemExit(1)
-print(re.search(r"VmHWM:\\s+([0-9]+)", open("/proc/self/status").read())[1])
+print(re.search(r"VmHWM:\\s+([0-9]+)", open("/proc/self/status").read())[1], time.process_time())
 """
 
 
@@ -96,15 +96,16 @@ def best_of(times: int, *jobs: Callable[[], object]) -> list[tuple[float, float]
     return [(min(w for w, _ in own), min(c for _, c in own)) for own in found]
 
 
-def peak_mb(*words: str) -> tuple[float, float]:
-    """Peak resident MB and seconds of a command of raffect in a process of its own."""
+def run_command(*words: str) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds and peak resident MB of a command in a process of its own."""
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, *words], check=False, capture_output=True, text=True
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}: {done.stderr[-1000:]}")
-    return int(done.stdout.split()[-1]) / 1000, time.perf_counter() - start
+    peak_kb, cpu_s = done.stdout.split()[-2:]
+    return time.perf_counter() - start, float(cpu_s), int(peak_kb) / 1000
 
 
 def compare(folder: Path, frames: int, heads: Sequence[int], times: int) -> None:
@@ -132,16 +133,15 @@ def compare(folder: Path, frames: int, heads: Sequence[int], times: int) -> None
 def measure_sizes(folder: Path, sizes: Sequence[int]) -> None:
     """Seconds and memory of the command for banks of several sizes."""
     print("\nOne head of EXPR, the whole command\n")
-    print_header("frames", "seconds", "frames/s", "peak MB", "table MB")
+    print_header("frames", "wall s", "frames/s", "CPU s", "peak MB", "table MB")
     save_heads(folder / "run", EXPR, 1)
     for size in sizes:
         path, _ = make_bank(folder / f"bank{size}", size * 2 // 3, size - size * 2 // 3)
         out = folder / "p.parquet"
         words = flags(bank=path, head=folder / "run", out=out)
-        peak, seconds = peak_mb("predict", *words)
-        table = out.stat().st_size / 1e6
-        cells = f"{seconds:.1f}", f"{size / seconds:,.0f}", f"{peak:,.0f}", f"{table:.1f}"
-        print_row(f"{size:,}", *cells)
+        wall, cpu, peak = run_command("predict", *words)
+        cells = f"{wall:.1f}", f"{size / wall:,.0f}", f"{cpu:.1f}", f"{peak:,.0f}"
+        print_row(f"{size:,}", *cells, f"{out.stat().st_size / 1e6:.1f}")
 
 
 def make_predictions(path: Path, rows: int) -> None:
@@ -170,7 +170,7 @@ def make_predictions(path: Path, rows: int) -> None:
 def measure_submit(folder: Path, rows: int) -> None:
     """Seconds and memory of entries for templates of so many rows."""
     print(f"\n`raffect submit`, a template of {rows:,} rows, the whole command\n")
-    print_header("entry", "seconds", "peak MB", "entry MB")
+    print_header("entry", "wall s", "CPU s", "peak MB", "entry MB")
     make_predictions(folder / "p.parquet", rows)
     names = [f"video{k // VIDEO_FRAMES:05d}/{k % VIDEO_FRAMES + 1:05d}.jpg" for k in range(rows)]
     headers = {task.name.upper(): f"image_location,{HEADERS[task]}" for task in (EXPR, AU, VA)}
@@ -179,8 +179,9 @@ def measure_submit(folder: Path, rows: int) -> None:
         template, out = folder / f"{name}.txt", folder / f"entry-{name}.txt"
         template.write_text("\n".join([header, *(f"{image},0" for image in names), ""]))
         words = flags(template=template, predictions=folder / "p.parquet", out=out)
-        peak, seconds = peak_mb("submit", *words)
-        print_row(name, f"{seconds:.1f}", f"{peak:,.0f}", f"{out.stat().st_size / 1e6:.0f}")
+        wall, cpu, peak = run_command("submit", *words)
+        size = out.stat().st_size / 1e6
+        print_row(name, f"{wall:.1f}", f"{cpu:.1f}", f"{peak:,.0f}", f"{size:.0f}")
 
 
 def main() -> None:
