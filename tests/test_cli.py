@@ -96,7 +96,7 @@ FLAGS = {
         "--with-labels",
         "--validation-share",
     },
-    "synth": {"--out", "--size", "--frames", "--seed", "--sheet"},
+    "synth": {"--out", "--size", "--frames", "--seed", "--sheet", "--video"},
     "pack": {"--manifest", "--out", "--shard-rows", "--groups-per-file"},
     "demo": {"--out", "--frames", "--seed"},
     "doctor": ENCODER | {"--data", "--bank", "--start-ray"},
