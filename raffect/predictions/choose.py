@@ -277,11 +277,9 @@ def _with_windows(held: HeldOut, views: Views, per_output: bool) -> tuple[Views,
     """
     # How a window is judged, and what is searched for again once it is chosen
     again = _decider_of(held, views)
-    judge = {
-        None: _judge_decided,
-        _with_thresholds: _judge_by_histograms,
-        _with_bias: _judge_biased,
-    }
+    judge = _judge_decided
+    if again is not None:
+        judge = _judge_by_histograms if again is _with_thresholds else _judge_biased
     arrays = {id(view.scores): view.scores for view in views}
     judges = {
         name: judge(held, smooth_all(scores, held.moment, WINDOWS))

@@ -103,7 +103,8 @@ class DecisionRules(Record):
     def describe(self, rule: RuleName) -> str:
         """What was chosen, such as ``mean over ± 25 frames``."""
         if rule == "weights":
-            return "heads weigh " + " : ".join(f"{head.weight:g}" for head in self.heads)
+            weights = " : ".join(f"{head.weight:g}" for head in self.heads)
+            return f"heads weigh {weights}" if len(self.heads) > 1 else "one head alone"
         if rule == "windows" and len(set(self.windows)) == 1:
             return f"mean over ± {self.windows[0]} frames"
         texts: dict[RuleName, list[str]] = {
