@@ -6,7 +6,7 @@
 
 `mutate`: each case is a picture or a video with bytes changed, cut off, doubled or moved. It must
 end in one status within ``--limit`` seconds. `speed`: seconds by stage and peak memory of one
-process on a drawn video. `haar`: hits and false boxes on pictures that scikit-image ships, and on others.
+process on a drawn video. `haar`: hits and false boxes on pictures of scikit-image, and on others.
 """
 
 from __future__ import annotations
