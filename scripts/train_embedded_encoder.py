@@ -30,15 +30,15 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from raffect.datasets.affwild2.tasks import ACTION_UNITS, EXPRESSIONS
-from raffect.datasets.synthetic.faces import DRAWN_UNITS, draw_face, draw_look
-from raffect.datasets.synthetic.tree import (
+from raffect.datasets.synthetic.course import (
     PROTOTYPES,
     draw_course,
     iter_frames,
-    plan_videos,
     sample_pose,
     sample_prototype,
 )
+from raffect.datasets.synthetic.faces import DRAWN_UNITS, draw_face, draw_look
+from raffect.datasets.synthetic.plan import plan_videos
 
 EMBEDDED = Path(__file__).parents[1] / "raffect" / "encoders" / "embedded"
 MODEL = "raffect-faces"

@@ -98,7 +98,7 @@ FLAGS = {
         "--with-labels",
         "--validation-share",
     },
-    "synth": {"--out", "--size", "--frames", "--seed", "--sheet"},
+    "synth": {"--out", "--size", "--frames", "--seed", "--sheet", "--video"},
     "pack": {"--manifest", "--out", "--shard-rows", "--groups-per-file"},
     "faces": {
         "--out",

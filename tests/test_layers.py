@@ -30,16 +30,17 @@ ALLOWED = {
     "bank": "storage leaving config progress datasets",
     "faces": "storage config progress datasets",
     "encoders": "storage config progress datasets bank",
+    "predictions": "storage provenance datasets metrics bank",
     "heads": "storage recipe datasets.tasks datasets.affwild2.tasks metrics bank",
     "runs": "storage config recipe provenance datasets metrics bank heads",
     "extraction": "storage config progress provenance ray_session datasets bank faces encoders",
     "training": f"{_RUN} heads runs",
-    "evaluation": f"{_RUN} heads runs",
-    "reporting": "storage config progress datasets metrics bank runs",
-    "pipelines": f"{_RUN} encoders heads runs extraction training evaluation reporting",
+    "evaluation": f"{_RUN} predictions heads runs",
+    "reporting": "storage config progress datasets metrics bank predictions runs",
+    "pipelines": f"{_RUN} predictions encoders heads runs extraction training evaluation reporting",
 }
 # The command line imports the one command that is asked for.
-FREE = {"__main__", "cli", "job", "__init__"}
+FREE = {"__main__", "cli", "flags", "job", "__init__"}
 WITH_RAY = {"ray_session", "extraction", "training", "evaluation", "pipelines"}
 WITH_TORCH = WITH_RAY | {"encoders", "heads", "runs"}
 

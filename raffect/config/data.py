@@ -28,6 +28,9 @@ class SynthConfig:
     """Everything drawn follows from it."""
     sheet: Path | None = None
     """Also save a contact sheet (PNG): subjects by expressions."""
+    video: Path | None = None
+    """Also draw a video of one subject (MP4) to try `raffect predict` on, and a table of the boxes
+    of its face (VIDEO.boxes.csv). Needs `pip install raffect[video]`."""
 
     def __post_init__(self) -> None:
         require(
@@ -35,7 +38,7 @@ class SynthConfig:
             f"--frames {self.frames}: expected 200 or more",
         )
         require(self.seed >= 0, f"--seed {self.seed}: expected 0 or more")
-        require_local(self, "out", "sheet")
+        require_local(self, "out", "sheet", "video")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,9 @@ from raffect.datasets.affwild2.annotations import (
     read_annotations,
 )
 from raffect.datasets.affwild2.tasks import ACTION_UNITS, AU, EXPR, HEADERS, VA
-from raffect.datasets.synthetic.tree import EDITION, draw_course, plan_videos
+from raffect.datasets.synthetic.course import draw_course
+from raffect.datasets.synthetic.plan import plan_videos
+from raffect.datasets.synthetic.tree import EDITION
 from raffect.errors import RaffectError
 
 

@@ -1,7 +1,9 @@
 """Drawn data: seeded, in the real layout and as irregular, with every unit visible."""
 
+import csv
 import shutil
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,16 +11,18 @@ from PIL import Image
 from raffect.datasets.affwild2.annotations import read_annotations
 from raffect.datasets.affwild2.tasks import ACTION_UNITS, EXPRESSIONS
 from raffect.datasets.manifest import list_images, list_pictures
+from raffect.datasets.synthetic.course import contact_sheet, draw_course
 from raffect.datasets.synthetic.faces import DRAWN_UNITS, Pose, draw_face, draw_look
+from raffect.datasets.synthetic.plan import plan_videos
 from raffect.datasets.synthetic.tree import (
     EDITION,
     MARKER,
-    contact_sheet,
+    TEMPLATES,
     count_drawn,
-    draw_course,
-    plan_videos,
     write_synthetic,
+    write_templates,
 )
+from raffect.datasets.synthetic.video import write_video
 from raffect.errors import RaffectError
 
 
@@ -154,6 +158,43 @@ def test_a_finished_tree_is_kept_and_a_foreign_one_refused(tmp_path):
         write_synthetic(tmp_path / "mine", 200, 0)
     with pytest.raises(RaffectError, match="too few"):
         write_synthetic(tmp_path / "u", 50, 0)
+
+
+def test_templates_list_every_frame_of_the_videos_that_are_in_no_split_of_their_task(tmp_path):
+    write_templates(tmp_path, videos := plan_videos(4000, 0))
+    for task, values in (("expr", 1), ("au", 12), ("va", 2)):
+        lines = (tmp_path / TEMPLATES / f"{task}.txt").read_text().splitlines()
+        listed = [line.split(",")[0].removesuffix(".jpg").split("/") for line in lines[1:]]
+        assert {len(line.split(",")) - 1 for line in lines[1:]} == {values}
+        expected = [video for video in videos if video.splits[task] is None]
+        assert [int(frame) for _, frame in listed] == [
+            frame for video in expected for frame in range(1, video.num_frames + 1)
+        ]
+        assert {video for video, _ in listed} == {video.name for video in expected}
+        assert expected
+
+
+def test_a_drawn_video_shows_its_face_in_its_boxes_and_sounds(tmp_path):
+    path = tmp_path / "clip.mp4"
+    course = write_video(path, seconds=1.0, seed=3)
+    with av.open(str(path)) as file:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    with av.open(str(path)) as file:
+        heard = sum(frame.samples for frame in file.decode(audio=0))
+    assert len(pictures) == len(course.face) == 25
+    assert abs(heard - 48_000) < 3_000
+
+    # Outside its box a picture has one colour, inside many
+    with (tmp_path / "clip.mp4.boxes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["frame"]) for row in rows] == (np.flatnonzero(course.face) + 1).tolist()
+    for row in rows:
+        x, y, w, h = (int(row[name]) for name in ("x", "y", "w", "h"))
+        picture = pictures[int(row["frame"]) - 1].astype(float)
+        inside = picture[y : y + h, x : x + w].std((0, 1)).mean()
+        outside = np.ones(picture.shape[:2], bool)
+        outside[y - 4 : y + h + 4, x - 4 : x + w + 4] = False
+        assert picture[outside].std(0).mean() < 4 < inside
 
 
 def test_the_contact_sheet_has_a_row_a_subject_and_a_column_an_expression():

@@ -1,0 +1,1 @@
+"""What heads answer: the table of predictions, decision rules, challenge files."""
