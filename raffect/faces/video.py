@@ -82,6 +82,8 @@ def open_video(path: Path) -> Generator[tuple[InputContainer, VideoStream]]:
             if not streams:
                 raise Damaged("no pictures in it, sound alone")
             stream = streams[0]
+            if stream.codec_context is None:
+                raise Damaged("its pictures are of a codec that FFmpeg does not know")
             # One task takes one CPU, and is the same however many there are.
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}

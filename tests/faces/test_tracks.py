@@ -1,5 +1,7 @@
 """Tracks: links, smoothing and places of faces, whole and in segments."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -59,8 +61,10 @@ def test_segments_of_a_video_give_the_boxes_and_tracks_of_the_whole(seed):
     cuts = sorted({1, total + 1, *rng.integers(2, total, 4).tolist()})
     around = margin_steps(smooth) * every
     nodes, joined, pieces = [], {}, {}
-    for first, stop in zip(cuts, cuts[1:], strict=False):
-        near = {s: rows for s, rows in found.items() if first - around <= 1 + s * every < stop + around}
+    for first, stop in itertools.pairwise(cuts):
+        near = {
+            s: rows for s, rows in found.items() if first - around <= 1 + s * every < stop + around
+        }
         own = link(near)
         placed = place_faces(near, own, smooth, every, total)
         pieces |= {frame: placed.get(frame, []) for frame in range(first, stop)}
@@ -82,8 +86,7 @@ def test_segments_of_a_video_give_the_boxes_and_tracks_of_the_whole(seed):
 def test_a_segment_without_its_margin_fails_the_test_before(monkeypatch):
     monkeypatch.setattr(f"{__name__}.margin_steps", lambda smooth: 0)
     with pytest.raises(AssertionError):
-        for seed in range(40):
-            test_segments_of_a_video_give_the_boxes_and_tracks_of_the_whole(seed)
+        list(map(test_segments_of_a_video_give_the_boxes_and_tracks_of_the_whole, range(40)))
 
 
 def tracks_of(found):

@@ -1,4 +1,4 @@
-"""Videos: numbers, times and pictures of frames against a plain decode loop, and files of any kind."""
+"""Videos: numbers, times and pixels of frames against a plain decode loop; files of any kind."""
 
 import itertools
 import os
@@ -119,7 +119,10 @@ def test_files_without_pictures_say_so(tmp_path):
     files = {
         "empty.mp4": (b"", "empty file"),
         "text.mp4": (b"this is no video at all\n" * 40, "not a video"),
-        "list.mp4": (b"#EXTM3U\n#EXTINF:1\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n", "not a video"),
+        "list.mp4": (
+            b"#EXTM3U\n#EXTINF:1\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
+            "not a video",
+        ),
         "concat.mp4": (b"ffconcat version 1.0\nfile /etc/passwd\n", "not a video"),
     }
     for name, (content, what) in files.items():

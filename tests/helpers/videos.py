@@ -119,4 +119,6 @@ def plain_loop(path: Path) -> list[tuple[float | None, np.ndarray]]:
     """Time and picture of every frame, decoded from the start to the end."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        return [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
+        return [
+            (frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)
+        ]
