@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from raffect.encoders.tower import load_encoder
     from raffect.errors import RaffectError
     from raffect.evaluation.evaluate import EvaluateResult, evaluate
-    from raffect.evaluation.predict import PredictResult, predict
+    from raffect.evaluation.predict import PredictResult
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
     from raffect.extraction.find_faces import FacesResult, find_faces
@@ -94,7 +94,7 @@ _HOME = {
     "load_encoder": "encoders.tower",
     "load_head": "heads.checkpoint",
     "pack": "extraction.pack",
-    "predict": "evaluation.predict",
+    "predict": "pipelines.predict_files",
     "prepare": "datasets.prepare",
     "read_features": "bank.features",
     "read_labels": "datasets.labels",

@@ -52,7 +52,10 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "train": (c.TrainConfig, "bank + labels -> heads with CVaR and SAM, by a recipe"),
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
-    "predict": (c.PredictConfig, "what heads answer for every frame of a bank, as a table"),
+    "predict": (
+        c.PredictConfig,
+        "pictures, videos or a bank -> what heads answer: table, overlays, pages",
+    ),
     "submit": (c.SubmitConfig, "predictions -> an entry of an ABAW challenge"),
     "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (
@@ -264,7 +267,7 @@ def _evaluate(config: c.EvaluateConfig) -> int:
 
 def _predict(config: c.PredictConfig) -> int:
     with stage(_TORCH):
-        from raffect.evaluation.predict import predict
+        from raffect.pipelines.predict_files import predict
 
     return _print(predict(config).lines())
 
