@@ -160,7 +160,15 @@ FLAGS = {
         "--address",
     },
     "submit": {"--template", "--predictions", "--out", "--task"},
-    "report": {"--runs", "--out"},
+    "report": {
+        "--runs",
+        "--out",
+        "--gallery",
+        "--predictions",
+        "--labels",
+        "--images",
+        "--split",
+    },
 }
 
 

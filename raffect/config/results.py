@@ -50,9 +50,28 @@ class ReportConfig:
     """Run folders of train and tune."""
     out: Path | None = None
     """Folder for the report; by default that of the first run."""
+    gallery: bool = False
+    """Also write gallery.html: for each class, label and value the frames with the highest loss, to
+    find wrong labels. It holds pictures of faces; nothing else that report writes does."""
+    predictions: Path | None = None
+    """For the gallery: table of `raffect predict --bank` on the bank of the labels."""
+    labels: Path | None = None
+    """For the gallery: the folder that `raffect prepare` wrote, or one of its label tables."""
+    images: tuple[Path, ...] = ()
+    """For the gallery: image roots as `raffect prepare` takes them, or the folder of a manifest."""
+    split: Literal["train", "validation", "test"] = "validation"
+    """For the gallery: whose frames."""
 
     def __post_init__(self) -> None:
         require(bool(self.runs), "--runs: expected one run folder or more")
+        given = {
+            "predictions": self.predictions is not None,
+            "labels": self.labels is not None,
+            "images": bool(self.images),
+        }
+        for name, is_given in given.items():
+            require(is_given or not self.gallery, f"--gallery: expected --{name} beside it")
+            require(self.gallery or not is_given, f"--{name}: is for the gallery; add --gallery")
 
 
 @dataclass(frozen=True, kw_only=True)

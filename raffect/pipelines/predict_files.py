@@ -112,7 +112,7 @@ def predict(
     head = settings.pop("head", ())
     heads = (head,) if isinstance(head, str | Path) else tuple(head)
     out = settings.pop("out", None)
-    paths = {"inputs": tuple(map(Path, inputs)), "head": tuple(map(Path, heads))}
+    paths: dict[str, Any] = {"inputs": tuple(map(Path, inputs)), "head": tuple(map(Path, heads))}
     if out is not None:
         return predict_files(PredictConfig(**paths, out=Path(out), **settings))
     with tempfile.TemporaryDirectory(prefix="raffect-") as folder:
