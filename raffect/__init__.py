@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from raffect.errors import RaffectError
     from raffect.evaluation.evaluate import evaluate
     from raffect.evaluation.postprocess import PostprocessResult, postprocess
-    from raffect.evaluation.predict import PredictResult, predict
+    from raffect.evaluation.predict import PredictResult
     from raffect.evaluation.results import EvaluateResult
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
@@ -100,7 +100,7 @@ _HOME = {
     "load_head": "heads.checkpoint",
     "pack": "extraction.pack",
     "postprocess": "evaluation.postprocess",
-    "predict": "evaluation.predict",
+    "predict": "pipelines.predict_files",
     "prepare": "datasets.prepare",
     "read_features": "bank.features",
     "read_labels": "datasets.labels",

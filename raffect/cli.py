@@ -53,7 +53,10 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "postprocess": (c.PostprocessConfig, "window, thresholds and weights, chosen on folds"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
-    "predict": (c.PredictConfig, "what heads answer for every frame of a bank, as a table"),
+    "predict": (
+        c.PredictConfig,
+        "pictures, videos or a bank -> what heads answer: table, overlays, pages",
+    ),
     "submit": (c.SubmitConfig, "predictions -> an entry of an ABAW challenge"),
     "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (
@@ -273,7 +276,7 @@ def _evaluate(config: c.EvaluateConfig) -> int:
 
 def _predict(config: c.PredictConfig) -> int:
     with stage(_TORCH):
-        from raffect.evaluation.predict import predict
+        from raffect.pipelines.predict_files import predict
 
     return _print(predict(config).lines())
 
@@ -288,7 +291,14 @@ def _report(config: c.ReportConfig) -> int:
     with stage("loading matplotlib"):
         from raffect.reporting.report import report
 
-    return _print(report(config.runs, config.out).lines())
+    _print(report(config.runs, config.out).lines())
+    if config.predictions and config.labels:  # both are there with --gallery alone
+        from raffect.reporting.gallery import write_gallery
+
+        out = config.out or config.runs[0]
+        arguments = (config.predictions, config.labels, config.images, config.split)
+        _print(write_gallery(*arguments, out.absolute()).lines())
+    return 0
 
 
 def _extract(config: c.ExtractConfig) -> int:

@@ -36,8 +36,10 @@ ALLOWED = {
     "extraction": "storage config progress provenance ray_session datasets bank faces encoders",
     "training": f"{_RUN} heads runs",
     "evaluation": f"{_RUN} predictions heads runs",
-    "reporting": "storage config progress datasets metrics bank predictions runs",
-    "pipelines": f"{_RUN} predictions encoders heads runs extraction training evaluation reporting",
+    "reporting": "storage config progress datasets metrics bank faces predictions runs",
+    "pipelines": (
+        f"{_RUN} faces predictions encoders heads runs extraction training evaluation reporting"
+    ),
 }
 # The command line imports the one command that is asked for.
 FREE = {"__main__", "cli", "flags", "job", "__init__"}

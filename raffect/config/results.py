@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Positional
+
 from raffect.config.common import require_local
 from raffect.errors import require
 
@@ -57,25 +59,52 @@ class ReportConfig:
     """Run folders of train and tune."""
     out: Path | None = None
     """Folder for the report; by default that of the first run."""
+    gallery: bool = False
+    """Also write gallery.html: for each class, label and value the frames with the highest loss, to
+    find wrong labels. It holds pictures of faces; nothing else that report writes does."""
+    predictions: Path | None = None
+    """For the gallery: table of `raffect predict --bank` on the bank of the labels."""
+    labels: Path | None = None
+    """For the gallery: the folder that `raffect prepare` wrote, or one of its label tables."""
+    images: tuple[Path, ...] = ()
+    """For the gallery: image roots as `raffect prepare` takes them, or the folder of a manifest."""
+    split: Literal["train", "validation", "test"] = "validation"
+    """For the gallery: whose frames."""
 
     def __post_init__(self) -> None:
         require(bool(self.runs), "--runs: expected one run folder or more")
+        given = {
+            "predictions": self.predictions is not None,
+            "labels": self.labels is not None,
+            "images": bool(self.images),
+        }
+        for name, is_given in given.items():
+            require(is_given or not self.gallery, f"--gallery: expected --{name} beside it")
+            require(self.gallery or not is_given, f"--{name}: is for the gallery; add --gallery")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Predict every frame of a bank, labelled or not: a table with a row a frame.
+    """Predict faces in pictures and videos: a table, and per video an overlay and a page to look
+    at. Or predict every frame of a bank, labelled or not: a table alone. Run it again after any
+    stop: it works on what is missing.
 
-    Example: `raffect predict --bank bank --head runs/expr runs/au --out predictions.parquet`
+    Example: `raffect predict clip.mp4 photos --head runs/expr runs/au --out predictions`
+
+    Or: `raffect predict --bank bank --head runs/expr --out predictions.parquet`
     """
 
-    bank: Path
-    """Bank made by the encoder that the heads were trained on."""
+    inputs: Positional[tuple[Path, ...]] = ()
+    """Pictures, videos, folders of both at any depth, or patterns such as clips/*.mp4. A name that
+    begins with - needs ./ in front."""
     head: tuple[Path, ...]
     """Run folders of train or tune, or folders of one head each; of a sweep its main setting.
     Probabilities of all heads of a task are averaged; heads of several tasks make one table."""
     out: Path
-    """Table to write: .parquet or .csv. Rows are sorted by video, then frame."""
+    """Of inputs the folder to write; of a bank the table, .parquet or .csv, whose rows are sorted
+    by video, then frame."""
+    bank: Path | None = None
+    """Bank made by the encoder that the heads were trained on, in place of inputs."""
     epoch: Literal["last", "best", "cv"] = "last"
     """Which snapshot of each head: last epoch, best on validation, or the cross-validated epoch."""
     postprocess: str = "auto"
@@ -86,11 +115,45 @@ class PredictConfig:
     row, and the table says so."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
+    weights: str = ""
+    """Weights of the encoder for inputs: a tag or a file; by default those that the heads name."""
+    allow_embedded: bool = False
+    """Let heads of the embedded encoder, which only knows drawn faces, predict inputs."""
+    style: Literal["plain", "openface"] = "plain"
+    """Columns of the CSV files: those of the table, or OpenFace's (frame, face_id, timestamp,
+    confidence, success, AU01_c ...)."""
+    overlay: bool = True
+    """Draw an overlay of each input."""
+    keep: bool = False
+    """Keep the scratch folder with the crops of faces and their features."""
+    detector: Literal["auto", "boxes", "yunet", "haar", "none"] = "auto"
+    """How faces are found, as in `raffect faces`."""
+    boxes: Path | None = None
+    """CSV or Parquet file with boxes that another tool found; see `raffect faces --help`."""
+    detector_model: Path | None = None
+    """ONNX file of YuNet."""
+    every: int = 5
+    """Detect in each n-th frame of a video, and follow faces in between."""
+    margin: float = 0.13
+    """Border around a box on each side, as a share of its longer side."""
+    labels: Path | None = None
+    """Labels to show beside predictions: the folder that `raffect prepare` wrote. Its videos are
+    named as inputs are, without folder and ending."""
+    address: str | None = None
+    """Ray cluster for inputs: auto or an address; it must see inputs and --out under the same
+    paths. Without it Ray starts on this machine alone."""
 
     def __post_init__(self) -> None:
         require(bool(self.head), "--head: expected one run folder, or folder of a head, or more")
-        require_table("out", self.out)
-        require_local(self, "out")
+        if self.bank is not None:
+            require(not self.inputs, "--bank: expected no inputs beside it")
+            require_table("out", self.out)
+            require_local(self, "out")
+            return
+        require(bool(self.inputs), "expected a picture, video, folder or pattern, or --bank BANK")
+        require_local(self, "inputs", "out", "boxes", "detector_model", "labels")
+        is_table = self.out.suffix in (".parquet", ".csv")
+        require(not is_table, f"--out {self.out}: expected a folder where there are inputs")
 
 
 @dataclass(frozen=True, kw_only=True)

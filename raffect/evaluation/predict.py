@@ -74,19 +74,21 @@ def predict(config: PredictConfig) -> PredictResult:
         RaffectError: If there is no head, a head is of another encoder than the bank, planned
             frames are not extracted, or a file is damaged.
     """
+    bank = config.bank
+    assert bank is not None  # what predicts inputs makes one
     # Heads, and the bank that they fit
     heads, notes = pick_heads(config.head, config.epoch)
-    frames = frames_in_order(Bank(config.bank))
+    frames = frames_in_order(Bank(bank))
     for head in heads:
-        require_encoder(head.card, frames.identity, head.folder, config.bank)
+        require_encoder(head.card, frames.identity, head.folder, bank)
     incomplete = _describe_incomplete(frames)
     require(
         config.allow_incomplete or not incomplete,
-        f"{config.bank}: {incomplete} are planned and not there, not extracted yet or damaged; "
+        f"{bank}: {incomplete} are planned and not there, not extracted yet or damaged; "
         f"finish `raffect extract` (`{frames.bank.repair_command}` withdraws what is damaged), "
         "or add --allow-incomplete, and the table will lack them and say so",
     )
-    require(len(frames) > 0, f"{config.bank}: has no frame; run `raffect extract` on it")
+    require(len(frames) > 0, f"{bank}: has no frame; run `raffect extract` on it")
 
     # The table
     ensembles, chosen = load_ensembles(heads, pick_device(config.device), config.postprocess)

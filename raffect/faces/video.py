@@ -71,7 +71,7 @@ def open_video(path: Path) -> Generator[tuple[InputContainer, VideoStream]]:
             raise Damaged("empty file")
         try:
             container: Any = av.open(file, options=options, metadata_errors="replace")
-        except _faults() as error:
+        except faults() as error:
             raise Damaged(f"not a video ({reason(error)})") from error
         with container:
             streams = [
@@ -90,7 +90,7 @@ def open_video(path: Path) -> Generator[tuple[InputContainer, VideoStream]]:
             yield container, stream
 
 
-def _faults() -> tuple[type[Exception], ...]:
+def faults() -> tuple[type[Exception], ...]:
     """What FFmpeg raises for a file that is not as it should be."""
     import av.error
 
@@ -174,7 +174,7 @@ def _read_packets(
             if packet.size and not packet.is_discard:
                 pts.append(packet.pts)
                 keys.append(packet.is_keyframe)
-    except _faults() as error:
+    except faults() as error:
         return pts, keys, f"damaged ({reason(error)})"
     return pts, keys, ""
 
@@ -274,7 +274,7 @@ def _decode_from(
     before = np.flatnonzero(scan.keys[:first])
     if len(before) and before[-1] > 0:
         key = int(scan.pts[before[-1]])
-        with contextlib.suppress(*_faults()):
+        with contextlib.suppress(*faults()):
             container.seek(key, stream=stream)
             frames = _decode(container, stream)
             head = next(frames, None)
@@ -294,10 +294,10 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[Any]:
     while True:
         try:
             packet = next(packets, None)
-        except _faults():
+        except faults():
             packet = None
         frames: list[Any] = []
-        with contextlib.suppress(*_faults()):
+        with contextlib.suppress(*faults()):
             frames = packet.decode() if packet is not None else stream.decode(None)
         yield from (frame for frame in frames if not frame.is_corrupt)
         if packet is None:
@@ -318,6 +318,6 @@ def to_rgb(frame: Any) -> np.ndarray:
 
 
 def _rgb_or_none(frame: Any) -> np.ndarray | None:
-    with contextlib.suppress(Damaged, *_faults()):
+    with contextlib.suppress(Damaged, *faults()):
         return to_rgb(frame)
     return None

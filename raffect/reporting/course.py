@@ -66,7 +66,8 @@ class TimeCourse:
         name: Of the input.
         tasks: What was predicted.
         faces: Those with most frames first.
-        frames: Number of frames with a row.
+        frame: Numbers of all frames that have a row, ascending, int32, shape (F,).
+        place: Where each stands on the axis, float64, shape (F,).
         without_face: How many of them have none.
         span: First and last place on the axis: seconds, or frame numbers where no row has a time.
         in_seconds: Which of both.
@@ -75,10 +76,16 @@ class TimeCourse:
     name: str
     tasks: tuple[Task, ...]
     faces: tuple[FaceCourse, ...]
-    frames: int
+    frame: np.ndarray
+    place: np.ndarray
     without_face: int
     span: tuple[float, float]
     in_seconds: bool
+
+    @property
+    def frames(self) -> int:
+        """Number of frames that have a row."""
+        return len(self.frame)
 
     def places(self, face: FaceCourse) -> np.ndarray:
         """Where a face's rows stand on the axis, float64, ascending, shape (N,)."""
@@ -117,12 +124,14 @@ def read_course(rows: pa.Table, tasks: Sequence[Task], name: str) -> TimeCourse:
 
     # The axis
     in_seconds = rows["timestamp_s"].null_count == 0
-    axis = rows["timestamp_s" if in_seconds else "frame"].to_numpy()
+    axis = rows["timestamp_s" if in_seconds else "frame"].to_numpy().astype(np.float64)
+    frame, first = np.unique(rows["frame"].to_numpy(), return_index=True)
     return TimeCourse(
         name=name,
         tasks=tuple(tasks),
         faces=tuple(faces),
-        frames=len(np.unique(rows["frame"].to_numpy())),
+        frame=frame,
+        place=axis[first],
         without_face=int((status == "no_face").sum()),
         span=(float(axis.min()), float(axis.max())),
         in_seconds=in_seconds,
@@ -165,13 +174,11 @@ class Bins:
         low: Lowest value in each column, shape (columns, C); NaN in a gap.
         mean: Their means.
         high: Highest ones.
-        last: Number of the last row in each column, int64, shape (columns,); -1 in a gap.
     """
 
     low: np.ndarray
     mean: np.ndarray
     high: np.ndarray
-    last: np.ndarray
 
 
 def bin_rows(places: np.ndarray, values: np.ndarray, span: tuple[float, float], num: int) -> Bins:
@@ -188,7 +195,7 @@ def bin_rows(places: np.ndarray, values: np.ndarray, span: tuple[float, float], 
     """
     low, mean, high = (np.full((num, values.shape[1]), np.nan, np.float32) for _ in range(3))
     if not len(places):
-        return Bins(low, mean, high, np.full(num, -1))
+        return Bins(low, mean, high)
 
     # The last frame has a width too
     step = float(np.median(np.diff(places))) if len(places) > 1 else 1.0
@@ -206,7 +213,7 @@ def bin_rows(places: np.ndarray, values: np.ndarray, span: tuple[float, float], 
     for column in np.flatnonzero(count):
         part = values[first[column] : first[column] + count[column]]
         low[column], mean[column], high[column] = part.min(0), part.mean(0), part.max(0)
-    return Bins(low, mean, high, np.where(count > 0, first + count - 1, -1))
+    return Bins(low, mean, high)
 
 
 def _ends(places: np.ndarray, step: float) -> np.ndarray:

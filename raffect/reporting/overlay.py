@@ -7,7 +7,6 @@ frame rate included, and with its sound. They are read and written frame by fram
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,24 +14,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image
 
+from raffect.datasets.frames import BadFrame
 from raffect.errors import RaffectError
+from raffect.faces.pictures import SUFFIXES, read_picture
+from raffect.faces.video import Scan, faults, open_video, require_av, scan_video, to_rgb
 from raffect.predictions.table import PredictionFacts
 from raffect.reporting.course import TimeCourse, read_course
 from raffect.reporting.painter import Painter
 from raffect.storage.atomic import atomic_path
+from raffect.storage.paths import Damaged
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-"""Endings of inputs that are one picture; all others are videos."""
 _PLAYED = ("aac", "mp3", "opus")
 """Sound that browsers play from an MP4 file and that is copied as it is; other is encoded again."""
 SMALL = 224
 """Longer side of a small picture."""
 _ENCODER = {"preset": "veryfast", "crf": "21"}
-_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180}
-_TURNS |= {-90: Image.Transpose.ROTATE_270, -180: Image.Transpose.ROTATE_180}
-_TURNS |= {270: Image.Transpose.ROTATE_270}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +50,6 @@ class Overlay:
     problem: str = ""
 
 
-def overlay_suffix(source: Path) -> str:
-    """Ending of the overlay of an input: ``.mp4``, or ``.png`` of pictures."""
-    return ".png" if source.suffix.lower() in PICTURES else ".mp4"
-
-
 def draw_overlay(source: Path, rows: pa.Table, facts: PredictionFacts, out: Path) -> Overlay:
     """Draw an overlay.
 
@@ -70,7 +63,7 @@ def draw_overlay(source: Path, rows: pa.Table, facts: PredictionFacts, out: Path
         RaffectError: If PyAV is missing or the input cannot be read at all.
     """
     course = read_course(rows, facts.tasks, source.name)
-    if source.suffix.lower() in PICTURES:
+    if source.suffix.lower() in SUFFIXES:
         return _draw_picture(source, course, facts, out)
     with atomic_path(out) as temporary:
         copy = _draw_video(source, course, facts, temporary)
@@ -79,9 +72,8 @@ def draw_overlay(source: Path, rows: pa.Table, facts: PredictionFacts, out: Path
 
 def _draw_picture(source: Path, course: TimeCourse, facts: PredictionFacts, out: Path) -> Overlay:
     try:
-        with Image.open(source) as image:
-            picture = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        picture = Image.fromarray(read_picture(source))
+    except BadFrame as error:
         raise RaffectError(f"{source}: not a readable picture ({error})") from error
     painter = Painter(course, *picture.size, facts.caveats)
     drawn = painter.paint(picture, 1, course.span[0])
@@ -95,43 +87,20 @@ def _small(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def import_av() -> Any:
-    """PyAV.
-
-    Raises:
-        RaffectError: If it is not installed.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise RaffectError("videos need PyAV: pip install 'raffect[video]'") from error
-    return av
-
-
-def read_timestamps(source: Path) -> np.ndarray:
-    """Timestamps of a video's frames in display order, int64, without decoding any.
-
-    A frame's 1-based number is its place among them.
-    """
-    av = import_av()
-    found = []
-    with av.open(str(source)) as container, contextlib.suppress(av.FFmpegError):
-        for packet in container.demux(container.streams.video[0]):
-            found += [packet.pts] if packet.pts is not None else []
-    return np.unique(np.array(found, np.int64))
-
-
 def _draw_video(source: Path, course: TimeCourse, facts: PredictionFacts, out: Path) -> _Copy:
-    av = import_av()
+    require_av()
+    import av
+
     try:
-        stamps = read_timestamps(source)
+        scan = scan_video(source)
+        options = {"movflags": "faststart"}
         with (
-            av.open(str(source)) as reader,
-            av.open(str(out), "w", format="mp4", options={"movflags": "faststart"}) as writer,
+            open_video(source) as (reader, stream),
+            av.open(str(out), "w", format="mp4", options=options) as writer,
         ):
-            copy = _Copy(reader, writer, stamps, course, facts)
+            copy = _Copy(reader, stream, writer, scan, course, facts)
             copy.run()
-    except (av.FFmpegError, IndexError) as error:
+    except (Damaged, OSError) as error:
         raise RaffectError(f"{source}: not a readable video ({error})") from error
     return copy
 
@@ -148,75 +117,67 @@ class _Copy:
     def __init__(
         self,
         reader: Any,
+        stream: Any,
         writer: Any,
-        stamps: np.ndarray,
+        scan: Scan,
         course: TimeCourse,
         facts: PredictionFacts,
     ) -> None:
-        self.reader, self.writer, self.stamps = reader, writer, stamps
+        self.reader, self.source, self.writer, self.scan = reader, stream, writer, scan
         self.course, self.facts = course, facts
-        self.source = reader.streams.video[0]
-        self.source.thread_type = "AUTO"
-        self.first = int(stamps[0]) if len(stamps) else 0
-        self.frames, self.problem, self._last = 0, "", -1
+        self.unit = stream.time_base or Fraction(1, 1000)
+        self.first = 0 if scan.is_counted else int(scan.pts[0])
+        self.frames, self.problem, self._last = 0, scan.problem, -1
         self._painter: Painter | None = None
         self.picture = Image.new("RGB", (1, 1))
         self._wanted = _middle_frame(course)
         self._video: Any = None
-        self._sound = _Sound(reader, writer, float(self.first * self.source.time_base))
+        self._sound = _Sound(reader, writer, float(self.first * self.unit))
 
     def run(self) -> None:
-        """Copy everything; stops where the input ends or is damaged."""
-        av = import_av()
-        streams = [self.source, *self._sound.sources]
-        waiting = []
-        packets = self.reader.demux(streams)
+        """Copy everything, as far as it can be read."""
+        waiting: list[Any] = []
+        packets = self.reader.demux([self.source, *self._sound.sources])
         while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
+            packet = None
+            with contextlib.suppress(*faults()):
+                packet = next(packets, None)
+            if packet is None:
                 break
-            except av.FFmpegError as error:
-                self.problem = f"stops after {self.frames:,} frames ({error})"
-                break
-            if packet.stream is not self.source:
-                # A file has its header once all of its streams are known
-                waiting.append(packet)
+            if packet.stream is self.source:
+                with contextlib.suppress(*faults()):
+                    frames = packet.decode()
+                    for frame in frames:
+                        self._write(frame)
             else:
-                for frame in self._decode(packet):
-                    self._write(frame)
+                waiting.append(packet)
+            # A file has its header once all of its streams are known
             if self._video is not None:
                 for sound in waiting:
                     self._sound.write(sound)
                 waiting = []
         if self._video is None:
-            raise RaffectError(f"{self.reader.name}: no frame of it can be decoded")
+            raise Damaged("no frame can be decoded")
         self._sound.finish()
         self.writer.mux(self._video.encode(None))
 
-    def _decode(self, packet: Any) -> Iterator[Any]:
-        """Frames of a packet; one that is damaged has none."""
-        try:
-            yield from packet.decode()
-        except import_av().FFmpegError as error:
-            self.problem = f"damaged near frame {self.frames + 1:,} ({error})"
-
     def _write(self, frame: Any) -> None:
         """Draw a frame and write it at its own time."""
-        # Number and time; a stream without timestamps counts its frames
-        av, stamp = import_av(), frame.pts
-        if stamp is None:
-            step = 1 / (self.source.guessed_rate or Fraction(25)) / self.source.time_base
-            stamp = self.first + round(self.frames * step)
-        number = (
-            int(np.searchsorted(self.stamps, stamp)) + 1 if len(self.stamps) else self.frames + 1
-        )
-        seconds = float((stamp - self.first) * self.source.time_base)
+        import av
+
+        # Number and time, as `raffect faces` has them
+        if frame.is_corrupt:
+            return
+        if self.scan.is_counted:
+            row = min(self.frames, len(self.scan.pts) - 1)
+            stamp = round(self.scan.seconds[row] / self.unit)
+        else:
+            stamp = frame.pts
+            row = min(int(np.searchsorted(self.scan.pts, stamp)), len(self.scan.pts) - 1)
+        number, seconds = row + 1, float(self.scan.seconds[row])
 
         # As displayed
-        picture = frame.to_image()
-        if turn := _TURNS.get(int(frame.rotation)):
-            picture = picture.transpose(turn)
+        picture = Image.fromarray(to_rgb(frame))
         if self._painter is None:
             self._painter = Painter(self.course, *picture.size, self.facts.caveats)
             self._open_video(self._painter.size)
@@ -227,7 +188,7 @@ class _Copy:
 
         # Times rise strictly
         self._last = drawn.pts = max(stamp - self.first, self._last + 1)
-        drawn.time_base = self.source.time_base
+        drawn.time_base = self.unit
         self.writer.mux(self._video.encode(drawn))
         self.frames += 1
 
@@ -236,7 +197,8 @@ class _Copy:
         self._video = self.writer.add_stream("libx264", rate=rate, options=_ENCODER)
         self._video.width, self._video.height = size
         self._video.pix_fmt = "yuv420p"
-        self._video.codec_context.time_base = self.source.time_base
+        self._video.codec_context.time_base = self.unit
+        self._video.codec_context.thread_count = 1  # a task has one core, and bytes are the same
         self._sound.open()
 
 
@@ -267,7 +229,7 @@ class _Sound:
             packet.stream = self.target
             self.writer.mux(packet)
             return
-        with contextlib.suppress(import_av().FFmpegError):
+        with contextlib.suppress(*faults()):
             for frame in packet.decode():
                 frame.pts = None if frame.pts is None else frame.pts - shift
                 self.writer.mux(self.target.encode(frame))

@@ -70,6 +70,9 @@ def write_timeline(
         "span": course.span,
         "in_seconds": course.in_seconds,
         "step": _step(course),
+        "frame": _cells(
+            bin_rows(course.place, course.frame[:, None], course.span, columns).high[:, 0]
+        ),
         "columns": columns,
         "pictures": pictures.places,
         "tasks": [_describe(task) for task in course.tasks],
@@ -118,8 +121,7 @@ def _shrink(image: Image.Image) -> Image.Image:
 
 def _step(course: TimeCourse) -> float:
     """Distance of two frames on the axis."""
-    gaps = [np.diff(course.places(face)) for face in course.faces if len(face.frame) > 1]
-    return float(np.median(np.concatenate(gaps))) if gaps else 1.0
+    return float(np.median(np.diff(course.place))) if course.frames > 1 else 1.0
 
 
 def _num_columns(course: TimeCourse) -> int:
@@ -159,13 +161,10 @@ def _describe(task: Task) -> dict[str, Any]:
 def _face_data(
     course: TimeCourse, face: FaceCourse, columns: int, truth: Truth | None
 ) -> dict[str, Any]:
-    """One face: the last frame of each column, and each task's curves."""
-    places, frames = course.places(face), face.frame.astype(np.float32)[:, None]
-    last = bin_rows(places, frames, course.span, columns).last
+    """One face: each task's curves."""
     tasks = {task.name: _task_data(course, face, task, columns, truth) for task in course.tasks}
     return {
         "title": face.name,
-        "frame": [int(face.frame[row]) if row >= 0 else None for row in last],
         "tasks": tasks,
     }
 

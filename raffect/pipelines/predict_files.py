@@ -1,0 +1,284 @@
+"""`raffect predict INPUT...`: from pictures and videos to a table, overlays and pages.
+
+    inputs ─ faces ─ crops ─ extract ─ bank ─ heads ─ table ─┬─ predictions.parquet, csv/
+                                                             └─ overlay/, pages/, index.html
+
+Faces, features and heads are those of `raffect faces`, `extract` and `predict --bank`, in a scratch
+folder; each of them goes on where it was after a stop.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raffect.bank.running import note_of_run
+from raffect.config import (
+    EMBEDDED_MODEL,
+    EncoderConfig,
+    ExtractConfig,
+    FacesConfig,
+    PredictConfig,
+)
+from raffect.encoders.weights import EMBEDDED_CAVEAT
+from raffect.errors import RaffectError, require
+from raffect.evaluation.ensemble import load_ensembles
+from raffect.evaluation.pick import PickedHead, pick_heads
+from raffect.evaluation.predict import PredictResult
+from raffect.evaluation.predict import predict as predict_bank
+from raffect.extraction.extract import extract
+from raffect.extraction.find_faces import FacesResult, find_faces
+from raffect.faces.inputs import list_inputs, read_inputs
+from raffect.pipelines.join_faces import join_rows, split_inputs, whole_inputs
+from raffect.pipelines.scratch import delete_scratch, open_scratch
+from raffect.pipelines.show_inputs import Seen, Showing, Shown, show_inputs
+from raffect.predictions.styles import require_style
+from raffect.predictions.table import PredictionFacts, read_predictions, write_predictions
+from raffect.progress import Progress
+from raffect.provenance import describe_run
+from raffect.ray_session.session import ray_session
+from raffect.reporting.index import write_index
+from raffect.reporting.truth import Truth
+from raffect.runs.data import pick_device
+from raffect.storage.atomic import require_writable
+
+_NO_REJECTS_ARE_TOO_MANY = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictFilesResult:
+    """What was predicted for pictures and videos.
+
+    Attributes:
+        out: Folder of the results; None if they are in memory alone.
+        facts: Where the predictions come from.
+        inputs: Number of inputs.
+        statuses: Rows by status; see `raffect.predictions.columns.Status`.
+        problems: Inputs with a problem, and what it is.
+        notes: Which heads, detector and decision rules were used, and what was deleted.
+        table: All rows, where there is no folder.
+    """
+
+    out: Path | None
+    facts: PredictionFacts
+    inputs: int
+    statuses: Mapping[str, int]
+    problems: Mapping[str, str]
+    notes: tuple[str, ...]
+    table: pa.Table | None = None
+
+    def to_pandas(self) -> Any:
+        """The table as a pandas DataFrame, a row for each face of each frame."""
+        if self.table is not None:
+            return self.table.to_pandas()
+        assert self.out is not None
+        return read_predictions(self.out / "predictions.parquet").to_pandas()
+
+    def lines(self) -> list[str]:
+        """The result as lines of text."""
+        counts = ", ".join(f"{count:,} {status}" for status, count in self.statuses.items())
+        lines = [*self.notes, f"{self.facts.model}: {self.inputs:,} inputs, rows: {counts}"]
+        lines += [f"problem: {name}: {what}" for name, what in list(self.problems.items())[:10]]
+        if len(self.problems) > 10:
+            lines.append(f"... and {len(self.problems) - 10:,} more, all in index.html")
+        lines += [f"caveat: {caveat}" for caveat in self.facts.caveats]
+        what = "predictions.parquet, and a CSV file an input in csv/"
+        return [*lines, f"wrote {self.out}/index.html (open it in a browser), {what}"]
+
+
+def predict(
+    what: PredictConfig | str | Path | Sequence[str | Path], **settings: Any
+) -> PredictResult | PredictFilesResult:
+    """Predict a bank, or pictures and videos.
+
+    Args:
+        what: A configuration, or an input or several: ``predict("clip.mp4", head="runs/expr")``.
+        **settings: Of `PredictConfig`, where ``what`` is inputs. ``head`` may be one path. Without
+            ``out`` nothing is left on the disk, and the result holds the table alone.
+
+    Raises:
+        RaffectError: If an input, head or package is missing, or the encoder not for photographs.
+    """
+    if isinstance(what, PredictConfig):
+        return predict_bank(what) if what.bank is not None else predict_files(what)
+    inputs = (what,) if isinstance(what, str | Path) else tuple(what)
+    head = settings.pop("head", ())
+    heads = (head,) if isinstance(head, str | Path) else tuple(head)
+    out = settings.pop("out", None)
+    paths: dict[str, Any] = {"inputs": tuple(map(Path, inputs)), "head": tuple(map(Path, heads))}
+    if out is not None:
+        return predict_files(PredictConfig(**paths, out=Path(out), **settings))
+    with tempfile.TemporaryDirectory(prefix="raffect-") as folder:
+        settings = {"overlay": False, **settings}
+        result = predict_files(PredictConfig(**paths, out=Path(folder), **settings))
+        table = read_predictions(Path(folder) / "predictions.parquet")
+    return replace(result, out=None, table=table)
+
+
+def predict_files(config: PredictConfig) -> PredictFilesResult:
+    """Predict pictures and videos into the folder ``config.out``.
+
+    Raises:
+        RaffectError: If an input, head or package is missing, or the encoder not for photographs.
+    """
+    # Everything that can be checked is checked before a face is looked for
+    heads, notes = pick_heads(config.head, config.epoch)
+    encoder = _choose_encoder(config, heads)
+    ensembles, chosen = load_ensembles(heads, pick_device(config.device), config.postprocess)
+    tasks = [one.rules.task for one in ensembles]
+    require_style(config.style, tasks)
+    truth = Truth(config.labels, tasks) if config.labels else None
+    files = list_inputs(config.inputs).files
+    out = config.out.absolute()
+    require_writable(out)
+    scratch, deleted = open_scratch(out, files, _deciding(config, heads))
+
+    # Faces, features, predictions
+    with note_of_run(scratch), ray_session(config.address):
+        faces = find_faces(_faces_config(config, scratch / "faces"))
+        facts = _predict_crops(config, encoder, faces, scratch)
+        if facts is None:
+            rules = tuple(one.rules for one in ensembles)
+            facts = PredictionFacts(rules=rules, bank="", bank_digest="", run=describe_run())
+        facts = replace(facts, bank="", run=describe_run())
+        predicted = scratch / "predictions.parquet"
+        statuses = _write_table(out / "predictions.parquet", faces, predicted, facts)
+
+        # What there is to look at
+        showing = Showing(
+            out=out,
+            records=scratch / "shown",
+            facts=facts,
+            style=config.style,
+            overlay=config.overlay,
+            truth=truth,
+        )
+        shown = _show_all(showing, faces, scratch / "faces")
+    about = f"model {facts.model}; faces found by {faces.detector} ({faces.reason})"
+    write_index([one.entry() for one in shown], facts, about, out / "index.html")
+    kept = []
+    if config.keep:
+        kept = [f"kept {scratch}: crops of faces and their features"]
+    else:
+        delete_scratch(scratch)
+    detector = f"faces found by {faces.detector} ({faces.reason})"
+    return PredictFilesResult(
+        out=out,
+        facts=facts,
+        inputs=len(shown),
+        statuses=statuses,
+        problems={one.title: one.problem for one in shown if one.problem},
+        notes=(*deleted, *notes, *chosen, detector, *kept),
+    )
+
+
+def _choose_encoder(config: PredictConfig, heads: Sequence[PickedHead]) -> EncoderConfig:
+    """The encoder that the heads were trained on.
+
+    Raises:
+        RaffectError: If they are of several encoders, of none that can be loaded, or of the
+            embedded one, which is not for photographs.
+    """
+    found = {head.card.data.encoders[0].weights_sha256: head for head in heads}
+    folders = " and ".join(str(head.folder) for head in found.values())
+    require(len(found) == 1, f"--head: {folders} are of different encoders; predict each alone")
+    (head,) = found.values()
+    identity = head.card.data.encoders[0]
+    weights = config.weights or identity.weights
+    if identity.model == EMBEDDED_MODEL and not weights.startswith("random"):
+        require(
+            config.allow_embedded,
+            f"{head.folder}: a head of the embedded encoder, which has never seen a photograph; "
+            "train on a bank of a real encoder (`raffect models list`), or pass --allow-embedded "
+            f"to try it all the same (results are labelled {EMBEDDED_CAVEAT!r})",
+        )
+    return EncoderConfig(model=identity.model, weights=weights, precision=identity.precision)
+
+
+def _deciding(config: PredictConfig, heads: Sequence[PickedHead]) -> list[Any]:
+    """What decides the results, beside the inputs."""
+    names = ("postprocess", "weights", "style", "overlay", "detector", "every", "margin", "device")
+    files = [str(file) for file in (config.boxes, config.detector_model, config.labels)]
+    settings = [getattr(config, name) for name in names]
+    return [[head.card.sha256 for head in heads], settings, files]
+
+
+def _faces_config(config: PredictConfig, out: Path) -> FacesConfig:
+    return FacesConfig(
+        inputs=config.inputs,
+        out=out,
+        detector=config.detector,
+        boxes=config.boxes,
+        detector_model=config.detector_model,
+        every=config.every,
+        margin=config.margin,
+        address=config.address,
+    )
+
+
+def _predict_crops(
+    config: PredictConfig, encoder: EncoderConfig, faces: FacesResult, scratch: Path
+) -> PredictionFacts | None:
+    """Extract the crops and predict them into the scratch folder; None if there is no crop."""
+    if faces.manifest is None:
+        return None
+    bank = scratch / "bank"
+    extract(
+        ExtractConfig(
+            manifest=faces.manifest,
+            bank=bank,
+            encoder=encoder,
+            address=config.address,
+            device=config.device,
+            allow_embedded=True,  # `_choose_encoder` has asked
+            max_reject_share=_NO_REJECTS_ARE_TOO_MANY,
+        )
+    )
+    settings = replace(config, inputs=(), bank=bank, out=scratch / "predictions.parquet")
+    return predict_bank(settings).facts
+
+
+def _write_table(
+    out: Path, faces: FacesResult, predicted: Path, facts: PredictionFacts
+) -> dict[str, int]:
+    """Write the table of all inputs; its rows by status."""
+    statuses: Counter[str] = Counter()
+    source = predicted if faces.manifest is not None else None
+    with write_predictions(out, facts) as writer:
+        for part in join_rows(faces.faces, source, facts.tasks, facts.model):
+            writer.write(part)
+            statuses.update(part["status"].to_pylist())
+    return dict(statuses.most_common())
+
+
+def _show_all(showing: Showing, faces: FacesResult, folder: Path) -> list[Shown]:
+    """Show every input; in the order of the inputs."""
+    problems = {fact.name: fact.problem for fact in faces.inputs}
+    seen = {
+        one.shown: Seen(
+            name=one.name, path=one.path, kind=one.kind, problem=problems.get(one.name, "")
+        )
+        for one in read_inputs(folder)
+    }
+    found = {}
+    with Progress("looks", len(seen), "inputs") as progress:
+        for name, shown in show_inputs(showing, _rows_of(showing, seen)):
+            found[name] = shown
+            progress.advance(1)
+    return [found[one.name] for one in seen.values() if one.name in found]
+
+
+def _rows_of(showing: Showing, seen: Mapping[str, Seen]) -> Iterator[tuple[Seen, pa.Table]]:
+    with pq.ParquetFile(showing.out / "predictions.parquet") as file:
+        for part in whole_inputs(file.iter_batches()):
+            for name, rows in split_inputs(part):
+                if name not in seen:
+                    raise RaffectError(f"{name}: in the table of faces and not among the inputs")
+                yield seen[name], rows
