@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PrepareConfig,
         TrainConfig,
         TuneConfig,
+        ZeroshotConfig,
     )
     from raffect.datasets.affwild2.tasks import AU, EXPR, VA
     from raffect.datasets.labels import read_labels
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from raffect.extraction.pack import PackReport, pack
     from raffect.extraction.summary import ExtractSummary
     from raffect.heads.checkpoint import HeadCard, load_head
+    from raffect.language.zeroshot import zeroshot
+    from raffect.language.zeroshot_result import ZeroshotResult
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
     from raffect.training.train import train
@@ -72,6 +75,8 @@ _HOME = {
     "TuneConfig": "config",
     "VA": "datasets.affwild2.tasks",
     "Verification": "bank.verify",
+    "ZeroshotConfig": "config",
+    "ZeroshotResult": "language.zeroshot_result",
     "count_videos": "bank.inspect",
     "describe_bank": "bank.inspect",
     "estimate": "extraction.estimate",
@@ -90,6 +95,7 @@ _HOME = {
     "tune": "training.tune",
     "verify": "bank.verify",
     "write_synthetic": "datasets.synthetic.tree",
+    "zeroshot": "language.zeroshot",
 }
 """Where each public name lives, below ``raffect``."""
 
@@ -120,6 +126,8 @@ __all__ = [
     "TrainResult",
     "TuneConfig",
     "Verification",
+    "ZeroshotConfig",
+    "ZeroshotResult",
     "__version__",
     "count_videos",
     "describe_bank",
@@ -139,6 +147,7 @@ __all__ = [
     "tune",
     "verify",
     "write_synthetic",
+    "zeroshot",
 ]
 
 

@@ -58,6 +58,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     ),
     "train": (c.TrainConfig, "bank + labels -> heads with CVaR and SAM, by a recipe"),
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
+    "zeroshot": (c.ZeroshotConfig, "bank + prompts -> heads made of texts, nothing is trained"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
     "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (
@@ -340,6 +341,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         # Heads and their results
         "train": _train,
         "tune": _tune,
+        "zeroshot": _zeroshot,
         "evaluate": _evaluate,
         "report": _report,
     }
@@ -378,6 +380,13 @@ def _tune(config: c.TuneConfig) -> int:
         from raffect.training.tune import tune
 
     return _print(tune(config).lines())
+
+
+def _zeroshot(config: c.ZeroshotConfig) -> int:
+    with stage(_TORCH):
+        from raffect.language.zeroshot import zeroshot
+
+    return _print(zeroshot(config).lines())
 
 
 def _evaluate(config: c.EvaluateConfig) -> int:

@@ -52,6 +52,10 @@ RECIPE = {
     "--optim.weight-decay",
     "--optim.schedule",
     "--optim.min-lr",
+    "--text.prompts",
+    "--text.ensemble",
+    "--text.other",
+    "--text.against",
 }
 LEARN = RECIPE | {
     "--allow-incomplete",
@@ -127,6 +131,21 @@ FLAGS = {
         "--scheduler",
         "--save-heads",
         "--track",
+    },
+    "zeroshot": {
+        "--bank",
+        "--labels",
+        "--out",
+        "--prompts",
+        "--task",
+        "--ensemble",
+        "--other",
+        "--against",
+        "--select",
+        "--folds",
+        "--weights",
+        "--device",
+        "--allow-incomplete",
     },
     "evaluate": {
         "--allow-incomplete",

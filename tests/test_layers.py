@@ -34,6 +34,9 @@ ALLOWED = {
     "runs": "storage config recipe provenance datasets metrics bank heads",
     "extraction": "storage config progress provenance ray_session datasets bank encoders",
     "training": f"{_RUN} heads runs",
+    "language": (
+        "storage config recipe progress provenance datasets metrics bank encoders heads runs"
+    ),
     "evaluation": f"{_RUN} predictions heads runs",
     "reporting": "storage config progress datasets metrics bank predictions runs",
     "pipelines": f"{_RUN} predictions encoders heads runs extraction training evaluation reporting",
@@ -41,7 +44,7 @@ ALLOWED = {
 # The command line imports the one command that is asked for.
 FREE = {"__main__", "cli", "job", "__init__"}
 WITH_RAY = {"ray_session", "extraction", "training", "evaluation", "pipelines"}
-WITH_TORCH = WITH_RAY | {"encoders", "heads", "runs"}
+WITH_TORCH = WITH_RAY | {"encoders", "heads", "runs", "language"}
 
 
 def place(file: Path) -> str:

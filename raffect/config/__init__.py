@@ -22,6 +22,7 @@ from raffect.config.encoders import (
     ModelsPullConfig,
     ModelsVerifyConfig,
 )
+from raffect.config.language import ZeroshotConfig
 from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
 from raffect.config.machine import DemoConfig, DoctorConfig
 from raffect.config.results import EvaluateConfig, ReportConfig
@@ -50,6 +51,7 @@ __all__ = [
     "SynthConfig",
     "TrainConfig",
     "TuneConfig",
+    "ZeroshotConfig",
     "count_cores",
     "may_change",
     "require_types",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -189,11 +190,11 @@ class TextEncoder:
         return vectors
 
     def _find_unknown(self, prompt: str) -> tuple[str, ...]:
-        """Words whose embedding is all 0: no caption that the weights were trained on had them."""
+        """Words with an embedding that is all 0: no caption that made the weights had them."""
         tower = getattr(self._model, "text", self._model)
-        weight = tower.token_embedding.weight
-        tokens = [token for token in self._tokenizer.encode(prompt) if not weight[token].any()]
-        return tuple(self._tokenizer.decode([token]).strip() for token in tokens)
+        is_known = tower.token_embedding.weight.any(1)
+        words = dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower()))
+        return tuple(word for word in words if not is_known[self._tokenizer.encode(word)].all())
 
 
 def open_text_encoder(bank: Identity, bank_path: Path, weights: str = "") -> TextEncoder:
