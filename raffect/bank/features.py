@@ -152,7 +152,7 @@ def find_features(
     labels, values = _select_labelled(labels, task, split, videos)
     vocabulary = Vocabulary()
     commits = bank.read_commits() if commits is None else commits
-    location = _locate(bank, vocabulary, commits)
+    location = locate(bank, vocabulary, commits)
     label_keys = vocabulary.keys(labels)
     # Their join
     rows, picked, is_missing = _join(location.keys, label_keys, limit)
@@ -284,7 +284,7 @@ def read_features(
 
 
 @dataclass(frozen=True)
-class _Location:
+class Location:
     """Where every extracted frame is, in the order of the bank, and the keys of the other frames.
 
     Attributes:
@@ -302,8 +302,17 @@ class _Location:
     not_extracted: np.ndarray
 
 
-def _locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -> _Location:
-    """Find every frame of a bank from its plan and its rejects alone."""
+def locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -> Location:
+    """Find every frame of a bank from its plan and its rejects alone.
+
+    Args:
+        bank: The bank.
+        vocabulary: Numbers videos for the keys.
+        commits: The result of `Bank.read_commits`.
+
+    Raises:
+        RaffectError: If plan, records and rejects do not fit each other.
+    """
     # The shard of each planned frame, and whether it is committed
     plan = bank.plan
     keys = vocabulary.keys(plan.table)
@@ -324,7 +333,7 @@ def _locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -
         if kept[number] != record.rows:
             what = f"rejects of shard {number:06d} are not frames of it"
             raise RaffectError(f"{bank.path}: {what}; run `raffect bank verify`")
-    return _Location(
+    return Location(
         keys=keys[keep],
         shard=shard[keep],
         row=row[keep],
@@ -333,7 +342,7 @@ def _locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -
     )
 
 
-def _count_missing(keys: np.ndarray, location: _Location) -> Missing:
+def _count_missing(keys: np.ndarray, location: Location) -> Missing:
     rejected = int(np.isin(keys, location.rejected).sum())
     not_extracted = int(np.isin(keys, location.not_extracted).sum())
     return Missing(len(keys) - rejected - not_extracted, rejected, not_extracted)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from raffect.bank.clips import ClipIndex
 from raffect.bank.features import FeatureIndex
 from raffect.bank.format import Bank
 from raffect.config import ZeroshotConfig
@@ -117,7 +118,8 @@ def zeroshot(config: ZeroshotConfig) -> ZeroshotResult:
     found = conclude_sweep(folder, dataset.facts, records, axes, saved_heads=True)
     unknown = {one.name: encoder.unknown_words(one.prompts) for one in prompts}
     judged = prompts[0].described if config.other == "never" else list(dataset.task.outputs)
-    return describe_scores(folder, found, statistics, judged, unknown)
+    unit = "clips" if isinstance(dataset.splits["validation"], ClipIndex) else "frames"
+    return describe_scores(folder, found, statistics, judged, unknown, unit)
 
 
 def _read_prompts(config: ZeroshotConfig, task: Task) -> list[TaskPrompts]:

@@ -107,7 +107,8 @@ class ZeroshotResult:
         sweep: The run as training would have found it.
         scores: One a prompt set and ensemble, in the order of the run.
         described: Outputs that are judged; frames of others are left out of `scores`.
-        frames: Frames of the described outputs.
+        frames: Frames, or clips, of the described outputs.
+        unit: ``frames`` or ``clips``.
         chance: Macro F1 of predictors that look at nothing, over the described outputs.
         chance_uar: Likewise UAR, of any constant; None for labels.
         chance_war: WAR of the most frequent class; None for labels.
@@ -118,6 +119,7 @@ class ZeroshotResult:
     scores: tuple[PromptScores, ...]
     described: tuple[str, ...]
     frames: int
+    unit: str
     chance: Chance
     chance_uar: float | None
     chance_war: float | None
@@ -178,10 +180,10 @@ class ZeroshotResult:
         data = self.sweep.data
         split, task = data.splits["validation"], data.task
         left_out = [name for name in task.outputs if name not in self.described]
-        without = f"; frames of {', '.join(left_out)} are left out" if left_out else ""
+        without = f"; {self.unit} of {', '.join(left_out)} are left out" if left_out else ""
         kind = kind_of(task)
         return [
-            f"{task.name.upper()} zero-shot on {self.frames:,} validation frames of "
+            f"{task.name.upper()} zero-shot on {self.frames:,} validation {self.unit} of "
             f"{split.groups} {data.group_name}, {len(self.described)} {kind.parts}{without}"
         ]
 
@@ -220,6 +222,7 @@ def describe_scores(
     statistics: Mapping[str, np.ndarray],
     described: Sequence[str],
     unknown: Mapping[str, Sequence[str]],
+    unit: str,
 ) -> ZeroshotResult:
     """Scores over the described outputs, which are also written to zeroshot.csv.
 
@@ -229,6 +232,7 @@ def describe_scores(
         statistics: By head and group on the validation split, shape (groups, A, B).
         described: Outputs that are judged: those with prompts, or under a rule for Other all.
         unknown: Words that the weights never saw, by prompt set.
+        unit: ``frames`` or ``clips``.
     """
     # Classes with prompts alone; labels all have some
     task = sweep.data.task
@@ -271,6 +275,7 @@ def describe_scores(
         scores=tuple(scores),
         described=tuple(described),
         frames=int(kind.count_frames(total)),
+        unit=unit,
         chance=kind.chance(total, part),
         chance_uar=1 / max((true > 0).sum(), 1) if is_classes else None,
         chance_war=float(true.max() / max(true.sum(), 1)) if is_classes else None,
