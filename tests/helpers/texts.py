@@ -28,7 +28,7 @@ def embedded() -> Identity:
     return load_encoder(EncoderConfig(model="raffect-faces"), "cpu").identity
 
 
-def make_text_bank(folder: Path, seed: int = 0, noise: float = 0.5) -> Path:
+def make_text_bank(folder: Path, seed: int = 0, noise: float = 2.0) -> Path:
     """``bank/`` and ``labels/{expr,au,va}.parquet``; the last class of expr is noise alone."""
     # Labels: a class a frame, and half of the units' texts added up
     rng, rows = np.random.default_rng(seed), VIDEOS * LENGTH

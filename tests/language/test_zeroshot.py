@@ -162,7 +162,7 @@ def test_the_result_is_lines_a_table_and_files(expr):
     assert "chance  macro F1 .143" in lines
     assert "the encoder has never seen words of photo: an, anger" in lines
     assert "words of facs" not in lines
-    assert list(expr.to_pandas()["prompts"]) == sorted(SETS)
+    assert tuple(expr.to_pandas()["prompts"]) == SETS
     assert (expr.folder / "zeroshot.csv").read_text().count("\n") == 4
     metrics = json.loads((expr.folder / "metrics.json").read_text())
     assert metrics["main"]["settings"] == {"text.prompts": expr.chosen.prompts}
