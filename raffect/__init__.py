@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ExtractConfig,
         PackConfig,
         PrepareConfig,
+        ProbeConfig,
         TrainConfig,
         TuneConfig,
         ZeroshotConfig,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from raffect.encoders.tower import load_encoder
     from raffect.errors import RaffectError
     from raffect.evaluation.evaluate import EvaluateResult, evaluate
+    from raffect.evaluation.probe import ProbeResult, probe
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
     from raffect.extraction.pack import PackReport, pack
@@ -65,6 +67,8 @@ _HOME = {
     "PackReport": "extraction.pack",
     "PrepareConfig": "config",
     "PrepareReport": "datasets.prepare",
+    "ProbeConfig": "config",
+    "ProbeResult": "evaluation.probe",
     "RaffectError": "errors",
     "RejectList": "bank.rejects",
     "ReportResult": "reporting.report",
@@ -87,6 +91,7 @@ _HOME = {
     "load_head": "heads.checkpoint",
     "pack": "extraction.pack",
     "prepare": "datasets.prepare",
+    "probe": "evaluation.probe",
     "read_features": "bank.features",
     "read_labels": "datasets.labels",
     "read_manifest": "datasets.manifest",
@@ -117,6 +122,8 @@ __all__ = [
     "PackReport",
     "PrepareConfig",
     "PrepareReport",
+    "ProbeConfig",
+    "ProbeResult",
     "RaffectError",
     "RejectList",
     "ReportResult",
@@ -139,6 +146,7 @@ __all__ = [
     "load_head",
     "pack",
     "prepare",
+    "probe",
     "read_features",
     "read_labels",
     "read_manifest",

@@ -59,6 +59,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "train": (c.TrainConfig, "bank + labels -> heads with CVaR and SAM, by a recipe"),
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "zeroshot": (c.ZeroshotConfig, "bank + prompts -> heads made of texts, nothing is trained"),
+    "probe": (c.ProbeConfig, "bank + few labels -> prototypes and linear probes, against k"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
     "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (
@@ -342,6 +343,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "train": _train,
         "tune": _tune,
         "zeroshot": _zeroshot,
+        "probe": _probe,
         "evaluate": _evaluate,
         "report": _report,
     }
@@ -387,6 +389,13 @@ def _zeroshot(config: c.ZeroshotConfig) -> int:
         from raffect.language.zeroshot import zeroshot
 
     return _print(zeroshot(config).lines())
+
+
+def _probe(config: c.ProbeConfig) -> int:
+    with stage(_TORCH):
+        from raffect.evaluation.probe import probe
+
+    return _print(probe(config).lines())
 
 
 def _evaluate(config: c.EvaluateConfig) -> int:

@@ -37,7 +37,7 @@ ALLOWED = {
     "language": (
         "storage config recipe progress provenance datasets metrics bank encoders heads runs"
     ),
-    "evaluation": f"{_RUN} predictions heads runs",
+    "evaluation": f"{_RUN} predictions encoders heads runs language reporting",
     "reporting": "storage config progress datasets metrics bank predictions runs",
     "pipelines": f"{_RUN} predictions encoders heads runs extraction training evaluation reporting",
 }

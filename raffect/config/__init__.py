@@ -22,7 +22,7 @@ from raffect.config.encoders import (
     ModelsPullConfig,
     ModelsVerifyConfig,
 )
-from raffect.config.language import ZeroshotConfig
+from raffect.config.language import ProbeConfig, ZeroshotConfig
 from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
 from raffect.config.machine import DemoConfig, DoctorConfig
 from raffect.config.results import EvaluateConfig, ReportConfig
@@ -47,6 +47,7 @@ __all__ = [
     "ModelsVerifyConfig",
     "PackConfig",
     "PrepareConfig",
+    "ProbeConfig",
     "ReportConfig",
     "SynthConfig",
     "TrainConfig",

@@ -63,3 +63,54 @@ class ZeroshotConfig:
             self.other == "never" or self.select == "cv",
             "--other threshold: is chosen on the training split; leave --select none out",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Learn from few labels on frozen features: nearest prototypes, prototypes that start from
+    texts, logistic regression; ridge regression for numbers. One frame a class of k groups (videos,
+    subjects), many draws.
+
+    Example: `raffect probe --task expr --bank bank --labels data --out probe --prompts facs`
+
+    Or: `raffect probe --task va --bank bank --labels data --out probe-va --shots 2 4 8 16`
+    """
+
+    bank: Path
+    """Bank of `raffect extract`."""
+    labels: Path
+    """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote; or a table of
+    clips."""
+    out: Path
+    """Folder for scores and the figure."""
+    task: str = ""
+    """Name of the label table, such as expr, au or va; needed where --labels holds several."""
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Numbers k of training frames a class; each is of another video or other group."""
+    num_seeds: int = 10
+    """Draws of these frames."""
+    all_frames: bool = True
+    """Also learn from all training frames, or as many as --most-frames."""
+    most_frames: int = 5000
+    """Most training frames for --all-frames, drawn at random."""
+    prompts: str = ""
+    """Prompt set (see `raffect zeroshot`): adds zero-shot as k = 0, and prototypes that start from
+    its texts."""
+    text_shots: float = 4.0
+    """As how many frames of its class a text counts in such a prototype."""
+    weights: str = ""
+    """File or tag of the encoder's weights, for --prompts; by default as the bank names them."""
+    folds: int = 5
+    """Most folds of whole groups on which regularisation is chosen."""
+    allow_incomplete: bool = False
+    """Work on a bank that lacks planned frames. Every score is then marked as such."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.shots) and all(1 <= k <= 10_000 for k in self.shots),
+            f"--shots {' '.join(map(str, self.shots))}: expected numbers from 1 to 10000",
+        )
+        require(1 <= self.num_seeds <= 1000, f"--num-seeds {self.num_seeds}: expected 1 to 1000")
+        require(self.most_frames >= 2, f"--most-frames {self.most_frames}: expected 2 or more")
+        require(0 < self.text_shots < 1e6, f"--text-shots {self.text_shots}: expected more than 0")
+        require(2 <= self.folds <= 100, f"--folds {self.folds}: expected 2 to 100")
