@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from stand_in import DIM, IDENTITY
+from stand_in import IDENTITY
 
-from raffect.bank.format import Bank
+from raffect.bank.format import Bank, Identity
 from raffect.datasets.affwild2.tasks import COMPLETE, COMPLETE_EXPR_COUNTS, EXPR
 from raffect.storage.tables import write_table
 
@@ -19,7 +19,11 @@ _NOISE = 6.0
 
 
 def make_bank(
-    folder: Path, train: int, validation: int, shard_rows: int | None = None
+    folder: Path,
+    train: int,
+    validation: int,
+    shard_rows: int | None = None,
+    identity: Identity = IDENTITY,
 ) -> tuple[Path, Path]:
     """Write ``bank/`` and ``data/labels/expr.parquet``, from which a head can learn.
 
@@ -47,13 +51,13 @@ def make_bank(
     # Features, shard by shard
     bank = Bank(folder / "bank")
     plan = bank.extend_plan(pa.table({"video": video, "frame": frame}), shard_rows)
-    bank.claim(IDENTITY)
-    centres = rng.standard_normal((len(share), DIM), np.float32)
+    bank.claim(identity)
+    centres = rng.standard_normal((len(share), identity.dim), np.float32)
     for shard in range(plan.num_shards):
         begin, end = plan.offsets[shard], plan.offsets[shard + 1]
-        noise = rng.standard_normal((end - begin, DIM), np.float32)
+        noise = rng.standard_normal((end - begin, identity.dim), np.float32)
         features = (centres[expression[begin:end]] + _NOISE * noise).astype(np.float16)
-        bank.commit(shard, plan.rows(shard), features, {}, IDENTITY)
+        bank.commit(shard, plan.rows(shard), features, {}, identity)
     return bank.path, folder / "data"
 
 

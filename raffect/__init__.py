@@ -26,9 +26,11 @@ if TYPE_CHECKING:
         PostprocessConfig,
         PredictConfig,
         PrepareConfig,
+        ProbeConfig,
         SubmitConfig,
         TrainConfig,
         TuneConfig,
+        ZeroshotConfig,
     )
     from raffect.datasets.affwild2.tasks import AU, EXPR, VA
     from raffect.datasets.labels import read_labels
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from raffect.evaluation.evaluate import evaluate
     from raffect.evaluation.postprocess import PostprocessResult, postprocess
     from raffect.evaluation.predict import PredictResult
+    from raffect.evaluation.probe import ProbeResult, probe
     from raffect.evaluation.results import EvaluateResult
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from raffect.extraction.pack import PackReport, pack
     from raffect.extraction.summary import ExtractSummary
     from raffect.heads.checkpoint import HeadCard, load_head
+    from raffect.language.zeroshot import zeroshot
+    from raffect.language.zeroshot_result import ZeroshotResult
     from raffect.predictions.challenge import SubmitResult, submit
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
@@ -77,6 +82,8 @@ _HOME = {
     "PredictResult": "evaluation.predict",
     "PrepareConfig": "config",
     "PrepareReport": "datasets.prepare",
+    "ProbeConfig": "config",
+    "ProbeResult": "evaluation.probe",
     "RaffectError": "errors",
     "RejectList": "bank.rejects",
     "ReportResult": "reporting.report",
@@ -89,6 +96,8 @@ _HOME = {
     "TuneConfig": "config",
     "VA": "datasets.affwild2.tasks",
     "Verification": "bank.verify",
+    "ZeroshotConfig": "config",
+    "ZeroshotResult": "language.zeroshot_result",
     "count_videos": "bank.inspect",
     "describe_bank": "bank.inspect",
     "estimate": "extraction.estimate",
@@ -102,6 +111,7 @@ _HOME = {
     "postprocess": "evaluation.postprocess",
     "predict": "pipelines.predict_files",
     "prepare": "datasets.prepare",
+    "probe": "evaluation.probe",
     "read_features": "bank.features",
     "read_labels": "datasets.labels",
     "read_manifest": "datasets.manifest",
@@ -111,6 +121,7 @@ _HOME = {
     "tune": "training.tune",
     "verify": "bank.verify",
     "write_synthetic": "datasets.synthetic.tree",
+    "zeroshot": "language.zeroshot",
 }
 """Where each public name lives, below ``raffect``."""
 
@@ -138,6 +149,8 @@ __all__ = [
     "PredictResult",
     "PrepareConfig",
     "PrepareReport",
+    "ProbeConfig",
+    "ProbeResult",
     "RaffectError",
     "RejectList",
     "ReportResult",
@@ -149,6 +162,8 @@ __all__ = [
     "TrainResult",
     "TuneConfig",
     "Verification",
+    "ZeroshotConfig",
+    "ZeroshotResult",
     "__version__",
     "count_videos",
     "describe_bank",
@@ -163,6 +178,7 @@ __all__ = [
     "postprocess",
     "predict",
     "prepare",
+    "probe",
     "read_features",
     "read_labels",
     "read_manifest",
@@ -172,6 +188,7 @@ __all__ = [
     "tune",
     "verify",
     "write_synthetic",
+    "zeroshot",
 ]
 
 

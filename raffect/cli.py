@@ -52,6 +52,8 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "train": (c.TrainConfig, "bank + labels -> heads with CVaR and SAM, by a recipe"),
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "postprocess": (c.PostprocessConfig, "window, thresholds and weights, chosen on folds"),
+    "zeroshot": (c.ZeroshotConfig, "bank + prompts -> heads made of texts, nothing is trained"),
+    "probe": (c.ProbeConfig, "bank + few labels -> prototypes and linear probes, against k"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
     "predict": (
         c.PredictConfig,
@@ -212,6 +214,8 @@ def _dispatch(command: str, words: list[str]) -> int:
         "train": _train,
         "tune": _tune,
         "postprocess": _postprocess,
+        "zeroshot": _zeroshot,
+        "probe": _probe,
         "evaluate": _evaluate,
         "predict": _predict,
         "submit": _submit,
@@ -265,6 +269,20 @@ def _postprocess(config: c.PostprocessConfig) -> int:
         from raffect.evaluation.postprocess import postprocess
 
     return _print(postprocess(config).lines())
+
+
+def _zeroshot(config: c.ZeroshotConfig) -> int:
+    with stage(_TORCH):
+        from raffect.language.zeroshot import zeroshot
+
+    return _print(zeroshot(config).lines())
+
+
+def _probe(config: c.ProbeConfig) -> int:
+    with stage(_TORCH):
+        from raffect.evaluation.probe import probe
+
+    return _print(probe(config).lines())
 
 
 def _evaluate(config: c.EvaluateConfig) -> int:

@@ -147,6 +147,23 @@ class OptimConfig(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextConfig(Record):
+    """Texts that a zero-shot head is made of: `raffect zeroshot` sets these, training has none."""
+
+    prompts: str = ""
+    """Prompt set of a zero-shot head; empty for heads that are trained."""
+    ensemble: Literal["vectors", "logits"] = "vectors"
+    """How prompts of a class go together: the mean of their vectors, divided by its norm, or the
+    mean of their logits."""
+    other: Literal["never", "threshold"] = "never"
+    """When a class without prompts (Other) is predicted: never, or below a threshold on the largest
+    similarity, which is chosen on the training split."""
+    against: Literal["rest", "mean"] = "rest"
+    """What a label such as AU12 is compared with: texts of a face at rest, or the mean of the texts
+    of all other labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Record):
     """Everything that decides a head, apart from the data."""
 
@@ -162,6 +179,7 @@ class Recipe(Record):
     loss: LossConfig = field(default_factory=LossConfig)
     sam: SamConfig = field(default_factory=SamConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    text: TextConfig = field(default_factory=TextConfig)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -223,7 +241,14 @@ _FIRST_VALUES: dict[tuple[str, Any], str] = {
     ("select", "cv"): "folds",
 }
 """Values of settings in the first run folders, by today's name and value."""
-_LATER = ("loss.name", "head.normalise")
+_LATER = (
+    "loss.name",
+    "head.normalise",
+    "text.prompts",
+    "text.ensemble",
+    "text.other",
+    "text.against",
+)
 """Settings younger than the first run folders: at their default they leave the digest as it was."""
 
 

@@ -35,16 +35,19 @@ ALLOWED = {
     "runs": "storage config recipe provenance datasets metrics bank heads",
     "extraction": "storage config progress provenance ray_session datasets bank faces encoders",
     "training": f"{_RUN} heads runs",
-    "evaluation": f"{_RUN} predictions heads runs",
     "reporting": "storage config progress datasets metrics bank faces predictions runs",
     "pipelines": (
         f"{_RUN} faces predictions encoders heads runs extraction training evaluation reporting"
     ),
+    "language": (
+        "storage config recipe progress provenance datasets metrics bank encoders heads runs"
+    ),
+    "evaluation": f"{_RUN} predictions encoders heads runs language reporting",
 }
 # The command line imports the one command that is asked for.
 FREE = {"__main__", "cli", "flags", "job", "__init__"}
 WITH_RAY = {"ray_session", "extraction", "training", "evaluation", "pipelines"}
-WITH_TORCH = WITH_RAY | {"encoders", "heads", "runs"}
+WITH_TORCH = WITH_RAY | {"encoders", "heads", "runs", "language"}
 
 
 def place(file: Path) -> str:

@@ -90,7 +90,9 @@ def test_all_recipes_are_shipped_and_no_other():
 
 
 def test_the_set_of_settings_is_frozen():
-    assert set(NAMES) == set(PAPER) | {"task", "seed", "loss.beta", "loss.name", "head.normalise"}
+    text = {f"text.{name}" for name in ("prompts", "ensemble", "other", "against")}
+    later = {"task", "seed", "loss.beta", "loss.name", "head.normalise"}
+    assert set(NAMES) == set(PAPER) | later | text
 
 
 def test_flags_override_a_recipe_and_a_file_works_like_a_name(tmp_path):

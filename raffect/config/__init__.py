@@ -23,6 +23,7 @@ from raffect.config.encoders import (
     ModelsVerifyConfig,
 )
 from raffect.config.faces import FacesConfig
+from raffect.config.language import ProbeConfig, ZeroshotConfig
 from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
 from raffect.config.machine import DemoConfig, DoctorConfig
 from raffect.config.results import (
@@ -56,11 +57,13 @@ __all__ = [
     "PostprocessConfig",
     "PredictConfig",
     "PrepareConfig",
+    "ProbeConfig",
     "ReportConfig",
     "SubmitConfig",
     "SynthConfig",
     "TrainConfig",
     "TuneConfig",
+    "ZeroshotConfig",
     "count_cores",
     "may_change",
     "require_types",

@@ -10,7 +10,14 @@ from typing import Any, Literal, Self
 
 from raffect.config.common import MayChange
 from raffect.errors import require
-from raffect.recipe import NAMES, Recipe, find_recipe, read_recipe, with_settings
+from raffect.recipe import (
+    NAMES,
+    Recipe,
+    TextConfig,
+    find_recipe,
+    read_recipe,
+    with_settings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,11 @@ class LearnConfig(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(2 <= self.folds <= 100, f"--folds {self.folds}: expected 2 to 100")
+        require(
+            self.text == TextConfig(),
+            "--text.*: heads that are trained have no prompts; leave it out, or use "
+            "`raffect zeroshot`",
+        )
         require(
             0 <= self.threads <= 1024,
             f"--threads {self.threads}: expected 0 (choose for me) to 1024",

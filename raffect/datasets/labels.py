@@ -1,4 +1,7 @@
-"""Label tables: a row a frame with its split and values; the task is kept in the metadata."""
+"""Label tables: a row a frame, or a clip, with its split and values.
+
+The task is kept in the metadata.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,76 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raffect.datasets.tasks import Task
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, require
 from raffect.storage.paths import Damaged
-from raffect.storage.tables import check_cells, read_table
+from raffect.storage.tables import check_cells, read_metadata, read_table, write_table
 
 LABEL_COLUMNS = ("video", "frame", "split")
+CLIP_COLUMNS = ("start", "end")
 
 
 def read_labels(path: Path) -> pa.Table:
     """Read a label table that `raffect prepare` wrote: ``video, frame, split, <values>``.
 
+    A table of clips has ``start`` and ``end`` instead of ``frame``; its ``frame`` becomes the
+    first one.
+
     Raises:
         RaffectError: If it is none, or a cell that names a frame, a split or a group is not what it
             should be.
     """
-    table = read_table(path, LABEL_COLUMNS, "label table", "raffect prepare")
+    table = read_table(path, ("video", "split"), "label table", "raffect prepare")
+    if not is_of_clips(table):
+        table = read_table(path, LABEL_COLUMNS, "label table", "raffect prepare")
     texts = [name for name in ("video", "split", "group") if name in table.column_names]
+    numbers = CLIP_COLUMNS if is_of_clips(table) else ("frame",)
     try:
-        check_cells(table, texts, ("frame",))
+        check_cells(table, texts, numbers)
+        if is_of_clips(table):
+            table = table.append_column("frame", table["start"])
+            _require_order(table)
     except (Damaged, KeyError) as error:
         what = f"{path}: damaged label table, {error}"
         raise RaffectError(f"{what}; make it again with `raffect prepare`") from error
     return table
+
+
+def is_of_clips(labels: pa.Table) -> bool:
+    """Whether the rows of a label table are clips, not frames."""
+    return all(labels.column_names.count(name) == 1 for name in CLIP_COLUMNS)
+
+
+def write_clip_labels(
+    path: Path, clips: pa.Table, task: Task, source: pa.Table | None = None
+) -> None:
+    """Write a label table of clips.
+
+    Args:
+        path: A Parquet file.
+        clips: Columns ``video``, ``start`` and ``end`` (first and last frame, from 1), ``split``,
+            those of the task, and perhaps ``group``, which intervals and folds keep together.
+        task: What the clips are labelled with.
+        source: Label table that they were made from: its edition, the name of its groups and
+            whether its faces are drawn are those of the clips, too.
+
+    Raises:
+        RaffectError: If a column is missing, or a cell is not what it should be.
+    """
+    for name in ("video", *CLIP_COLUMNS, "split", *task.columns):
+        found = clips.column_names.count(name)
+        require(found == 1, f"clips: expected one column {name!r}, found {found}")
+    known = {} if source is None else read_metadata(source)
+    kept = {name: known[name] for name in ("edition", "synthetic", "groups") if name in known}
+    metadata = {"raffect": "labels/1", "task": task.to_bytes().decode()}
+    write_table(clips, path, kept | metadata)
+    read_values(read_labels(path), task)
+
+
+def _require_order(table: pa.Table) -> None:
+    wrong = pc.indices_nonzero(pc.less(table["end"], table["start"]))
+    if len(wrong):
+        row = wrong[0].as_py()
+        raise Damaged(f"the clip of row {row} ends before it starts")
 
 
 def select_split(labels: pa.Table, split: str) -> pa.Table:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -217,8 +217,7 @@ def build_model(source: Source) -> Clip:
     Raises:
         RaffectError: If the file is damaged, holds code, or does not fit the model.
     """
-    if source.model == EMBEDDED_MODEL and EMBEDDED_MODEL not in open_clip.list_models():
-        open_clip.add_model_config(model_configs()[EMBEDDED_MODEL])
+    make_known(source.model)
     # open_clip warns that no weights are loaded; they are loaded below.
     root = logging.getLogger()
     level = root.level
@@ -245,13 +244,24 @@ def build_model(source: Source) -> Clip:
     return model
 
 
+def make_known(model: str) -> None:
+    """Let open_clip know the embedded encoder by its name; it knows all others itself."""
+    if model == EMBEDDED_MODEL and model not in open_clip.list_models():
+        open_clip.add_model_config(model_configs()[model])
+
+
 def fingerprint(tower: nn.Module) -> str:
     """SHA-256 over names and float32 values of the loaded tensors.
 
     The same weights have the same fingerprint, whatever file they came in.
     """
+    return digest_tensors(tower.state_dict())
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """`fingerprint` of tensors by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tower.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         values = tensor.float() if tensor.is_floating_point() else tensor
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(values.contiguous().numpy().tobytes())

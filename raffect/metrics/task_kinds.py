@@ -17,6 +17,7 @@ from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics import agreement
 from raffect.metrics.f1 import describe_classes, divide, f1_scores, one_against_rest
+from raffect.metrics.recalls import uar
 from raffect.metrics.scores import Chance, Number, Score
 
 _VARIES = 1e-9
@@ -157,13 +158,13 @@ class Multiclass(ScoredByF1):
         return statistics.sum(-1) > 0
 
     def score(self, statistics: np.ndarray, task: Task) -> Score:
-        """``macro_f1``, ``accuracy``, F1, precision and recall of each class, and confusion."""
+        """``macro_f1``, ``accuracy``, ``uar``; F1, precision, recall of each class; confusion."""
         counts = one_against_rest(statistics)
         macro_f1 = float(f1_scores(counts).mean())
         accuracy = float(np.trace(statistics) / max(statistics.sum(), 1))
         return Score(
             headline=macro_f1,
-            metrics={"macro_f1": macro_f1, "accuracy": accuracy},
+            metrics={"macro_f1": macro_f1, "accuracy": accuracy, "uar": float(uar(statistics))},
             outputs=describe_classes(counts, task.outputs),
             confusion=tuple(tuple(map(int, row)) for row in statistics),
         )

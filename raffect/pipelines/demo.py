@@ -56,8 +56,7 @@ Next, with your own copy of Aff-Wild2:
 
 
 def demo(config: DemoConfig, say: Callable[[str], None]) -> None:
-    """Draw, prepare, extract, verify, sweep alpha for EXPR, train for AU, report, enter a challenge,
-    predict a video.
+    """Draw, prepare, extract, verify, tune, train, report, enter a challenge, predict a video.
 
     Args:
         config: Where and how much.

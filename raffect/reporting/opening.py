@@ -24,7 +24,10 @@ def opening_lines(runs: Sequence[Run]) -> list[str]:
 def _what_was_trained(run: Run) -> str:
     """Heads, task, data and settings in one sentence."""
     # How many of what, on what
-    data, train = run.data, run.data.splits["train"]
+    data = run.data
+    if run.record.command == "zeroshot":
+        return _what_was_made(run)
+    train = data.splits["train"]
     heads = plural(sum(map(len, run.groups)), "head")
     outputs = f"{len(run.task.outputs)} {run.kind.parts}"
     group_name = as_text(data.group_name)
@@ -41,27 +44,43 @@ def _what_was_trained(run: Run) -> str:
     return f"{sentence}: {len(run.groups):,} settings that differ in {differ}, {each} each."
 
 
+def _what_was_made(run: Run) -> str:
+    """Zero-shot heads in one sentence."""
+    outputs = f"{len(run.task.outputs)} {run.kind.parts}"
+    heads = plural(sum(map(len, run.groups)), "head")
+    made = f"made {heads} for {as_text(run.title)} ({outputs}) of texts alone, without training"
+    if len(run.groups) == 1:
+        return f"{made}: {as_text(run.describe(run.groups[0]))}."
+    differ = enumerate_words([as_text(short_name(name)) for name in run.varying])
+    return f"{made}: {len(run.groups):,} settings that differ in {differ}."
+
+
 def _what_came_out(run: Run, runs: Sequence[Run]) -> str:
     """The score of the main setting, with its interval, against plain ERM and chance."""
     # The score
     found, main = run.spread(run.main.heads, "last"), run.main
     assert found is not None  # every finished head has one
     validation = run.data.splits["validation"]
-    groups = f"{validation.groups:,} other {as_text(run.data.group_name)}"
+    other = "other " if "train" in run.data.splits else ""
+    groups = f"{validation.groups:,} {other}{as_text(run.data.group_name)}"
     setting = as_text(run.describe(main.heads))
     which = (
         f"its main setting, {setting} ({main.why}), reaches"
         if main.rule != "only"
         else "it reaches"
     )
-    score = f"{run.kind.title} **{short(found.mean)}**{_interval_text(found)} after the last epoch"
+    is_trained = run.record.command != "zeroshot"
+    after = " after the last epoch" if is_trained else ""
+    score = f"{run.kind.title} **{short(found.mean)}**{_interval_text(found)}{after}"
     start = f"On {validation.frames:,} frames of {groups} {which} {score}"
 
     # What it is compared with
     chance = main.heads[0].chance
     by_chance = compare(found.mean - chance.level, found.interval_95, chance.level)
     against = f"{by_chance} chance ({short(chance.level)}, {as_text(chance.name)})"
-    if (erm := find_erm(run, runs)) is None:
+    if (erm := find_erm(run, runs)) is None and not is_trained:
+        return f"{start}, {against}."
+    if erm is None:
         return f"{start}, {against}; plain ERM was not trained beside it."
     whose, heads = erm
     if heads is main.heads:

@@ -36,6 +36,9 @@ PAPER_ALPHA = 0.3
 MOST_SETTINGS = 40
 """Settings of a sweep that tables and pictures show, the main one and plain ERM beside them."""
 
+_NAMES_OF_ONE = {False: ["loss.alpha", "sam.rho"], True: ["text.prompts"]}
+"""Settings that name a run of one setting: of heads that were trained, and of zero-shot heads."""
+
 Heads = Sequence[HeadRecord]
 """Heads that differ in their seed alone."""
 
@@ -105,7 +108,7 @@ class Run:
     @property
     def shown_settings(self) -> list[str]:
         """Settings that name its groups: those that vary, or else alpha and rho."""
-        return self.varying or ["loss.alpha", "sam.rho"]
+        return self.varying or _NAMES_OF_ONE[self.record.command == "zeroshot"]
 
     @cached_property
     def main(self) -> MainSetting:

@@ -166,7 +166,10 @@ class Section:
         return [f"### {name.capitalize()}", "", *groups_table(self.run, rows), *link]
 
     def _curves(self) -> list[str]:
+        """Learning curves; empty for heads that were never trained."""
         run = self.run
+        if run.record.command == "zeroshot":
+            return []
         title = f"{run.title} learning curves, mean over seeds{run.mark}"
         rows, how_many = _curve_rows(run)
         figures.draw_curves(rows, title, how_many, run.kind, self._path("curves"))

@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from raffect.bank.clips import find_clips
 from raffect.bank.facts import DataFacts, SplitFacts, join_caveats
 from raffect.bank.features import FeatureIndex, find_features
 from raffect.bank.format import Bank
 from raffect.datasets.affwild2 import tasks as affwild2
-from raffect.datasets.labels import read_labels, read_values
+from raffect.datasets.labels import is_of_clips, read_labels, read_values
 from raffect.datasets.tasks import SPLITS, Task
 from raffect.errors import RaffectError, require
 from raffect.heads.samples import Samples
@@ -120,7 +121,8 @@ def open_dataset(
 
     # Features of each split
     commits = bank.read_commits()
-    splits = {split: find_features(bank, table, task, split, commits=commits) for split in wanted}
+    find = find_clips if is_of_clips(table) else find_features
+    splits = {split: find(bank, table, task, split, commits=commits) for split in wanted}
     incomplete = _describe_incomplete(splits)
     require(
         allow_incomplete or not incomplete,

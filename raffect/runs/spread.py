@@ -188,10 +188,12 @@ def chance_text(chance: Chance) -> str:
 def is_erm(recipe: Recipe) -> bool:
     """Whether a recipe is plain empirical risk minimisation.
 
-    That is without CVaR, SAM, class weights and logit adjustment.
+    That is without CVaR, SAM, class weights and logit adjustment, and trained at all.
     """
     settings = recipe.settings
-    return all(settings[name] == value for name, value in PLAIN_ERM.items())
+    return not recipe.text.prompts and all(
+        settings[name] == value for name, value in PLAIN_ERM.items()
+    )
 
 
 def absent_lines(score: Score, means: Mapping[str, float], kind: Kind, split: str) -> list[str]:

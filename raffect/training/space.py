@@ -58,6 +58,10 @@ def read_space(axes: Sequence[str]) -> dict[str, list[Any] | Distribution]:
             "such as loss.alpha=0.1:1:0.1",
         )
         require(name in NAMES, f"--space {axis}: {unknown_name(name, NAMES)}")
+        require(
+            not name.startswith("text."),
+            f"--space {axis}: heads that are trained have no prompts; use `raffect zeroshot`",
+        )
         require(name != "task", f"--space {axis}: a sweep has one task; run two sweeps")
         require(name not in space, f"--space {axis}: {name} is there twice")
         space[name] = _read_values(axis, text)

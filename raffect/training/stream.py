@@ -18,11 +18,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raffect.bank.clips import ClipIndex
 from raffect.bank.features import FeatureIndex, read_rows
 from raffect.bank.format import Bank
 from raffect.bank.records import Commit
 from raffect.datasets.tasks import Task
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, require
 from raffect.ray_session.session import configure_data
 from raffect.runs.data import check_finite, targets_of
 from raffect.storage.cells import as_cell, read_cell
@@ -47,6 +48,11 @@ def decide_stream(
     This is decided once for a run, because it decides the order of frames; a run that goes on takes
     what was recorded.
     """
+    if isinstance(index, ClipIndex):
+        require(
+            choice != "always", "--stream always: labels of clips are not streamed; leave it out"
+        )
+        return "never"
     if choice == "always" or choice == "never":  # noqa: PLR1714
         return choice
     on_gpu = device != "cpu" and torch.cuda.is_available()

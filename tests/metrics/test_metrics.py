@@ -4,6 +4,7 @@ Counts that add up, and agreement of numbers.
 """
 
 import doctest
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from scipy import stats
 from sklearn.metrics import (
     accuracy_score,
+    balanced_accuracy_score,
     confusion_matrix,
     f1_score,
     precision_recall_fscore_support,
@@ -20,7 +22,7 @@ from sklearn.metrics import (
 from raffect.datasets.affwild2.tasks import AU, EXPR, EXPRESSIONS, VA
 from raffect.errors import RaffectError
 from raffect.heads.counting import count_confusion, count_labels, sum_moments
-from raffect.metrics import agreement, f1
+from raffect.metrics import agreement, f1, recalls
 from raffect.metrics.f1 import f1_scores, one_against_rest
 from raffect.metrics.task_kinds import KINDS, kind_of
 
@@ -254,3 +256,29 @@ def test_an_unknown_kind_is_refused_in_one_line():
     line = "1 label columns for 8 outputs of kind multilabel; expected 8"
     with pytest.raises(RaffectError, match=line):
         kind_of(replace(EXPR, kind="multilabel"))
+
+
+@pytest.mark.parametrize("classes", [range(8), range(1, 6), [3]])
+@pytest.mark.parametrize("seed", range(3))
+def test_uar_and_war_are_scikit_learns(seed, classes):
+    true, (predicted, _), _ = expr_case(seed, classes=classes)
+    confusion = confusion_matrix(true, predicted, labels=range(8))
+    with warnings.catch_warnings(action="ignore"):  # of classes that are predicted alone
+        expected = balanced_accuracy_score(true, predicted)
+    assert recalls.uar(confusion) == pytest.approx(expected)
+    assert recalls.war(confusion) == pytest.approx(accuracy_score(true, predicted))
+    assert CLASSES.score(confusion, EXPR).metrics["uar"] == pytest.approx(expected)
+
+
+def test_some_classes_alone_are_the_confusion_of_their_frames_that_stay_among_them():
+    true, (predicted, _), _ = expr_case(0)
+    kept = [1, 4, 6]
+    inside = np.isin(true, kept) & np.isin(predicted, kept)
+    expected = confusion_matrix(true[inside], predicted[inside], labels=kept)
+    confusion = confusion_matrix(true, predicted, labels=range(8))
+    assert (recalls.only(confusion, kept) == expected).all()
+
+
+def test_recalls_of_nothing_are_zero():
+    assert recalls.uar(np.zeros((3, 3))) == recalls.war(np.zeros((3, 3))) == 0
+    doctest.run_docstring_examples(recalls.uar, vars(recalls))

@@ -1,0 +1,116 @@
+"""Settings of the commands that work with texts or few labels on a bank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from raffect.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroshotConfig:
+    """Recognise classes or labels by texts alone: every prompt set becomes a head of a run folder,
+    which evaluate and report take like any other. Nothing is trained.
+
+    Example: `raffect zeroshot --task expr --bank bank --labels data --prompts all --out
+    runs/zeroshot`
+
+    Or: `raffect zeroshot --task au --bank bank --labels data --prompts facs mine.toml --out
+    runs/zeroshot-au`
+    """
+
+    bank: Path
+    """Bank of `raffect extract`, of a CLIP model."""
+    labels: Path
+    """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote; a table with
+    video, start and end instead of frame is judged clip by clip."""
+    out: Path
+    """Run folder, a new one."""
+    prompts: tuple[str, ...] = ("all",)
+    """Prompt sets: TOML files, names of those that ship with raffect, or all of these that have the
+    classes (docs/language.md)."""
+    task: str = ""
+    """Name of the label table, such as expr or au; needed where --labels holds several."""
+    ensemble: tuple[Literal["vectors", "logits"], ...] = ("vectors",)
+    """How prompts of a class go together: the mean of their vectors, divided by its norm as in
+    open_clip, or the mean of their logits; both are compared if both are given."""
+    other: Literal["never", "threshold"] = "never"
+    """When a class without prompts (Other) is predicted: never, or below a threshold on the largest
+    similarity, which is chosen on the training split."""
+    against: Literal["rest", "mean"] = "rest"
+    """What a label such as AU12 is compared with: texts of a face at rest, or the mean of the texts
+    of all other labels."""
+    select: Literal["cv", "none"] = "cv"
+    """cv: the prompt set is chosen on held-out folds of the training split. none: needs no training
+    split, and chooses nothing."""
+    folds: int = 5
+    """Folds of whole videos for --select cv."""
+    weights: str = ""
+    """File or tag of the encoder's weights; by default as the bank names them. They must be those
+    that made the bank."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compare features with texts."""
+    allow_incomplete: bool = False
+    """Judge on a bank that lacks planned frames. Every score is then marked as such."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.prompts), "--prompts: expected all, or one prompt set or more")
+        require(bool(self.ensemble), "--ensemble: expected vectors, logits or both")
+        require(2 <= self.folds <= 100, f"--folds {self.folds}: expected 2 to 100")
+        require(
+            self.other == "never" or self.select == "cv",
+            "--other threshold: is chosen on the training split; leave --select none out",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Learn from few labels on frozen features: nearest prototypes, prototypes that start from
+    texts, logistic regression; ridge regression for numbers. One frame a class of k groups (videos,
+    subjects), many draws.
+
+    Example: `raffect probe --task expr --bank bank --labels data --out probe --prompts facs`
+
+    Or: `raffect probe --task va --bank bank --labels data --out probe-va --shots 2 4 8 16`
+    """
+
+    bank: Path
+    """Bank of `raffect extract`."""
+    labels: Path
+    """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote; or a table of
+    clips."""
+    out: Path
+    """Folder for scores and the figure."""
+    task: str = ""
+    """Name of the label table, such as expr, au or va; needed where --labels holds several."""
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Numbers k of training frames a class; each is of another video or other group."""
+    num_seeds: int = 10
+    """Draws of these frames."""
+    all_frames: bool = True
+    """Also learn from all training frames, or as many as --most-frames."""
+    most_frames: int = 5000
+    """Most training frames for --all-frames, drawn at random."""
+    prompts: str = ""
+    """Prompt set (see `raffect zeroshot`): adds zero-shot as k = 0, and prototypes that start from
+    its texts."""
+    text_shots: float = 4.0
+    """As how many frames of its class a text counts in such a prototype."""
+    weights: str = ""
+    """File or tag of the encoder's weights, for --prompts; by default as the bank names them."""
+    folds: int = 5
+    """Most folds of whole groups on which regularisation is chosen."""
+    allow_incomplete: bool = False
+    """Work on a bank that lacks planned frames. Every score is then marked as such."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.shots) and all(1 <= k <= 10_000 for k in self.shots),
+            f"--shots {' '.join(map(str, self.shots))}: expected numbers from 1 to 10000",
+        )
+        require(1 <= self.num_seeds <= 1000, f"--num-seeds {self.num_seeds}: expected 1 to 1000")
+        require(self.most_frames >= 2, f"--most-frames {self.most_frames}: expected 2 or more")
+        require(0 < self.text_shots < 1e6, f"--text-shots {self.text_shots}: expected more than 0")
+        require(2 <= self.folds <= 100, f"--folds {self.folds}: expected 2 to 100")

@@ -1,0 +1,408 @@
+"""`raffect probe`: what few labels reach on frozen features, against their number.
+
+Prototypes after Devos et al. 2019; linear probes after CLIP's and EmoCLIP's protocols.
+"""
+
+from __future__ import annotations
+
+import shlex
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from raffect.bank.facts import DataFacts
+from raffect.bank.format import Bank
+from raffect.config import ProbeConfig
+from raffect.datasets.tasks import Task
+from raffect.encoders.text import open_text_encoder
+from raffect.errors import require
+from raffect.evaluation.few_shot import Frames, draw_shots, fit_logistic, fit_ridge, prototypes
+from raffect.heads.loss_kinds import loss_kind
+from raffect.language.classifiers import Classifier, build_classifier
+from raffect.language.prompt_sets import prompts_for
+from raffect.metrics.scores import Chance
+from raffect.metrics.task_kinds import Kind, kind_of
+from raffect.progress import Progress, stage
+from raffect.provenance import Provenance, describe_run
+from raffect.reporting.few_shot import draw_few_shot
+from raffect.runs.data import Dataset, check_finite, open_dataset, targets_of
+from raffect.runs.metrics_file import table
+from raffect.runs.spread import Spread, chance_text, short, spread_of
+from raffect.storage.atomic import require_writable, write_atomic
+from raffect.storage.records import Record
+from raffect.storage.tables import write_csv
+
+Method = Literal["zero-shot", "prototype", "text prototype", "logistic", "ridge"]
+ALL = 0
+"""Number of shots that stands for all training frames in tables; zero-shot has it as well."""
+_SEED_STREAM = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbePoint(Record):
+    """Scores of one method with one number of labels, over all draws.
+
+    Attributes:
+        method: What was learnt.
+        shots: Frames a class (for numbers: frames), each of another group; 0 for zero-shot, None
+            for all training frames.
+        score: Headline score: mean over draws, their spread, interval over groups.
+        metrics: Means over draws of all scores of the task.
+        settings: Chosen regularisation of each draw; empty for methods without.
+    """
+
+    method: Method
+    shots: int | None
+    score: Spread
+    metrics: dict[str, float]
+    settings: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """``k = 4``, ``all frames``."""
+        return "all frames" if self.shots is None else f"k = {self.shots}"
+
+    def row(self) -> dict[str, Any]:
+        """One row of points.csv."""
+        low, high = self.score.interval_95 or (None, None)
+        shots = "all" if self.shots is None else self.shots
+        row: dict[str, Any] = {"method": self.method, "shots": shots, "draws": self.score.heads}
+        row |= {"mean": self.score.mean, "sd": self.score.sd, "low": low, "high": high}
+        return row | self.metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Record):
+    """The results of `raffect probe`: its ``probe.json``.
+
+    Attributes:
+        format: Of this file.
+        run: Versions, commit, command and machine.
+        data: What was learnt from and judged on.
+        prompts: Prompt set; empty without.
+        text_shots: As how many frames a text counts.
+        chance: Scores of predictors that look at nothing.
+        points: Scores by method and number of labels.
+    """
+
+    format: Literal[1] = 1
+    run: Provenance
+    data: DataFacts
+    prompts: str = ""
+    text_shots: float = 0.0
+    chance: Chance
+    points: tuple[ProbePoint, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """A probe, and where it was written.
+
+    Attributes:
+        probe: All scores.
+        out: The folder.
+    """
+
+    probe: Probe
+    out: Path
+
+    @property
+    def points(self) -> tuple[ProbePoint, ...]:
+        """Scores by method and number of labels."""
+        return self.probe.points
+
+    def to_pandas(self) -> Any:
+        """One row a method and number of labels; a pandas DataFrame."""
+        return table([point.row() for point in self.points])
+
+    def lines(self) -> list[str]:
+        """The result as lines of text."""
+        data = self.probe.data
+        kind, validation = kind_of(data.task), data.splits["validation"]
+        frames = f"{validation.frames:,} validation frames of {validation.groups}"
+        lines = [
+            *data.missing_lines(),
+            f"{data.task.name.upper()} probes on {frames} {data.group_name}; k training frames a "
+            f"{kind.part}, each of another one of the {data.group_name}",
+        ]
+        width = max(len(point.method) for point in self.points)
+        for point in self.points:
+            others = [
+                f"{name} {short(value)}"
+                for name, value in point.metrics.items()
+                if name in ("uar", "accuracy", "pcc", "rmse")
+            ]
+            score = f"{kind.title} {point.score.text()}".replace("seeds", "draws")
+            score = score.replace("one seed", "one draw")
+            extra = f"  ({', '.join(others)})" if others else ""
+            name = f"{point.method:{width}} {point.name:10}"
+            lines.append(f"{name} {score}{extra}{data.incomplete_mark}")
+        lines.append(f"chance: {chance_text(self.probe.chance)}")
+        lines += [f"caveat: {caveat}" for caveat in data.caveats]
+        out = shlex.quote(str(self.out))
+        return [*lines, f"wrote {out}: probe.json, points.csv, few-shot.png and .csv"]
+
+
+@dataclass
+class _Setting:
+    """The data of a probe, and all that its draws add to.
+
+    Attributes:
+        config: The command's.
+        task: What is predicted.
+        train: Training frames with the labels of the task's kind.
+        x: Validation features of length 1, shape (N, D).
+        judge: Statistics by group of outputs (N, C) for the validation frames.
+        group_name: What groups are called.
+        texts: The zero-shot classifier, where there are prompts.
+        found: Statistics by group of each draw, with the regularisation that it chose, by method
+            and number of shots.
+    """
+
+    config: ProbeConfig
+    task: Task
+    train: Frames
+    x: np.ndarray
+    judge: Callable[[np.ndarray], np.ndarray]
+    group_name: str
+    texts: Classifier | None = None
+    found: dict[tuple[Method, int | None], list[tuple[np.ndarray, float | None]]] = field(
+        default_factory=dict
+    )
+
+    def add(
+        self, method: Method, shots: int | None, outputs: np.ndarray, setting: float | None = None
+    ) -> None:
+        """Judge outputs of one draw."""
+        self.found.setdefault((method, shots), []).append((self.judge(outputs), setting))
+
+
+def probe(config: ProbeConfig) -> ProbeResult:
+    """Learn from few labels and from all, and judge on the validation split.
+
+    Raises:
+        RaffectError: If a class is in fewer groups than shots are asked for, or texts do not go
+            with the bank.
+    """
+    # Data
+    with stage(f"reading {config.labels} and {config.bank}"):
+        dataset = open_dataset(
+            config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
+        )
+        setting = _read(config, dataset)
+    kind = kind_of(dataset.task)
+    if config.prompts:
+        setting.texts = _read_texts(config, dataset)
+        setting.add("zero-shot", ALL, setting.x @ setting.texts.weight.T + setting.texts.bias)
+    steps = list(_plan(setting))
+    require_writable(config.out)
+
+    # Draws
+    with Progress("probe", len(steps), "draws") as progress:
+        for step in steps:
+            step()
+            progress.advance(1)
+
+    # Scores
+    groups = dataset.facts.group_name
+    order = {name: k for k, name in enumerate(typing.get_args(Method))}
+    points = [
+        _describe(method, shots, found, kind, dataset.task, groups)
+        for (method, shots), found in sorted(
+            setting.found.items(),
+            key=lambda item: (order[item[0][0]], item[0][1] is None, item[0][1] or 0),
+        )
+    ]
+    statistics = next(iter(setting.found.values()))[0][0]
+    found = Probe(
+        run=describe_run(),
+        data=dataset.facts,
+        prompts=config.prompts,
+        text_shots=config.text_shots if config.prompts else 0.0,
+        chance=kind.chance(statistics.sum(0), dataset.task),
+        points=tuple(points),
+    )
+    _write(config.out, found, kind)
+    return ProbeResult(probe=found, out=config.out)
+
+
+def _read(config: ProbeConfig, dataset: Dataset) -> _Setting:
+    """Features of length 1 of both splits, with their labels."""
+    task, splits = dataset.task, dataset.splits
+    parts = {}
+    for name, index in splits.items():
+        x = index.read()
+        check_finite(x, index)
+        x = x.astype(np.float32)
+        norms = np.linalg.norm(x, axis=1, keepdims=True)
+        parts[name] = x / np.where(norms > 0, norms, 1)
+    validation, loss = splits["validation"], loss_kind(task)
+    targets = torch.from_numpy(targets_of(validation, task))
+    group = torch.from_numpy(validation.group.astype(np.int64))
+
+    def judge(outputs: np.ndarray) -> np.ndarray:
+        given = torch.from_numpy(np.asarray(outputs, np.float32))[None]
+        return loss.count(given, targets, group, len(validation.groups))[0].numpy()
+
+    y, train = targets_of(splits["train"], task), splits["train"]
+    y = y.astype(np.float64) if task.kind == "regression" else y.astype(np.int64)
+    frames = Frames(parts["train"], y, train.group)
+    return _Setting(config, task, frames, parts["validation"], judge, dataset.facts.group_name)
+
+
+def _read_texts(config: ProbeConfig, dataset: Dataset) -> Classifier:
+    """The zero-shot classifier of a prompt set."""
+    task = dataset.task
+    require(
+        task.kind != "regression",
+        f"--prompts {config.prompts}: task {task.name} has numbers, which no text names; leave it "
+        "out",
+    )
+    identity = Bank(config.bank).require().read_identity()
+    assert identity is not None  # open_dataset has found features
+    encoder = open_text_encoder(identity, config.bank, config.weights)
+    return build_classifier(prompts_for(config.prompts, task), encoder, "vectors", "rest")
+
+
+def _plan(setting: _Setting) -> Iterator[Callable[[], None]]:
+    """What is to be learnt, a step a draw; frames are drawn at once, so that too few are refused
+    before anything is learnt.
+    """
+    config, learn = setting.config, _LEARN[setting.task.kind]
+    for shots in sorted(set(config.shots)):
+        for seed in range(config.num_seeds):
+            rng = np.random.default_rng([_SEED_STREAM, seed, shots])
+            yield learn(setting, shots, seed, rng)
+    if config.all_frames:
+        yield learn(setting, None, 0, np.random.default_rng(_SEED_STREAM))
+
+
+def _draw(
+    setting: _Setting, y: np.ndarray, names: list[str], shots: int | None, rng: np.random.Generator
+) -> Frames:
+    """Shots of every class, or all labelled frames, at most so many; labels are ``y``."""
+    frames = Frames(setting.train.x, y, setting.train.group)
+    if shots is not None:
+        return frames.take(draw_shots(y, frames.group, shots, names, setting.group_name, rng))
+    rows = np.flatnonzero(y >= 0)
+    if len(rows) > setting.config.most_frames:
+        rows = np.sort(rng.choice(rows, setting.config.most_frames, replace=False))
+    return frames.take(rows)
+
+
+def _learn_classes(
+    setting: _Setting, shots: int | None, seed: int, rng: np.random.Generator
+) -> Callable[[], None]:
+    names = list(setting.task.outputs)
+    frames = _draw(setting, setting.train.y, names, shots, rng)
+
+    def step() -> None:
+        config, texts = setting.config, setting.texts
+        setting.add("prototype", shots, setting.x @ prototypes(frames, len(names)).T)
+        if texts is not None:
+            vectors = _text_vectors(texts)
+            found = prototypes(frames, len(names), vectors, config.text_shots)
+            setting.add("text prototype", shots, setting.x @ found.T)
+        outputs, strength = fit_logistic(frames, len(names), config.folds, seed)
+        setting.add("logistic", shots, outputs(setting.x), strength)
+
+    return step
+
+
+def _learn_labels(
+    setting: _Setting, shots: int | None, seed: int, rng: np.random.Generator
+) -> Callable[[], None]:
+    """Each label is a question of its own: k active frames, and k that are not."""
+    parts = []
+    for k, name in enumerate(setting.task.outputs):
+        names = [f"{name} not active", f"{name} active"]
+        parts.append(_draw(setting, setting.train.y[:, k], names, shots, rng))
+
+    def step() -> None:
+        found: dict[Method, list[np.ndarray]] = {"prototype": [], "logistic": []}
+        for frames in parts:
+            rows = prototypes(frames, 2)
+            found["prototype"].append(setting.x @ (rows[1] - rows[0]))
+            outputs, _ = fit_logistic(frames, 2, setting.config.folds, seed)
+            found["logistic"].append(outputs(setting.x)[:, 1])
+        for method, columns in found.items():
+            setting.add(method, shots, np.stack(columns, 1))
+
+    return step
+
+
+def _learn_values(
+    setting: _Setting, shots: int | None, seed: int, rng: np.random.Generator
+) -> Callable[[], None]:
+    """Ridge on frames with all values; k of them are of k groups."""
+    y, config = setting.train.y, setting.config
+    whole = np.where(np.isfinite(y).all(1), 0, -1)
+    if shots is None:
+        rows = np.flatnonzero(whole == 0)
+        count = min(len(rows), config.most_frames)
+        rows = np.sort(rng.choice(rows, count, replace=False))
+    else:
+        group, name = setting.train.group, setting.group_name
+        rows = draw_shots(whole, group, shots, ["a frame with all values"], name, rng)
+    frames = setting.train.take(rows)
+
+    def step() -> None:
+        outputs, penalty = fit_ridge(frames, config.folds, seed)
+        setting.add("ridge", shots, outputs(setting.x), penalty)
+
+    return step
+
+
+_LEARN = {
+    "multiclass": _learn_classes,
+    "multilabel": _learn_labels,
+    "regression": _learn_values,
+}
+
+
+def _text_vectors(texts: Classifier) -> np.ndarray:
+    """Directions of the texts, NaN for a class without."""
+    vectors = texts.weight / np.maximum(np.linalg.norm(texts.weight, axis=1, keepdims=True), 1e-12)
+    vectors[list(texts.silent)] = np.nan
+    return vectors
+
+
+def _describe(
+    method: Method,
+    shots: int | None,
+    found: list[tuple[np.ndarray, float | None]],
+    kind: Kind,
+    task: Task,
+    group_name: str,
+) -> ProbePoint:
+    """Scores of all draws together."""
+    statistics = [one for one, _ in found]
+    scores = [kind.score(one.sum(0), task) for one in statistics]
+    headlines = [score.headline for score in scores]
+    metrics = {
+        name: float(np.mean([score.metrics[name] for score in scores]))
+        for name in scores[0].metrics
+    }
+    return ProbePoint(
+        method=method,
+        shots=shots,
+        score=spread_of(headlines, [1] * len(found), statistics, kind, group_name),
+        metrics=metrics,
+        settings=tuple(value for _, value in found if value is not None),
+    )
+
+
+def _write(out: Path, found: Probe, kind: Kind) -> None:
+    """probe.json, points.csv and the figure with its numbers."""
+    rows = [point.row() for point in found.points]
+    write_csv(out / "points.csv", rows)
+    caveat = f"\n[{found.data.caveat}]" if found.data.caveat else ""
+    title = f"{found.data.task.name.upper()} {kind.title} from few labels{caveat}"
+    lines = {f"chance ({found.chance.name})": found.chance.level}
+    draw_few_shot(rows, lines, f"{title}{found.data.incomplete_mark}", kind, out / "few-shot")
+    write_atomic(out / "probe.json", found.to_bytes())

@@ -1,0 +1,1 @@
+"""Texts on a bank: prompt sets and zero-shot heads."""

@@ -1,0 +1,77 @@
+"""A bank whose features are texts: each frame is the vector of a prompt of its class, plus noise.
+
+The encoder is the embedded one, so its text tower goes with the bank.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raffect.bank.format import Bank, Identity
+from raffect.config import EncoderConfig
+from raffect.datasets.affwild2.tasks import AU, EXPR, VA
+from raffect.encoders.text import open_text_encoder
+from raffect.encoders.tower import load_encoder
+from raffect.language.prompt_sets import prompts_for
+from raffect.storage.tables import write_table
+
+VIDEOS, LENGTH = 12, 30
+
+
+@cache
+def embedded() -> Identity:
+    """What a bank of the embedded encoder records."""
+    return load_encoder(EncoderConfig(model="raffect-faces"), "cpu").identity
+
+
+def make_text_bank(folder: Path, seed: int = 0, noise: float = 2.0) -> Path:
+    """``bank/`` and ``labels/{expr,au,va}.parquet``; the last class of expr is noise alone."""
+    # Labels: a class a frame, and half of the units' texts added up
+    rng, rows = np.random.default_rng(seed), VIDEOS * LENGTH
+    names = [f"v{k:02d}" for k in range(VIDEOS) for _ in range(LENGTH)]
+    frames = np.tile(np.arange(1, LENGTH + 1), VIDEOS).astype(np.int32)
+    split = np.where(np.repeat(np.arange(VIDEOS) % 3 == 2, LENGTH), "validation", "train")
+    expr = rng.integers(0, len(EXPR.outputs), rows)
+    au = (rng.random((rows, len(AU.outputs))) < 0.2).astype(np.int8)
+
+    # Features
+    encoder = open_text_encoder(embedded(), folder)
+    vectors = [
+        None if parts is None else unit(encoder.encode(parts[0]))[0]
+        for parts in prompts_for("facs", EXPR).outputs.values()
+    ]
+    dim = encoder.identity.dim
+    x = np.stack([np.zeros(dim) if (v := vectors[k]) is None else v for k in expr])
+    x = 3 * x + noise * rng.normal(size=x.shape) / np.sqrt(dim) * 3
+
+    # The bank, and label tables
+    manifest = pa.table({"video": names, "frame": frames, "path": names, "root": names})
+    bank = Bank(folder / "bank")
+    plan = bank.extend_plan(manifest, 64)
+    bank.claim(embedded())
+    for shard in range(plan.num_shards):
+        begin, end = plan.offsets[shard], plan.offsets[shard + 1]
+        bank.commit(shard, plan.rows(shard), x[begin:end].astype(np.float16), {}, embedded())
+    keys = {"video": names, "frame": frames, "split": split}
+    meta = {"raffect": "labels/1", "edition": "test", "digest": "", "synthetic": "true"}
+    labels = {
+        EXPR: {"expression": expr.astype(np.int8)},
+        AU: {name: au[:, k] for k, name in enumerate(AU.columns)},
+        VA: {
+            name: (x[:, k] / 10).clip(-1, 1).astype(np.float32) for k, name in enumerate(VA.columns)
+        },
+    }
+    for task, columns in labels.items():
+        table = pa.table(keys | {name: pa.array(values) for name, values in columns.items()})
+        path = folder / "labels" / f"{task.name}.parquet"
+        write_table(table, path, meta | {"task": task.to_bytes().decode()})
+    return folder
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length 1."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
