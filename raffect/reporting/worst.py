@@ -77,6 +77,5 @@ def _entries(run: Run, runs: Sequence[Run]) -> list[tuple[str, float, WorstCases
 
     # Chance
     if run.worst_by_chance is not None:
-        chance = main[0].chance
-        entries.append((f"chance: {chance.name}", chance.level, run.worst_by_chance))
+        entries.append(("chance", main[0].chance.level, run.worst_by_chance))
     return entries
