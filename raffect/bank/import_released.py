@@ -18,7 +18,7 @@ import pyarrow as pa
 from raffect.bank.features import read_shard_features
 from raffect.bank.format import Bank, Identity
 from raffect.config import BankImportConfig
-from raffect.datasets.affwild2.annotations import parse_expression, parse_units
+from raffect.datasets.affwild2.lines import parse_expression, parse_units
 from raffect.datasets.affwild2.tasks import AU, DTYPES, EXPR
 from raffect.datasets.labels import read_labels
 from raffect.datasets.tasks import Task

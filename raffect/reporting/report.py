@@ -62,7 +62,8 @@ def report(paths: Sequence[Path], out: Path | None = None) -> ReportResult:
     opening = [*opening_lines(runs), "In these sentences:", "", *explained]
     body = ["## Results", "", *results_table(runs), *terms.explain(terms_of_results(runs))]
     stems = name_pictures([run.folder.path.name for run in runs])
-    sections = [Section(run, out / "plots", stem) for run, stem in zip(runs, stems, strict=True)]
+    plots = out / "plots"
+    sections = [Section(run, runs, plots, stem) for run, stem in zip(runs, stems, strict=True)]
     body += [line for section in sections for line in section.lines()]
     body += ["## What was run", "", *origin_lines(runs)]
 

@@ -161,15 +161,18 @@ class Run:
             return None
         return self._find_worst(heads, self.kind.statistics_by_chance(found[0])[None])
 
-    @cached_property
-    def tail_against_erm(self) -> Difference | None:
-        """Difference of the main setting to its plain ERM on their worst videos; None without."""
-        main, erm = self.main.heads, self.erm
-        if erm is None or erm is main:
-            return None
-        found, others = self._statistics(main, "last"), self._statistics(erm, "last")
-        worst = self.worst(main, "last")
-        if found is None or others is None or worst is None or worst.tail is None:
+    def tail_difference(self, other: Run, baseline: Heads) -> Difference | None:
+        """Difference of the main setting to heads of a run on equal data, on their worst videos.
+
+        Returns:
+            None without the statistics of all of them, and without a score of worst videos.
+        """
+        worst, found = (
+            self.worst(self.main.heads, "last"),
+            self._statistics(self.main.heads, "last"),
+        )
+        others = other._statistics(baseline, "last")
+        if worst is None or worst.tail is None or found is None or others is None:
             return None
         mean, interval = tail_difference(found, others, self.kind)
         return Difference(mean=mean, interval_95=interval)

@@ -34,6 +34,7 @@ class Section:
 
     Attributes:
         run: The run.
+        runs: All of the report.
         plots: Folder of pictures and tables.
         stem: How their names begin.
         pictures: Pictures that were drawn, by address.
@@ -41,6 +42,7 @@ class Section:
     """
 
     run: Run
+    runs: Sequence[Run]
     plots: Path
     stem: str
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -148,10 +150,11 @@ class Section:
 
     def _worst(self) -> list[str]:
         """Worst output and worst videos; empty without statistics."""
-        if not (rows := worst_rows(self.run)):
+        if not (rows := worst_rows(self.run, self.runs)):
             return []
         write_csv(self._path("worst", ".csv"), rows)
-        return ["### Worst cases", "", *worst_lines(self.run), *self._link("worst")]
+        lines = worst_lines(self.run, self.runs)
+        return ["### Worst cases", "", *lines, *self._link("worst")]
 
     def _groups(self) -> list[str]:
         """The videos that cost the most; empty without their statistics."""

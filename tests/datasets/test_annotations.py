@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raffect.datasets.affwild2.annotations import (
+from raffect.datasets.affwild2.annotations import read_annotations
+from raffect.datasets.affwild2.lines import (
     parse_expression,
     parse_units,
     parse_valence_arousal,
-    read_annotations,
 )
 from raffect.datasets.affwild2.tasks import ACTION_UNITS, AU, EXPR, HEADERS, VA
 from raffect.datasets.synthetic.course import draw_course
@@ -181,6 +181,22 @@ def test_an_mtl_file_has_one_split_and_a_video_too(tmp_path):
     both, second = (problem.what for problem in found.problems)
     assert "rename it" in both
     assert "train split too" in second
+
+
+def test_mtl_files_beside_single_tasks_are_named_and_not_read(tmp_path):
+    content = MTL_HEADER + b"\na/00003.jpg,0.1,-0.2,4," + NO_UNITS + b"\n"
+    files = {
+        "EXPR_Set/Train_Set/v.txt": HEADER + b"\n1\n",
+        "MTL_Challenge/training_set_annotations.txt": content,
+        "readme.txt": b"not an annotation\n",
+    }
+    found = read_annotations(write_tree(tmp_path, files))
+    assert found.tables.keys() == {EXPR}
+    assert found.tables[EXPR]["video"].to_pylist() == ["v"]
+    assert found.ignored.lines("annotations") == [
+        "ignored among the annotations: 1 MTL files beside single tasks (give their own folder to "
+        "read them) (MTL_Challenge/training_set_annotations.txt)"
+    ]
 
 
 def test_a_copy_of_an_mtl_file_doubles_no_frame(tmp_path):

@@ -4,14 +4,19 @@ Degenerate tails, and weights and priors by hand.
 """
 
 import doctest
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy import special
 from scipy.optimize import fminbound, linprog
+from sklearn.metrics import confusion_matrix
 from torch.nn import functional as F
 
+from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.heads import losses, sam
+from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.losses import (
     ccc_loss,
     class_shift,
@@ -257,6 +262,77 @@ def test_gradients_of_losses_of_values_are_those_of_differences_and_never_nan():
         (gradient,) = torch.autograd.grad(loss.sum(), flat)
         assert (loss == 1).all()
         assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(8,), (5, 8), (3, 4, 8), (0, 8)])
+def test_probabilities_are_softmax_sigmoid_and_values_within_limits(shape):
+    rng = np.random.default_rng(len(shape))
+    outputs = rng.normal(0, 3, shape)
+
+    # Classes add up to 1, labels are each on their own, by scipy
+    found = {task.kind: probabilities_of(task, outputs) for task in (EXPR, eight_labels())}
+    np.testing.assert_allclose(found["multiclass"], special.softmax(outputs, -1), rtol=1e-12)
+    np.testing.assert_allclose(found["multilabel"], special.expit(outputs), rtol=1e-12)
+
+    # Values stay as they are within the limits, and where there are none
+    values = outputs[..., :2]
+    np.testing.assert_array_equal(probabilities_of(VA, values), np.clip(values, -1, 1))
+    free = replace(VA, limits=None)
+    np.testing.assert_array_equal(probabilities_of(free, values), values)
+
+
+def test_probabilities_of_extreme_outputs_are_whole_and_keep_their_type():
+    outputs = torch.tensor([[-1e30, 0.0, 1e30, 3e38, 0, 0, 0, 0]])
+    for task in (EXPR, eight_labels()):
+        found = loss_kind(task).probabilities(outputs)
+        assert found.dtype == outputs.dtype
+        assert torch.isfinite(found).all()
+        assert ((found >= 0) & (found <= 1)).all()
+    infinite = torch.tensor([torch.inf, -torch.inf])
+    assert loss_kind(VA).probabilities(infinite).tolist() == [1, -1]
+    assert loss_kind(VA).probabilities(torch.tensor([torch.nan, 0])).isnan().tolist() == [
+        True,
+        False,
+    ]
+
+
+def test_what_is_predicted_from_probabilities_is_what_is_counted():
+    rng = np.random.default_rng(1)
+    outputs, video = torch.from_numpy(rng.normal(0, 2, (2, 50, 8))), torch.zeros(50).long()
+    true, labels = torch.from_numpy(rng.integers(0, 8, 50)), eight_labels()
+    kind = loss_kind(EXPR)
+    counts = kind.count(outputs, true, video, 1)[:, 0]
+    for head, confusion in zip(kind.probabilities(outputs), counts, strict=True):
+        expected = confusion_matrix(true, head.argmax(-1), labels=range(8))
+        assert np.array_equal(confusion, expected)
+    kind, active = loss_kind(labels), torch.from_numpy(rng.integers(0, 2, (50, 8)))
+    counts = kind.count(outputs, active, video, 1)[:, 0]
+    is_on = kind.probabilities(outputs) >= 0.5
+    assert counts[..., 0].tolist() == (is_on & (active == 1)).sum(1).tolist()
+    assert counts[..., 1].tolist() == (is_on & (active == 0)).sum(1).tolist()
+
+
+def test_values_are_clipped_where_they_are_judged_and_not_where_they_are_learnt():
+    # A head that is far too large but right in its order: judged as if it were at the limits
+    true = torch.tensor([[-1.0, -0.5], [1.0, 0.5], [0.0, 0.0]])
+    outputs, video = (40 * true[None]).requires_grad_(), torch.zeros(3).long()
+    kind = loss_kind(VA)
+    moments = kind.count(outputs.detach(), true, video, 1)
+    assert torch.equal(moments, kind.count(40 * true[None].sign(), true, video, 1))
+    assert moments[..., 2:5].abs().max() <= 2
+    # In training the loss is that of the outputs themselves, and pulls each back
+    losses_PN, _ = kind.losses(outputs, true, None, "units")
+    losses_PN.sum().backward()
+    assert losses_PN.max().item() == pytest.approx(39**2 * 1.25 / 2)
+    assert torch.equal(outputs.grad.sign()[0], true.sign())
+
+
+def eight_labels():
+    return replace(AU, outputs=AU.outputs[:8], columns=AU.columns[:8], descriptions=())
+
+
+def probabilities_of(task, outputs):
+    return loss_kind(task).probabilities(torch.from_numpy(outputs)).numpy()
 
 
 def test_perfect_agreement_costs_nothing_and_its_opposite_two():

@@ -186,6 +186,29 @@ def test_agreement_is_numpys_and_scipys_over_labelled_frames(seed):
         assert found.metrics["ccc"] == pytest.approx(mean)
 
 
+def test_agreement_over_many_random_cases_is_scipys_and_numpys():
+    rng = np.random.default_rng(9)
+    for _ in range(400):
+        # Any length, scale, offset and correlation, and rounded as annotations are
+        n, slope, decimals = rng.integers(2, 200), rng.normal(), int(rng.integers(1, 6))
+        t = rng.normal(size=n) * 10 ** rng.uniform(-2, 2) + rng.normal() * rng.integers(0, 3)
+        t = t.round(decimals)
+        g = slope * t + rng.normal(size=n) * 10 ** rng.uniform(-3, 1)
+        t[rng.random(n) < rng.choice([0, 0.5])] = np.nan
+        known = np.isfinite(t)
+        if known.sum() < 2 or np.ptp(t[known]) == 0:
+            continue
+        moments = count_values(t[:, None], g[None, :, None], np.zeros(n, int), 1)[0, 0]
+        own, found = t[known], g[known]
+        covariance = np.mean((own - own.mean()) * (found - found.mean()))
+        spread = own.var() + found.var() + (own.mean() - found.mean()) ** 2
+        assert agreement.ccc(moments)[0] == pytest.approx(2 * covariance / spread, abs=1e-9)
+        r = stats.pearsonr(own, found).statistic
+        assert agreement.pcc(moments)[0] == pytest.approx(r, abs=1e-7)
+        # Lin's bound: concordance is correlation, lowered by any difference of scale or offset
+        assert abs(agreement.ccc(moments)[0]) <= abs(agreement.pcc(moments)[0]) + 1e-9
+
+
 def test_moments_of_parts_add_up_to_those_of_the_whole():
     true, predicted, video = moments_case(1)
     whole = count_values(true, predicted, video, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import re
 from pathlib import Path
@@ -20,7 +21,7 @@ from raffect.reporting.results import settings_rows, settings_table
 from raffect.reporting.run import MOST_SETTINGS, name_runs, read_runs
 from raffect.reporting.videos import group_rows
 from raffect.runs import against_erm, spread
-from raffect.runs.spread import short
+from raffect.runs.spread import short, signed
 from tests.helpers.runs import ERM, draw_confusion, make_run
 
 
@@ -38,6 +39,13 @@ def macro_f1(counts):
         true, predicted, labels=classes, average="macro", sample_weight=weights, zero_division=0
     )
     return float(scores)
+
+
+def f1_by_class(counts):
+    """F1 of each class of confusion counts, by scikit-learn."""
+    true, predicted = np.nonzero(counts)
+    options = {"labels": range(len(counts)), "average": None, "zero_division": 0}
+    return f1_score(true, predicted, sample_weight=counts[true, predicted], **options)
 
 
 SETTINGS = [{"loss.alpha": 0.3}, {"loss.alpha": 0.6}, ERM]
@@ -140,7 +148,8 @@ def test_every_term_is_explained_once_and_where_it_first_stands(text):
     for term in ("macro F1", "alpha", "rho", "95 % interval", "chance", "plain ERM", "head"):
         assert opening.count(f"- **{term}**: ") == 1
     results, _, rest = rest.partition("\n## EXPR: a/run")
-    for term in ("val-last", "val-best", "val-cv", "± sd (seeds)", "against plain ERM"):
+    scores = ("val-last", "val-best", "val-cv", "± sd (seeds)", "against plain ERM")
+    for term in (*scores, "worst class", "worst 30 % of videos"):
         assert results.count(f"- **{term}**: ") == 1
     assert "- **" not in rest.partition("## What was run")[0]
 
@@ -149,7 +158,7 @@ def test_contents_lead_to_every_heading_of_the_page(page):
     links = re.findall(r'<a href="#([^"]*)">([^<]*)</a>', page)
     headings = re.findall(r'<h[23] id="([^"]*)">([^<]*)</h', page)
     assert links == headings
-    assert len({anchor for anchor, _ in headings}) == len(headings) == 14
+    assert len({anchor for anchor, _ in headings}) == len(headings) == 16
 
 
 def test_anchors_differ_even_where_headings_try_to_collide():
@@ -162,7 +171,7 @@ def test_anchors_differ_even_where_headings_try_to_collide():
 def test_links_lead_to_the_tables_that_were_written(out, page):
     links = set(re.findall(r'href="(plots/[^"]*)"', page))
     assert links == {f"plots/{path.name}" for path in (out / "plots").glob("*.csv")}
-    whats = ("alpha", "settings", "classes", "confusion", "groups", "curves")
+    whats = ("alpha", "settings", "classes", "confusion", "worst", "groups", "curves")
     assert links == {f"plots/{number}-run-{what}.csv" for number in (1, 2) for what in whats}
 
 
@@ -204,6 +213,52 @@ def test_the_costliest_video_is_the_one_without_which_the_score_is_highest(tmp_p
     assert [row["group"] for row in rows] == sorted(without, key=lambda name: -without[name])
     assert rows[0]["group"] == "bad"
     assert {row["group"]: row["frames"] for row in rows} == dict.fromkeys(names, 80)
+
+
+def test_worst_cases_stand_beside_the_mean_of_each_setting_of_erm_and_of_chance(tmp_path):
+    # CVaR is worse on the whole and better where it is worst
+    def by_setting(rng, settings):
+        skills = np.full(6, 0.55) if settings["loss.alpha"] == 0.3 else np.linspace(0.2, 0.95, 6)
+        return np.stack([draw_confusion(skill, 6)[k] for k, skill in enumerate(skills)])
+
+    make_run(tmp_path / "run", [{"loss.alpha": 0.3}, ERM], by_setting, own={"loss.alpha": 0.3})
+    (run,) = read_runs([tmp_path / "run"])
+    report([tmp_path / "run"])
+    text = (tmp_path / "run" / "report.md").read_text()
+    rows = list(csv.DictReader((tmp_path / "run" / "plots" / "run-worst.csv").open()))
+    by_name = {row["name"]: row for row in rows}
+    assert list(by_name) == ["main setting", "plain ERM", "chance: guesses by the class shares"]
+
+    for name, alpha in (("main setting", 0.3), ("plain ERM", 1.0)):
+        # By scikit-learn: the class with the lowest F1, and the 1.8 worst of 6 videos
+        counts = by_setting(None, {"loss.alpha": alpha})
+        by_class = f1_by_class(counts.sum(0))
+        of_videos = sorted(np.mean(f1_by_class(one)[one.sum(1) > 0]) for one in counts)
+        tail, row = (of_videos[0] + 0.8 * of_videos[1]) / 1.8, by_name[name]
+        assert float(row["worst class"]) == pytest.approx(by_class.min())
+        assert row["worst class is"] == EXPR.outputs[by_class.argmin()]
+        assert float(row["worst 30 %"]) == pytest.approx(tail)
+        assert float(row["worst 30 % low"]) < tail < float(row["worst 30 % high"])
+        # In the table of results, in that of settings, and in its own
+        cells = f"| {short(by_class.min())} ({row['worst class is']}) | {short(tail)} |"
+        assert text.count(cells) >= 3
+        (setting,) = (row for row in settings_rows(run) if row["loss.alpha"] == alpha)
+        assert setting["worst 30 %"] == pytest.approx(tail)
+
+    # Chance, and the difference to ERM with its interval, paired
+    shares = counts.sum((0, 2)) / counts.sum()
+    assert float(rows[2]["worst class"]) == pytest.approx(shares.min())
+    difference = float(rows[0]["worst 30 %"]) - float(rows[1]["worst 30 %"])
+    assert difference > 0
+    assert f"the main setting differs from plain ERM by {signed(difference)} [" in text
+
+
+def test_of_blocks_there_are_no_worst_videos(tmp_path):
+    names = [f"block {k:03d}" for k in range(6)]
+    make_run(tmp_path / "run", [ERM], by_alpha, groups=names)
+    report([tmp_path / "run"])
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert re.search(r"\| main setting \| \.\d+ \| \.\d+ \([A-Z]\w+\) \| - \| - \|", text)
 
 
 def test_one_video_alone_or_pictures_have_no_table_of_videos(tmp_path):

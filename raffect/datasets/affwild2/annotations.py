@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,14 +18,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from raffect.datasets.affwild2.lines import MTL_HEADER, PARSERS, parse_mtl
 from raffect.datasets.affwild2.tasks import AU, DTYPES, EXPR, HEADERS, TASKS, VA
 from raffect.datasets.problems import Ignored, Problem
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.storage.keys import is_utf8
 from raffect.storage.paths import Damaged, open_regular, read_regular
-
-MTL_HEADER = "image,valence,arousal,expression,aus"
 
 # Names of folders and files in the editions
 _TASK_FOLDERS = {
@@ -45,9 +44,6 @@ _EDITION_2020 = {
     "AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25": "8 action units",
 }
 
-_INT = re.compile(rb"-?[0-9]{1,3}")
-_FLOAT = re.compile(rb"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
-_MTL_IMAGE = re.compile(rb"(.+)/0*([0-9]{1,9})\.[A-Za-z]{3,4}", re.S)
 _SEARCH_DEPTH = 3
 
 
@@ -117,15 +113,21 @@ def read_annotations(root: Path) -> Annotations:
         for file in sorted(folder.glob("*.txt")):
             if not file.name.startswith("."):
                 reader.read_video(file, task, split)
-    ignored = _find_ignored([folder for *_, folder in folders], root)
+    splits = {folder for *_, folder in folders}
+    ignored = _find_ignored(sorted(splits), root)
 
-    # Files of the MTL challenge
-    if not folders:
-        for file in _find_texts(root):
-            if _has_mtl_header(file):
-                reader.read_mtl(file)
-            else:
+    # Files of the MTL challenge, whose videos are in other splits than those of single tasks
+    for file in _find_texts(root):
+        if file.parent in splits:
+            continue
+        if not _has_mtl_header(file):
+            if not folders:
                 ignored.add("text files without an MTL header", _printable(file, root))
+        elif folders:
+            what = "MTL files beside single tasks (give their own folder to read them)"
+            ignored.add(what, _printable(file, root))
+        else:
+            reader.read_mtl(file)
 
     # Label tables
     tables = reader.tables()
@@ -143,57 +145,8 @@ def _nothing_readable(root: Path, problems: list[Problem]) -> RaffectError:
     return RaffectError(f"--annotations {root}: no readable annotations; {expected}{hint}")
 
 
-def parse_expression(line: bytes) -> tuple[int, ...]:
-    """One EXPR line, ``-1``..``7``.
-
-    Raises:
-        ValueError: If it is anything else; only ASCII digits count as numbers.
-    """
-    if not _INT.fullmatch(line) or not -1 <= (value := int(line)) <= 7:
-        raise ValueError(f"expected one integer from -1 to 7, found {_show(line)}")
-    return (value,)
-
-
-def parse_units(line: bytes) -> tuple[int, ...]:
-    """One AU line of 12 values, each ``-1``, ``0`` or ``1``.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
-    cells = [cell.strip() for cell in line.split(b",")]
-    if len(cells) != 12 or any(cell not in (b"-1", b"0", b"1") for cell in cells):
-        raise ValueError(f"expected 12 values of -1, 0 or 1, found {_show(line)}")
-    return tuple(map(int, cells))
-
-
-def parse_valence_arousal(line: bytes) -> tuple[float, ...]:
-    """One VA line of two values in [-1, 1], or -5 for unlabelled.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
-    cells = [cell.strip() for cell in line.split(b",")]
-    if len(cells) == 2 and all(_FLOAT.fullmatch(cell) for cell in cells):
-        values = tuple(map(float, cells))
-        if all(-1 <= value <= 1 or value == -5 for value in values):
-            return values
-    raise ValueError(f"expected two values from -1 to 1 (or -5), found {_show(line)}")
-
-
-_PARSERS: dict[Task, Callable[[bytes], tuple]] = {
-    EXPR: parse_expression,
-    AU: parse_units,
-    VA: parse_valence_arousal,
-}
-
-
 def _printable(path: Path, root: Path) -> str:
     return os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
-
-
-def _show(line: bytes) -> str:
-    text = line[:60].decode("utf-8", "backslashreplace")
-    return repr(text) + ("..." if len(line) > 60 else "")
 
 
 def _expected(error: ValueError) -> str:
@@ -266,7 +219,7 @@ class _Reader:
         return {task: _build_table(task, rows) for task, rows in self._rows.items() if rows}
 
     def _parse(self, name: str, lines: list[bytes], task: Task) -> np.ndarray:
-        parse, unlabelled = _PARSERS[task], (task.unlabelled,) * len(task.columns)
+        parse, unlabelled = PARSERS[task], (task.unlabelled,) * len(task.columns)
         # A video has few distinct lines, so that each needs to be parsed once only.
         known: dict[bytes, tuple] = {}
         values = []
@@ -288,7 +241,7 @@ class _Reader:
         repeats = 0
         for number, line in enumerate(lines, start=2):
             try:
-                key, values = _parse_mtl(line)
+                key, values = parse_mtl(line)
             except ValueError as error:
                 kind = f"{_expected(error)}; line left out"
                 self._report(name, number, f"{error}; line left out", kind)
@@ -346,25 +299,6 @@ class _Reader:
 
     def _name(self, file: Path) -> str:
         return _printable(file, self.root)
-
-
-def _parse_mtl(line: bytes) -> tuple[tuple[str, int], tuple]:
-    """(video, frame) of one MTL line, and its VA, EXPR and AU values.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
-    cells = [cell.strip() for cell in line.split(b",")]
-    match = _MTL_IMAGE.fullmatch(cells[0])
-    if len(cells) != 16 or not match or int(match[2]) < 1:
-        raise ValueError(f"expected video/00001.jpg and 15 values, found {_show(line)}")
-    video = match[1].decode("utf-8", "strict")
-    values = (
-        parse_valence_arousal(b",".join(cells[1:3])),
-        parse_expression(cells[3]),
-        parse_units(b",".join(cells[4:])),
-    )
-    return (video, int(match[2])), values
 
 
 def _build_table(task: Task, rows: list[_VideoRows]) -> pa.Table:
