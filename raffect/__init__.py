@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PostprocessConfig,
         PredictConfig,
         PrepareConfig,
+        SubmitConfig,
         TrainConfig,
         TuneConfig,
     )
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from raffect.extraction.pack import PackReport, pack
     from raffect.extraction.summary import ExtractSummary
     from raffect.heads.checkpoint import HeadCard, load_head
+    from raffect.predictions.challenge import SubmitResult, submit
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
     from raffect.training.train import train
@@ -74,6 +76,8 @@ _HOME = {
     "RaffectError": "errors",
     "RejectList": "bank.rejects",
     "ReportResult": "reporting.report",
+    "SubmitConfig": "config",
+    "SubmitResult": "predictions.challenge",
     "SweepResult": "runs.conclusions",
     "Task": "datasets.tasks",
     "TrainConfig": "config",
@@ -97,6 +101,7 @@ _HOME = {
     "read_labels": "datasets.labels",
     "read_manifest": "datasets.manifest",
     "report": "reporting.report",
+    "submit": "predictions.challenge",
     "train": "training.train",
     "tune": "training.tune",
     "verify": "bank.verify",
@@ -129,6 +134,8 @@ __all__ = [
     "RaffectError",
     "RejectList",
     "ReportResult",
+    "SubmitConfig",
+    "SubmitResult",
     "SweepResult",
     "Task",
     "TrainConfig",
@@ -152,6 +159,7 @@ __all__ = [
     "read_labels",
     "read_manifest",
     "report",
+    "submit",
     "train",
     "tune",
     "verify",

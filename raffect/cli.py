@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "postprocess": (c.PostprocessConfig, "window, thresholds and weights, chosen on folds"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
     "predict": (c.PredictConfig, "what heads answer for every frame of a bank, as a table"),
+    "submit": (c.SubmitConfig, "predictions -> an entry of an ABAW challenge"),
     "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (
         BankCommand,
@@ -208,6 +209,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "postprocess": _postprocess,
         "evaluate": _evaluate,
         "predict": _predict,
+        "submit": _submit,
         "report": _report,
     }
     return runners[command](config)
@@ -266,6 +268,12 @@ def _predict(config: c.PredictConfig) -> int:
         from raffect.evaluation.predict import predict
 
     return _print(predict(config).lines())
+
+
+def _submit(config: c.SubmitConfig) -> int:
+    from raffect.predictions.challenge import submit
+
+    return _print(submit(config).lines())
 
 
 def _report(config: c.ReportConfig) -> int:

@@ -161,6 +161,7 @@ FLAGS = {
         "--allow-incomplete",
         "--device",
     },
+    "submit": {"--template", "--predictions", "--out", "--task"},
     "report": {"--runs", "--out"},
 }
 

@@ -29,7 +29,7 @@ ALLOWED = {
     "datasets": "storage config progress metrics",
     "bank": "storage leaving config progress datasets",
     "encoders": "storage config progress datasets bank",
-    "predictions": "storage provenance datasets metrics bank",
+    "predictions": "storage config provenance datasets metrics bank",
     "heads": "storage recipe datasets.tasks datasets.affwild2.tasks metrics bank",
     "runs": "storage config recipe provenance datasets metrics bank heads",
     "extraction": "storage config progress provenance ray_session datasets bank encoders",

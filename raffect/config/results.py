@@ -90,6 +90,7 @@ class PredictConfig:
     def __post_init__(self) -> None:
         require(bool(self.head), "--head: expected one run folder, or folder of a head, or more")
         require_table("out", self.out)
+        require_local(self, "out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ class SubmitConfig:
 
     def __post_init__(self) -> None:
         require_table("predictions", self.predictions)
-        require_local(self, "template", "out")
+        require_local(self, "template", "predictions", "out")
 
 
 def require_table(name: str, path: Path) -> None:

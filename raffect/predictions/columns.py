@@ -45,6 +45,8 @@ FRAME_SCHEMA = pa.schema(
 in its input, status, the detector's confidence, and the box in pixels of the frame. For a bank of
 faces that others cropped, ``video``, ``frame`` and ``status`` alone are known."""
 
+_RESERVED = (*FRAME_SCHEMA.names, "model")
+
 
 @dataclass(frozen=True)
 class TaskColumns:
@@ -91,7 +93,7 @@ def columns_of(tasks: Sequence[Task]) -> dict[str, TaskColumns]:
     Where a name would occur twice, those of that task begin with the task's name.
     """
     plain = {task.name: _columns(task, "") for task in tasks}
-    used = Counter([*FRAME_SCHEMA.names, "model"])
+    used = Counter(_RESERVED)
     used.update(name for columns in plain.values() for name in columns.names)
     return {
         task.name: _columns(task, f"{task.name}_")
@@ -105,7 +107,8 @@ def _columns(task: Task, prefix: str) -> TaskColumns:
     outputs = tuple(f"{prefix}{name}" for name in task.outputs)
     probabilities = tuple(f"{prefix}p_{name}" for name in task.outputs)
     if task.kind == "multiclass":
-        return TaskColumns(task, (task.name,), probabilities, f"{task.name}_conf")
+        name = f"{task.name}_class" if task.name in _RESERVED else task.name
+        return TaskColumns(task, (name,), probabilities, f"{name}_conf")
     if task.kind == "multilabel":
         return TaskColumns(task, outputs, probabilities)
     return TaskColumns(task, outputs)
