@@ -89,11 +89,10 @@ class PostprocessResult:
         return [*lines, f"next: {self._following()}"]
 
     def _following(self) -> str:
-        runs = " ".join(shlex.quote(run) for run in self.found.runs)
-        rules = (
-            "" if str(self.out) in self.found.runs else f" --postprocess {self.out / RULES_FILE}"
-        )
-        return f"raffect evaluate --run {runs} --bank BANK --labels DATA{rules}"
+        file = shlex.quote(str(self.out / RULES_FILE))
+        rules = "" if str(self.out) in self.found.runs else f" --postprocess {file}"
+        run = self.found.runs[0]
+        return f"raffect evaluate --run {shlex.quote(run)} --bank BANK --labels DATA{rules}"
 
 
 def postprocess(config: PostprocessConfig) -> PostprocessResult:
