@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     write_video(folder / "clip.mp4", PICTURES)
-    write_csv(folder / "boxes.csv", BOXES)
+    write_csv(folder / "boxes.csv", [{"input": "clip.mp4", **box} for box in BOXES])
     return folder
 
 
