@@ -139,6 +139,7 @@ FLAGS = {
         "--device",
     },
     "predict": {
+        "--inputs",
         "--bank",
         "--head",
         "--out",

@@ -44,7 +44,7 @@ def video(tmp_path_factory) -> Path:
     boxes = path.with_name("boxes.csv")
     lines = path.with_name("person.mp4.boxes.csv").read_text().splitlines()
     boxes.write_text(
-        "\n".join(line for line in lines if line.split(",")[1] not in "10 11 12".split())
+        "\n".join(line for line in lines if line.split(",")[1] not in ["10", "11", "12"])
     )
     return path
 
