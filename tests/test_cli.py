@@ -14,6 +14,7 @@ import typing
 from pathlib import Path
 
 import pytest
+import tyro
 
 import raffect
 from raffect import cli
@@ -21,6 +22,7 @@ from raffect.cli import COMMANDS, main, parse, usage
 from raffect.config import BankVerifyConfig, EncoderConfig, ExtractConfig, SynthConfig
 
 ROOT = Path(__file__).parents[1]
+POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
 ENCODER = {
     "--encoder.model",
     "--encoder.weights",
@@ -98,6 +100,21 @@ FLAGS = {
     },
     "synth": {"--out", "--size", "--frames", "--seed", "--sheet", "--video"},
     "pack": {"--manifest", "--out", "--shard-rows", "--groups-per-file"},
+    "faces": {
+        "--out",
+        "--detector",
+        "--boxes",
+        "--detector-model",
+        "--every",
+        "--detect-side",
+        "--min-face",
+        "--min-score",
+        "--margin",
+        "--smooth",
+        "--segment-frames",
+        "--address",
+        "--cpus-per-task",
+    },
     "demo": {"--out", "--frames", "--seed"},
     "doctor": ENCODER | {"--data", "--bank", "--start-ray"},
     "bank": {
@@ -450,7 +467,10 @@ def flags_of(command: str) -> set[str]:
         if not isinstance(kind, type):  # a union of subcommands
             pending += [(part, prefix) for part in typing.get_args(kind)]
         elif dataclasses.is_dataclass(kind):
+            marked = typing.get_type_hints(kind, include_extras=True)
             for name, hint in typing.get_type_hints(kind).items():
+                if POSITIONAL in getattr(marked[name], "__metadata__", ()):
+                    continue
                 if dataclasses.is_dataclass(hint):
                     pending.append((hint, f"{prefix}{name}."))
                 else:

@@ -44,7 +44,6 @@ from raffect.bank.records import (
     BankFile,
     Commit,
     Identity,
-    file_name,
     parse_bank_file,
     parse_commit,
 )
@@ -58,14 +57,8 @@ from raffect.bank.shard_file import (
 )
 from raffect.errors import RaffectError
 from raffect.storage.atomic import write_atomic, write_if_absent
-from raffect.storage.paths import (
-    Damaged,
-    list_sizes,
-    locate,
-    parse_parquet,
-    read_buffer,
-    read_files,
-)
+from raffect.storage.commits import Commits
+from raffect.storage.paths import Damaged, locate, parse_parquet
 
 _COMMIT = re.compile(r"[0-9]{6,10}\.json", re.A)
 
@@ -75,6 +68,7 @@ class Bank:
 
     def __init__(self, path: str | Path) -> None:
         self.path = locate(path)
+        self.records = Commits(self.path, _COMMIT, parse_commit)
 
     @property
     def exists(self) -> bool:
@@ -250,8 +244,7 @@ class Bank:
 
     def committed(self) -> list[int]:
         """Numbers of shards that have a record, sound or not."""
-        names = list_sizes(self.path / "commits")
-        return [int(name.removesuffix(".json")) for name in names if _COMMIT.fullmatch(name)]
+        return [int(name.removesuffix(".json")) for name in self.records.names()]
 
     # Shards
 
@@ -260,10 +253,7 @@ class Bank:
 
         Its files may be missing or damaged.
         """
-        path = self.commit_path(shard)
-        for name, content in read_files(path.parent, [path.name]):
-            return parse_commit(name, content)
-        return None
+        return self.records.read(self.commit_path(shard).name)
 
     def shard_path(self, shard: int) -> Path:
         """The file with the features of a committed shard.
@@ -334,67 +324,18 @@ class Bank:
         contents = {"shards": format_shard(keys.take(good), features, identity, threads)}
         if rejects:
             contents["rejects"] = format_rejects(keys, rejects)
-        files = {}
-        for folder, content in contents.items():
-            sha256 = hashlib.sha256(content).hexdigest()
-            name = file_name(folder, shard, sha256)
-            write_atomic(self.path / name, content)
-            files[name] = len(content), sha256
+        files = self.records.write(f"{shard:06d}", contents)
         # The record, which makes the shard count
         record = Commit(
             shard=shard, rows=len(good), rejects=len(rejects), files=files, pictures=pictures
         )
-        record = self._settle(record)
+        record = self.records.settle(self.commit_path(shard).name, record)
         self.attempt_path(shard).unlink(missing_ok=True)
         return record
 
-    def _settle(self, ours: Commit) -> Commit:
-        """Create a shard's record, unless it has one that counts; the one that counts."""
-        path = self.commit_path(ours.shard)
-        while not write_if_absent(path, ours.to_bytes()):
-            found = self.read_commit(ours.shard)
-            if found and self._has_files(found):
-                self._delete(ours.files.keys() - found.files.keys())
-                return found
-            # A damaged one is in the way, unless another writer has replaced it meanwhile. One that
-            # does so between this look and the next line loses its record to ours, and its files
-            # are left over.
-            again = self.read_commit(ours.shard)
-            if again != found or (again and self._has_files(again)):
-                continue
-            path.unlink(missing_ok=True)
-            if found:
-                self._delete(found.files.keys() - ours.files.keys())
-        return ours
-
-    def _has_files(self, record: Commit) -> bool:
-        """Whether the files of a record have the recorded sizes."""
-        try:
-            sizes = {name: (self.path / name).stat().st_size for name in record.files}
-        except FileNotFoundError:
-            return False
-        return all(sizes[name] == size for name, (size, _) in record.files.items())
-
-    def _delete(self, names: Iterable[str]) -> None:
-        for name in names:
-            (self.path / name).unlink(missing_ok=True)
-
     def read_commits(self) -> dict[int, Commit]:
         """Finished shards: their record is readable and their files have the recorded sizes."""
-        # Records first: a shard that is committed meanwhile must not look like one without files.
-        names = [name for name in list_sizes(self.path / "commits") if _COMMIT.fullmatch(name)]
-        sizes = {}
-        for folder in ("shards", "rejects"):
-            for name, size in list_sizes(self.path / folder).items():
-                sizes[f"{folder}/{name}"] = size
-        # Records whose files have the recorded sizes
-        found = {}
-        for name, content in read_files(self.path / "commits", names):
-            record = parse_commit(name, content)
-            if record is None:
-                continue
-            if all(sizes.get(file) == size for file, (size, _) in record.files.items()):
-                found[record.shard] = record
+        found = {record.shard: record for record in self.records.read_all(("shards", "rejects"))}
         return dict(sorted(found.items()))
 
     def read_committed(self, name: str, sha256: str) -> pa.Buffer:
@@ -407,13 +348,7 @@ class Bank:
         Raises:
             Damaged: If it is missing or holds other bytes.
         """
-        try:
-            content = read_buffer(self.path / name)
-        except FileNotFoundError as error:
-            raise Damaged("missing") from error
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise Damaged("not the file that was committed (SHA-256 differs)")
-        return content
+        return self.records.read_committed(name, sha256)
 
     def read_rejects(self, commits: Iterable[Commit]) -> pa.Table:
         """``video, frame, reason`` of every frame of some shards that could not be read.

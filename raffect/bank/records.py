@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, Len, MinLen
 
 from raffect.errors import RaffectError
+from raffect.storage.commits import content_name
 from raffect.storage.records import Count, OtherFormat, Record, parse_object
 
 FORMAT = 2
@@ -181,14 +182,12 @@ class Commit(Record):
 def file_name(folder: str, shard: int, sha256: str) -> str:
     """Path of a shard's file relative to its bank.
 
-    Its content is in its name, so that writers with different bytes never write the same file.
-
     Args:
         folder: ``shards`` or ``rejects``.
         shard: Its number in the plan.
         sha256: SHA-256 of the file.
     """
-    return f"{folder}/{shard:06d}-{sha256[:8]}.parquet"
+    return content_name(folder, f"{shard:06d}", sha256)
 
 
 def is_file_of(name: str, shard: int) -> bool:

@@ -22,7 +22,7 @@ from raffect.config import FacesConfig
 from raffect.datasets.problems import Ignored, Problem, problem_lines, write_problems
 from raffect.extraction.face_units import run_units
 from raffect.faces.detectors import choose_detector, digest_file, require_detector
-from raffect.faces.inputs import add_inputs, list_inputs
+from raffect.faces.inputs import add_inputs, kind_of, list_inputs
 from raffect.faces.plan import FacePlan, finished_units, sweep
 from raffect.faces.records import FaceSettings, Input, InputFacts, read_settings
 from raffect.faces.results import write_results
@@ -119,13 +119,13 @@ def find_faces(config: FacesConfig) -> FacesResult:
     if (known := read_settings(folder / "settings.json")) is not None:
         known.require_equal(settings, folder)
     require_detector(settings)
+    if any(kind_of(file) == "video" for file in listing.files):
+        require_av()
     # The run
     require_writable(folder)
     with note_of_run(folder):
         write_if_absent(folder / "settings.json", settings.to_bytes())
         inputs = add_inputs(folder, listing.files)
-        if any(one.kind == "video" for one in inputs):
-            require_av()
         done = _do_all(folder, inputs, settings, config)
         # Its results
         sweep(folder)

@@ -1,8 +1,8 @@
 """Crops: the square around a face, 112x112, as Aff-Wild2's aligned crops show faces.
 
 In those the eyes are level, 0.31 of the side apart. Where a detector gives the eyes, crops are
-turned and sized by them; otherwise by the box, which is `_BOX_EYES` eye distances wide with OpenCV's
-cascade.
+turned and sized by them; otherwise by the box, which OpenCV's cascade makes `_BOX_EYES` distances
+between the eyes wide.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import numpy as np
 from raffect.config import FacesConfig
 from raffect.errors import RaffectError
 from raffect.faces.boxes import read_boxes
-from raffect.faces.records import FaceSettings
+from raffect.faces.records import DetectorName, FaceSettings
 from raffect.faces.tracks import FIELDS
 
 _CASCADE = "haarcascade_frontalface_alt2.xml"
@@ -45,7 +45,7 @@ class Detector(Protocol):
         ...
 
 
-def choose_detector(config: FacesConfig) -> tuple[str, str]:
+def choose_detector(config: FacesConfig) -> tuple[DetectorName, str]:
     """The detector that a configuration means, and why it is that one."""
     if config.detector != "auto":
         return config.detector, f"--detector {config.detector}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from raffect.datasets.problems import Ignored, Problem
 from raffect.errors import RaffectError
 from raffect.faces import pictures, video
-from raffect.faces.records import Input, InputList, to_text
+from raffect.faces.records import Input, InputList, Kind, to_text
 from raffect.storage.atomic import write_if_absent
 from raffect.storage.paths import list_sizes, read_files
 
@@ -59,9 +59,8 @@ def list_inputs(given: Iterable[Path]) -> Listing:
                     listing.files.append(found)
     if not listing.files:
         shown = " ".join(map(str, given))
-        raise RaffectError(
-            f"{shown}: no pictures ({_shown(pictures.SUFFIXES)}) or videos ({_shown(video.SUFFIXES)})"
-        )
+        kinds = f"pictures ({_shown(pictures.SUFFIXES)}) or videos ({_shown(video.SUFFIXES)})"
+        raise RaffectError(f"{shown}: no {kinds}")
     return listing
 
 
@@ -147,15 +146,19 @@ def add_inputs(folder: Path, files: Iterable[Path]) -> list[Input]:
             place = to_text(Path(os.path.abspath(file)))
             if place not in known:
                 known.add(place)
-                kind = "picture" if file.suffix.lower() in pictures.SUFFIXES else "video"
                 name = _choose_name(file, taken)
-                new.append(Input(name=name, kind=kind, place=place, given=to_text(file)))
+                new.append(Input(name=name, kind=kind_of(file), place=place, given=to_text(file)))
         record = InputList(first=len(inputs), inputs=tuple(new))
         number = len(list_sizes(folder / "inputs"))
         path = folder / "inputs" / f"{number:04d}.json"
         # If another run was first, its inputs come first.
         if not new or write_if_absent(path, record.to_bytes()):
             return inputs + new
+
+
+def kind_of(file: Path) -> Kind:
+    """What a file is taken for, by its suffix; a video where that says nothing."""
+    return "picture" if file.suffix.lower() in pictures.SUFFIXES else "video"
 
 
 def _choose_name(file: Path, taken: set[str]) -> str:

@@ -23,6 +23,7 @@ from raffect.faces.records import (
 )
 from raffect.faces.video import cut_segments
 from raffect.faces.work import Task, read_scan
+from raffect.storage.atomic import PREFIX
 from raffect.storage.paths import list_sizes
 
 PICTURES_A_BLOCK = 32
@@ -185,7 +186,7 @@ def finished_units(folder: Path, inputs: Sequence[Input]) -> list[Unit]:
 def sweep(folder: Path) -> None:
     """Delete what a finished run does not need, and what a killed one left: crops show faces.
 
-    Only records of finished inputs and the files that those name stay.
+    Only records of finished inputs and the files that those name stay, and nothing unfinished.
     """
     units, commits = read_units(folder), open_commits(folder)
     for name in list(units):
@@ -196,3 +197,6 @@ def sweep(folder: Path) -> None:
     for below in FOLDERS:
         found = (f"{below}/{name}" for name in list_sizes(folder / below))
         commits.delete(file for file in found if file not in named)
+    for below in ("", "attempts", "commits", "inputs", "running"):
+        names = [name for name in list_sizes(folder / below) if name.startswith(PREFIX)]
+        commits.delete(f"{below}/{name}" if below else name for name in names)

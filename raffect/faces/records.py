@@ -20,6 +20,7 @@ from raffect.storage.records import Count, Record
 
 Sha256 = Annotated[str, Len(64, 64)]
 Kind = Literal["picture", "video"]
+DetectorName = Literal["boxes", "yunet", "haar", "none"]
 _REMEDY = "run `raffect faces` into a new --out"
 FOLDERS = ("scans", "parts", "links", "frames", "tables")
 """Folders with the files of units."""
@@ -45,7 +46,7 @@ class FaceSettings(Record):
     """
 
     format: Literal[1] = 1
-    detector: Literal["boxes", "yunet", "haar", "none"]
+    detector: DetectorName
     detector_file: str
     detector_sha256: str
     every: Annotated[int, Ge(1)]

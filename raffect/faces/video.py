@@ -28,24 +28,10 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 SUFFIXES = frozenset(
-    [
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".gif",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ogv",
-        ".ts",
-        ".webm",
-        ".wmv",
-    ]
+    (
+        *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
+        *(".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+    )
 )
 """File names in folders that are taken for videos."""
 _FORMATS = (
@@ -96,6 +82,8 @@ def open_video(path: Path) -> Generator[tuple[InputContainer, VideoStream]]:
             if not streams:
                 raise Damaged("no pictures in it, sound alone")
             stream = streams[0]
+            if stream.codec_context is None:
+                raise Damaged("its pictures are of a codec that FFmpeg does not know")
             # One task takes one CPU, and is the same however many there are.
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}

@@ -8,7 +8,6 @@ of another size, does not count and is replaced.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -132,8 +131,7 @@ class Commits(Generic[R]):
     def delete(self, names: Iterable[str]) -> None:
         """Delete files of a unit; those that are gone are passed over."""
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                (self.root / name).unlink()
+            (self.root / name).unlink(missing_ok=True)
 
     def read_committed(self, name: str, sha256: str) -> pa.Buffer:
         """Bytes of a unit's file, checked to be those that were committed.

@@ -324,7 +324,7 @@ def test_after_an_error_of_the_disk_no_shard_counts_as_damaged(tmp_path, monkeyp
     def fail(path):
         raise OSError(5, "Input/output error", str(path))
 
-    monkeypatch.setattr("raffect.bank.format.read_buffer", fail)
+    monkeypatch.setattr("raffect.storage.commits.read_buffer", fail)
     found = verify(bank)
     assert found.damaged == {}
     assert any("Input/output error" in what for what in found.problems)

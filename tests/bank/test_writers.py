@@ -97,16 +97,16 @@ def test_a_damaged_record_that_another_writer_replaces_meanwhile_is_not_deleted(
         bank.commit_path(1).write_bytes(b"{")
     else:
         bank.shard_path(1).unlink()
-    keys, look, others = bank.plan.rows(1), bank.read_commit, []
+    keys, look, others = bank.plan.rows(1), bank.records.read, []
 
-    def look_and_pause(shard):
-        found = look(shard)
+    def look_and_pause(name):
+        found = look(name)
         if not others:  # the other writer comes between our first look and what follows
             features = features_of(3, len(keys))
             others.append(Bank(bank.path).commit(1, keys, features, {}, IDENTITY))
         return found
 
-    monkeypatch.setattr(bank, "read_commit", look_and_pause)
+    monkeypatch.setattr(bank.records, "read", look_and_pause)
     record = bank.commit(1, keys, features_of(7, len(keys)), {}, IDENTITY)
     assert [record] == others
     assert Bank(bank.path).read_commits()[1] == record
@@ -151,7 +151,7 @@ def test_a_writer_that_replaces_records_fails_the_first_test(tmp_path, monkeypat
         atomic.write_atomic(path, content)
         return True
 
-    monkeypatch.setattr("raffect.bank.format.write_if_absent", replace_it)
+    monkeypatch.setattr("raffect.storage.commits.write_if_absent", replace_it)
     with pytest.raises(AssertionError):
         test_of_writers_with_other_bytes_the_first_record_wins_and_losers_delete_their_own(tmp_path)
 

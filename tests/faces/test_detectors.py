@@ -1,0 +1,186 @@
+"""Detectors: Haar on photographs, the choice and its reason, tables of boxes of other tools."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from skimage import data
+
+from raffect.config import FacesConfig
+from raffect.errors import RaffectError
+from raffect.extraction.find_faces import choose_settings
+from raffect.faces.boxes import read_boxes
+from raffect.faces.detectors import WholePicture, choose_detector, load_detector, require_detector
+from raffect.faces.tracks import overlap
+
+WITHOUT_FACES = (
+    "brick camera chelsea coffee coins grass gravel hubble_deep_field moon page rocket text"
+)
+
+
+def settings(**changes):
+    given = {"inputs": (Path("a.jpg"),), "out": Path("o"), **changes}
+    return choose_settings(FacesConfig(**given))[0]
+
+
+def enlarged(face, side=100, around=20):
+    """A small grey photograph as a picture of 140x140, on grey."""
+    small = Image.fromarray((face * 255).astype(np.uint8)).resize((side, side), Image.BICUBIC)
+    picture = np.full((side + 2 * around, side + 2 * around, 3), 128, np.uint8)
+    picture[around:-around, around:-around] = np.asarray(small)[..., None]
+    return picture
+
+
+def test_haar_finds_the_astronaut_and_nobody_else():
+    found = load_detector(settings(), Path()).detect(data.astronaut(), 1)
+    assert len(found) == 1
+    assert overlap(found, np.array([[177, 66, 95, 95]])) > 0.8
+    assert found[0, 4] > 0.7
+
+
+def test_haar_finds_the_faces_of_lfw_and_none_in_the_patches_without_faces():
+    faces = np.load(Path(data.__file__).parent / "lfw_subset.npy")
+    detector = load_detector(settings(min_face=30), Path())
+    found = [len(detector.detect(enlarged(face), 1)) for face in faces]
+    assert sum(count == 1 for count in found[:100]) >= 96
+    assert sum(found[100:]) <= 1
+
+
+def test_haar_finds_no_face_in_photographs_without_one():
+    detector = load_detector(settings(), Path())
+    for name in WITHOUT_FACES.split():
+        picture = np.asarray(getattr(data, name)())
+        rgb = np.asarray(Image.fromarray(picture).convert("RGB"))
+        assert len(detector.detect(rgb, 1)) == 0, name
+
+
+def test_a_large_picture_is_searched_at_a_smaller_size_and_boxes_are_of_the_large_one():
+    large = np.asarray(Image.fromarray(data.astronaut()).resize((2048, 2048)))
+    (found,) = load_detector(settings(detect_side=512), Path()).detect(large, 1)
+    assert overlap(found[None], np.array([[177, 66, 95, 95]]) * 4.0) > 0.7
+
+
+def test_the_choice_of_a_detector_has_its_reason():
+    config = {"inputs": (Path("a.jpg"),), "out": Path("o")}
+    assert choose_detector(FacesConfig(**config))[0] == "haar"
+    assert "weights come with OpenCV" in choose_detector(FacesConfig(**config))[1]
+    name, why = choose_detector(FacesConfig(**config, boxes=Path("b.csv")))
+    assert (name, why) == ("boxes", "boxes of b.csv")
+    name, why = choose_detector(FacesConfig(**config, detector_model=Path("y.onnx")))
+    assert (name, why) == ("yunet", "--detector-model y.onnx")
+    assert choose_detector(FacesConfig(**config, detector="none"))[0] == "none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"detector": "boxes"}, "--detector boxes: expected a file in --boxes"),
+        ({"detector": "yunet"}, "--detector yunet: expected a file in --detector-model"),
+        ({"detector": "haar", "boxes": Path("b.csv")}, "--detector haar reads no such file"),
+        ({"boxes": Path("b"), "detector_model": Path("m")}, "expected one of them"),
+        ({"every": 0}, "--every 0: expected 1 to 1000"),
+        ({"margin": float("nan")}, "--margin nan"),
+        ({"inputs": ()}, "INPUT"),
+    ],
+)
+def test_wrong_settings_are_one_line(changes, match):
+    given = {"inputs": (Path("a.jpg"),), "out": Path("o"), **changes}
+    with pytest.raises(RaffectError, match=match):
+        FacesConfig(**given)
+
+
+def test_a_file_that_is_no_yunet_model_is_one_line(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    chosen = settings(detector_model=tmp_path / "m.onnx")
+    with pytest.raises(RaffectError, match="not a YuNet model that OpenCV reads"):
+        require_detector(chosen)
+
+
+def test_without_a_detector_the_whole_picture_is_the_face_without_a_margin():
+    (row,) = WholePicture().detect(np.zeros((30, 50, 3), np.uint8), 1)
+    assert row[:5].tolist() == [0, 0, 50, 30, 1]
+    assert settings(detector="none").margin == 0
+    assert settings(detector="none").every == 1
+
+
+# Tables of other tools
+
+
+def boxes_of(table, tmp_path, name="clip.mp4", frame=1, file="boxes.csv"):
+    path = tmp_path / file
+    if isinstance(table, str):
+        path.write_text(table)
+    else:
+        pq.write_table(table, path)
+    return read_boxes(path).of(Path("videos") / name).detect(np.zeros((1, 1, 3)), frame)
+
+
+def test_a_table_of_our_own_columns_is_read(tmp_path):
+    table = pa.table(
+        {"input": ["clip.mp4", "other.mp4"], "frame": [1, 1], "x": [3.5, 9], "y": [4, 9]}
+    )
+    table = table.append_column("w", [[20, 9]]).append_column("h", [[30, 9]])
+    (row,) = boxes_of(table, tmp_path, file="boxes.parquet")
+    assert row[:5].tolist() == [3.5, 4, 20, 30, 1.0]
+    assert np.isnan(row[5:]).all()
+
+
+def test_py_feat_counts_frames_from_zero_and_names_its_input(tmp_path):
+    head = "frame,FaceRectX,FaceRectY,FaceRectWidth,FaceRectHeight,FaceScore,input\n"
+    text = head + "0,1,2,30,40,0.9,/data/clip.mp4\n1,5,6,30,40,0.8,/data/clip.mp4\n1,,,,,,b.mp4\n"
+    assert boxes_of(text, tmp_path, frame=1)[0, :5].tolist() == [1, 2, 30, 40, 0.9]
+    assert boxes_of(text, tmp_path, frame=2)[0, :5].tolist() == [5, 6, 30, 40, 0.8]
+    assert len(boxes_of(text, tmp_path, frame=3)) == 0
+
+
+def test_openface_has_blanks_before_names_and_no_boxes_but_landmarks(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(10, 90, (2, 68))
+    names = ["frame", "face_id", "timestamp", "confidence", "success"]
+    names += [f"{axis}_{k}" for axis in "xy" for k in range(68)]
+    rows = [[1, 0, 0.0, 0.97, 1, *x, *y], [2, 0, 0.04, 0.1, 0, *x, *y]]
+    text = "\n".join([", ".join(names), *(", ".join(map(str, row)) for row in rows)])
+    (row,) = boxes_of(text, tmp_path)
+    assert row[:4].tolist() == [x.min(), y.min(), np.ptp(x), np.ptp(y)]
+    assert row[4] == 0.97
+    eyes = [x[36:42].mean(), y[36:42].mean(), x[42:48].mean(), y[42:48].mean()]
+    assert row[5:] == pytest.approx(eyes)
+    assert len(boxes_of(text, tmp_path, frame=2)) == 0  # success is 0
+
+
+def test_corners_of_mtcnn_become_a_box(tmp_path):
+    text = "path,x1,y1,x2,y2,prob\nvideos/clip.mp4,10,20,50,80,0.99\n"
+    assert boxes_of(text, tmp_path)[0, :5].tolist() == [10, 20, 40, 60, 0.99]
+
+
+def test_a_folder_holds_a_table_an_input(tmp_path):
+    (tmp_path / "clip.csv").write_text("frame,x,y,w,h\n1,1,2,3,4\n")
+    folder = read_boxes(tmp_path)
+    assert len(folder.of(Path("a/clip.mp4")).detect(np.zeros((1, 1, 3)), 1)) == 1
+    assert len(folder.of(Path("a/none.mp4")).detect(np.zeros((1, 1, 3)), 1)) == 0
+
+
+@pytest.mark.parametrize(
+    "cells", ["nan,1,2,2", "1,1,0,2", "1,1,-4,2", "1e300,1,2,2", "inf,1,2,2", ",1,2,2"]
+)
+def test_a_row_without_a_box_is_left_out(cells, tmp_path):
+    assert len(boxes_of(f"frame,x,y,w,h\n1,{cells}\n1,5,5,5,5\n", tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("frame,left,top\n1,2,3\n", "no columns of a known kind"),
+        ("frame,x,x,y,w,h\n1,1,1,1,1,1\n", "column 'x' is there twice"),
+        ("frame,x,y,w,h\n1,a,1,1,1\n", "column 'x' has no numbers"),
+        ("", "not a readable table"),
+    ],
+)
+def test_a_table_that_is_none_is_one_line(text, match, tmp_path):
+    with pytest.raises(RaffectError, match=match):
+        boxes_of(text, tmp_path)
+    with pytest.raises(RaffectError, match="no such file"):
+        read_boxes(tmp_path / "gone.csv")
