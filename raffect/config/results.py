@@ -139,6 +139,7 @@ class PredictConfig:
         if self.bank is not None:
             require(not self.inputs, "--bank: expected no inputs beside it")
             require_table("out", self.out)
+            require_local(self, "out")
             return
         require(bool(self.inputs), "expected a picture, video, folder or pattern, or --bank BANK")
         require_local(self, "inputs", "out", "boxes", "detector_model", "labels")
@@ -167,7 +168,7 @@ class SubmitConfig:
 
     def __post_init__(self) -> None:
         require_table("predictions", self.predictions)
-        require_local(self, "template", "out")
+        require_local(self, "template", "predictions", "out")
 
 
 def require_table(name: str, path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import HeadCard, read_card
 from raffect.metrics.scores import Snapshot
+from raffect.recipe import Recipe
 from raffect.runs import first_format
 from raffect.runs.cross_validation import select_by_cv
 from raffect.runs.folder import RunFolder
@@ -31,7 +32,7 @@ class PickedHead:
     run: Path
 
     @property
-    def recipe(self):
+    def recipe(self) -> Recipe:
         """Its settings."""
         return self.card.recipe
 

@@ -17,6 +17,7 @@ import pyarrow.csv
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.predictions.rules import DecisionRules
+from raffect.predictions.table import ROWS
 from raffect.storage.atomic import atomic_path
 
 _pc: Any = pa.compute
@@ -76,8 +77,11 @@ def write_entry(
     """
     rows = cells if images is None else _pc.binary_join_element_wise(images, cells, ",")
     with atomic_path(path) as temporary:
-        lines = [header, *rows.to_pylist(), ""]
-        temporary.write_bytes(ending.join(lines).encode())
+        with temporary.open("wb") as file:
+            file.write(f"{header}{ending}".encode())
+            for start in range(0, len(rows), ROWS):
+                lines = [*rows.slice(start, ROWS).to_pylist(), ""]
+                file.write(ending.join(lines).encode())
         if wrong := find_fault(temporary, header, ending, images, len(cells), tasks):
             raise RaffectError(f"{path}: not written, {wrong}; please report this")
 
@@ -130,15 +134,16 @@ def _width(task: Task) -> int:
 
 def _wrong_value(table: pa.Table, task: Task) -> str:
     """Which value a task does not have; empty if there is none."""
-    values = np.column_stack([table[f"{task.name} {k}"].to_numpy() for k in range(_width(task))])
     low, high = task.limits or (-np.inf, np.inf)
     if task.kind == "multiclass":
         low, high = 0, len(task.outputs) - 1
     elif task.kind == "multilabel":
         low, high = 0, 1
-    is_right = np.isfinite(values) & (values >= low) & (values <= high)
-    if task.kind != "regression":
-        is_right &= values == np.floor(values)
-    if is_right.all():
-        return ""
-    return f"it has {values[~is_right][0]} for {task.name}, expected {low} to {high}"
+    for k in range(_width(task)):
+        values = table[f"{task.name} {k}"].to_numpy()
+        is_right = np.isfinite(values) & (values >= low) & (values <= high)
+        if task.kind != "regression":
+            is_right &= values == np.floor(values)
+        if not is_right.all():
+            return f"it has {values[~is_right][0]} for {task.name}, expected {low} to {high}"
+    return ""

@@ -75,9 +75,13 @@ class PredictionWriter:
         if path.suffix == ".csv":
             self._writer = pa.csv.CSVWriter(path, schema)
         else:
-            metadata = {_KEY: facts.to_bytes()}
+            # Numbers repeat too seldom for a dictionary
+            texts = [field.name for field in schema if pa.types.is_string(field.type)]
             self._writer = pq.ParquetWriter(
-                path, schema.with_metadata(metadata), compression="zstd"
+                path,
+                schema.with_metadata({_KEY: facts.to_bytes()}),
+                compression="zstd",
+                use_dictionary=texts,
             )
 
     def write(self, rows: pa.Table) -> None:
