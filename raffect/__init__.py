@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from raffect.extraction.pack import PackReport, pack
     from raffect.extraction.summary import ExtractSummary
     from raffect.heads.checkpoint import HeadCard, load_head
+    from raffect.pipelines.predict_files import PredictFilesResult, predict
     from raffect.predictions.challenge import SubmitResult, submit
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
@@ -69,6 +70,7 @@ _HOME = {
     "PackConfig": "config",
     "PackReport": "extraction.pack",
     "PredictConfig": "config",
+    "PredictFilesResult": "pipelines.predict_files",
     "PredictResult": "evaluation.predict",
     "PrepareConfig": "config",
     "PrepareReport": "datasets.prepare",
@@ -127,6 +129,7 @@ __all__ = [
     "PackConfig",
     "PackReport",
     "PredictConfig",
+    "PredictFilesResult",
     "PredictResult",
     "PrepareConfig",
     "PrepareReport",

@@ -156,7 +156,6 @@ FLAGS = {
         "--device",
     },
     "predict": {
-        "--inputs",
         "--bank",
         "--head",
         "--out",
