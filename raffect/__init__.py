@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from raffect.heads.checkpoint import HeadCard, load_head
     from raffect.language.zeroshot import zeroshot
     from raffect.language.zeroshot_result import ZeroshotResult
+    from raffect.pipelines.predict_files import PredictFilesResult, predict
     from raffect.predictions.challenge import SubmitResult, submit
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
@@ -79,6 +80,7 @@ _HOME = {
     "PostprocessConfig": "config",
     "PostprocessResult": "evaluation.postprocess",
     "PredictConfig": "config",
+    "PredictFilesResult": "pipelines.predict_files",
     "PredictResult": "evaluation.predict",
     "PrepareConfig": "config",
     "PrepareReport": "datasets.prepare",
@@ -146,6 +148,7 @@ __all__ = [
     "PostprocessConfig",
     "PostprocessResult",
     "PredictConfig",
+    "PredictFilesResult",
     "PredictResult",
     "PrepareConfig",
     "PrepareReport",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raffect import cli
-from raffect.config import ExtractConfig, LearnConfig
+from raffect.config import ExtractConfig, LearnConfig, PredictConfig
 from raffect.leaving import STATUS, last_act
 
 _STATUS = {0: "done", 2: "failed", 3: "too many frames rejected", 130: "interrupted"}
@@ -69,12 +69,24 @@ def describe(config: Any) -> dict[str, Any]:
     """Where a finished job's results are and what they are, read from the files it left.
 
     Args:
-        config: Of extract, train or tune.
+        config: Of extract, predict, train or tune.
     """
+    if isinstance(config, PredictConfig):
+        return _describe_predictions(config)
     if isinstance(config, ExtractConfig):
         return _describe_extract(config.bank)
     assert isinstance(config, LearnConfig)
     return _describe_run(config.out)
+
+
+def _describe_predictions(config: PredictConfig) -> dict[str, Any]:
+    from raffect.predictions.table import read_facts
+
+    table = config.out if config.bank else config.out / "predictions.parquet"
+    facts = read_facts(table)
+    page = {} if config.bank else {"index": str(config.out.absolute() / "index.html")}
+    caveat = "; ".join(facts.caveats)
+    return {"predictions": str(table.absolute()), **page, "model": facts.model, "caveat": caveat}
 
 
 def _describe_extract(path: Path) -> dict[str, Any]:

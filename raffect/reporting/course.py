@@ -69,7 +69,9 @@ class TimeCourse:
         frame: Numbers of all frames that have a row, ascending, int32, shape (F,).
         place: Where each stands on the axis, float64, shape (F,).
         without_face: How many of them have none.
-        span: First and last place on the axis: seconds, or frame numbers where no row has a time.
+        span: Place of the first frame and end of the last one on the axis: seconds, or frame
+            numbers where no row has a time.
+        step: Distance of two frames on it.
         in_seconds: Which of both.
     """
 
@@ -80,6 +82,7 @@ class TimeCourse:
     place: np.ndarray
     without_face: int
     span: tuple[float, float]
+    step: float
     in_seconds: bool
 
     @property
@@ -126,6 +129,7 @@ def read_course(rows: pa.Table, tasks: Sequence[Task], name: str) -> TimeCourse:
     in_seconds = rows["timestamp_s"].null_count == 0
     axis = rows["timestamp_s" if in_seconds else "frame"].to_numpy().astype(np.float64)
     frame, first = np.unique(rows["frame"].to_numpy(), return_index=True)
+    step = float(np.median(np.diff(axis[first]))) if len(frame) > 1 else 1.0
     return TimeCourse(
         name=name,
         tasks=tuple(tasks),
@@ -133,7 +137,8 @@ def read_course(rows: pa.Table, tasks: Sequence[Task], name: str) -> TimeCourse:
         frame=frame,
         place=axis[first],
         without_face=int((status == "no_face").sum()),
-        span=(float(axis.min()), float(axis.max())),
+        span=(float(axis.min()), float(axis.max()) + step),
+        step=step,
         in_seconds=in_seconds,
     )
 
@@ -190,16 +195,16 @@ def bin_rows(places: np.ndarray, values: np.ndarray, span: tuple[float, float], 
     Args:
         places: Of the rows on the axis, ascending, shape (N,).
         values: Shape (N, C), without NaN.
-        span: Places of the first and the last frame of the picture.
+        span: Where the first column begins and the last one ends.
         num: Number of columns.
     """
     low, mean, high = (np.full((num, values.shape[1]), np.nan, np.float32) for _ in range(3))
     if not len(places):
         return Bins(low, mean, high)
 
-    # The last frame has a width too
+    # Rows of each column, whose edges are not exact
     step = float(np.median(np.diff(places))) if len(places) > 1 else 1.0
-    edges = np.linspace(span[0], span[1] + step, num + 1)
+    edges = np.linspace(*span, num + 1)
     start = np.searchsorted(places, edges[:-1] - step * 1e-6, "left")
     stop = np.searchsorted(places, edges[1:] - step * 1e-6, "left")
 

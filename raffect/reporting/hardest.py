@@ -105,7 +105,8 @@ def _losses(
         elif task.kind == "multilabel":
             chosen = ~np.isnan(target) & ~np.isnan(score)
             right = np.where(target == 1, score, 1 - score)
-            loss, shown, confidence = -np.log(np.maximum(right, _TINY)), score, score
+            loss, shown = -np.log(np.maximum(right, _TINY)), score
+            confidence = np.full(len(score), np.nan)
         else:
             chosen = ~np.isnan(target) & ~np.isnan(score)
             loss, shown, confidence = (score - target) ** 2, score, np.full(len(score), np.nan)

@@ -36,7 +36,7 @@ class Strip:
         left: Column of the first place on the axis; names stand left of it.
         width: Columns of the axis.
         lanes: Rows of all lanes; the legend stands below them.
-        span: First and last place on the axis.
+        span: Where the axis begins and ends.
     """
 
     image: Image.Image

@@ -69,7 +69,7 @@ def write_timeline(
     data = {
         "span": course.span,
         "in_seconds": course.in_seconds,
-        "step": _step(course),
+        "step": course.step,
         "frame": _cells(
             bin_rows(course.place, course.frame[:, None], course.span, columns).high[:, 0]
         ),
@@ -119,14 +119,9 @@ def _shrink(image: Image.Image) -> Image.Image:
     return image
 
 
-def _step(course: TimeCourse) -> float:
-    """Distance of two frames on the axis."""
-    return float(np.median(np.diff(course.place))) if course.frames > 1 else 1.0
-
-
 def _num_columns(course: TimeCourse) -> int:
     """A column a frame, or as many as a page can hold."""
-    frames = round((course.span[1] - course.span[0]) / _step(course)) + 1
+    frames = round((course.span[1] - course.span[0]) / course.step)
     room = ALL_COLUMNS // max(len(course.faces), 1)
     return max(1, min(frames, COLUMNS, max(room, 100)))
 

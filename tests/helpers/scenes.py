@@ -15,7 +15,7 @@ from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.datasets.synthetic import tree
 from raffect.datasets.tasks import Task
 from raffect.predictions.columns import FRAME_SCHEMA, Predicted, as_table
-from raffect.predictions.rules import plain_rules
+from raffect.predictions.rules import WeightedHead, plain_rules
 from raffect.predictions.table import PredictionFacts
 from raffect.provenance import describe_run
 
@@ -105,8 +105,9 @@ def decide(task: Task, scores: np.ndarray) -> Predicted:
 
 def facts_of(tasks: Sequence[Task] = TASKS, caveats=(DRAWN_CAVEAT,)) -> PredictionFacts:
     """Facts of a table of predictions."""
+    head = WeightedHead(folder="head", sha256="0" * 64)
     return PredictionFacts(
-        rules=tuple(plain_rules(task) for task in tasks),
+        rules=tuple(plain_rules(task, (head,)) for task in tasks),
         bank="bank",
         bank_digest="0" * 16,
         caveats=tuple(caveats),

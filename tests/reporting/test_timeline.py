@@ -28,9 +28,9 @@ def data_of(page: Path) -> dict:
     return json.loads(found[1])
 
 
-def brute_bins(places, values, span, num, step):
+def brute_bins(places, values, span, num):
     """Lowest and highest value of each column by a loop over all rows."""
-    width = (span[1] + step - span[0]) / num
+    width = (span[1] - span[0]) / num
     low, high = np.full((num, values.shape[1]), np.nan), np.full((num, values.shape[1]), np.nan)
     for place, value in zip(places, values, strict=True):
         column = int((place - span[0]) / width + 1e-9)
@@ -44,9 +44,9 @@ def test_columns_hold_the_lowest_and_highest_value_of_their_frames(frames, num):
     rng = np.random.default_rng(frames)
     places = np.flatnonzero(rng.random(frames) > 0.01).astype(float)
     values = rng.random((len(places), 3)).astype(np.float32)
-    span = (0.0, float(frames - 1))
+    span = (0.0, float(frames))
     found = bin_rows(places, values, span, num)
-    low, high = brute_bins(places, values, span, num, 1.0)
+    low, high = brute_bins(places, values, span, num)
     filled = ~np.isnan(low)
     np.testing.assert_array_equal(found.low[filled], low.astype(np.float32)[filled])
     np.testing.assert_array_equal(found.high[filled], high.astype(np.float32)[filled])
@@ -54,11 +54,11 @@ def test_columns_hold_the_lowest_and_highest_value_of_their_frames(frames, num):
 
 def test_a_gap_stays_a_gap_and_a_slower_rate_is_none():
     values = np.ones((6, 1), np.float32)
-    gap = bin_rows(np.array([0, 1, 2, 10, 11, 12.0]), values, (0, 12), 13)
+    gap = bin_rows(np.array([0, 1, 2, 10, 11, 12.0]), values, (0, 13), 13)
     assert np.isnan(gap.mean[:, 0]).tolist() == [False] * 3 + [True] * 7 + [False] * 3
     # Fewer frames than columns: each holds until the next
     places = np.arange(6.0)
-    wide = bin_rows(places, places[:, None], (0, 5), 60)
+    wide = bin_rows(places, places[:, None], (0, 6), 60)
     assert wide.mean[:, 0].tolist() == np.repeat(places, 10).tolist()
 
 
