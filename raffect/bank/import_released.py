@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from raffect.bank.features import read_shard_features
 from raffect.bank.format import Bank, Identity
+from raffect.bank.running import note_of_run
 from raffect.config import BankImportConfig
 from raffect.datasets.affwild2.lines import parse_expression, parse_units
 from raffect.datasets.affwild2.tasks import AU, DTYPES, EXPR
@@ -118,7 +119,8 @@ def import_released(config: BankImportConfig) -> ImportReport:
     """Bring one split into a bank, and its labels into ``out/labels/<task>.parquet``.
 
     Raises:
-        RaffectError: If h5py is missing, the files do not fit together, or a line is wrong.
+        RaffectError: If h5py is missing, the files do not fit together, a line is wrong, or
+            another run writes into the bank.
     """
     task = next((task for task in _PARSERS if task.name == config.task), None)
     if task is None:
@@ -139,8 +141,9 @@ def import_released(config: BankImportConfig) -> ImportReport:
     # The bank
     bank = Bank(config.bank.absolute())
     identity = Identity(dim=features.shape[1], **IDENTITY)  # ty: ignore[invalid-argument-type]
-    bank.claim(identity)
-    written, kept, differing = _write_shards(bank, identity, keys, features)
+    with note_of_run(bank.path, join=None):
+        bank.claim(identity)
+        written, kept, differing = _write_shards(bank, identity, keys, features)
     return ImportReport(
         bank=bank.path,
         labels=_write_labels(config, task, keys, labels[keys["row"].to_numpy()], split),

@@ -52,12 +52,12 @@ class Writer(Record):
 
 
 @contextlib.contextmanager
-def note_of_run(bank: Path, join: bool = False) -> Generator[None]:
+def note_of_run(bank: Path, join: bool | None = False) -> Generator[None]:
     """Keep a note in a bank for the duration of a block.
 
     Args:
         bank: Folder of the bank.
-        join: Write beside other runs.
+        join: Write beside other runs; None where a command cannot.
 
     Raises:
         RaffectError: If another run writes into the bank, and ``join`` is false.
@@ -70,7 +70,7 @@ def note_of_run(bank: Path, join: bool = False) -> Generator[None]:
     renewal = threading.Thread(target=_renew, args=(file, ours, stop), daemon=True)
     try:
         if not join:
-            _require_alone(file, ours)
+            _require_alone(file, ours, ", or add --join to share the work" if join is False else "")
         write_atomic(file, replace(ours, renewed=1).to_bytes())
         renewal.start()
         with last_act(lambda _: file.unlink(missing_ok=True), "after"):
@@ -92,7 +92,7 @@ def _renew(file: Path, ours: Writer, stop: threading.Event) -> None:
             write_atomic(file, replace(ours, renewed=renewed).to_bytes())
 
 
-def _require_alone(file: Path, ours: Writer) -> None:
+def _require_alone(file: Path, ours: Writer, or_else: str) -> None:
     """Refuse to run beside a run that came first; notes of dead runs are deleted.
 
     Each run writes its note, looks, and renews it at once, so of two that start together one goes
@@ -115,7 +115,7 @@ def _require_alone(file: Path, ours: Writer) -> None:
             raise RaffectError(
                 f"{file.parent.parent}: another run writes into it, process {other.pid} on "
                 f"{other.host}, seen {format_seconds(age)} ago; wait for it (if it is dead, "
-                f"{format_seconds(DEAD_S)}), or add --join to share the work"
+                f"{format_seconds(DEAD_S)}){or_else}"
             )
 
 

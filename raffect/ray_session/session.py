@@ -21,6 +21,10 @@ from raffect.ray_session.guard import Guard, end_sessions
 from raffect.ray_session.watch import RayWatch
 from raffect.storage.paths import is_remote
 
+OOM_RETRIES = 10
+"""How often a task is begun again that Ray's monitor of memory has killed. Ray's own limit is none:
+where another program keeps the memory, nothing moves and nothing fails. From the fifth on there are
+tens of seconds between two."""
 NO_PROGRESS_S = {"cuda": 1800, "cpu": 6 * 3600}
 """Seconds without a finished block after which a pipeline is given up; on a CPU one shard may take
 half an hour. The time that encoders take to start counts as well."""
@@ -47,6 +51,7 @@ def ray_session(address: str | None) -> Generator[None]:
     # Under `uv run` Ray's workers would each build an environment; on one machine they share ours.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_task_oom_retries", str(OOM_RETRIES))
     # Ray's processes end at their own warnings where these are errors.
     os.environ.pop("PYTHONWARNINGS", None)
     address = address or os.environ.get("RAY_ADDRESS")
@@ -248,12 +253,18 @@ def configure_data(device: str = "cpu") -> None:
 def explain_stop(error: BaseException, device: str) -> str:
     """Why Ray Data ended an extraction, as one line."""
     from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import OutOfMemoryError
 
     if isinstance(error, ExecutionTimeoutError):
         return (
             f"nothing moved for {format_seconds(NO_PROGRESS_S[device])}: the cluster lacks what an "
             "encoder asks for (`ray status`; --num-actors, --gpus-per-actor, --device), or one "
             "shard takes longer than that (a smaller --shard-rows, in a new bank)"
+        )
+    if isinstance(error, OutOfMemoryError):
+        return (
+            "Ray ended a task again and again since a machine was short of memory: end other "
+            "programs, or take fewer --num-actors, or a smaller --shard-rows in a new bank"
         )
     return f"Ray stopped the run: {last_line(error)}; --debug shows all"
 

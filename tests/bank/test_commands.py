@@ -19,6 +19,7 @@ from raffect.bank.features import read_features
 from raffect.bank.format import Bank
 from raffect.bank.import_released import import_released
 from raffect.bank.rejects import Reject, list_rejects
+from raffect.bank.running import note_of_run
 from raffect.bank.verify import verify
 from raffect.cli import main
 from raffect.config import BankExportConfig, BankImportConfig, BankInfoConfig
@@ -152,6 +153,16 @@ def test_released_features_come_back_joined_by_video_and_frame(tmp_path, task):
             assert np.array_equal(out.x[row], feature)
             assert np.array_equal(out.y[row], np.atleast_1d(label))
     assert bank.read_identity().caveat == "imported features"
+
+
+def test_an_import_and_another_run_do_not_write_one_bank_at_once(tmp_path):
+    released(tmp_path, "train", {"v1": 60})
+    config = importing(tmp_path, "train")
+    with note_of_run(config.bank), pytest.raises(RaffectError, match="another run writes") as found:
+        import_released(config)
+    assert "--join" not in str(found.value)  # which this command does not have
+    assert import_released(config).written == 60
+    assert not list((config.bank / "running").glob("*.json"))
 
 
 def test_heads_are_judged_on_an_imported_test_split(tmp_path, capsys):
