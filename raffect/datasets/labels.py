@@ -78,10 +78,9 @@ def write_clip_labels(
 
 
 def _require_order(table: pa.Table) -> None:
-    wrong = pc.indices_nonzero(pc.less(table["end"], table["start"]))
+    wrong = np.flatnonzero(table["end"].to_numpy() < table["start"].to_numpy())
     if len(wrong):
-        row = wrong[0].as_py()
-        raise Damaged(f"the clip of row {row} ends before it starts")
+        raise Damaged(f"the clip of row {wrong[0]} ends before it starts")
 
 
 def select_split(labels: pa.Table, split: str) -> pa.Table:

@@ -70,8 +70,8 @@ class ProbePoint(Record):
     def row(self) -> dict[str, Any]:
         """One row of points.csv."""
         low, high = self.score.interval_95 or (None, None)
-        shots = "all" if self.shots is None else self.shots
-        row: dict[str, Any] = {"method": self.method, "shots": shots, "draws": self.score.heads}
+        row: dict[str, Any] = {"method": self.method, "frames": self.name, "shots": self.shots}
+        row["draws"] = self.score.heads
         row |= {"mean": self.score.mean, "sd": self.score.sd, "low": low, "high": high}
         return row | self.metrics
 

@@ -21,15 +21,14 @@ def draw_few_shot(rows: Rows, lines: dict[str, float], title: str, kind: Kind, s
     """Mean over draws with a band of one standard deviation, a curve a method.
 
     Args:
-        rows: ``method, shots, mean, sd``; shots are 0 for zero-shot and ``all`` for all frames.
+        rows: ``method, shots, mean, sd``; shots are 0 for zero-shot and None for all frames.
         lines: Horizontal lines by name: chance.
         title: Above the picture.
         kind: Of the task.
         stem: Path without suffix of the PNG and the CSV.
     """
     # Numbers of labels at equal distances
-    shots = sorted({row["shots"] for row in rows if row["shots"] != "all"})
-    shots += ["all"] if any(row["shots"] == "all" for row in rows) else []
+    shots = sorted({row["shots"] for row in rows}, key=lambda k: (k is None, k))
     place = {number: k for k, number in enumerate(shots)}
     figure, axes = _new(7.2, 4.2)
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -43,7 +42,7 @@ def draw_few_shot(rows: Rows, lines: dict[str, float], title: str, kind: Kind, s
         high = [one + other for one, other in zip(mean, sd, strict=True)]
         axes.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0)
     _draw_references(axes, lines)
-    axes.set_xticks(range(len(shots)), [str(number) for number in shots])
+    axes.set_xticks(range(len(shots)), ["all" if k is None else str(k) for k in shots])
     axes.set(
         xlabel="training frames a class, each of another group (0: zero-shot)",
         ylabel=f"{kind.title}, validation; band ± 1 sd over draws",
