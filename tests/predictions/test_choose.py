@@ -202,7 +202,7 @@ def episodes(rng, count, length, classes):
 
 
 def test_choosing_on_noise_keeps_plain_rules():
-    # Of rules that gain nothing about one in six is kept by chance, and it is worth nothing
+    # Of rules that gain nothing about one in eight is kept by chance, and it is worth little
     kept, gains = 0, []
     for seed in range(12):
         rng = np.random.default_rng(seed)
