@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,10 @@ def read_picture(path: Path) -> np.ndarray:
 
 def _orientation(content: bytes) -> int | None:
     """EXIF orientation of a picture that can be decoded; None where it has none or a broken one."""
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.getexif().get(_ORIENTATION)
-    except Exception:  # parsers of hostile metadata raise nearly anything
-        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                return image.getexif().get(_ORIENTATION)
+        except Exception:  # parsers of hostile metadata raise nearly anything
+            return None
