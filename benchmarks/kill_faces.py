@@ -84,11 +84,22 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.items() if path.is_file()}
 
 
+def wait_for_work(process: subprocess.Popen, folder: Path) -> None:
+    """Wait until a run begins its first unit, which is after Ray's start, or ends."""
+    noted = set((folder / FOLDER / "attempts").glob("*"))
+    while process.poll() is None and not set((folder / FOLDER / "attempts").glob("*")) - noted:
+        if (folder / FOLDER / "faces.parquet").exists():
+            return
+        time.sleep(0.02)
+
+
 def run_whole(folder: Path) -> float:
-    """A run that is left alone; its seconds."""
+    """A run that is left alone; its seconds of work."""
+    process = start(folder)
+    wait_for_work(process, folder)
     begin = time.monotonic()
-    if status := start(folder).wait(MOST_S):
-        raise SystemExit(f"the undisturbed run: status {status}\n{(folder / 'log').read_text()}")
+    if status := process.wait(MOST_S):
+        raise SystemExit(f"an undisturbed run: status {status}\n{(folder / 'log').read_text()}")
     return time.monotonic() - begin
 
 
@@ -96,7 +107,9 @@ def disturb(folder: Path, kills: int, seed: int, span_s: float, whole: dict[str,
     """Kill run after run in a folder, finish it, and compare it with an undisturbed one."""
     rng, outcome = random.Random(seed), Outcome(0, 0, [], [])
     while outcome.kills < kills and outcome.late < 2 * kills:
-        process, moment = start(folder), time.monotonic() + rng.uniform(0.1, 0.95) * span_s
+        process = start(folder)
+        wait_for_work(process, folder)
+        moment = time.monotonic() + rng.random() * span_s
         while process.poll() is None and time.monotonic() < moment:
             time.sleep(0.02)
         if process.poll() is not None:
@@ -148,7 +161,9 @@ def main() -> int:
             shown = "; ".join(outcome.faults) or "none"
             reached = " ".join(map(str, outcome.reached))
             print(f"| {kept} | {outcome.kills} | {reached} | {shown} |", flush=True)
-    print(f"\n{done} kills with seed {args.seed}, undisturbed {span_s:.0f} s; {faults} faults")
+    print(
+        f"\n{done} kills with seed {args.seed}, undisturbed {span_s:.0f} s of work; {faults} faults"
+    )
     return int(faults > 0 or done < args.kills)
 
 

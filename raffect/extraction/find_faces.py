@@ -118,7 +118,7 @@ def find_faces(config: FacesConfig) -> FacesResult:
     settings, why = choose_settings(config)
     if (known := read_settings(folder / "settings.json")) is not None:
         known.require_equal(settings, folder)
-    require_detector(settings)
+    require_detector(settings, len(listing.files))
     if any(kind_of(file) == "video" for file in listing.files):
         require_av()
     # The run

@@ -46,16 +46,31 @@ class BoxTable:
     rows: np.ndarray
 
     def of(self, path: Path) -> Boxes:
-        """The boxes of an input, which a table names by its path, its file name or its stem."""
+        """The boxes of an input, which a table names by the end of its path, or by its stem.
+
+        Raises:
+            RaffectError: If several of the table's names may mean it.
+        """
         if self.inputs is None:
             return Boxes(self.frames, self.rows)
+        mine = self.inputs == self._name_of(path, sorted(set(self.inputs)))
+        return Boxes(self.frames[mine], self.rows[mine])
+
+    def _name_of(self, path: Path, names: list[str]) -> str | None:
+        """Which of the table's names is that of an input; None if it has no row of it."""
         whole = os.fsencode(path).decode("utf-8", "backslashreplace")
         name = os.path.basename(whole)
-        for wanted in (whole, name, os.path.splitext(name)[0]):
-            if (mine := self.inputs == wanted).any():
-                return Boxes(self.frames[mine], self.rows[mine])
-        ends = np.array([os.path.basename(one) == name for one in self.inputs], bool)
-        return Boxes(self.frames[ends], self.rows[ends])
+        ends = [one for one in names if f"/{whole}".endswith(f"/{os.path.normpath(one)}")]
+        if ends or whole in names:
+            return max([*ends, *(one for one in names if one == whole)], key=len)
+        if (stem := os.path.splitext(name)[0]) in names:
+            return stem
+        # Files may have been moved since.
+        same = [one for one in names if os.path.basename(one) == name]
+        if len(same) > 1:
+            shown = f"{same[0]}, {same[1]}"
+            raise RaffectError(f"{self.file}: rows of {shown} may be of {whole}; name it in full")
+        return same[0] if same else None
 
 
 class Boxes:

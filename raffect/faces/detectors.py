@@ -16,7 +16,7 @@ import numpy as np
 
 from raffect.config import FacesConfig
 from raffect.errors import RaffectError
-from raffect.faces.boxes import read_boxes
+from raffect.faces.boxes import BoxTable, read_boxes
 from raffect.faces.records import DetectorName, FaceSettings
 from raffect.faces.tracks import FIELDS
 
@@ -56,14 +56,23 @@ def choose_detector(config: FacesConfig) -> tuple[DetectorName, str]:
     return "haar", "neither --boxes nor --detector-model; the one whose weights come with OpenCV"
 
 
-def require_detector(settings: FaceSettings) -> None:
+def require_detector(settings: FaceSettings, inputs: int = 1) -> None:
     """Load a detector, to see that its packages and its file are there.
 
+    Args:
+        settings: Of the run.
+        inputs: Number of inputs.
+
     Raises:
-        RaffectError: If they are not.
+        RaffectError: If they are not, or a table of boxes does not say of which input they are.
     """
     if settings.detector == "boxes":
-        read_boxes(Path(settings.detector_file))
+        table = read_boxes(Path(settings.detector_file))
+        if inputs > 1 and isinstance(table, BoxTable) and table.inputs is None:
+            raise RaffectError(
+                f"--boxes {table.file}: has no column input, and there are {inputs:,} inputs; add "
+                "it, or give a folder with one <input>.csv each"
+            )
     else:
         load_detector(settings, Path())
 

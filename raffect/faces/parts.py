@@ -18,7 +18,7 @@ from raffect.faces.crops import cut_out, encode
 from raffect.faces.detectors import Detector
 from raffect.faces.records import FaceSettings
 from raffect.faces.table import LOW, NO_FACE, OK, SCHEMA, UNREADABLE
-from raffect.faces.tracks import Face, Node, join_tracks, link, margin_steps, place_faces
+from raffect.faces.tracks import Face, Node, confirm, join_tracks, link, margin_steps, place_faces
 from raffect.faces.video import Scan, decode_frames
 
 PART = pa.schema(
@@ -79,7 +79,10 @@ def cut_part(
         if number < frame:
             rows.append(_row(number, seconds, UNREADABLE))
             continue
-        crops = list(_cut_faces(number, seconds, rgb, faces.get(number, []), settings))
+        seen = faces.get(number, [])
+        if any(face.is_guess for face in seen):
+            seen = confirm(seen, detector.detect(rgb, number))
+        crops = list(_cut_faces(number, seconds, rgb, seen, settings))
         rows += crops or [_row(number, seconds, NO_FACE)]
         frame, rgb = next(decoded, (stop, np.empty(0)))
     part = pa.Table.from_pylist(rows, schema=PART)
@@ -105,8 +108,7 @@ def _cut_faces(
     for face in faces:
         if (crop := cut_out(rgb, face.values, settings.margin)) is None:
             continue
-        is_low = face.is_missed or face.values[4] < settings.min_score
-        row = _row(frame, seconds, LOW if is_low else OK)
+        row = _row(frame, seconds, LOW if face.values[4] < settings.min_score else OK)
         row |= dict(zip(_BOX, face.values[:5].tolist(), strict=True))
         yield row | {"step": face.node[0], "row": face.node[1], "image": encode(crop)}
 

@@ -11,8 +11,7 @@ from raffect.storage.tables import read_table
 OK, LOW, NO_FACE, UNREADABLE = "ok", "low_conf", "no_face", "unreadable"
 STATUSES = (OK, LOW, NO_FACE, UNREADABLE)
 """``ok`` and ``low_conf`` rows have a crop in the manifest, under their (video, frame); the others
-have neither video nor box. ``low_conf`` is a score below ``--min-score``, or a frame between two
-detections of a face which the detector missed in between."""
+have neither video nor box. ``low_conf`` is a score below ``--min-score``."""
 
 SCHEMA = pa.schema(
     [

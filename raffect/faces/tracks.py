@@ -41,14 +41,14 @@ class Face:
     """A face in a frame.
 
     Attributes:
-        node: The last detection of the face, in this frame or before it.
+        node: The last detection of the face, in this frame or before it; else its first one.
         values: `FIELDS`, smoothed and between two detections interpolated.
-        is_missed: Whether the detector missed it between the detections around this frame.
+        is_guess: Whether a step on one side lacks it, so that it may not be there.
     """
 
     node: Node
     values: np.ndarray
-    is_missed: bool
+    is_guess: bool
 
 
 def link(found: Found) -> dict[Node, Node]:
@@ -136,8 +136,9 @@ def place_faces(
 ) -> dict[int, list[Face]]:
     """The faces of each frame, from detections in each n-th one.
 
-    Boxes between two detections are interpolated. After its last detection a track ends, except
-    that the last detections of a video are held to its end.
+    Boxes between detections of neighbouring steps are interpolated. Where a step was missed they
+    are too, and before the first and after the last detection of a track they are held up to the
+    next step; these are guesses, for a detector to confirm.
 
     Args:
         found: The detections.
@@ -146,24 +147,51 @@ def place_faces(
         every: Frames from one step to the next.
         total: Frames of the whole video.
     """
-    smoothed = smooth_boxes(found, links, reach)
+    smoothed, begun = smooth_boxes(found, links, reach), set(links.values())
     frames: dict[int, list[Face]] = {}
-    last_step = (total - 1) // every
+
+    def add(span: range, face: Face) -> None:
+        for frame in span:
+            frames.setdefault(frame, []).append(face)
+
     for node, values in sorted(smoothed.items(), key=lambda pair: pair[0]):
         start = 1 + node[0] * every
+        add(range(start, start + 1), Face(node, values, False))
+        if node not in begun:
+            add(range(max(1, start - every + 1), start), Face(node, values, True))
         following = links.get(node)
         if following is None:
-            stop = total + 1 if node[0] == last_step else start + 1
-            for frame in range(start, stop):
-                frames.setdefault(frame, []).append(Face(node, values, False))
+            add(range(start + 1, min(total + 1, start + every)), Face(node, values, True))
             continue
-        span = (following[0] - node[0]) * every
-        is_missed = following[0] > node[0] + 1
-        for frame in range(start, start + span):
-            share = (frame - start) / span
+        stop = 1 + following[0] * every
+        for frame in range(start + 1, stop):
+            share = (frame - start) / (stop - start)
             between = (1 - share) * values + share * smoothed[following]
-            frames.setdefault(frame, []).append(Face(node, between, is_missed and share > 0))
+            add(range(frame, frame + 1), Face(node, between, following[0] > node[0] + 1))
+    for faces in frames.values():
+        faces.sort(key=lambda face: face.node)
     return frames
+
+
+def confirm(faces: list[Face], rows: np.ndarray) -> list[Face]:
+    """The faces of a frame without guesses: a detection that overlaps one takes its place.
+
+    Args:
+        faces: Of `place_faces`.
+        rows: What a detector finds in this very frame. What overlaps a face that is no guess, or
+            has confirmed another guess, confirms none.
+    """
+    sure = [face for face in faces if not face.is_guess]
+    free = list(range(len(rows)))
+    if sure and free:
+        known = overlap(rows, np.stack([face.values for face in sure])).max(1)
+        free = [row for row in free if known[row] < _LEAST_OVERLAP]
+    for face in faces:
+        if face.is_guess and free:
+            overlaps = overlap(rows[free], face.values[None])[:, 0]
+            if overlaps.max() >= _LEAST_OVERLAP:
+                sure.append(Face(face.node, rows[free.pop(int(overlaps.argmax()))], False))
+    return sorted(sure, key=lambda face: face.node)
 
 
 def join_tracks(nodes: list[Node], links: Links) -> dict[Node, int]:

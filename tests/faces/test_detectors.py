@@ -151,9 +151,34 @@ def test_openface_has_blanks_before_names_and_no_boxes_but_landmarks(tmp_path):
     assert len(boxes_of(text, tmp_path, frame=2)) == 0  # success is 0
 
 
+def test_a_table_names_an_input_by_the_end_of_its_path_its_stem_or_its_old_place(tmp_path):
+    rows = "".join(f"{name},1,{x},0,9,9\n" for x, name in enumerate(("a/v.mp4", "b/v.mp4", "w")))
+    (tmp_path / "t.csv").write_text(f"input,frame,x,y,w,h\n{rows}/old/k.mp4,1,7,0,9,9\n")
+    table = read_boxes(tmp_path / "t.csv")
+
+    def found(path):
+        return table.of(Path(path)).detect(np.zeros((1, 1, 3)), 1)[:, 0].tolist()
+
+    assert found("/videos/a/v.mp4") == [0]
+    assert found("/videos/b/v.mp4") == [1]
+    assert found("/videos/c/w.mp4") == [2]
+    assert found("/new/k.mp4") == [7]
+    assert found("/new/x.mp4") == []
+    with pytest.raises(RaffectError, match=r"rows of a/v.mp4, b/v.mp4 may be of /videos/c/v.mp4"):
+        found("/videos/c/v.mp4")
+
+
 def test_corners_of_mtcnn_become_a_box(tmp_path):
     text = "path,x1,y1,x2,y2,prob\nvideos/clip.mp4,10,20,50,80,0.99\n"
     assert boxes_of(text, tmp_path)[0, :5].tolist() == [10, 20, 40, 60, 0.99]
+
+
+def test_a_table_that_names_no_input_is_for_one(tmp_path):
+    (tmp_path / "b.csv").write_text("frame,x,y,w,h\n1,1,1,9,9\n")
+    chosen = settings(boxes=tmp_path / "b.csv")
+    require_detector(chosen, 1)
+    with pytest.raises(RaffectError, match="has no column input, and there are 2 inputs"):
+        require_detector(chosen, 2)
 
 
 def test_a_folder_holds_a_table_an_input(tmp_path):

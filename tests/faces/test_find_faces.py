@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     write_video(folder / "clip.mp4", PICTURES)
-    write_csv(folder / "boxes.csv", BOXES)
+    write_csv(folder / "boxes.csv", [{"input": "clip.mp4", **box} for box in BOXES])
     return folder
 
 
@@ -298,3 +298,18 @@ def test_a_child_process_does_a_unit_as_this_one_does(clip, tmp_path, monkeypatc
             work.run_task(out, task) if name == "here" else face_units._do_apart(out, task)
         )
     assert units[0] == units[1]
+
+
+def test_a_face_that_is_gone_between_two_detections_is_not_followed_over_the_wall(tmp_path):
+    photograph = np.ascontiguousarray(data.astronaut()[:256, 96:352])
+    wall = np.full_like(photograph, 128)
+    gone = range(13, 19)
+    shown = [wall if number in gone else photograph for number in range(1, 29)]
+    write_video(tmp_path / "v.mp4", shown)
+    result = find_faces(FacesConfig(inputs=(tmp_path / "v.mp4",), out=tmp_path / "out"))
+    rows = result.to_pandas()
+    assert rows[rows.status == "no_face"].frame.tolist() == list(gone)
+    assert rows[rows.status != "no_face"].frame.tolist() == [
+        n for n in range(1, 29) if n not in gone
+    ]
+    assert result.inputs[0].faces == 1

@@ -8,6 +8,8 @@ import pytest
 from raffect.faces.tracks import (
     FIELDS,
     MOST_MISSED,
+    Face,
+    confirm,
     join_tracks,
     link,
     margin_steps,
@@ -76,7 +78,7 @@ def test_segments_of_a_video_give_the_boxes_and_tracks_of_the_whole(seed):
     for frame in range(1, total + 1):
         ours, theirs = pieces[frame], whole.get(frame, [])
         assert [face.node for face in ours] == [face.node for face in theirs]
-        assert [face.is_missed for face in ours] == [face.is_missed for face in theirs]
+        assert [face.is_guess for face in ours] == [face.is_guess for face in theirs]
         for one, other in zip(ours, theirs, strict=True):
             assert np.array_equal(one.values, other.values, equal_nan=True)
     everything = [(step, row) for step in found for row in range(len(found[step]))]
@@ -106,22 +108,40 @@ def test_a_face_that_is_missed_longer_begins_a_new_track(missed):
     gone = {2 + k: detections() for k in range(missed)}
     found = {0: box, 1: box, **gone, 2 + missed: box, 3 + missed: box}
     assert len(set(tracks_of(found).values())) == (1 if missed <= MOST_MISSED else 2)
-    faces = place_faces(found, link(found), 0, every=4, total=40)
-    frames = range(1 + 4, 1 + 4 * (2 + missed))
-    if missed <= MOST_MISSED:  # in between it has boxes, which are marked
-        marks = [face.is_missed for frame in frames for face in faces[frame]]
-        assert marks == [False] + [missed > 0] * (len(frames) - 1)
+    # In between it has boxes, which are to be confirmed
+    faces = place_faces(found, link(found), 0, every=4, total=4 * (4 + missed))
+    frames = range(1, 4 * (4 + missed) + 1)
+    seen = {1 + 4 * step for step in found if len(found[step])}
+    near = {frame for first in (0, 2 + missed) for frame in range(1 + 4 * first, 6 + 4 * first)}
+    sure = seen | near | (set(range(6, 1 + 4 * 2)) if missed == 0 else set())
+    guessed = {frame for frame in frames if any(face.is_guess for face in faces.get(frame, []))}
+    assert guessed.isdisjoint(sure)
+    if missed <= MOST_MISSED:
+        assert sorted(faces) == list(frames)
+        assert guessed == set(frames) - sure
     else:
-        assert not any(faces.get(frame) for frame in frames[1:])
+        assert faces.get(1 + 4 * 3) is None
 
 
-def test_boxes_between_detections_lie_on_a_line_and_the_last_one_is_held_to_the_end():
+def test_boxes_between_detections_lie_on_a_line_and_the_last_one_is_held_as_a_guess():
     found = {s: detections((10 * s, 5, 40)) for s in range(4)}
     faces = place_faces(found, link(found), 2, every=5, total=18)
     assert sorted(faces) == list(range(1, 19))
     xs = [faces[frame][0].values[0] for frame in range(1, 19)]
     # Uniform motion stays as it is: where a track begins or ends the mean has both sides or none.
     assert xs == pytest.approx([2.0 * k for k in range(16)] + [30.0, 30.0])
+    assert [faces[frame][0].is_guess for frame in range(1, 19)] == [False] * 16 + [True] * 2
+
+
+def test_a_guess_stays_where_a_detection_confirms_it_and_each_confirms_one():
+    here, there = detections((10, 10, 40))[0], detections((90, 10, 40))[0]
+    guess, other = Face((3, 0), here, True), Face((5, 0), here + 1, True)
+    sure = Face((4, 1), there, False)
+    assert confirm([guess, sure], detections()) == [sure]
+    (kept, same) = confirm([guess, sure, other], detections((12, 10, 40), (91, 10, 40)))
+    assert same is sure
+    assert (kept.node, kept.is_guess, kept.values[0]) == ((3, 0), False, 12)
+    assert confirm([Face((0, 0), there, True), sure], detections((91, 10, 40))) == [sure]
 
 
 def test_smoothing_is_the_mean_over_the_same_face_around_it():
