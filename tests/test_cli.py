@@ -479,6 +479,7 @@ LEARN_FROM_NOTHING = "paper --task expr --bank gone --labels l --out o"
         ("extract", "--manifest m --bank b", "m: no such manifest; make it with `raffect prepare`"),
         ("train", LEARN_FROM_NOTHING, "gone: no bank there"),
         ("tune", LEARN_FROM_NOTHING, "gone: no bank there"),
+        ("predict", "a.mp4 --head gone --out o", "gone: no head in weights/*/last"),
     ],
 )
 def test_the_job_scripts_take_the_words_of_their_commands(command, words, message):

@@ -41,7 +41,7 @@ def open_scratch(out: Path, files: Sequence[Path], settings: Any) -> tuple[Path,
             shutil.rmtree(folder)
             what = f"crops of faces that a run left {age_s / 3600:.0f} hours ago"
             deleted.append(f"deleted {folder}: {what}")
-    facts = [(str(path.absolute()), *path.stat()[6:9:2]) for path in files]
+    facts = [_state_of(path) for path in files]
     digest = hashlib.sha256(json.dumps([facts, settings]).encode()).hexdigest()
     scratch = out / f"{PREFIX}{digest[:12]}"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -56,6 +56,15 @@ def delete_scratch(scratch: Path) -> None:
         shutil.rmtree(gone)
     scratch.rename(gone)
     shutil.rmtree(gone)
+
+
+def _state_of(file: Path) -> list[Any]:
+    """Path, size and time of an input; the path alone of one that cannot be read."""
+    try:
+        found = file.stat()
+    except OSError:
+        return [str(file.absolute())]
+    return [str(file.absolute()), found.st_size, found.st_mtime_ns]
 
 
 def _age_s(folder: Path) -> float:

@@ -20,6 +20,7 @@ from raffect.predictions.styles import Style, write_styled
 from raffect.predictions.table import PredictionFacts
 from raffect.reporting.course import read_course
 from raffect.reporting.index import Entry, draw_preview
+from raffect.reporting.opening import plural
 from raffect.reporting.overlay import draw_overlay
 from raffect.reporting.timeline import write_timeline
 from raffect.reporting.truth import Truth
@@ -149,9 +150,9 @@ def _make(showing: Showing, seen: Seen, rows: pa.Table) -> Shown:
     try:
         course = read_course(rows, facts.tasks, title)
     except RaffectError:
-        return Shown(title=title, about=seen.problem or "no frame", links=links)
-    about = f"{course.frames:,} frames, {len(course.faces)} faces"
-    about += f", {course.without_face:,} frames without a face"
+        return Shown(title=title, about="no frame", links=links, problem=seen.problem)
+    about = f"{plural(course.frames, 'frame')}, {plural(len(course.faces), 'face')}"
+    about += f", {plural(course.without_face, 'frame')} without a face"
 
     # Overlay and small picture
     problem, preview = seen.problem, ""

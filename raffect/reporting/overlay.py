@@ -100,7 +100,7 @@ def _draw_video(source: Path, course: TimeCourse, facts: PredictionFacts, out: P
         ):
             copy = _Copy(reader, stream, writer, scan, course, facts)
             copy.run()
-    except (Damaged, OSError) as error:
+    except (Damaged, OSError, *faults()) as error:
         raise RaffectError(f"{source}: not a readable video ({error})") from error
     return copy
 

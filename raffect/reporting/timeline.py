@@ -75,7 +75,7 @@ def write_timeline(
         ),
         "columns": columns,
         "pictures": pictures.places,
-        "tasks": [_describe(task) for task in course.tasks],
+        "tasks": [_describe(course, task) for task in course.tasks],
         "faces": [
             _face_data(course, face, columns, truth)
             for face in sorted(course.faces, key=lambda face: face.number)
@@ -126,7 +126,7 @@ def _num_columns(course: TimeCourse) -> int:
     return max(1, min(frames, COLUMNS, max(room, 100)))
 
 
-def _describe(task: Task) -> dict[str, Any]:
+def _describe(course: TimeCourse, task: Task) -> dict[str, Any]:
     """What the page must know of a task."""
     first = 5 if task.kind == "regression" else 0
     colors = [
@@ -147,10 +147,18 @@ def _describe(task: Task) -> dict[str, Any]:
         "outputs": task.outputs,
         "titles": [task.describe(output) for output in task.outputs],
         "colors": colors,
-        "limits": task.limits or (0, 1),
+        "limits": task.limits or _limits(course, task),
         "legend": legend,
         "truth": truth,
     }
+
+
+def _limits(course: TimeCourse, task: Task) -> tuple[float, float]:
+    """Lowest and highest value of a task without limits, and 0."""
+    found = [course.select(face, task)[1].ravel() for face in course.faces]
+    values = np.concatenate([np.zeros(1), *found])
+    low, high = float(values.min()), float(values.max())
+    return low, high if high > low else low + 1
 
 
 def _face_data(

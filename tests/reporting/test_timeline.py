@@ -14,6 +14,7 @@ from PIL import Image
 from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.datasets.prepare import prepare
+from raffect.datasets.tasks import Task
 from raffect.predictions.columns import FRAME_SCHEMA, as_table
 from raffect.reporting.course import bin_rows, read_course
 from raffect.reporting.index import Entry, draw_preview, write_index
@@ -129,7 +130,7 @@ def test_truth_stands_beside_predictions_and_unlabelled_frames_are_gaps(tmp_path
         task="two",
     )
     prepare(config)
-    (task,) = [Truth(tmp_path / "data", [t]).tasks[0] for t in [two_classes()]]
+    task = Task(name="two", kind="multiclass", outputs=("a", "b"), columns=("label",))
     table = as_table(frames, {"two": decide(task, np.full((10, 2), 0.5))}, [task], "m")
     truth = Truth(tmp_path / "data", [task])
     course = read_course(table, [task], "v")
@@ -137,12 +138,6 @@ def test_truth_stands_beside_predictions_and_unlabelled_frames_are_gaps(tmp_path
     data = data_of(tmp_path / "a.html")
     assert data["in_seconds"] is False
     assert data["faces"][0]["tasks"]["two"]["truth"] == [0] * 5 + [1] * 3 + [None] * 2
-
-
-def two_classes():
-    from raffect.datasets.tasks import Task
-
-    return Task(name="two", kind="multiclass", outputs=("a", "b"), columns=("label",))
 
 
 def test_hostile_names_stay_text_on_every_page(tmp_path):
@@ -181,6 +176,18 @@ def test_a_preview_shows_the_picture_and_the_course(tmp_path):
     width = round(64 * image.height / 48)
     assert (pixels[:, : width - 1] == (255, 0, 0)).all()
     assert len(np.unique(pixels[:, width:].reshape(-1, 3), axis=0)) > 20
+
+
+def test_values_without_limits_have_an_axis_that_holds_them(tmp_path):
+    pain = Task(name="pain", kind="regression", outputs=("pain",), columns=("pain",))
+    rows = [{"video": "v", "frame": k, "status": "ok"} for k in range(1, 5)]
+    scores = np.array([[3.0], [16.0], [0.5], [8.0]])
+    frames = pa.Table.from_pylist(rows, FRAME_SCHEMA)
+    table = as_table(frames, {"pain": decide(pain, scores)}, [pain], "m")
+    write_timeline(read_course(table, [pain], "v"), facts_of([pain]), tmp_path / "a.html")
+    data = data_of(tmp_path / "a.html")
+    assert data["tasks"][0]["limits"] == [0, 16]
+    assert data["faces"][0]["tasks"]["pain"]["high"] == [[3000, 16000, 500, 8000]]
 
 
 def test_tasks_are_told_apart_by_what_they_are(tmp_path):
