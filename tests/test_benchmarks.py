@@ -24,6 +24,7 @@ SMALL = {
     "tune": "--heads 4 --frames 4096 --epochs 1 --width 32",
     "memory": "--extract 3000 --train 12000",
     "hostile": "--cases 12",
+    "zeroshot": "--frames 8000 --sets 2 --model raffect-faces --weights embedded",
     "startup": "--frames 12000 --models raffect-faces --repeats 1",
 }
 
