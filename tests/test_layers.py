@@ -42,7 +42,7 @@ ALLOWED = {
     "pipelines": f"{_RUN} predictions encoders heads runs extraction training evaluation reporting",
 }
 # The command line imports the one command that is asked for.
-FREE = {"__main__", "cli", "job", "__init__"}
+FREE = {"__main__", "cli", "flags", "job", "__init__"}
 WITH_RAY = {"ray_session", "extraction", "training", "evaluation", "pipelines"}
 WITH_TORCH = WITH_RAY | {"encoders", "heads", "runs", "language"}
 
