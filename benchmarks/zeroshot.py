@@ -38,8 +38,8 @@ def write_sets(folder: Path, count: int) -> list[str]:
     return names
 
 
-def measure(words: list[str], cache: Path) -> tuple[float, float, str]:
-    """Wall seconds, largest resident memory in GB, and the stages that the command printed."""
+def measure(words: list[str], cache: Path) -> tuple[float, float, float, str]:
+    """Wall and CPU seconds, largest resident memory in GB, and the stages that were printed."""
     environment = os.environ | {"RAFFECT_CACHE": str(cache)}
     start = time.perf_counter()
     command = [sys.executable, "-m", "raffect", "zeroshot", *words]
@@ -52,7 +52,8 @@ def measure(words: list[str], cache: Path) -> tuple[float, float, str]:
     if status:
         sys.exit(text)
     stages = [line for line in text.splitlines() if ": " in line and line.rstrip().endswith(" s")]
-    return time.perf_counter() - start, usage.ru_maxrss / 1e6, "; ".join(stages)
+    wall_s, cpu_s = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    return wall_s, cpu_s, usage.ru_maxrss / 1e6, "; ".join(stages)
 
 
 def main() -> None:
@@ -69,12 +70,13 @@ def main() -> None:
         train = args.frames * 3 // 5
         bank, labels = make_bank(folder, train, args.frames - train, identity=identity)
         sets = write_sets(folder, args.sets)
-        print_header("run", "wall s", "memory GB", "stages")
+        print_header("run", "wall s", "CPU s", "memory GB", "stages")
         for name in ("texts encoded", "texts in the cache"):
             out = folder / name.replace(" ", "-")
             words = flags(bank=bank, labels=labels, out=out, task="expr")
             found = measure([*words, "--prompts", *sets], folder / "cache")
-            print_row(name, f"{found[0]:.1f}", f"{found[1]:.2f}", found[2])
+            wall_s, cpu_s, memory_gb, stages = found
+            print_row(name, f"{wall_s:.1f}", f"{cpu_s:.1f}", f"{memory_gb:.2f}", stages)
     dim = identity.dim
     print(f"\n{args.sets} sets of 7 prompts, {args.frames:,} frames of {dim}-d, {args.model}")
     print_machine()

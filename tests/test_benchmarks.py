@@ -25,6 +25,7 @@ SMALL = {
     "memory": "--extract 3000 --train 12000",
     "hostile": "--cases 12",
     "predict": "--frames 12000 --heads 1 --repeats 1 --rows 9000",
+    "zeroshot": "--frames 8000 --sets 2 --model raffect-faces --weights embedded",
     "startup": "--frames 12000 --models raffect-faces --repeats 1",
 }
 

@@ -1,1 +1,1 @@
-"""Judging trained heads."""
+"""Judging heads, and learning from few labels."""

@@ -1,1 +1,1 @@
-"""Texts on a bank: prompt sets and zero-shot heads."""
+"""Texts on a bank: prompt sets, and zero-shot heads that are made of them."""

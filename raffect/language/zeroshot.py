@@ -160,6 +160,8 @@ def _build_heads(
     config: ZeroshotConfig, task: Task, prompts: Sequence[TaskPrompts], encoder: TextEncoder
 ) -> tuple[list[Recipe], list[Classifier]]:
     """Recipe and classifier of each prompt set and ensemble."""
+    # All prompts at once, in full batches
+    encoder.encode([text for found in prompts for text in found.prompts])
     recipes, classifiers = [], []
     for found, ensemble in itertools.product(prompts, dict.fromkeys(config.ensemble)):
         text = TextConfig(

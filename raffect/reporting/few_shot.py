@@ -9,7 +9,7 @@ from raffect.reporting.figures import (
     _BELOW,
     _PALETTE,
     ACCENT,
-    SECOND,
+    MUTED,
     Rows,
     _draw_references,
     _new,
@@ -32,7 +32,7 @@ def draw_few_shot(rows: Rows, lines: dict[str, float], title: str, kind: Kind, s
     place = {number: k for k, number in enumerate(shots)}
     figure, axes = _new(7.2, 4.2)
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    colors = [ACCENT, SECOND, _PALETTE(0.65), _PALETTE(0.1), _PALETTE(0.4)]
+    colors = [ACCENT, MUTED, _PALETTE(0.65), _PALETTE(0.1), _PALETTE(0.4)]
     for method, color in zip(methods, colors, strict=False):
         found = [row for row in rows if row["method"] == method]
         x = [place[row["shots"]] for row in found]

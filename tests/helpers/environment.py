@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 
 with socket.socket() as _free:
     _free.bind(("127.0.0.1", 0))
@@ -17,6 +18,7 @@ os.environ.update(
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     RAY_BACKEND_LOG_LEVEL="fatal",
     HF_HUB_OFFLINE="1",
+    RAFFECT_CACHE=os.path.join(tempfile.gettempdir(), f"raffect-tests-{os.getuid()}"),
     AWS_ACCESS_KEY_ID="x",
     AWS_SECRET_ACCESS_KEY="y",
     AWS_DEFAULT_REGION="us-east-1",
