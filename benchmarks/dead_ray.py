@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import random
 import re
@@ -283,6 +284,7 @@ def object_store() -> Iterator[None]:
 
     from raffect.storage.paths import locate
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
@@ -316,7 +318,7 @@ def main() -> int:
     parser.add_argument("--victims", nargs="+", help="all kinds that the job has by default")
     share = "share of the kills of Ray's parts that come while it starts"
     parser.add_argument("--while-starting", type=float, default=0.4, help=share)
-    parser.add_argument("--limit", type=float, default=150.0, help="seconds after which a run hung")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds after which a run hung")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="rdead-"))
     try:
