@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from raffect.evaluation.evaluate import evaluate
     from raffect.evaluation.postprocess import PostprocessResult, postprocess
     from raffect.evaluation.predict import PredictResult
-    from raffect.evaluation.probe import ProbeResult, probe
     from raffect.evaluation.results import EvaluateResult
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from raffect.language.zeroshot import zeroshot
     from raffect.language.zeroshot_result import ZeroshotResult
     from raffect.pipelines.predict_files import PredictFilesResult, predict
+    from raffect.pipelines.probe import ProbeResult, probe
     from raffect.predictions.challenge import SubmitResult, submit
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
@@ -85,7 +85,7 @@ _HOME = {
     "PrepareConfig": "config",
     "PrepareReport": "datasets.prepare",
     "ProbeConfig": "config",
-    "ProbeResult": "evaluation.probe",
+    "ProbeResult": "pipelines.probe",
     "RaffectError": "errors",
     "RejectList": "bank.rejects",
     "ReportResult": "reporting.report",
@@ -113,7 +113,7 @@ _HOME = {
     "postprocess": "evaluation.postprocess",
     "predict": "pipelines.predict_files",
     "prepare": "datasets.prepare",
-    "probe": "evaluation.probe",
+    "probe": "pipelines.probe",
     "read_features": "bank.features",
     "read_labels": "datasets.labels",
     "read_manifest": "datasets.manifest",

@@ -280,7 +280,7 @@ def _zeroshot(config: c.ZeroshotConfig) -> int:
 
 def _probe(config: c.ProbeConfig) -> int:
     with stage(_TORCH):
-        from raffect.evaluation.probe import probe
+        from raffect.pipelines.probe import probe
 
     return _print(probe(config).lines())
 

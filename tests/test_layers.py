@@ -37,12 +37,13 @@ ALLOWED = {
     "training": f"{_RUN} heads runs",
     "reporting": "storage config progress datasets metrics bank faces predictions runs",
     "pipelines": (
-        f"{_RUN} faces predictions encoders heads runs extraction training evaluation reporting"
+        f"{_RUN} faces predictions encoders heads runs extraction training language evaluation"
+        " reporting"
     ),
     "language": (
         "storage config recipe progress provenance datasets metrics bank encoders heads runs"
     ),
-    "evaluation": f"{_RUN} predictions encoders heads runs language reporting",
+    "evaluation": f"{_RUN} predictions heads runs",
 }
 # The command line imports the one command that is asked for.
 FREE = {"__main__", "cli", "flags", "job", "__init__"}
