@@ -247,7 +247,8 @@ def configure_data(device: str = "cpu") -> None:
     # Actors that raise, as on a faulty GPU; Ray replaces those whose process or node dies.
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = NO_PROGRESS_S[device]
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Its tracebacks of errors that `explain_stop` turns into one line are not worth a page.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def explain_stop(error: BaseException, device: str) -> str:
