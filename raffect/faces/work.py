@@ -33,7 +33,7 @@ from raffect.faces.table import STATUSES, UNREADABLE
 from raffect.faces.tracks import Node
 from raffect.faces.video import Scan, scan_video
 from raffect.storage.paths import Damaged, parse_parquet
-from raffect.storage.records import Count, Record
+from raffect.storage.records import Count, Record, parse_object
 from raffect.storage.tables import read_metadata
 
 ROWS_A_GROUP = 2048
@@ -166,7 +166,8 @@ def read_scan(folder: Path, unit: Unit) -> Scan | None:
         return None
     table = _read(folder, unit.unit, "scans")
     columns = {name: table[name].to_numpy() for name in ("pts", "seconds", "keys")}
-    return Scan(**columns, **json.loads(read_metadata(table)["scan"]))
+    about = parse_object(read_metadata(table)["scan"], folder, "run the same command again")
+    return Scan(**columns, **about)
 
 
 def _cut(folder: Path, task: Task, killers: Killers) -> Unit:

@@ -185,7 +185,7 @@ def test_a_writer_without_these_precautions_fails_this_test(tmp_path, manifest, 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
-    monkeypatch.setattr("raffect.bank.format.write_atomic", in_place)
+    monkeypatch.setattr("raffect.storage.commits.write_atomic", in_place)
     with pytest.raises(AssertionError, match="half-written"):
         test_an_extract_broken_at_any_write_is_finished_by_the_next_to_the_same_bytes(
             tmp_path, manifest, monkeypatch, False

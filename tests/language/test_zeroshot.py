@@ -124,7 +124,7 @@ def test_the_set_with_the_highest_score_on_folds_of_the_training_split_is_chosen
 
 def test_evaluate_report_and_load_head_take_its_heads_like_any_others(texts, expr, tmp_path):
     paths = {"bank": texts / "bank", "labels": texts}
-    judged = raffect.evaluate(EvaluateConfig(run=expr.folder, epoch="cv", **paths))
+    judged = raffect.evaluate(EvaluateConfig(run=(expr.folder,), epoch="cv", **paths))
     assert {head.id: head.score.headline for head in judged.heads} == {
         found.head: pytest.approx(found.over_all) for found in expr.scores
     }
