@@ -84,7 +84,7 @@ class PredictFilesResult:
     def lines(self) -> list[str]:
         """The result as lines of text."""
         counts = ", ".join(f"{count:,} {status}" for status, count in self.statuses.items())
-        lines = [*self.notes, f"{self.facts.model}: {self.inputs:,} inputs, rows: {counts}"]
+        lines = [*self.notes, f"{self.facts.model}: {self.inputs:,} input(s), rows: {counts}"]
         lines += [f"problem: {name}: {what}" for name, what in list(self.problems.items())[:10]]
         if len(self.problems) > 10:
             lines.append(f"... and {len(self.problems) - 10:,} more, all in index.html")
