@@ -151,7 +151,7 @@ def main() -> int:
         make_inputs(place, args.videos, args.frames)
         span_s = run_whole(place)
         whole = contents(place)
-        while done < args.kills and kept < args.kills:
+        while done < args.kills and kept < 5 * args.kills:
             (place / FOLDER).rename(Path(name) / f"kept-{kept}")
             kept += 1
             kills = min(args.a_folder, args.kills - done)
