@@ -121,7 +121,8 @@ with _temporary_folder() as folder:
     leave("Ray has died")
 """
     env = os.environ | {"TMPDIR": str(tmp_path)}
-    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (2, "raffect: Ray has died\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -143,6 +144,7 @@ def test_python_takes_texts_for_all_paths(name, monkeypatch):
 def test_other_rules_boxes_detectors_and_labels_make_another_scratch(tmp_path):
     # Finished inputs of a stopped run must not stand beside new decisions
     boxes, model = tmp_path / "boxes.csv", tmp_path / "yunet.onnx"
+    plain = plain_rules(EXPR)
     folder, labels = tmp_path / "boxes", tmp_path / "data" / "labels"
     folder.mkdir()
     labels.mkdir(parents=True)
@@ -150,7 +152,7 @@ def test_other_rules_boxes_detectors_and_labels_make_another_scratch(tmp_path):
     for file in files:
         file.write_bytes(b"1")
 
-    def deciding(rules: DecisionRules = plain_rules(EXPR), **changes) -> str:
+    def deciding(rules: DecisionRules = plain, **changes) -> str:
         given = {"boxes": boxes, "detector_model": model, "labels": tmp_path / "data"} | changes
         config = PredictConfig(inputs=(Path("a"),), head=(Path("r"),), out=tmp_path, **given)
         return json.dumps(predict_files._deciding(config, [], [SimpleNamespace(rules=rules)]))
@@ -159,8 +161,7 @@ def test_other_rules_boxes_detectors_and_labels_make_another_scratch(tmp_path):
         return deciding(), deciding(boxes=folder)
 
     assert all_of() == all_of()
-    windows = replace(plain_rules(EXPR), windows=(3,) * 8)
-    assert deciding(windows) != deciding()
+    assert deciding(replace(plain, windows=(3,) * 8)) != deciding()
     for number, file in enumerate(files):
         before = all_of()
         file.write_bytes(b"22")
