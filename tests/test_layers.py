@@ -37,8 +37,8 @@ ALLOWED = {
     "training": f"{_RUN} heads runs",
     "reporting": "storage config progress datasets metrics bank faces predictions runs",
     "pipelines": (
-        f"{_RUN} faces predictions encoders heads runs extraction training language evaluation"
-        " reporting"
+        f"{_RUN} leaving faces predictions encoders heads runs extraction training language"
+        " evaluation reporting"
     ),
     "language": (
         "storage config recipe progress provenance datasets metrics bank encoders heads runs"

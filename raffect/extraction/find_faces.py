@@ -23,7 +23,7 @@ from raffect.datasets.problems import Ignored, Problem, problem_lines, write_pro
 from raffect.extraction.face_units import run_units
 from raffect.faces.detectors import choose_detector, digest_file, require_detector
 from raffect.faces.inputs import add_inputs, kind_of, list_inputs
-from raffect.faces.plan import FacePlan, finished_units, sweep
+from raffect.faces.plan import FacePlan, finished_units, require_own, sweep
 from raffect.faces.records import FaceSettings, Input, InputFacts, read_settings
 from raffect.faces.results import write_results
 from raffect.faces.table import STATUSES, read_faces
@@ -109,18 +109,19 @@ def find_faces(config: FacesConfig) -> FacesResult:
 
     Raises:
         RaffectError: If no input is found, a package or file of the detector is missing, or
-            ``--out`` was made with other settings.
+            ``--out`` was made with other settings or holds files of something else.
     """
     # Everything that can be checked is checked before anything is written.
     start, folder = time.perf_counter(), config.out.absolute()
     with stage("listing inputs"):
-        listing = list_inputs(config.inputs)
+        listing = list_inputs(config.inputs, folder)
     settings, why = choose_settings(config)
     if (known := read_settings(folder / "settings.json")) is not None:
         known.require_equal(settings, folder)
     require_detector(settings, len(listing.files))
     if any(kind_of(file) == "video" for file in listing.files):
         require_av()
+    require_own(folder)
     # The run
     require_writable(folder)
     with note_of_run(folder):

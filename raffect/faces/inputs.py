@@ -22,7 +22,10 @@ from raffect.storage.paths import list_sizes, read_files
 
 _LIST = re.compile(r"[0-9]{4,8}\.json", re.A)
 _UNSAFE = re.compile(r"[^\w.-]+")
-_LONGEST = 80
+_MAGIC = re.compile(r"[*?\[]")
+_LONGEST, _MOST_BYTES = 80, 160
+"""Characters and bytes of a name; file systems allow 255 bytes, with all that is put around it."""
+_IS_OUT = "is --out, whose files are results, left out"
 
 
 @dataclass
@@ -40,19 +43,24 @@ class Listing:
     ignored: Ignored = field(default_factory=Ignored)
 
 
-def list_inputs(given: Iterable[Path]) -> Listing:
+def list_inputs(given: Iterable[Path], out: Path | None = None) -> Listing:
     """List the files that paths, folders and patterns mean; no file is opened.
 
     A file that is named itself is taken whatever it is called; in folders pictures and videos are
     known by their suffixes.
 
+    Args:
+        given: The paths.
+        out: Folder of the results, which is left out: they are no inputs of the next run.
+
     Raises:
         RaffectError: If a path leads to nothing, or all of them to no picture or video.
     """
     listing, seen = Listing(), set[bytes]()
+    results = os.path.realpath(out) if out else ""
     for path in given:
-        for file in _expand(path):
-            for found in _walk(file, listing, ()) if file.is_dir() else (file,):
+        for file in _expand(path, results):
+            for found in _walk(file, listing, (), results) if file.is_dir() else (file,):
                 place = os.fsencode(os.path.abspath(found))
                 if place not in seen:
                     seen.add(place)
@@ -60,7 +68,9 @@ def list_inputs(given: Iterable[Path]) -> Listing:
     if not listing.files:
         shown = " ".join(map(str, given))
         kinds = f"pictures ({_shown(pictures.SUFFIXES)}) or videos ({_shown(video.SUFFIXES)})"
-        raise RaffectError(f"{shown}: no {kinds}")
+        left_out = [problem.file for problem in listing.problems if problem.what == _IS_OUT]
+        why = f" beside those of --out {out}, which is left out" if left_out else ""
+        raise RaffectError(f"{shown}: no {kinds}{why}")
     return listing
 
 
@@ -68,21 +78,38 @@ def _shown(suffixes: Iterable[str]) -> str:
     return " ".join(sorted(suffixes))
 
 
-def _expand(path: Path) -> list[Path]:
-    """The path itself if it exists, else what it matches as a pattern, in the order of names."""
+def _expand(path: Path, results: str) -> list[Path]:
+    """The path itself if it exists, else what it matches as a pattern, in the order of names.
+
+    A pattern that begins outside ``results`` matches nothing in there.
+    """
     if os.path.lexists(path):
         return [path]
-    text = str(path)
-    found = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else []
+    text, found = str(path), list[str]()
+    if magic := _MAGIC.search(text):
+        found = sorted(glob.glob(text, recursive=True))
+        if not _lies_in(os.path.dirname(text[: magic.start()]), results):
+            found = [one for one in found if not _lies_in(one, results)]
     if not found:
-        what = "matches nothing" if glob.has_magic(text) else "no such file or folder"
+        what = "matches nothing" if magic else "no such file or folder"
         raise RaffectError(f"{path}: {what}; expected a picture, video, folder or pattern")
     return [Path(one) for one in found]
 
 
-def _walk(folder: Path, listing: Listing, above: tuple[str, ...]) -> Iterator[Path]:
-    """Pictures and videos below a folder, in the order of names; links to a folder above stop."""
+def _lies_in(path: str, results: str) -> bool:
+    return bool(results) and Path(os.path.realpath(path)).is_relative_to(results)
+
+
+def _walk(folder: Path, listing: Listing, above: tuple[str, ...], results: str) -> Iterator[Path]:
+    """Pictures and videos below a folder, in the order of names, but for those of ``results``.
+
+    Links to a folder above stop.
+    """
     real = os.path.realpath(folder)
+    if real == results:
+        if not above:
+            listing.problems.append(_problem(folder, _IS_OUT))
+        return
     if real in above:
         listing.problems.append(_problem(folder, "link to a folder that it lies in, left out"))
         return
@@ -98,7 +125,7 @@ def _walk(folder: Path, listing: Listing, above: tuple[str, ...]) -> Iterator[Pa
         if entry.name.startswith("."):
             listing.ignored.add_entry(entry, _printable(path))
         elif entry.is_dir():
-            yield from _walk(path, listing, (*above, real))
+            yield from _walk(path, listing, (*above, real), results)
         elif path.suffix.lower() in pictures.SUFFIXES | video.SUFFIXES:
             yield path
         else:
@@ -167,13 +194,18 @@ def _choose_name(file: Path, taken: set[str]) -> str:
     It is the file's without suffix; if that is taken, with those of folders above it, or a number.
     """
     parts = [_safe(part) for part in Path(os.path.abspath(file)).with_suffix("").parts[1:]]
-    names = ["_".join(parts[-count:])[-_LONGEST:].lstrip("-.") for count in (1, 2)]
+    names = [_last_part("_".join(parts[-count:])).lstrip("-.") for count in (1, 2)]
     number, name = 1, names[0]
     while not name or name.lower() in taken:
         number += 1
         name = names[1] if number == 2 else f"{names[0]}_{number - 1}"
     taken.add(name.lower())
     return name
+
+
+def _last_part(name: str) -> str:
+    """The end of a name, cut at a character, which fits into `_LONGEST` and `_MOST_BYTES`."""
+    return name[-_LONGEST:].encode()[-_MOST_BYTES:].decode(errors="ignore")
 
 
 def _safe(part: str) -> str:

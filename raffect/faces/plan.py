@@ -1,17 +1,19 @@
 """What is to be done: the units of work of a folder of faces that are not finished yet.
 
-A unit counts as long as its input has the size and time that it had. A finished input that is gone
-stays finished; one that was replaced is worked on again.
+A unit counts as long as its input has the size and time that it had. A finished video or full block
+of pictures that is gone stays finished; one that was replaced is worked on again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raffect.errors import RaffectError
 from raffect.faces.records import (
     FOLDERS,
     FaceSettings,
@@ -28,6 +30,10 @@ from raffect.storage.paths import list_sizes
 
 PICTURES_A_BLOCK = 32
 """Pictures of a unit of work."""
+
+_RESULTS = ("manifest.parquet", "faces.parquet")
+_FILE = re.compile(r"(scan|part|done)-[0-9-]+-[0-9a-f]{8}\.parquet", re.A)
+_UNFINISHED = re.compile(rf"{re.escape(PREFIX)}.+-[0-9a-f]{{8}}", re.A | re.S)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,11 @@ class Job:
         return f"scan-{self.number:06d}"
 
     def is_done(self, units: dict[str, Unit]) -> bool:
-        """Whether a finished unit is of these very files."""
+        """Whether a finished unit is of these very files.
+
+        A video and a full block of pictures stay finished when a file is gone. A block to which
+        pictures are added has another source, so all of them are read again.
+        """
         record = units.get(self.done)
         if record is None or len(record.inputs) != len(self.inputs):
             return False
@@ -158,7 +168,7 @@ class FacePlan:
 
     def _segments(self, job: Job, units: dict[str, Unit]) -> list[Task]:
         """The segments of a video; none if it cannot be opened."""
-        if (scan := read_scan(self._folder, units[job.scan])) is None:
+        if (scan := read_scan(self._folder, _find(self._folder, units, job.scan))) is None:
             return []
         return [
             self._task(
@@ -180,13 +190,42 @@ class FacePlan:
 def finished_units(folder: Path, inputs: Sequence[Input]) -> list[Unit]:
     """The unit that finished each video and each block of pictures, by number."""
     units = read_units(folder)
-    return [units[job.done] for job in list_jobs(inputs)]
+    return [_find(folder, units, job.done) for job in list_jobs(inputs)]
+
+
+def _find(folder: Path, units: dict[str, Unit], name: str) -> Unit:
+    """A unit that a task has just finished, maybe on another machine.
+
+    Raises:
+        RaffectError: If this machine does not see it.
+    """
+    if name not in units:
+        why = "not there after its task has finished; on a cluster every machine must see --out"
+        raise RaffectError(f"{folder}: {name}: {why} under this very path (shared storage)")
+    return units[name]
+
+
+def require_own(folder: Path) -> None:
+    """Raise if a folder without settings of `raffect faces` holds what a run would replace.
+
+    Raises:
+        RaffectError: Names it.
+    """
+    if (folder / "settings.json").exists():
+        return
+    folders = [folder / name for name in (*FOLDERS, "commits", "inputs")]
+    taken = [f"{one}/" for one in folders if one.is_dir() and any(one.iterdir())]
+    taken += [str(folder / name) for name in _RESULTS if (folder / name).exists()]
+    if taken:
+        what = "is not of `raffect faces`, which would write into it"
+        raise RaffectError(f"--out {folder}: {taken[0]} {what}; name a new folder")
 
 
 def sweep(folder: Path) -> None:
     """Delete what a finished run does not need, and what a killed one left: crops show faces.
 
-    Only records of finished inputs and the files that those name stay, and nothing unfinished.
+    Of our own files only records of finished inputs and what those name stay, and nothing
+    unfinished. Files with other names are the user's.
     """
     units, commits = read_units(folder), open_commits(folder)
     for name in list(units):
@@ -195,8 +234,9 @@ def sweep(folder: Path) -> None:
             del units[name]
     named = {file for unit in units.values() for file in unit.files}
     for below in FOLDERS:
-        found = (f"{below}/{name}" for name in list_sizes(folder / below))
-        commits.delete(file for file in found if file not in named)
-    for below in ("", "attempts", "commits", "inputs", "running"):
-        names = [name for name in list_sizes(folder / below) if name.startswith(PREFIX)]
+        found = [name for name in list_sizes(folder / below) if _FILE.fullmatch(name)]
+        paths = (f"{below}/{name}" for name in found)
+        commits.delete(path for path in paths if path not in named)
+    for below in ("", "attempts", "commits", "inputs", "running", *FOLDERS):
+        names = [name for name in list_sizes(folder / below) if _UNFINISHED.fullmatch(name)]
         commits.delete(f"{below}/{name}" if below else name for name in names)

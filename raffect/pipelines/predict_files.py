@@ -9,9 +9,11 @@ folder; each of them goes on where it was after a stop.
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +31,16 @@ from raffect.config import (
 )
 from raffect.encoders.weights import EMBEDDED_CAVEAT
 from raffect.errors import RaffectError, require
-from raffect.evaluation.ensemble import load_ensembles
+from raffect.evaluation.ensemble import Ensemble, load_ensembles
 from raffect.evaluation.pick import PickedHead, pick_heads
 from raffect.evaluation.predict import PredictResult
 from raffect.evaluation.predict import predict as predict_bank
 from raffect.extraction.extract import extract
 from raffect.extraction.find_faces import FacesResult, find_faces
 from raffect.faces.inputs import list_inputs, read_inputs
+from raffect.leaving import last_act
 from raffect.pipelines.join_faces import join_rows, split_inputs, whole_inputs
-from raffect.pipelines.scratch import delete_scratch, open_scratch
+from raffect.pipelines.scratch import delete_scratch, open_scratch, state_of
 from raffect.pipelines.show_inputs import Seen, Showing, Shown, show_inputs
 from raffect.predictions.styles import require_style
 from raffect.predictions.table import PredictionFacts, read_predictions, write_predictions
@@ -45,7 +48,7 @@ from raffect.progress import Progress
 from raffect.provenance import describe_run
 from raffect.ray_session.session import ray_session
 from raffect.reporting.index import write_index
-from raffect.reporting.truth import Truth
+from raffect.reporting.truth import Truth, label_files
 from raffect.runs.data import pick_device
 from raffect.storage.atomic import require_writable
 
@@ -101,10 +104,12 @@ def predict(
     Args:
         what: A configuration, or an input or several: ``predict("clip.mp4", head="runs/expr")``.
         **settings: Of `PredictConfig`, where ``what`` is inputs. ``head`` may be one path. Without
-            ``out`` nothing is left on the disk, and the result holds the table alone.
+            ``out`` nothing is left on the disk, unless the process is killed, and the result holds
+            the table alone.
 
     Raises:
-        RaffectError: If an input, head or package is missing, or the encoder not for photographs.
+        RaffectError: If an input, head or package is missing, the encoder not for photographs, or
+            a cluster is to be used without ``out``.
     """
     if isinstance(what, PredictConfig):
         return predict_bank(what) if what.bank is not None else predict_files(what)
@@ -113,13 +118,29 @@ def predict(
     heads = (head,) if isinstance(head, str | Path) else tuple(head)
     out = settings.pop("out", None)
     paths: dict[str, Any] = {"inputs": tuple(map(Path, inputs)), "head": tuple(map(Path, heads))}
+    for name in {"boxes", "detector_model", "labels"} & settings.keys():
+        given = settings.pop(name)
+        paths[name] = None if given is None else Path(given)
     if out is not None:
         return predict_files(PredictConfig(**paths, out=Path(out), **settings))
-    with tempfile.TemporaryDirectory(prefix="raffect-") as folder:
+    # A temporary folder is of this machine alone
+    what_else = "expected out beside it, a folder that all machines see under the same path"
+    require(not settings.get("address"), f"address: {what_else}")
+    with _temporary_folder() as folder:
         settings = {"overlay": False, **settings}
-        result = predict_files(PredictConfig(**paths, out=Path(folder), **settings))
-        table = read_predictions(Path(folder) / "predictions.parquet")
+        result = predict_files(PredictConfig(**paths, out=folder, **settings))
+        table = read_predictions(folder / "predictions.parquet")
     return replace(result, out=None, table=table)
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Generator[Path]:
+    """A folder that is deleted at the end, also where the process leaves because Ray has died."""
+    with (
+        tempfile.TemporaryDirectory(prefix="raffect-") as folder,
+        last_act(lambda _: shutil.rmtree(folder, ignore_errors=True), "after"),
+    ):
+        yield Path(folder)
 
 
 def predict_files(config: PredictConfig) -> PredictFilesResult:
@@ -135,14 +156,15 @@ def predict_files(config: PredictConfig) -> PredictFilesResult:
     tasks = [one.rules.task for one in ensembles]
     require_style(config.style, tasks)
     truth = Truth(config.labels, tasks) if config.labels else None
-    files = list_inputs(config.inputs).files
     out = config.out.absolute()
+    files = list_inputs(config.inputs, out).files
     require_writable(out)
-    scratch, deleted = open_scratch(out, files, _deciding(config, heads))
+    deciding = _deciding(config, heads, ensembles)
+    scratch, deleted = open_scratch(out, files, deciding, config.keep)
 
     # Faces, features, predictions
     with note_of_run(scratch), ray_session(config.address):
-        faces = find_faces(_faces_config(config, scratch / "faces"))
+        faces = find_faces(_faces_config(config, files, scratch / "faces"))
         facts = _predict_crops(config, encoder, faces, scratch)
         if facts is None:
             rules = tuple(one.rules for one in ensembles)
@@ -202,17 +224,28 @@ def _choose_encoder(config: PredictConfig, heads: Sequence[PickedHead]) -> Encod
     return EncoderConfig(model=identity.model, weights=weights, precision=identity.precision)
 
 
-def _deciding(config: PredictConfig, heads: Sequence[PickedHead]) -> list[Any]:
+def _deciding(
+    config: PredictConfig, heads: Sequence[PickedHead], ensembles: Sequence[Ensemble]
+) -> list[Any]:
     """What decides the results, beside the inputs."""
-    names = ("postprocess", "weights", "style", "overlay", "detector", "every", "margin", "device")
-    files = [str(file) for file in (config.boxes, config.detector_model, config.labels)]
+    names = ("weights", "style", "overlay", "detector", "every", "margin", "device")
     settings = [getattr(config, name) for name in names]
-    return [[head.card.sha256 for head in heads], settings, files]
+    rules = [one.rules.to_bytes().decode() for one in ensembles]
+    states = [state_of(file) for file in _files_beside(config)]
+    return [[head.card.sha256 for head in heads], settings, rules, states]
 
 
-def _faces_config(config: PredictConfig, out: Path) -> FacesConfig:
+def _files_beside(config: PredictConfig) -> list[Path]:
+    """Files with boxes, a detector and labels."""
+    files = [config.detector_model] if config.detector_model else []
+    if (boxes := config.boxes) is not None:
+        files += sorted(boxes.glob("*.csv")) if boxes.is_dir() else [boxes]
+    return files + (label_files(config.labels) if config.labels else [])
+
+
+def _faces_config(config: PredictConfig, files: Sequence[Path], out: Path) -> FacesConfig:
     return FacesConfig(
-        inputs=config.inputs,
+        inputs=tuple(files),
         out=out,
         detector=config.detector,
         boxes=config.boxes,

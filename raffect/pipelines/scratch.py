@@ -2,50 +2,65 @@
 
 It lies in ``--out`` under a name that follows from inputs and settings, so that the same command
 finds it after a stop. It holds pictures of faces, so it is deleted at the end, and one that a dead
-run left is deleted by the next run a day later.
+run left is deleted by another command a day later. One that is to be kept stays.
+
+Ages are differences of the files' own times, which one clock gives, that of the storage.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from raffect.bank.running import DEAD_S
 from raffect.storage.atomic import write_atomic
 
 PREFIX = ".scratch-"
 _GONE = f"{PREFIX}gone-"
-_STARTED = "started"
+_NAME = re.compile(r"\.scratch-(gone-)?[0-9a-f]{12}", re.A)
+_STARTED, _KEPT = "started", "kept"
 DAY_S = 24 * 3600
 
 
-def open_scratch(out: Path, files: Sequence[Path], settings: Any) -> tuple[Path, list[str]]:
-    """The scratch folder of a run, after old ones were deleted.
+def open_scratch(
+    out: Path, files: Sequence[Path], settings: Any, keep: bool = False
+) -> tuple[Path, list[str]]:
+    """The scratch folder of a run, and old ones of other runs are deleted.
 
     Args:
         out: Of the run.
         files: Its inputs; one that was replaced makes a new folder.
         settings: What decides the result, as JSON.
+        keep: Whether no later run is to delete it.
 
     Returns:
         The folder, and a line for each folder that was deleted.
     """
-    deleted = []
-    for folder in sorted(out.glob(f"{PREFIX}*")):
-        age_s = _age_s(folder)
-        if folder.name.startswith(_GONE) or age_s > DAY_S:
-            shutil.rmtree(folder)
-            what = f"crops of faces that a run left {age_s / 3600:.0f} hours ago"
-            deleted.append(f"deleted {folder}: {what}")
-    facts = [_state_of(path) for path in files]
+    # Our own, which may be old: the same command goes on with it
+    facts = [state_of(path) for path in files]
     digest = hashlib.sha256(json.dumps([facts, settings]).encode()).hexdigest()
     scratch = out / f"{PREFIX}{digest[:12]}"
     scratch.mkdir(parents=True, exist_ok=True)
     write_atomic(scratch / _STARTED, b"")
+    if keep:
+        write_atomic(scratch / _KEPT, b"")
+    else:
+        (scratch / _KEPT).unlink(missing_ok=True)
+    # Those that nobody will go on with
+    deleted, now = [], _time_of(scratch / _STARTED)
+    for folder in sorted(out.iterdir()):
+        if folder == scratch or not _NAME.fullmatch(folder.name) or folder.is_symlink():
+            continue
+        if folder.is_dir() and _is_left(folder, now):
+            hours = (now - _last_start(folder)) / 3600
+            shutil.rmtree(folder)
+            what = f"crops of faces that a run left {hours:.0f} hours ago"
+            deleted.append(f"deleted {folder}: {what}")
     return scratch, deleted
 
 
@@ -58,8 +73,8 @@ def delete_scratch(scratch: Path) -> None:
     shutil.rmtree(gone)
 
 
-def _state_of(file: Path) -> list[Any]:
-    """Path, size and time of an input; the path alone of one that cannot be read."""
+def state_of(file: Path) -> list[Any]:
+    """Path, size and time of a file, as JSON; the path alone of one that cannot be read."""
     try:
         found = file.stat()
     except OSError:
@@ -67,7 +82,20 @@ def _state_of(file: Path) -> list[Any]:
     return [str(file.absolute()), found.st_size, found.st_mtime_ns]
 
 
-def _age_s(folder: Path) -> float:
-    """Seconds since a run last began on it."""
+def _is_left(folder: Path, now: float) -> bool:
+    """Whether no run works in a folder of another command, and none will."""
+    if folder.name.startswith(_GONE):
+        return True
+    if (folder / _KEPT).exists() or now - _last_start(folder) <= DAY_S:
+        return False
+    return all(now - _time_of(note) > DEAD_S for note in folder.glob("running/*.json"))
+
+
+def _last_start(folder: Path) -> float:
+    """When a run last began on a folder, in seconds of the epoch."""
     started = folder / _STARTED
-    return time.time() - (started if started.exists() else folder).stat().st_mtime
+    return _time_of(started if started.exists() else folder)
+
+
+def _time_of(path: Path) -> float:
+    return path.stat().st_mtime

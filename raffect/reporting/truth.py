@@ -36,7 +36,7 @@ class Truth:
         self._keys: dict[str, np.ndarray] = {}
         self._targets: dict[str, np.ndarray] = {}
         found = {}
-        for file in _files_of(path):
+        for file in label_files(path):
             table = read_labels(file)
             labelled = read_task(read_metadata(table).get("task", ""), str(file))
             for task in tasks:
@@ -77,7 +77,7 @@ class Truth:
         return out if task.kind == "regression" else np.where(out < 0, np.nan, out)
 
 
-def _files_of(path: Path) -> list[Path]:
+def label_files(path: Path) -> list[Path]:
     """The file itself, or the label tables of a folder."""
     if not path.is_dir():
         return [path]

@@ -242,9 +242,10 @@ def test_files_as_users_have_them_end_in_one_clear_status_each(tmp_path):
 
 def test_without_any_face_there_is_no_manifest_and_no_stale_one(tmp_path, capsys):
     write_video(tmp_path / "v.mp4", GREY[:8])
-    (tmp_path / "out").mkdir()
+    words = ["faces", str(tmp_path / "v.mp4"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
     (tmp_path / "out" / "manifest.parquet").write_bytes(b"stale")
-    assert main(["faces", str(tmp_path / "v.mp4"), "--out", str(tmp_path / "out")]) == 0
+    assert main(words) == 0
     assert "no face was found, so there is nothing to extract" in capsys.readouterr().out
     assert not (tmp_path / "out" / "manifest.parquet").exists()
     assert pq.read_table(tmp_path / "out" / "faces.parquet").num_rows == 8

@@ -8,6 +8,7 @@ import pytest
 
 from raffect.errors import RaffectError
 from raffect.faces.inputs import add_inputs, list_inputs, read_inputs
+from raffect.storage.atomic import write_atomic
 
 
 def touch(folder, *names):
@@ -39,6 +40,21 @@ def test_links_in_a_circle_end(tmp_path):
     listing = list_inputs([tmp_path])
     assert listing.files == [tmp_path / "a" / "1.jpg"]
     assert ["lies in" in problem.what for problem in listing.problems] == [True]
+
+
+def test_results_of_one_run_are_no_inputs_of_the_next(tmp_path):
+    touch(tmp_path, b"a/1.jpg", b"a/out/faces.png", b"a/out/overlay/1.png", b"a/outer/2.jpg")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "a" / "out")
+    out = tmp_path / "a" / "x" / ".." / "out"
+    wanted = [tmp_path / "a" / "1.jpg", tmp_path / "a" / "outer" / "2.jpg"]
+    for given in ([tmp_path / "a"], [tmp_path / "a" / "**" / "*.*g"], [tmp_path / "a" / "*"]):
+        assert list_inputs(given, out).files == wanted
+    # One that is named is taken; --out itself is left out, and named where nothing else is left
+    named = tmp_path / "a" / "out" / "faces.png"
+    assert list_inputs([named], out).files == [named]
+    assert list_inputs([tmp_path / "a" / "out" / "*.png"], out).files == [named]
+    with pytest.raises(RaffectError, match=r"beside those of --out .*, which is left out$"):
+        list_inputs([tmp_path / "a" / "out"], tmp_path / "a" / "out")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +99,15 @@ def test_names_are_unique_and_safe_and_paths_come_back_as_they_were(tmp_path):
         name.encode()
     assert "日本" in names
     assert [one.shown for one in inputs][3].endswith("caf\\xe9.mp4")
+
+
+def test_a_name_has_at_most_160_bytes_and_is_cut_at_a_character(tmp_path):
+    # 83 characters fit into a name of a file; with what is put around it 80 did not
+    text = "日本語" * 27 + "末尾"
+    (one,) = add_inputs(tmp_path / "out", [tmp_path / f"{text}.mp4"])
+    assert text.endswith(one.name)
+    assert 157 < len(one.name.encode()) <= 160
+    write_atomic(tmp_path / f"{one.name}.json", b"")
 
 
 def test_an_input_keeps_its_name_when_others_are_added(tmp_path):

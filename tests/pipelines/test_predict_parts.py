@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import raffect
 from raffect.cli import main
 from raffect.config import PredictConfig
 from raffect.datasets.affwild2.tasks import AU, EXPR
 from raffect.errors import RaffectError
 from raffect.faces.table import SCHEMA
+from raffect.pipelines import predict_files
 from raffect.pipelines.join_faces import join_rows, split_inputs
 from raffect.pipelines.scratch import delete_scratch, open_scratch
 from raffect.predictions.columns import as_table
+from raffect.predictions.rules import DecisionRules, plain_rules
 from raffect.predictions.styles import require_style, write_styled
 from raffect.predictions.table import write_predictions
 from tests.helpers.scenes import TASKS, decide, draw_people, facts_of, predict_scene
@@ -54,10 +62,117 @@ def test_scratch_of_a_dead_run_is_deleted_a_day_later_and_named(tmp_path):
     assert "crops of faces that a run left 25 hours ago" in deleted[0]
 
 
+def make_old(scratch: Path) -> None:
+    then = time.time() - 25 * 3600
+    for path in (*scratch.rglob("*"), scratch):
+        os.utime(path, (then, then))
+
+
+def test_a_run_goes_on_with_its_own_scratch_after_a_day(tmp_path):
+    ours, _ = open_scratch(tmp_path, [], "ours")
+    (ours / "work").touch()
+    make_old(ours)
+    assert open_scratch(tmp_path, [], "ours") == (ours, [])
+    assert (ours / "work").exists()
+
+
+def test_a_scratch_that_is_kept_or_in_use_stays(tmp_path):
+    kept, _ = open_scratch(tmp_path, [], "kept", keep=True)
+    used, _ = open_scratch(tmp_path, [], "used")
+    dead, _ = open_scratch(tmp_path, [], "dead")
+    for folder in (used, dead):
+        (folder / "running").mkdir()
+        (folder / "running" / "host-1-abcdef.json").touch()
+    for folder in (kept, used, dead):
+        make_old(folder)
+    os.utime(used / "running" / "host-1-abcdef.json")
+    _, deleted = open_scratch(tmp_path, [], "new")
+    assert [folder.exists() for folder in (kept, used, dead)] == [True, True, False]
+    assert len(deleted) == 1
+    # The same command without --keep means that it is not to be kept any more
+    open_scratch(tmp_path, [], "kept")
+    make_old(kept)
+    open_scratch(tmp_path, [], "new")
+    assert not kept.exists()
+
+
+def test_no_file_or_folder_of_the_user_is_taken_for_scratch(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    names = [".scratch-pad", ".scratch-gone-fishing", ".scratch-0123456789abc", ".scratch-"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".scratch-notes").write_text("mine")
+    (tmp_path / ".scratch-0123456789ab").write_text("mine")
+    (tmp_path / ".scratch-ba9876543210").symlink_to(tmp_path / "elsewhere")
+    before = {path.name for path in tmp_path.iterdir()}
+    for path in tmp_path.iterdir():
+        make_old(path)
+    scratch, deleted = open_scratch(tmp_path, [], "new")
+    assert deleted == []
+    assert {path.name for path in tmp_path.iterdir()} == before | {scratch.name}
+
+
+def test_a_temporary_folder_of_python_is_gone_where_the_process_leaves(tmp_path):
+    code = """
+from raffect.leaving import leave
+from raffect.pipelines.predict_files import _temporary_folder
+with _temporary_folder() as folder:
+    (folder / "crop").write_bytes(b"pixels")
+    leave("Ray has died")
+"""
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (2, "raffect: Ray has died\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cluster_needs_an_out_that_it_shares():
+    with pytest.raises(RaffectError, match="address: expected out beside it, a folder that all"):
+        raffect.predict("a.mp4", head="r", address="auto")
+
+
+@pytest.mark.parametrize("name", ["boxes", "detector_model", "labels"])
+def test_python_takes_texts_for_all_paths(name, monkeypatch):
+    seen = []
+    monkeypatch.setattr(predict_files, "predict_files", seen.append)
+    raffect.predict("a.mp4", head="r", out="o", **{name: "x.csv"})
+    raffect.predict("a.mp4", head="r", out="o", **{name: None})
+    assert [getattr(config, name) for config in seen] == [Path("x.csv"), None]
+
+
+def test_other_rules_boxes_detectors_and_labels_make_another_scratch(tmp_path):
+    # Finished inputs of a stopped run must not stand beside new decisions
+    boxes, model = tmp_path / "boxes.csv", tmp_path / "yunet.onnx"
+    plain = plain_rules(EXPR)
+    folder, labels = tmp_path / "boxes", tmp_path / "data" / "labels"
+    folder.mkdir()
+    labels.mkdir(parents=True)
+    files = [boxes, model, folder / "a.csv", labels / "expr.parquet"]
+    for file in files:
+        file.write_bytes(b"1")
+
+    def deciding(rules: DecisionRules = plain, **changes) -> str:
+        given = {"boxes": boxes, "detector_model": model, "labels": tmp_path / "data"} | changes
+        config = PredictConfig(inputs=(Path("a"),), head=(Path("r"),), out=tmp_path, **given)
+        return json.dumps(predict_files._deciding(config, [], [SimpleNamespace(rules=rules)]))
+
+    def all_of() -> tuple[str, str]:
+        return deciding(), deciding(boxes=folder)
+
+    assert all_of() == all_of()
+    assert deciding(replace(plain, windows=(3,) * 8)) != deciding()
+    for number, file in enumerate(files):
+        before = all_of()
+        file.write_bytes(b"22")
+        is_new = [now != then for now, then in zip(all_of(), before, strict=True)]
+        assert is_new == [[True, False], [True, True], [False, True], [True, True]][number]
+
+
 def test_a_deletion_that_was_stopped_is_finished_by_the_next_run(tmp_path):
     scratch, _ = open_scratch(tmp_path, [], "a")
-    (tmp_path / ".scratch-gone-b").mkdir()
-    (tmp_path / ".scratch-gone-b" / "crop").write_bytes(b"pixels")
+    (tmp_path / ".scratch-gone-0123456789ab").mkdir()
+    (tmp_path / ".scratch-gone-0123456789ab" / "crop").write_bytes(b"pixels")
     open_scratch(tmp_path, [], "a")
     assert [path.name for path in tmp_path.iterdir()] == [scratch.name]
     delete_scratch(scratch)
