@@ -212,7 +212,7 @@ def test_files_as_users_have_them_end_in_one_clear_status_each(tmp_path):
     pictures(folder)
     write_sound(folder / "sound.mp4")
     (folder / "text.avi").write_bytes(b"nothing of a video\n" * 30)
-    write_video(folder / "-v.mp4", GREY, sound=True)
+    write_video(folder / "-v.mp4", GREY, sound="aac")
     result = find_faces(FacesConfig(inputs=(folder,), out=tmp_path / "out"))
     status = {one.input.removeprefix(f"{folder}/"): one for one in result.inputs}
     expected = {

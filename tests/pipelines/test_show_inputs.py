@@ -47,6 +47,7 @@ def files_of(out: Path) -> set[str]:
     return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
 
 
+@pytest.mark.cluster  # processes that die and start again
 def test_an_input_that_kills_its_decoder_has_no_overlay_and_the_others_are_whole(
     tmp_path, local_ray, monkeypatch
 ):

@@ -23,8 +23,8 @@ from tests.helpers.scenes import (
     draw_scene,
     facts_of,
     predict_scene,
-    write_video,
 )
+from tests.helpers.videos import write_video
 
 pytestmark = pytest.mark.browser
 FRAMES, RATE = 100, 25
