@@ -40,8 +40,8 @@ from tests.helpers.scenes import (
     draw_scene,
     facts_of,
     predict_scene,
-    write_video,
 )
+from tests.helpers.videos import write_video
 
 CAVEATS = ("drawn faces", "predictions made up for this picture")
 WIDTHS = {"": (1280, 860), "_phone": (390, 780)}

@@ -38,3 +38,8 @@ def test_the_first_screen_of_the_readme_shows_a_result():
     assert len(first_screen.splitlines()) < 60
     assert "pip install uv && uv run raffect demo" in first_screen
     assert "Done in" in first_screen
+
+
+def test_no_docstring_says_for_whom_a_text_is_instead_of_what_it_holds():
+    files = [file for file in (ROOT / "raffect").rglob("*.py") if "For people." in file.read_text()]
+    assert files == []

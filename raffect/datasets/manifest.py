@@ -19,7 +19,7 @@ import pyarrow as pa
 from raffect.datasets.problems import Ignored, Problem
 from raffect.errors import RaffectError
 from raffect.storage.keys import Vocabulary, digest_keys, is_utf8
-from raffect.storage.paths import Damaged
+from raffect.storage.paths import Damaged, printable
 from raffect.storage.tables import check_cells, read_metadata, read_table, write_table
 
 COLUMNS = ("video", "frame", "path", "root")
@@ -49,7 +49,7 @@ class Listing:
 
     def note(self, file: str, what: str) -> None:
         """Note what is wrong with a file or folder."""
-        self.problems.append(Problem(_printable(file), 0, what))
+        self.problems.append(Problem(printable(file), 0, what))
 
     def extend(self, other: Listing) -> None:
         """Add all notes of another listing to this one."""
@@ -185,7 +185,7 @@ def _list_root(folder: str, listing: Listing, depth: int, root: str | None = Non
         if not entry.is_dir():
             if _FRAME.fullmatch(entry.name):
                 raise RaffectError(
-                    f"--images {folder}: holds frames itself ({_printable(entry.name)}); "
+                    f"--images {folder}: holds frames itself ({printable(entry.name)}); "
                     "give the folder above it"
                 )
             _ignore(entry, root, listing)
@@ -255,13 +255,13 @@ def _may_follow(link: os.DirEntry, root: str, listing: Listing) -> bool:
         listing.note(link.path, "link to a folder that it lies in, left out")
         return False
     if not _is_below(target, root):
-        name = _printable(os.path.relpath(link.path, root))
-        listing.links_out.append(f"{name} -> {_printable(target)}")
+        name = printable(os.path.relpath(link.path, root))
+        listing.links_out.append(f"{name} -> {printable(target)}")
     return True
 
 
 def _ignore(entry: os.DirEntry, root: str, listing: Listing) -> None:
-    listing.ignored.add_entry(entry, _printable(os.path.relpath(entry.path, root)))
+    listing.ignored.add_entry(entry, printable(os.path.relpath(entry.path, root)))
 
 
 def _is_below(path: str, folder: str) -> bool:
@@ -316,7 +316,7 @@ def _build_table(videos: list[_Video], listing: Listing) -> pa.Table:
 
 def _check_root(root: str) -> None:
     if not is_utf8(root):
-        raise RaffectError(f"--images {_printable(root)}: path is not UTF-8; rename the folder")
+        raise RaffectError(f"--images {printable(root)}: path is not UTF-8; rename the folder")
 
 
 def write_manifest(table: pa.Table, path: Path, synthetic: bool) -> None:
@@ -369,7 +369,3 @@ def read_manifest(path: Path) -> pa.Table:
 def is_synthetic_manifest(table: pa.Table) -> bool:
     """Whether a manifest's metadata mark all its images as drawn."""
     return read_metadata(table).get(SYNTHETIC) == "true"
-
-
-def _printable(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

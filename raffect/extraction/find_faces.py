@@ -118,7 +118,8 @@ def find_faces(config: FacesConfig) -> FacesResult:
     settings, why = choose_settings(config)
     if (known := read_settings(folder / "settings.json")) is not None:
         known.require_equal(settings, folder)
-    require_detector(settings, len(listing.files))
+    if lacking := require_detector(settings, listing.files):
+        why = f"{why}; {lacking}"
     if any(kind_of(file) == "video" for file in listing.files):
         require_av()
     require_own(folder)

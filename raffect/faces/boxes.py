@@ -8,8 +8,9 @@ occurs counts from 0.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from pyarrow import csv
 
 from raffect.errors import RaffectError
 from raffect.faces.tracks import FIELDS
-from raffect.storage.paths import Damaged, read_parquet
+from raffect.storage.paths import Damaged, printable, read_parquet
 
 _PY_FEAT = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
 _CORNERS = ("x1", "y1", "x2", "y2")
 _OWN = ("x", "y", "w", "h")
 _INPUTS = ("input", "path", "file", "image", "video", "filename")
+_AS_TEXT = {f"{blank}{name}": pa.string() for name in _INPUTS for blank in ("", " ")}
+"""Columns of a CSV file that stay text: an input may be called 001."""
 _SCORES = ("score", "FaceScore", "confidence", "prob", "probability")
 _LEFT_EYE, _RIGHT_EYE, _POINTS = range(36, 42), range(42, 48), range(68)
 _MOST_PIXELS = 1e6
@@ -38,12 +41,14 @@ class BoxTable:
         inputs: Input of each row as the table names it, shape (rows,); None if it names none.
         frames: Number of the frame of each row, from 1, int64, shape (rows,).
         rows: Boxes, float64 (rows, `FIELDS`).
+        names: Inputs that the table names, also those that have no box.
     """
 
     file: Path
     inputs: np.ndarray | None
     frames: np.ndarray
     rows: np.ndarray
+    names: tuple[str, ...] = ()
 
     def of(self, path: Path) -> Boxes:
         """The boxes of an input, which a table names by the end of its path, or by its stem.
@@ -53,24 +58,38 @@ class BoxTable:
         """
         if self.inputs is None:
             return Boxes(self.frames, self.rows)
-        mine = self.inputs == self._name_of(path, sorted(set(self.inputs)))
+        mine = self.inputs == self.find(path)
         return Boxes(self.frames[mine], self.rows[mine])
 
-    def _name_of(self, path: Path, names: list[str]) -> str | None:
-        """Which of the table's names is that of an input; None if it has no row of it."""
-        whole = os.fsencode(path).decode("utf-8", "backslashreplace")
-        name = os.path.basename(whole)
-        ends = [one for one in names if f"/{whole}".endswith(f"/{os.path.normpath(one)}")]
-        if ends or whole in names:
-            return max([*ends, *(one for one in names if one == whole)], key=len)
-        if (stem := os.path.splitext(name)[0]) in names:
-            return stem
+    def find(self, path: Path) -> str | None:
+        """Which of the table's names is that of an input; None if it has no row of it.
+
+        Raises:
+            RaffectError: If several of them may mean it.
+        """
+        whole = printable(path)
+        ends = [whole, *(whole[place + 1 :] for place, sign in enumerate(whole) if sign == "/")]
+        for name in (*ends, os.path.splitext(ends[-1])[0]):
+            if name in self._known:
+                return name
         # Files may have been moved since.
-        same = [one for one in names if os.path.basename(one) == name]
+        same = self._by_file_name.get(ends[-1], [])
         if len(same) > 1:
             shown = f"{same[0]}, {same[1]}"
             raise RaffectError(f"{self.file}: rows of {shown} may be of {whole}; name it in full")
         return same[0] if same else None
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
+
+    @cached_property
+    def _by_file_name(self) -> dict[str, list[str]]:
+        """The names that end in each file name."""
+        found: dict[str, list[str]] = {}
+        for name in self.names:
+            found.setdefault(os.path.basename(name), []).append(name)
+        return found
 
 
 class Boxes:
@@ -94,10 +113,46 @@ class BoxFolder:
 
     def of(self, path: Path) -> Boxes:
         """The boxes of an input; none if it has no file."""
-        file = self.folder / f"{path.stem}.csv"
-        if not file.is_file():
+        if (name := self.find(path)) is None:
             return Boxes(np.empty(0, np.int64), np.empty((0, len(FIELDS))))
-        return read_boxes(file).of(path)
+        return read_boxes(self.folder / name).of(path)
+
+    def find(self, path: Path) -> str | None:
+        """The name of an input's file; None if it has none."""
+        name = f"{path.stem}.csv"
+        return name if (self.folder / name).is_file() else None
+
+
+def find_all(file: Path, inputs: Sequence[Path]) -> list[Path]:
+    """Look for every input in a table of boxes, or in a folder of them.
+
+    Returns:
+        The inputs that it does not name.
+
+    Raises:
+        RaffectError: If boxes may be of two inputs, or of which input they are is not clear.
+    """
+    boxes = read_boxes(file)
+    files = {os.path.realpath(path): Path(os.path.abspath(path)) for path in inputs}
+    if isinstance(boxes, BoxTable) and boxes.inputs is None:
+        if len(files) > 1:
+            raise RaffectError(
+                f"--boxes {file}: has no column input, and there are {len(files):,} inputs; add "
+                "it, or give a folder with one <input>.csv each"
+            )
+        return []
+    owners: dict[str, Path] = {}
+    lacking = []
+    for path in files.values():
+        if (name := boxes.find(path)) is None:
+            lacking.append(path)
+        elif (other := owners.setdefault(name, path)) != path:
+            raise RaffectError(
+                f"--boxes {file}: rows of {name} may be of {printable(other)} or of "
+                f"{printable(path)}; give one table with a column input that names each by its "
+                "path (one without a face by a row without a box)"
+            )
+    return lacking
 
 
 @lru_cache(4)
@@ -120,18 +175,28 @@ def read_boxes(file: Path) -> BoxTable | BoxFolder:
     if "success" in table.column_names:
         good &= _numbers(table, "success") == 1
     first = 0 if is_py_feat or (len(frames) and np.nanmin(frames) == 0) else 1
-    inputs = next((name for name in _INPUTS if name in table.column_names), None)
-    names = None
-    if inputs is not None:
-        names = np.array([str(name) for name in table[inputs].to_pylist()], object)[good]
+    column = next((name for name in _INPUTS if name in table.column_names), None)
+    inputs, names = None, ()
+    if column is not None:
+        cells = [_plain_name(cell) for cell in table[column].to_pylist()]
+        inputs, names = np.array(cells, object)[good], tuple(sorted(set(cells)))
     numbers = frames[good].astype(np.int64) + 1 - first
-    return BoxTable(file, names, numbers, rows[good])
+    return BoxTable(file, inputs, numbers, rows[good], names)
+
+
+def _plain_name(cell: object) -> str:
+    """An input's name as its path would be written; empty for an empty cell."""
+    name = "" if cell is None else str(cell).strip()
+    return os.path.normpath(name) if name else ""
 
 
 def _read_table(file: Path) -> pa.Table:
     """A CSV or Parquet file, with the blanks around its column names cut off."""
     try:
-        table = read_parquet(file) if file.suffix == ".parquet" else csv.read_csv(file)
+        if file.suffix == ".parquet":
+            table = read_parquet(file)
+        else:
+            table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=_AS_TEXT))
     except FileNotFoundError as error:
         raise RaffectError(f"--boxes {file}: no such file") from error
     except (Damaged, pa.ArrowException, OSError) as error:

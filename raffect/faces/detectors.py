@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,9 +17,10 @@ import numpy as np
 
 from raffect.config import FacesConfig
 from raffect.errors import RaffectError
-from raffect.faces.boxes import BoxTable, read_boxes
+from raffect.faces.boxes import find_all, read_boxes
 from raffect.faces.records import DetectorName, FaceSettings
 from raffect.faces.tracks import FIELDS
+from raffect.storage.paths import printable
 
 _CASCADE = "haarcascade_frontalface_alt2.xml"
 _NEIGHBOURS = 5
@@ -56,25 +58,27 @@ def choose_detector(config: FacesConfig) -> tuple[DetectorName, str]:
     return "haar", "neither --boxes nor --detector-model; the one whose weights come with OpenCV"
 
 
-def require_detector(settings: FaceSettings, inputs: int = 1) -> None:
+def require_detector(settings: FaceSettings, inputs: Sequence[Path] = ()) -> str:
     """Load a detector, to see that its packages and its file are there.
 
     Args:
         settings: Of the run.
-        inputs: Number of inputs.
+        inputs: What faces are looked for in.
+
+    Returns:
+        How many inputs a table of boxes does not name; empty if there is no such input or table.
 
     Raises:
-        RaffectError: If they are not, or a table of boxes does not say of which input they are.
+        RaffectError: If they are not, or of which input boxes are is not clear.
     """
-    if settings.detector == "boxes":
-        table = read_boxes(Path(settings.detector_file))
-        if inputs > 1 and isinstance(table, BoxTable) and table.inputs is None:
-            raise RaffectError(
-                f"--boxes {table.file}: has no column input, and there are {inputs:,} inputs; add "
-                "it, or give a folder with one <input>.csv each"
-            )
-    else:
+    if settings.detector != "boxes":
         load_detector(settings, Path())
+        return ""
+    lacking = find_all(Path(settings.detector_file), inputs)
+    if not lacking:
+        return ""
+    first = printable(lacking[0])
+    return f"no row for {len(lacking):,} of {len(inputs):,} inputs, the first is {first}"
 
 
 def load_detector(settings: FaceSettings, path: Path) -> Detector:

@@ -18,7 +18,7 @@ from raffect.errors import RaffectError
 from raffect.faces import pictures, video
 from raffect.faces.records import Input, InputList, Kind, to_text
 from raffect.storage.atomic import write_if_absent
-from raffect.storage.paths import list_sizes, read_files
+from raffect.storage.paths import list_sizes, printable, read_files
 
 _LIST = re.compile(r"[0-9]{4,8}\.json", re.A)
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -137,7 +137,7 @@ def _problem(path: Path, what: str) -> Problem:
 
 
 def _printable(path: Path) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return printable(path)
 
 
 def read_inputs(folder: Path) -> list[Input]:

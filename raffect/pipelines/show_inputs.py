@@ -1,14 +1,17 @@
 """What there is to look at of each input: overlay, page and CSV, made side by side by tasks of Ray.
 
 A finished input leaves a record in the scratch folder, so a run that was stopped goes on with the
-others.
+others. An input that kills the process that draws it has no overlay, and all the rest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,26 @@ from PIL import Image
 from raffect.errors import RaffectError
 from raffect.predictions.styles import Style, write_styled
 from raffect.predictions.table import PredictionFacts
+from raffect.ray_session.session import explain_stop
 from raffect.reporting.course import read_course
 from raffect.reporting.index import Entry, draw_preview
 from raffect.reporting.opening import plural
 from raffect.reporting.overlay import draw_overlay
 from raffect.reporting.timeline import write_timeline
 from raffect.reporting.truth import Truth
-from raffect.storage.atomic import atomic_path, write_atomic
+from raffect.storage.atomic import PREFIX, atomic_path, write_atomic
+from raffect.storage.paths import printable
 from raffect.storage.records import Record
 
 _REMEDY = "delete it and give the same command again"
+_GOES_ON = "what is done is kept, the same command goes on from there"
+_KILLER = "no overlay: the process that drew it died again and again"
+_UNFINISHED = re.compile(rf"{re.escape(PREFIX)}(.+)\.[a-z0-9]+-[0-9a-f]{{8}}")
+_TABLES = ("predictions", "index")
+_FOLDERS = ("csv", "overlay", "pages", "previews")
+_DAY_S = 24 * 3600
+_PATIENCE_S = 10.0
+"""Seconds that tasks have to end when a run is stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +69,11 @@ class Shown(Record):
         return Entry(
             name=self.title, about=about, page=self.page, preview=self.preview, links=self.links
         )
+
+    def is_in(self, out: Path) -> bool:
+        """Whether all its files are still there."""
+        addresses = (self.page, self.preview, *self.links.values())
+        return all((out / address).is_file() for address in addresses if address)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +106,14 @@ class Seen:
         path: Where it lies.
         kind: ``picture`` or ``video``.
         problem: Why it is damaged or unreadable; empty if it is neither.
+        draw: Whether an overlay may be drawn; False where that killed the process.
     """
 
     name: str
     path: Path
     kind: str
     problem: str
+    draw: bool = True
 
 
 def show_inputs(
@@ -113,25 +133,97 @@ def show_inputs(
     common = ray.put(showing)
     task = ray.remote(num_cpus=1, max_retries=2)(_show)
     most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    running: dict[Any, str] = {}
-    for seen, rows in inputs:
-        record = showing.records / f"{seen.name}.json"
-        if record.exists():
-            yield seen.name, Shown.from_json(record.read_bytes(), record, _REMEDY)
-            continue
-        running[task.remote(common, seen, rows)] = seen.name
-        if len(running) >= most:
-            yield from _wait(running)
-    while running:
-        yield from _wait(running)
+    running: dict[Any, tuple[Seen, pa.Table]] = {}
+    names = set()
+
+    def start(seen: Seen, rows: pa.Table) -> None:
+        running[task.remote(common, seen, rows)] = seen, rows
+
+    try:
+        for seen, rows in inputs:
+            names.add(seen.name)
+            if (shown := _read_record(showing, seen.name)) is not None:
+                yield seen.name, shown
+                continue
+            start(seen, rows)
+            if len(running) >= most:
+                yield from _wait(running, start)
+        while running:
+            yield from _wait(running, start)
+    finally:
+        _end(running)
+        delete_unfinished(showing.out, names)
 
 
-def _wait(running: dict[Any, str]) -> Iterator[tuple[str, Shown]]:
-    """What the next task that is done has made."""
+def _read_record(showing: Showing, name: str) -> Shown | None:
+    """What an earlier run has made of an input; None if it, or a file of it, is not there."""
+    record = showing.records / f"{name}.json"
+    if not record.exists():
+        return None
+    shown = Shown.from_json(record.read_bytes(), record, _REMEDY)
+    return shown if shown.is_in(showing.out) else None
+
+
+def _wait(
+    running: dict[Any, tuple[Seen, pa.Table]], start: Callable[[Seen, pa.Table], None]
+) -> Iterator[tuple[str, Shown]]:
+    """What the next task that is done has made; nothing if its input is started once more.
+
+    Raises:
+        RaffectError: If it failed.
+    """
     import ray
+    from ray.exceptions import RayError, WorkerCrashedError
 
     (done,), _ = ray.wait(list(running), num_returns=1)
-    yield running.pop(done), ray.get(done)
+    seen, rows = running.pop(done)
+    try:
+        shown = ray.get(done)
+    except RayError as error:
+        if not isinstance(error, WorkerCrashedError) or not seen.draw:
+            raise RaffectError(f"{_explain(error)}; {_GOES_ON}") from error
+        start(replace(seen, draw=False, problem=seen.problem or _KILLER), rows)
+        return
+    yield seen.name, shown
+
+
+def _explain(error: BaseException) -> str:
+    """Why a task failed, as one line."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, OSError):
+        what = cause.strerror or cause
+        return f"{cause.filename}: {what}" if cause.filename else f"cannot read or write ({what})"
+    return str(cause) if isinstance(cause, RaffectError) else explain_stop(error, "cpu")
+
+
+def _end(running: Collection[Any]) -> None:
+    """End tasks whose results nobody waits for: they would leave files half written."""
+    import ray
+    from ray.exceptions import RayError
+
+    if running and ray.is_initialized():
+        with contextlib.suppress(RayError):
+            for one in running:
+                ray.cancel(one, force=True)
+            ray.wait(list(running), num_returns=len(running), timeout=_PATIENCE_S)
+
+
+def delete_unfinished(out: Path, names: Collection[str]) -> None:
+    """Delete files that killed processes left half written: pictures of people among them.
+
+    Args:
+        out: Folder of the results.
+        names: Of the inputs that are shown now; what is left of others is deleted a day later,
+            since another run may be writing it.
+    """
+    for path in (path for name in _TABLES for path in out.glob(f"{PREFIX}{name}.*")):
+        if _UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    for path in (path for name in _FOLDERS for path in (out / name).glob(f"{PREFIX}*")):
+        found = _UNFINISHED.fullmatch(path.name)
+        with contextlib.suppress(FileNotFoundError):
+            if found and (found[1] in names or time.time() - path.stat().st_mtime > _DAY_S):
+                path.unlink()
 
 
 def _show(showing: Showing, seen: Seen, rows: pa.Table) -> Shown:
@@ -144,7 +236,7 @@ def _show(showing: Showing, seen: Seen, rows: pa.Table) -> Shown:
 def _make(showing: Showing, seen: Seen, rows: pa.Table) -> Shown:
     # Table
     out, facts = showing.out, showing.facts
-    title = os.fsencode(seen.path.name).decode("utf-8", "backslashreplace")
+    title = printable(seen.path.name)
     links = {"CSV": f"csv/{seen.name}.csv"}
     write_styled(rows, facts.tasks, showing.style, out / links["CSV"])
     try:
@@ -156,7 +248,7 @@ def _make(showing: Showing, seen: Seen, rows: pa.Table) -> Shown:
 
     # Overlay and small picture
     problem, preview = seen.problem, ""
-    if showing.overlay:
+    if showing.overlay and seen.draw:
         address = f"overlay/{seen.name}{'.png' if seen.kind == 'picture' else '.mp4'}"
         try:
             overlay = draw_overlay(seen.path, rows, facts, out / address)

@@ -1,6 +1,6 @@
 """Colors of outputs and faces, alike in overlays, timelines and strips.
 
-Each can be told from the others and is legible on black and on white.
+Each differs visibly from the others and is legible on black and on white.
 """
 
 from __future__ import annotations

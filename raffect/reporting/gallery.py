@@ -49,7 +49,7 @@ class Gallery:
     without_picture: int
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Files and counts as lines of text."""
         lacking = f", {self.without_picture} without a picture" if self.without_picture else ""
         return [
             f"wrote {self.html}: {self.frames} frames with the highest loss{lacking}; "

@@ -39,7 +39,7 @@ class ReportResult:
     pictures: tuple[Path, ...]
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The files as lines of text."""
         others = "report.md, and plots/ with a CSV beside every picture"
         return [f"wrote {self.html} (open it in a browser), {others}"]
 

@@ -1,47 +1,30 @@
 """A page a video: player, curves below each other, a click jumps to the time.
 
-The page is one file without network. A video is not in it but lies beside it; without one there is
-a strip of pictures. A long video's curves are summed up by column, so that its page stays small.
+The page is one file without network. A video is not in it but lies beside it. A long video's curves
+are summed up by column, so that its page stays small.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from raffect.datasets.tasks import Task
 from raffect.predictions.table import PredictionFacts
 from raffect.reporting.colors import color_of
 from raffect.reporting.course import FaceCourse, TimeCourse, bin_rows
-from raffect.reporting.template import data_uri, escape, fill_page, notes_of
+from raffect.reporting.template import escape, fill_page, notes_of
 from raffect.reporting.truth import Truth
 from raffect.storage.atomic import write_atomic
 
 COLUMNS, ALL_COLUMNS = 1200, 6000
 """Most columns of a curve, and of the curves of all faces of a page together."""
-PICTURES = 48
-"""Most pictures of a page without a video."""
-_PICTURE_SIDE = 224
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What a page without a video shows.
-
-    Attributes:
-        places: Where each stands on the axis, ascending.
-        images: As many.
-    """
-
-    places: tuple[float, ...]
-    images: tuple[Image.Image, ...]
 
 
 def write_timeline(
@@ -49,7 +32,6 @@ def write_timeline(
     facts: PredictionFacts,
     out: Path,
     video: str = "",
-    pictures: Pictures | None = None,
     truth: Truth | None = None,
     links: Mapping[str, str] | None = None,
 ) -> None:
@@ -60,12 +42,10 @@ def write_timeline(
         facts: Of the table that they are from.
         out: The file.
         video: Path of a video relative to the page's folder; empty for none.
-        pictures: What to show without a video.
         truth: Labels to show beside predictions.
         links: Relative addresses by the text that leads there.
     """
     columns = _num_columns(course)
-    pictures = pictures or Pictures((), ())
     data = {
         "span": course.span,
         "in_seconds": course.in_seconds,
@@ -74,7 +54,6 @@ def write_timeline(
             bin_rows(course.place, course.frame[:, None], course.span, columns).high[:, 0]
         ),
         "columns": columns,
-        "pictures": pictures.places,
         "tasks": [_describe(course, task) for task in course.tasks],
         "faces": [
             _face_data(course, face, columns, truth)
@@ -85,7 +64,7 @@ def write_timeline(
         "title": escape(course.name),
         "about": _about(course, facts, links or {}),
         "notes": notes_of(facts.caveats),
-        "player": _player(video, pictures),
+        "player": _player(video),
     }
     write_atomic(out, fill_page("timeline.html", values, data))
 
@@ -99,24 +78,12 @@ def _about(course: TimeCourse, facts: PredictionFacts, links: Mapping[str, str])
     return " &middot; ".join([*map(escape, parts), *linked])
 
 
-def _player(video: str, pictures: Pictures) -> str:
-    if video:
-        return f'<video src="{quote(video)}" controls preload="metadata" playsinline></video>'
-    if not pictures.images:
+def _player(video: str) -> str:
+    if not video:
         return ""
-    images = [data_uri(_shrink(image)) for image in pictures.images]
-    thumbs = "".join(
-        f'<button type="button" aria-label="picture {k}"><img src="{image}" alt=""></button>'
-        for k, image in enumerate(images, 1)
-    )
-    picture = '<img id="picture" alt="the picture at the chosen time">'
-    return f'{picture}\n<div class="thumbs">{thumbs}</div>'
-
-
-def _shrink(image: Image.Image) -> Image.Image:
-    image = image.convert("RGB")
-    image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    return image
+    # A path may have bytes that are not UTF-8
+    address = quote(os.fsencode(video))
+    return f'<video src="{address}" controls preload="metadata" playsinline></video>'
 
 
 def _num_columns(course: TimeCourse) -> int:

@@ -86,6 +86,11 @@ def locate(text: str | Path) -> Path:
     return path
 
 
+def printable(path: str | Path) -> str:
+    """A local path as text, with bytes that are not UTF-8 as escapes such as ``\\xff``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def is_remote(path: Path) -> bool:
     """Whether a path is in an object store."""
     return not isinstance(path, Path)

@@ -1,5 +1,6 @@
 """Detectors: Haar on photographs, the choice and its reason, tables of boxes of other tools."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -176,9 +177,63 @@ def test_corners_of_mtcnn_become_a_box(tmp_path):
 def test_a_table_that_names_no_input_is_for_one(tmp_path):
     (tmp_path / "b.csv").write_text("frame,x,y,w,h\n1,1,1,9,9\n")
     chosen = settings(boxes=tmp_path / "b.csv")
-    require_detector(chosen, 1)
+    assert require_detector(chosen, [Path("a.mp4")]) == ""
     with pytest.raises(RaffectError, match="has no column input, and there are 2 inputs"):
-        require_detector(chosen, 2)
+        require_detector(chosen, [Path("a.mp4"), Path("b.mp4")])
+
+
+@pytest.mark.parametrize(
+    ("named", "first", "second"),
+    [
+        ("s01/video.mp4", "s01/video.mp4", "s02/video.mp4"),
+        ("video.mp4", "s01/video.mp4", "s02/video.mp4"),
+        ("video", "s01/video.mp4", "s01/video.avi"),
+        (None, "s01/video.mp4", "s02/video.mp4"),
+    ],
+    ids=["path", "file name", "stem", "folder"],
+)
+def test_boxes_of_one_person_never_go_to_another(named, first, second, tmp_path):
+    files = [tmp_path / first, tmp_path / second]
+    if named is None:
+        (tmp_path / "boxes").mkdir()
+        (tmp_path / "boxes" / "video.csv").write_text("frame,x,y,w,h\n1,1,1,9,9\n")
+        chosen, named = settings(boxes=tmp_path / "boxes"), "video.csv"
+    else:
+        (tmp_path / "b.csv").write_text(f"input,frame,x,y,w,h\n{named},1,1,1,9,9\n")
+        chosen = settings(boxes=tmp_path / "b.csv")
+    match = f"rows of {named} may be of {files[0]} or of {files[1]}"
+    with pytest.raises(RaffectError, match=re.escape(match)):
+        require_detector(chosen, files)
+    # Each alone is clear, and so is one file given twice
+    require_detector(chosen, files[:1])
+    require_detector(chosen, files[1:])
+    require_detector(chosen, [files[0], files[0].parent / "." / files[0].name])
+
+
+def test_an_input_without_a_face_is_named_by_a_row_without_a_box(tmp_path):
+    rows = "s01/video.mp4,1,1,1,9,9\ns02/video.mp4,1,,,,\n"
+    (tmp_path / "b.csv").write_text(f"input,frame,x,y,w,h\n{rows}")
+    files = [tmp_path / "s01" / "video.mp4", tmp_path / "s02" / "video.mp4"]
+    assert require_detector(settings(boxes=tmp_path / "b.csv"), files) == ""
+    table = read_boxes(tmp_path / "b.csv")
+    assert [len(table.of(file).detect(np.zeros((1, 1, 3)), 1)) for file in files] == [1, 0]
+
+
+@pytest.mark.parametrize("head", ["input,frame,x,y,w,h", "frame, input, x, y, w, h"])
+def test_inputs_whose_names_are_numbers_keep_their_zeros(head, tmp_path):
+    cells = {"input": "001", "frame": "1", "x": "3", "y": "1", "w": "9", "h": "9"}
+    comma = ", " if ", " in head else ","
+    row = comma.join(cells[name] for name in head.split(comma))
+    (found,) = boxes_of(f"{head}\n{row}\n", tmp_path, name="001.mp4")
+    assert found[0] == 3
+    assert len(boxes_of(f"{head}\n{row}\n", tmp_path, name="1.mp4", file="c.csv")) == 0
+
+
+def test_inputs_without_a_row_are_counted_and_the_first_is_named(tmp_path):
+    (tmp_path / "b.csv").write_text("input,frame,x,y,w,h\na.mp4,1,1,1,9,9\n")
+    files = [tmp_path / name for name in ("a.mp4", "b.mp4", "c.mp4")]
+    found = require_detector(settings(boxes=tmp_path / "b.csv"), files)
+    assert found == f"no row for 2 of 3 inputs, the first is {files[1]}"
 
 
 def test_a_folder_holds_a_table_an_input(tmp_path):

@@ -212,7 +212,7 @@ def test_files_as_users_have_them_end_in_one_clear_status_each(tmp_path):
     pictures(folder)
     write_sound(folder / "sound.mp4")
     (folder / "text.avi").write_bytes(b"nothing of a video\n" * 30)
-    write_video(folder / "-v.mp4", GREY, sound=True)
+    write_video(folder / "-v.mp4", GREY, sound="aac")
     result = find_faces(FacesConfig(inputs=(folder,), out=tmp_path / "out"))
     status = {one.input.removeprefix(f"{folder}/"): one for one in result.inputs}
     expected = {
@@ -249,6 +249,31 @@ def test_without_any_face_there_is_no_manifest_and_no_stale_one(tmp_path, capsys
     assert "no face was found, so there is nothing to extract" in capsys.readouterr().out
     assert not (tmp_path / "out" / "manifest.parquet").exists()
     assert pq.read_table(tmp_path / "out" / "faces.parquet").num_rows == 8
+
+
+def test_boxes_that_may_be_of_two_inputs_are_refused_before_anything_is_written(tmp_path):
+    for folder in ("s01", "s02"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / folder / "face.png")
+    (tmp_path / "b.csv").write_text("input,frame,x,y,w,h\ns01/face.png,1,1,1,20,20\n")
+    inputs = (tmp_path / "s01", tmp_path / "s02")
+    config = FacesConfig(inputs=inputs, out=tmp_path / "out", boxes=tmp_path / "b.csv")
+    with pytest.raises(RaffectError, match=r"rows of s01/face.png may be of .*s01.* or of .*s02"):
+        find_faces(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_inputs_that_a_table_of_boxes_does_not_name_stand_in_the_result(tmp_path, capsys):
+    for name in ("001", "002"):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.csv").write_text("input,frame,x,y,w,h\n001,1,1,1,20,20\n")
+    words = ["faces", str(tmp_path / "001.png"), str(tmp_path / "002.png")]
+    words += ["--boxes", str(tmp_path / "b.csv"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert f"b.csv; no row for 1 of 2 inputs, the first is {tmp_path}/002.png)" in printed
+    assert "faces: 1 in 1 crops; rows by status: 1 ok," in printed
+    assert " 1 no_face" in printed
 
 
 def test_a_video_that_kills_its_decoder_is_unreadable_and_the_others_are_not(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -131,51 +130,6 @@ def _labels(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         0,
         1,
     )
-
-
-def write_video(
-    path: Path,
-    frames: Iterable[np.ndarray],
-    stamps: Sequence[int] | None = None,
-    time_base: Fraction = Fraction(1, 25),
-    rotation: int = 0,
-    sound: str | None = None,
-) -> Path:
-    """Encode frames with the timestamps ``stamps``, in units of ``time_base``, and a tone."""
-    import av
-
-    with av.open(str(path), "w") as file:
-        rate = Fraction(1) / time_base if time_base.numerator == 1 else Fraction(25)
-        video = file.add_stream("libx264", rate=min(rate, Fraction(30)), options={"crf": "12"})
-        video.codec_context.time_base = time_base
-        video.pix_fmt = "yuv420p"
-        audio = file.add_stream(sound, rate=44100) if sound else None
-        if rotation:
-            video.set_display_rotation(rotation)
-        last = 0
-        for k, pixels in enumerate(frames):
-            if not k:
-                video.height, video.width = pixels.shape[:2]
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            last = frame.pts = stamps[k] if stamps is not None else k
-            frame.time_base = time_base
-            file.mux(video.encode(frame))
-        file.mux(video.encode(None))
-        if audio:
-            _write_tone(file, audio, float((last + 1) * time_base))
-    return path
-
-
-def _write_tone(file: Any, audio: Any, seconds: float) -> None:
-    import av
-
-    for start in range(0, int(seconds * 44100), 1024):
-        t = (start + np.arange(1024)) / 44100
-        tone = (0.3 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)[None]
-        frame = av.AudioFrame.from_ndarray(np.repeat(tone, 2, 0), format="fltp", layout="stereo")
-        frame.sample_rate, frame.pts, frame.time_base = 44100, start, Fraction(1, 44100)
-        file.mux(audio.encode(frame))
-    file.mux(audio.encode(None))
 
 
 def table_of_boxes(boxes: Sequence, times: Sequence | None = None) -> pa.Table:

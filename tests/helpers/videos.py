@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from raffect.datasets.synthetic.faces import Pose, draw_face, draw_look
 
 MS = Fraction(1, 1000)
+SOUND_RATE = 44100
 
 
 def face_picture(seed: int = 0, side: int = 64) -> np.ndarray:
@@ -47,12 +48,14 @@ def moving_faces(
 
 def write_video(
     path: Path,
-    pictures: Sequence[np.ndarray],
+    pictures: Iterable[np.ndarray],
     codec: str = "libx264",
     gop: int = 12,
     times: Sequence[int] | None = None,
+    time_base: Fraction = MS,
     rate: int = 25,
-    sound: bool = False,
+    rotation: int = 0,
+    sound: str = "",
 ) -> Path:
     """Write pictures as a video with B-frames where the codec has them.
 
@@ -61,37 +64,47 @@ def write_video(
         pictures: uint8 (height, width, 3), of even sizes.
         codec: Of the pictures.
         gop: Frames from one key frame to the next.
-        times: Of each picture in milliseconds; ``rate`` pictures a second by default.
+        times: Of each picture in units of ``time_base``; by default ``rate`` pictures a second.
+        time_base: In seconds.
         rate: Pictures a second.
-        sound: Whether it also has silence as sound.
+        rotation: By how many degrees viewers turn it, counterclockwise.
+        sound: Codec of a tone that is as long as the video; empty for none.
     """
+    if times is None:
+        time_base = Fraction(1, rate)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.gop_size, context.thread_count = gop, 1
         if codec == "libx264":
-            context.options = {"x264-params": "scenecut=0"}
+            context.options = {"x264-params": "scenecut=0", "crf": "12"}
         if times is not None:
-            context.time_base = stream.time_base = MS
-        track = container.add_stream("aac", rate=16000) if sound else None
+            context.time_base = stream.time_base = time_base
+        if rotation:
+            stream.set_display_rotation(rotation)
+        track = container.add_stream(sound, rate=SOUND_RATE) if sound else None
+        last = 0
         for number, picture in enumerate(pictures):
+            if number == 0:
+                stream.height, stream.width = picture.shape[:2]
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = number if times is None else times[number]
-            frame.time_base = Fraction(1, rate) if times is None else MS
+            last = frame.pts = number if times is None else times[number]
+            frame.time_base = time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if track is not None:
-            write_silence(container, track)
+            write_tone(container, track, float((last + 1) * time_base))
     return path
 
 
-def write_silence(container, track) -> None:
-    """A quarter of a second of silence."""
-    for start in range(0, 4096, 1024):
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        frame.sample_rate, frame.pts = 16000, start
+def write_tone(container, track, seconds: float) -> None:
+    """A tone of 440 Hz."""
+    for start in range(0, int(seconds * SOUND_RATE), 1024):
+        t = (start + np.arange(1024)) / SOUND_RATE
+        tone = (0.3 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)[None]
+        frame = av.AudioFrame.from_ndarray(np.repeat(tone, 2, 0), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, start, Fraction(1, SOUND_RATE)
         container.mux(track.encode(frame))
     container.mux(track.encode(None))
 
@@ -99,7 +112,7 @@ def write_silence(container, track) -> None:
 def write_sound(path: Path) -> Path:
     """A file with sound alone."""
     with av.open(str(path), "w") as container:
-        write_silence(container, container.add_stream("aac", rate=16000))
+        write_tone(container, container.add_stream("aac", rate=SOUND_RATE), 0.25)
     return path
 
 

@@ -21,8 +21,8 @@ from tests.helpers.scenes import (
     facts_of,
     predict_scene,
     table_of_boxes,
-    write_video,
 )
+from tests.helpers.videos import write_video
 
 WHITE, SQUARE = 255, 40
 FACTS = facts_of((EXPR,))
@@ -145,7 +145,7 @@ def test_a_variable_frame_rate_stays(tmp_path):
     # Frames stand for 1 to 9 units of 1/90 s
     stamps = np.cumsum([0, 3, 3, 9, 1, 1, 5, 3, 9, 9, 2, 3]).tolist()
     frames = [white_square(10 + 5 * k, 20) for k in range(len(stamps))]
-    source = write_video(tmp_path / "a.mkv", frames, stamps, Fraction(1, 90))
+    source = write_video(tmp_path / "a.mkv", frames, times=stamps, time_base=Fraction(1, 90))
     boxes = [(10 + 5 * k, 20, SQUARE, SQUARE) for k in range(len(stamps))]
     rows = table_of_boxes(boxes, [stamp / 90 for stamp in stamps])
     draw_overlay(source, rows, FACTS, tmp_path / "out.mp4")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,7 @@ from raffect.datasets.tasks import Task
 from raffect.predictions.columns import FRAME_SCHEMA, as_table
 from raffect.reporting.course import bin_rows, read_course
 from raffect.reporting.index import Entry, draw_preview, write_index
-from raffect.reporting.timeline import COLUMNS, Pictures, write_timeline
+from raffect.reporting.timeline import COLUMNS, write_timeline
 from raffect.reporting.truth import Truth
 from tests.helpers.scenes import TASKS, decide, draw_people, facts_of, predict_scene
 
@@ -146,9 +148,8 @@ def test_hostile_names_stay_text_on_every_page(tmp_path):
     rows = predict_scene(people, name)
     facts = facts_of(caveats=('<img src="http://example.invalid/x.png">',))
     course = read_course(rows, TASKS, name)
-    picture = Pictures((0.0,), (Image.new("RGB", (9, 9)),))
     write_timeline(course, facts, tmp_path / "a.html", video=name, links={name: name})
-    write_timeline(course, facts, tmp_path / "b.html", pictures=picture)
+    write_timeline(course, facts, tmp_path / "b.html")
     entry = Entry(name=name, about=name, page=name, preview=name, links={name: name})
     write_index([entry], facts, name, tmp_path / "c.html")
     for page in ("a.html", "b.html", "c.html"):
@@ -156,6 +157,15 @@ def test_hostile_names_stay_text_on_every_page(tmp_path):
         assert "<script>alert" not in text
         assert '<img src="http' not in text
         assert text.count("</script>") == 2 * (page != "c.html")
+
+
+def test_a_video_whose_name_is_not_utf8_has_a_page_that_plays_it(tmp_path):
+    course = read_course(predict_scene(draw_people(10), "a"), TASKS, "a")
+    name = os.fsdecode(b"caf\xe9 #1.mp4")
+    write_timeline(course, facts_of(), tmp_path / "a.html", video=f"../{name}")
+    (address,) = re.findall(r'<video src="([^"]*)"', (tmp_path / "a.html").read_text())
+    assert unquote_to_bytes(address) == b"../caf\xe9 #1.mp4"
+    assert address == "../caf%E9%20%231.mp4"
 
 
 def test_no_page_may_load_anything_from_a_network(tmp_path):

@@ -24,7 +24,7 @@ from raffect.datasets.problems import Ignored, Problem
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.storage.keys import is_utf8
-from raffect.storage.paths import Damaged, open_regular, read_regular
+from raffect.storage.paths import Damaged, open_regular, printable, read_regular
 
 # Names of folders and files in the editions
 _TASK_FOLDERS = {
@@ -146,7 +146,7 @@ def _nothing_readable(root: Path, problems: list[Problem]) -> RaffectError:
 
 
 def _printable(path: Path, root: Path) -> str:
-    return os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
+    return printable(path.relative_to(root))
 
 
 def _expected(error: ValueError) -> str:
