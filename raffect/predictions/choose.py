@@ -20,8 +20,6 @@ import numpy as np
 
 from raffect.datasets.tasks import Task
 from raffect.errors import require
-from raffect.metrics import agreement
-from raffect.metrics.f1 import f1_scores
 from raffect.metrics.intervals import difference_interval
 from raffect.metrics.task_kinds import Kind, kind_of
 from raffect.predictions.counting import Counting
@@ -186,6 +184,8 @@ def choose(held: HeldOut, plain: Sequence[int] = (), *, per_output: bool = False
         else:
             found = (_with_thresholds if rule == "thresholds" else _with_bias)(held, views)
         after = _cross_fit(held, found)
+        # A second try stands where it was made, so that gains add up in their order
+        steps.pop(rule, None)
         steps[rule] = Step(rule, _gains(held.kind, now, after), now, after)
         if steps[rule].kept:
             views, now = found, after
@@ -311,7 +311,7 @@ def _decider_of(held: HeldOut, views: Views) -> Callable[[HeldOut, Views], Views
 
 
 Judge = Callable[[_View], np.ndarray]
-"""From a view to the score of each output by window, shape (W, C); of classes of all, (W, 1)."""
+"""From a view to the score of each output by window, shape (W, C), or of all classes, (W, 1)."""
 
 
 def _judge_decided(held: HeldOut, smoothed: Iterator[np.ndarray]) -> Judge:
@@ -319,9 +319,8 @@ def _judge_decided(held: HeldOut, smoothed: Iterator[np.ndarray]) -> Judge:
     counting = Counting(held.task, held.target, held.part, held.num_parts)
     rules = plain_rules(held.task)
     table = [counting.count(rules.decide(scores)) for scores in smoothed]
-    return lambda view: _output_scores(
-        held, np.array([by_part(found, view.left_out) for found in table])
-    )
+    output_scores = held.kind.output_scores
+    return lambda view: output_scores(np.array([by_part(found, view.left_out) for found in table]))
 
 
 def _judge_by_histograms(held: HeldOut, smoothed: Iterator[np.ndarray]) -> Judge:
@@ -356,13 +355,6 @@ def _judge_biased(held: HeldOut, smoothed: Iterator[np.ndarray]) -> Judge:
 def _kept(part: np.ndarray, view: _View) -> np.ndarray | slice:
     """Frames that a view chooses on."""
     return slice(None) if view.left_out is None else part != view.left_out
-
-
-def _output_scores(held: HeldOut, statistics: np.ndarray) -> np.ndarray:
-    """What the headline is the mean of: shape (..., C), or (..., 1) of classes."""
-    if held.task.kind == "multiclass":
-        return held.kind.headline(statistics)[..., None]
-    return (agreement.ccc if held.task.kind == "regression" else f1_scores)(statistics)
 
 
 def _with_thresholds(held: HeldOut, views: Views) -> Views:

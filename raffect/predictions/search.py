@@ -132,7 +132,8 @@ def search_bias(
 def _climb(log_scores: np.ndarray, true: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
     """Coordinate search from one start: the bias and its macro F1."""
     bias = np.clip(np.round(start / _STEP) * _STEP, -_REACH, _REACH)
-    highest, unchanged = -1.0, 0
+    highest = _scores_by_bias(log_scores, true, bias, 0)[round((bias[0] + _REACH) / _STEP)]
+    unchanged = 0
     for turn in range(_SWEEPS * len(bias)):
         chosen = turn % len(bias)
         scores = _scores_by_bias(log_scores, true, bias, chosen)

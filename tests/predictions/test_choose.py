@@ -302,3 +302,29 @@ def test_classes_do_not_have_windows_of_their_own():
     held = held_out(THREE, np.full((1, 20, 3), 0.3), np.arange(20) % 3)
     with pytest.raises(RaffectError, match="--per-output: the classes of three share one window"):
         choose(held, per_output=True)
+
+
+def test_biases_are_zero_where_nothing_is_better():
+    # Perfectly separated classes: no bias can gain
+    true = np.arange(90) % 3
+    logs = log_scores((0.7 * np.eye(3)[true] + 0.1).astype(np.float32))
+    bias, score = search_bias(logs, true)
+    assert bias.tolist() == [0, 0, 0]
+    assert score == 1
+
+
+def test_gains_chain_in_the_order_in_which_rules_were_tried():
+    # Biases that gain nothing on single frames, and much on their means over windows
+    rng = np.random.default_rng(3)
+    true = episodes(rng, 3000, 60, 3)
+    noise = rng.normal(size=(1, 3000, 3)) * 4
+    second_tries = 0
+    for shift in (0.0, 0.1, 0.2, 0.3):
+        scores = softmax(np.eye(3)[true] + noise + [shift, 0, 0])
+        steps = choose(held_out(THREE, scores, true)).steps
+        now = steps[0].before
+        for step in steps:
+            assert np.array_equal(step.before, now)
+            now = step.after if step.kept else now
+        second_tries += steps[-1].rule == "bias"
+    assert second_tries
