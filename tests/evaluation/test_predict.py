@@ -280,6 +280,44 @@ def test_a_file_of_rules_that_does_not_fit_is_one_line(bank, heads, tmp_path):
         run(tmp_path, "runs/other", postprocess=str(tmp_path / "mine.json"))
 
 
+def test_a_named_file_for_a_task_that_no_head_predicts_is_refused(bank, heads, tmp_path):
+    write_rules(tmp_path, TWO, file="mine.json")
+    with pytest.raises(raffect.RaffectError, match="rules for expr, and the heads predict au and"):
+        run(tmp_path, "runs/au", "one head", postprocess=str(tmp_path / "mine.json"))
+    assert not (tmp_path / "p.parquet").exists()
+
+
+def test_a_named_file_that_leaves_out_a_named_folder_is_refused(bank, heads, tmp_path):
+    write_rules(tmp_path, TWO, file="mine.json")
+    with pytest.raises(raffect.RaffectError, match=r"it names no head of .*other; leave that out"):
+        run(tmp_path, "runs/expr", "runs/other", postprocess=str(tmp_path / "mine.json"))
+
+
+def test_a_single_path_is_taken_as_one_head_or_run():
+    paths = {"bank": Path("b"), "out": Path("p.csv")}
+    config = raffect.PredictConfig(**paths | {"head": Path("runs/a")})
+    assert config == raffect.PredictConfig(**paths, head=(Path("runs/a"),))
+    paths = {"bank": Path("b"), "labels": Path("data")}
+    config = raffect.EvaluateConfig(**paths | {"run": Path("runs/a")})
+    assert config == raffect.EvaluateConfig(**paths, run=(Path("runs/a"),))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("style", "openface"),
+        ("labels", Path("data")),
+        ("boxes", Path("boxes.csv")),
+        ("detector_model", Path("yunet.onnx")),
+        ("weights", "random:1"),
+    ],
+)
+def test_settings_for_inputs_are_refused_beside_a_bank(name, value):
+    flag = f"--{name.replace('_', '-')}"
+    with pytest.raises(raffect.RaffectError, match=f"{flag}: is for inputs; leave it out"):
+        raffect.PredictConfig(bank=Path("b"), head=(Path("h"),), out=Path("p.csv"), **{name: value})
+
+
 def test_of_a_sweep_the_setting_that_stands_for_it_predicts(bank, tmp_path):
     skill = {0.1: 0.3, 0.3: 0.9, 1.0: 0.5}
     settings = [{"loss.alpha": alpha} for alpha in skill]
