@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from raffect.datasets.tasks import Task
-from raffect.evaluation.choose_rules import choose_rules, require_one_task
+from raffect.evaluation.choose_rules import choose_rules, require_one_task, require_rules
 from raffect.evaluation.pick import PickedHead
 from raffect.heads.checkpoint import load_batch
 from raffect.heads.head_batch import HeadBatch
@@ -122,7 +122,9 @@ def load_ensembles(
     Raises:
         RaffectError: If a head is damaged, or rules do not fit.
     """
-    require_one_task([head.card.task for head in heads])
+    tasks = [head.card.task for head in heads]
+    require_one_task(tasks)
+    require_rules(postprocess, tasks)
     ensembles, notes = [], []
     for name in dict.fromkeys(head.card.task.name for head in heads):
         of_task = [head for head in heads if head.card.task.name == name]

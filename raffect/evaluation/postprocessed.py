@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from raffect.errors import RaffectError, require
+from raffect.evaluation.choose_rules import read_rules
 from raffect.evaluation.ensemble import Ensemble
 from raffect.evaluation.pick import PickedHead
 from raffect.heads.checkpoint import read_card, require_encoder
@@ -90,8 +91,8 @@ def judge_rules(
         dataset: The frames.
         split: Its split.
         heads: All heads of one run.
-        postprocess: ``auto`` for the rules in the run's folder, ``none``, or a file of rules; one
-            of another task is not applied.
+        postprocess: ``auto`` for the rules in the run's folder, ``none``, or a file of rules; for
+            heads of another task than it is for, as ``auto``.
         device: Where to compute.
 
     Returns:
@@ -104,8 +105,7 @@ def judge_rules(
     file = Path(postprocess) if named else heads[0].run / RULES_FILE
     if postprocess == "none" or not (named or file.is_file()):
         return None, ()
-    require(file.is_file(), f"--postprocess {file}: no such file; expected auto, none or rules")
-    rules = DecisionRules.from_json(file.read_bytes(), file, REMEDY)
+    rules = read_rules(file)
     if named and rules.task.name != dataset.task.name:
         return judge_rules(dataset, split, heads, "auto", device)
 

@@ -232,6 +232,51 @@ def test_several_runs_make_one_ensemble_and_evaluate_finds_its_heads(data, run, 
         evaluate_of(run, data, postprocess=str(file))
 
 
+def test_a_run_that_is_named_twice_counts_once(data, run, tmp_path):
+    train(config_of(data, tmp_path / "second", seed=7, num_seeds=1))
+    second = tmp_path / "second"
+    runs = (run, run, second, run.parent / "." / run.name)
+    found = postprocess(PostprocessConfig(run=runs, out=tmp_path / "both")).found
+    assert found.num_candidates == 3
+    assert found.runs == (str(run), str(second))
+
+    # What is wrong with the third is said of the third
+    edit(second / "env.json", lambda content: content["data"]["task"]["outputs"].reverse())
+    config = PostprocessConfig(run=(run, run, second))
+    with pytest.raises(RaffectError, match=f"--run {second}: heads of expr, and those of {run}"):
+        held_out.find_candidates(config)
+
+
+def test_evaluate_refuses_a_named_file_that_is_missing_or_for_another_task(
+    data, run, chosen, tmp_path, monkeypatch
+):
+    # Before any head is scored
+    monkeypatch.setattr("raffect.evaluation.evaluate.count", None)
+    with pytest.raises(RaffectError, match=r"--postprocess gone.json: no such file"):
+        evaluate_of(run, data, postprocess="gone.json")
+    file = tmp_path / "mine.json"
+    shutil.copy(run / RULES_FILE, file)
+    edit(file, lambda content: content["task"].update(name="other"))
+    with pytest.raises(RaffectError, match="rules for other, and the heads predict expr; name"):
+        evaluate_of(run, data, postprocess=str(file))
+
+
+def test_one_run_that_is_named_twice_is_refused_by_evaluate(data, run):
+    from raffect.config import EvaluateConfig
+
+    paths = {"bank": data / "bank", "labels": data / "labels" / "expr.parquet"}
+    with pytest.raises(RaffectError, match="both are of task expr"):
+        evaluate(EvaluateConfig(run=(run, run), device="cpu", **paths))
+
+
+def test_a_zeroshot_run_is_sent_to_the_validation_split(run, tmp_path):
+    copy = copy_of(run, tmp_path)
+    edit(copy / "env.json", lambda content: content.update(command="zeroshot"))
+    config = PostprocessConfig(run=(copy,))
+    with pytest.raises(RaffectError, match=r"zeroshot trains nothing .* \(--on validation: opt"):
+        held_out.collect(held_out.find_candidates(config), config)
+
+
 def edit(file, change):
     """Change a JSON file by a function of its content."""
     content = json.loads(file.read_bytes())
