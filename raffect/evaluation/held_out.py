@@ -177,6 +177,7 @@ def collect(runs: Sequence[CandidateRun], config: PostprocessConfig) -> HeldOut:
         num_groups=len(groups),
         part=part,
         num_parts=len(parts),
+        of_clips=runs[0].record.data.of_clips,
     )
 
 
@@ -184,6 +185,12 @@ def _join(found: Sequence[Collected], paths: Sequence[Path]) -> Collected:
     """Heads of several runs on the frames that all have, with the folds of the first one."""
     if len(found) == 1:
         return found[0]
+    for one, path in zip(found, paths, strict=True):
+        require(
+            len(np.unique(one.key)) == len(one.key),
+            f"--run {path}: has clips that begin at one frame, which cannot be told apart; name "
+            "runs one by one",
+        )
     common = reduce(np.intersect1d, (one.key for one in found))
     require(len(common) > 0, f"{paths[0]} and {paths[1]}: no frame in common; name runs one by one")
     first, *others = (one.take(np.searchsorted(one.key, common)) for one in found)

@@ -56,6 +56,8 @@ class HeldOut:
         num_groups: G.
         part: Number of each frame's part, shape (N,); a group has one part.
         num_parts: K, 2 or more.
+        of_clips: Whether they are clips, which have no windows: numbers of their first frames say
+            nothing of how near they are.
     """
 
     task: Task
@@ -66,6 +68,7 @@ class HeldOut:
     num_groups: int
     part: np.ndarray
     num_parts: int
+    of_clips: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -157,8 +160,13 @@ def choose(held: HeldOut, plain: Sequence[int] = (), *, per_output: bool = False
         per_output: Whether each label or value has a window of its own.
 
     Raises:
-        RaffectError: If classes are to have windows of their own.
+        RaffectError: If classes or clips are to have windows of their own.
     """
+    require(
+        not (per_output and held.of_clips),
+        f"--per-output: the labels of {held.task.name} are of clips, which have no windows; leave "
+        "it out",
+    )
     require(
         not (per_output and held.task.kind == "multiclass"),
         f"--per-output: the classes of {held.task.name} share one window, since their "
@@ -214,7 +222,10 @@ def _rules_of(held: HeldOut) -> list[RuleName]:
         "multilabel": ["thresholds", "windows", "thresholds"],
         "regression": ["windows"],
     }
-    return [*names, *others[held.task.kind]]
+    found = others[held.task.kind]
+    if held.of_clips:
+        found = list(dict.fromkeys(name for name in found if name != "windows"))
+    return [*names, *found]
 
 
 def _cross_fit(held: HeldOut, views: Views) -> np.ndarray:

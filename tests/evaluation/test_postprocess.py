@@ -7,6 +7,9 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.special import expit, softmax
@@ -14,6 +17,8 @@ from sklearn.metrics import f1_score
 
 from raffect.cli import main
 from raffect.config import PostprocessConfig, TrainConfig
+from raffect.datasets.affwild2.tasks import EXPR
+from raffect.datasets.labels import write_clip_labels
 from raffect.errors import RaffectError
 from raffect.evaluation import held_out
 from raffect.evaluation.evaluate import evaluate
@@ -189,9 +194,6 @@ def test_labels_of_the_validation_split_change_no_rule(data, run, chosen, tmp_pa
 
 
 def make_data_with_other_validation(data, folder):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     shutil.copytree(data, folder)
     file = folder / "labels" / "expr.parquet"
     table = pq.read_table(file)
@@ -275,6 +277,43 @@ def test_a_zeroshot_run_is_sent_to_the_validation_split(run, tmp_path):
     config = PostprocessConfig(run=(copy,))
     with pytest.raises(RaffectError, match=r"zeroshot trains nothing .* \(--on validation: opt"):
         held_out.collect(held_out.find_candidates(config), config)
+
+
+@pytest.fixture(scope="module")
+def clips(data, tmp_path_factory):
+    """Runs on the frames of `data` as clips of one frame, and of one or more from each second."""
+    folder = tmp_path_factory.mktemp("clips")
+    table = pq.read_table(data / "labels" / "expr.parquet")
+    rows = table.rename_columns({"frame": "start"}).append_column("end", table["frame"])
+    overlapping = rows.filter(pc.less(rows["start"], 80)).to_pandas()
+    overlapping["end"] += 1
+    both = pa.concat_tables(
+        [rows, pa.Table.from_pandas(overlapping, rows.schema, preserve_index=False)]
+    )
+    for name, found in (("one", rows), ("two", both)):
+        write_clip_labels(folder / f"{name}.parquet", found, EXPR)
+        train(config_of(data, folder / name, labels=folder / f"{name}.parquet", num_seeds=1))
+    return folder
+
+
+def test_clips_have_no_windows(clips, chosen):
+    # On the same frames, which are not clips, a window gains
+    assert "windows" in [gain.rule for gain in chosen.found.gains]
+    result = postprocess(PostprocessConfig(run=(clips / "one",)))
+    assert [gain.rule for gain in result.found.gains] == ["bias"]
+    assert set(result.rules.windows) == {0}
+    assert result.found.curve == ()
+    assert result.lines()
+    report([clips / "one"], clips / "report")
+    with pytest.raises(RaffectError, match="--per-output: the labels of expr are of clips"):
+        postprocess(PostprocessConfig(run=(clips / "one",), per_output=True))
+
+
+def test_runs_whose_clips_share_a_first_frame_are_not_joined(clips):
+    assert postprocess(PostprocessConfig(run=(clips / "two",))).found.frames > 0
+    config = PostprocessConfig(run=(clips / "one", clips / "two"))
+    with pytest.raises(RaffectError, match=f"--run {clips / 'two'}: has clips that begin at one"):
+        postprocess(config)
 
 
 def edit(file, change):
