@@ -28,7 +28,7 @@ from raffect.predictions.search import (
     BINS,
     Counts,
     best_f1,
-    best_threshold_of_sorted,
+    best_threshold,
     by_part,
     search_bias,
     select_greedily,
@@ -396,7 +396,7 @@ def _threshold(
     otherwise = view.rules.thresholds[label]
     keep = _kept(part, view)
     scores, true = scores[keep], true[keep]
-    return best_threshold_of_sorted(scores, true, otherwise) if len(scores) else otherwise
+    return best_threshold(scores, true, otherwise) if len(scores) else otherwise
 
 
 def _with_bias(held: HeldOut, views: Views) -> Views:

@@ -58,19 +58,13 @@ def best_threshold(scores: np.ndarray, true: np.ndarray, otherwise: float) -> fl
     """The threshold with the highest F1 over all cut points; the highest one of equals.
 
     Args:
-        scores: Probabilities of one label, shape (N,); at least one.
+        scores: Probabilities of one label in descending order, shape (N,); at least one.
         true: Whether it is active, shape (N,).
         otherwise: What to return if no threshold has an F1 above 0.
 
     Returns:
         Half way between the last score that is taken and the first that is not, or 0 for all.
     """
-    order = np.argsort(-scores, kind="stable")
-    return best_threshold_of_sorted(scores[order], true[order], otherwise)
-
-
-def best_threshold_of_sorted(scores: np.ndarray, true: np.ndarray, otherwise: float) -> float:
-    """`best_threshold` of scores in descending order."""
     # F1 of a cut below each frame, where the next score differs
     hits, taken = np.cumsum(true), np.arange(1, len(scores) + 1)
     ends = np.append(scores[:-1] != scores[1:], True)
