@@ -71,6 +71,7 @@ class DataFacts(Record):
         splits: Frames of each split, by the split's name.
         incomplete: What an incomplete bank lacks, as text; empty for a complete one.
         group_name: What intervals and folds keep together: videos, subjects or pictures.
+        of_clips: Whether labels are of clips; their frames are then clips.
     """
 
     task: Task
@@ -86,6 +87,7 @@ class DataFacts(Record):
     splits: dict[str, SplitFacts]
     incomplete: str = ""
     group_name: str = "videos"
+    of_clips: bool = False
 
     @property
     def caveats(self) -> tuple[str, ...]:

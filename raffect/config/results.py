@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,9 @@ from tyro.conf import Positional
 
 from raffect.config.common import require_local
 from raffect.errors import require
+
+_FOR_INPUTS = ("weights", "style", "boxes", "detector_model", "labels")
+"""Settings of predict that would do nothing with a bank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class EvaluateConfig:
     """Where to compute."""
 
     def __post_init__(self) -> None:
+        _accept_one(self, "run")
         require(bool(self.run), "--run: expected one run folder or more")
 
 
@@ -144,9 +148,11 @@ class PredictConfig:
     paths. Without it Ray starts on this machine alone."""
 
     def __post_init__(self) -> None:
+        _accept_one(self, "head")
         require(bool(self.head), "--head: expected one run folder, or folder of a head, or more")
         if self.bank is not None:
             require(not self.inputs, "--bank: expected no inputs beside it")
+            _require_unchanged(self, _FOR_INPUTS, "is for inputs; leave it out with --bank")
             require_table("out", self.out)
             require_local(self, "out")
             return
@@ -180,6 +186,24 @@ class SubmitConfig:
         require_local(self, "template", "predictions", "out")
 
 
+def _accept_one(config: EvaluateConfig | PredictConfig, name: str) -> None:
+    """Make a single path, as earlier versions took it in Python, a tuple of one."""
+    if isinstance(path := getattr(config, name), Path):
+        object.__setattr__(config, name, (path,))
+
+
+def _require_unchanged(config: PredictConfig, names: tuple[str, ...], why: str) -> None:
+    """Refuse settings that are not at their default.
+
+    Raises:
+        RaffectError: Names the first one.
+    """
+    for field in fields(config):
+        is_default = getattr(config, field.name) == field.default
+        flag = f"--{field.name.replace('_', '-')}"
+        require(field.name not in names or is_default, f"{flag}: {why}")
+
+
 def require_table(name: str, path: Path) -> None:
     """Refuse a file that is neither Parquet nor CSV by its name.
 
@@ -209,7 +233,8 @@ class PostprocessConfig:
     """Choose on what heads of folds predict for their held-out fold of the training split, which
     runs with --select cv keep; or on the validation split, where scores are then optimistic."""
     heads: Literal["main", "all"] = "main"
-    """Heads to choose from: those of each run's main setting, or of all settings of a sweep."""
+    """Heads to choose from: those of each run's main setting, or of all settings of a sweep.
+    `predict --head RUN` takes the main setting's: for rules of all, name each head's folder."""
     per_output: bool = False
     """Give each label or value a window of its own; classes share one."""
     epoch: Literal["last", "best", "cv"] = "last"

@@ -9,9 +9,8 @@ from pathlib import Path
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.evaluation.pick import PickedHead
+from raffect.predictions.gains import REMEDY
 from raffect.predictions.rules import RULES_FILE, DecisionRules, WeightedHead, plain_rules
-
-_REMEDY = "make it again with `raffect postprocess`"
 
 Choice = tuple[DecisionRules, list[PickedHead], str]
 """Rules, the heads that they name in their order, and a line that says which rules these are."""
@@ -40,10 +39,9 @@ def choose_rules(task: Task, heads: Sequence[PickedHead], postprocess: str = "au
     # A file that was named
     if postprocess != "auto":
         file = Path(postprocess)
-        require(file.is_file(), f"--postprocess {file}: no such file; expected auto, none or rules")
-        rules = _read(file)
+        rules = read_rules(file)
         if rules.task.name == task.name:
-            wrong = _misfit(rules, task, heads)
+            wrong = _misfit(rules, task, heads) or _left_out(rules, heads)
             require(not wrong, f"--postprocess {file}: {wrong}")
             return _apply(rules, heads, f"{name}: decision rules of {file}")
 
@@ -52,12 +50,42 @@ def choose_rules(task: Task, heads: Sequence[PickedHead], postprocess: str = "au
     for file in dict.fromkeys(root / RULES_FILE for head in heads for root in _roots(head)):
         if not file.is_file():
             continue
-        rules = _read(file)
+        rules = read_rules(file)
         wrong = _misfit(rules, task, heads) or _left_out(rules, heads)
         if not wrong:
             return _apply(rules, heads, f"{name}: decision rules of {file}")
         why = f"without the decision rules of {file}: {wrong}"
     return _plain(task, heads, f"{name}: {why}")
+
+
+def read_rules(file: Path) -> DecisionRules:
+    """Read a file of rules.
+
+    Raises:
+        RaffectError: If it is missing or damaged.
+    """
+    require(file.is_file(), f"--postprocess {file}: no such file; expected auto, none or rules")
+    return DecisionRules.from_json(file.read_bytes(), file, REMEDY)
+
+
+def require_rules(postprocess: str, tasks: Sequence[Task]) -> None:
+    """Refuse a file of rules that cannot count, before anything is computed.
+
+    Args:
+        postprocess: See `choose_rules`.
+        tasks: What the heads predict.
+
+    Raises:
+        RaffectError: If the file is missing, damaged, or for a task that no head predicts.
+    """
+    if postprocess in ("auto", "none"):
+        return
+    rules, names = read_rules(Path(postprocess)), sorted({task.name for task in tasks})
+    require(
+        rules.task.name in names,
+        f"--postprocess {postprocess}: rules for {rules.task.name}, and the heads predict "
+        f"{' and '.join(names)}; name rules for one of these, auto or none",
+    )
 
 
 def require_one_task(tasks: Sequence[Task]) -> None:
@@ -82,10 +110,6 @@ def _roots(head: PickedHead) -> list[Path]:
     return [folder.parents[2]] if folder.parent.parent.name == "weights" else []
 
 
-def _read(file: Path) -> DecisionRules:
-    return DecisionRules.from_json(file.read_bytes(), file, _REMEDY)
-
-
 def _misfit(rules: DecisionRules, task: Task, heads: Sequence[PickedHead]) -> str:
     """Why rules cannot be applied to heads; empty if they can."""
     if (rules.task.kind, rules.task.outputs) != (task.kind, task.outputs):
@@ -93,8 +117,9 @@ def _misfit(rules: DecisionRules, task: Task, heads: Sequence[PickedHead]) -> st
     known = {head.card.sha256 for head in heads}
     unknown = [head for head in rules.heads if head.sha256 not in known]
     if unknown or not rules.heads:
-        total = len(rules.heads)
-        return f"{len(unknown)} of the {total} head(s) that it names are not among those of --head"
+        count = f"{len(unknown)} of the {len(rules.heads)} head(s) that it names"
+        hint = "of a run these are its main setting's; name others as RUN/weights/<head>/last"
+        return f"{count} are not among those of --head ({hint})"
     return ""
 
 
@@ -103,7 +128,7 @@ def _left_out(rules: DecisionRules, heads: Sequence[PickedHead]) -> str:
     named = {head.sha256 for head in rules.heads}
     using = {head.run for head in heads if head.card.sha256 in named}
     without = [str(head.run) for head in heads if head.run not in using]
-    return f"it names no head of {without[0]}" if without else ""
+    return f"it names no head of {without[0]}; leave that out of --head" if without else ""
 
 
 def _apply(rules: DecisionRules, heads: Sequence[PickedHead], note: str) -> Choice:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from raffect.datasets.tasks import Task
-from raffect.evaluation.choose_rules import choose_rules, require_one_task
+from raffect.evaluation.choose_rules import choose_rules, require_one_task, require_rules
 from raffect.evaluation.pick import PickedHead
 from raffect.heads.checkpoint import load_batch
 from raffect.heads.head_batch import HeadBatch
@@ -78,22 +78,15 @@ class Ensemble:
         Returns:
             float32, shape (N, C); neither smoothed nor decided.
         """
-        return self._map(features, lambda scores: torch.einsum("p,pnc->nc", self._weight_P, scores))
-
-    def scores_by_head(self, features: np.ndarray) -> np.ndarray:
-        """Probabilities or values of each head: float32, shape (P, N, C)."""
-        return self._map(features, lambda scores: scores)
-
-    def _map(self, features: np.ndarray, reduce: Callable[[Tensor], Tensor]) -> np.ndarray:
-        """Scores of all heads, part by part of the frames; ``reduce`` keeps the last two axes."""
         step = max(1, _AT_ONCE // len(self.heads))
         parts = []
         with torch.inference_mode():
             for start in range(0, max(len(features), 1), step):
                 # A copy, since torch takes no view of a file's bytes
                 x = torch.from_numpy(features[start : start + step].copy()).to(self.device)
-                parts.append(reduce(self._predict(x)).cpu().numpy())
-        return np.concatenate(parts, axis=-2)
+                mean = torch.einsum("p,pnc->nc", self._weight_P, self._predict(x))
+                parts.append(mean.cpu().numpy())
+        return np.concatenate(parts)
 
     def _predict(self, x: Tensor) -> Tensor:
         """Scores of all heads for some frames, float32, shape (P, N, C)."""
@@ -122,7 +115,9 @@ def load_ensembles(
     Raises:
         RaffectError: If a head is damaged, or rules do not fit.
     """
-    require_one_task([head.card.task for head in heads])
+    tasks = [head.card.task for head in heads]
+    require_one_task(tasks)
+    require_rules(postprocess, tasks)
     ensembles, notes = [], []
     for name in dict.fromkeys(head.card.task.name for head in heads):
         of_task = [head for head in heads if head.card.task.name == name]

@@ -17,6 +17,7 @@ from raffect.bank.format import Bank
 from raffect.config import EvaluateConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
+from raffect.evaluation.choose_rules import require_rules
 from raffect.evaluation.pick import PickedHead, find_heads
 from raffect.evaluation.postprocessed import judge_rules
 from raffect.evaluation.results import EvaluatedHead, EvaluateResult, Evaluation, TaskResult
@@ -43,7 +44,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
     Raises:
         RaffectError: If there is no head, or it does not go with the bank; or if two runs are of
-            one task.
+            one task; or if a file of rules is missing or for another task.
     """
     # Heads, and the frames to score them on
     if config.out is not None and (config.out / "env.json").exists():
@@ -53,17 +54,19 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         )
     picked = [_pick_heads(run, config.epoch) for run in config.run]
     datasets = [_open(config, run, heads) for run, heads in zip(config.run, picked, strict=True)]
-    _require_different(config.run, [dataset.task for dataset in datasets])
+    tasks = [dataset.task for dataset in datasets]
+    _require_different(config.run, tasks)
+    require_rules(config.postprocess, tasks)
     if config.out is not None:
         require_writable(config.out)
 
     # Their scores
-    tasks = tuple(
+    scored = tuple(
         _evaluate_task(config, run, dataset, heads)
         for run, dataset, heads in zip(config.run, datasets, picked, strict=True)
     )
-    total, notes = sum_tasks(tasks)
-    result = EvaluateResult(tasks=tasks, total=total, notes=notes, out=config.out)
+    total, notes = sum_tasks(scored)
+    result = EvaluateResult(tasks=scored, total=total, notes=notes, out=config.out)
     if config.out is not None:
         result.write(config.out)
     return result
@@ -112,11 +115,12 @@ def _require_different(runs: Sequence[Path], tasks: Sequence[Task]) -> None:
     """
     first: dict[str, Path] = {}
     for run, task in zip(runs, tasks, strict=True):
-        if (other := first.setdefault(task.name, run)) is not run:
+        if task.name in first:
             raise RaffectError(
-                f"--run {other} {run}: both are of task {task.name}; evaluate them one by one, or "
-                "compare them by `raffect report --runs`"
+                f"--run {first[task.name]} {run}: both are of task {task.name}; evaluate "
+                "them one by one, or compare them by `raffect report --runs`"
             )
+        first[task.name] = run
 
 
 def _pick_heads(run: Path, snapshot: Snapshot) -> _Heads:

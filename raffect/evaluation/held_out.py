@@ -77,20 +77,23 @@ def find_candidates(config: PostprocessConfig) -> list[CandidateRun]:
     Raises:
         RaffectError: If a run has none, has no weights of them, or runs are of several tasks.
     """
-    runs = [_find_in_run(path, config) for path in dict.fromkeys(config.run)]
-    first, *others = (run.record.data.task for run in runs)
-    for task, path in zip(others, config.run[1:], strict=False):
+    # A run that is named twice counts once
+    paths = dict.fromkeys(path.absolute() for path in config.run)
+    first, *others = runs = [_find_in_run(path, config) for path in paths]
+    task = first.record.data.task
+    for run in others:
+        other = run.record.data.task
         require(
-            (task.kind, task.outputs) == (first.kind, first.outputs),
-            f"--run {path}: heads of {task.name}, and those of {config.run[0]} of {first.name}; "
-            "rules are chosen for one task at a time",
+            (other.kind, other.outputs) == (task.kind, task.outputs),
+            f"--run {run.folder.path}: heads of {other.name}, and those of {first.folder.path} of "
+            f"{task.name}; rules are chosen for one task at a time",
         )
     return runs
 
 
 def _find_in_run(path: Path, config: PostprocessConfig) -> CandidateRun:
     # Heads by setting, and the setting that stands for the run
-    folder = RunFolder(path.absolute())
+    folder = RunFolder(path)
     run, records = folder.read_run(), folder.read_records()
     groups = group_by_settings(finished(records))
     require(bool(groups), f"{path}: no head is finished; run the same command again")
@@ -155,7 +158,7 @@ def collect(runs: Sequence[CandidateRun], config: PostprocessConfig) -> HeldOut:
         found = [_collect_folds(run, vocabulary) for run in runs]
     else:
         found = [_collect_validation(run, config, vocabulary) for run in runs]
-    joined = _join(found, config.run)
+    joined = _join(found, [run.folder.path for run in runs])
 
     # Groups as they are after the join
     groups, group = np.unique(joined.group, return_inverse=True)
@@ -174,6 +177,7 @@ def collect(runs: Sequence[CandidateRun], config: PostprocessConfig) -> HeldOut:
         num_groups=len(groups),
         part=part,
         num_parts=len(parts),
+        of_clips=runs[0].record.data.of_clips,
     )
 
 
@@ -181,6 +185,12 @@ def _join(found: Sequence[Collected], paths: Sequence[Path]) -> Collected:
     """Heads of several runs on the frames that all have, with the folds of the first one."""
     if len(found) == 1:
         return found[0]
+    for one, path in zip(found, paths, strict=True):
+        require(
+            len(np.unique(one.key)) == len(one.key),
+            f"--run {path}: has clips that begin at one frame, which cannot be told apart; name "
+            "runs one by one",
+        )
     common = reduce(np.intersect1d, (one.key for one in found))
     require(len(common) > 0, f"{paths[0]} and {paths[1]}: no frame in common; name runs one by one")
     first, *others = (one.take(np.searchsorted(one.key, common)) for one in found)
@@ -221,6 +231,11 @@ def _folds_of(run: CandidateRun, head: Candidate) -> list[HeadRecord]:
     by_id = {record.id: record for record in run.records}
     num_folds = max((record.num_folds for record in run.records), default=0)
     instead = "or choose on the validation split (--on validation: optimistic there)"
+    require(
+        run.record.command != "zeroshot",
+        f"{path}: raffect zeroshot trains nothing and keeps no predictions of folds; choose on the "
+        "validation split (--on validation: optimistic there)",
+    )
     require(
         num_folds > 0,
         f"{path}: has no heads of folds; train into a new --out with --select cv, {instead}",

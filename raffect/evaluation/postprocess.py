@@ -19,13 +19,13 @@ from raffect.evaluation.held_out import (
     require_chosen_on,
 )
 from raffect.predictions.choose import HeldOut, choose, count_plain
-from raffect.predictions.gains import GAINS_FILE, Gain, Headline, Postprocessing, describe_choice
+from raffect.predictions.gains import GAINS_FILE, Gain, Postprocessing, describe_choice
 from raffect.predictions.rules import RULE_TITLES, RULES_FILE, DecisionRules, WeightedHead
 from raffect.progress import stage
 from raffect.provenance import describe_run
 from raffect.runs.against_erm import Difference
 from raffect.runs.metrics_file import table
-from raffect.runs.spread import chance_text, short
+from raffect.runs.spread import chance_text, headline_text, short
 from raffect.storage.atomic import require_writable, write_atomic
 
 
@@ -65,7 +65,7 @@ class PostprocessResult:
             f"{task}: decision rules chosen on {found.where}; {found.frames:,} frames of "
             f"{found.groups} {found.group_name}, {heads}",
             f"single heads       {title} {short(found.single)}{mark}",
-            f"their mean         {title} {_headline(found.before)}{mark}",
+            f"their mean         {title} {headline_text(found.before)}{mark}",
         ]
 
         # Each rule, and all of them
@@ -74,7 +74,7 @@ class PostprocessResult:
             lines.append(f"{RULE_TITLES[part.rule]:18} {_gain(part.gain)}: {kept}")
         difference = _gain(found.difference)
         lines += [
-            f"with kept rules    {title} {_headline(found.after)}, {difference} (cross-fitted: "
+            f"with kept rules    {title} {headline_text(found.after)}, {difference} (cross-fitted: "
             f"chosen on the other parts){mark}",
             f"on what they were chosen on: {short(found.on_chosen)}, which is optimistic",
             f"chance             {title} {chance_text(found.chance)}",
@@ -158,12 +158,6 @@ def _mean_single(held: HeldOut, plain: Sequence[int]) -> float:
 
 def _caveats(runs: Sequence[CandidateRun]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for run in runs for text in run.record.data.caveats))
-
-
-def _headline(found: Headline) -> str:
-    """``.412 [.380, .440]``."""
-    ends = ", ".join(map(short, found.interval_95 or ()))
-    return f"{short(found.score)} [{ends}]" if ends else short(found.score)
 
 
 def _gain(found: Gain) -> str:

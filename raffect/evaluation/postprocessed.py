@@ -11,18 +11,20 @@ import numpy as np
 import torch
 
 from raffect.errors import RaffectError, require
+from raffect.evaluation.choose_rules import read_rules
 from raffect.evaluation.ensemble import Ensemble
 from raffect.evaluation.pick import PickedHead
 from raffect.heads.checkpoint import read_card, require_encoder
+from raffect.metrics.intervals import Headline
 from raffect.metrics.scores import Score, Snapshot
 from raffect.metrics.task_kinds import Kind, kind_of
 from raffect.predictions.counting import Counting
-from raffect.predictions.gains import REMEDY, Gain, Headline
+from raffect.predictions.gains import REMEDY, Gain
 from raffect.predictions.rules import RULES_FILE, DecisionRules, plain_rules
 from raffect.predictions.smoothing import timeline
 from raffect.runs.against_erm import Difference
 from raffect.runs.data import Dataset, targets_of
-from raffect.runs.spread import short
+from raffect.runs.spread import headline_text
 from raffect.storage.records import Record
 
 
@@ -58,9 +60,9 @@ class Postprocessed(Record):
         )
         optimistic = ": optimistic here" if self.chosen_on == split else ""
         lines = [
-            f"mean of {self.heads} head(s): {kind.title} {_text(self.before)}",
-            f"with decision rules: {kind.title} {_text(self.after)}, {gain.text()} against that "
-            f"mean; rules of {self.file}, chosen on {where}{optimistic}",
+            f"mean of {self.heads} head(s): {kind.title} {headline_text(self.before)}",
+            f"with decision rules: {kind.title} {headline_text(self.after)}, {gain.text()} against "
+            f"that mean; rules of {self.file}, chosen on {where}{optimistic}",
         ]
         others = [name for name in self.snapshots if name != "last"]
         if self.chosen_on == "folds" and others:
@@ -70,11 +72,6 @@ class Postprocessed(Record):
                 f"to {named} snapshots"
             )
         return lines
-
-
-def _text(found: Headline) -> str:
-    ends = ", ".join(map(short, found.interval_95 or ()))
-    return f"{short(found.score)} [{ends}]" if ends else short(found.score)
 
 
 def judge_rules(
@@ -90,8 +87,8 @@ def judge_rules(
         dataset: The frames.
         split: Its split.
         heads: All heads of one run.
-        postprocess: ``auto`` for the rules in the run's folder, ``none``, or a file of rules; one
-            of another task is not applied.
+        postprocess: ``auto`` for the rules in the run's folder, ``none``, or a file of rules; for
+            heads of another task than it is for, as ``auto``.
         device: Where to compute.
 
     Returns:
@@ -104,8 +101,7 @@ def judge_rules(
     file = Path(postprocess) if named else heads[0].run / RULES_FILE
     if postprocess == "none" or not (named or file.is_file()):
         return None, ()
-    require(file.is_file(), f"--postprocess {file}: no such file; expected auto, none or rules")
-    rules = DecisionRules.from_json(file.read_bytes(), file, REMEDY)
+    rules = read_rules(file)
     if named and rules.task.name != dataset.task.name:
         return judge_rules(dataset, split, heads, "auto", device)
 

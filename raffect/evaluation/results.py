@@ -19,7 +19,7 @@ from raffect.metrics.worst import WorstCases
 from raffect.provenance import Provenance
 from raffect.recipe import Recipe
 from raffect.runs.metrics_file import SettingScores, table
-from raffect.runs.spread import absent_lines, chance_text, settings_text, short
+from raffect.runs.spread import absent_lines, chance_text, output_lines, settings_text, short
 from raffect.runs.tables import group_rows
 from raffect.runs.worst import worst_text
 from raffect.storage.atomic import write_atomic
@@ -157,7 +157,8 @@ class TaskResult:
 
         # Scores of each output, for one setting alone, and remaining caveats
         if len(found.settings) == 1:
-            lines += _output_lines(self.statistics, facts.task)
+            score = kind.score(self.statistics.sum((0, 1)), facts.task)
+            lines += output_lines(score, kind, len(self.statistics))
         lacking = sorted({head.incomplete for head in found.heads if head.incomplete})
         lines += [f"trained on an incomplete bank, which lacked {what}" for what in lacking]
         return [*lines, *(f"caveat: {caveat}" for caveat in found.caveats)]
@@ -263,15 +264,3 @@ class EvaluateResult:
             task.write(folder / task.task.name if len(self.tasks) > 1 else folder)
         if self.total is not None:
             write_atomic(folder / SUM_FILE, self.total.to_bytes())
-
-
-def _output_lines(statistics: np.ndarray, task: Task) -> list[str]:
-    """A line for each class, label or value, over all heads together."""
-    kind = kind_of(task)
-    width = max(len(name) for name in task.outputs)
-    lines = [f"{'':{width}} " + " ".join(f"{title:>9}" for title, _ in kind.columns)]
-    for name, part in kind.score(statistics.sum((0, 1)), task).outputs.items():
-        *scores, frames = (part[key] for _, key in kind.columns)
-        cells = " ".join(f"{short(value):>9}" for value in scores)
-        lines.append(f"{name:{width}} {cells} {int(frames) // len(statistics):>9,}")
-    return lines

@@ -1,4 +1,4 @@
-"""Prompt sets: what is said of each class or label, as TOML files.
+"""Prompt sets: texts of each class or label, as TOML files.
 
     title = "a photo of a face that shows the feeling"
     templates = ["a photo of a face with an expression of {}"]

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from raffect.metrics.intervals import Interval, score_interval
+from raffect.metrics.intervals import Headline
 from raffect.metrics.recalls import only, uar, war
 from raffect.metrics.scores import Chance, Score
-from raffect.metrics.task_kinds import Kind, Multiclass, kind_of
+from raffect.metrics.task_kinds import Multiclass, kind_of
 from raffect.runs.conclusions import SweepResult
 from raffect.runs.cross_validation import choose_epoch
 from raffect.runs.folder import RunFolder
 from raffect.runs.metrics_file import table
 from raffect.runs.records import HeadRecord
-from raffect.runs.spread import absent_lines, chance_text, short
+from raffect.runs.spread import absent_lines, chance_text, headline_text, output_lines, short
 from raffect.storage.records import Record
 from raffect.storage.tables import write_csv
 
@@ -36,21 +36,6 @@ class _War(Multiclass):
 
     def headline(self, statistics: np.ndarray) -> np.ndarray:
         return war(statistics)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged(Record):
-    """A score with its 95 % interval over videos or other groups; None where there is none."""
-
-    score: float
-    interval_95: Interval | None
-
-    def text(self) -> str:
-        """``.412 [.380, .440]``."""
-        if self.interval_95 is None:
-            return short(self.score)
-        low, high = self.interval_95
-        return f"{short(self.score)} [{short(low)}, {short(high)}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +59,9 @@ class PromptScores(Record):
     prompts: str
     ensemble: str
     head: str
-    macro_f1: Judged
-    uar: Judged | None
-    war: Judged | None
+    macro_f1: Headline
+    uar: Headline | None
+    war: Headline | None
     over_all: float
     held_out: float | None
     is_chosen: bool
@@ -169,7 +154,7 @@ class ZeroshotResult:
         elif len(self.scores) > 1:
             lines.append("nothing was chosen: the highest of these scores would be optimistic")
         if self.chosen or len(self.scores) == 1:
-            lines += _output_lines(self.outputs, kind)
+            lines += output_lines(self.outputs, kind)
         return [*lines, *self._closing()]
 
     def _name(self, found: PromptScores) -> str:
@@ -254,9 +239,9 @@ def describe_scores(
                 prompts=text.prompts,
                 ensemble=text.ensemble,
                 head=record.id,
-                macro_f1=_judge(found, kind),
-                uar=_judge(found, _Uar()) if is_classes else None,
-                war=_judge(found, _War()) if is_classes else None,
+                macro_f1=Headline.of(found, kind),
+                uar=Headline.of(found, _Uar()) if is_classes else None,
+                war=Headline.of(found, _War()) if is_classes else None,
                 over_all=record.scores["last"].headline,
                 held_out=held_out.get(record.id),
                 is_chosen=is_chosen,
@@ -283,12 +268,6 @@ def describe_scores(
     )
 
 
-def _judge(statistics: np.ndarray, kind: Kind) -> Judged:
-    return Judged(
-        score=float(kind.headline(statistics.sum(0))), interval_95=score_interval(statistics, kind)
-    )
-
-
 def _held_out(folder: RunFolder) -> dict[str, float]:
     """Headline score on all folds together, by id of the head of the whole split."""
     by_head: dict[str, list[HeadRecord]] = {}
@@ -300,15 +279,4 @@ def _held_out(folder: RunFolder) -> dict[str, float]:
 
 def _scores_text(found: PromptScores) -> str:
     parts = [("macro F1", found.macro_f1), ("UAR", found.uar), ("WAR", found.war)]
-    return "  ".join(f"{name} {score.text()}" for name, score in parts if score is not None)
-
-
-def _output_lines(score: Score, kind: Kind) -> list[str]:
-    """A line a class or label."""
-    width = max(len(name) for name in score.outputs)
-    lines = [f"{'':{width}} " + " ".join(f"{title:>9}" for title, _ in kind.columns)]
-    for name, part in score.outputs.items():
-        *values, frames = (part[key] for _, key in kind.columns)
-        cells = " ".join(f"{short(value):>9}" for value in values)
-        lines.append(f"{name:{width}} {cells} {int(frames):>9,}")
-    return lines
+    return "  ".join(f"{name} {headline_text(score)}" for name, score in parts if score is not None)

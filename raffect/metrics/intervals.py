@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from raffect.metrics.task_kinds import Kind
+from raffect.storage.records import Record
 
 Interval = tuple[float, float]
 """Lower and upper end."""
@@ -26,6 +28,30 @@ bootstrap's; with them .91-.95 and 1.5-1.7 times.
 """
 _NOTHING = 1e-12
 """Differences below it are rounding."""
+
+
+def plain_interval(interval: Interval | None) -> Interval | None:
+    """An interval of Python's own numbers."""
+    return None if interval is None else (float(interval[0]), float(interval[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline(Record):
+    """A headline score.
+
+    Attributes:
+        score: All frames together.
+        interval_95: Over videos or other groups; None where nothing is known of others.
+    """
+
+    score: float
+    interval_95: Interval | None
+
+    @classmethod
+    def of(cls, statistics: np.ndarray, kind: Kind) -> Self:
+        """From statistics by group, shape (G, A, B)."""
+        score = float(kind.headline(statistics.sum(0)))
+        return cls(score=score, interval_95=plain_interval(score_interval(statistics, kind)))
 
 
 def score_interval(statistics: np.ndarray, kind: Kind) -> Interval | None:

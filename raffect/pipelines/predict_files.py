@@ -274,8 +274,10 @@ def _predict_crops(
             max_reject_share=_NO_REJECTS_ARE_TOO_MANY,
         )
     )
-    settings = replace(config, inputs=(), bank=bank, out=scratch / "predictions.parquet")
-    return predict_bank(settings).facts
+    names = ("head", "epoch", "postprocess", "allow_incomplete", "device")
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    out = scratch / "predictions.parquet"
+    return predict_bank(PredictConfig(bank=bank, out=out, **settings)).facts
 
 
 def _write_table(

@@ -38,8 +38,8 @@ from raffect.storage.records import Record
 from raffect.storage.tables import write_csv
 
 Method = Literal["zero-shot", "prototype", "text prototype", "logistic", "ridge"]
-ALL = 0
-"""Number of shots that stands for all training frames in tables; zero-shot has it as well."""
+_ZERO = 0
+"""Number of shots of zero-shot; all training frames are None."""
 _SEED_STREAM = 15
 
 
@@ -198,7 +198,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
     kind = kind_of(dataset.task)
     if config.prompts:
         setting.texts = _read_texts(config, dataset)
-        setting.add("zero-shot", ALL, setting.x @ setting.texts.weight.T + setting.texts.bias)
+        setting.add("zero-shot", _ZERO, setting.x @ setting.texts.weight.T + setting.texts.bias)
     steps = list(_plan(setting))
     require_writable(config.out)
 

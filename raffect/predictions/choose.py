@@ -20,8 +20,6 @@ import numpy as np
 
 from raffect.datasets.tasks import Task
 from raffect.errors import require
-from raffect.metrics import agreement
-from raffect.metrics.f1 import f1_scores
 from raffect.metrics.intervals import difference_interval
 from raffect.metrics.task_kinds import Kind, kind_of
 from raffect.predictions.counting import Counting
@@ -30,7 +28,7 @@ from raffect.predictions.search import (
     BINS,
     Counts,
     best_f1,
-    best_threshold_of_sorted,
+    best_threshold,
     by_part,
     search_bias,
     select_greedily,
@@ -58,6 +56,8 @@ class HeldOut:
         num_groups: G.
         part: Number of each frame's part, shape (N,); a group has one part.
         num_parts: K, 2 or more.
+        of_clips: Whether they are clips, which have no windows: numbers of their first frames say
+            nothing of how near they are.
     """
 
     task: Task
@@ -68,6 +68,7 @@ class HeldOut:
     num_groups: int
     part: np.ndarray
     num_parts: int
+    of_clips: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -159,8 +160,13 @@ def choose(held: HeldOut, plain: Sequence[int] = (), *, per_output: bool = False
         per_output: Whether each label or value has a window of its own.
 
     Raises:
-        RaffectError: If classes are to have windows of their own.
+        RaffectError: If classes or clips are to have windows of their own.
     """
+    require(
+        not (per_output and held.of_clips),
+        f"--per-output: the labels of {held.task.name} are of clips, which have no windows; leave "
+        "it out",
+    )
     require(
         not (per_output and held.task.kind == "multiclass"),
         f"--per-output: the classes of {held.task.name} share one window, since their "
@@ -186,6 +192,8 @@ def choose(held: HeldOut, plain: Sequence[int] = (), *, per_output: bool = False
         else:
             found = (_with_thresholds if rule == "thresholds" else _with_bias)(held, views)
         after = _cross_fit(held, found)
+        # A second try stands where it was made, so that gains add up in their order
+        steps.pop(rule, None)
         steps[rule] = Step(rule, _gains(held.kind, now, after), now, after)
         if steps[rule].kept:
             views, now = found, after
@@ -214,7 +222,10 @@ def _rules_of(held: HeldOut) -> list[RuleName]:
         "multilabel": ["thresholds", "windows", "thresholds"],
         "regression": ["windows"],
     }
-    return [*names, *others[held.task.kind]]
+    found = others[held.task.kind]
+    if held.of_clips:
+        found = list(dict.fromkeys(name for name in found if name != "windows"))
+    return [*names, *found]
 
 
 def _cross_fit(held: HeldOut, views: Views) -> np.ndarray:
@@ -311,7 +322,7 @@ def _decider_of(held: HeldOut, views: Views) -> Callable[[HeldOut, Views], Views
 
 
 Judge = Callable[[_View], np.ndarray]
-"""From a view to the score of each output by window, shape (W, C); of classes of all, (W, 1)."""
+"""From a view to the score of each output by window, shape (W, C), or of all classes, (W, 1)."""
 
 
 def _judge_decided(held: HeldOut, smoothed: Iterator[np.ndarray]) -> Judge:
@@ -319,9 +330,8 @@ def _judge_decided(held: HeldOut, smoothed: Iterator[np.ndarray]) -> Judge:
     counting = Counting(held.task, held.target, held.part, held.num_parts)
     rules = plain_rules(held.task)
     table = [counting.count(rules.decide(scores)) for scores in smoothed]
-    return lambda view: _output_scores(
-        held, np.array([by_part(found, view.left_out) for found in table])
-    )
+    output_scores = held.kind.output_scores
+    return lambda view: output_scores(np.array([by_part(found, view.left_out) for found in table]))
 
 
 def _judge_by_histograms(held: HeldOut, smoothed: Iterator[np.ndarray]) -> Judge:
@@ -358,13 +368,6 @@ def _kept(part: np.ndarray, view: _View) -> np.ndarray | slice:
     return slice(None) if view.left_out is None else part != view.left_out
 
 
-def _output_scores(held: HeldOut, statistics: np.ndarray) -> np.ndarray:
-    """What the headline is the mean of: shape (..., C), or (..., 1) of classes."""
-    if held.task.kind == "multiclass":
-        return held.kind.headline(statistics)[..., None]
-    return (agreement.ccc if held.task.kind == "regression" else f1_scores)(statistics)
-
-
 def _with_thresholds(held: HeldOut, views: Views) -> Views:
     """Views with a threshold of each label."""
     thresholds = [list(view.rules.thresholds) for view in views]
@@ -393,7 +396,7 @@ def _threshold(
     otherwise = view.rules.thresholds[label]
     keep = _kept(part, view)
     scores, true = scores[keep], true[keep]
-    return best_threshold_of_sorted(scores, true, otherwise) if len(scores) else otherwise
+    return best_threshold(scores, true, otherwise) if len(scores) else otherwise
 
 
 def _with_bias(held: HeldOut, views: Views) -> Views:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 import numpy as np
 
-from raffect.metrics.intervals import Interval, difference_interval, score_interval
+from raffect.metrics.intervals import Headline, Interval, difference_interval, plain_interval
 from raffect.metrics.scores import Chance, Snapshot
 from raffect.metrics.task_kinds import Kind, kind_of
 from raffect.predictions.choose import Choice
@@ -19,25 +19,6 @@ from raffect.storage.records import Count, Record
 GAINS_FILE = "postprocess.json"
 """Name of the record in a run folder."""
 REMEDY = "make it again with `raffect postprocess`"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Headline(Record):
-    """A headline score.
-
-    Attributes:
-        score: All frames together.
-        interval_95: Over videos or other groups; None where nothing is known of others.
-    """
-
-    score: float
-    interval_95: Interval | None
-
-    @classmethod
-    def of(cls, statistics: np.ndarray, kind: Kind) -> Self:
-        """From statistics by group, shape (G, A, B)."""
-        score = float(kind.headline(statistics.sum(0)))
-        return cls(score=score, interval_95=_plain(score_interval(statistics, kind)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +37,7 @@ class Gain(Record):
     def of(cls, after: np.ndarray, before: np.ndarray, kind: Kind) -> Self:
         """From statistics by group, each of shape (G, A, B)."""
         gain, interval = difference_interval(after, before, kind)
-        return cls(gain=float(gain), interval_95=_plain(interval))
+        return cls(gain=float(gain), interval_95=plain_interval(interval))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +141,3 @@ def describe_choice(choice: Choice, kind: Kind) -> dict:
         ),
         "curve": tuple(choice.curve.items()),
     }
-
-
-def _plain(interval: Interval | None) -> Interval | None:
-    """An interval of Python's own numbers."""
-    return None if interval is None else (float(interval[0]), float(interval[1]))

@@ -58,19 +58,13 @@ def best_threshold(scores: np.ndarray, true: np.ndarray, otherwise: float) -> fl
     """The threshold with the highest F1 over all cut points; the highest one of equals.
 
     Args:
-        scores: Probabilities of one label, shape (N,); at least one.
+        scores: Probabilities of one label in descending order, shape (N,); at least one.
         true: Whether it is active, shape (N,).
         otherwise: What to return if no threshold has an F1 above 0.
 
     Returns:
         Half way between the last score that is taken and the first that is not, or 0 for all.
     """
-    order = np.argsort(-scores, kind="stable")
-    return best_threshold_of_sorted(scores[order], true[order], otherwise)
-
-
-def best_threshold_of_sorted(scores: np.ndarray, true: np.ndarray, otherwise: float) -> float:
-    """`best_threshold` of scores in descending order."""
     # F1 of a cut below each frame, where the next score differs
     hits, taken = np.cumsum(true), np.arange(1, len(scores) + 1)
     ends = np.append(scores[:-1] != scores[1:], True)
@@ -132,7 +126,8 @@ def search_bias(
 def _climb(log_scores: np.ndarray, true: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
     """Coordinate search from one start: the bias and its macro F1."""
     bias = np.clip(np.round(start / _STEP) * _STEP, -_REACH, _REACH)
-    highest, unchanged = -1.0, 0
+    highest = _scores_by_bias(log_scores, true, bias, 0)[round((bias[0] + _REACH) / _STEP)]
+    unchanged = 0
     for turn in range(_SWEEPS * len(bias)):
         chosen = turn % len(bias)
         scores = _scores_by_bias(log_scores, true, bias, chosen)

@@ -255,6 +255,7 @@ def _describe(
         },
         incomplete=incomplete,
         group_name=metadata.get("groups", "videos"),
+        of_clips=is_of_clips(table),
     )
 
 

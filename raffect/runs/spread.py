@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from raffect.metrics.intervals import Interval, score_interval
+from raffect.metrics.intervals import Headline, Interval, score_interval
 from raffect.metrics.scores import Chance, Score, Snapshot
 from raffect.metrics.task_kinds import Kind
 from raffect.recipe import PLAIN_ERM, Recipe
@@ -231,6 +231,23 @@ def short(value: float | None) -> str:
         return "-"
     # A score of 1 keeps its digit before the point.
     return f"{value:.3f}".replace("0.", ".", 1) if value < 1 else f"{value:.3f}"
+
+
+def headline_text(found: Headline) -> str:
+    """``.412 [.380, .440]``; the score alone where it has no interval."""
+    ends = ", ".join(map(short, found.interval_95 or ()))
+    return f"{short(found.score)} [{ends}]" if ends else short(found.score)
+
+
+def output_lines(score: Score, kind: Kind, heads: int = 1) -> list[str]:
+    """A line for each class, label or value, of ``heads`` heads that saw the same frames."""
+    width = max(len(name) for name in score.outputs)
+    lines = [f"{'':{width}} " + " ".join(f"{title:>9}" for title, _ in kind.columns)]
+    for name, part in score.outputs.items():
+        *values, frames = (part[key] for _, key in kind.columns)
+        cells = " ".join(f"{short(value):>9}" for value in values)
+        lines.append(f"{name:{width}} {cells} {int(frames) // heads:>9,}")
+    return lines
 
 
 def signed(value: float) -> str:

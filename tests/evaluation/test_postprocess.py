@@ -7,6 +7,9 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.special import expit, softmax
@@ -14,6 +17,8 @@ from sklearn.metrics import f1_score
 
 from raffect.cli import main
 from raffect.config import PostprocessConfig, TrainConfig
+from raffect.datasets.affwild2.tasks import EXPR
+from raffect.datasets.labels import write_clip_labels
 from raffect.errors import RaffectError
 from raffect.evaluation import held_out
 from raffect.evaluation.evaluate import evaluate
@@ -189,9 +194,6 @@ def test_labels_of_the_validation_split_change_no_rule(data, run, chosen, tmp_pa
 
 
 def make_data_with_other_validation(data, folder):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     shutil.copytree(data, folder)
     file = folder / "labels" / "expr.parquet"
     table = pq.read_table(file)
@@ -230,6 +232,88 @@ def test_several_runs_make_one_ensemble_and_evaluate_finds_its_heads(data, run, 
     file.write_text(json.dumps(content))
     with pytest.raises(RaffectError, match="not the head that it names"):
         evaluate_of(run, data, postprocess=str(file))
+
+
+def test_a_run_that_is_named_twice_counts_once(data, run, tmp_path):
+    train(config_of(data, tmp_path / "second", seed=7, num_seeds=1))
+    second = tmp_path / "second"
+    runs = (run, run, second, run.parent / "." / run.name)
+    found = postprocess(PostprocessConfig(run=runs, out=tmp_path / "both")).found
+    assert found.num_candidates == 3
+    assert found.runs == (str(run), str(second))
+
+    # What is wrong with the third is said of the third
+    edit(second / "env.json", lambda content: content["data"]["task"]["outputs"].reverse())
+    config = PostprocessConfig(run=(run, run, second))
+    with pytest.raises(RaffectError, match=f"--run {second}: heads of expr, and those of {run}"):
+        held_out.find_candidates(config)
+
+
+def test_evaluate_refuses_a_named_file_that_is_missing_or_for_another_task(
+    data, run, chosen, tmp_path, monkeypatch
+):
+    # Before any head is scored
+    monkeypatch.setattr("raffect.evaluation.evaluate.count", None)
+    with pytest.raises(RaffectError, match=r"--postprocess gone.json: no such file"):
+        evaluate_of(run, data, postprocess="gone.json")
+    file = tmp_path / "mine.json"
+    shutil.copy(run / RULES_FILE, file)
+    edit(file, lambda content: content["task"].update(name="other"))
+    with pytest.raises(RaffectError, match="rules for other, and the heads predict expr; name"):
+        evaluate_of(run, data, postprocess=str(file))
+
+
+def test_one_run_that_is_named_twice_is_refused_by_evaluate(data, run):
+    from raffect.config import EvaluateConfig
+
+    paths = {"bank": data / "bank", "labels": data / "labels" / "expr.parquet"}
+    with pytest.raises(RaffectError, match="both are of task expr"):
+        evaluate(EvaluateConfig(run=(run, run), device="cpu", **paths))
+
+
+def test_a_zeroshot_run_is_sent_to_the_validation_split(run, tmp_path):
+    copy = copy_of(run, tmp_path)
+    edit(copy / "env.json", lambda content: content.update(command="zeroshot"))
+    config = PostprocessConfig(run=(copy,))
+    with pytest.raises(RaffectError, match=r"zeroshot trains nothing .* \(--on validation: opt"):
+        held_out.collect(held_out.find_candidates(config), config)
+
+
+@pytest.fixture(scope="module")
+def clips(data, tmp_path_factory):
+    """Runs on the frames of `data` as clips of one frame, and of one or more from each second."""
+    folder = tmp_path_factory.mktemp("clips")
+    table = pq.read_table(data / "labels" / "expr.parquet")
+    rows = table.rename_columns({"frame": "start"}).append_column("end", table["frame"])
+    overlapping = rows.filter(pc.less(rows["start"], 80)).to_pandas()
+    overlapping["end"] += 1
+    both = pa.concat_tables(
+        [rows, pa.Table.from_pandas(overlapping, rows.schema, preserve_index=False)]
+    )
+    for name, found in (("one", rows), ("two", both)):
+        write_clip_labels(folder / f"{name}.parquet", found, EXPR)
+        train(config_of(data, folder / name, labels=folder / f"{name}.parquet", num_seeds=1))
+    return folder
+
+
+def test_clips_have_no_windows(clips, chosen):
+    # On the same frames, which are not clips, a window gains
+    assert "windows" in [gain.rule for gain in chosen.found.gains]
+    result = postprocess(PostprocessConfig(run=(clips / "one",)))
+    assert [gain.rule for gain in result.found.gains] == ["bias"]
+    assert set(result.rules.windows) == {0}
+    assert result.found.curve == ()
+    assert result.lines()
+    report([clips / "one"], clips / "report")
+    with pytest.raises(RaffectError, match="--per-output: the labels of expr are of clips"):
+        postprocess(PostprocessConfig(run=(clips / "one",), per_output=True))
+
+
+def test_runs_whose_clips_share_a_first_frame_are_not_joined(clips):
+    assert postprocess(PostprocessConfig(run=(clips / "two",))).found.frames > 0
+    config = PostprocessConfig(run=(clips / "one", clips / "two"))
+    with pytest.raises(RaffectError, match=f"--run {clips / 'two'}: has clips that begin at one"):
+        postprocess(config)
 
 
 def edit(file, change):

@@ -189,16 +189,15 @@ def test_each_shard_is_read_once_and_few_are_kept(bank, heads, tmp_path, rows, m
     assert most[0] <= (4 if rows == 4 else plan.num_shards)
 
 
-def test_scores_by_head_are_those_of_each_head(bank, heads, tmp_path):
+def test_scores_are_the_mean_of_what_each_head_alone_answers(bank, heads, tmp_path):
     found, _ = pick_heads([tmp_path / "runs/other", tmp_path / "runs/expr"], "last")
     (ensemble,), _ = load_ensembles(found, CPU)
     x = np.random.default_rng(0).normal(size=(5000, IDENTITY.dim)).astype(np.float16)
     alone = [
         heads["expr"][k](torch.tensor(x, dtype=torch.float32)).softmax(1) for k in (3, 0, 1, 2)
     ]
-    scores = ensemble.scores_by_head(x)
-    np.testing.assert_allclose(scores, torch.stack(alone).detach().numpy(), atol=2e-6)
-    np.testing.assert_allclose(ensemble.scores(x), scores.mean(0), atol=1e-6)
+    expected = torch.stack(alone).mean(0).detach().numpy()
+    np.testing.assert_allclose(ensemble.scores(x), expected, atol=2e-6)
     assert ensemble.scores(x[:0]).shape == (0, 8)
 
 
@@ -278,6 +277,60 @@ def test_a_file_of_rules_that_does_not_fit_is_one_line(bank, heads, tmp_path):
     (tmp_path / "mine.json").write_text("{}")
     with pytest.raises(raffect.RaffectError, match="mine.json: damaged"):
         run(tmp_path, "runs/other", postprocess=str(tmp_path / "mine.json"))
+
+
+def test_a_named_file_for_a_task_that_no_head_predicts_is_refused(bank, heads, tmp_path):
+    write_rules(tmp_path, TWO, file="mine.json")
+    with pytest.raises(raffect.RaffectError, match="rules for expr, and the heads predict au and"):
+        run(tmp_path, "runs/au", "one head", postprocess=str(tmp_path / "mine.json"))
+    assert not (tmp_path / "p.parquet").exists()
+
+
+def test_a_named_file_that_leaves_out_a_named_folder_is_refused(bank, heads, tmp_path):
+    write_rules(tmp_path, TWO, file="mine.json")
+    with pytest.raises(raffect.RaffectError, match=r"it names no head of .*other; leave that out"):
+        run(tmp_path, "runs/expr", "runs/other", postprocess=str(tmp_path / "mine.json"))
+
+
+def test_a_single_path_is_taken_as_one_head_or_run():
+    paths = {"bank": Path("b"), "out": Path("p.csv")}
+    config = raffect.PredictConfig(**paths | {"head": Path("runs/a")})
+    assert config == raffect.PredictConfig(**paths, head=(Path("runs/a"),))
+    paths = {"bank": Path("b"), "labels": Path("data")}
+    config = raffect.EvaluateConfig(**paths | {"run": Path("runs/a")})
+    assert config == raffect.EvaluateConfig(**paths, run=(Path("runs/a"),))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("style", "openface"),
+        ("labels", Path("data")),
+        ("boxes", Path("boxes.csv")),
+        ("detector_model", Path("yunet.onnx")),
+        ("weights", "random:1"),
+    ],
+)
+def test_settings_for_inputs_are_refused_beside_a_bank(name, value):
+    flag = f"--{name.replace('_', '-')}"
+    with pytest.raises(raffect.RaffectError, match=f"{flag}: is for inputs; leave it out"):
+        raffect.PredictConfig(bank=Path("b"), head=(Path("h"),), out=Path("p.csv"), **{name: value})
+
+
+def test_rules_that_name_heads_of_several_settings_count_where_these_are_named(bank, tmp_path):
+    settings = [{"loss.alpha": alpha} for alpha in (0.1, 0.3)]
+    folder = make_run(tmp_path / "sweep", settings, lambda *_: draw_confusion(0.5))
+    names = []
+    for seed, record in enumerate(folder.read_records()):
+        path = folder.weights_path(record.id, "last")
+        make_head(path, EXPR, recipe=record.recipe, seed=seed, id=record.id)
+        names.append(str(path.relative_to(tmp_path)))
+    assert len({record.recipe.loss.alpha for record in folder.read_records()}) == 2
+    write_rules(tmp_path, names, (1.0,) * len(names), file="sweep/decision_rules.json")
+    assert run(tmp_path, *names).facts.rules[0].chosen_on == "folds"
+    alone = run(tmp_path, "sweep")
+    assert alone.facts.rules[0].is_plain
+    assert "name others as RUN/weights/<head>/last" in alone.notes[-1]
 
 
 def test_of_a_sweep_the_setting_that_stands_for_it_predicts(bank, tmp_path):

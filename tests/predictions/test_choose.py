@@ -127,6 +127,12 @@ def test_greedy_selection_begins_with_the_best_single_head_and_never_ends_below_
         assert score(counts) >= single
 
 
+def threshold_of(scores, true):
+    """The best threshold of scores in any order."""
+    order = np.argsort(-scores, kind="stable")
+    return best_threshold(scores[order], true[order], 0.5)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.booleans())
 def test_a_threshold_is_the_best_of_all_cut_points(seed, count, has_ties):
@@ -138,7 +144,7 @@ def test_a_threshold_is_the_best_of_all_cut_points(seed, count, has_ties):
     def f1(threshold):
         return f1_of(true, scores >= np.float32(threshold))
 
-    threshold = best_threshold(scores, true, 0.5)
+    threshold = threshold_of(scores, true)
     assert 0 <= threshold <= 1
     assert f1(threshold) == pytest.approx(max(f1(cut) for cut in scores))
     assert true.any() or threshold == 0.5
@@ -156,7 +162,7 @@ def test_histograms_find_the_f1_of_the_best_threshold_but_for_a_bin():
     scores, true = rng.random(4000).astype(np.float32), rng.random(4000) < 0.2
     bins = np.minimum((scores * BINS).astype(int), BINS - 1)
     found = best_f1(np.stack([np.bincount(bins[true == on], minlength=BINS) for on in (0, 1)]))
-    exact = f1_of(true, scores >= np.float32(best_threshold(scores, true, 0.5)))
+    exact = f1_of(true, scores >= np.float32(threshold_of(scores, true)))
     assert exact - 0.002 <= found <= exact + 1e-12
 
 
@@ -302,3 +308,29 @@ def test_classes_do_not_have_windows_of_their_own():
     held = held_out(THREE, np.full((1, 20, 3), 0.3), np.arange(20) % 3)
     with pytest.raises(RaffectError, match="--per-output: the classes of three share one window"):
         choose(held, per_output=True)
+
+
+def test_biases_are_zero_where_nothing_is_better():
+    # Perfectly separated classes: no bias can gain
+    true = np.arange(90) % 3
+    logs = log_scores((0.7 * np.eye(3)[true] + 0.1).astype(np.float32))
+    bias, score = search_bias(logs, true)
+    assert bias.tolist() == [0, 0, 0]
+    assert score == 1
+
+
+def test_gains_chain_in_the_order_in_which_rules_were_tried():
+    # Biases that gain nothing on single frames, and much on their means over windows
+    rng = np.random.default_rng(3)
+    true = episodes(rng, 3000, 60, 3)
+    noise = rng.normal(size=(1, 3000, 3)) * 4
+    second_tries = 0
+    for shift in (0.0, 0.1, 0.2, 0.3):
+        scores = softmax(np.eye(3)[true] + noise + [shift, 0, 0])
+        steps = choose(held_out(THREE, scores, true)).steps
+        now = steps[0].before
+        for step in steps:
+            assert np.array_equal(step.before, now)
+            now = step.after if step.kept else now
+        second_tries += steps[-1].rule == "bias"
+    assert second_tries
