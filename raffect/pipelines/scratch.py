@@ -41,7 +41,7 @@ def open_scratch(
     Returns:
         The folder, and a line for each folder that was deleted.
     """
-    # Our own, which may be old: the same command goes on with it
+    # Our own, which from now on is young, however old it was: the same command goes on with it
     facts = [state_of(path) for path in files]
     digest = hashlib.sha256(json.dumps([facts, settings]).encode()).hexdigest()
     scratch = out / f"{PREFIX}{digest[:12]}"
@@ -54,7 +54,7 @@ def open_scratch(
     # Those that nobody will go on with
     deleted, now = [], _time_of(scratch / _STARTED)
     for folder in sorted(out.iterdir()):
-        if folder == scratch or not _NAME.fullmatch(folder.name) or folder.is_symlink():
+        if not _NAME.fullmatch(folder.name) or folder.is_symlink():
             continue
         if folder.is_dir() and _is_left(folder, now):
             hours = (now - _last_start(folder)) / 3600
