@@ -6,7 +6,7 @@ Scores have a spread over seeds and an interval, and stand beside the chance lev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,11 @@ from raffect.config import EvaluateConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.evaluation.choose_rules import require_rules
-from raffect.evaluation.pick import PickedHead, find_heads
+from raffect.evaluation.pick import PickedHead, sound_heads
 from raffect.evaluation.postprocessed import judge_rules
 from raffect.evaluation.results import EvaluatedHead, EvaluateResult, Evaluation, TaskResult
 from raffect.evaluation.totals import sum_tasks
-from raffect.heads.checkpoint import HeadCard, load_batch, read_card, require_encoder
+from raffect.heads.checkpoint import load_batch, require_encoder
 from raffect.heads.fit import count
 from raffect.heads.loss_kinds import loss_kind
 from raffect.metrics.intervals import score_interval
@@ -52,7 +52,11 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             f"--out {config.out}: is a run folder, whose own metrics.json would be overwritten; "
             "name another one"
         )
-    picked = [_pick_heads(run, config.epoch) for run in config.run]
+    notes: list[list[str]] = [[] for _ in config.run]
+    picked = [
+        sound_heads(run, config.epoch, of_run, "is judged")
+        for run, of_run in zip(config.run, notes, strict=True)
+    ]
     datasets = [_open(config, run, heads) for run, heads in zip(config.run, picked, strict=True)]
     tasks = [dataset.task for dataset in datasets]
     _require_different(config.run, tasks)
@@ -62,48 +66,29 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
     # Their scores
     scored = tuple(
-        _evaluate_task(config, run, dataset, heads)
-        for run, dataset, heads in zip(config.run, datasets, picked, strict=True)
+        _evaluate_task(config, dataset, heads, of_run)
+        for dataset, heads, of_run in zip(datasets, picked, notes, strict=True)
     )
-    total, notes = sum_tasks(scored)
-    result = EvaluateResult(tasks=scored, total=total, notes=notes, out=config.out)
+    total, why = sum_tasks(scored)
+    result = EvaluateResult(tasks=scored, total=total, notes=why, out=config.out)
     if config.out is not None:
         result.write(config.out)
     return result
 
 
-@dataclass(frozen=True)
-class _Heads:
-    """Heads to score.
-
-    Attributes:
-        folders: Their folders.
-        cards: What is known of each.
-        notes: What was done with those that diverged.
-    """
-
-    folders: Sequence[Path]
-    cards: Sequence[HeadCard]
-    notes: tuple[str, ...]
-
-
 def _evaluate_task(
-    config: EvaluateConfig, run: Path, dataset: Dataset, heads: _Heads
+    config: EvaluateConfig, dataset: Dataset, heads: Sequence[PickedHead], notes: Sequence[str]
 ) -> TaskResult:
     """Scores of the heads of one run."""
-    statistics = _count(config, dataset, heads.folders)
+    statistics = _count(config, dataset, heads)
     evaluation = _describe(config, dataset, heads, statistics)
-    picked = [
-        PickedHead(folder, card, run)
-        for folder, card in zip(heads.folders, heads.cards, strict=True)
-    ]
     device = pick_device(config.device)
-    found, notes = judge_rules(dataset, config.split, picked, config.postprocess, device)
+    found, more = judge_rules(dataset, config.split, heads, config.postprocess, device)
     return TaskResult(
         evaluation=replace(evaluation, postprocessed=found),
         statistics=statistics,
         groups=dataset.splits[config.split].groups,
-        notes=(*heads.notes, *notes),
+        notes=(*notes, *more),
     )
 
 
@@ -123,33 +108,7 @@ def _require_different(runs: Sequence[Path], tasks: Sequence[Task]) -> None:
         first[task.name] = run
 
 
-def _pick_heads(run: Path, snapshot: Snapshot) -> _Heads:
-    """The heads to score, without those that diverged.
-
-    A head that was given alone is scored even if it diverged, at its last sound epoch.
-
-    Raises:
-        RaffectError: If no head is left.
-    """
-    found = find_heads(run, snapshot)
-    folders, cards, notes = [], [], []
-    for folder in found:
-        card = read_card(folder)
-        if card.status != "done" and len(found) > 1:
-            notes.append(f"left out: {folder}, which diverged")
-            continue
-        if card.status != "done":
-            notes.append(f"note: {folder} diverged; its last sound epoch is judged")
-        folders.append(folder)
-        cards.append(card)
-    if not folders:
-        raise RaffectError(
-            f"{run}: every head diverged; train again with a smaller optim.lr or sam.rho"
-        )
-    return _Heads(folders, cards, tuple(notes))
-
-
-def _open(config: EvaluateConfig, run: Path, heads: _Heads) -> Dataset:
+def _open(config: EvaluateConfig, run: Path, heads: Sequence[PickedHead]) -> Dataset:
     """The frames to score a run's heads on.
 
     Raises:
@@ -157,7 +116,7 @@ def _open(config: EvaluateConfig, run: Path, heads: _Heads) -> Dataset:
             another encoder than the bank.
     """
     # One task
-    tasks = list(dict.fromkeys(card.data.task for card in heads.cards))
+    tasks = list(dict.fromkeys(head.card.data.task for head in heads))
     if len(tasks) > 1:
         names = " and ".join(task.name for task in tasks)
         raise RaffectError(
@@ -169,8 +128,8 @@ def _open(config: EvaluateConfig, run: Path, heads: _Heads) -> Dataset:
     identity = Bank(config.bank).require().read_identity()
     if identity is None:
         raise RaffectError(f"{config.bank}: nothing extracted yet; run `raffect extract` on it")
-    for folder, card in zip(heads.folders, heads.cards, strict=True):
-        require_encoder(card, identity, folder, config.bank)
+    for head in heads:
+        require_encoder(head.card, identity, head.folder, config.bank)
 
     # Labels of that task
     dataset = open_dataset(
@@ -196,14 +155,14 @@ def _outputs(task: Task) -> str:
     return f"{task.kind}: {names}{more}"
 
 
-def _count(config: EvaluateConfig, dataset: Dataset, folders: Sequence[Path]) -> np.ndarray:
+def _count(config: EvaluateConfig, dataset: Dataset, heads: Sequence[PickedHead]) -> np.ndarray:
     """Statistics of each head and group, shape (heads, groups, A, B)."""
     index, device = dataset.splits[config.split], pick_device(config.device)
     loss = loss_kind(dataset.task)
     try:
         rows = read_rows(index, dataset.task, device)
         return np.concatenate(
-            [count(loss, load_batch(folder, device)[0], rows) for folder in folders]
+            [count(loss, load_batch(head.folder, device)[0], rows) for head in heads]
         )
     except torch.OutOfMemoryError as error:
         raise RaffectError(
@@ -212,24 +171,27 @@ def _count(config: EvaluateConfig, dataset: Dataset, folders: Sequence[Path]) ->
 
 
 def _describe(
-    config: EvaluateConfig, dataset: Dataset, heads: _Heads, statistics: np.ndarray
+    config: EvaluateConfig,
+    dataset: Dataset,
+    heads: Sequence[PickedHead],
+    statistics: np.ndarray,
 ) -> Evaluation:
     """Scores of each head and of each setting."""
     # Each head, with an interval over its videos or other groups
-    task, kind, cards = dataset.task, kind_of(dataset.task), heads.cards
+    task, kind, cards = dataset.task, kind_of(dataset.task), [head.card for head in heads]
     evaluated = tuple(
         EvaluatedHead(
-            folder=str(folder),
-            id=card.id,
-            recipe=card.recipe,
-            incomplete=card.data.incomplete,
+            folder=str(head.folder),
+            id=head.card.id,
+            recipe=head.recipe,
+            incomplete=head.card.data.incomplete,
             score=JudgedScore(
                 **vars(kind.score(found.sum(0), task)),
-                epoch=card.epoch,
+                epoch=head.card.epoch,
                 interval_95=score_interval(found, kind),
             ),
         )
-        for folder, card, found in zip(heads.folders, cards, statistics, strict=True)
+        for head, found in zip(heads, statistics, strict=True)
     )
 
     # All heads together, and what they are compared with

@@ -85,18 +85,28 @@ def pick_heads(paths: Sequence[Path], snapshot: Snapshot) -> tuple[list[PickedHe
     heads: dict[str, PickedHead] = {}
     notes: list[str] = []
     for path in paths:
-        found = _sound_heads(path, snapshot, notes)
+        found = sound_heads(path, snapshot, notes, "predicts")
         for head in _main_heads(path, found, notes):
             heads.setdefault(head.card.sha256, head)
     return list(heads.values()), notes
 
 
-def _sound_heads(path: Path, snapshot: Snapshot, notes: list[str]) -> list[PickedHead]:
-    """Heads of a path without those that diverged, which are noted."""
+def sound_heads(path: Path, snapshot: Snapshot, notes: list[str], verb: str) -> list[PickedHead]:
+    """Heads of a path without those that diverged, but for one that was named alone.
+
+    Args:
+        path: A run folder, or the folder of one head.
+        snapshot: Which one of each head of a run.
+        notes: Gets a line for each head that diverged.
+        verb: What the last sound epoch of a head that was named alone does: ``predicts``.
+
+    Raises:
+        RaffectError: If there is no head, or every one diverged.
+    """
     heads = [PickedHead(folder, read_card(folder), path) for folder in find_heads(path, snapshot)]
     sound = [head for head in heads if head.card.status == "done"]
     if len(heads) == 1 and not sound:
-        notes.append(f"note: {path} diverged; its last sound epoch predicts")
+        notes.append(f"note: {path} diverged; its last sound epoch {verb}")
         return heads
     notes += [f"left out: {head.folder}, which diverged" for head in heads if head not in sound]
     if not sound:

@@ -406,3 +406,16 @@ def test_runs_on_other_labels_do_not_go_together(data, run, tmp_path):
     config = PostprocessConfig(run=(run, tmp_path / "run"))
     with pytest.raises(RaffectError, match="other labels of the same frames"):
         held_out.collect(held_out.find_candidates(config), config)
+
+
+def test_evaluate_leaves_out_heads_that_diverged_but_for_one_that_is_named_alone(
+    data, run, tmp_path
+):
+    copy = copy_of(run, tmp_path)
+    first, second = sorted(copy.glob("weights/*/last"))
+    edit(first / "config.json", lambda content: content.update(status="diverged"))
+    judged = evaluate_of(copy, data, postprocess="none")
+    assert [head.folder for head in judged.heads] == [str(second)]
+    assert f"left out: {first}, which diverged" in judged.lines()
+    alone = evaluate_of(first, data, postprocess="none")
+    assert f"note: {first} diverged; its last sound epoch is judged" in alone.lines()
