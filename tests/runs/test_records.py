@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from raffect.cli import main
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.errors import RaffectError
-from raffect.evaluation.evaluate import find_heads
+from raffect.evaluation.pick import find_heads
 from raffect.heads.checkpoint import read_card
 from raffect.metrics.scores import Chance, JudgedScore
 from raffect.metrics.task_kinds import kind_of
