@@ -19,11 +19,10 @@ from raffect.bank.features import (
     FeatureIndex,
     Location,
     Missing,
-    _gather,
-    _read_groups,
-    _renumber,
-    _select_labelled,
+    describe_samples,
+    gather,
     locate,
+    select_labelled,
 )
 from raffect.bank.format import Bank
 from raffect.bank.records import Commit
@@ -56,40 +55,19 @@ class ClipIndex(FeatureIndex):
 
     def select(self, keep: np.ndarray) -> ClipIndex:
         """Only some clips, with their videos and groups; ``keep`` is a mask of shape (N,)."""
-        video, videos = _renumber(self.video[keep], self.videos)
-        group, groups = _renumber(self.group[keep], self.groups)
         rows = keep[self.clip]
         return replace(
             self,
             shard=self.shard[rows],
             row=self.row[rows],
             clip=(np.cumsum(keep) - 1)[self.clip[rows]],
-            y=self.y[keep],
-            video=video,
-            videos=videos,
-            group=group,
-            groups=groups,
-            frame=self.frame[keep],
             end=self.end[keep],
+            **self.describe_kept(keep),
         )
 
     def read(self, memmap: Path | None = None, threads: int | None = None) -> np.ndarray:
         """Mean of the normalised features of each clip, float16, shape (N, dim)."""
-        rows = FeatureIndex(
-            bank=self.bank,
-            dim=self.dim,
-            shard=self.shard,
-            row=self.row,
-            commits=self.commits,
-            y=np.empty((len(self.shard), 0)),
-            video=self.clip,
-            frame=self.clip,
-            videos=[],
-            group=self.clip,
-            groups=[],
-            missing=self.missing,
-        )
-        return pool(_gather(rows, memmap, threads or count_cores()), self.clip, len(self))
+        return pool(gather(self, memmap, threads or count_cores()), self.clip, len(self))
 
 
 def pool(x: np.ndarray, clip: np.ndarray, num_clips: int) -> np.ndarray:
@@ -127,10 +105,8 @@ def find_clips(
         RaffectError: If no clip has a feature, or one is there twice.
     """
     # Keys of the ends of labelled clips
-    identity = bank.require().read_identity()
-    if identity is None:
-        raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
-    labels, values = _select_labelled(labels, task, split, None)
+    identity = bank.require_identity()
+    labels, values = select_labelled(labels, task, split, None)
     vocabulary = Vocabulary()
     location = locate(bank, vocabulary, commits)
     first = vocabulary.keys(labels)
@@ -153,10 +129,6 @@ def find_clips(
     by_bank = np.argsort(rows, kind="stable")
     rows, clip = rows[by_bank], clip[by_bank]
 
-    # Videos and groups, renumbered to those that occur
-    numbers, video = np.unique(first[keep] >> 32, return_inverse=True)
-    video, names = video.astype(np.int32), [vocabulary.names[number] for number in numbers]
-    group, groups = _read_groups(labels, video, names)
     shard = location.shard[rows]
     return ClipIndex(
         bank=bank,
@@ -165,11 +137,7 @@ def find_clips(
         row=location.row[rows],
         commits={number: commits[number] for number in np.unique(shard).tolist()},
         y=values[keep],
-        video=video,
-        frame=(first[keep] & 0xFFFFFFFF).astype(np.int32),
-        videos=names,
-        group=group,
-        groups=groups,
+        **describe_samples(first[keep], labels, vocabulary),
         missing=missing,
         clip=clip,
         end=end[keep].astype(np.int32),

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -113,23 +114,24 @@ class FeatureIndex:
 
     def select(self, keep: np.ndarray) -> FeatureIndex:
         """Only some frames, with their videos and groups; ``keep`` is a mask of shape (N,)."""
+        return replace(self, shard=self.shard[keep], row=self.row[keep], **self.describe_kept(keep))
+
+    def describe_kept(self, keep: np.ndarray) -> dict[str, Any]:
+        """The fields of some samples that do not say where they are stored."""
         video, videos = _renumber(self.video[keep], self.videos)
         group, groups = _renumber(self.group[keep], self.groups)
-        return replace(
-            self,
-            shard=self.shard[keep],
-            row=self.row[keep],
-            y=self.y[keep],
-            video=video,
-            videos=videos,
-            group=group,
-            groups=groups,
-            frame=self.frame[keep],
-        )
+        return {
+            "y": self.y[keep],
+            "video": video,
+            "videos": videos,
+            "group": group,
+            "groups": groups,
+            "frame": self.frame[keep],
+        }
 
     def read(self, memmap: Path | None = None, threads: int | None = None) -> np.ndarray:
         """All features, float16, shape (N, dim); arguments as of `read_features`."""
-        return _gather(self, memmap, threads or count_cores())
+        return gather(self, memmap, threads or count_cores())
 
 
 def find_features(
@@ -148,10 +150,8 @@ def find_features(
     `Bank.read_commits`, lets several calls see the same shards while an extract adds others.
     """
     # Keys of labelled and of extracted frames
-    identity = bank.require().read_identity()
-    if identity is None:
-        raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
-    labels, values = _select_labelled(labels, task, split, videos)
+    identity = bank.require_identity()
+    labels, values = select_labelled(labels, task, split, videos)
     vocabulary = Vocabulary()
     commits = bank.read_commits() if commits is None else commits
     location = locate(bank, vocabulary, commits)
@@ -171,10 +171,6 @@ def find_features(
             f"{task.name} labels name {doubled.size} frame(s) of {split} twice, "
             f"first {first}; run `raffect prepare` again"
         )
-    # Videos and groups, renumbered to those that occur
-    numbers, video = np.unique(keys >> 32, return_inverse=True)
-    video, names = video.astype(np.int32), [vocabulary.names[number] for number in numbers]
-    group, groups = _read_groups(labels.take(pa.array(picked)), video, names)
     shard = location.shard[rows]
     return FeatureIndex(
         bank=bank,
@@ -183,13 +179,25 @@ def find_features(
         row=location.row[rows],
         commits={number: commits[number] for number in np.unique(shard).tolist()},
         y=values[picked],
-        video=video,
-        frame=(keys & 0xFFFFFFFF).astype(np.int32),
-        videos=names,
-        group=group,
-        groups=groups,
+        **describe_samples(keys, labels.take(pa.array(picked)), vocabulary),
         missing=_count_missing(label_keys[is_missing], location),
     )
+
+
+def describe_samples(keys: np.ndarray, labels: pa.Table, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Video, frame and group of each sample, as fields of `FeatureIndex`.
+
+    Args:
+        keys: Key of each sample, shape (N,).
+        labels: Its row of the label table.
+        vocabulary: Of the keys.
+    """
+    # Videos and groups, renumbered to those that occur
+    numbers, video = np.unique(keys >> 32, return_inverse=True)
+    video, names = video.astype(np.int32), [vocabulary.names[number] for number in numbers]
+    group, groups = _read_groups(labels, video, names)
+    frame = (keys & 0xFFFFFFFF).astype(np.int32)
+    return {"video": video, "videos": names, "frame": frame, "group": group, "groups": groups}
 
 
 def _join(
@@ -213,7 +221,7 @@ def _join(
     return rows[by_row], picked[by_row], found < 0
 
 
-def _select_labelled(
+def select_labelled(
     labels: pa.Table, task: Task, split: str, videos: Collection[str] | None
 ) -> tuple[pa.Table, np.ndarray]:
     """Rows of a split, of some videos or of all, that have a label; and their values."""
@@ -362,10 +370,14 @@ def _count_missing(keys: np.ndarray, location: Location) -> Missing:
     return Missing(len(keys) - rejected - not_extracted, rejected, not_extracted)
 
 
-def _gather(index: FeatureIndex, memmap: Path | None, threads: int) -> np.ndarray:
-    """Read all features; in the order of the bank, each shard fills one slice of the result."""
+def gather(index: FeatureIndex, memmap: Path | None, threads: int) -> np.ndarray:
+    """Read all rows of an index; in their order, each shard fills one slice of the result.
+
+    Returns:
+        float16, shape (rows, dim).
+    """
     # The result, in memory or in a file
-    shape = (len(index), index.dim)
+    shape = (len(index.shard), index.dim)
     if memmap is None:
         out = np.empty(shape, np.float16)
     else:
@@ -373,7 +385,7 @@ def _gather(index: FeatureIndex, memmap: Path | None, threads: int) -> np.ndarra
         out = np.lib.format.open_memmap(memmap, mode="w+", dtype=np.float16, shape=shape)
     # One job a shard
     shards, starts = np.unique(index.shard, return_index=True)
-    stops = np.append(starts[1:], len(index))
+    stops = np.append(starts[1:], len(index.shard))
 
     def fill(job: tuple[int, int, int]) -> None:
         shard, start, stop = job

@@ -116,6 +116,18 @@ class Bank:
         found = self.read_file()
         return found.identity if found else None
 
+    def require_identity(self) -> Identity:
+        """The identity of a bank that holds something.
+
+        Raises:
+            RaffectError: If the folder is not a bank, ``bank.json`` is damaged, or nothing is
+                extracted yet.
+        """
+        identity = self.require().read_identity()
+        if identity is None:
+            raise RaffectError(f"{self.path}: nothing extracted yet; run `raffect extract` on it")
+        return identity
+
     def claim(self, identity: Identity, threads: int | None = None) -> None:
         """Make ``identity`` the bank's, or check that it already is, before shards are committed.
 

@@ -15,7 +15,6 @@ import pyarrow as pa
 from raffect.bank.features import locate
 from raffect.bank.format import Bank
 from raffect.bank.records import Commit, Identity
-from raffect.errors import RaffectError
 from raffect.storage.keys import Vocabulary
 
 
@@ -77,9 +76,7 @@ def frames_in_order(bank: Bank, commits: Mapping[int, Commit] | None = None) -> 
     Raises:
         RaffectError: If nothing is extracted yet, or plan and records do not fit each other.
     """
-    identity = bank.require().read_identity()
-    if identity is None:
-        raise RaffectError(f"{bank.path}: nothing extracted yet; run `raffect extract` on it")
+    identity = bank.require_identity()
     commits = bank.read_commits() if commits is None else commits
     vocabulary = Vocabulary()
     found = locate(bank, vocabulary, commits)

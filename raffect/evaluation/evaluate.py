@@ -125,9 +125,7 @@ def _open(config: EvaluateConfig, run: Path, heads: Sequence[PickedHead]) -> Dat
         )
 
     # One encoder
-    identity = Bank(config.bank).require().read_identity()
-    if identity is None:
-        raise RaffectError(f"{config.bank}: nothing extracted yet; run `raffect extract` on it")
+    identity = Bank(config.bank).require_identity()
     for head in heads:
         require_encoder(head.card, identity, head.folder, config.bank)
 

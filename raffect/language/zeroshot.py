@@ -151,8 +151,7 @@ def _read_prompts(config: ZeroshotConfig, task: Task) -> list[TaskPrompts]:
 
 
 def _open_encoder(config: ZeroshotConfig) -> TextEncoder:
-    identity = Bank(config.bank).require().read_identity()
-    assert identity is not None  # open_dataset has found features
+    identity = Bank(config.bank).require_identity()
     return open_text_encoder(identity, config.bank, config.weights)
 
 

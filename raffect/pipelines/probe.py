@@ -263,8 +263,7 @@ def _read_texts(config: ProbeConfig, dataset: Dataset) -> Classifier:
         f"--prompts {config.prompts}: task {task.name} has numbers, which no text names; leave it "
         "out",
     )
-    identity = Bank(config.bank).require().read_identity()
-    assert identity is not None  # open_dataset has found features
+    identity = Bank(config.bank).require_identity()
     encoder = open_text_encoder(identity, config.bank, config.weights)
     return build_classifier(prompts_for(config.prompts, task), encoder, "vectors", "rest")
 
