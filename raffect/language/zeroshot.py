@@ -22,7 +22,6 @@ from raffect.config import ZeroshotConfig
 from raffect.datasets.tasks import Task
 from raffect.encoders.text import TextEncoder, open_text_encoder
 from raffect.errors import require
-from raffect.heads.checkpoint import HeadCard, save_head
 from raffect.heads.fit import count
 from raffect.heads.head_batch import HeadBatch
 from raffect.heads.loss_kinds import loss_kind
@@ -47,6 +46,7 @@ from raffect.runs.data import Dataset, open_dataset, pick_device, read_rows, tar
 from raffect.runs.folder import RunFolder
 from raffect.runs.group_statistics import Statistics
 from raffect.runs.records import Curve, HeadRecord, PlannedHead, TrainedBy
+from raffect.runs.saved_heads import save_snapshot
 from raffect.storage.tables import write_table
 
 _EPOCH = 1
@@ -272,7 +272,7 @@ def _judge(
         record = replace(record, statistics=file)
         if head.fold is None:
             for name in record.scores:
-                _save(sweep, record, name, batch, p)
+                save_snapshot(sweep.folder, record, sweep.dataset.facts, name, batch, p)
         sweep.folder.write_record(record)
         records.append(record)
     return by_head, records
@@ -307,23 +307,3 @@ def _describe(
         scores=dict.fromkeys(names, score),
         chance=kind.chance(statistics.sum(0), task),
     )
-
-
-def _save(sweep: _Sweep, record: HeadRecord, name: Snapshot, batch: HeadBatch, p: int) -> None:
-    """One snapshot of a head, with all that is known about it."""
-    trained = record.trained_by
-    card = HeadCard(
-        head=batch.spec.to_json(),
-        id=record.id,
-        status=record.status,
-        snapshot=name,
-        recipe=record.recipe,
-        data=sweep.dataset.facts,
-        validation=record.scores[name],
-        chance=record.chance,
-        device=trained.device,
-        threads=trained.threads,
-        versions=trained.versions,
-        git_commit=trained.git_commit,
-    )
-    save_head(sweep.folder.weights_path(record.id, name), card, batch.state(p))

@@ -14,12 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from raffect.bank.facts import DataFacts
 from raffect.bank.features import FeatureIndex
 from raffect.config import LearnConfig, count_cores
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
-from raffect.heads.checkpoint import HeadCard, save_head
 from raffect.heads.fit import FitJob, count, fit, score_name
 from raffect.heads.head_kinds import head_spec
 from raffect.heads.learner import SHARED_SETTINGS
@@ -52,6 +50,7 @@ from raffect.runs.records import (
     TrainedBy,
     is_finished,
 )
+from raffect.runs.saved_heads import save_snapshot
 from raffect.training.stream import RayStream
 
 C = TypeVar("C", bound=LearnConfig)
@@ -341,7 +340,7 @@ def _record(
         )
         if job.save_heads and head.fold is None:
             for name in scores:
-                _save_head(folder, fitted, name, p, record, dataset.facts)
+                save_snapshot(folder, record, dataset.facts, name, fitted.heads(name), p)
         folder.write_record(record)
 
 
@@ -400,25 +399,3 @@ def curve_of(history: History, p: int, task: Any) -> Curve:
         train_loss=tuple(entry["train_loss"][p] for entry in history),
         validation=tuple(entry[score][p] for entry in history),
     )
-
-
-def _save_head(
-    folder: RunFolder, fitted: Fitted, name: Snapshot, p: int, record: HeadRecord, facts: DataFacts
-) -> None:
-    """Write the weights of one snapshot of a head, with all that is known about it."""
-    trained = record.trained_by
-    card = HeadCard(
-        head=fitted.spec.to_json(),
-        id=record.id,
-        status=record.status,
-        snapshot=name,
-        recipe=record.recipe,
-        data=facts,
-        validation=record.scores[name],
-        chance=record.chance,
-        device=trained.device,
-        threads=trained.threads,
-        versions=trained.versions,
-        git_commit=trained.git_commit,
-    )
-    save_head(folder.weights_path(record.id, name), card, fitted.heads(name).state(p))
