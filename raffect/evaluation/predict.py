@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,35 +74,49 @@ def predict(config: PredictConfig) -> PredictResult:
         RaffectError: If there is no head, a head is of another encoder than the bank, planned
             frames are not extracted, or a file is damaged.
     """
-    bank = config.bank
-    assert bank is not None  # what predicts inputs makes one
-    # Heads, and the bank that they fit
+    assert config.bank is not None  # what predicts inputs makes one
     heads, notes = pick_heads(config.head, config.epoch)
+    frames = open_frames(config.bank, heads, config.allow_incomplete)
+    ensembles, chosen = load_ensembles(heads, pick_device(config.device), config.postprocess)
+    result = write_table_of(frames, ensembles, config.out)
+    return replace(result, notes=(*notes, *chosen))
+
+
+def open_frames(bank: Path, heads: Sequence[PickedHead], allow_incomplete: bool) -> FramesInOrder:
+    """The frames of a bank that heads can predict.
+
+    Raises:
+        RaffectError: If a head is of another encoder than the bank, it has no frame, or planned
+            frames are not extracted and this is not allowed.
+    """
     frames = frames_in_order(Bank(bank))
     for head in heads:
         require_encoder(head.card, frames.identity, head.folder, bank)
     incomplete = _describe_incomplete(frames)
     require(
-        config.allow_incomplete or not incomplete,
+        allow_incomplete or not incomplete,
         f"{bank}: {incomplete} are planned and not there, not extracted yet or damaged; "
         f"finish `raffect extract` (`{frames.bank.repair_command}` withdraws what is damaged), "
         "or add --allow-incomplete, and the table will lack them and say so",
     )
     require(len(frames) > 0, f"{bank}: has no frame; run `raffect extract` on it")
+    return frames
 
-    # The table
-    ensembles, chosen = load_ensembles(heads, pick_device(config.device), config.postprocess)
-    facts = _describe(frames, ensembles, incomplete)
+
+def write_table_of(
+    frames: FramesInOrder, ensembles: Sequence[Ensemble], out: Path
+) -> PredictResult:
+    """Predict the frames of a bank with heads that are loaded, and write the table."""
+    facts = _describe(frames, ensembles, _describe_incomplete(frames))
     statuses: Counter[str] = Counter()
-    with write_predictions(config.out, facts) as writer:
+    with write_predictions(out, facts) as writer:
         _write(writer, frames, ensembles, facts, statuses)
     return PredictResult(
-        out=config.out,
+        out=out,
         facts=facts,
         rows=len(frames),
         videos=len(set((frames.key >> 32).tolist())),
         statuses=dict(statuses.most_common()),
-        notes=(*notes, *chosen),
     )
 
 

@@ -33,7 +33,7 @@ from raffect.encoders.weights import EMBEDDED_CAVEAT
 from raffect.errors import RaffectError, require
 from raffect.evaluation.ensemble import Ensemble, load_ensembles
 from raffect.evaluation.pick import PickedHead, pick_heads
-from raffect.evaluation.predict import PredictResult
+from raffect.evaluation.predict import PredictResult, open_frames, write_table_of
 from raffect.evaluation.predict import predict as predict_bank
 from raffect.extraction.extract import extract
 from raffect.extraction.find_faces import FacesResult, find_faces
@@ -165,7 +165,7 @@ def predict_files(config: PredictConfig) -> PredictFilesResult:
     # Faces, features, predictions
     with note_of_run(scratch), ray_session(config.address):
         faces = find_faces(_faces_config(config, files, scratch / "faces"))
-        facts = _predict_crops(config, encoder, faces, scratch)
+        facts = _predict_crops(config, encoder, faces, (heads, ensembles), scratch)
         if facts is None:
             rules = tuple(one.rules for one in ensembles)
             facts = PredictionFacts(rules=rules, bank="", bank_digest="", run=describe_run())
@@ -257,7 +257,11 @@ def _faces_config(config: PredictConfig, files: Sequence[Path], out: Path) -> Fa
 
 
 def _predict_crops(
-    config: PredictConfig, encoder: EncoderConfig, faces: FacesResult, scratch: Path
+    config: PredictConfig,
+    encoder: EncoderConfig,
+    faces: FacesResult,
+    loaded: tuple[Sequence[PickedHead], Sequence[Ensemble]],
+    scratch: Path,
 ) -> PredictionFacts | None:
     """Extract the crops and predict them into the scratch folder; None if there is no crop."""
     if faces.manifest is None:
@@ -274,10 +278,9 @@ def _predict_crops(
             max_reject_share=_NO_REJECTS_ARE_TOO_MANY,
         )
     )
-    names = ("head", "epoch", "postprocess", "allow_incomplete", "device")
-    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
-    out = scratch / "predictions.parquet"
-    return predict_bank(PredictConfig(bank=bank, out=out, **settings)).facts
+    heads, ensembles = loaded
+    frames = open_frames(bank, heads, config.allow_incomplete)
+    return write_table_of(frames, ensembles, scratch / "predictions.parquet").facts
 
 
 def _write_table(
