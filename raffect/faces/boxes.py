@@ -163,7 +163,7 @@ def read_boxes(file: Path) -> BoxTable | BoxFolder:
     failed.
 
     Raises:
-        RaffectError: If there is no such file, or it has no columns of a known kind.
+        RaffectError: If the file is missing, or it has no columns of a known kind.
     """
     if file.is_dir():
         return BoxFolder(file)

@@ -123,21 +123,17 @@ def _walk(folder: Path, listing: Listing, above: tuple[str, ...], results: str) 
     for entry in found:
         path = folder / entry.name
         if entry.name.startswith("."):
-            listing.ignored.add_entry(entry, _printable(path))
+            listing.ignored.add_entry(entry, printable(path))
         elif entry.is_dir():
             yield from _walk(path, listing, (*above, real), results)
         elif path.suffix.lower() in pictures.SUFFIXES | video.SUFFIXES:
             yield path
         else:
-            listing.ignored.add_entry(entry, _printable(path))
+            listing.ignored.add_entry(entry, printable(path))
 
 
 def _problem(path: Path, what: str) -> Problem:
-    return Problem(_printable(path), 0, what)
-
-
-def _printable(path: Path) -> str:
-    return printable(path)
+    return Problem(printable(path), 0, what)
 
 
 def read_inputs(folder: Path) -> list[Input]:

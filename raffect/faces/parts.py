@@ -21,25 +21,19 @@ from raffect.faces.table import LOW, NO_FACE, OK, SCHEMA, UNREADABLE
 from raffect.faces.tracks import Face, Node, confirm, join_tracks, link, margin_steps, place_faces
 from raffect.faces.video import Scan, decode_frames
 
+_BOX = ("x", "y", "w", "h", "score")
 PART = pa.schema(
     [
-        ("frame", pa.int32()),
-        ("timestamp_s", pa.float64()),
+        *(SCHEMA.field(name) for name in ("frame", "timestamp_s")),
         ("step", pa.int32()),
         ("row", pa.int32()),
-        ("x", pa.float32()),
-        ("y", pa.float32()),
-        ("w", pa.float32()),
-        ("h", pa.float32()),
-        ("score", pa.float32()),
-        ("status", pa.string()),
+        *(SCHEMA.field(name) for name in (*_BOX, "status")),
         ("image", pa.binary()),
     ]
 )
 """A crop or a frame without one; ``step`` and ``row`` are the detection that the crop follows."""
 LINKS = pa.schema([(name, pa.int32()) for name in ("step", "row", "next_step", "next_row")])
 """A detection of the part, and the next one of the same face, which may be of the next part."""
-_BOX = ("x", "y", "w", "h", "score")
 
 
 def cut_part(

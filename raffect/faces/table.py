@@ -48,7 +48,7 @@ def read_faces(path: Path) -> pa.Table:
     """Read ``faces.parquet``, given the file or the folder of `raffect faces`.
 
     Raises:
-        RaffectError: If there is none, or it is damaged.
+        RaffectError: If the file is missing or damaged.
     """
     path = path / "faces.parquet" if path.is_dir() else path
     return read_table(path, tuple(SCHEMA.names), "table of faces", "raffect faces")

@@ -141,7 +141,7 @@ def read_prompt_set(name: str) -> tuple[str, bytes, PromptSet]:
         Its name (of a file without folder and suffix), its bytes, and what is in it.
 
     Raises:
-        RaffectError: If there is none, or it is not a prompt set; names the first fault.
+        RaffectError: If the file is missing or not a prompt set; names the first fault.
     """
     shipped = list_shipped()
     path = shipped.get(name) or Path(name)
@@ -199,7 +199,7 @@ def shipped_for(task: Task) -> list[str]:
     """Names of the shipped prompt sets that have all outputs of a task.
 
     Raises:
-        RaffectError: If there is none.
+        RaffectError: If no shipped set has them all.
     """
     names = []
     for name in list_shipped():

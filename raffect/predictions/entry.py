@@ -133,7 +133,7 @@ def _width(task: Task) -> int:
 
 
 def _wrong_value(table: pa.Table, task: Task) -> str:
-    """Which value a task does not have; empty if there is none."""
+    """Which value a task does not have; empty if it has them all."""
     low, high = task.limits or (-np.inf, np.inf)
     if task.kind == "multiclass":
         low, high = 0, len(task.outputs) - 1

@@ -32,7 +32,7 @@ RULES_FILE = "decision_rules.json"
 THRESHOLD = 0.5
 """Probability from which on a label is predicted where no rule says otherwise."""
 _TINY = 1e-12
-"""Probability below which a class is not told apart any more."""
+"""Probability below which differences do not count any more."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from raffect.predictions.gains import Gain, Headline, Postprocessing
+from raffect.predictions.gains import Gain, Postprocessing
 from raffect.predictions.rules import RULE_TITLES
 from raffect.reporting.page import as_text
 from raffect.reporting.results import difference_cell, table_of
 from raffect.runs.against_erm import Difference
-from raffect.runs.spread import short
+from raffect.runs.spread import headline_text, short
 
 
 def rules_lines(found: Postprocessing) -> list[str]:
@@ -20,12 +20,14 @@ def rules_lines(found: Postprocessing) -> list[str]:
         f"are paired by {groups.removesuffix('s')}."
     )
     rows = [["single heads, mean", short(found.single), "-", ""]]
-    rows.append(["mean of their probabilities", _score(found.before), "-", ""])
+    rows.append(["mean of their probabilities", headline_text(found.before), "-", ""])
     for part in found.gains:
         what = as_text(found.rules.describe(part.rule)) if part.kept else "not kept"
         rows.append([RULE_TITLES[part.rule], "", _gain(part.gain), what])
     mark = as_text(f"bank lacked {found.incomplete}") if found.incomplete else ""
-    rows.append(["**with the kept rules**", _score(found.after), _gain(found.difference), mark])
+    rows.append(
+        ["**with the kept rules**", headline_text(found.after), _gain(found.difference), mark]
+    )
     chance = f"chance: {as_text(found.chance.name)}"
     rows.append([chance, short(found.chance.level), "-", ""])
     titles = ["", f"{title}, 95 % over {groups}", "gain", "what was chosen"]
@@ -39,11 +41,6 @@ def rules_lines(found: Postprocessing) -> list[str]:
 def curve_rows(found: Postprocessing) -> list[dict[str, float]]:
     """Half-width of the window and score of each point of the curve."""
     return [{"window": window, found.kind.key: score} for window, score in found.curve]
-
-
-def _score(found: Headline) -> str:
-    ends = ", ".join(map(short, found.interval_95 or ()))
-    return f"{short(found.score)} [{ends}]" if ends else short(found.score)
 
 
 def _gain(found: Gain) -> str:

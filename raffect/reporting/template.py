@@ -35,7 +35,8 @@ def fill_page(name: str, values: Mapping[str, str], data: Any = None) -> bytes:
         values: HTML by placeholder; use `escape` on text.
         data: What its script reads, as JSON.
     """
-    page = _read(name).replace("@@common@@", _read("common.css"))
+    page = _read(name).replace("@@head@@", _read("head.html"))
+    page = page.replace("@@common@@", _read("common.css"))
 
     # Hashes of the only script and style; data is never run
     policy = [_FIXED, _BESIDE]

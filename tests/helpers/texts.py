@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from raffect.bank.format import Bank, Identity
 from raffect.config import EncoderConfig
@@ -75,3 +76,12 @@ def make_text_bank(folder: Path, seed: int = 0, noise: float = 2.0) -> Path:
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors of length 1."""
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def text_bank(tmp_path_factory):
+    """Fixture: ``bank/`` and ``labels/`` of frames that are vectors of prompts, and a cache of
+    prompts of its own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAFFECT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield make_text_bank(tmp_path_factory.mktemp("texts"))
