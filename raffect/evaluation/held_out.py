@@ -230,27 +230,26 @@ def _folds_of(run: CandidateRun, head: Candidate) -> list[HeadRecord]:
     path, recipe = run.folder.path, head.record.recipe
     by_id = {record.id: record for record in run.records}
     num_folds = max((record.num_folds for record in run.records), default=0)
-    instead = "or choose on the validation split (--on validation: optimistic there)"
+    instead = "choose on the validation split (--on validation: optimistic there)"
     require(
         run.record.command != "zeroshot",
-        f"{path}: raffect zeroshot trains nothing and keeps no predictions of folds; choose on the "
-        "validation split (--on validation: optimistic there)",
+        f"{path}: raffect zeroshot trains nothing and keeps no predictions of folds; {instead}",
     )
     require(
         num_folds > 0,
-        f"{path}: has no heads of folds; train into a new --out with --select cv, {instead}",
+        f"{path}: has no heads of folds; train into a new --out with --select cv, or {instead}",
     )
     found = [by_id.get(PlannedHead(recipe, fold, num_folds).id) for fold in range(num_folds)]
     sound = [record for record in found if record is not None and record.status == "done"]
     require(
         len(sound) == num_folds,
         f"{path}: only {len(sound)} of {num_folds} folds of seed {recipe.seed} were trained to the "
-        f"end; run the same command again, {instead}",
+        f"end; run the same command again, or {instead}",
     )
     require(
         all(record.predictions is not None for record in sound),
         f"{path}: its heads of folds kept no predictions (--no-save-predictions, or an earlier "
-        f"version of raffect); train into a new --out, {instead}",
+        f"version of raffect); train into a new --out, or {instead}",
     )
     return sound
 

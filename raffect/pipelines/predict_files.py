@@ -183,14 +183,14 @@ def predict_files(config: PredictConfig) -> PredictFilesResult:
             truth=truth,
         )
         shown = _show_all(showing, faces, scratch / "faces")
-    about = f"model {facts.model}; faces found by {faces.detector} ({faces.reason})"
+    detector = f"faces found by {faces.detector} ({faces.reason})"
+    about = f"model {facts.model}; {detector}"
     write_index([one.entry() for one in shown], facts, about, out / "index.html")
     kept = []
     if config.keep:
         kept = [f"kept {scratch}: crops of faces and their features"]
     else:
         delete_scratch(scratch)
-    detector = f"faces found by {faces.detector} ({faces.reason})"
     return PredictFilesResult(
         out=out,
         facts=facts,

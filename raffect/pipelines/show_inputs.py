@@ -19,6 +19,7 @@ import pyarrow as pa
 from PIL import Image
 
 from raffect.errors import RaffectError
+from raffect.pipelines.scratch import DAY_S
 from raffect.predictions.styles import Style, write_styled
 from raffect.predictions.table import PredictionFacts
 from raffect.ray_session.session import explain_stop
@@ -38,7 +39,6 @@ _KILLER = "no overlay: the process that drew it died again and again"
 _UNFINISHED = re.compile(rf"{re.escape(PREFIX)}(.+)\.[a-z0-9]+-[0-9a-f]{{8}}")
 _TABLES = ("predictions", "index")
 _FOLDERS = ("csv", "overlay", "pages", "previews")
-_DAY_S = 24 * 3600
 _PATIENCE_S = 10.0
 """Seconds that tasks have to end when a run is stopped."""
 
@@ -222,7 +222,7 @@ def delete_unfinished(out: Path, names: Collection[str]) -> None:
     for path in (path for name in _FOLDERS for path in (out / name).glob(f"{PREFIX}*")):
         found = _UNFINISHED.fullmatch(path.name)
         with contextlib.suppress(FileNotFoundError):
-            if found and (found[1] in names or time.time() - path.stat().st_mtime > _DAY_S):
+            if found and (found[1] in names or time.time() - path.stat().st_mtime > DAY_S):
                 path.unlink()
 
 
