@@ -25,18 +25,39 @@ from raffect.storage.records import Record
 
 RECIPES = Path(__file__).parent / "recipes"
 R = TypeVar("R", bound="Recipe")
-MOST_WIDTH, MOST_DEPTH, MOST_EPOCHS = 65_536, 32, 100_000
+MOST_WIDTH, MOST_DEPTH, MOST_WINDOW, MOST_EPOCHS = 65_536, 32, 1024, 100_000
 """Bounds of a recipe, and of what the file of a head may claim; such files can be hostile."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig(Record):
-    """Hidden blocks Linear -> BatchNorm -> ReLU -> Dropout, then one Linear."""
+    """Which module a head is. An MLP has hidden blocks Linear -> BatchNorm -> ReLU -> Dropout, then
+    one Linear; the others read windows or learn to compare with texts.
+    """
 
+    kind: Literal["mlp", "temporal", "emoclip-released", "projection"] = "mlp"
+    """mlp: one feature in. temporal: a transformer over a window of features. emoclip-released: the
+    temporal head of EmoCLIP's code. projection: one linear map, as Exp-CLIP's."""
     width: int = 0
-    """Units of a hidden block; 0 is as many as the feature has (768 for ViT-L/14)."""
+    """Units of a hidden block, or of a temporal head's layers; 0 is as many as the feature has (768
+    for ViT-L/14)."""
     depth: int = 3
-    """Hidden blocks; 0 is a linear probe, which has neither BatchNorm nor dropout."""
+    """Hidden blocks of an MLP; 0 is a linear probe, which has neither BatchNorm nor dropout."""
+    layers: int = 2
+    """Layers of a temporal head."""
+    attention_heads: int = 8
+    """Attention heads of each of them."""
+    window: int = 1
+    """Features of a sample: 1 is a frame, or the mean of a clip; more are a window around a frame,
+    or as many frames of a clip, evenly spread."""
+    stride: int = 1
+    """Frames from one feature of a window around a frame to the next."""
+    pool: Literal["mean", "centre"] = "mean"
+    """What a temporal head adds to: the mean of a window's normalised features, or the one in its
+    centre."""
+    snippets: int = 0
+    """Parts of a window that a temporal head looks at one by one, then together (Liu et al. 2023);
+    0 looks at all features at once."""
     dropout: float = 0.6
     """Share of hidden units that dropout drops; not stated in the paper, 0.6 in its code."""
     init: Literal["he", "torch"] = "he"
@@ -55,6 +76,30 @@ class HeadConfig(Record):
         )
         require(
             0 <= self.dropout < 1, f"head.dropout {self.dropout}: expected 0 or more, less than 1"
+        )
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        """Check what heads of windows are made of."""
+        for name, most in (
+            ("layers", MOST_DEPTH),
+            ("attention_heads", 256),
+            ("window", MOST_WINDOW),
+            ("stride", MOST_WINDOW),
+        ):
+            value = getattr(self, name)
+            shown = f"head.{name.replace('_', '-')} {value}"
+            require(1 <= value <= most, f"{shown}: expected 1 to {most}")
+        reads_windows = self.kind in ("temporal", "emoclip-released")
+        require(
+            reads_windows or self.window == 1,
+            f"head.window {self.window}: a head of kind {self.kind} reads one feature; "
+            "expected 1, or head.kind temporal",
+        )
+        require(
+            self.snippets == 0 or (self.kind == "temporal" and self.window % self.snippets == 0),
+            f"head.snippets {self.snippets}: expected 0, or for head.kind temporal a divisor of "
+            f"head.window ({self.window})",
         )
 
 
@@ -77,6 +122,14 @@ class LossConfig(Record):
     """Class weights: none, inverse frequency, or effective number (Cui et al. 2019)."""
     beta: float = 0.9999
     """Beta of the effective number (1 - beta^n) / (1 - beta)."""
+    soft_targets: float = 0.0
+    """For captions: how far near-duplicates of a sample's caption count as its own, as the
+    temperature of their cosines with it; 0 is off, and only equal captions do."""
+    order: float = 0.0
+    """Weight of a second loss: in which order the snippets of a window stand (Liu et al. 2023);
+    needs head.snippets."""
+    leave_out: str = ""
+    """Class that training and the choice of an epoch never see; empty for none."""
     logit_adjustment: float = 0.0
     """Add this many times the log prior to the logits in training (Menon et al. 2021); 0 is off, 1
     is that paper's value."""
@@ -96,6 +149,8 @@ class LossConfig(Record):
             math.isfinite(self.logit_adjustment),
             f"loss.logit-adjustment {self.logit_adjustment}: expected a finite number",
         )
+        for name, value in (("soft-targets", self.soft_targets), ("order", self.order)):
+            require(value >= 0 and math.isfinite(value), f"loss.{name} {value}: expected 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +175,19 @@ class SamConfig(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Record):
-    """Adam and its rate."""
+    """Adam or SGD, and its rate."""
 
-    name: Literal["adam", "adamw"] = "adam"
-    """adam adds weight decay to the gradient, adamw to the weights."""
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """adam and sgd add weight decay to the gradient, adamw to the weights."""
     lr: float = 1e-3
     """Learning rate at the start."""
+    momentum: float = 0.9
+    """Of sgd."""
     weight_decay: float = 0.0
     """Weight decay."""
-    schedule: Literal["cosine", "released", "constant"] = "cosine"
+    schedule: Literal["cosine", "released", "emoclip-released", "constant"] = "cosine"
     """cosine: down to min_lr at the end. released: T_max = epochs/4, so that the rate goes down and
-    up again twice in 32 epochs."""
+    up again twice in 32 epochs. emoclip-released: a tenth after epochs 15, 35 and 50 each."""
     min_lr: float = 0.0
     """Lowest rate of the schedule."""
 
@@ -143,6 +200,10 @@ class OptimConfig(Record):
         require(
             self.weight_decay >= 0 and math.isfinite(self.weight_decay),
             f"optim.weight-decay {self.weight_decay}: expected 0 or more",
+        )
+        require(
+            0 <= self.momentum < 1,
+            f"optim.momentum {self.momentum}: expected 0 or more, less than 1",
         )
 
 
@@ -243,7 +304,18 @@ _FIRST_VALUES: dict[tuple[str, Any], str] = {
 """Values of settings in the first run folders, by today's name and value."""
 _LATER = (
     "loss.name",
+    "loss.soft_targets",
+    "loss.order",
+    "loss.leave_out",
+    "head.kind",
+    "head.layers",
+    "head.attention_heads",
+    "head.window",
+    "head.stride",
+    "head.pool",
+    "head.snippets",
     "head.normalise",
+    "optim.momentum",
     "text.prompts",
     "text.ensemble",
     "text.other",

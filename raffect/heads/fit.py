@@ -27,7 +27,7 @@ from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import Recipe, digest
 
 _PREDICTIONS = 32_768
-"""Samples times heads that are predicted at once."""
+"""Features times heads that are predicted at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +155,13 @@ def count(
     # Parts of a size that bounds memory, whatever the number of heads.
     workers = workers or Workers()
     predict = heads.predictor(heads.rows, heads.buffers)
-    chunk = max(1, _PREDICTIONS // len(heads))
+    chunk = max(1, _PREDICTIONS // (len(heads) * samples.features_per_sample))
     total: Tensor | None = None
     # Every worker takes as many parts as the others; the last ones may be empty.
     last = len(samples) + (workers.size - 1) * chunk
     for start in range(workers.rank * chunk, last, workers.size * chunk):
         part = samples.part(slice(min(start, len(samples)), start + chunk))
-        outputs = predict(part.x.to(heads.rows.dtype))
+        outputs = predict(part.samples().to(heads.rows.dtype))
         found = kind.count(outputs, part.y, part.video, part.num_videos)
         total = found if total is None else total + found
     assert total is not None  # every split has a sample

@@ -59,6 +59,16 @@ class HeadSpec(ABC):
         """K: how many factors of noise a sample takes in training; 0 for a head without dropout."""
         return 0
 
+    @property
+    def num_uniform(self) -> int:
+        """U: how many uniform numbers in [0, 1) a sample takes in training beside its factors."""
+        return 0
+
+    @property
+    def num_penalties(self) -> int:
+        """Q: losses of its own that a head gives for a sample in training, behind its outputs."""
+        return 0
+
     @abstractmethod
     def initial_row(self, seed: int, config: HeadConfig) -> Tensor:
         """Initial weights of one head, shape (N,): float32 on the CPU, so that devices agree."""
@@ -120,6 +130,26 @@ class HeadSpec(ABC):
         # A module may count what a head does not keep, such as the batches that BatchNorm saw.
         module.load_state_dict({**module.state_dict(), **state})
         return module.eval()
+
+
+class EmbeddingSpec(HeadSpec):
+    """A head that can give vectors to compare with those of texts or of a teacher.
+
+    Its outputs are then vectors of length 1 times the scale that the head has learnt, so that their
+    products with vectors of length 1 are the logits of a softmax.
+    """
+
+    def embed_texts(self, state: Mapping[str, Tensor], texts_CD: Tensor) -> Tensor:
+        """Vectors of texts as this head compares them: of length 1.
+
+        Args:
+            state: The head's `HeadBatch.state`; a head that maps texts as it does images uses it.
+            texts_CD: Vectors of texts as the text tower gives them, shape (C, D).
+
+        Returns:
+            Shape (C, E), E being the number of the head's outputs.
+        """
+        return normalise(texts_CD, "l2")
 
 
 class Moved:
@@ -186,11 +216,13 @@ class HeadBatch(ABC):
         Args:
             rows: Weights to use, shape (P, N), or what `climb` returned.
             batch: Samples of each head, shape (P, B, ...), of the rows' type; not to be changed.
-            noise: Dropout's factors, 0 or 1 / (1 - rate), shape (P, B, K); None for no dropout.
+            noise: Dropout's factors, 0 or 1 / (1 - rate), shape (P, B, K), and behind them U
+                uniform numbers; None where no head drops anything and U is 0.
             update_buffers: Whether buffers move; SAM's second pass moves none.
 
         Returns:
-            Shape (P, B, C). What `backward` needs is kept until the next call.
+            Shape (P, B, C + Q): outputs, then the head's own losses. What `backward` needs is kept
+            until the next call.
         """
 
     @abstractmethod
@@ -198,7 +230,7 @@ class HeadBatch(ABC):
         """Write the gradient of the last `forward` at its rows, summed over workers, to `gradient`.
 
         Args:
-            d_outputs: Derivative of the heads' losses by the outputs, shape (P, B, C).
+            d_outputs: Derivative of the heads' losses by what `forward` gave, (P, B, C + Q).
         """
 
     @abstractmethod

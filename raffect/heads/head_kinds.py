@@ -13,13 +13,18 @@ from raffect.recipe import HeadConfig
 HEAD_KINDS: dict[str, type[HeadSpec]] = {"mlp": MlpSpec}
 
 
-def head_spec(config: HeadConfig, dim: int, outputs: int) -> HeadSpec:
+def head_spec(config: HeadConfig, dim: int, outputs: int, *, compares: bool = False) -> HeadSpec:
     """What a recipe's heads are.
 
     Args:
         config: The recipe's part.
         dim: Length of a feature.
         outputs: How many numbers a head predicts for a sample.
+        compares: Whether these are a vector to compare with targets; see
+            `raffect.heads.head_batch.EmbeddingSpec`.
+
+    Raises:
+        RaffectError: If heads of that kind cannot do it.
     """
     return MlpSpec.from_config(config, dim, outputs)
 

@@ -13,7 +13,7 @@ from raffect.heads.loss_kinds import LossKind
 from raffect.heads.samples import Samples
 
 _PREDICTIONS = 32_768
-"""Samples times heads that are predicted at once."""
+"""Features times heads that are predicted at once."""
 
 
 @torch.no_grad()
@@ -26,11 +26,11 @@ def predict(kind: LossKind, heads: HeadBatch, samples: Samples) -> np.ndarray:
     """
     # Parts of a size that bounds memory, whatever the number of heads.
     run = heads.predictor(heads.rows, heads.buffers)
-    chunk = max(1, _PREDICTIONS // len(heads))
+    chunk = max(1, _PREDICTIONS // (len(heads) * samples.features_per_sample))
     is_values = kind.task.kind == "regression"
     parts = []
     for start in range(0, len(samples), chunk):
-        part = samples.x[start : start + chunk].to(heads.rows.dtype)
+        part = samples.part(slice(start, start + chunk)).samples().to(heads.rows.dtype)
         found = kind.probabilities(run(part))
         parts.append(found.to(torch.float32 if is_values else torch.float16).cpu().numpy())
     return np.concatenate(parts, 1)

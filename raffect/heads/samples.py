@@ -1,7 +1,8 @@
 """What heads are trained and judged on: samples that the device holds, or a stream of batches.
 
-Shape letters: N samples, D feature. A sample is a feature (D,), or a window of features (T, D) as
-`raffect.heads.head_batch` describes it; "..." stands for either.
+Shape letters: N samples, M features, D length of a feature, T features of a window. A sample is a
+feature (D,), or a window of features (T, D) as `raffect.heads.head_batch` describes it; "..."
+stands for either.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -18,21 +20,30 @@ class Samples:
     """Samples and targets of one split on a device.
 
     Attributes:
-        x: float16, shape (N, ...).
+        x: Samples, float16, shape (N, ...); or where ``window`` says so the features that windows
+            are made of, shape (M, D).
         y: Targets of the task's kind: classes, int64 (N,); labels, int8 (N, L), negative where
             unlabelled; or values, float32 (N, V), NaN where unlabelled.
         video: Number of each sample's video, or other group that intervals keep together, int64,
             shape (N,).
         num_videos: How many there are.
+        window: Row of ``x`` of each feature of a window, int64, shape (N, T); -1 where a window has
+            none. None where ``x`` holds the samples themselves.
     """
 
     x: Tensor
     y: Tensor
     video: Tensor
     num_videos: int
+    window: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def features_per_sample(self) -> int:
+        """T, or 1: what memory for some samples is counted in."""
+        return 1 if self.window is None else self.window.shape[1]
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Samples and targets by number.
@@ -44,12 +55,29 @@ class Samples:
             Copies, of shapes (*index, ...) and (*index, *target).
         """
         flat = index.flatten()
-        x, y = self.x.index_select(0, flat), self.y.index_select(0, flat)
+        x, y = self._gather(flat), self.y.index_select(0, flat)
         return x.view(*index.shape, *x.shape[1:]), y.view(*index.shape, *y.shape[1:])
 
     def part(self, which: slice) -> Samples:
         """The samples ``which``, in order."""
-        return Samples(self.x[which], self.y[which], self.video[which], self.num_videos)
+        y, video = self.y[which], self.video[which]
+        if self.window is None:
+            return Samples(self.x[which], y, video, self.num_videos)
+        return Samples(self.x, y, video, self.num_videos, self.window[which])
+
+    def samples(self) -> Tensor:
+        """All samples, shape (N, ...): with windows a copy of T times the features."""
+        if self.window is None:
+            return self.x
+        return self._gather(torch.arange(len(self), device=self.x.device))
+
+    def _gather(self, index: Tensor) -> Tensor:
+        """Copies of samples by number: shape (N, ...) for ``index`` of shape (N,)."""
+        if self.window is None:
+            return self.x.index_select(0, index)
+        rows = self.window.index_select(0, index)
+        found = self.x.index_select(0, rows.clamp(min=0).flatten()).view(*rows.shape, -1)
+        return found.masked_fill_((rows < 0)[..., None], float("nan"))
 
 
 class SampleStream(Protocol):
