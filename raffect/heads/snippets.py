@@ -74,9 +74,10 @@ class OrderLoss(nn.Module):
         width: W.
 
     Source:
-        Liu et al. 2023, section 3.3: shuffled snippet order prediction. There the expression is
-        read off the shuffled snippets as well; here off the snippets in their order, since that is
-        what a head sees in use, and the shuffled ones train what both share.
+        Liu et al. 2023, "Expression Snippet Transformer for robust video-based facial expression
+        recognition": shuffled snippet order prediction. Here the main outputs are always those of
+        the snippets in their order, which is what a head sees in use; the shuffled ones train what
+        both share. Which orders are told apart, and how the loss is weighted, is ours.
     """
 
     orders: Tensor
@@ -117,7 +118,7 @@ def orders_of(snippets: int) -> tuple[tuple[int, ...], ...]:
     """The orders of so many snippets that are told apart.
 
     All S! up to `MOST_ORDERS`, else as many permutations, spread evenly over the list of all of
-    them; the paper chooses some of 7! as well.
+    them: a classifier of 7! would have as many outputs as most data sets have clips.
 
     Example:
         >>> orders_of(2), len(orders_of(4)), len(orders_of(7))

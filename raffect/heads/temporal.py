@@ -42,8 +42,8 @@ from raffect.recipe import MOST_DEPTH, MOST_WIDTH, MOST_WINDOW, HeadConfig
 LOGIT_SCALE = math.log(100)
 """Where the learnt scale of logits starts: what CLIP's own training ends at (Radford et al. 2021,
 section 2.5), so that the first step sees the probabilities that CLIP gives."""
-WEIGHT_STD = 0.02
-"""Spread of initial weights and position vectors, as in CLIP and GPT-2."""
+TOKEN_STD = 0.02
+"""Spread of the token's and the positions' first values, as small as those of the features."""
 MOST_ATTENTION_HEADS = 256
 _SHORTEST = 1e-6
 """Vectors below this length have no direction."""
@@ -170,7 +170,11 @@ class TemporalSpec(EmbeddingSpec, ModuleSpec):
         return int(self.order)
 
     def initial_row(self, seed: int, config: HeadConfig) -> Tensor:
-        """Small weights, and a residual of 0, whatever ``config.init`` is."""
+        """A residual of 0, and weights by the number of their inputs, whatever ``config.init`` is.
+
+        Their spread is 1 / sqrt(inputs), which keeps the size of what goes through a layer at any
+        width; 0.02, as GPT-2 has it, is half of that at 768 and learns orders more slowly at less.
+        """
         generator = weights_generator(seed)
         row = torch.zeros(self.num_weights)
         # Of vectors, those of norms are 1, biases 0, and the token and positions drawn.
@@ -181,7 +185,8 @@ class TemporalSpec(EmbeddingSpec, ModuleSpec):
             elif "norm" in layer and kind == "weight":
                 view.fill_(1)
             elif kind != "bias" and layer != "residual":
-                view.copy_(torch.randn(view.shape, generator=generator) * WEIGHT_STD)
+                std = view.shape[-1] ** -0.5 if kind == "weight" else TOKEN_STD
+                view.copy_(torch.randn(view.shape, generator=generator) * std)
         return row
 
     def module(self) -> HeadModule:
