@@ -309,8 +309,7 @@ def test_order_does_not_reach_the_outputs():
     assert (found[[0, 1, *range(4, 9)], -1] > 0).all()
 
 
-@pytest.mark.parametrize("dropped", [False, True])
-def test_a_head_learns_in_which_order_snippets_stand(dropped):
+def test_a_head_learns_in_which_order_snippets_stand():
     spec = make_spec(snippets=3, order=True, width=16)
     rows = spec.initial_row(0, HeadConfig())[None].clone()
     heads = spec.build(rows)
@@ -327,8 +326,7 @@ def test_a_head_learns_in_which_order_snippets_stand(dropped):
     adam = torch.optim.Adam([rows], lr=5e-3)
     for _ in range(200):
         x, noise = draw(64)
-        if dropped:
-            noise[:, :-1] = (torch.rand(64, spec.num_noise, generator=generator) > 0.1) / 0.9
+        noise[:, :-1] = (torch.rand(64, spec.num_noise, generator=generator) > 0.1) / 0.9
         upstream = torch.zeros(1, 64, DIM + 1)
         upstream[:, :, -1] = 1 / 64
         heads.forward(rows, x[None], noise[None], update_buffers=False)
