@@ -133,15 +133,17 @@ def partition(
     """Share heads out over batches of at most ``size``.
 
     Heads of a batch can be trained side by side on the same frames. Heads with SAM and heads
-    without it could be, but then all of them would take both of its passes.
+    without it could be, but then all of them would take both of its passes; likewise heads that
+    learn the order of snippets.
     """
     # Heads that can be trained together, at no other cost than apart
     alike: dict[tuple, list[PlannedHead]] = {}
     for head in heads:
         settings = head.recipe.settings
         shared = (settings[name] for name in SHARED_SETTINGS)
-        seed, uses_sam = settings["seed"] if one_seed else None, settings["sam.rho"] > 0
-        key = (*shared, uses_sam, head.fold, head.num_folds, seed)
+        passes = settings["sam.rho"] > 0, settings["loss.order"] > 0
+        seed = settings["seed"] if one_seed else None
+        key = (*shared, *passes, head.fold, head.num_folds, seed)
         alike.setdefault(key, []).append(head)
 
     # As few batches as will do, of nearly equal size
@@ -231,7 +233,7 @@ def _plan_fit(
     # The loop's settings; the state is saved under the names of the heads
     fit_job = FitJob(
         recipes=[head.recipe for head in job.heads],
-        spec=head_spec(recipe.head, train.dim, len(task.outputs)),
+        spec=head_spec(recipe.head, train.dim, len(task.outputs), order=recipe.loss.order > 0),
         prior=loss_kind(task).count_prior(targets),
         train=rows,
         validation=read_rows(validation, task, device),
