@@ -88,7 +88,7 @@ class Learner:
         self.batch = recipes[0].batch_size // self.workers.size
         rows = torch.stack([spec.initial_row(recipe.seed, recipe.head) for recipe in recipes])
         self.heads = spec.build(rows.to(device, dtype), workers=self.workers)
-        self.objective = Objective(recipes, prior, device, dtype, self.workers)
+        self.objective = Objective(recipes, prior, device, dtype, self.workers, spec.num_penalties)
         configs = [recipe.optim for recipe in recipes]
         self.optimizer = Adam(configs, self.heads.rows, self.heads.gradient)
         self.dropout = Dropout(
