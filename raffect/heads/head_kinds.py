@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from raffect.errors import RaffectError
+from raffect.heads.compared import ComparedSpec
 from raffect.heads.head import MlpSpec
 from raffect.heads.head_batch import HeadSpec
+from raffect.heads.pooled import PooledSpec
 from raffect.recipe import HeadConfig
 
-HEAD_KINDS: dict[str, type[HeadSpec]] = {"mlp": MlpSpec}
+HEAD_KINDS: dict[str, type[HeadSpec]] = {
+    "mlp": MlpSpec,
+    "pooled": PooledSpec,
+    "compared": ComparedSpec,
+}
 
 
 def head_spec(config: HeadConfig, dim: int, outputs: int, *, compares: bool = False) -> HeadSpec:
