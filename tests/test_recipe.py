@@ -90,7 +90,7 @@ def test_all_recipes_are_shipped_and_no_other():
 
 
 def test_the_set_of_settings_is_frozen():
-    text = {f"text.{name}" for name in ("prompts", "ensemble", "other", "against")}
+    text = {f"text.{name}" for name in ("prompts", "ensemble", "other", "against", "head")}
     later = {"task", "seed", "loss.beta", "loss.name", "head.normalise", "optim.momentum"}
     windows = {
         f"head.{name}"

@@ -12,13 +12,17 @@ from raffect.errors import require
 @dataclass(frozen=True, kw_only=True)
 class ZeroshotConfig:
     """Recognise classes or labels by texts alone: every prompt set becomes a head of a run folder,
-    which evaluate and report take like any other. Nothing is trained.
+    which evaluate and report take like any other. Nothing is trained. With --head texts are
+    compared with what heads that were trained on captions make of features.
 
     Example: `raffect zeroshot --task expr --bank bank --labels data --prompts all --out
     runs/zeroshot`
 
     Or: `raffect zeroshot --task au --bank bank --labels data --prompts facs mine.toml --out
     runs/zeroshot-au`
+
+    Or: `raffect zeroshot --task expr --bank bank --labels data --head runs/emoclip --out
+    runs/emoclip-expr`
     """
 
     bank: Path
@@ -31,6 +35,13 @@ class ZeroshotConfig:
     prompts: tuple[str, ...] = ("all",)
     """Prompt sets: TOML files, names of those that ship with raffect, or all of these that have the
     classes (docs/language.md)."""
+    head: tuple[Path, ...] = ()
+    """Runs of `raffect train` or tune on captions, or folders of single heads: texts are compared
+    with their vectors, and with plain features beside them. Of a sweep its main setting; heads that
+    were trained without one class each (--leave-out) are judged on that class."""
+    epoch: Literal["last", "best", "cv"] = "last"
+    """Which snapshot of each of these heads: last epoch, best on validation, or the cross-validated
+    epoch."""
     task: str = ""
     """Name of the label table, such as expr or au; needed where --labels holds several."""
     ensemble: tuple[Literal["vectors", "logits"], ...] = ("vectors",)

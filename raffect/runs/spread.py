@@ -234,9 +234,10 @@ def short(value: float | None) -> str:
 
 
 def headline_text(found: Headline) -> str:
-    """``.412 [.380, .440]``; the score alone where it has no interval."""
+    """``.412 ± .005 [.380, .440]``: spread over seeds and interval as far as there are any."""
     ends = ", ".join(map(short, found.interval_95 or ()))
-    return f"{short(found.score)} [{ends}]" if ends else short(found.score)
+    sd = f" ± {short(found.sd)}" if found.sd is not None else ""
+    return f"{short(found.score)}{sd}" + (f" [{ends}]" if ends else "")
 
 
 def output_lines(score: Score, kind: Kind, heads: int = 1) -> list[str]:
