@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,17 @@ from raffect.bank.clips import find_clips
 from raffect.bank.facts import DataFacts, SplitFacts, join_caveats
 from raffect.bank.features import FeatureIndex, find_features
 from raffect.bank.format import Bank
+from raffect.bank.in_order import FramesInOrder, frames_in_order
+from raffect.bank.records import Commit
+from raffect.bank.windows import Window, WindowIndex, find_windows
 from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.datasets.labels import is_of_clips, read_labels, read_values
 from raffect.datasets.tasks import SPLITS, Task
 from raffect.errors import RaffectError, require
 from raffect.heads.samples import Samples
 from raffect.metrics.task_kinds import kind_of
+from raffect.recipe import HeadConfig
+from raffect.runs.windows import window_of
 from raffect.storage.tables import read_metadata
 
 _FOLD_SEED = 0
@@ -38,18 +44,41 @@ class Dataset:
 
     Attributes:
         task: The task.
-        splits: Where each split's features lie.
+        splits: Where each split's features lie, a sample being one of them.
         facts: Bank, labels, encoders and sizes.
         fingerprint: Names bank, labels and task: equal data, equal fingerprint.
+        commits: Of all shards of the bank that counted when it was opened.
     """
 
     task: Task
     splits: dict[str, FeatureIndex]
     facts: DataFacts
     fingerprint: str
+    commits: Mapping[int, Commit] = field(default_factory=dict, repr=False, compare=False)
     _folds: dict[int, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _windows: dict[tuple[str, Window], WindowIndex] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def rows(self, split: str, head: HeadConfig) -> FeatureIndex:
+        """Where the features lie that heads of a recipe read: windows, or single features.
+
+        The samples and their order are those of ``splits``.
+        """
+        # Kept, since every batch of heads of a fold asks again
+        window, index = window_of(head), self.splits[split]
+        if window.length == 1:
+            return index
+        if (split, window) not in self._windows:
+            self._windows[split, window] = find_windows(index, self._frames, window)
+        return self._windows[split, window]
+
+    @cached_property
+    def _frames(self) -> FramesInOrder:
+        """All frames of the bank, labelled or not."""
+        return frames_in_order(next(iter(self.splits.values())).bank, self.commits)
 
     def fold_of_frames(self, folds: int) -> np.ndarray:
         """Fold of each training frame, shape (N,), the same for every run.
@@ -94,6 +123,7 @@ def open_dataset(
     wanted: Sequence[str] = SPLITS,
     *,
     allow_incomplete: bool = False,
+    around: bool = False,
 ) -> Dataset:
     """Find the features of both splits of a task, or of some; none is read yet.
 
@@ -103,6 +133,7 @@ def open_dataset(
         task_name: Which task of a folder; may be left out if there is only one.
         wanted: Splits.
         allow_incomplete: Take a bank that lacks planned frames; ``facts.incomplete`` then says so.
+        around: Whether frames around labelled ones are read as well, so that they count as lacking.
 
     Raises:
         RaffectError: If bank or labels are missing, labels are of another task, a split is empty,
@@ -124,6 +155,8 @@ def open_dataset(
     find = find_clips if is_of_clips(table) else find_features
     splits = {split: find(bank, table, task, split, commits=commits) for split in wanted}
     incomplete = _describe_incomplete(splits)
+    if around and not incomplete and not is_of_clips(table):
+        incomplete = frames_in_order(bank, commits).describe_incomplete()
     require(
         allow_incomplete or not incomplete,
         f"{bank_path}: {incomplete} are planned and not there, not extracted yet or damaged; "
@@ -134,7 +167,7 @@ def open_dataset(
     # The facts, and a fingerprint of what would change a score
     facts = _describe(bank, bank.digest(commits), file, table, task, splits, incomplete)
     key = json.dumps([facts.bank_digest, facts.labels_sha256, task.name])
-    return Dataset(task, splits, facts, hashlib.sha256(key.encode()).hexdigest()[:16])
+    return Dataset(task, splits, facts, hashlib.sha256(key.encode()).hexdigest()[:16], commits)
 
 
 def targets_of(index: FeatureIndex, task: Task) -> np.ndarray:
@@ -146,7 +179,7 @@ def targets_of(index: FeatureIndex, task: Task) -> np.ndarray:
 
 
 def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Samples:
-    """Read features onto a device.
+    """Read features onto a device, each once, however many windows it is in.
 
     Raises:
         RaffectError: If a feature is not finite.
@@ -155,7 +188,10 @@ def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Samples:
     check_finite(x, index)
     arrays = (x, targets_of(index, task), index.group.astype(np.int64))
     features, targets, groups = (torch.from_numpy(array).to(device) for array in arrays)
-    return Samples(features, targets, groups, len(index.groups))
+    window = None
+    if isinstance(index, WindowIndex):
+        window = torch.from_numpy(index.window).to(device)
+    return Samples(features, targets, groups, len(index.groups), window)
 
 
 def check_finite(x: np.ndarray, index: FeatureIndex, rows: np.ndarray | None = None) -> None:
@@ -164,19 +200,18 @@ def check_finite(x: np.ndarray, index: FeatureIndex, rows: np.ndarray | None = N
     One such feature makes every weight NaN within an epoch.
 
     Args:
-        x: Features, shape (N, dim).
+        x: Features, shape (M, dim).
         index: What they are of.
-        rows: Row of ``index`` of each feature, shape (N,); all in order by default.
+        rows: Row of ``index`` of each feature, shape (M,); all in order by default.
 
     Raises:
         RaffectError: Names the first one.
     """
     if (row := first_not_finite(x)) is not None:
         row = row if rows is None else int(rows[row])
-        frame = f"{index.videos[index.video[row]]} frame {index.frame[row]}"
         raise RaffectError(
-            f"{index.bank.path}: the feature of {frame} is not finite, and perhaps others; "
-            "encode with --encoder.precision float32 into a new bank"
+            f"{index.bank.path}: the feature of {index.name_of(row)} is not finite, and perhaps "
+            "others; encode with --encoder.precision float32 into a new bank"
         )
 
 

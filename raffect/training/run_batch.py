@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from raffect.metrics.scores import SNAPSHOTS, JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import git_commit, versions
 from raffect.ray_session.session import ray_session
+from raffect.recipe import HeadConfig
 from raffect.runs.data import (
     Dataset,
     check_trainable,
@@ -51,6 +52,7 @@ from raffect.runs.records import (
     is_finished,
 )
 from raffect.runs.saved_heads import save_snapshot
+from raffect.runs.windows import read_windows
 from raffect.training.stream import RayStream
 
 C = TypeVar("C", bound=LearnConfig)
@@ -202,7 +204,8 @@ def run_batch(
     except torch.OutOfMemoryError as error:
         raise RaffectError(
             f"out of GPU memory with {len(job.heads)} heads; take fewer at a time "
-            "(--num-seeds, --heads-per-trial), a smaller --head.width, or --stream always"
+            "(--num-seeds, --heads-per-trial), a smaller --head.width or --head.window, or "
+            "--stream always"
         ) from error
 
 
@@ -217,7 +220,7 @@ def _plan_fit(
     """What the training loop needs, and which frames it judges on."""
     # Rows, and where they are read from
     task, recipe = dataset.task, job.heads[0].recipe
-    train, validation = split_rows(dataset, job.heads[0])
+    train, validation = split_rows(dataset, job.heads[0], recipe.head)
     targets = targets_of(train, task)
     check_trainable(
         targets, task, recipe.batch_size, f"the training split of {dataset.facts.labels}"
@@ -253,19 +256,25 @@ def for_elsewhere(config: C, folder: RunFolder, device: str) -> C:
     return dataclasses.replace(config, **paths, device=device)
 
 
-def split_rows(dataset: Dataset, head: PlannedHead) -> tuple[FeatureIndex, FeatureIndex]:
-    """Frames to train on and to judge on."""
-    train = dataset.splits["train"]
+def split_rows(
+    dataset: Dataset, head: PlannedHead, config: HeadConfig
+) -> tuple[FeatureIndex, FeatureIndex]:
+    """Samples to train on and to judge on, as heads of ``config`` read them."""
+    train = dataset.rows("train", config)
     if head.fold is None:
-        return train, dataset.splits["validation"]
+        return train, dataset.rows("validation", config)
     fold = dataset.fold_of_frames(head.num_folds)
     return train.select(fold != head.fold), train.select(fold == head.fold)
 
 
-def open_data(config: LearnConfig) -> Dataset:
-    """The data of a configuration; see `raffect.runs.data.open_dataset`."""
+def open_data(config: LearnConfig, heads: Iterable[HeadConfig]) -> Dataset:
+    """The data of a configuration for some heads; see `raffect.runs.data.open_dataset`."""
     return open_dataset(
-        config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
+        config.bank,
+        config.labels,
+        config.task,
+        allow_incomplete=config.allow_incomplete,
+        around=read_windows(heads),
     )
 
 
