@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from raffect.errors import RaffectError
 from raffect.heads.head_batch import Buffers, EmbeddingSpec, HeadBatch, HeadSpec, Moved, Shapes
+from raffect.heads.spec_values import require_bounds, require_names
 from raffect.heads.workers import Workers
 from raffect.recipe import MOST_WIDTH, HeadConfig
 
@@ -91,12 +92,9 @@ class ComparedSpec(HeadSpec):
         # Here, since that module imports this one
         from raffect.heads.head_kinds import read_spec
 
-        if content.keys() != {"inner", "outputs"}:
-            raise RaffectError(f"{where}: its head has to name inner, outputs; make it again")
+        require_names(cls, content, where)
+        require_bounds(content, {"outputs": (1, MOST_WIDTH)}, where)
         outputs, nested = content["outputs"], content["inner"]
-        if type(outputs) is not int or not 1 <= outputs <= MOST_WIDTH:
-            found = f"{where}: outputs {str(outputs)[:40]} of its head"
-            raise RaffectError(f"{found}: expected 1 to {MOST_WIDTH}; make it again")
 
         # The kind is looked at first, so that a chain of heads in heads is never followed
         is_compared = isinstance(nested, dict) and nested.get("kind") == cls.kind

@@ -16,9 +16,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from raffect.errors import RaffectError
+from raffect.errors import require
 from raffect.heads.head_batch import EmbeddingSpec, Shapes, normalise
 from raffect.heads.module_batch import HeadModule, ModuleSpec
+from raffect.heads.spec_values import require_bounds, require_names
 from raffect.recipe import MOST_WIDTH, HeadConfig
 
 _CLIP_SCALE = math.log(1 / 0.07)
@@ -36,6 +37,18 @@ class PooledSpec(EmbeddingSpec, ModuleSpec):
     dim: int
 
     kind = "pooled"
+
+    @classmethod
+    def from_config(
+        cls, config: HeadConfig, dim: int, outputs: int, *, compares: bool = False
+    ) -> Self:
+        """See `raffect.heads.head_batch.HeadSpec.from_config`."""
+        require(
+            compares and outputs == dim,
+            "head.kind pooled: only compares features with texts of the same encoder; expected "
+            "captions, or head.kind temporal",
+        )
+        return cls(dim)
 
     @property
     def length(self) -> int:
@@ -58,13 +71,9 @@ class PooledSpec(EmbeddingSpec, ModuleSpec):
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
         """See `raffect.heads.head_batch.HeadSpec.from_json`."""
-        if content.keys() != {"dim"}:
-            raise RaffectError(f"{where}: its head has to name dim; train again")
-        dim = content["dim"]
-        if type(dim) is not int or not 1 <= dim <= MOST_WIDTH:
-            found = f"{where}: dim {str(dim)[:40]} of its head"
-            raise RaffectError(f"{found}: expected 1 to {MOST_WIDTH}; train again")
-        return cls(dim)
+        require_names(cls, content, where)
+        require_bounds(content, {"dim": (1, MOST_WIDTH)}, where)
+        return cls(**content)
 
 
 class Pooled(HeadModule):
