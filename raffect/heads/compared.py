@@ -185,12 +185,24 @@ class ComparedBatch(HeadBatch):
     def _through_classes(self, d_outputs: Tensor) -> Tensor:
         """From the derivative by outputs and penalties to that by vectors and penalties."""
         d_logits, d_penalties = d_outputs.split([self.spec.outputs, self.spec.num_penalties], -1)
-        return torch.cat([d_logits @ self.buffers["classes"], d_penalties], -1)
+        return torch.cat([_multiply(d_logits, self.buffers["classes"]), d_penalties], -1)
 
 
 def _compare(vectors: Tensor, buffers: Buffers) -> Tensor:
     """Outputs (P, B, C) of vectors (P, B, E)."""
-    return torch.baddbmm(buffers["offset"][:, None], vectors, buffers["classes"].mT)
+    return _multiply(vectors, buffers["classes"].mT) + buffers["offset"][:, None]
+
+
+def _multiply(first: Tensor, second: Tensor) -> Tensor:
+    """Products of matrices, a pair a head.
+
+    On the CPU one after the other and in memory of their own: the last bits depend on both, and a
+    head must not depend on its batch.
+    """
+    if first.is_cuda:
+        return first @ second
+    pairs = zip(first, second, strict=True)
+    return torch.stack([one.clone() @ other.contiguous().clone() for one, other in pairs])
 
 
 def _inner_of(buffers: Buffers) -> Buffers:

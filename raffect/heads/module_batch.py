@@ -97,7 +97,9 @@ class ModuleBatch(HeadBatch):
         self._leaves = [leaf.requires_grad_() for parts in weights.values() for leaf in parts]
         inputs = [self._split(batch)] if noise is None else [self._split(batch), self._split(noise)]
         with torch.enable_grad():
-            self._outputs = self._run(weights | self._split_all(self.buffers), inputs, training=True)
+            self._outputs = self._run(
+                weights | self._split_all(self.buffers), inputs, training=True
+            )
         return self._join([outputs.detach() for outputs in self._outputs])
 
     def backward(self, d_outputs: Tensor) -> None:
@@ -126,7 +128,9 @@ class ModuleBatch(HeadBatch):
 
         @torch.no_grad()
         def predict(batch: Tensor) -> Tensor:
-            shared = [batch.expand(len(rows), *batch.shape)] if self._at_once else [batch] * len(rows)
+            shared = (
+                [batch.expand(len(rows), *batch.shape)] if self._at_once else [batch] * len(rows)
+            )
             return self._join(self._run(tensors, [shared], training=False))
 
         return predict

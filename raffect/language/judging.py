@@ -11,7 +11,6 @@ import torch
 
 from raffect.bank.features import FeatureIndex
 from raffect.heads.fit import count
-from raffect.heads.head_batch import HeadBatch
 from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.samples import Samples
 from raffect.language.classifiers import Classifier, build_batch, choose_thresholds
@@ -97,8 +96,9 @@ class Judge:
         classifiers = self._finish(group, train)
         heads = [PlannedHead(recipe) for recipe in group.recipes]
         counts = self._count(group, classifiers, seen["validation"])
-        batches = [group.source.compose(one, self.device) for one in classifiers]
-        found.records += self._record(heads, counts, seen["validation"], group, batches)
+        found.records.extend(
+            self._record(heads, counts, seen["validation"], group, classifiers)
+        )
         found.statistics.update(_by_id(heads, counts))
 
     def _run_folds(self, group: Group, train: Rows, found: Judged) -> None:
@@ -139,9 +139,9 @@ class Judge:
         counts: np.ndarray,
         rows: Rows,
         group: Group,
-        batches: Sequence[HeadBatch] = (),
+        classifiers: Sequence[Classifier] = (),
     ) -> list[HeadRecord]:
-        """Write statistics, weights where there are any, and behind them a record each."""
+        """Write statistics, the heads made of classifiers, if any, and behind them the records."""
         kept = {name: {_EPOCH: found} for name, found in _by_id(heads, counts).items()}
         file = self.folder.write_statistics(Statistics(rows.index.groups, kept))
         trained_by = TrainedBy(
@@ -155,8 +155,10 @@ class Judge:
         records = []
         for p, (head, found) in enumerate(zip(heads, counts, strict=True)):
             record = replace(self._describe(head, found, trained_by, group), statistics=file)
-            for name in record.scores if batches else ():
-                save_snapshot(self.folder, record, self.dataset.facts, name, batches[p], 0)
+            if classifiers:
+                batch = group.source.compose(classifiers[p], self.device)
+                for name in record.scores:
+                    save_snapshot(self.folder, record, self.dataset.facts, name, batch, 0)
             self.folder.write_record(record)
             records.append(record)
         return records
@@ -224,11 +226,12 @@ def read_splits(
     dataset: Dataset, splits: Sequence[str], head: HeadConfig, device: torch.device
 ) -> dict[str, Rows]:
     """Samples of some splits as heads of a recipe read them."""
-    task, found = dataset.task, {}
-    for split in splits:
-        index = dataset.splits[split]
-        found[split] = Rows(index, read_rows(index, task, device), targets_of(index, task))
-    return found
+    indices = {split: dataset.rows(split, head) for split in splits}
+    task = dataset.task
+    return {
+        split: Rows(index, read_rows(index, task, device), targets_of(index, task))
+        for split, index in indices.items()
+    }
 
 
 def _by_id(heads: Sequence[PlannedHead], counts: np.ndarray) -> dict[str, np.ndarray]:

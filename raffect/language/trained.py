@@ -122,8 +122,8 @@ def read_trained(config: ZeroshotConfig, bank: Identity) -> TrainedHeads:
         found = source.embed_texts(np.zeros((1, bank.dim))).shape[1]
         require(
             found == spec.length,
-            f"{head.folder}: its vectors have {spec.length} numbers, those of texts {found}: it was "
-            "trained against a teacher; --head needs heads that compare with texts",
+            f"{head.folder}: its vectors have {spec.length} numbers, those of texts {found}: it "
+            "was trained against a teacher; --head needs heads that compare with texts",
         )
         sources.append(source)
     return TrainedHeads(sources, [head.card for head in heads], notes)

@@ -23,15 +23,16 @@ from raffect.language.classifiers import build_classifier
 from raffect.language.judging import Group, Judge, Judged, read_splits
 from raffect.language.leave_one_out import judge_left_out, require_left_out
 from raffect.language.prompt_sets import TaskPrompts, prompts_for, shipped_for
-from raffect.language.sources import Source, plain_source
+from raffect.language.sources import plain_source
 from raffect.language.trained import TrainedHeads, read_trained
 from raffect.language.zeroshot_folder import open_folder
 from raffect.language.zeroshot_result import ZeroshotResult, describe_scores
 from raffect.progress import Progress, stage
 from raffect.recipe import TextConfig
 from raffect.runs.conclusions import conclude_sweep
-from raffect.runs.data import Dataset, open_dataset, pick_device
+from raffect.runs.data import open_dataset, pick_device
 from raffect.runs.folder import RunFolder
+from raffect.runs.windows import read_windows
 from raffect.storage.tables import write_table
 
 
@@ -54,6 +55,7 @@ def zeroshot(config: ZeroshotConfig) -> ZeroshotResult:
             config.task,
             wanted,
             allow_incomplete=config.allow_incomplete,
+            around=read_windows(source.recipe.head for source in trained.sources),
         )
     if cv:
         dataset.fold_of_frames(config.folds)
@@ -83,7 +85,9 @@ def zeroshot(config: ZeroshotConfig) -> ZeroshotResult:
     result = describe_scores(folder, found, judged, described, unknown, unit)
     if not config.head:
         return result
-    left_out = judge_left_out(folder, judged, dataset, described, unit) if trained.leaves_out else ()
+    left_out = (
+        judge_left_out(folder, judged, dataset, described, unit) if trained.leaves_out else ()
+    )
     return replace(result, trained=trained, left_out=left_out)
 
 

@@ -120,6 +120,21 @@ def test_one_head_alone_is_the_same_head_in_a_batch_bit_by_bit(spec, dtype, wind
 
 
 @EACH_SPEC
+def test_a_large_head_alone_is_the_same_head_in_a_batch_bit_by_bit():
+    for length, size in ((771, 33), (96, 5), (200, 64)):
+        spec = ComparedSpec(PooledSpec(length), 7)
+        rows = torch.full((4, 1), 2.0)
+        shapes = ((4, 7, length), (4, 7))
+        classes, offset = (torch.randn(shape) for shape in shapes)
+        together = spec.build(rows, {"classes": classes, "offset": offset})
+        x = torch.randn(size, length)
+        predicted = together.predict(rows, together.buffers, x)
+        for p in range(4):
+            buffers = {name: buffer[p : p + 1] for name, buffer in together.buffers.items()}
+            alone = spec.build(rows[p : p + 1], buffers)
+            assert torch.equal(alone.predict(alone.rows, buffers, x)[0], predicted[p])
+
+
 def test_outputs_are_products_with_the_texts_and_gradients_those_of_autograd(spec):
     heads, x = make_heads(spec), make_batch(3, SIZE)
     upstream = torch.randn(3, SIZE, CLASSES + spec.num_penalties, dtype=torch.float64)
