@@ -58,7 +58,7 @@ class WindowIndex(FeatureIndex):
     def select(self, keep: np.ndarray) -> WindowIndex:
         """Only some samples, with the features, videos and groups that these need."""
         window = self.window[keep]
-        used, window = _renumber(window, len(self.shard))
+        used, window = renumber(window, len(self.shard))
         return replace(
             self,
             shard=self.shard[used],
@@ -100,7 +100,7 @@ def find_windows(index: FeatureIndex, frames: FramesInOrder, window: Window) -> 
         places = around(centre, keys, window)
 
     # Each of them once, in the order of the bank
-    used, places = _renumber(places, len(keys))
+    used, places = renumber(places, len(keys))
     order = np.lexsort((row[used], shard[used]))
     number = np.full(len(used) + 1, -1, np.int32)
     number[order] = np.arange(len(used), dtype=np.int32)
@@ -163,8 +163,11 @@ def _keys_of(index: FeatureIndex, frames: FramesInOrder) -> np.ndarray:
     return (numbers[index.video] << 32) | index.frame.astype(np.int64)
 
 
-def _renumber(window: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers below ``size`` that occur, ascending, and the same windows by place among these."""
+def renumber(window: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers below ``size`` that occur in windows, ascending, and these by place among them.
+
+    A number -1 stays -1.
+    """
     # The last place of each table is what -1 points at.
     occurs = np.zeros(size + 1, bool)
     occurs[window] = True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from raffect.config import EvaluateConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.evaluation.choose_rules import require_rules
+from raffect.evaluation.inputs import judge_each
 from raffect.evaluation.pick import PickedHead, sound_heads
 from raffect.evaluation.postprocessed import judge_rules
 from raffect.evaluation.results import EvaluatedHead, EvaluateResult, Evaluation, TaskResult
 from raffect.evaluation.totals import sum_tasks
-from raffect.heads.checkpoint import load_batch, require_encoder
+from raffect.heads.checkpoint import require_encoder
 from raffect.heads.fit import count
 from raffect.heads.loss_kinds import loss_kind
 from raffect.metrics.intervals import score_interval
@@ -31,9 +33,10 @@ from raffect.metrics.task_kinds import kind_of
 from raffect.metrics.worst import find_worst
 from raffect.provenance import describe_run
 from raffect.runs.against_erm import Baselines, difference_of
-from raffect.runs.data import Dataset, open_dataset, pick_device, read_rows
+from raffect.runs.data import Dataset, open_dataset, pick_device
 from raffect.runs.metrics_file import SettingScores
 from raffect.runs.spread import group_by_settings, is_erm, spread_of, varying
+from raffect.runs.windows import read_windows
 from raffect.storage.atomic import require_writable
 
 _SHOWN_OUTPUTS = 4
@@ -136,6 +139,7 @@ def _open(config: EvaluateConfig, run: Path, heads: Sequence[PickedHead]) -> Dat
         tasks[0].name,
         [config.split],
         allow_incomplete=config.allow_incomplete,
+        around=read_windows(head.recipe.head for head in heads),
     )
     ours, theirs = dataset.task, tasks[0]
     if (ours.kind, ours.outputs) != (theirs.kind, theirs.outputs):
@@ -155,16 +159,13 @@ def _outputs(task: Task) -> str:
 
 def _count(config: EvaluateConfig, dataset: Dataset, heads: Sequence[PickedHead]) -> np.ndarray:
     """Statistics of each head and group, shape (heads, groups, A, B)."""
-    index, device = dataset.splits[config.split], pick_device(config.device)
-    loss = loss_kind(dataset.task)
+    device, judge = pick_device(config.device), partial(count, loss_kind(dataset.task))
     try:
-        rows = read_rows(index, dataset.task, device)
-        return np.concatenate(
-            [count(loss, load_batch(head.folder, device)[0], rows) for head in heads]
-        )
+        return np.concatenate(judge_each(dataset, config.split, heads, device, judge))
     except torch.OutOfMemoryError as error:
+        size = len(dataset.splits[config.split])
         raise RaffectError(
-            f"out of GPU memory with {len(index):,} frames; free the device, or use --device cpu"
+            f"out of GPU memory with {size:,} frames; free the device, or use --device cpu"
         ) from error
 
 
