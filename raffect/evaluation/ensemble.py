@@ -21,7 +21,7 @@ from raffect.evaluation.inputs import Inputs
 from raffect.evaluation.pick import PickedHead
 from raffect.heads.checkpoint import load_batch
 from raffect.heads.head_batch import HeadBatch
-from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.loss_kinds import loss_kind, require_answers
 from raffect.predictions.rules import DecisionRules
 from raffect.runs.windows import window_of
 
@@ -134,6 +134,8 @@ def load_ensembles(
     """
     tasks = [head.card.task for head in heads]
     require_one_task(tasks)
+    for task in tasks:
+        require_answers(task)
     require_rules(postprocess, tasks)
     ensembles, notes = [], []
     for name in dict.fromkeys(head.card.task.name for head in heads):

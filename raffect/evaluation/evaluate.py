@@ -26,7 +26,6 @@ from raffect.evaluation.results import EvaluatedHead, EvaluateResult, Evaluation
 from raffect.evaluation.totals import sum_tasks
 from raffect.heads.checkpoint import require_encoder
 from raffect.heads.fit import count
-from raffect.heads.loss_kinds import loss_kind
 from raffect.metrics.intervals import score_interval
 from raffect.metrics.scores import JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
@@ -147,6 +146,12 @@ def _open(config: EvaluateConfig, run: Path, heads: Sequence[PickedHead]) -> Dat
             f"{config.labels}: its task {ours.name} has other outputs than the heads of "
             f"{run} ({_outputs(ours)} against {_outputs(theirs)})"
         )
+    for facts in (head.card.data.targets for head in heads):
+        if facts is not None and facts.dim != dataset.num_outputs:
+            raise RaffectError(
+                f"{config.labels}: its targets are of {dataset.num_outputs} numbers, and the heads "
+                f"of {run} give vectors of {facts.dim}; give targets of the same encoder"
+            )
     return dataset
 
 
@@ -159,7 +164,8 @@ def _outputs(task: Task) -> str:
 
 def _count(config: EvaluateConfig, dataset: Dataset, heads: Sequence[PickedHead]) -> np.ndarray:
     """Statistics of each head and group, shape (heads, groups, A, B)."""
-    device, judge = pick_device(config.device), partial(count, loss_kind(dataset.task))
+    device = pick_device(config.device)
+    judge = partial(count, dataset.loss_kind(device))
     try:
         return np.concatenate(judge_each(dataset, config.split, heads, device, judge))
     except torch.OutOfMemoryError as error:

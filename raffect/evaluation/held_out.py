@@ -20,7 +20,7 @@ from raffect.errors import RaffectError, require
 from raffect.evaluation.inputs import judge_each
 from raffect.evaluation.pick import find_heads
 from raffect.heads.checkpoint import HeadCard, read_card, require_encoder
-from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.loss_kinds import loss_kind, require_answers
 from raffect.heads.predicting import predict
 from raffect.predictions.choose import WINDOWS, HeldOut
 from raffect.predictions.smoothing import timeline
@@ -83,6 +83,7 @@ def find_candidates(config: PostprocessConfig) -> list[CandidateRun]:
     paths = dict.fromkeys(path.absolute() for path in config.run)
     first, *others = runs = [_find_in_run(path, config) for path in paths]
     task = first.record.data.task
+    require_answers(task)
     for run in others:
         other = run.record.data.task
         require(

@@ -147,6 +147,12 @@ class LossKind(ABC):
         """Class of each sample, shape (P, B), of targets (P, B, ...); None without classes."""
         return None
 
+    def without(self, targets: np.ndarray, config: LossConfig) -> np.ndarray:
+        """Targets (N, ...) without those of the class that a head leaves out."""
+        classes = self.classes(torch.from_numpy(targets))
+        assert classes is not None  # or `class_number` refuses to leave one out
+        return targets[(classes != self.class_number(config.leave_out)).numpy()]
+
     def couples(self, name: str) -> bool:
         """Whether a sample's loss depends on other samples of the batch, by ``loss.name``."""
         return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,11 +25,14 @@ from raffect.bank.records import Commit
 from raffect.bank.windows import Window, WindowIndex, find_windows
 from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.datasets.labels import is_of_clips, read_labels, read_values
+from raffect.datasets.targets import is_targets_file
 from raffect.datasets.tasks import SPLITS, Task
 from raffect.errors import RaffectError, require
+from raffect.heads.loss_kinds import LossKind, loss_kind
 from raffect.heads.samples import Samples
 from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import HeadConfig
+from raffect.runs.targets import TargetSet, open_targets
 from raffect.runs.windows import window_of
 from raffect.storage.tables import read_metadata
 
@@ -48,6 +51,7 @@ class Dataset:
         facts: Bank, labels, encoders and sizes.
         fingerprint: Names bank, labels and task: equal data, equal fingerprint.
         commits: Of all shards of the bank that counted when it was opened.
+        targets: Vectors of a contrastive task; None for other kinds.
     """
 
     task: Task
@@ -55,12 +59,22 @@ class Dataset:
     facts: DataFacts
     fingerprint: str
     commits: Mapping[int, Commit] = field(default_factory=dict, repr=False, compare=False)
+    targets: TargetSet | None = field(default=None, repr=False, compare=False)
     _folds: dict[int, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _windows: dict[tuple[str, Window], WindowIndex] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a head: one each of the task's, or the length of a vector to compare with."""
+        return len(self.task.outputs) if self.targets is None else self.targets.facts.dim
+
+    def loss_kind(self, device: torch.device) -> LossKind:
+        """The torch half of the task's kind, with what it needs on a device."""
+        return loss_kind(self.task, None if self.targets is None else self.targets.to(device))
 
     def rows(self, split: str, head: HeadConfig) -> FeatureIndex:
         """Where the features lie that heads of a recipe read: windows, or single features.
@@ -137,7 +151,8 @@ def open_dataset(
 
     Raises:
         RaffectError: If bank or labels are missing, labels are of another task, a split is empty,
-            or planned frames are not in the bank.
+            planned frames are not in the bank, or vectors of targets are missing, damaged or of
+            other weights than the bank.
     """
     # Labels of the task
     bank, file = Bank(bank_path).require(), _find_labels(labels_path, task_name)
@@ -149,6 +164,7 @@ def open_dataset(
         f"give labels/{task_name}.parquet or another --task",
     )
     _require_labels(table, task, file)
+    targets = open_targets(file, table, task, bank.require_identity(), bank_path)
 
     # Features of each split
     commits = bank.read_commits()
@@ -166,8 +182,11 @@ def open_dataset(
 
     # The facts, and a fingerprint of what would change a score
     facts = _describe(bank, bank.digest(commits), file, table, task, splits, incomplete)
+    facts = replace(facts, targets=targets.facts if targets else None)
+    # The label table has the hash of its vectors in it
     key = json.dumps([facts.bank_digest, facts.labels_sha256, task.name])
-    return Dataset(task, splits, facts, hashlib.sha256(key.encode()).hexdigest()[:16], commits)
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return Dataset(task, splits, facts, fingerprint, commits, targets)
 
 
 def targets_of(index: FeatureIndex, task: Task) -> np.ndarray:
@@ -310,7 +329,8 @@ def _find_labels(path: Path, task_name: str) -> Path:
         return path
     if task_name:
         return folder / f"{task_name}.parquet"
-    found = sorted(file.stem for file in folder.glob("*.parquet"))
+    files = folder.glob("*.parquet")
+    found = sorted(file.stem for file in files if not is_targets_file(file))
     require(bool(found), f"--labels {path}: no label table in it; make one with `raffect prepare`")
     require(
         len(found) == 1,

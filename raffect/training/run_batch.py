@@ -16,12 +16,12 @@ import torch
 
 from raffect.bank.features import FeatureIndex
 from raffect.config import LearnConfig, count_cores
-from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.fit import FitJob, count, fit, score_name
+from raffect.heads.head_batch import HeadSpec
 from raffect.heads.head_kinds import head_spec
 from raffect.heads.learner import SHARED_SETTINGS
-from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.loss_kinds import LossKind
 from raffect.heads.predicting import predict
 from raffect.heads.samples import Samples
 from raffect.heads.snapshots import Fitted, History
@@ -31,7 +31,7 @@ from raffect.metrics.scores import SNAPSHOTS, JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import git_commit, versions
 from raffect.ray_session.session import ray_session
-from raffect.recipe import HeadConfig
+from raffect.recipe import HeadConfig, Recipe
 from raffect.runs.data import (
     Dataset,
     check_trainable,
@@ -137,13 +137,15 @@ def partition(
     Heads of a batch can be trained side by side on the same frames. Heads with SAM and heads
     without it could be, but then all of them would take both of its passes.
     """
-    # Heads that can be trained together, at no other cost than apart
+    # Heads that can be trained together, at no other cost than apart; those that learn an order
+    # beside have more weights
     alike: dict[tuple, list[PlannedHead]] = {}
     for head in heads:
         settings = head.recipe.settings
         shared = (settings[name] for name in SHARED_SETTINGS)
-        seed, uses_sam = settings["seed"] if one_seed else None, settings["sam.rho"] > 0
-        key = (*shared, uses_sam, head.fold, head.num_folds, seed)
+        seed = settings["seed"] if one_seed else None
+        uses = settings["sam.rho"] > 0, settings["loss.order"] > 0
+        key = (*shared, *uses, head.fold, head.num_folds, seed)
         alike.setdefault(key, []).append(head)
 
     # As few batches as will do, of nearly equal size
@@ -199,7 +201,7 @@ def run_batch(
         # Records, and then the state is not needed any more
         if workers.rank == 0:
             trained_by = _describe_training(job, fitted, device, workers, streams)
-            _record(job, dataset, folder, fitted, fit_job.validation, validation, trained_by)
+            _record(job, dataset, folder, fitted, fit_job, validation, trained_by)
             folder.drop_state(job.ids)
     except torch.OutOfMemoryError as error:
         raise RaffectError(
@@ -234,8 +236,8 @@ def _plan_fit(
     # The loop's settings; the state is saved under the names of the heads
     fit_job = FitJob(
         recipes=[head.recipe for head in job.heads],
-        spec=head_spec(recipe.head, train.dim, len(task.outputs)),
-        prior=loss_kind(task).count_prior(targets),
+        spec=spec_of(dataset, recipe),
+        prior=dataset.loss_kind(device).count_prior(targets),
         train=rows,
         validation=read_rows(validation, task, device),
         device=device,
@@ -248,6 +250,22 @@ def _plan_fit(
         compile=job.config.compile,
     )
     return fit_job, validation
+
+
+def spec_of(dataset: Dataset, recipe: Recipe) -> HeadSpec:
+    """What heads of a recipe are on some data.
+
+    Raises:
+        RaffectError: If heads of that kind cannot do what the task asks for.
+    """
+    dim = next(iter(dataset.splits.values())).dim
+    return head_spec(
+        recipe.head,
+        dim,
+        dataset.num_outputs,
+        compares=dataset.targets is not None,
+        order=recipe.loss.order > 0,
+    )
 
 
 def for_elsewhere(config: C, folder: RunFolder, device: str) -> C:
@@ -304,22 +322,26 @@ def _record(
     dataset: Dataset,
     folder: RunFolder,
     fitted: Fitted,
-    judged: Samples,
+    fit_job: FitJob,
     frames: FeatureIndex,
     trained_by: TrainedBy,
 ) -> None:
     """Write statistics, predictions and heads, and last the record, of every head of a batch."""
     # Statistics of every snapshot, and of every epoch for heads of folds
-    loss, kind = loss_kind(dataset.task), kind_of(dataset.task)
+    loss, kind, judged = fit_job.prior.kind, kind_of(dataset.task), fit_job.validation
     kept_snapshots = [name for name in SNAPSHOTS if name in fitted.snapshots]
-    counts = {name: count(loss, fitted.heads(name), judged) for name in kept_snapshots}
+    # Epochs are chosen by statistics of folds, so that these must not see what a head leaves out
+    left_out = None if job.heads[0].fold is None else loss.left_out(fit_job.recipes)
+    counts = {
+        name: count(loss, fitted.heads(name), judged, left_out=left_out) for name in kept_snapshots
+    }
     by_head = {
         head.id: _by_epoch(fitted, counts, p, score_name(dataset.task))
         for p, head in enumerate(job.heads)
     }
     kept = {name: by_epoch for name, by_epoch in by_head.items() if by_epoch}
     file = folder.write_statistics(Statistics(frames.groups, kept)) if kept else None
-    predictions = _keep_predictions(job, dataset.task, folder, fitted, judged, frames)
+    predictions = _keep_predictions(job, loss, folder, fitted, judged, frames)
 
     # One record a head, written after its weights: a record says that the head is finished
     any_counts = next(iter(counts.values()))
@@ -355,17 +377,21 @@ def _record(
 
 def _keep_predictions(
     job: BatchJob,
-    task: Task,
+    loss: LossKind,
     folder: RunFolder,
     fitted: Fitted,
     judged: Samples,
     frames: FeatureIndex,
 ) -> NamedFile | None:
-    """Write what heads of a fold predict for it after their last epoch, but for diverged heads."""
+    """Write what heads of a fold predict for it after their last epoch, but for diverged heads.
+
+    Heads that give vectors to compare with predict nothing by themselves.
+    """
     sound = [p for p, why in enumerate(fitted.diverged) if not why]
-    if job.heads[0].fold is None or not job.config.save_predictions or not sound:
+    wanted = job.config.save_predictions and kind_of(loss.task).answers
+    if job.heads[0].fold is None or not wanted or not sound:
         return None
-    scores = predict(loss_kind(task), fitted.heads("last"), judged)
+    scores = predict(loss, fitted.heads("last"), judged)
     return folder.write_predictions(
         FoldPredictions(
             video=frames.video,
@@ -373,7 +399,7 @@ def _keep_predictions(
             frame=frames.frame,
             group=frames.group,
             groups=frames.groups,
-            target=targets_of(frames, task),
+            target=targets_of(frames, loss.task),
             heads={job.heads[p].id: scores[p] for p in sound},
         )
     )

@@ -17,7 +17,6 @@ from raffect.config import LearnConfig, TrainConfig, count_cores
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.fit import score_name
-from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.snapshots import History
 from raffect.heads.workers import Workers
 from raffect.metrics.task_kinds import kind_of
@@ -26,7 +25,7 @@ from raffect.ray_session.session import cluster_gpus, last_line, ray_session, ra
 from raffect.recipe import HeadConfig, Recipe, plain, with_settings
 from raffect.runs.conclusions import TrainResult, conclude_run
 from raffect.runs.cross_validation import choose_epoch
-from raffect.runs.data import Dataset, check_trainable, targets_of
+from raffect.runs.data import Dataset, check_trainable, pick_device, targets_of
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import PlannedHead
 from raffect.runs.windows import require_full_window
@@ -40,6 +39,7 @@ from raffect.training.run_batch import (
     partition,
     plan_batches,
     run_batch,
+    spec_of,
     split_rows,
 )
 from raffect.training.stream import decide_stream
@@ -113,13 +113,16 @@ def check_before(config: LearnConfig, dataset: Dataset) -> None:
     """
     if config.select == "cv":
         dataset.fold_of_frames(config.folds)
-    loss_kind(dataset.task).require_loss(config.loss)
+    kind = dataset.loss_kind(pick_device("cpu"))
+    where = f"the training split of {dataset.facts.labels}"
+    kind.require_recipe(config)
+    spec_of(dataset, config)
     index = dataset.rows("train", config.head)
     require_full_window(index, config.head, dataset.facts.of_clips)
     targets = targets_of(dataset.splits["train"], dataset.task)
-    check_trainable(
-        targets, dataset.task, config.batch_size, f"the training split of {dataset.facts.labels}"
-    )
+    check_trainable(targets, dataset.task, config.batch_size, where)
+    if config.loss.leave_out:
+        check_trainable(kind.without(targets, config.loss), dataset.task, 1, where)
 
 
 def heads_of_folds(recipes: Sequence[Recipe], folds: int) -> list[PlannedHead]:
