@@ -96,9 +96,7 @@ class Judge:
         classifiers = self._finish(group, train)
         heads = [PlannedHead(recipe) for recipe in group.recipes]
         counts = self._count(group, classifiers, seen["validation"])
-        found.records.extend(
-            self._record(heads, counts, seen["validation"], group, classifiers)
-        )
+        found.records.extend(self._record(heads, counts, seen["validation"], group, classifiers))
         found.statistics.update(_by_id(heads, counts))
 
     def _run_folds(self, group: Group, train: Rows, found: Judged) -> None:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import pyarrow as pa
 import torch
 
 from raffect.bank.format import Identity
 from raffect.config import ZeroshotConfig
+from raffect.datasets.labels import read_labels, select_split
+from raffect.datasets.targets import KIND
 from raffect.errors import RaffectError, require
 from raffect.evaluation.pick import PickedHead, pick_heads, sound_heads
 from raffect.heads.checkpoint import HeadCard, load_batch, require_encoder
 from raffect.heads.head_batch import EmbeddingSpec
 from raffect.heads.head_kinds import read_spec
+from raffect.language.leaks import base_of
 from raffect.language.sources import Source
 from raffect.metrics.scores import Snapshot
 from raffect.recipe import plain
+from raffect.runs.data import Dataset
 from raffect.runs.spread import group_by_settings, varying
+from raffect.storage.paths import locate
 from raffect.storage.records import Record
 
-KIND = "contrastive"
-"""Kind of the tasks that such heads are trained on."""
 _LEAVE_OUT = "loss.leave_out"
 
 
@@ -118,14 +122,7 @@ def read_trained(config: ZeroshotConfig, bank: Identity) -> TrainedHeads:
         spec = _require_contrastive(head)
         require_encoder(head.card, bank, head.folder, config.bank)
         batch, _ = load_batch(head.folder, torch.device("cpu"))
-        source = Source(plain(head.recipe), _name_of(head.run), spec, batch.state(0))
-        found = source.embed_texts(np.zeros((1, bank.dim))).shape[1]
-        require(
-            found == spec.length,
-            f"{head.folder}: its vectors have {spec.length} numbers, those of texts {found}: it "
-            "was trained against a teacher; --head needs heads that compare with texts",
-        )
-        sources.append(source)
+        sources.append(Source(plain(head.recipe), _name_of(head.run), spec, batch.state(0)))
     return TrainedHeads(sources, [head.card for head in heads], notes)
 
 
@@ -170,6 +167,14 @@ def _require_contrastive(head: PickedHead) -> EmbeddingSpec:
             f"{head.folder}: a head of task {task.name} ({task.kind}), which compares with no "
             "text; --head needs heads that were trained on captions"
         )
+    # Vectors of a teacher are no vectors of texts, unless the head maps texts as it maps features
+    targets = head.card.data.targets
+    maps_texts = type(spec).embed_texts is not EmbeddingSpec.embed_texts
+    require(
+        maps_texts or (targets is not None and targets.image_sha256 != ""),
+        f"{head.folder}: was trained against a teacher, whose vectors are not those of texts; "
+        "--head needs heads that were trained on captions, or a projection",
+    )
     return spec
 
 
@@ -193,3 +198,46 @@ def _run_of(path: Path) -> Path:
 
 def _name_of(path: Path) -> str:
     return _run_of(path).name
+
+
+def seen_lines(trained: TrainedHeads, dataset: Dataset) -> list[str]:
+    """What heads have seen of the videos that they are judged on: their captions say so.
+
+    Args:
+        trained: The heads.
+        dataset: What they are judged on; its training split, if it has one, chooses prompt sets.
+    """
+    lines = []
+    pairs = zip(trained.sources, trained.cards, strict=True)
+    runs = {source.name: card for source, card in pairs}
+    for name, card in runs.items():
+        if (videos := _caption_videos(card)) is None:
+            lines.append(
+                f"caveat: the captions that trained {name} are not at {card.data.labels} any more, "
+                "so what its heads have seen of these videos is not known"
+            )
+            continue
+        for split, means in (
+            ("validation", "their scores here are optimistic"),
+            ("train", "on folds, which chose the prompt set, their scores are optimistic"),
+        ):
+            if split not in dataset.splits:
+                continue
+            judged = {base_of(video) for video in dataset.splits[split].videos}
+            if count := len(judged & videos):
+                lines.append(
+                    f"caveat: captions of {count} of the {len(judged)} {split} videos trained the "
+                    f"heads of {name}: {means}"
+                )
+    return lines
+
+
+def _caption_videos(card: HeadCard) -> set[str] | None:
+    """Training videos of a head's captions; None if their table is gone or another one."""
+    path = locate(card.data.labels)
+    if not path.is_file():
+        return None
+    if hashlib.sha256(path.read_bytes()).hexdigest() != card.data.labels_sha256:
+        return None
+    rows = select_split(read_labels(path), "train")
+    return set(map(base_of, rows["video"].cast(pa.string()).unique().to_pylist()))

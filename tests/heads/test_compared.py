@@ -119,7 +119,6 @@ def test_one_head_alone_is_the_same_head_in_a_batch_bit_by_bit(spec, dtype, wind
         assert torch.equal(alone.predict(alone.rows, alone.buffers, x[0]), predicted[part])
 
 
-@EACH_SPEC
 def test_a_large_head_alone_is_the_same_head_in_a_batch_bit_by_bit():
     for length, size in ((771, 33), (96, 5), (200, 64)):
         spec = ComparedSpec(PooledSpec(length), 7)
@@ -135,6 +134,7 @@ def test_a_large_head_alone_is_the_same_head_in_a_batch_bit_by_bit():
             assert torch.equal(alone.predict(alone.rows, buffers, x)[0], predicted[p])
 
 
+@EACH_SPEC
 def test_outputs_are_products_with_the_texts_and_gradients_those_of_autograd(spec):
     heads, x = make_heads(spec), make_batch(3, SIZE)
     upstream = torch.randn(3, SIZE, CLASSES + spec.num_penalties, dtype=torch.float64)
