@@ -24,7 +24,7 @@ from raffect.language.judging import Group, Judge, Judged, read_splits
 from raffect.language.leave_one_out import judge_left_out, require_left_out
 from raffect.language.prompt_sets import TaskPrompts, prompts_for, shipped_for
 from raffect.language.sources import plain_source
-from raffect.language.trained import TrainedHeads, read_trained
+from raffect.language.trained import TrainedHeads, read_trained, seen_lines
 from raffect.language.zeroshot_folder import open_folder
 from raffect.language.zeroshot_result import ZeroshotResult, describe_scores
 from raffect.progress import Progress, stage
@@ -85,10 +85,12 @@ def zeroshot(config: ZeroshotConfig) -> ZeroshotResult:
     result = describe_scores(folder, found, judged, described, unknown, unit)
     if not config.head:
         return result
-    left_out = (
-        judge_left_out(folder, judged, dataset, described, unit) if trained.leaves_out else ()
-    )
-    return replace(result, trained=trained, left_out=left_out)
+    caveats = [*dict.fromkeys((*dataset.facts.caveats, *trained.caveats))]
+    tables = ()
+    if trained.leaves_out:
+        tables = judge_left_out(folder, judged, dataset, described, unit, caveats)
+    seen = tuple(seen_lines(trained, dataset))
+    return replace(result, trained=trained, left_out=tables, seen=seen)
 
 
 def _judge(judge: Judge, groups: Sequence[Group], splits: Sequence[str]) -> Judged:

@@ -91,7 +91,7 @@ class ZeroshotResult:
             held_out = f"  on folds{over} {short(found.held_out)}" if self.chosen else ""
             lines.append(f"{self._name(found):{width}}  {found.text()}{held_out}{mark}")
             if found.gains:
-                lines.append(f"{'':{width}}  more than without a head: {found.gains_text()}")
+                lines.append(f"{'':{width}}  difference to no head: {found.gains_text()}")
         lines.append(f"chance  macro F1 {chance_text(self.chance)}{self._chance_recalls()}")
         means = [found.macro_f1.score for found in self.shown]
         if len(means) > 1:
