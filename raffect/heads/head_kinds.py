@@ -11,6 +11,7 @@ from raffect.heads.compared import ComparedSpec
 from raffect.heads.head import MlpSpec
 from raffect.heads.head_batch import HeadSpec
 from raffect.heads.pooled import PooledSpec
+from raffect.heads.projection import ProjectionSpec
 from raffect.heads.released_emoclip import ReleasedEmoclipSpec
 from raffect.heads.temporal import TemporalSpec
 from raffect.recipe import HeadConfig
@@ -19,6 +20,7 @@ _KINDS: tuple[type[HeadSpec], ...] = (
     MlpSpec,
     TemporalSpec,
     ReleasedEmoclipSpec,
+    ProjectionSpec,
     PooledSpec,
     ComparedSpec,
 )

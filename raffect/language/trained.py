@@ -171,7 +171,7 @@ def _require_contrastive(head: PickedHead) -> EmbeddingSpec:
     targets = head.card.data.targets
     maps_texts = type(spec).embed_texts is not EmbeddingSpec.embed_texts
     require(
-        maps_texts or (targets is not None and targets.image_sha256 != ""),
+        maps_texts or targets is None or targets.image_sha256 != "",
         f"{head.folder}: was trained against a teacher, whose vectors are not those of texts; "
         "--head needs heads that were trained on captions, or a projection",
     )
