@@ -138,11 +138,6 @@ class TemporalSpec(EmbeddingSpec, ModuleSpec):
         return spec
 
     @property
-    def length(self) -> int:
-        """See `raffect.heads.head_batch.EmbeddingSpec.length`."""
-        return self.outputs
-
-    @property
     def weights(self) -> Shapes:
         """See `raffect.heads.head_batch.HeadSpec.weights`."""
         out = linear_shapes("inputs", self.width, self.dim)

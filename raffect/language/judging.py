@@ -39,7 +39,7 @@ class Group:
         recipes: One a head.
         classifiers: Likewise; without a threshold yet.
         keeps_folds: Whether folds are recorded, by which the setting that stands for a run is
-            chosen; not for features that only stand beside trained heads.
+            chosen; not for what only stands beside.
     """
 
     source: Source

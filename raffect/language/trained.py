@@ -212,9 +212,10 @@ def seen_lines(trained: TrainedHeads, dataset: Dataset) -> list[str]:
     runs = {source.name: card for source, card in pairs}
     for name, card in runs.items():
         if (videos := _caption_videos(card)) is None:
+            where = f"at {card.data.labels} any more" if card.data.labels else "known"
             lines.append(
-                f"caveat: the captions that trained {name} are not at {card.data.labels} any more, "
-                "so what its heads have seen of these videos is not known"
+                f"caveat: the captions that trained {name} are not {where}, so what its heads have "
+                "seen of these videos is not known"
             )
             continue
         for split, means in (
@@ -235,7 +236,7 @@ def seen_lines(trained: TrainedHeads, dataset: Dataset) -> list[str]:
 def _caption_videos(card: HeadCard) -> set[str] | None:
     """Training videos of a head's captions; None if their table is gone or another one."""
     path = locate(card.data.labels)
-    if not path.is_file():
+    if not card.data.labels or not path.is_file():
         return None
     if hashlib.sha256(path.read_bytes()).hexdigest() != card.data.labels_sha256:
         return None

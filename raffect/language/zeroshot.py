@@ -173,7 +173,9 @@ def _build_groups(
             recipes.append(replace(source.recipe, task=task.name, text=text))
             embed = None if source.spec is None else source.embed_texts
             classifiers.append(build_classifier(found, encoder, ensemble, config.against, embed))
-        groups.append(Group(source, recipes, classifiers, bool(source.name) or not trained.sources))
+        # What stands for the run: trained heads, unless each of them lacks a class
+        is_main = not trained.sources or bool(source.name) != trained.leaves_out
+        groups.append(Group(source, recipes, classifiers, keeps_folds=is_main))
     return groups
 
 

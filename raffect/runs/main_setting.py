@@ -86,7 +86,9 @@ def choose_main_setting(
         return MainSetting(groups[0], "only", 1)
 
     if cross_validated is not None:
-        return MainSetting(cross_validated, "cv", len(groups))
+        # What only stands beside a run was judged on no fold
+        num_judged = sum(heads[0].cv_epoch is not None for heads in groups)
+        return MainSetting(cross_validated, "cv", num_judged or len(groups))
 
     # The recipe's own values, or else the highest score
     own = _read_own_settings(folder)
