@@ -78,6 +78,11 @@ class PromptScores(Record):
     gains: dict[str, Difference] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
 
+    @property
+    def reading(self) -> tuple[int, int]:
+        """How many features a sample has, and the stride between them."""
+        return self.window, self.stride
+
     def text(self) -> str:
         """``macro F1 .412 [.380, .440]  UAR ...``."""
         found = {title: getattr(self, name) for name, title in TITLES.items()}

@@ -156,8 +156,8 @@ def _build_groups(
     # All prompts at once, in full batches
     encoder.encode([text for found in prompts for text in found.prompts])
 
-    # Features as they are, or as each of the heads reads them
-    readings = dict.fromkeys(source.reading for source in trained.sources) or [(1, 1)]
+    # Features as they are, and the mean of what each of the heads reads
+    readings = dict.fromkeys([*(source.reading for source in trained.sources), (1, 1)])
     plain = [plain_source(task.name, *reading, encoder.identity) for reading in readings]
     groups = []
     for source in (*trained.sources, *plain):

@@ -125,9 +125,16 @@ class ZeroshotResult:
             parts.append(f"({found.ensemble})")
         if self.trained.sources:
             parts.append(f"through {found.trained}" if found.trained else "without a head")
-        if len({(other.window, other.stride) for other in self.scores}) > 1:
-            parts.append(f"(window {found.window}, stride {found.stride})")
+        if not found.trained and len({other.reading for other in self.scores}) > 1:
+            parts.append(self._reading(found))
         return " ".join(parts)
+
+    def _reading(self, found: PromptScores) -> str:
+        """Which features a sample is the mean of."""
+        if found.window == 1:
+            return "(whole clips)" if self.unit == "clips" else "(single frames)"
+        stride = f", stride {found.stride}" if found.stride > 1 else ""
+        return f"(means of windows of {found.window}{stride})"
 
     def _opening(self) -> list[str]:
         data = self.sweep.data
