@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from raffect.bank.rejects import RejectList, list_rejects
     from raffect.bank.verify import Verification, verify
     from raffect.config import (
+        CaptionsConfig,
         EncoderConfig,
         EvaluateConfig,
         ExtractConfig,
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from raffect.extraction.pack import PackReport, pack
     from raffect.extraction.summary import ExtractSummary
     from raffect.heads.checkpoint import HeadCard, load_head
+    from raffect.language.captions import captions
+    from raffect.language.captions_result import CaptionsResult
     from raffect.language.import_emoclip import ImportedHead, import_emoclip
     from raffect.language.zeroshot import zeroshot
     from raffect.language.zeroshot_result import ZeroshotResult
@@ -66,6 +69,8 @@ _HOME = {
     "AU": "datasets.affwild2.tasks",
     "Bank": "bank.format",
     "BankFacts": "bank.inspect",
+    "CaptionsConfig": "config",
+    "CaptionsResult": "language.captions_result",
     "EXPR": "datasets.affwild2.tasks",
     "EncoderConfig": "config",
     "Estimate": "extraction.estimate",
@@ -104,6 +109,7 @@ _HOME = {
     "Verification": "bank.verify",
     "ZeroshotConfig": "config",
     "ZeroshotResult": "language.zeroshot_result",
+    "captions": "language.captions",
     "count_videos": "bank.inspect",
     "describe_bank": "bank.inspect",
     "estimate": "extraction.estimate",
@@ -138,6 +144,8 @@ __all__ = [
     "VA",
     "Bank",
     "BankFacts",
+    "CaptionsConfig",
+    "CaptionsResult",
     "EncoderConfig",
     "Estimate",
     "EvaluateConfig",
@@ -175,6 +183,7 @@ __all__ = [
     "ZeroshotConfig",
     "ZeroshotResult",
     "__version__",
+    "captions",
     "count_videos",
     "describe_bank",
     "estimate",

@@ -52,6 +52,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "train": (c.TrainConfig, "bank + labels -> heads with CVaR and SAM, by a recipe"),
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "postprocess": (c.PostprocessConfig, "window, thresholds and weights, chosen on folds"),
+    "captions": (c.CaptionsConfig, "captions, or another bank -> targets that are vectors"),
     "zeroshot": (c.ZeroshotConfig, "bank + prompts -> heads made of texts, nothing is trained"),
     "import-emoclip": (c.ImportEmoclipConfig, "checkpoint of EmoCLIP's code -> head for zeroshot"),
     "probe": (c.ProbeConfig, "bank + few labels -> prototypes and linear probes, against k"),
@@ -215,6 +216,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "train": _train,
         "tune": _tune,
         "postprocess": _postprocess,
+        "captions": _captions,
         "zeroshot": _zeroshot,
         "import-emoclip": _import_emoclip,
         "probe": _probe,
@@ -271,6 +273,13 @@ def _postprocess(config: c.PostprocessConfig) -> int:
         from raffect.evaluation.postprocess import postprocess
 
     return _print(postprocess(config).lines())
+
+
+def _captions(config: c.CaptionsConfig) -> int:
+    with stage(_TORCH):
+        from raffect.language.captions import captions
+
+    return _print(captions(config).lines())
 
 
 def _zeroshot(config: c.ZeroshotConfig) -> int:

@@ -35,9 +35,10 @@ class HeadConfig(Record):
     one Linear; the others read windows or learn to compare with texts.
     """
 
-    kind: Literal["mlp", "temporal", "emoclip-released", "projection"] = "mlp"
+    kind: Literal["mlp", "temporal", "emoclip-released", "projection", "pooled"] = "mlp"
     """mlp: one feature in. temporal: a transformer over a window of features. emoclip-released: the
-    temporal head of EmoCLIP's code. projection: one linear map, as Exp-CLIP's."""
+    temporal head of EmoCLIP's code. projection: one linear map of a feature, or of the mean of a
+    window, as Exp-CLIP's. pooled: the mean of normalised features, which learns a scale alone."""
     width: int = 0
     """Units of a hidden block, or of a temporal head's layers; 0 is as many as the feature has (768
     for ViT-L/14)."""
@@ -90,10 +91,9 @@ class HeadConfig(Record):
             value = getattr(self, name)
             shown = f"head.{name.replace('_', '-')} {value}"
             require(1 <= value <= most, f"{shown}: expected 1 to {most}")
-        reads_windows = self.kind in ("temporal", "emoclip-released")
         require(
-            reads_windows or self.window == 1,
-            f"head.window {self.window}: a head of kind {self.kind} reads one feature; "
+            self.kind != "mlp" or self.window == 1,
+            f"head.window {self.window}: a head of kind mlp reads one feature; "
             "expected 1, or head.kind temporal",
         )
         require(
@@ -182,7 +182,7 @@ class OptimConfig(Record):
     lr: float = 1e-3
     """Learning rate at the start."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Of sgd; adam and adamw do not read it."""
     weight_decay: float = 0.0
     """Weight decay."""
     schedule: Literal["cosine", "released", "emoclip-released", "constant"] = "cosine"
@@ -222,6 +222,8 @@ class TextConfig(Record):
     against: Literal["rest", "mean"] = "rest"
     """What a label such as AU12 is compared with: texts of a face at rest, or the mean of the texts
     of all other labels."""
+    head: str = ""
+    """Run whose trained heads the texts are compared through; empty for features as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,6 +327,7 @@ _LATER = (
     "text.ensemble",
     "text.other",
     "text.against",
+    "text.head",
 )
 """Settings younger than the first run folders: at their default they leave the digest as it was."""
 

@@ -69,6 +69,7 @@ RECIPE = {
     "--text.ensemble",
     "--text.other",
     "--text.against",
+    "--text.head",
 }
 LEARN = RECIPE | {
     "--allow-incomplete",
@@ -148,7 +149,7 @@ FLAGS = {
         "--task",
     },
     "models": ENCODER | {"--pattern", "--present"},
-    "train": LEARN | {"--num-seeds", "--num-workers"},
+    "train": LEARN | {"--num-seeds", "--num-workers", "--leave-out"},
     "tune": LEARN
     | {
         "--space",
@@ -162,6 +163,8 @@ FLAGS = {
         "--track",
     },
     "zeroshot": {
+        "--head",
+        "--epoch",
         "--bank",
         "--labels",
         "--out",

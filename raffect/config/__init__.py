@@ -23,7 +23,12 @@ from raffect.config.encoders import (
     ModelsVerifyConfig,
 )
 from raffect.config.faces import FacesConfig
-from raffect.config.language import ImportEmoclipConfig, ProbeConfig, ZeroshotConfig
+from raffect.config.language import (
+    CaptionsConfig,
+    ImportEmoclipConfig,
+    ProbeConfig,
+    ZeroshotConfig,
+)
 from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
 from raffect.config.machine import DemoConfig, DoctorConfig
 from raffect.config.results import (
@@ -41,6 +46,7 @@ __all__ = [
     "BankInfoConfig",
     "BankRejectsConfig",
     "BankVerifyConfig",
+    "CaptionsConfig",
     "DemoConfig",
     "DoctorConfig",
     "EncoderConfig",

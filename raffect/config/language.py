@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from raffect.config.common import require_local
-from raffect.errors import require
+from raffect.errors import RaffectError, require
+
+_SOURCES = ("table", "from_labels", "teacher")
+"""Settings of `CaptionsConfig` of which each names what captions come from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroshotConfig:
     """Recognise classes or labels by texts alone: every prompt set becomes a head of a run folder,
-    which evaluate and report take like any other. Nothing is trained.
+    which evaluate and report take like any other. Nothing is trained. With --head texts are
+    compared with what heads that were trained on captions make of features.
 
     Example: `raffect zeroshot --task expr --bank bank --labels data --prompts all --out
     runs/zeroshot`
 
     Or: `raffect zeroshot --task au --bank bank --labels data --prompts facs mine.toml --out
     runs/zeroshot-au`
+
+    Or: `raffect zeroshot --task expr --bank bank --labels data --head runs/emoclip --out
+    runs/emoclip-expr`
     """
 
     bank: Path
@@ -32,6 +40,13 @@ class ZeroshotConfig:
     prompts: tuple[str, ...] = ("all",)
     """Prompt sets: TOML files, names of those that ship with raffect, or all of these that have the
     classes (docs/language.md)."""
+    head: tuple[Path, ...] = ()
+    """Runs of `raffect train` or tune on captions, or folders of single heads: texts are compared
+    with their vectors, and with plain features beside them. Of a sweep its main setting; heads that
+    were trained without one class each (--leave-out) are judged on that class."""
+    epoch: Literal["last", "best", "cv"] = "last"
+    """Which snapshot of each of these heads: last epoch, best on validation, or the cross-validated
+    epoch."""
     task: str = ""
     """Name of the label table, such as expr or au; needed where --labels holds several."""
     ensemble: tuple[Literal["vectors", "logits"], ...] = ("vectors",)
@@ -115,6 +130,120 @@ class ProbeConfig:
         require(self.most_frames >= 2, f"--most-frames {self.most_frames}: expected 2 or more")
         require(0 < self.text_shots < 1e6, f"--text-shots {self.text_shots}: expected more than 0")
         require(2 <= self.folds <= 100, f"--folds {self.folds}: expected 2 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionsConfig:
+    """Make a label table whose targets are vectors, for heads such as EmoCLIP's and Exp-CLIP's:
+    vectors of captions of your own, of captions made from labels such as action units, of
+    descriptions of classes, or of another bank, a teacher. Training then needs no text.
+
+    Example: `raffect captions --bank bank --from-labels data/labels/au.parquet --out
+    captions.parquet`
+
+    Or: `raffect captions --bank bank --table captions.csv --labels data/labels/expr.parquet --out
+    mine.parquet`
+
+    Or: `raffect captions --bank bank --teacher bank2 --labels data/labels/expr.parquet --out
+    teacher.parquet`
+    """
+
+    bank: Path
+    """Bank of `raffect extract`; its weights also encode the captions, so it is of a CLIP model."""
+    out: Path
+    """Label table to write, such as captions.parquet; its name is that of the task. Vectors lie
+    beside it in captions.targets.parquet, with the texts of your captions: mind their licence
+    before you hand that file on."""
+    table: Path | None = None
+    """Captions of your own: a CSV, TSV or Parquet file with columns video and caption; start and
+    end, or frame (without them a caption is of the whole video); perhaps split and group."""
+    from_labels: Path | None = None
+    """Label table of `raffect prepare` to make captions from: of labels such as action units (a
+    sentence that names the active ones), or of classes (the description of a row's class)."""
+    teacher: Path | None = None
+    """Bank whose vectors are the targets, of the same videos and frame numbers as those in
+    --labels."""
+    labels: Path | None = None
+    """Label table that says which split each video belongs to; for --teacher also which frames or
+    clips are the rows."""
+    not_in: tuple[str, ...] = ()
+    """Label tables whose validation videos are left out of training (_left and _right do not
+    count), or others: all other tables of classes or labels in the folder of --from-labels or
+    --labels; or none. By default others, but none for descriptions of classes, which are judged
+    on their own table."""
+    prompts: tuple[str, ...] = ("facs",)
+    """Prompt sets with the phrases for --from-labels (see `raffect zeroshot`); of labels several
+    sets may be given, and each caption is made with one of them."""
+    templates: tuple[str, ...] = ()
+    """Sentences with {} instead of those in the prompt sets, such as "a face with {}". Each
+    caption of labels has one of them, drawn by --seed; a class has the mean of all."""
+    clips: Literal["rows", "runs", "stretches"] = "rows"
+    """What one caption of --from-labels is of: a row of the table; a run of frames with the same
+    labels; or a stretch of --clip-frames frames, with what is active in at least half of those
+    labelled."""
+    clip_frames: int = 32
+    """Frames of a stretch."""
+    encoding: str = "utf-8"
+    """Of a CSV or TSV file, such as utf-8 or gbk."""
+    truncate: bool = False
+    """Cut captions with more tokens than the model reads, as EmoCLIP does; otherwise they are an
+    error."""
+    validation_share: float = 0.2
+    """Share of groups (videos) that is held out for validation where --table has no split for
+    it."""
+    seed: int = 0
+    """Templates, phrases, the validation share and the order of targets follow from it."""
+    weights: str = ""
+    """File or tag of the encoder's weights; by default as the bank names them. They must be those
+    that made the bank."""
+
+    def __post_init__(self) -> None:
+        # One source, and what goes with it
+        sources = [name for name in _SOURCES if getattr(self, name) is not None]
+        given = " and ".join(f"--{name.replace('_', '-')}" for name in sources) or "none"
+        expected = "expected one of --table, --from-labels and --teacher"
+        require(len(sources) == 1, f"captions of {given}: {expected}")
+        require(
+            self.teacher is None or self.labels is not None,
+            "--teacher: needs --labels, the table of the frames or clips to learn from",
+        )
+        require(
+            self.from_labels is None or self.labels is None,
+            "--labels: goes with --table or --teacher; --from-labels has splits of its own",
+        )
+        require(
+            self.clips == "rows" or self.from_labels is not None,
+            f"--clips {self.clips}: makes clips of --from-labels alone",
+        )
+
+        # Values
+        name = self.out.name
+        require(
+            bool(re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}\.parquet", name)),
+            f"--out {name}: expected a file such as captions.parquet, a short name of lower-case "
+            "letters, digits, - and _",
+        )
+        require(bool(self.prompts), "--prompts: expected one prompt set or more")
+        require(
+            1 <= self.clip_frames <= 100_000,
+            f"--clip-frames {self.clip_frames}: expected 1 to 100000",
+        )
+        require(
+            0 < self.validation_share < 1,
+            f"--validation-share {self.validation_share}: expected more than 0, less than 1",
+        )
+        require(0 <= self.seed < 1 << 32, f"--seed {self.seed}: expected 0 or more, less than 2^32")
+        words = [word for word in self.not_in if word in ("others", "none")]
+        require(
+            not words or len(self.not_in) == 1,
+            f"--not-in {' '.join(self.not_in)}: expected others, none, or label tables",
+        )
+        try:
+            b"".decode(self.encoding)
+        except LookupError as error:
+            what = f"--encoding {self.encoding[:40]}: no encoding of text"
+            raise RaffectError(f"{what}; expected one such as utf-8 or gbk") from error
+        require_local(self, "table")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,6 +104,9 @@ class TrainConfig(LearnConfig):
 
     num_seeds: MayChange[int] = 1
     """Heads to train side by side, with seeds from --seed on; the spread of scores is printed."""
+    leave_out: MayChange[tuple[str, ...]] = ()
+    """Classes, or each: for every one of them heads that never see it are trained side by side, as
+    a sweep over loss.leave_out; `raffect zeroshot --head` then judges them on it."""
     num_workers: MayChange[int] = 1
     """Processes of Ray Train that share each batch. The result does not depend on their number; 1
     needs no Ray."""
@@ -111,6 +114,11 @@ class TrainConfig(LearnConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(1 <= self.num_seeds <= 1000, f"--num-seeds {self.num_seeds}: expected 1 to 1000")
+        require(
+            not (self.leave_out and self.loss.leave_out),
+            f"--leave-out: goes with all classes; take loss.leave-out {self.loss.leave_out} out",
+        )
+        require(all(self.leave_out), "--leave-out '': expected names of classes, or each")
         require(self.num_workers >= 1, f"--num-workers {self.num_workers}: expected 1 or more")
         require(
             not self.compile or self.num_workers == 1,

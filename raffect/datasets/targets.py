@@ -11,7 +11,7 @@ Shape letters: V targets, E numbers of a vector.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -107,6 +107,7 @@ def write_targets(
     image_sha256: str = "",
     scale: float = 1.0,
     source: pa.Table | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> TargetFacts:
     """Write a label table and the vectors that it names.
 
@@ -121,6 +122,7 @@ def write_targets(
         image_sha256: See `TargetFacts`.
         scale: See `TargetFacts`.
         source: See `raffect.datasets.labels.write_labels`.
+        about: More metadata of the label table.
 
     Returns:
         What the label table says of the vectors.
@@ -166,7 +168,8 @@ def write_targets(
     )
     require_numbers(rows, task, len(unit), path)
     write_atomic(path.parent / facts.file, content)
-    write_labels(path, rows, task, source, {"targets": facts.to_bytes().decode()})
+    named = {"targets": facts.to_bytes().decode()}
+    write_labels(path, rows, task, source, dict(about or {}) | named)
     return facts
 
 

@@ -108,8 +108,17 @@ class TextEncoder:
         _keep(path, found.to_bytes())
         return found
 
-    def encode(self, prompts: Sequence[str]) -> np.ndarray:
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt, start and end included."""
+        return len(_load_tokenizer(self.source.model).encode(prompt)) + 2
+
+    def encode(self, prompts: Sequence[str], *, truncate: bool = False) -> np.ndarray:
         """Vectors of prompts.
+
+        Args:
+            prompts: In any number.
+            truncate: Cut one with more tokens than the model reads, instead of refusing it: its
+                last token is then the end token, as in CLIP's ``tokenize(truncate=True)``.
 
         Returns:
             As the tower gives them, not normalised: float32, shape (len(prompts), dim).
@@ -117,7 +126,7 @@ class TextEncoder:
         Raises:
             RaffectError: If a prompt has more tokens than the model reads, or none.
         """
-        for prompt in dict.fromkeys(prompts):
+        for prompt in dict.fromkeys(() if truncate else prompts):
             self._require_fit(prompt)
         known = self._cached
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]

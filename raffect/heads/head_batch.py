@@ -151,6 +151,11 @@ class EmbeddingSpec(HeadSpec):
     products with vectors of length 1 are the logits of a softmax.
     """
 
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """E: length of a vector."""
+
     def embed_texts(self, state: Mapping[str, Tensor], texts_CD: Tensor) -> Tensor:
         """Vectors of texts as this head compares them: of length 1.
 

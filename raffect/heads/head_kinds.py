@@ -7,15 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from raffect.errors import RaffectError
+from raffect.heads.compared import ComparedSpec
 from raffect.heads.head import MlpSpec
 from raffect.heads.head_batch import HeadSpec
+from raffect.heads.pooled import PooledSpec
+from raffect.heads.projection import ProjectionSpec
 from raffect.heads.released_emoclip import ReleasedEmoclipSpec
 from raffect.heads.temporal import TemporalSpec
 from raffect.recipe import HeadConfig
 
-HEAD_KINDS: dict[str, type[HeadSpec]] = {
-    spec.kind: spec for spec in (MlpSpec, TemporalSpec, ReleasedEmoclipSpec)
-}
+_KINDS: tuple[type[HeadSpec], ...] = (
+    MlpSpec,
+    TemporalSpec,
+    ReleasedEmoclipSpec,
+    ProjectionSpec,
+    PooledSpec,
+    ComparedSpec,
+)
+HEAD_KINDS: dict[str, type[HeadSpec]] = {spec.kind: spec for spec in _KINDS}
 
 
 def head_spec(

@@ -21,6 +21,10 @@ from raffect.heads.head_batch import Buffers, HeadBatch, HeadSpec, Moved
 from raffect.heads.workers import Workers
 
 
+_REFUSED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+"""Modules that keep or draw something of their own in training."""
+
+
 class HeadModule(nn.Module):
     """One head, for use and for training."""
 
@@ -78,6 +82,9 @@ class ModuleBatch(HeadBatch):
         self._at_once = rows.is_cuda
         # Which module it is, without weights of its own: each call brings those of a head.
         self._module = spec.module().to(rows.device, rows.dtype)
+        for part in self._module.modules():
+            if isinstance(part, _REFUSED):
+                raise TypeError(f"a head of kind {spec.kind} has a {type(part).__name__}")
         for weight in self._module.parameters():
             weight.requires_grad_(requires_grad=False).set_()
 

@@ -1,10 +1,12 @@
-"""Zero-shot classifiers: heads of depth 0 on normalised features, whose rows are vectors of texts.
+"""Zero-shot classifiers: heads of depth 0 on normalised features, whose rows are vectors of texts;
+or on the vectors of a trained head.
 
 Shape letters: C outputs, D feature, N frames, P classifiers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +22,8 @@ from raffect.language.prompt_sets import Parts, TaskPrompts
 
 Ensemble = Literal["vectors", "logits"]
 Against = Literal["rest", "mean"]
+Embed = Callable[[np.ndarray], np.ndarray]
+"""Vectors of texts, (N, D), as a trained head compares them: of length 1, float64, (N, E)."""
 NEVER = -1e4
 """Output of a class that is never predicted: its probability is 0 in float32, whatever others
 have."""
@@ -47,7 +51,11 @@ class Classifier:
 
 
 def build_classifier(
-    prompts: TaskPrompts, encoder: TextEncoder, ensemble: Ensemble, against: Against
+    prompts: TaskPrompts,
+    encoder: TextEncoder,
+    ensemble: Ensemble,
+    against: Against,
+    embed: Embed | None = None,
 ) -> Classifier:
     """The classifier that prompts describe.
 
@@ -62,11 +70,15 @@ def build_classifier(
             which is that of the vectors, and so shorter the more they differ.
         against: What labels are compared with: texts of a face at rest, or the mean over all other
             labels.
+        embed: What a trained head makes of vectors of texts; the outputs are then products with
+            that head's own vectors, which are scaled already.
     """
     # Every prompt once, in one go
     texts = prompts.prompts
-    vectors = dict(zip(texts, _normalise(encoder.encode(texts).astype(np.float64)), strict=True))
-    scale = encoder.identity.scale
+    encoded = encoder.encode(texts)
+    units = _normalise(encoded.astype(np.float64)) if embed is None else embed(encoded)
+    vectors = dict(zip(texts, units, strict=True))
+    scale = encoder.identity.scale if embed is None else 1.0
 
     # A row an output; undescribed ones have none
     def row(parts: Parts) -> np.ndarray:
@@ -74,7 +86,7 @@ def build_classifier(
         return found[0] if len(found) == 1 else _mean(found, ensemble)
 
     outputs = list(prompts.outputs.values())
-    dim = encoder.identity.dim
+    dim = units.shape[1]
     rows = np.stack([np.zeros(dim) if parts is None else row(parts) for parts in outputs])
     silent = tuple(k for k, parts in enumerate(outputs) if parts is None)
     if prompts.rest:
@@ -83,16 +95,28 @@ def build_classifier(
     return Classifier((scale * rows).astype(np.float32), bias.astype(np.float32), silent)
 
 
-def build_batch(classifiers: list[Classifier], device: torch.device) -> HeadBatch:
-    """Classifiers of one task as a batch of heads."""
+def build_batch(
+    classifiers: list[Classifier], device: torch.device, normalise: str = "l2"
+) -> HeadBatch:
+    """Classifiers of one task as a batch of heads.
+
+    Args:
+        classifiers: Of one source.
+        device: Where to compute.
+        normalise: ``"none"`` for vectors of a trained head, which are compared as they are.
+    """
     count, dim = classifiers[0].weight.shape
-    spec = MlpSpec(dim, 0, 0, count, "l2")
+    spec = MlpSpec(dim, 0, 0, count, normalise)
     flat = [np.concatenate([found.weight.ravel(), found.bias]) for found in classifiers]
     return spec.build(torch.from_numpy(np.stack(flat)).to(device))
 
 
 def choose_thresholds(
-    classifiers: list[Classifier], x: Tensor, target: np.ndarray, candidates: int = 200
+    classifiers: list[Classifier],
+    x: Tensor,
+    target: np.ndarray,
+    candidates: int = 200,
+    normalise: str = "l2",
 ) -> list[float]:
     """Below which largest output each classifier should say that no class fits.
 
@@ -104,13 +128,14 @@ def choose_thresholds(
         x: Features, shape (N, D).
         target: Classes, shape (N,).
         candidates: How many thresholds are compared.
+        normalise: See `build_batch`.
     """
     from raffect.metrics.f1 import f1_scores, one_against_rest
 
     require(len(target) > 0, "--other threshold: no training frame to choose it on")
     thresholds = []
     for classifier in classifiers:
-        heads = build_batch([classifier], x.device)
+        heads = build_batch([classifier], x.device, normalise)
         largest, predicted = _largest(heads, x)
         ends = np.unique(np.quantile(largest, np.linspace(0, 1, candidates)))
 

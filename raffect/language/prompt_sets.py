@@ -19,7 +19,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -71,8 +71,7 @@ class PromptSet(Record):
 
     def __post_init__(self) -> None:
         require(len(self.templates) <= _MOST_TEMPLATES, f"{len(self.templates)} templates")
-        for template in self.templates:
-            require(template.count("{}") == 1, f"template {template[:60]!r}: expected one {{}}")
+        require_templates(self.templates)
         names = [key(name) for name in (*self.classes, *self.compounds)]
         twice = sorted({name for name in names if names.count(name) > 1})
         require(not twice, f"{', '.join(twice)}: there twice, under other names or in other case")
@@ -80,12 +79,6 @@ class PromptSet(Record):
         for name, parts in self.compounds.items():
             missing = [part for part in parts if key(part) not in known]
             require(not missing, f"compound {name}: no class {', '.join(missing)}")
-
-    def fill(self, phrases: tuple[str, ...]) -> tuple[str, ...]:
-        """Every phrase in every template."""
-        return tuple(
-            template.replace("{}", phrase) for phrase in phrases for template in self.templates
-        )
 
 
 Parts = tuple[tuple[str, ...], ...]
@@ -118,6 +111,16 @@ class TaskPrompts:
         """All prompts, each once."""
         parts = [part for found in self.outputs.values() for part in found or ()]
         return list(dict.fromkeys(text for part in (*parts, self.rest) for text in part))
+
+
+def require_templates(templates: Sequence[str]) -> None:
+    """Refuse a template that has not one place for a phrase.
+
+    Raises:
+        RaffectError: Names the first one.
+    """
+    for template in templates:
+        require(template.count("{}") == 1, f"template {template[:60]!r}: expected one {{}}")
 
 
 def key(name: str) -> str:
@@ -160,12 +163,50 @@ def read_prompt_set(name: str) -> tuple[str, bytes, PromptSet]:
     return path.stem, content, PromptSet.from_json(text, path, _REMEDY)
 
 
+@dataclass(frozen=True)
+class TaskPhrases:
+    """The phrases of a set for a task, not yet in its templates.
+
+    Attributes:
+        name: Of the set.
+        content: The set's file.
+        templates: Sentences with ``{}`` in the place of a phrase.
+        outputs: Phrases of each part of each class or label, in the task's order; None for one that
+            no face shows.
+        rest: Phrases for a face that shows none of the labels; empty for classes.
+    """
+
+    name: str
+    content: bytes
+    templates: tuple[str, ...]
+    outputs: Mapping[str, Parts | None]
+    rest: tuple[str, ...]
+
+    def fill(self) -> TaskPrompts:
+        """Every phrase in every template."""
+        outputs = {
+            name: None if parts is None else tuple(_fill(self.templates, part) for part in parts)
+            for name, parts in self.outputs.items()
+        }
+        return TaskPrompts(self.name, self.content, outputs, _fill(self.templates, self.rest))
+
+
+def _fill(templates: tuple[str, ...], phrases: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(template.replace("{}", phrase) for phrase in phrases for template in templates)
+
+
 def prompts_for(name: str, task: Task) -> TaskPrompts:
-    """What a prompt set says of the outputs of a task.
+    """What a prompt set says of the outputs of a task; see `phrases_for`."""
+    return phrases_for(name, task).fill()
+
+
+def phrases_for(name: str, task: Task, templates: tuple[str, ...] = ()) -> TaskPhrases:
+    """The phrases that a prompt set has for the outputs of a task.
 
     Args:
         name: As `read_prompt_set` takes it.
         task: Of classes or labels.
+        templates: Instead of those of the set.
 
     Raises:
         RaffectError: If the set says nothing of one of them, but for a class "Other", or, for
@@ -185,14 +226,14 @@ def prompts_for(name: str, task: Task) -> TaskPrompts:
             f"--prompts {name}: no prompt for {output}; add it to [classes], it has "
             f"{', '.join(found.classes)}",
         )
-        outputs[output] = None if parts is None else tuple(found.fill(part) for part in parts)
+        outputs[output] = parts
     is_labels = task.kind == "multilabel"
     require(
         not is_labels or bool(found.rest),
         f"--prompts {name}: labels need what a face shows without them; add rest = [...]",
     )
-    rest = found.fill(found.rest) if is_labels else ()
-    return TaskPrompts(stem, content, outputs, rest)
+    rest = found.rest if is_labels else ()
+    return TaskPhrases(stem, content, templates or found.templates, outputs, rest)
 
 
 def shipped_for(task: Task) -> list[str]:

@@ -1,88 +1,52 @@
 """`raffect zeroshot`: recognise classes by texts; every prompt set becomes a head in a run folder.
 
 Prompt sets learn nothing, so their scores on held-out folds of the training split are those of the
-whole split; they choose the set, and the validation split is not looked at for that.
+whole split; they choose the set, and the validation split is not looked at for that. Texts are
+compared with features, or with what trained heads make of them; features then stand beside.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
 import pyarrow as pa
-import torch
 
 from raffect.bank.clips import ClipIndex
-from raffect.bank.features import FeatureIndex
 from raffect.bank.format import Bank
 from raffect.config import ZeroshotConfig
 from raffect.datasets.tasks import Task
 from raffect.encoders.text import TextEncoder, open_text_encoder
 from raffect.errors import require
-from raffect.heads.fit import count
-from raffect.heads.head_batch import HeadBatch
-from raffect.heads.loss_kinds import loss_kind
-from raffect.heads.samples import Samples
-from raffect.language.classifiers import (
-    Classifier,
-    build_batch,
-    build_classifier,
-    choose_thresholds,
-)
+from raffect.language.classifiers import build_classifier
+from raffect.language.judging import Group, Judge, Judged, read_splits
+from raffect.language.leave_one_out import judge_left_out, require_left_out
 from raffect.language.prompt_sets import TaskPrompts, prompts_for, shipped_for
+from raffect.language.sources import plain_source
+from raffect.language.trained import TrainedHeads, read_trained, seen_lines
 from raffect.language.zeroshot_folder import open_folder
 from raffect.language.zeroshot_result import ZeroshotResult, describe_scores
-from raffect.metrics.intervals import score_interval
-from raffect.metrics.scores import JudgedScore, Snapshot
-from raffect.metrics.task_kinds import kind_of
 from raffect.progress import Progress, stage
-from raffect.provenance import git_commit, versions
-from raffect.recipe import HeadConfig, LossConfig, Recipe, SamConfig, TextConfig
+from raffect.recipe import TextConfig
 from raffect.runs.conclusions import conclude_sweep
-from raffect.runs.data import Dataset, open_dataset, pick_device, read_rows, targets_of
+from raffect.runs.data import open_dataset, pick_device
 from raffect.runs.folder import RunFolder
-from raffect.runs.group_statistics import Statistics
-from raffect.runs.records import Curve, HeadRecord, PlannedHead, TrainedBy
-from raffect.runs.saved_heads import save_snapshot
+from raffect.runs.windows import read_windows
 from raffect.storage.tables import write_table
-
-_EPOCH = 1
-"""Heads that are never trained have one epoch."""
-
-
-@dataclass(frozen=True)
-class _Sweep:
-    """What is to be judged: P heads, each of a prompt set.
-
-    Attributes:
-        config: The command's.
-        dataset: The data.
-        folder: Where results go.
-        recipes: One a head.
-        classifiers: Likewise; without a threshold yet.
-        device: Where to compute.
-    """
-
-    config: ZeroshotConfig
-    dataset: Dataset
-    folder: RunFolder
-    recipes: Sequence[Recipe]
-    classifiers: Sequence[Classifier]
-    device: torch.device
 
 
 def zeroshot(config: ZeroshotConfig) -> ZeroshotResult:
-    """Judge prompt sets on a bank.
+    """Judge prompt sets on a bank, by themselves or through trained heads.
 
     Raises:
         RaffectError: If a class has no prompt, a prompt is too long, the weights are not those of
-            the bank, or the run folder holds something else.
+            the bank, a head does not compare with texts, or the run folder holds something else.
     """
-    # Data and texts, which are checked before anything is written
+    # Data, texts and trained heads, which are checked before anything is written
     cv = config.select == "cv"
+    identity = Bank(config.bank).require_identity()
+    trained = read_trained(config, identity) if config.head else TrainedHeads()
     with stage(f"reading {config.labels} and {config.bank}"):
         wanted = ("train", "validation") if cv else ("validation",)
         dataset = open_dataset(
@@ -91,35 +55,66 @@ def zeroshot(config: ZeroshotConfig) -> ZeroshotResult:
             config.task,
             wanted,
             allow_incomplete=config.allow_incomplete,
+            around=read_windows(source.recipe.head for source in trained.sources),
         )
     if cv:
         dataset.fold_of_frames(config.folds)
     prompts = _read_prompts(config, dataset.task)
-    encoder = _open_encoder(config)
-    recipes, classifiers = _build_heads(config, dataset.task, prompts, encoder)
+    require_left_out(config, trained, dataset.task, prompts)
+    encoder = open_text_encoder(identity, config.bank, config.weights)
+    groups = _build_groups(config, dataset.task, prompts, encoder, trained)
     config = replace(config, task=dataset.task.name, prompts=tuple(f.name for f in prompts))
-    folder = open_folder(config, dataset, {found.name: found.content for found in prompts})
+    contents = {found.name: found.content for found in prompts}
+    folder = open_folder(config, dataset, contents, trained.origins)
     for found in prompts:
         _write_texts(folder, found, encoder)
 
     # Held-out folds first, then the validation split
     device = pick_device(config.device)
-    sweep = _Sweep(config, dataset, folder, recipes, classifiers, device)
-    with Progress("zeroshot", (len(wanted)) * len(recipes), "heads") as progress:
-        train = _read(dataset, "train", device) if cv else None
-        if train is not None:
-            _judge_folds(sweep, train)
-            progress.advance(len(recipes))
-        statistics, records = _judge_validation(sweep, train)
-        progress.advance(len(recipes))
+    has_threshold = config.other == "threshold"
+    judge = Judge(dataset, folder, device, config.folds if cv else 0, has_threshold)
+    judged = _judge(judge, groups, wanted)
 
     # Tables, and scores as the field has them
-    axes = ["text.prompts", *(["text.ensemble"] if len(config.ensemble) > 1 else [])]
-    found = conclude_sweep(folder, dataset.facts, records, axes, saved_heads=True)
+    found = conclude_sweep(
+        folder, dataset.facts, judged.records, _axes(config, trained), saved_heads=True
+    )
     unknown = {one.name: encoder.unknown_words(one.prompts) for one in prompts}
-    judged = prompts[0].described if config.other == "never" else list(dataset.task.outputs)
+    described = prompts[0].described if not has_threshold else list(dataset.task.outputs)
     unit = "clips" if isinstance(dataset.splits["validation"], ClipIndex) else "frames"
-    return describe_scores(folder, found, statistics, judged, unknown, unit)
+    result = describe_scores(folder, found, judged, described, unknown, unit)
+    if not config.head:
+        return result
+    caveats = [*dict.fromkeys((*dataset.facts.caveats, *trained.caveats))]
+    tables = ()
+    if trained.leaves_out:
+        tables = judge_left_out(folder, judged, dataset, described, unit, caveats)
+    seen = tuple(seen_lines(trained, dataset))
+    return replace(result, trained=trained, left_out=tables, seen=seen)
+
+
+def _judge(judge: Judge, groups: Sequence[Group], splits: Sequence[str]) -> Judged:
+    """Judge all groups; those that read alike share what was read."""
+    found, rows, reading = Judged(), {}, None
+    with Progress("zeroshot", sum(len(group.recipes) for group in groups), "heads") as progress:
+        for group in sorted(groups, key=lambda group: group.source.reading):
+            if group.source.reading != reading:
+                reading = group.source.reading
+                head = group.source.recipe.head
+                rows = read_splits(judge.dataset, splits, head, judge.device)
+            judge.run(group, rows, found)
+            progress.advance(len(group.recipes))
+    return found
+
+
+def _axes(config: ZeroshotConfig, trained: TrainedHeads) -> list[str]:
+    """Settings in which the heads may differ, by dotted name."""
+    axes = ["text.prompts", *(["text.ensemble"] if len(config.ensemble) > 1 else [])]
+    return [
+        *axes,
+        *(["text.head"] if trained.sources else []),
+        *(["loss.leave_out"] if trained.leaves_out else []),
+    ]
 
 
 def _read_prompts(config: ZeroshotConfig, task: Task) -> list[TaskPrompts]:
@@ -150,33 +145,38 @@ def _read_prompts(config: ZeroshotConfig, task: Task) -> list[TaskPrompts]:
     return found
 
 
-def _open_encoder(config: ZeroshotConfig) -> TextEncoder:
-    identity = Bank(config.bank).require_identity()
-    return open_text_encoder(identity, config.bank, config.weights)
-
-
-def _build_heads(
-    config: ZeroshotConfig, task: Task, prompts: Sequence[TaskPrompts], encoder: TextEncoder
-) -> tuple[list[Recipe], list[Classifier]]:
-    """Recipe and classifier of each prompt set and ensemble."""
+def _build_groups(
+    config: ZeroshotConfig,
+    task: Task,
+    prompts: Sequence[TaskPrompts],
+    encoder: TextEncoder,
+    trained: TrainedHeads,
+) -> list[Group]:
+    """Heads of each source: features, and every trained head."""
     # All prompts at once, in full batches
     encoder.encode([text for found in prompts for text in found.prompts])
-    recipes, classifiers = [], []
-    for found, ensemble in itertools.product(prompts, dict.fromkeys(config.ensemble)):
-        text = TextConfig(
-            prompts=found.name, ensemble=ensemble, other=config.other, against=config.against
-        )
-        recipe = Recipe(
-            task=task.name,
-            epochs=_EPOCH,
-            head=HeadConfig(depth=0, dropout=0.0, normalise="l2"),
-            loss=LossConfig(alpha=1.0),
-            sam=SamConfig(rho=0.0),
-            text=text,
-        )
-        recipes.append(recipe)
-        classifiers.append(build_classifier(found, encoder, ensemble, config.against))
-    return recipes, classifiers
+
+    # Features as they are, and the mean of what each of the heads reads
+    readings = dict.fromkeys([*(source.reading for source in trained.sources), (1, 1)])
+    plain = [plain_source(task.name, *reading, encoder.identity) for reading in readings]
+    groups = []
+    for source in (*trained.sources, *plain):
+        recipes, classifiers = [], []
+        for found, ensemble in itertools.product(prompts, dict.fromkeys(config.ensemble)):
+            text = TextConfig(
+                prompts=found.name,
+                ensemble=ensemble,
+                other=config.other,
+                against=config.against,
+                head=source.name,
+            )
+            recipes.append(replace(source.recipe, task=task.name, text=text))
+            embed = None if source.spec is None else source.embed_texts
+            classifiers.append(build_classifier(found, encoder, ensemble, config.against, embed))
+        # What stands for the run: trained heads, unless each of them lacks a class
+        is_main = not trained.sources or bool(source.name) != trained.leaves_out
+        groups.append(Group(source, recipes, classifiers, keeps_folds=is_main))
+    return groups
 
 
 def _write_texts(folder: RunFolder, prompts: TaskPrompts, encoder: TextEncoder) -> None:
@@ -191,119 +191,3 @@ def _write_texts(folder: RunFolder, prompts: TaskPrompts, encoder: TextEncoder) 
     )
     metadata = {"raffect": "texts/1", "encoder": encoder.identity.to_bytes().decode()}
     write_table(table, folder.path / "prompts" / f"{prompts.name}.parquet", metadata)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Features of a split on the device, and where they are from."""
-
-    index: FeatureIndex
-    samples: Samples
-    targets: np.ndarray
-
-    def select(self, keep: np.ndarray) -> _Rows:
-        """Some of them, with their own groups; ``keep`` is a mask of shape (N,)."""
-        index, rows = self.index.select(keep), torch.from_numpy(keep).to(self.samples.x.device)
-        group = torch.from_numpy(index.group.astype(np.int64)).to(rows.device)
-        x, y = self.samples.x[rows], self.samples.y[rows]
-        return _Rows(index, Samples(x, y, group, len(index.groups)), self.targets[keep])
-
-
-def _read(dataset: Dataset, split: str, device: torch.device) -> _Rows:
-    index, task = dataset.splits[split], dataset.task
-    return _Rows(index, read_rows(index, task, device), targets_of(index, task))
-
-
-def _finish(sweep: _Sweep, train: _Rows | None) -> HeadBatch:
-    """The heads, with thresholds chosen on some training frames where these are asked for."""
-    classifiers = list(sweep.classifiers)
-    if sweep.config.other == "threshold":
-        assert train is not None
-        found = choose_thresholds(classifiers, train.samples.x, train.targets)
-        pairs = zip(classifiers, found, strict=True)
-        classifiers = [classifier.with_threshold(value) for classifier, value in pairs]
-    return build_batch(classifiers, sweep.device)
-
-
-def _judge_folds(sweep: _Sweep, train: _Rows) -> None:
-    """Record every head on every held-out fold."""
-    folds = sweep.config.folds
-    fold_of = sweep.dataset.fold_of_frames(folds)
-    for fold in range(folds):
-        held_out = train.select(fold_of == fold)
-        # Only thresholds are chosen on the other folds.
-        others = train.select(fold_of != fold) if sweep.config.other == "threshold" else None
-        heads = [PlannedHead(recipe, fold, folds) for recipe in sweep.recipes]
-        _judge(sweep, heads, _finish(sweep, others), held_out)
-
-
-def _judge_validation(
-    sweep: _Sweep, train: _Rows | None
-) -> tuple[Mapping[str, np.ndarray], list[HeadRecord]]:
-    """Record every head on the validation split, with its weights; statistics by head."""
-    heads = [PlannedHead(recipe) for recipe in sweep.recipes]
-    rows = _read(sweep.dataset, "validation", sweep.device)
-    return _judge(sweep, heads, _finish(sweep, train), rows)
-
-
-def _judge(
-    sweep: _Sweep, heads: Sequence[PlannedHead], batch: HeadBatch, rows: _Rows
-) -> tuple[Mapping[str, np.ndarray], list[HeadRecord]]:
-    """Statistics, weights and records of heads on some frames."""
-    # All heads at once
-    start, task = time.perf_counter(), sweep.dataset.task
-    counts = count(loss_kind(task), batch, rows.samples)
-    by_head = {head.id: found for head, found in zip(heads, counts, strict=True)}
-    kept = {name: {_EPOCH: found} for name, found in by_head.items()}
-    file = sweep.folder.write_statistics(Statistics(rows.index.groups, kept))
-    trained_by = TrainedBy(
-        device=str(sweep.device),
-        threads=torch.get_num_threads(),
-        batch_of_heads=len(heads),
-        wall_s=time.perf_counter() - start,
-        git_commit=git_commit(),
-        versions=versions(),
-    )
-
-    # A record each, behind its weights
-    records = []
-    for p, (head, found) in enumerate(zip(heads, counts, strict=True)):
-        record = _describe(sweep, head, found, trained_by)
-        record = replace(record, statistics=file)
-        if head.fold is None:
-            for name in record.scores:
-                save_snapshot(sweep.folder, record, sweep.dataset.facts, name, batch, p)
-        sweep.folder.write_record(record)
-        records.append(record)
-    return by_head, records
-
-
-def _describe(
-    sweep: _Sweep, head: PlannedHead, statistics: np.ndarray, trained_by: TrainedBy
-) -> HeadRecord:
-    """The record of one head from its statistics by group."""
-    task, facts = sweep.dataset.task, sweep.dataset.facts
-    kind = kind_of(task)
-    score = JudgedScore(
-        **vars(kind.score(statistics.sum(0), task)),
-        epoch=_EPOCH,
-        interval_95=score_interval(statistics, kind),
-    )
-    cv = sweep.config.select == "cv" and head.fold is None
-    names: tuple[Snapshot, ...] = ("last", "best", *(("cv",) if cv else ()))
-    return HeadRecord(
-        id=head.id,
-        task=task,
-        recipe=head.recipe,
-        fold=head.fold,
-        num_folds=head.num_folds,
-        fingerprint=sweep.dataset.fingerprint,
-        incomplete=facts.incomplete,
-        group_name=facts.group_name,
-        status="done",
-        cv_epoch=_EPOCH if cv else None,
-        trained_by=trained_by,
-        curve=Curve(lr=(0.0,), train_loss=(None,), validation=(score.headline,)),
-        scores=dict.fromkeys(names, score),
-        chance=kind.chance(statistics.sum(0), task),
-    )

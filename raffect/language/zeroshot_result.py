@@ -4,84 +4,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from raffect.metrics.intervals import Headline
-from raffect.metrics.recalls import only, uar, war
+from raffect.language.judging import Judged
+from raffect.language.prompt_scores import PromptScores, score_prompts
+from raffect.language.trained import TrainedHeads
 from raffect.metrics.scores import Chance, Score
 from raffect.metrics.task_kinds import Multiclass, kind_of
 from raffect.runs.conclusions import SweepResult
-from raffect.runs.cross_validation import choose_epoch
 from raffect.runs.folder import RunFolder
+from raffect.runs.leave_one_out import LeaveOneOut
 from raffect.runs.metrics_file import table
-from raffect.runs.records import HeadRecord
-from raffect.runs.spread import absent_lines, chance_text, headline_text, output_lines, short
-from raffect.storage.records import Record
+from raffect.runs.spread import absent_lines, chance_text, output_lines, short
 from raffect.storage.tables import write_csv
-
-
-class _Uar(Multiclass):
-    """Classes scored by UAR, for its interval."""
-
-    def headline(self, statistics: np.ndarray) -> np.ndarray:
-        return uar(statistics)
-
-
-class _War(Multiclass):
-    """Classes scored by WAR, for its interval."""
-
-    def headline(self, statistics: np.ndarray) -> np.ndarray:
-        return war(statistics)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptScores(Record):
-    """Scores of one prompt set on the validation split, over the outputs that it describes.
-
-    Attributes:
-        prompts: Name of the set.
-        ensemble: How its prompts go together.
-        head: Id of its head in the run folder.
-        macro_f1: Mean F1 over the outputs, present or not.
-        uar: Mean recall of the classes that occur; None for labels.
-        war: Accuracy; None for labels.
-        over_all: Macro F1 over all outputs of the task, as evaluate and report have it.
-        held_out: Macro F1 over all outputs on the folds of the training split together; None
-            without.
-        is_chosen: Whether `held_out` is the highest.
-        unknown: Words of its prompts that the weights never saw.
-    """
-
-    prompts: str
-    ensemble: str
-    head: str
-    macro_f1: Headline
-    uar: Headline | None
-    war: Headline | None
-    over_all: float
-    held_out: float | None
-    is_chosen: bool
-    unknown: tuple[str, ...] = ()
-
-    def row(self) -> dict[str, Any]:
-        """One row of zeroshot.csv."""
-        row: dict[str, Any] = {
-            "prompts": self.prompts,
-            "ensemble": self.ensemble,
-            "chosen_on_folds": self.is_chosen,
-            "held_out_macro_f1": self.held_out,
-            "macro_f1_over_all": self.over_all,
-        }
-        for name in ("macro_f1", "uar", "war"):
-            found = getattr(self, name)
-            low, high = (found.interval_95 if found else None) or (None, None)
-            score = found.score if found else None
-            row |= {name: score, f"{name}.low": low, f"{name}.high": high}
-        return row | {"head": self.head}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +35,10 @@ class ZeroshotResult:
         chance_uar: Likewise UAR, of any constant; None for labels.
         chance_war: WAR of the most frequent class; None for labels.
         outputs: Scores of each described output of the chosen set.
+        trained: The heads of ``--head``; empty without.
+        left_out: Recall of classes that heads never saw; one table a run, or without folds one a
+            prompt set.
+        seen: Lines on what the trained heads have seen of the samples that they are judged on.
     """
 
     sweep: SweepResult
@@ -109,6 +50,9 @@ class ZeroshotResult:
     chance_uar: float | None
     chance_war: float | None
     outputs: Score
+    trained: TrainedHeads = field(default_factory=TrainedHeads)
+    left_out: tuple[LeaveOneOut, ...] = ()
+    seen: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -117,8 +61,17 @@ class ZeroshotResult:
 
     @property
     def chosen(self) -> PromptScores | None:
-        """The prompt set that was chosen on folds of the training split; None without folds."""
-        return next((found for found in self.scores if found.is_chosen), None)
+        """The prompt set that was chosen on folds of the training split; None without folds.
+
+        With trained heads it is theirs, and `scores` says what was chosen without a head.
+        """
+        shown = _shown(self.scores)
+        return shown if shown.is_chosen else None
+
+    @property
+    def shown(self) -> tuple[PromptScores, ...]:
+        """Scores of which a line is printed: `left_out` has those of heads without a class."""
+        return tuple(found for found in self.scores if not found.leave_out)
 
     def to_pandas(self) -> Any:
         """One row a prompt set; a pandas DataFrame."""
@@ -130,36 +83,58 @@ class ZeroshotResult:
         mark = data.incomplete_mark
         lines = [*data.missing_lines(), *self._opening()]
 
-        # Each set, the chance level, and the one that was chosen without these scores
-        width = max(len(self._name(found)) for found in self.scores)
+        # Each set, and the chance level
+        width = max(len(self._name(found)) for found in self.shown)
         count = len(data.task.outputs)
         over = f" (all {count} {kind.parts})" if count > len(self.described) else ""
-        for found in self.scores:
+        for found in self.shown:
             held_out = f"  on folds{over} {short(found.held_out)}" if self.chosen else ""
-            lines.append(f"{self._name(found):{width}}  {_scores_text(found)}{held_out}{mark}")
+            lines.append(f"{self._name(found):{width}}  {found.text()}{held_out}{mark}")
+            if found.gains:
+                lines.append(f"{'':{width}}  difference to no head: {found.gains_text()}")
         lines.append(f"chance  macro F1 {chance_text(self.chance)}{self._chance_recalls()}")
-        means = [found.macro_f1.score for found in self.scores]
+        means = [found.macro_f1.score for found in self.shown]
         if len(means) > 1:
             spread = f"from {short(min(means))} to {short(max(means))}"
             lines.append(f"macro F1 of these {len(means)} goes {spread}")
-        shown = self.chosen or self.scores[0]
+        shown = _shown(self.scores)
         name = f"macro F1 of {self._name(shown)}"
         lines += absent_lines(self.outputs, {name: shown.macro_f1.score}, kind, "validation")
-        if (chosen := self.chosen) is not None:
-            lines.append(
-                f"chosen on folds of the training split: {self._name(chosen)}, "
-                f"{_scores_text(chosen)}; the validation split had no part in it{mark}"
-            )
-            lines += self._silent_line(chosen)
-        elif len(self.scores) > 1:
+
+        # Those that were chosen without these scores, and classes that heads never saw
+        if self.chosen is not None:
+            for found in self.shown:
+                if found.is_chosen:
+                    lines.append(
+                        f"chosen on folds of the training split: {self._name(found)}, "
+                        f"{found.text()}; the validation split had no part in it{mark}"
+                    )
+                    lines += self._silent_line(found)
+        elif len(self.shown) > 1:
             lines.append("nothing was chosen: the highest of these scores would be optimistic")
-        if self.chosen or len(self.scores) == 1:
-            lines += output_lines(self.outputs, kind)
-        return [*lines, *self._closing()]
+        if self.chosen or len(self.shown) == 1:
+            lines += output_lines(self.outputs, kind, shown.heads)
+        for found in self.left_out:
+            lines += found.lines()
+        return [*lines, *self.seen, *self._closing()]
 
     def _name(self, found: PromptScores) -> str:
-        several = len({other.ensemble for other in self.scores}) > 1
-        return f"{found.prompts} ({found.ensemble})" if several else found.prompts
+        """A prompt set, as far as needed with ensemble, run, window and number of heads."""
+        parts = [found.prompts]
+        if len({other.ensemble for other in self.scores}) > 1:
+            parts.append(f"({found.ensemble})")
+        if self.trained.sources:
+            parts.append(f"through {found.trained}" if found.trained else "without a head")
+        if not found.trained and len({other.reading for other in self.scores}) > 1:
+            parts.append(self._reading(found))
+        return " ".join(parts)
+
+    def _reading(self, found: PromptScores) -> str:
+        """Which features a sample is the mean of."""
+        if found.window == 1:
+            return "(whole clips)" if self.unit == "clips" else "(single frames)"
+        stride = f", stride {found.stride}" if found.stride > 1 else ""
+        return f"(means of windows of {found.window}{stride})"
 
     def _opening(self) -> list[str]:
         data = self.sweep.data
@@ -195,16 +170,19 @@ class ZeroshotResult:
             if found.unknown:
                 words = ", ".join(found.unknown[:8]) + (" ..." if len(found.unknown) > 8 else "")
                 lines.append(f"the encoder has never seen words of {found.prompts}: {words}")
-        caveats = [f"caveat: {caveat}" for caveat in self.sweep.data.caveats]
-        wrote = f"wrote {self.folder}: weights/, prompts/, zeroshot.csv, metrics.json, heads.csv"
+        caveats = dict.fromkeys((*self.sweep.data.caveats, *self.trained.caveats))
+        more = "leave_one_out.csv, " if self.left_out else ""
+        wrote = f"wrote {self.folder}: weights/, prompts/, zeroshot.csv, {more}metrics.json"
+        marks = [f"caveat: {caveat}" for caveat in caveats]
         following = f"raffect report --runs {shlex.quote(str(self.folder))}"
-        return [*dict.fromkeys(lines), *caveats, wrote, f"next: {following}"]
+        notes = dict.fromkeys((*lines, *self.trained.notes))
+        return [*notes, *marks, f"{wrote}, heads.csv", f"next: {following}"]
 
 
 def describe_scores(
     folder: RunFolder,
     sweep: SweepResult,
-    statistics: Mapping[str, np.ndarray],
+    judged: Judged,
     described: Sequence[str],
     unknown: Mapping[str, Sequence[str]],
     unit: str,
@@ -214,46 +192,21 @@ def describe_scores(
     Args:
         folder: The run.
         sweep: Its heads, as `raffect.runs.conclusions.conclude_sweep` describes them.
-        statistics: By head and group on the validation split, shape (groups, A, B).
+        judged: All heads.
         described: Outputs that are judged: those with prompts, or under a rule for Other all.
         unknown: Words that the weights never saw, by prompt set.
         unit: ``frames`` or ``clips``.
     """
-    # Classes with prompts alone; labels all have some
     task = sweep.data.task
     kind = kind_of(task)
-    kept = [k for k, name in enumerate(task.outputs) if name in described]
-    is_classes = isinstance(kind, Multiclass)
-    parts = {name: only(found, kept) if is_classes else found for name, found in statistics.items()}
-
-    # Every head
-    main = sweep.cross_validated
-    own = main.settings if main is not None else None
-    held_out = _held_out(folder)
-    scores = []
-    for record in sweep.records:
-        found, text = parts[record.id], record.recipe.text
-        is_chosen = own is not None and all(record.settings[name] == own[name] for name in own)
-        scores.append(
-            PromptScores(
-                prompts=text.prompts,
-                ensemble=text.ensemble,
-                head=record.id,
-                macro_f1=Headline.of(found, kind),
-                uar=Headline.of(found, _Uar()) if is_classes else None,
-                war=Headline.of(found, _War()) if is_classes else None,
-                over_all=record.scores["last"].headline,
-                held_out=held_out.get(record.id),
-                is_chosen=is_chosen,
-                unknown=tuple(unknown.get(text.prompts, ())),
-            )
-        )
+    scores, statistics = score_prompts(judged, task, described, unknown)
     write_csv(folder.path / "zeroshot.csv", [found.row() for found in scores])
 
     # What they are compared with
-    shown = next((found.head for found in scores if found.is_chosen), scores[0].head)
-    total, part = parts[shown].sum(0), replace(task, outputs=tuple(described))
-    part = part if is_classes else task
+    is_classes = isinstance(kind, Multiclass)
+    part = replace(task, outputs=tuple(described)) if is_classes else task
+    found = statistics[_shown(scores).head]
+    total = found[0].sum(0)
     true = total.sum(-1)
     return ZeroshotResult(
         sweep=sweep,
@@ -264,19 +217,12 @@ def describe_scores(
         chance=kind.chance(total, part),
         chance_uar=1 / max((true > 0).sum(), 1) if is_classes else None,
         chance_war=float(true.max() / max(true.sum(), 1)) if is_classes else None,
-        outputs=kind.score(total, part),
+        outputs=kind.score(found.sum((0, 1)), part),
     )
 
 
-def _held_out(folder: RunFolder) -> dict[str, float]:
-    """Headline score on all folds together, by id of the head of the whole split."""
-    by_head: dict[str, list[HeadRecord]] = {}
-    for record in folder.read_records():
-        if record.fold is not None:
-            by_head.setdefault(record.id.split("-")[0], []).append(record)
-    return {name: choose_epoch(folder, records)[1] for name, records in by_head.items()}
-
-
-def _scores_text(found: PromptScores) -> str:
-    parts = [("macro F1", found.macro_f1), ("UAR", found.uar), ("WAR", found.war)]
-    return "  ".join(f"{name} {headline_text(score)}" for name, score in parts if score is not None)
+def _shown(scores: Sequence[PromptScores]) -> PromptScores:
+    """The scores that stand for all: those that were chosen on folds, of trained heads if any."""
+    trained = [found for found in scores if found.trained and not found.leave_out]
+    among = trained or [found for found in scores if not found.trained]
+    return next((found for found in among if found.is_chosen), among[0])

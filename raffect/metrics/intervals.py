@@ -40,18 +40,24 @@ class Headline(Record):
     """A headline score.
 
     Attributes:
-        score: All frames together.
+        score: All frames together; of several heads the mean.
         interval_95: Over videos or other groups; None where nothing is known of others.
+        sd: Standard deviation over heads (n - 1); None for one head.
     """
 
     score: float
     interval_95: Interval | None
+    sd: float | None = None
 
     @classmethod
     def of(cls, statistics: np.ndarray, kind: Kind) -> Self:
-        """From statistics by group, shape (G, A, B)."""
-        score = float(kind.headline(statistics.sum(0)))
-        return cls(score=score, interval_95=plain_interval(score_interval(statistics, kind)))
+        """From statistics by group, shape (G, A, B), or of several heads, (H, G, A, B)."""
+        scores = np.atleast_1d(kind.headline(statistics.sum(-3)))
+        return cls(
+            score=float(scores.mean()),
+            interval_95=plain_interval(score_interval(statistics, kind)),
+            sd=float(scores.std(ddof=1)) if len(scores) > 1 else None,
+        )
 
 
 def score_interval(statistics: np.ndarray, kind: Kind) -> Interval | None:

@@ -254,6 +254,38 @@ def draw_scores(rows: Rows, title: str, kind: Kind, stem: Path) -> None:
     _save(figure, rows, stem)
 
 
+def draw_unseen(rows: Rows, chance: float, title: str, stem: Path) -> None:
+    """Recall of classes by heads that never saw them, and by features alone.
+
+    Args:
+        rows: ``class, recall, recall_without_head`` of each, with the ends of their intervals.
+        chance: Recall of a guess.
+        title: Above the picture.
+        stem: Path without suffix of the PNG and the CSV.
+    """
+    figure, axes = _new(7.2, 1.2 + 0.42 * len(rows))
+    places = np.arange(len(rows))[::-1]
+    for name, label, color, shift in (
+        ("recall", "heads that never saw the class", ACCENT, 0.12),
+        ("recall_without_head", "without a head", MUTED, -0.12),
+    ):
+        values = [row[name] for row in rows]
+        ends = [(row[f"{name}.low"], row[f"{name}.high"]) for row in rows]
+        # No interval is drawn where there is none
+        known = [
+            (v, v) if low is None else (low, high)
+            for (low, high), v in zip(ends, values, strict=True)
+        ]
+        bars = np.abs(np.array(known).T - np.array(values))
+        style: dict[str, Any] = {"fmt": "o", "color": color, "capsize": 3, "markersize": 5}
+        axes.errorbar(values, places + shift, xerr=bars, label=label, **style)
+    axes.axvline(chance, color=INK, linestyle=":", linewidth=1.2, label=f"chance {chance:.3f}")
+    axes.set_yticks(places, [row["class"] for row in rows], fontsize=8)
+    axes.set(xlabel="recall, validation; bars: 95 % interval", title=title, xlim=(-0.03, 1.03))
+    axes.legend(ncols=3, bbox_to_anchor=(-0.05, -0.16), **_BELOW)
+    _save(figure, rows, stem)
+
+
 def draw_window(rows: Rows, chosen: Collection[int], title: str, kind: Kind, stem: Path) -> None:
     """Score of the ensemble against the half-width of its window, evenly spaced.
 

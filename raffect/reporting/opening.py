@@ -49,6 +49,14 @@ def _what_was_made(run: Run) -> str:
     outputs = f"{len(run.task.outputs)} {run.kind.parts}"
     heads = plural(sum(map(len, run.groups)), "head")
     made = f"made {heads} for {as_text(run.title)} ({outputs}) of texts alone, without training"
+    runs = {record.recipe.text.head for group in run.groups for record in group} - {""}
+    if runs:
+        through = sum(bool(record.recipe.text.head) for group in run.groups for record in group)
+        names = enumerate_words([as_text(name) for name in sorted(runs)])
+        made = (
+            f"made {heads} for {as_text(run.title)} ({outputs}) of texts: {through:,} through "
+            f"heads that {names} trained to compare with texts, the others on features as they are"
+        )
     if len(run.groups) == 1:
         return f"{made}: {as_text(run.describe(run.groups[0]))}."
     differ = enumerate_words([as_text(short_name(name)) for name in run.varying])

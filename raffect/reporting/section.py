@@ -16,8 +16,10 @@ from raffect.reporting.page import as_link, as_text
 from raffect.reporting.results import settings_rows, settings_table, table_of
 from raffect.reporting.rules import curve_rows, rules_lines
 from raffect.reporting.run import MOST_SETTINGS, Run
+from raffect.reporting.unseen import unseen_lines, unseen_rows
 from raffect.reporting.videos import group_rows, groups_table
 from raffect.reporting.worst import worst_lines, worst_rows
+from raffect.runs.leave_one_out import read_leave_one_out
 from raffect.runs.spread import NAMES, mean_score, short
 from raffect.storage.tables import write_csv
 
@@ -64,6 +66,7 @@ class Section:
             "last epoch (val-last), mean over seeds.",
             "",
             *self._settings(),
+            *self._unseen(),
             *self._outputs(),
             *self._confusion(),
             *self._worst(),
@@ -114,6 +117,18 @@ class Section:
         meaning = (few if left_out else "") + _OPTIMISTIC
         link = self._link("settings", "All settings")
         return [*lines, *settings_table(run), meaning, "", *link]
+
+    def _unseen(self) -> list[str]:
+        """Recall of classes by heads that never saw them; empty without such heads."""
+        lines: list[str] = []
+        tables = read_leave_one_out(self.run.folder.path)
+        for number, found in enumerate(tables, start=1):
+            what = "unseen" if len(tables) == 1 else f"unseen-{number}"
+            title = f"{self.run.title}, leave one class out: {found.run}{self.run.mark}"
+            figures.draw_unseen(unseen_rows(found), found.chance, title, self._path(what))
+            shown = self._show(what, "recall of classes by heads that never saw them")
+            lines += [*shown, *unseen_lines(found)]
+        return ["### Leave one class out", "", *lines] if lines else []
 
     def _about(self) -> str:
         heads = self.run.main.heads

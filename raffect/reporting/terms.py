@@ -21,9 +21,7 @@ _MEANINGS = {
     "much as a frequent one. 1 is perfect.",
     _CCC: "concordance correlation of predictions and labels, mean over all values: 1 is perfect "
     "agreement, 0 none; a wrong scale or offset lowers it.",
-    KINDS[
-        "contrastive"
-    ].title: "share of frames (or clips) whose own caption, or vector of a "
+    KINDS["contrastive"].title: "share of frames (or clips) whose own caption, or vector of a "
     "teacher, comes first among all candidates, mean over the classes that occur.",
     "alpha": "conditional value at risk (CVaR): training averages the worst alpha share of each "
     "batch's losses alone; alpha 1 averages all of them.",
@@ -62,7 +60,7 @@ def terms_of_opening(runs: Sequence[Run]) -> list[tuple[str, str]]:
     titles = dict.fromkeys(run.kind.title for run in runs)
     names = dict.fromkeys(short_name(name) for run in runs for name in run.shown_settings)
     others = ("95 % interval", "plain ERM", "chance")
-    wanted = ("head", *names, *titles, *others)
+    wanted = dict.fromkeys(("head", *names, *titles, *others))
     return [(name, _MEANINGS[name]) for name in wanted if name in _MEANINGS]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raffect.config import TrainConfig, TuneConfig, ZeroshotConfig
+from raffect.config import TrainConfig, TuneConfig
 from raffect.recipe import DEFAULTS, NAMES, read_recipe
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import HeadRecord
@@ -86,7 +86,9 @@ def choose_main_setting(
         return MainSetting(groups[0], "only", 1)
 
     if cross_validated is not None:
-        return MainSetting(cross_validated, "cv", len(groups))
+        # What only stands beside a run was judged on no fold
+        num_judged = sum(heads[0].cv_epoch is not None for heads in groups)
+        return MainSetting(cross_validated, "cv", num_judged or len(groups))
 
     # The recipe's own values, or else the highest score
     own = _read_own_settings(folder)
@@ -97,8 +99,13 @@ def choose_main_setting(
 
 
 def _read_own_settings(folder: RunFolder) -> dict[str, Any]:
-    """What the run's recipe sets, by dotted name; empty if it was never written."""
-    kinds = (TrainConfig, TuneConfig, ZeroshotConfig)
+    """What the run's recipe sets, by dotted name; empty if it was never written.
+
+    Also empty for heads made of texts: their command names prompt sets, and no recipe.
+    """
+    if folder.read_run().command == "zeroshot":
+        return {}
+    kinds = (TrainConfig, TuneConfig)
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     try:
         return read_recipe(folder.path / "config.toml", [*NAMES, *names])

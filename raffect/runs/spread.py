@@ -159,14 +159,24 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 def value_text(value: Any) -> str:
     """A setting's value without needless digits."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
 def varying(groups: Sequence[Sequence[HasRecipe]]) -> list[str]:
-    """Names of the settings, but for the seed, in which groups of one setting each differ."""
+    """Names of the settings, but for the seed, in which groups of one setting each differ.
+
+    Where trained heads are compared with texts, and features stand beside them, a setting that
+    follows from the run that trained them is left out: the run names it.
+    """
     settings = [group[0].recipe.settings for group in groups]
-    values = {name: {str(found[name]) for found in settings} for name in settings[0]}
-    return [name for name in values if name != "seed" and len(values[name]) > 1]
+    runs = {found["text.head"] for found in settings}
+    found = []
+    for name in settings[0]:
+        pairs = {(one["text.head"], str(one[name])) for one in settings}
+        differs = len({value for _, value in pairs}) > 1
+        if name != "seed" and differs and (name == "text.head" or len(pairs) > len(runs)):
+            found.append(name)
+    return found
 
 
 def finished(records: Sequence[HeadRecord]) -> list[HeadRecord]:
@@ -236,9 +246,10 @@ def short(value: float | None) -> str:
 
 
 def headline_text(found: Headline) -> str:
-    """``.412 [.380, .440]``; the score alone where it has no interval."""
+    """``.412 ± .005 [.380, .440]``: spread over seeds and interval as far as there are any."""
     ends = ", ".join(map(short, found.interval_95 or ()))
-    return f"{short(found.score)} [{ends}]" if ends else short(found.score)
+    sd = f" ± {short(found.sd)}" if found.sd is not None else ""
+    return f"{short(found.score)}{sd}" + (f" [{ends}]" if ends else "")
 
 
 def output_lines(score: Score, kind: Kind, heads: int = 1) -> list[str]:

@@ -13,6 +13,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from raffect.config import LearnConfig, TrainConfig, count_cores
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
@@ -22,8 +24,8 @@ from raffect.heads.workers import Workers
 from raffect.metrics.task_kinds import kind_of
 from raffect.progress import Progress, stage
 from raffect.ray_session.session import cluster_gpus, last_line, ray_session, ray_storage
-from raffect.recipe import HeadConfig, Recipe, plain, with_settings
-from raffect.runs.conclusions import TrainResult, conclude_run
+from raffect.recipe import HeadConfig, Recipe, expand, plain
+from raffect.runs.conclusions import SweepResult, TrainResult, conclude_run, conclude_sweep
 from raffect.runs.cross_validation import choose_epoch
 from raffect.runs.data import Dataset, check_trainable, pick_device, targets_of
 from raffect.runs.folder import RunFolder, find_records
@@ -65,8 +67,11 @@ class EpochNote(Record):
     text: str
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig) -> TrainResult | SweepResult:
     """Train, judge and record; heads that are finished already are not trained again.
+
+    Returns:
+        Scores of the one setting, or with ``--leave-out`` of the heads without each class.
 
     Raises:
         RaffectError: If the data or settings do not allow it.
@@ -79,10 +84,13 @@ def train(config: TrainConfig) -> TrainResult:
     stream = stream or decide_stream(config.stream, index, config.device)
     config = dataclasses.replace(config, task=dataset.task.name, stream=stream)
 
-    # One recipe a seed, checked before anything is written
+    # One recipe a class that is left out and seed, checked before anything is written
+    left_out = find_left_out(config.leave_out, dataset) or [config.loss.leave_out]
     seeds = range(config.seed, config.seed + config.num_seeds)
-    recipes = [with_settings(plain(config), {"seed": seed}) for seed in seeds]
-    check_before(config, dataset)
+    axes = {"loss.leave_out": left_out, "seed": seeds}
+    recipes = expand(plain(config), axes)
+    for loss in dict.fromkeys(recipe.loss for recipe in recipes):
+        check_before(dataclasses.replace(config, leave_out=(), loss=loss), dataset)
     folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)
 
     # The epoch, cross-validated on folds
@@ -90,18 +98,54 @@ def train(config: TrainConfig) -> TrainResult:
     if config.select == "cv":
         folds = heads_of_folds(recipes, config.folds)
         _train_heads(config, dataset, folder, folds, None, "folds")
-        epoch, _ = choose_epoch(folder, find_records(folder, [head.id for head in folds]))
+        cv_epochs = choose_epochs(folder, recipes, config.folds)
         require(
-            epoch > 0,
+            all(epoch > 0 for epoch in cv_epochs.values()),
             "--select cv: no head was trained to the end on any fold; "
             "try a smaller optim.lr or sam.rho",
         )
-        cv_epochs = {PlannedHead(recipe).id: epoch for recipe in recipes}
 
     # The heads themselves
     heads = [PlannedHead(recipe) for recipe in recipes]
     _train_heads(config, dataset, folder, heads, cv_epochs, "train")
-    return conclude_run(folder, dataset.facts, find_records(folder, [head.id for head in heads]))
+    records = find_records(folder, [head.id for head in heads])
+    if config.leave_out:
+        axis = ["loss.leave_out"]
+        return conclude_sweep(folder, dataset.facts, records, axis, saved_heads=True)
+    return conclude_run(folder, dataset.facts, records)
+
+
+def find_left_out(words: Sequence[str], dataset: Dataset) -> list[str]:
+    """Classes that ``--leave-out`` means: those that are named, or each that training would see.
+
+    Raises:
+        RaffectError: If the task has no classes. A class that it lacks is refused as the setting
+            ``loss.leave_out`` is.
+    """
+    if "each" not in words:
+        return list(dict.fromkeys(words))
+    task, kind = dataset.task, dataset.loss_kind(pick_device("cpu"))
+    targets = torch.from_numpy(targets_of(dataset.splits["train"], task))
+    classes = kind.classes(targets) if kind.has_classes and len(task.outputs) > 1 else None
+    if classes is None:
+        raise RaffectError(
+            f"--leave-out each: task {task.name} has no classes; make captions of classes with "
+            "`raffect captions`, or leave it out"
+        )
+    return [task.outputs[k] for k in classes.unique().tolist() if k >= 0]
+
+
+def choose_epochs(folder: RunFolder, recipes: Sequence[Recipe], folds: int) -> dict[str, int]:
+    """The epoch that cross-validation chooses for each setting, by head; 0 where none was sound."""
+    groups: dict[Recipe, list[Recipe]] = {}
+    for recipe in recipes:
+        groups.setdefault(dataclasses.replace(recipe, seed=0), []).append(recipe)
+    cv_epochs = {}
+    for alike in groups.values():
+        names = [head.id for head in heads_of_folds(alike, folds)]
+        epoch, _ = choose_epoch(folder, find_records(folder, names))
+        cv_epochs |= {PlannedHead(recipe).id: epoch for recipe in alike}
+    return cv_epochs
 
 
 def check_before(config: LearnConfig, dataset: Dataset) -> None:

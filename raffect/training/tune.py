@@ -29,7 +29,6 @@ from raffect.progress import Progress, stage
 from raffect.ray_session.session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import PLAIN_ERM, Recipe, plain
 from raffect.runs.conclusions import SweepResult, conclude_sweep
-from raffect.runs.cross_validation import choose_epoch
 from raffect.runs.data import Dataset
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import RUNNING, STOPPED, HeadRecord, PlannedHead, TrainedBy, is_finished
@@ -48,6 +47,7 @@ from raffect.training.stream import decide_stream
 from raffect.training.trackers import build_trackers, require_trackers
 from raffect.training.train import (
     check_before,
+    choose_epochs,
     count_finished_steps,
     count_steps,
     epoch_note,
@@ -112,12 +112,7 @@ def _cross_validate(
 ) -> dict[str, int]:
     """The epoch that cross-validation chooses for each setting, by head."""
     _sweep(config, dataset, folder, heads_of_folds(recipes, config.folds), None, "folds")
-    cv_epochs = {}
-    for group in _alike(recipes):
-        folds = [head.id for head in heads_of_folds(group, config.folds)]
-        epoch, _ = choose_epoch(folder, find_records(folder, folds))
-        cv_epochs |= {PlannedHead(recipe).id: epoch for recipe in group}
-    return cv_epochs
+    return choose_epochs(folder, recipes, config.folds)
 
 
 def _require_weights(config: TuneConfig, folder: RunFolder, recipes: Sequence[Recipe]) -> None:
@@ -147,14 +142,6 @@ def _change_scheduler(config: TuneConfig, folder: RunFolder, heads: Sequence[Pla
         for names in folder.batches_under_way():
             if len(names) > 1:
                 folder.drop_state(names)
-
-
-def _alike(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
-    """Recipes that differ in their seed alone."""
-    groups: dict[Recipe, list[Recipe]] = {}
-    for recipe in recipes:
-        groups.setdefault(dataclasses.replace(recipe, seed=0), []).append(recipe)
-    return list(groups.values())
 
 
 def _sweep(

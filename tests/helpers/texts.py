@@ -5,6 +5,7 @@ The encoder is the embedded one, so its text tower goes with the bank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 from raffect.bank.format import Bank, Identity
 from raffect.config import EncoderConfig
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
+from raffect.datasets.labels import read_labels
+from raffect.datasets.targets import contrastive_task, write_targets
 from raffect.encoders.text import open_text_encoder
 from raffect.encoders.tower import load_encoder
 from raffect.language.prompt_sets import prompts_for
@@ -85,3 +88,32 @@ def text_bank(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAFFECT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield make_text_bank(tmp_path_factory.mktemp("texts"))
+
+
+def write_class_captions(texts: Path, file: Path, names: Sequence[str] = EXPR.outputs[:7]) -> Path:
+    """Captions of the classes of a bank of texts, one a frame that shows one of them.
+
+    Args:
+        texts: Of `make_text_bank`.
+        file: The label table.
+        names: Classes, whose number is that of their vector.
+    """
+    labels = read_labels(texts / "labels" / "expr.parquet")
+    number = labels["expression"].to_numpy()
+    kept = labels.filter(pa.array(number < len(names)))
+    number = number[number < len(names)].astype(np.int32)
+    rows = kept.select(["video", "frame", "split"])
+    rows = rows.append_column("target", pa.array(number)).append_column("class", pa.array(number))
+    encoder = open_text_encoder(embedded(), texts)
+    captions = [prompts_for("facs", EXPR).outputs[name][0][0] for name in names]
+    write_targets(
+        file,
+        rows,
+        contrastive_task("captions", names),
+        encoder.encode(captions),
+        captions=captions,
+        image_sha256=embedded().weights_sha256,
+        scale=encoder.identity.scale,
+        source=labels,
+    )
+    return file

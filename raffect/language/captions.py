@@ -1,0 +1,261 @@
+"""`raffect captions`: a label table whose targets are vectors of captions, or of a teacher.
+
+Captions come from a table of the user, or are made from labels; texts become vectors by the weights
+that made the bank. Training reads the vectors alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raffect.bank.facts import join_caveats
+from raffect.bank.format import Bank
+from raffect.config import CaptionsConfig
+from raffect.datasets.affwild2.tasks import read_task
+from raffect.datasets.labels import CLIP_COLUMNS, is_of_clips, read_labels
+from raffect.datasets.targets import contrastive_task, write_targets
+from raffect.encoders.text import open_text_encoder
+from raffect.errors import require
+from raffect.language.caption_labels import (
+    caption_classes,
+    caption_units,
+    cut_runs,
+    cut_stretches,
+    read_labelled,
+)
+from raffect.language.caption_splits import require_both_splits, splits_from
+from raffect.language.caption_table import read_captions
+from raffect.language.caption_vectors import TargetVectors, encode_captions, encode_classes
+from raffect.language.captioned import Captioned
+from raffect.language.captions_result import CaptionFacts, CaptionsResult
+from raffect.language.in_bank import BankFrames, find_frames
+from raffect.language.leaks import find_tables, guard, is_split
+from raffect.language.prompt_sets import TaskPhrases, phrases_for, require_templates
+from raffect.language.teacher import read_teacher
+from raffect.progress import stage
+from raffect.storage.atomic import require_writable
+from raffect.storage.keys import encode_video
+from raffect.storage.tables import read_metadata
+
+_KEYS = ("video", "frame", "start", "end", "split", "group", "target", "class")
+"""Columns of the label table."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where captions come from.
+
+    Attributes:
+        rows: Rows with captions, or for a teacher without.
+        facts: What is known of them so far.
+        labels: The label table that rows or splits are from; None without.
+        phrases: Those of classes; None for all else.
+    """
+
+    rows: Captioned
+    facts: CaptionFacts
+    labels: pa.Table | None = None
+    phrases: TaskPhrases | None = None
+
+
+def captions(config: CaptionsConfig) -> CaptionsResult:
+    """Write a label table of captions and its vectors.
+
+    Raises:
+        RaffectError: If the source is not what it should be, no row is left, captions are too
+            long, or the weights are not those of the bank.
+    """
+    # Rows with their captions
+    bank = Bank(config.bank).require()
+    identity = bank.require_identity()
+    with stage(f"reading the plan of {config.bank}"):
+        frames = find_frames(bank)
+    with stage("making rows"):
+        source = _read_source(config, frames)
+        rows = source.rows
+        rows = rows.without(
+            np.stack(frames.count(rows.table)).sum(0) == 0, "frames that the bank does not have"
+        )
+        rows, dealt = require_both_splits(rows, config.validation_share, config.seed)
+        rows, guarded = guard(rows, _tables_to_guard(config, source))
+    require_writable(config.out.parent)
+
+    # The vector of each target, in an order that mixes videos
+    if config.teacher is not None:
+        with stage(f"reading {config.teacher}"):
+            rows, vectors = read_teacher(config.teacher, rows)
+        found = TargetVectors(vectors)
+    else:
+        rows, found = _encode(config, source, rows)
+    rows, found = _shuffle(rows, found, config.seed)
+
+    # Both files
+    facts = replace(
+        source.facts,
+        split=dealt,
+        truncated=found.truncated,
+        left_out=rows.left_out,
+        guard=guarded,
+    )
+    table, classes = _finish(rows.table), rows.texts if facts.source == "classes" else ()
+    about = {"captions": facts.to_bytes().decode()}
+    if "group" in table.column_names and not _has_group(source.labels):
+        about["groups"] = "groups"
+    with stage(f"writing {config.out}"):
+        written = write_targets(
+            config.out,
+            table,
+            contrastive_task(config.out.stem, classes),
+            found.values,
+            captions=found.captions,
+            image_sha256=found.image_sha256,
+            scale=found.scale,
+            source=source.labels,
+            about=about,
+        )
+    is_drawn = source.labels is not None and read_metadata(source.labels).get("synthetic") == "true"
+    return CaptionsResult(
+        out=config.out,
+        targets=config.out.parent / written.file,
+        table=table,
+        captions=found.captions,
+        splits=_count_splits(table),
+        num_targets=written.count,
+        dim=written.dim,
+        waiting=int((frames.count(table)[1] > 0).sum()),
+        facts=facts,
+        unknown=found.unknown,
+        caveat=join_caveats(identity.caveat, is_drawn),
+        bank=config.bank,
+    )
+
+
+def _read_source(config: CaptionsConfig, frames: BankFrames) -> _Source:
+    """Rows of the source that was asked for."""
+    if config.from_labels is not None:
+        return _read_labels(config, config.from_labels)
+    file = config.labels
+    labels = None if file is None else read_labels(file)
+    if config.table is not None:
+        rows = read_captions(config.table, config.encoding, frames)
+        if labels is not None and file is not None:
+            rows = splits_from(rows, labels, file)
+        facts = CaptionFacts(source="table", file=config.table.name, seed=config.seed)
+        return _Source(rows, facts, labels)
+    assert config.teacher is not None  # CaptionsConfig has checked both
+    assert labels is not None
+    own = CLIP_COLUMNS if is_of_clips(labels) else ("frame",)
+    names = [name for name in ("video", *own, "split", "group") if name in labels.column_names]
+    facts = CaptionFacts(source="teacher", file=config.teacher.name, seed=config.seed)
+    return _Source(Captioned(labels.select(names), f"--labels {file}"), facts, labels)
+
+
+def _read_labels(config: CaptionsConfig, file: Path) -> _Source:
+    """Rows of a label table, with captions made from its labels."""
+    labels, where = read_labels(file), f"--from-labels {file}"
+    task = read_task(read_metadata(labels).get("task", file.stem), str(file))
+    is_classes = task.kind == "multiclass"
+    require(
+        is_classes or task.kind == "multilabel",
+        f"{where}: task {task.name} is {task.kind}; captions are made of classes or of labels "
+        "such as action units",
+    )
+    require(
+        not is_classes or len(config.prompts) == 1,
+        f"--prompts {' '.join(config.prompts)}: a class has the mean vector of one prompt set",
+    )
+    require_templates(config.templates)
+    sets = [phrases_for(name, task, config.templates) for name in dict.fromkeys(config.prompts)]
+
+    # Rows, or clips of them
+    rows = read_labelled(labels, task, where)
+    if config.clips != "rows":
+        require(
+            not is_of_clips(labels),
+            f"--clips {config.clips}: {file} is a table of clips already; leave it out",
+        )
+        is_run = config.clips == "runs"
+        rows = cut_runs(rows) if is_run else cut_stretches(rows, config.clip_frames)
+
+    # Their captions
+    facts = CaptionFacts(
+        source="classes" if is_classes else "labels",
+        file=file.name,
+        prompts=tuple(found.name for found in sets),
+        templates=tuple(dict.fromkeys(text for found in sets for text in found.templates)),
+        clips=config.clips,
+        clip_frames=config.clip_frames if config.clips == "stretches" else 0,
+        seed=config.seed,
+    )
+    if not is_classes:
+        return _Source(caption_units(rows, sets, config.seed), facts, labels)
+    described = sets[0].fill().described
+    return _Source(caption_classes(rows, task, described), facts, labels, sets[0])
+
+
+def _tables_to_guard(config: CaptionsConfig, source: _Source) -> list[Path]:
+    """Tables whose validation videos are not trained on."""
+    words = config.not_in or ("none" if source.facts.source == "classes" else "others",)
+    return find_tables(words, config.from_labels or config.labels, config.out)
+
+
+def _encode(
+    config: CaptionsConfig, source: _Source, rows: Captioned
+) -> tuple[Captioned, TargetVectors]:
+    """Vectors of the captions that rows use, and the rows with numbers of these."""
+    identity = Bank(config.bank).require_identity()
+    encoder = open_text_encoder(identity, config.bank, config.weights)
+    used, number = np.unique(rows.table["target"].to_numpy(), return_inverse=True)
+    texts = [rows.texts[k] for k in used]
+    if source.phrases is not None:
+        found = encode_classes(encoder, source.phrases, texts)
+    else:
+        found = encode_captions(encoder, texts, config.truncate)
+    return _with_targets(rows, number.ravel()), found
+
+
+def _shuffle(rows: Captioned, found: TargetVectors, seed: int) -> tuple[Captioned, TargetVectors]:
+    """Targets in a random order: heads are judged on blocks of them, and each mixes videos."""
+    order = np.random.default_rng(seed).permutation(len(found.values))
+    new = np.empty_like(order)
+    new[order] = np.arange(len(order))
+    return _with_targets(rows, new[rows.table["target"].to_numpy()]), found.take(order)
+
+
+def _with_targets(rows: Captioned, number: np.ndarray) -> Captioned:
+    table = rows.table
+    column = table.column_names.index("target")
+    return replace(rows, table=table.set_column(column, "target", pa.array(number)))
+
+
+def _has_group(labels: pa.Table | None) -> bool:
+    return labels is not None and "group" in labels.column_names
+
+
+def _finish(table: pa.Table) -> pa.Table:
+    """The label table: its columns and types, in the order of videos and frames."""
+    columns = {}
+    for name in (name for name in _KEYS if name in table.column_names):
+        if name in ("video", "split", "group"):
+            columns[name] = encode_video(table[name])
+        else:
+            columns[name] = table[name].cast(pa.int32())
+    first = "start" if "start" in columns else "frame"
+    by = [("video", "ascending"), (first, "ascending")]
+    if first == "start":
+        by.append(("end", "ascending"))
+    return pa.table(columns).sort_by(by)
+
+
+def _count_splits(table: pa.Table) -> dict[str, tuple[int, int]]:
+    """Rows and videos of each split."""
+    found = {}
+    for name in ("train", "validation", "test"):
+        videos = table["video"].filter(pa.array(is_split(table, name)))
+        if len(videos):
+            found[name] = (len(videos), len(videos.unique()))
+    return found

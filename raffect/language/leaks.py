@@ -1,0 +1,130 @@
+"""The leak guard: videos that other tables validate on are not trained on.
+
+Splits are made task by task, so a training video of one task may be a validation video of another
+one, and ``name_left`` or ``name_right`` (one of two people in a video) is of the same video as
+``name``. A head that learns from captions of units and is judged on expressions must not have seen
+those videos.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+from annotated_types import Ge
+
+from raffect.datasets.affwild2.tasks import read_task
+from raffect.datasets.labels import read_labels, select_split
+from raffect.datasets.targets import is_targets_file
+from raffect.errors import RaffectError
+from raffect.language.captioned import Captioned
+from raffect.storage.keys import encode_video
+from raffect.storage.paths import locate, read_parquet
+from raffect.storage.records import Record
+from raffect.storage.tables import read_metadata
+
+_SIDE = re.compile(r"_(?:left|right)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakGuard(Record):
+    """What the guard did.
+
+    Attributes:
+        tables: Names of the tables whose validation videos were left out of training.
+        videos: Training videos that were left out.
+        rows: Their rows.
+    """
+
+    tables: tuple[str, ...] = ()
+    videos: Annotated[int, Ge(0)] = 0
+    rows: Annotated[int, Ge(0)] = 0
+
+    def line(self) -> str:
+        """As a line of text."""
+        if not self.tables:
+            return "leak guard: off, no other table's validation videos were left out of training"
+        what = f"{self.videos:,} training videos ({self.rows:,} rows)"
+        return f"leak guard: {what} left out, {', '.join(self.tables)} validate on these videos"
+
+
+def base_of(video: str) -> str:
+    """The video that both of its people are in: its name without ``_left`` and ``_right``."""
+    return _SIDE.sub("", video)
+
+
+def find_tables(words: Sequence[str], beside: Path | None, out: Path) -> list[Path]:
+    """The tables that ``--not-in`` means.
+
+    Args:
+        words: Paths; ``others``: all other tables of classes or labels (such as no text describes
+            are not judged by texts) beside one; or ``none``.
+        beside: The table that rows or splits come from; None for none.
+        out: The table to be made, which is none of them.
+    """
+    if "none" in words:
+        return []
+    if "others" not in words:
+        return [locate(word) for word in words]
+    if beside is None:
+        return []
+    own = (beside.name, out.name)
+    files = [file for file in sorted(beside.parent.glob("*.parquet")) if file.name not in own]
+    return [file for file in files if not is_targets_file(file) and _is_judged_by_texts(file)]
+
+
+def _is_judged_by_texts(file: Path) -> bool:
+    """Whether a file is a label table of classes or labels."""
+    table = read_parquet(file)
+    if not {"video", "split"} <= set(table.column_names) or "task" not in read_metadata(table):
+        return False
+    return read_task(read_metadata(table)["task"], str(file)).kind in ("multiclass", "multilabel")
+
+
+def guard(found: Captioned, tables: Sequence[Path]) -> tuple[Captioned, LeakGuard]:
+    """Leave training rows of videos out that other tables validate on.
+
+    Args:
+        found: Rows with splits.
+        tables: Label tables.
+
+    Raises:
+        RaffectError: If no training row is left, or a table is not a label table.
+    """
+    held_out: set[str] = set()
+    for file in tables:
+        rows = select_split(read_labels(file), "validation")
+        held_out |= set(map(base_of, rows["video"].cast(pa.string()).unique().to_pylist()))
+    names = tuple(file.name for file in tables)
+
+    # Training rows alone: what validates may do so again
+    leaks, is_train = _is_of(found.table, held_out), is_split(found.table, "train")
+    wrong = leaks & is_train
+    if wrong.any() and (wrong == is_train).all():
+        raise RaffectError(
+            f"{found.where}: all its training videos are validation videos of {', '.join(names)}; "
+            "name the tables to be judged on with --not-in"
+        )
+    videos = len(found.table["video"].filter(pa.array(wrong)).unique())
+    done = LeakGuard(tables=names, videos=videos, rows=int(wrong.sum()))
+    what = f"training videos that {', '.join(names)} validate on (leak guard)"
+    return found.without(wrong, what), done
+
+
+def is_split(table: pa.Table, name: str) -> np.ndarray:
+    """Which rows are of a split: bool, shape (N,)."""
+    split = encode_video(table["split"])
+    matches = np.array([one == name for one in split.dictionary.to_pylist()], bool)
+    return matches[split.indices.to_numpy(zero_copy_only=False)]
+
+
+def _is_of(table: pa.Table, bases: Collection[str]) -> np.ndarray:
+    """Which rows are of one of some videos, whichever of its people: bool, shape (N,)."""
+    video = encode_video(table["video"])
+    matches = np.array([base_of(name) in bases for name in video.dictionary.to_pylist()], bool)
+    return matches[video.indices.to_numpy(zero_copy_only=False)]

@@ -1,0 +1,244 @@
+"""Trained heads that compare with texts, as `raffect zeroshot --head` takes them from runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from raffect.bank.format import Identity
+from raffect.config import ZeroshotConfig
+from raffect.datasets.labels import read_labels, select_split
+from raffect.datasets.targets import KIND
+from raffect.errors import RaffectError, require
+from raffect.evaluation.pick import PickedHead, pick_heads, sound_heads
+from raffect.heads.checkpoint import HeadCard, load_batch, require_encoder
+from raffect.heads.head_batch import EmbeddingSpec
+from raffect.heads.head_kinds import read_spec
+from raffect.language.leaks import base_of
+from raffect.language.sources import Source
+from raffect.metrics.scores import Snapshot
+from raffect.recipe import plain
+from raffect.runs.data import Dataset
+from raffect.runs.spread import group_by_settings, varying
+from raffect.storage.paths import locate
+from raffect.storage.records import Record
+
+_LEAVE_OUT = "loss.leave_out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin(Record):
+    """Where one trained head is from.
+
+    Attributes:
+        name: Of its run.
+        id: Its own, in the run.
+        snapshot: Which of its epochs it is.
+        epoch: That epoch.
+        sha256: Of its tensors.
+        labels_sha256: Of the captions that it was trained on.
+    """
+
+    name: str
+    id: str
+    snapshot: Snapshot
+    epoch: int
+    sha256: str
+    labels_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origins(Record):
+    """Which heads texts were compared through; ``trained.json`` of the run folder."""
+
+    heads: tuple[Origin, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainedHeads:
+    """Heads of some runs.
+
+    Attributes:
+        sources: What gives vectors, one a head.
+        cards: What is known about each.
+        notes: What was left out and why.
+    """
+
+    sources: Sequence[Source] = ()
+    cards: Sequence[HeadCard] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the heads were trained without one class each."""
+        return any(source.recipe.loss.leave_out for source in self.sources)
+
+    @property
+    def origins(self) -> Origins:
+        """Where they are from."""
+        pairs = zip(self.sources, self.cards, strict=True)
+        return Origins(
+            heads=tuple(
+                Origin(
+                    name=source.name,
+                    id=card.id,
+                    snapshot=card.snapshot,
+                    epoch=card.epoch,
+                    sha256=card.sha256,
+                    labels_sha256=card.data.labels_sha256,
+                )
+                for source, card in pairs
+            )
+        )
+
+    @property
+    def caveats(self) -> list[str]:
+        """What the data that they were trained on makes every score say."""
+        found = dict.fromkeys(caveat for card in self.cards for caveat in card.data.caveats)
+        lacking = dict.fromkeys(card.data.incomplete for card in self.cards)
+        return [*found, *(f"trained on an incomplete bank, which lacked {x}" for x in lacking if x)]
+
+
+def read_trained(config: ZeroshotConfig, bank: Identity) -> TrainedHeads:
+    """The heads that ``--head`` names.
+
+    Args:
+        config: The command's.
+        bank: The encoder of its bank.
+
+    Raises:
+        RaffectError: If a head does not compare with texts, is of another encoder, or two runs have
+            one name.
+    """
+    heads, notes = _pick(config)
+    _require_names(heads)
+    sources = []
+    for head in heads:
+        spec = _require_contrastive(head)
+        require_encoder(head.card, bank, head.folder, config.bank)
+        batch, _ = load_batch(head.folder, torch.device("cpu"))
+        sources.append(Source(plain(head.recipe), _name_of(head.run), spec, batch.state(0)))
+    return TrainedHeads(sources, [head.card for head in heads], notes)
+
+
+def _pick(config: ZeroshotConfig) -> tuple[list[PickedHead], list[str]]:
+    """Heads of each run's main setting, or all that were trained without one class each."""
+    found: dict[str, PickedHead] = {}
+    notes: list[str] = []
+    for path in config.head:
+        sound = sound_heads(path, config.epoch, notes, "is used")
+        leaving = [head for head in sound if head.recipe.loss.leave_out]
+        if leaving:
+            _require_one_setting(path, leaving)
+            chosen = leaving
+        else:
+            chosen, more = pick_heads([path], config.epoch)
+            notes += more
+        found |= {head.card.sha256: head for head in chosen if head.card.sha256 not in found}
+    kinds = {bool(head.recipe.loss.leave_out) for head in found.values()}
+    require(
+        len(kinds) < 2,
+        "--head: some heads were trained without a class and some with all; give them apart",
+    )
+    return list(found.values()), list(dict.fromkeys(notes))
+
+
+def _require_one_setting(path: Path, heads: Sequence[PickedHead]) -> None:
+    """Refuse heads without one class each that differ in other settings as well."""
+    others = [name for name in varying(group_by_settings(heads)) if name != _LEAVE_OUT]
+    require(
+        not others,
+        f"{path}: heads without one class differ in {', '.join(others)} as well; name the folders "
+        "of single heads, RUN/weights/<head>/last",
+    )
+
+
+def _require_contrastive(head: PickedHead) -> EmbeddingSpec:
+    """What a head is, if it compares."""
+    spec = read_spec(head.card.head, head.folder / "config.json")
+    task = head.card.task
+    if task.kind != KIND or not isinstance(spec, EmbeddingSpec):
+        raise RaffectError(
+            f"{head.folder}: a head of task {task.name} ({task.kind}), which compares with no "
+            "text; --head needs heads that were trained on captions"
+        )
+    # Vectors of a teacher are no vectors of texts, unless the head maps texts as it maps features
+    targets = head.card.data.targets
+    maps_texts = type(spec).embed_texts is not EmbeddingSpec.embed_texts
+    require(
+        maps_texts or targets is None or targets.image_sha256 != "",
+        f"{head.folder}: was trained against a teacher, whose vectors are not those of texts; "
+        "--head needs heads that were trained on captions, or a projection",
+    )
+    return spec
+
+
+def _require_names(heads: Sequence[PickedHead]) -> None:
+    """Refuse two runs of one name, whose heads could not be told apart."""
+    runs: dict[str, Path] = {}
+    for head in heads:
+        name, run = _name_of(head.run), _run_of(head.run)
+        require(
+            runs.setdefault(name, run) == run,
+            f"--head {head.run}: another run is called {name} as well ({runs[name]}); rename one",
+        )
+
+
+def _run_of(path: Path) -> Path:
+    """The run folder that was named, or in which the one head lies that was named."""
+    path = path.absolute()
+    is_head = (path / "config.json").exists() and path.parent.parent.name == "weights"
+    return path.parents[2] if is_head else path
+
+
+def _name_of(path: Path) -> str:
+    return _run_of(path).name
+
+
+def seen_lines(trained: TrainedHeads, dataset: Dataset) -> list[str]:
+    """What heads have seen of the videos that they are judged on: their captions say so.
+
+    Args:
+        trained: The heads.
+        dataset: What they are judged on; its training split, if it has one, chooses prompt sets.
+    """
+    lines = []
+    pairs = zip(trained.sources, trained.cards, strict=True)
+    runs = {source.name: card for source, card in pairs}
+    for name, card in runs.items():
+        if (videos := _caption_videos(card)) is None:
+            where = f"at {card.data.labels} any more" if card.data.labels else "known"
+            lines.append(
+                f"caveat: the captions that trained {name} are not {where}, so what its heads have "
+                "seen of these videos is not known"
+            )
+            continue
+        for split, means in (
+            ("validation", "their scores here are optimistic"),
+            ("train", "on folds, which chose the prompt set, their scores are optimistic"),
+        ):
+            if split not in dataset.splits:
+                continue
+            judged = {base_of(video) for video in dataset.splits[split].videos}
+            if count := len(judged & videos):
+                lines.append(
+                    f"caveat: captions of {count} of the {len(judged)} {split} videos trained the "
+                    f"heads of {name}: {means}"
+                )
+    return lines
+
+
+def _caption_videos(card: HeadCard) -> set[str] | None:
+    """Training videos of a head's captions; None if their table is gone or another one."""
+    path = locate(card.data.labels)
+    if not card.data.labels or not path.is_file():
+        return None
+    if hashlib.sha256(path.read_bytes()).hexdigest() != card.data.labels_sha256:
+        return None
+    rows = select_split(read_labels(path), "train")
+    return set(map(base_of, rows["video"].cast(pa.string()).unique().to_pylist()))
