@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "postprocess": (c.PostprocessConfig, "window, thresholds and weights, chosen on folds"),
     "zeroshot": (c.ZeroshotConfig, "bank + prompts -> heads made of texts, nothing is trained"),
+    "learn-prompts": (c.LearnPromptsConfig, "bank + labels -> tokens of prompts, learnt"),
     "probe": (c.ProbeConfig, "bank + few labels -> prototypes and linear probes, against k"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
     "predict": (
@@ -175,7 +176,7 @@ def _explain(error: Exception) -> str | None:
 def usage() -> str:
     """What `raffect --help` prints."""
     return DESCRIPTION.format(
-        commands="\n".join(f"  {name:9}{text}" for name, (_, text) in COMMANDS.items())
+        commands="\n".join(f"  {name:14}{text}" for name, (_, text) in COMMANDS.items())
     )
 
 
@@ -215,6 +216,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "tune": _tune,
         "postprocess": _postprocess,
         "zeroshot": _zeroshot,
+        "learn-prompts": _learn_prompts,
         "probe": _probe,
         "evaluate": _evaluate,
         "predict": _predict,
@@ -276,6 +278,13 @@ def _zeroshot(config: c.ZeroshotConfig) -> int:
         from raffect.language.zeroshot import zeroshot
 
     return _print(zeroshot(config).lines())
+
+
+def _learn_prompts(config: c.LearnPromptsConfig) -> int:
+    with stage(_TORCH):
+        from raffect.language.learn_prompts import learn_prompts
+
+    return _print(learn_prompts(config).lines())
 
 
 def _probe(config: c.ProbeConfig) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, require
 from raffect.heads.head import MlpSpec
 from raffect.heads.head_batch import HeadSpec
+from raffect.heads.prompts import PromptSpec
 from raffect.recipe import HeadConfig
 
-HEAD_KINDS: dict[str, type[HeadSpec]] = {"mlp": MlpSpec}
+HEAD_KINDS: dict[str, type[HeadSpec]] = {"mlp": MlpSpec, "prompts": PromptSpec}
 
 
 def head_spec(config: HeadConfig, dim: int, outputs: int, *, compares: bool = False) -> HeadSpec:
@@ -26,6 +27,10 @@ def head_spec(config: HeadConfig, dim: int, outputs: int, *, compares: bool = Fa
     Raises:
         RaffectError: If heads of that kind cannot do it.
     """
+    require(
+        config.kind != "prompts",
+        "head.kind prompts: a text tower is needed; use `raffect learn-prompts`",
+    )
     return MlpSpec.from_config(config, dim, outputs)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raffect.config import TrainConfig, TuneConfig, ZeroshotConfig
+from raffect.config import LearnPromptsConfig, TrainConfig, TuneConfig, ZeroshotConfig
 from raffect.recipe import DEFAULTS, NAMES, read_recipe
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import HeadRecord
@@ -98,7 +98,7 @@ def choose_main_setting(
 
 def _read_own_settings(folder: RunFolder) -> dict[str, Any]:
     """What the run's recipe sets, by dotted name; empty if it was never written."""
-    kinds = (TrainConfig, TuneConfig, ZeroshotConfig)
+    kinds = (TrainConfig, TuneConfig, ZeroshotConfig, LearnPromptsConfig)
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     try:
         return read_recipe(folder.path / "config.toml", [*NAMES, *names])

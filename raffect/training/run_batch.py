@@ -19,6 +19,7 @@ from raffect.config import LearnConfig, count_cores
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.fit import FitJob, count, fit, score_name
+from raffect.heads.head_batch import HeadSpec
 from raffect.heads.head_kinds import head_spec
 from raffect.heads.learner import SHARED_SETTINGS
 from raffect.heads.loss_kinds import loss_kind
@@ -68,6 +69,7 @@ class BatchJob:
             the same fold.
         cv_epochs: Epochs that cross-validation chose.
         threads: Of this process; 0 is all cores.
+        spec: What the heads are, where their recipes alone do not decide it; else None.
         save_heads: Whether weights are kept.
         save_every_s: Seconds between saves of the state.
     """
@@ -76,6 +78,7 @@ class BatchJob:
     heads: tuple[PlannedHead, ...]
     cv_epochs: CvEpochs = field(default_factory=dict)
     threads: int = 0
+    spec: HeadSpec | None = None
     save_heads: bool = True
     save_every_s: float = 30.0
 
@@ -231,7 +234,7 @@ def _plan_fit(
     # The loop's settings; the state is saved under the names of the heads
     fit_job = FitJob(
         recipes=[head.recipe for head in job.heads],
-        spec=head_spec(recipe.head, train.dim, len(task.outputs)),
+        spec=job.spec or head_spec(recipe.head, train.dim, len(task.outputs)),
         prior=loss_kind(task).count_prior(targets),
         train=rows,
         validation=read_rows(validation, task, device),

@@ -17,6 +17,7 @@ from raffect.config import LearnConfig, TrainConfig, count_cores
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.fit import score_name
+from raffect.heads.head_batch import HeadSpec
 from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.snapshots import History
 from raffect.heads.workers import Workers
@@ -70,9 +71,20 @@ def train(config: TrainConfig) -> TrainResult:
     Raises:
         RaffectError: If the data or settings do not allow it.
     """
-    # Data, and whether they are streamed, which is decided once for a run
     with stage(f"reading {config.labels} and {config.bank}"):
         dataset = open_data(config)
+    return train_on(config, dataset)
+
+
+def train_on(config: TrainConfig, dataset: Dataset, spec: HeadSpec | None = None) -> TrainResult:
+    """`train` on data that are open.
+
+    Args:
+        config: Settings.
+        dataset: Of `raffect.training.run_batch.open_data`.
+        spec: What the heads are, where their recipes alone do not decide it; in this process alone.
+    """
+    # Whether rows are streamed, which is decided once for a run
     stream = RunFolder(config.out).recorded_stream(config.stream)
     stream = stream or decide_stream(config.stream, dataset.splits["train"], config.device)
     config = dataclasses.replace(config, task=dataset.task.name, stream=stream)
@@ -87,7 +99,7 @@ def train(config: TrainConfig) -> TrainResult:
     cv_epochs: dict[str, int] = {}
     if config.select == "cv":
         folds = heads_of_folds(recipes, config.folds)
-        _train_heads(config, dataset, folder, folds, None, "folds")
+        _train_heads(config, dataset, folder, folds, None, "folds", spec)
         epoch, _ = choose_epoch(folder, find_records(folder, [head.id for head in folds]))
         require(
             epoch > 0,
@@ -98,7 +110,7 @@ def train(config: TrainConfig) -> TrainResult:
 
     # The heads themselves
     heads = [PlannedHead(recipe) for recipe in recipes]
-    _train_heads(config, dataset, folder, heads, cv_epochs, "train")
+    _train_heads(config, dataset, folder, heads, cv_epochs, "train", spec)
     return conclude_run(folder, dataset.facts, find_records(folder, [head.id for head in heads]))
 
 
@@ -130,6 +142,7 @@ def _train_heads(
     heads: list[PlannedHead],
     cv_epochs: CvEpochs | None,
     label: str,
+    spec: HeadSpec | None,
 ) -> None:
     """Train the heads that have no record yet, batch by batch."""
     batches = plan_batches(folder, heads, len(heads), config.stream == "always", cv_epochs)
@@ -140,7 +153,11 @@ def _train_heads(
     with Progress(label, earlier + sum(steps), "head-steps", earlier) as progress:
         for batch, total in zip(batches, steps, strict=True):
             job = BatchJob(
-                config=config, heads=tuple(batch), cv_epochs=cv_epochs or {}, threads=config.threads
+                config=config,
+                heads=tuple(batch),
+                cv_epochs=cv_epochs or {},
+                threads=config.threads,
+                spec=spec,
             )
             if config.num_workers > 1:
                 _train_on_workers(job, folder, label, progress, total)
