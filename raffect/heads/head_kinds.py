@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,22 @@ from raffect.errors import RaffectError, require
 from raffect.heads.head import MlpSpec
 from raffect.heads.head_batch import HeadSpec
 from raffect.heads.prompts import PromptSpec
+from raffect.heads.temporal import TemporalSpec
 from raffect.recipe import HeadConfig
 
-HEAD_KINDS: dict[str, type[HeadSpec]] = {"mlp": MlpSpec, "prompts": PromptSpec}
+HEAD_KINDS: dict[str, type[HeadSpec]] = {
+    spec.kind: spec for spec in (MlpSpec, TemporalSpec, PromptSpec)
+}
 
 
-def head_spec(config: HeadConfig, dim: int, outputs: int, *, compares: bool = False) -> HeadSpec:
+def head_spec(
+    config: HeadConfig,
+    dim: int,
+    outputs: int,
+    *,
+    compares: bool = False,
+    order: bool = False,
+) -> HeadSpec:
     """What a recipe's heads are.
 
     Args:
@@ -23,15 +34,19 @@ def head_spec(config: HeadConfig, dim: int, outputs: int, *, compares: bool = Fa
         outputs: How many numbers a head predicts for a sample.
         compares: Whether these are a vector to compare with targets; see
             `raffect.heads.head_batch.EmbeddingSpec`.
+        order: Whether it learns the order of snippets beside, as ``loss.order`` above 0 asks for.
 
     Raises:
         RaffectError: If heads of that kind cannot do it.
     """
+    spec = HEAD_KINDS[config.kind].from_config(config, dim, outputs, compares=compares)
+    if not order:
+        return spec
     require(
-        config.kind != "prompts",
-        "head.kind prompts: a text tower is needed; use `raffect learn-prompts`",
+        isinstance(spec, TemporalSpec) and spec.snippets > 1,
+        "loss.order: is about the order of snippets; expected 0, or head.snippets 2 or more",
     )
-    return MlpSpec.from_config(config, dim, outputs)
+    return dataclasses.replace(spec, order=True)
 
 
 def read_spec(content: Any, where: Path) -> HeadSpec:

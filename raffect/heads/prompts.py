@@ -16,7 +16,6 @@ S descriptors of a group, M tokens of a descriptor, W width of the text tower, D
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -29,12 +28,14 @@ from raffect.errors import RaffectError
 from raffect.heads.head_batch import Buffers, HeadBatch, Shapes, normalise, to_cpu
 from raffect.heads.module_batch import HeadModule, ModuleBatch, ModuleSpec
 from raffect.heads.random import weights_generator
+from raffect.heads.spec_values import refuse, require_bounds, require_flags, require_names
 from raffect.heads.workers import Workers
 from raffect.recipe import MOST_WIDTH, HeadConfig
 
 SPREAD = 0.02
 """Standard deviation of drawn tokens, as in CoOp; CLIP's own tokens began with it as well."""
 _MOST_SCALE = 1e4
+_HEXADECIMAL = 64
 
 ReadPrompts = Callable[[Tensor], Tensor]
 """Vectors (G, S, D) of prompts from those of their learnt tokens (G, S, M, W); torch.func can
@@ -66,7 +67,7 @@ class PromptSpec(ModuleSpec):
     tokens: int
     width: int
     scale: float
-    text_sha256: str = ""
+    text_sha256: str
     read: ReadPrompts | None = dataclasses.field(default=None, compare=False, repr=False)
     start: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
 
@@ -86,6 +87,13 @@ class PromptSpec(ModuleSpec):
     def buffers(self) -> Shapes:
         """The prompts' vectors; while a text tower is there they follow from the tokens."""
         return {"vectors": (self.groups, self.descriptors, self.dim)}
+
+    @classmethod
+    def from_config(
+        cls, config: HeadConfig, dim: int, outputs: int, *, compares: bool = False
+    ) -> Self:
+        """See `raffect.heads.head_batch.HeadSpec.from_config`: a recipe alone does not make one."""
+        raise RaffectError("head.kind prompts: a text tower is needed; use `raffect learn-prompts`")
 
     def initial_row(self, seed: int, config: HeadConfig) -> Tensor:
         """Tokens of ``start``, others from a normal distribution, as in CoOp."""
@@ -116,23 +124,15 @@ class PromptSpec(ModuleSpec):
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
         """See `raffect.heads.head_batch.HeadSpec.from_json`."""
-        # Names.
-        names = [field.name for field in dataclasses.fields(cls) if field.compare]
-        if content.keys() != set(names):
-            raise RaffectError(f"{where}: its head has to name {', '.join(names)}; train again")
-        # Sizes, the scale, and what has one of a few values.
+        require_names(cls, content, where)
         sizes = ("dim", "outputs", "descriptors", "tokens", "width")
-        is_good = {
-            name: type(content[name]) is int and 1 <= content[name] <= MOST_WIDTH for name in sizes
-        }
+        require_bounds(content, dict.fromkeys(sizes, (1, MOST_WIDTH)), where)
+        require_flags(content, ("has_rest",), where)
         scale, text = content["scale"], content["text_sha256"]
-        is_good["scale"] = type(scale) in (int, float) and 0 < scale <= _MOST_SCALE
-        is_good["has_rest"] = type(content["has_rest"]) is bool
-        is_good["text_sha256"] = isinstance(text, str) and len(text) <= 64
-        for name, good in is_good.items():
-            if not good:
-                found = f"{where}: {name} {str(content[name])[:40]} of its head"
-                raise RaffectError(f"{found} is out of bounds; train again")
+        if type(scale) not in (int, float) or not 0 < scale <= _MOST_SCALE:
+            raise refuse("scale", scale, f"more than 0, at most {_MOST_SCALE:g}", where)
+        if not isinstance(text, str) or len(text) != _HEXADECIMAL:
+            raise refuse("text_sha256", text, f"a text of {_HEXADECIMAL} digits", where)
         return cls(**{**content, "scale": float(scale)})
 
 
@@ -178,13 +178,9 @@ class PromptBatch(ModuleBatch):
 
     spec: PromptSpec
 
-    def predict(self, rows: Tensor, buffers: Buffers, batch: Tensor) -> Tensor:
-        """See `raffect.heads.head_batch.HeadBatch.predict`."""
-        return self.predictor(rows, buffers)(batch)
-
     def predictor(self, rows: Tensor, buffers: Buffers) -> Callable[[Tensor], Tensor]:
         """See `raffect.heads.head_batch.HeadBatch.predictor`; prompts are read once for all."""
-        return functools.partial(super().predict, rows, self._follow(rows, buffers))
+        return super().predictor(rows, self._follow(rows, buffers))
 
     def state(self, head: int) -> dict[str, Tensor]:
         """See `raffect.heads.head_batch.HeadBatch.state`; with the vectors of these very tokens."""
@@ -198,4 +194,6 @@ class PromptBatch(ModuleBatch):
         """The buffers that belong to some rows."""
         if self.spec.read is None:
             return buffers
-        return {"vectors": vmap(self.spec.read)(self.spec.views(rows)["tokens"])}
+        read = vmap(self.spec.read) if self._at_once else self.spec.read
+        tokens = self._split(self.spec.views(rows)["tokens"])
+        return {"vectors": self._join([read(part) for part in tokens])}
