@@ -102,7 +102,7 @@ class LearnConfig(Recipe):
 
 def _default_recipe(kind: type[LearnConfig]) -> Recipe:
     """The recipe that a command has without any setting."""
-    values = {}
+    values: dict[str, Any] = {}
     for item in dataclasses.fields(Recipe):
         own = kind.__dataclass_fields__[item.name]
         is_made = own.default_factory is not dataclasses.MISSING

@@ -133,7 +133,7 @@ class PromptSpec(ModuleSpec):
             raise refuse("scale", scale, f"more than 0, at most {_MOST_SCALE:g}", where)
         if not isinstance(text, str) or len(text) != _HEXADECIMAL:
             raise refuse("text_sha256", text, f"a text of {_HEXADECIMAL} digits", where)
-        return cls(**{**content, "scale": float(scale)})
+        return cls(**content)
 
 
 class PromptHead(HeadModule):
@@ -147,6 +147,8 @@ class PromptHead(HeadModule):
         class; Li et al. 2024, "CLIPER", section 3.2: several descriptors a class, and the largest.
         Deviation: the scale is that of the weights and is not learnt, as in CoOp.
     """
+
+    vectors: Tensor
 
     def __init__(self, spec: PromptSpec) -> None:
         super().__init__()
@@ -176,8 +178,6 @@ class PromptBatch(ModuleBatch):
     of them while a text tower is there.
     """
 
-    spec: PromptSpec
-
     def predictor(self, rows: Tensor, buffers: Buffers) -> Callable[[Tensor], Tensor]:
         """See `raffect.heads.head_batch.HeadBatch.predictor`; prompts are read once for all."""
         return super().predictor(rows, self._follow(rows, buffers))
@@ -192,8 +192,10 @@ class PromptBatch(ModuleBatch):
     @torch.no_grad()
     def _follow(self, rows: Tensor, buffers: Buffers) -> Buffers:
         """The buffers that belong to some rows."""
-        if self.spec.read is None:
+        spec = self.spec
+        assert isinstance(spec, PromptSpec)
+        if spec.read is None:
             return buffers
-        read = vmap(self.spec.read) if self._at_once else self.spec.read
+        read = vmap(spec.read) if self._at_once else spec.read
         tokens = self._split(self.spec.views(rows)["tokens"])
         return {"vectors": self._join([read(part) for part in tokens])}
