@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         EvaluateConfig,
         ExtractConfig,
         FacesConfig,
+        LearnPromptsConfig,
         PackConfig,
         PostprocessConfig,
         PredictConfig,
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from raffect.extraction.pack import PackReport, pack
     from raffect.extraction.summary import ExtractSummary
     from raffect.heads.checkpoint import HeadCard, load_head
+    from raffect.language.learn_prompts import learn_prompts
+    from raffect.language.learnt_result import LearnPromptsResult
     from raffect.language.zeroshot import zeroshot
     from raffect.language.zeroshot_result import ZeroshotResult
     from raffect.pipelines.predict_files import PredictFilesResult, predict
@@ -75,6 +78,8 @@ _HOME = {
     "FacesResult": "extraction.find_faces",
     "HeadCard": "heads.checkpoint",
     "Identity": "bank.records",
+    "LearnPromptsConfig": "config",
+    "LearnPromptsResult": "language.learnt_result",
     "PackConfig": "config",
     "PackReport": "extraction.pack",
     "PostprocessConfig": "config",
@@ -106,6 +111,7 @@ _HOME = {
     "evaluate": "evaluation.evaluate",
     "extract": "extraction.extract",
     "find_faces": "extraction.find_faces",
+    "learn_prompts": "language.learn_prompts",
     "list_rejects": "bank.rejects",
     "load_encoder": "encoders.tower",
     "load_head": "heads.checkpoint",
@@ -143,6 +149,8 @@ __all__ = [
     "FacesResult",
     "HeadCard",
     "Identity",
+    "LearnPromptsConfig",
+    "LearnPromptsResult",
     "PackConfig",
     "PackReport",
     "PostprocessConfig",
@@ -174,6 +182,7 @@ __all__ = [
     "evaluate",
     "extract",
     "find_faces",
+    "learn_prompts",
     "list_rejects",
     "load_encoder",
     "load_head",
