@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ExtractConfig,
         FacesConfig,
         ImportEmoclipConfig,
+        LearnPromptsConfig,
         PackConfig,
         PostprocessConfig,
         PredictConfig,
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from raffect.language.captions import captions
     from raffect.language.captions_result import CaptionsResult
     from raffect.language.import_emoclip import ImportedHead, import_emoclip
+    from raffect.language.learn_prompts import learn_prompts
+    from raffect.language.learnt_result import LearnPromptsResult
     from raffect.language.zeroshot import zeroshot
     from raffect.language.zeroshot_result import ZeroshotResult
     from raffect.pipelines.predict_files import PredictFilesResult, predict
@@ -84,6 +87,8 @@ _HOME = {
     "Identity": "bank.records",
     "ImportEmoclipConfig": "config",
     "ImportedHead": "language.import_emoclip",
+    "LearnPromptsConfig": "config",
+    "LearnPromptsResult": "language.learnt_result",
     "PackConfig": "config",
     "PackReport": "extraction.pack",
     "PostprocessConfig": "config",
@@ -117,6 +122,7 @@ _HOME = {
     "extract": "extraction.extract",
     "find_faces": "extraction.find_faces",
     "import_emoclip": "language.import_emoclip",
+    "learn_prompts": "language.learn_prompts",
     "list_rejects": "bank.rejects",
     "load_encoder": "encoders.tower",
     "load_head": "heads.checkpoint",
@@ -158,6 +164,8 @@ __all__ = [
     "Identity",
     "ImportEmoclipConfig",
     "ImportedHead",
+    "LearnPromptsConfig",
+    "LearnPromptsResult",
     "PackConfig",
     "PackReport",
     "PostprocessConfig",
@@ -191,6 +199,7 @@ __all__ = [
     "extract",
     "find_faces",
     "import_emoclip",
+    "learn_prompts",
     "list_rejects",
     "load_encoder",
     "load_head",

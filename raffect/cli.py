@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "captions": (c.CaptionsConfig, "captions, or another bank -> targets that are vectors"),
     "zeroshot": (c.ZeroshotConfig, "bank + prompts -> heads made of texts, nothing is trained"),
     "import-emoclip": (c.ImportEmoclipConfig, "checkpoint of EmoCLIP's code -> head for zeroshot"),
+    "learn-prompts": (c.LearnPromptsConfig, "bank + labels -> tokens of prompts, learnt"),
     "probe": (c.ProbeConfig, "bank + few labels -> prototypes and linear probes, against k"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
     "predict": (
@@ -177,7 +178,7 @@ def _explain(error: Exception) -> str | None:
 def usage() -> str:
     """What `raffect --help` prints."""
     return DESCRIPTION.format(
-        commands="\n".join(f"  {name:9}{text}" for name, (_, text) in COMMANDS.items())
+        commands="\n".join(f"  {name:14}{text}" for name, (_, text) in COMMANDS.items())
     )
 
 
@@ -219,6 +220,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "captions": _captions,
         "zeroshot": _zeroshot,
         "import-emoclip": _import_emoclip,
+        "learn-prompts": _learn_prompts,
         "probe": _probe,
         "evaluate": _evaluate,
         "predict": _predict,
@@ -294,6 +296,13 @@ def _import_emoclip(config: c.ImportEmoclipConfig) -> int:
         from raffect.language.import_emoclip import import_emoclip
 
     return _print(import_emoclip(config).lines())
+
+
+def _learn_prompts(config: c.LearnPromptsConfig) -> int:
+    with stage(_TORCH):
+        from raffect.language.learn_prompts import learn_prompts
+
+    return _print(learn_prompts(config).lines())
 
 
 def _probe(config: c.ProbeConfig) -> int:

@@ -23,7 +23,7 @@ from raffect import config as c
 from raffect import recipe
 from raffect.errors import RaffectError
 
-WITH_RECIPE = ("train", "tune")
+WITH_RECIPE = ("train", "tune", "learn-prompts")
 """Commands whose first word may be a recipe."""
 
 

@@ -35,10 +35,11 @@ class HeadConfig(Record):
     one Linear; the others read windows or learn to compare with texts.
     """
 
-    kind: Literal["mlp", "temporal", "emoclip-released", "projection", "pooled"] = "mlp"
+    kind: Literal["mlp", "temporal", "emoclip-released", "projection", "pooled", "prompts"] = "mlp"
     """mlp: one feature in. temporal: a transformer over a window of features. emoclip-released: the
     temporal head of EmoCLIP's code. projection: one linear map of a feature, or of the mean of a
-    window, as Exp-CLIP's. pooled: the mean of normalised features, which learns a scale alone."""
+    window, as Exp-CLIP's. pooled: the mean of normalised features, which learns a scale alone.
+    prompts: learnt tokens of prompts, by `raffect learn-prompts` alone."""
     width: int = 0
     """Units of a hidden block, or of a temporal head's layers; 0 is as many as the feature has (768
     for ViT-L/14)."""
@@ -59,6 +60,10 @@ class HeadConfig(Record):
     snippets: int = 0
     """Parts of a window that a temporal head looks at one by one, then together (Liu et al. 2023);
     0 looks at all features at once."""
+    tokens: int = 4
+    """Learnt tokens of a prompt; 0 is as many as the prompts of --start have."""
+    descriptors: int = 5
+    """Learnt prompts of a class, of which the one most like an image counts."""
     dropout: float = 0.6
     """Share of hidden units that dropout drops; not stated in the paper, 0.6 in its code."""
     init: Literal["he", "torch"] = "he"
@@ -81,16 +86,21 @@ class HeadConfig(Record):
         self._check_windows()
 
     def _check_windows(self) -> None:
-        """Check what heads of windows are made of."""
+        """Check what heads of windows and of prompts are made of."""
         for name, most in (
             ("layers", MOST_DEPTH),
             ("attention_heads", 256),
             ("window", MOST_WINDOW),
             ("stride", MOST_WINDOW),
+            ("descriptors", MOST_WINDOW),
         ):
             value = getattr(self, name)
             shown = f"head.{name.replace('_', '-')} {value}"
             require(1 <= value <= most, f"{shown}: expected 1 to {most}")
+        require(
+            0 <= self.tokens <= MOST_WINDOW,
+            f"head.tokens {self.tokens}: expected 1 to {MOST_WINDOW}, or 0 with --start",
+        )
         require(
             self.kind != "mlp" or self.window == 1,
             f"head.window {self.window}: a head of kind mlp reads one feature; "
@@ -321,6 +331,8 @@ _LATER = (
     "head.stride",
     "head.pool",
     "head.snippets",
+    "head.tokens",
+    "head.descriptors",
     "head.normalise",
     "optim.momentum",
     "text.prompts",

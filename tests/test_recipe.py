@@ -165,8 +165,9 @@ def test_the_set_of_settings_is_frozen():
         f"head.{name}"
         for name in ("kind", "layers", "attention_heads", "window", "stride", "pool", "snippets")
     }
+    prompts = {"head.tokens", "head.descriptors"}
     language = {f"loss.{name}" for name in ("soft_targets", "order", "leave_out")}
-    assert set(NAMES) == set(PAPER) | later | text | windows | language
+    assert set(NAMES) == set(PAPER) | later | text | windows | language | prompts
 
 
 def test_flags_override_a_recipe_and_a_file_works_like_a_name(tmp_path):

@@ -26,6 +26,7 @@ from raffect.config.faces import FacesConfig
 from raffect.config.language import (
     CaptionsConfig,
     ImportEmoclipConfig,
+    LearnPromptsConfig,
     ProbeConfig,
     ZeroshotConfig,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "FacesConfig",
     "ImportEmoclipConfig",
     "LearnConfig",
+    "LearnPromptsConfig",
     "MayChange",
     "ModelsListConfig",
     "ModelsPathConfig",

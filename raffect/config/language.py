@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from raffect.config.common import require_local
+from raffect.config.common import MayChange, require_local
+from raffect.config.learn import TrainConfig
 from raffect.errors import RaffectError, require
+from raffect.recipe import HeadConfig, LossConfig, SamConfig
 
 _SOURCES = ("table", "from_labels", "teacher")
 """Settings of `CaptionsConfig` of which each names what captions come from."""
@@ -268,3 +270,61 @@ class ImportEmoclipConfig:
     def __post_init__(self) -> None:
         require_local(self, "file", "out")
         require(1 <= self.window <= 1023, f"--window {self.window}: expected 1 to 1023")
+
+
+class LearnPromptsConfig(TrainConfig):
+    """Learn vectors of prompt tokens for classes or labels, with both towers frozen (CoOp; the
+    first stage of CLIPER): a run folder like that of train, compared with hand-written prompts.
+
+    Example: `raffect learn-prompts --task expr --bank bank --labels data --out runs/prompts
+    --num-seeds 3`
+
+    Or: `raffect learn-prompts --task expr --bank bank --labels data --out runs/coop
+    --head.descriptors 1 --head.tokens 16 --class-names names --select cv`
+    """
+
+    epochs: int = 16
+    """Passes over the training split."""
+    head: HeadConfig = field(
+        default_factory=lambda: HeadConfig(kind="prompts", normalise="l2", dropout=0.0)
+    )
+    loss: LossConfig = field(default_factory=lambda: LossConfig(alpha=1.0))
+    sam: SamConfig = field(default_factory=lambda: SamConfig(rho=0.0))
+    start: str = ""
+    """Prompt set (see `raffect zeroshot`) whose words the tokens start from; without one they are
+    drawn. A class that it does not describe, or has fewer prompts than --head.descriptors for,
+    starts from drawn tokens there."""
+    class_names: str = ""
+    """Prompt set whose prompts stand, fixed, behind the learnt tokens: names for CoOp, descriptions
+    for DFER-CLIP's. A class that it does not describe has its own name there."""
+    prompts: tuple[str, ...] = ("all",)
+    """Hand-written prompt sets to compare with, as `raffect zeroshot` takes them: the one that is
+    best on folds of the training split is judged on the same frames. With none nothing is
+    compared."""
+    weights: MayChange[str] = ""
+    """File or tag of the encoder's weights; by default as the bank names them. They must be those
+    that made the bank."""
+
+    @classmethod
+    def _learns_prompts(cls) -> bool:
+        return True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.num_workers == 1,
+            f"--num-workers {self.num_workers}: prompts are learnt in one process; leave it out",
+        )
+        require(
+            self.stream != "always",
+            "--stream always: prompts are learnt on features in memory; leave it out",
+        )
+        require(
+            not self.leave_out and not self.loss.leave_out,
+            "--leave-out: tokens of a class are learnt from its own frames; leave it out",
+        )
+        require(
+            self.head.tokens > 0 or bool(self.start),
+            "--head.tokens 0: as many as the prompts of --start have; name one, or expected 1 or "
+            "more",
+        )

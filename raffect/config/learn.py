@@ -75,7 +75,11 @@ class LearnConfig(Recipe):
         found = read_recipe(find_recipe(recipe), known)
         values = {name: value for name, value in found.items() if name in NAMES}
         values |= dict(settings or {})
-        return cls(**vars(with_settings(Recipe(), values)) | fields)
+        return cls(**vars(with_settings(_default_recipe(cls), values)) | fields)
+
+    @classmethod
+    def _learns_prompts(cls) -> bool:
+        return False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,9 +90,24 @@ class LearnConfig(Recipe):
             "`raffect zeroshot`",
         )
         require(
+            (self.head.kind == "prompts") == self._learns_prompts(),
+            f"head.kind {self.head.kind}: heads of kind prompts are trained by "
+            "`raffect learn-prompts`, which trains no others",
+        )
+        require(
             0 <= self.threads <= 1024,
             f"--threads {self.threads}: expected 0 (choose for me) to 1024",
         )
+
+
+def _default_recipe(kind: type[LearnConfig]) -> Recipe:
+    """The recipe that a command has without any setting."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(Recipe):
+        own = kind.__dataclass_fields__[item.name]
+        is_made = own.default_factory is not dataclasses.MISSING
+        values[item.name] = own.default_factory() if is_made else own.default
+    return Recipe(**values)
 
 
 @dataclass(frozen=True, kw_only=True)

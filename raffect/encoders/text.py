@@ -89,7 +89,7 @@ class TextEncoder:
         path = self._folder / "identity.json"
         if path.exists():
             return TextIdentity.from_json(path.read_bytes(), path, _REMEDY)
-        model = self._model
+        model = self.model
         others = {
             name: tensor
             for name, tensor in model.state_dict().items()
@@ -101,7 +101,7 @@ class TextEncoder:
             image_sha256=fingerprint(model.visual),
             text_sha256=digest_tensors(others),
             dim=self._encode([""]).shape[1],
-            context_length=self._tokenizer.context_length,
+            context_length=self.tokenizer.context_length,
             scale=model.logit_scale.detach().exp().item(),
             caveat=self.source.caveat,
         )
@@ -165,19 +165,21 @@ class TextEncoder:
         return found
 
     @property
-    def _tokenizer(self) -> Any:
+    def tokenizer(self) -> Any:
+        """open_clip's, of the model."""
         return _load_tokenizer(self.source.model)
 
     @cached_property
-    def _model(self) -> Clip:
+    def model(self) -> Clip:
+        """open_clip's whole model in float32, loaded on first use."""
         _load_tokenizer(self.source.model)  # refuses a model before its weights are read
         with stage(f"loading {self.source.model} with its text tower"):
             return build_model(self.source).eval()
 
     def _require_fit(self, prompt: str) -> None:
         require(bool(prompt.strip()), "an empty prompt; write a sentence, or leave the class out")
-        tokens = len(self._tokenizer.encode(prompt)) + 2
-        most = self._tokenizer.context_length
+        tokens = len(self.tokenizer.encode(prompt)) + 2
+        most = self.tokenizer.context_length
         shown = prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]} ..."
         require(
             tokens <= most,
@@ -189,8 +191,8 @@ class TextEncoder:
         parts = []
         for start in range(0, len(prompts), _BATCH):
             batch = prompts[start : start + _BATCH]
-            tokens = self._tokenizer([*batch, *[""] * (_BATCH - len(batch))])
-            parts.append(self._model.encode_text(tokens)[: len(batch)].float().numpy())
+            tokens = self.tokenizer([*batch, *[""] * (_BATCH - len(batch))])
+            parts.append(self.model.encode_text(tokens)[: len(batch)].float().numpy())
         vectors = np.concatenate(parts)
         require(
             bool(np.isfinite(vectors).all()),
@@ -200,10 +202,10 @@ class TextEncoder:
 
     def _find_unknown(self, prompt: str) -> tuple[str, ...]:
         """Words with an embedding that is all 0: no caption that made the weights had them."""
-        tower = getattr(self._model, "text", self._model)
+        tower = getattr(self.model, "text", self.model)
         is_known = tower.token_embedding.weight.any(1)
         words = dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower()))
-        return tuple(word for word in words if not is_known[self._tokenizer.encode(word)].all())
+        return tuple(word for word in words if not is_known[self.tokenizer.encode(word)].all())
 
 
 def open_text_encoder(bank: Identity, bank_path: Path, weights: str = "") -> TextEncoder:

@@ -12,6 +12,7 @@ from raffect.heads.head import MlpSpec
 from raffect.heads.head_batch import HeadSpec
 from raffect.heads.pooled import PooledSpec
 from raffect.heads.projection import ProjectionSpec
+from raffect.heads.prompts import PromptSpec
 from raffect.heads.released_emoclip import ReleasedEmoclipSpec
 from raffect.heads.temporal import TemporalSpec
 from raffect.recipe import HeadConfig
@@ -22,6 +23,7 @@ _KINDS: tuple[type[HeadSpec], ...] = (
     ReleasedEmoclipSpec,
     ProjectionSpec,
     PooledSpec,
+    PromptSpec,
     ComparedSpec,
 )
 HEAD_KINDS: dict[str, type[HeadSpec]] = {spec.kind: spec for spec in _KINDS}

@@ -45,6 +45,8 @@ SHARED_SETTINGS = (
     "head.stride",
     "head.pool",
     "head.snippets",
+    "head.tokens",
+    "head.descriptors",
     "head.normalise",
     "loss.name",
     "loss.tail_over",

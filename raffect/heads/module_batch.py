@@ -20,7 +20,6 @@ from torch.func import functional_call, vmap
 from raffect.heads.head_batch import Buffers, HeadBatch, HeadSpec, Moved
 from raffect.heads.workers import Workers
 
-
 _REFUSED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 """Modules that keep or draw something of their own in training."""
 

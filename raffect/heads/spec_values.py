@@ -20,7 +20,8 @@ def require_names(spec: type[HeadSpec], content: Mapping[str, Any], where: Path)
     Raises:
         RaffectError: In one line.
     """
-    names = [field.name for field in dataclasses.fields(spec)]
+    # Fields that are not compared, such as a text tower, are not saved either.
+    names = [field.name for field in dataclasses.fields(spec) if field.compare]
     if content.keys() != set(names):
         raise RaffectError(f"{where}: its head has to name {', '.join(names)}; train again")
 

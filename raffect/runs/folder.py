@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ class RunFolder:
             )
 
         # The same run as before, or a new one
-        command: Any = type(config).__name__.removesuffix("Config").lower()
+        command = command_of(config)
         if known:
             folder._require_same(config, fingerprint, command)
         else:
@@ -363,6 +364,12 @@ class RunFolder:
                 raise RaffectError(
                     f"{wrong}: a run with {name} {had}, this one has {value}; name a new folder"
                 )
+
+
+def command_of(config: LearnConfig) -> Any:
+    """The command that a configuration is of: ``learn-prompts`` for `LearnPromptsConfig`."""
+    name = type(config).__name__.removesuffix("Config")
+    return re.sub("(?<=[a-z])(?=[A-Z])", "-", name).lower()
 
 
 def to_toml(config: LearnConfig) -> str:

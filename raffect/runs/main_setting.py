@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raffect.config import TrainConfig, TuneConfig
+from raffect.config import LearnPromptsConfig, TrainConfig, TuneConfig
 from raffect.recipe import DEFAULTS, NAMES, read_recipe
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import HeadRecord
@@ -105,7 +105,7 @@ def _read_own_settings(folder: RunFolder) -> dict[str, Any]:
     """
     if folder.read_run().command == "zeroshot":
         return {}
-    kinds = (TrainConfig, TuneConfig)
+    kinds = (TrainConfig, TuneConfig, LearnPromptsConfig)
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     try:
         return read_recipe(folder.path / "config.toml", [*NAMES, *names])

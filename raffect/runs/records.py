@@ -31,14 +31,14 @@ class RunRecord(Record):
 
     Attributes:
         format: Of the folder.
-        command: ``train``, ``tune`` or ``zeroshot``.
+        command: ``train``, ``tune``, ``zeroshot`` or ``learn-prompts``.
         fingerprint: Names bank, labels and task: equal data, equal fingerprint.
         run: Versions, commit, command and machine.
         data: The data.
     """
 
     format: Literal[2] = 2
-    command: Literal["train", "tune", "zeroshot"]
+    command: Literal["train", "tune", "zeroshot", "learn-prompts"]
     fingerprint: str
     run: Provenance
     data: DataFacts

@@ -70,6 +70,7 @@ class BatchJob:
             the same fold.
         cv_epochs: Epochs that cross-validation chose.
         threads: Of this process; 0 is all cores.
+        spec: What the heads are, where their recipes alone do not decide it; else None.
         save_heads: Whether weights are kept.
         save_every_s: Seconds between saves of the state.
     """
@@ -78,6 +79,7 @@ class BatchJob:
     heads: tuple[PlannedHead, ...]
     cv_epochs: CvEpochs = field(default_factory=dict)
     threads: int = 0
+    spec: HeadSpec | None = None
     save_heads: bool = True
     save_every_s: float = 30.0
 
@@ -236,7 +238,7 @@ def _plan_fit(
     # The loop's settings; the state is saved under the names of the heads
     fit_job = FitJob(
         recipes=[head.recipe for head in job.heads],
-        spec=spec_of(dataset, recipe),
+        spec=job.spec or spec_of(dataset, recipe),
         prior=dataset.loss_kind(device).count_prior(targets),
         train=rows,
         validation=read_rows(validation, task, device),

@@ -19,6 +19,7 @@ from raffect.config import LearnConfig, TrainConfig, count_cores
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.fit import score_name
+from raffect.heads.head_batch import HeadSpec
 from raffect.heads.snapshots import History
 from raffect.heads.workers import Workers
 from raffect.metrics.task_kinds import kind_of
@@ -76,9 +77,22 @@ def train(config: TrainConfig) -> TrainResult | SweepResult:
     Raises:
         RaffectError: If the data or settings do not allow it.
     """
-    # Data, and whether they are streamed, which is decided once for a run
     with stage(f"reading {config.labels} and {config.bank}"):
         dataset = open_data(config, [config.head])
+    return train_on(config, dataset)
+
+
+def train_on(
+    config: TrainConfig, dataset: Dataset, spec: HeadSpec | None = None
+) -> TrainResult | SweepResult:
+    """`train` on data that are open.
+
+    Args:
+        config: Settings.
+        dataset: Of `raffect.training.run_batch.open_data`.
+        spec: What the heads are, where their recipes alone do not decide it; in this process alone.
+    """
+    # Whether rows are streamed, which is decided once for a run
     stream = RunFolder(config.out).recorded_stream(config.stream)
     index = dataset.rows("train", config.head)
     stream = stream or decide_stream(config.stream, index, config.device)
@@ -97,7 +111,7 @@ def train(config: TrainConfig) -> TrainResult | SweepResult:
     cv_epochs: dict[str, int] = {}
     if config.select == "cv":
         folds = heads_of_folds(recipes, config.folds)
-        _train_heads(config, dataset, folder, folds, None, "folds")
+        _train_heads(config, dataset, folder, folds, None, "folds", spec)
         cv_epochs = choose_epochs(folder, recipes, config.folds)
         require(
             all(epoch > 0 for epoch in cv_epochs.values()),
@@ -107,7 +121,7 @@ def train(config: TrainConfig) -> TrainResult | SweepResult:
 
     # The heads themselves
     heads = [PlannedHead(recipe) for recipe in recipes]
-    _train_heads(config, dataset, folder, heads, cv_epochs, "train")
+    _train_heads(config, dataset, folder, heads, cv_epochs, "train", spec)
     records = find_records(folder, [head.id for head in heads])
     if config.leave_out:
         axis = ["loss.leave_out"]
@@ -181,6 +195,7 @@ def _train_heads(
     heads: list[PlannedHead],
     cv_epochs: CvEpochs | None,
     label: str,
+    spec: HeadSpec | None,
 ) -> None:
     """Train the heads that have no record yet, batch by batch."""
     batches = plan_batches(folder, heads, len(heads), config.stream == "always", cv_epochs)
@@ -191,7 +206,11 @@ def _train_heads(
     with Progress(label, earlier + sum(steps), "head-steps", earlier) as progress:
         for batch, total in zip(batches, steps, strict=True):
             job = BatchJob(
-                config=config, heads=tuple(batch), cv_epochs=cv_epochs or {}, threads=config.threads
+                config=config,
+                heads=tuple(batch),
+                cv_epochs=cv_epochs or {},
+                threads=config.threads,
+                spec=spec,
             )
             if config.num_workers > 1:
                 _train_on_workers(job, folder, label, progress, total)
