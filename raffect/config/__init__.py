@@ -23,7 +23,7 @@ from raffect.config.encoders import (
     ModelsVerifyConfig,
 )
 from raffect.config.faces import FacesConfig
-from raffect.config.language import ProbeConfig, ZeroshotConfig
+from raffect.config.language import ImportEmoclipConfig, ProbeConfig, ZeroshotConfig
 from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
 from raffect.config.machine import DemoConfig, DoctorConfig
 from raffect.config.results import (
@@ -47,6 +47,7 @@ __all__ = [
     "EvaluateConfig",
     "ExtractConfig",
     "FacesConfig",
+    "ImportEmoclipConfig",
     "LearnConfig",
     "MayChange",
     "ModelsListConfig",

@@ -93,7 +93,7 @@ class Learner:
         self.batch = recipes[0].batch_size // self.workers.size
         rows = torch.stack([spec.initial_row(recipe.seed, recipe.head) for recipe in recipes])
         self.heads = spec.build(rows.to(device, dtype), workers=self.workers)
-        self.objective = Objective(recipes, prior, device, dtype, self.workers)
+        self.objective = Objective(recipes, prior, device, dtype, self.workers, spec.num_penalties)
         configs = [recipe.optim for recipe in recipes]
         kind = _OPTIMIZERS[configs[0].name]
         self.optimizer = kind(configs, self.heads.rows, self.heads.gradient)
