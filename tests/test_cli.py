@@ -107,6 +107,8 @@ FLAGS = {
         "--annotations",
         "--out",
         "--dataset",
+        "--root",
+        "--first-class",
         "--task",
         "--kind",
         "--columns",
@@ -114,7 +116,7 @@ FLAGS = {
         "--with-labels",
         "--validation-share",
     },
-    "synth": {"--out", "--size", "--frames", "--seed", "--sheet", "--video"},
+    "synth": {"--out", "--layout", "--size", "--frames", "--seed", "--sheet", "--video"},
     "pack": {"--manifest", "--out", "--shard-rows", "--groups-per-file"},
     "faces": {
         "--out",

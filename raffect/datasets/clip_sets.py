@@ -20,12 +20,11 @@ from raffect.datasets.expressions import describe_classes, find_expression
 from raffect.datasets.imported import Imported, count_splits, deal_split, describe_counts
 from raffect.datasets.manifest import Listing, Video, build_manifest
 from raffect.datasets.problems import Problem
-from raffect.datasets.root import Line, Place
+from raffect.datasets.root import Line, Place, Root
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 
-LIST_LINE = re.compile(r"\s*(.+?)(?:[\s,]+([0-9]{1,6}))?[\s,]+([A-Za-z_]+|[0-9]{1,2})\s*", re.A)
-"""A line of a list: clip or its path, perhaps its number of frames, and its class."""
+_LIST_LINE = re.compile(r"\s*(.+?)(?:[\s,]+([0-9]{1,6}))?[\s,]+([A-Za-z_]+|[0-9]{1,2})\s*", re.A)
 _HEADER = re.compile(r"\s*(video|clip|name|path|order)", re.I)
 _DEALT_SEED = 0
 
@@ -343,6 +342,40 @@ def is_header(line: Line, word: str) -> bool:
     """Whether a line names columns; ``word`` is what stands where others have their class."""
     is_class = word.isdigit() or find_expression(word) is not None
     return line.number == 1 and not is_class and _HEADER.match(line.text) is not None
+
+
+class Listed(NamedTuple):
+    """A line of a list: clip or its path, its number of frames if given, and its class."""
+
+    line: Line
+    path: str
+    num_frames: int | None
+    word: str
+
+
+def read_list(root: Root, file: str, problems: list[Problem]) -> list[Listed]:
+    """Lines ``path [frames] class``, with spaces or commas; all have frames, or none.
+
+    A line that is cut off could pass its number of frames off as its class, so one of another form
+    than most lines is left out and noted.
+    """
+    rows = []
+    for line in root.lines(file):
+        found = _LIST_LINE.fullmatch(line.text)
+        if found is None:
+            what = "expected a clip and its class; left out"
+            problems.append(line.problem(f"{line.text[:60]!r}: {what}", what))
+        elif not is_header(line, found[3]):
+            path = found[1].replace("\\", "/").strip("/\"' ")
+            rows.append(Listed(line, path, int(found[2]) if found[2] else None, found[3]))
+
+    # Those of the form that most have
+    with_frames = 2 * sum(row.num_frames is not None for row in rows) > len(rows)
+    for row in rows:
+        if (row.num_frames is not None) != with_frames:
+            what = "another number of cells than other lines have; left out"
+            problems.append(row.line.problem(f"{row.line.text[:60]!r}: {what}", what))
+    return [row for row in rows if (row.num_frames is not None) == with_frames]
 
 
 def note_unknown(line: Line, word: str, known: Iterable[str]) -> Problem:

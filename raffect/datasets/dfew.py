@@ -11,13 +11,12 @@ import re
 
 from raffect.config import PrepareConfig
 from raffect.datasets.clip_sets import (
-    LIST_LINE,
     ClipFolders,
     ClipSet,
     Entry,
-    is_header,
     merge_entries,
     note_unknown,
+    read_list,
 )
 from raffect.datasets.expressions import BASIC, expression_task, find_expression
 from raffect.datasets.imported import Imported
@@ -97,20 +96,14 @@ def _read_lines(root: Root) -> tuple[list[_Row], list[Problem]]:
         match = re.fullmatch(pattern, file, re.I)
         assert match is not None
         part = int(match["fold"]), match["side"].lower()
-        for line in root.lines(file):
-            found = LIST_LINE.fullmatch(line.text)
-            if found is None:
-                what = "expected a clip and its class; left out"
-                problems.append(line.problem(f"{line.text[:60]!r}: {what}", what))
-            elif not is_header(line, found[3]):
-                frames = int(found[2]) if found[2] else None
-                rows.append((line, part, _clip_of(found[1]), frames, found[3]))
+        for row in read_list(root, file, problems):
+            rows.append((row.line, part, _clip_of(row.path), row.num_frames, row.word))
     return rows, problems
 
 
 def _clip_of(path: str) -> str:
     """Name of a clip: the end of its path without an ending, with five digits."""
-    name = path.strip().strip("\"'").replace("\\", "/").rstrip("/").split("/")[-1]
+    name = path.rpartition("/")[2]
     name = re.sub(r"\.(mp4|avi)$", "", name, flags=re.I)
     return name.zfill(5) if name.isascii() and name.isdigit() else name
 

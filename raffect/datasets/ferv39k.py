@@ -12,13 +12,12 @@ from collections import Counter, defaultdict
 
 from raffect.config import PrepareConfig
 from raffect.datasets.clip_sets import (
-    LIST_LINE,
     ClipFolders,
     ClipSet,
     Entry,
-    is_header,
     merge_entries,
     note_unknown,
+    read_list,
 )
 from raffect.datasets.expressions import BASIC, expression_task, find_expression
 from raffect.datasets.imported import Imported
@@ -103,17 +102,14 @@ def _read_lines(root: Root) -> tuple[list[_Row], list[Problem]]:
     for file in _one_a_side(root, pattern):
         match = re.fullmatch(pattern, file, re.I)
         assert match is not None
-        for line in root.lines(file):
-            found = LIST_LINE.fullmatch(line.text)
-            parts = found[1].replace("\\", "/").strip("/\"' ").split("/") if found else []
-            if found and is_header(line, found[3]):
+        for row in read_list(root, file, problems):
+            parts = row.path.split("/")
+            if len(parts) < 3:
+                what = "expected scene/emotion/clip; left out"
+                problems.append(row.line.problem(f"{row.path[:60]!r}: {what}", what))
                 continue
-            if found is None or len(parts) < 3:
-                what = "expected scene/emotion/clip and its class; left out"
-                problems.append(line.problem(f"{line.text[:60]!r}: {what}", what))
-                continue
-            frames = int(found[2]) if found[2] else None
-            rows.append((line, match["side"].lower(), "/".join(parts[-3:]), frames, found[3]))
+            clip = "/".join(parts[-3:])
+            rows.append((row.line, match["side"].lower(), clip, row.num_frames, row.word))
     return rows, problems
 
 
