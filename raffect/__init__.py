@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from raffect.predictions.challenge import SubmitResult, submit
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
+    from raffect.training.official_folds import OfficialFoldsResult
     from raffect.training.train import train
     from raffect.training.tune import tune
 
@@ -75,6 +76,7 @@ _HOME = {
     "FacesResult": "extraction.find_faces",
     "HeadCard": "heads.checkpoint",
     "Identity": "bank.records",
+    "OfficialFoldsResult": "training.official_folds",
     "PackConfig": "config",
     "PackReport": "extraction.pack",
     "PostprocessConfig": "config",
@@ -143,6 +145,7 @@ __all__ = [
     "FacesResult",
     "HeadCard",
     "Identity",
+    "OfficialFoldsResult",
     "PackConfig",
     "PackReport",
     "PostprocessConfig",

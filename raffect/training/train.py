@@ -31,6 +31,7 @@ from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import PlannedHead
 from raffect.storage.atomic import write_atomic
 from raffect.storage.records import Record
+from raffect.training.official_folds import OfficialFoldsResult, train_on_folds
 from raffect.training.run_batch import (
     BatchJob,
     CvEpochs,
@@ -64,12 +65,14 @@ class EpochNote(Record):
     text: str
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig) -> TrainResult | OfficialFoldsResult:
     """Train, judge and record; heads that are finished already are not trained again.
 
     Raises:
         RaffectError: If the data or settings do not allow it.
     """
+    if config.folds == "official":
+        return train_on_folds(config)
     # Data, and whether they are streamed, which is decided once for a run
     with stage(f"reading {config.labels} and {config.bank}"):
         dataset = open_data(config)
@@ -86,7 +89,7 @@ def train(config: TrainConfig) -> TrainResult:
     # The epoch, cross-validated on folds
     cv_epochs: dict[str, int] = {}
     if config.select == "cv":
-        folds = heads_of_folds(recipes, config.folds)
+        folds = heads_of_folds(recipes, config.num_folds)
         _train_heads(config, dataset, folder, folds, None, "folds")
         epoch, _ = choose_epoch(folder, find_records(folder, [head.id for head in folds]))
         require(
@@ -110,7 +113,7 @@ def check_before(config: LearnConfig, dataset: Dataset) -> None:
             loss.
     """
     if config.select == "cv":
-        dataset.fold_of_frames(config.folds)
+        dataset.fold_of_frames(config.num_folds)
     loss_kind(dataset.task).require_loss(config.loss)
     targets = targets_of(dataset.splits["train"], dataset.task)
     check_trainable(

@@ -105,10 +105,10 @@ def _cross_validate(
     config: TuneConfig, dataset: Dataset, folder: RunFolder, recipes: Sequence[Recipe]
 ) -> dict[str, int]:
     """The epoch that cross-validation chooses for each setting, by head."""
-    _sweep(config, dataset, folder, heads_of_folds(recipes, config.folds), None, "folds")
+    _sweep(config, dataset, folder, heads_of_folds(recipes, config.num_folds), None, "folds")
     cv_epochs = {}
     for group in _alike(recipes):
-        folds = [head.id for head in heads_of_folds(group, config.folds)]
+        folds = [head.id for head in heads_of_folds(group, config.num_folds)]
         epoch, _ = choose_epoch(folder, find_records(folder, folds))
         cv_epochs |= {PlannedHead(recipe).id: epoch for recipe in group}
     return cv_epochs
