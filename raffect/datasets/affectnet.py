@@ -21,6 +21,7 @@ from raffect.datasets.imported import SPLIT_NAMES, Imported
 from raffect.datasets.picture_sets import Picture, PictureSet, Values, read_class, unlabelled_of
 from raffect.datasets.root import PICTURE, Line, Place, Root, open_place
 from raffect.errors import require
+from raffect.progress import stage
 
 CLASSES = ("Neutral", "Happiness", "Sadness", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
 """Numbered from 0, in the order of the data set's own readme."""
@@ -65,7 +66,8 @@ def import_affectnet(config: PrepareConfig, root: Root | None = None) -> Importe
     place = open_place(config, root)
     data = PictureSet("AffectNet", place, _COMPLETE, "", _TASKS, NAMES)
     if arrays := place.lists.find(_ARRAYS):
-        _read_arrays(data, place, arrays)
+        with stage(f"reading {len(arrays):,} arrays"):
+            _read_arrays(data, place, arrays)
         key_of = _key_of_array
     else:
         tables = place.lists.find(_TABLES)

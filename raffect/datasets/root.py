@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from raffect.config import PrepareConfig
 from raffect.datasets.manifest import Listing, Video, may_follow, scan_folder
 from raffect.datasets.problems import Problem
 from raffect.errors import RaffectError
+from raffect.progress import stage
 from raffect.storage.keys import is_utf8
 from raffect.storage.paths import Damaged, open_regular, printable, read_regular
 
@@ -68,20 +70,28 @@ class Root:
     listing: Listing
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
+    @cached_property
+    def _others(self) -> list[str]:
+        """Paths of all files that are no pictures, in order: these are far fewer."""
+        return sorted(
+            f"{folder}/{name}".lstrip("/")
+            for folder, names in self.files.items()
+            for name in names
+            if not PICTURE.search(name)
+        )
+
     @property
     def digest(self) -> str:
         """SHA-256 of the names and bytes of every list that `read` has read."""
         return self._digest.hexdigest()
 
     def find(self, pattern: str) -> list[str]:
-        """Paths below the root of files whose whole path matches, in order; case is ignored."""
+        """Paths below the root of files, pictures aside, that match as a whole, in order.
+
+        Case is ignored.
+        """
         compiled = re.compile(pattern, re.I | re.A)
-        return sorted(
-            path
-            for folder, names in self.files.items()
-            for path in (f"{folder}/{name}".lstrip("/") for name in names)
-            if compiled.fullmatch(path)
-        )
+        return [path for path in self._others if compiled.fullmatch(path)]
 
     def read(self, path: str) -> bytes:
         """Bytes of a file below the root.
@@ -189,7 +199,8 @@ def scan_root(path: Path, flag: str = "--root") -> Root:
     if not is_utf8(top):
         raise RaffectError(f"{flag} {printable(top)}: path is not UTF-8; rename the folder")
     root = Root(top, {}, Listing(pa.table({})))
-    _scan(root, "", 0)
+    with stage(f"listing {path}"):
+        _scan(root, "", 0)
     return root
 
 
