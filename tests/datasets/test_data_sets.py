@@ -1,6 +1,7 @@
 """Data sets as they come: each importer returns what the drawn copy of its layout holds."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from raffect.cli import main
 from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.tasks import read_task
 from raffect.datasets.importers import BY_ROOT
+from raffect.datasets.labels import read_labels
 from raffect.datasets.prepare import prepare
 from raffect.datasets.synthetic.layouts import LAYOUTS
 from raffect.datasets.synthetic.tree import EDITION, count_drawn, write_synthetic
 from raffect.errors import RaffectError
 from raffect.storage.tables import read_metadata
-from tests.helpers.layouts import run, write_tree
+from tests.helpers.layouts import PIXELS, run, write_tree
 
 NAME_OF = {name: name.removesuffix("-csv") for name in LAYOUTS}
 CLIP_SETS = ("dfew", "ferv39k", "mafw", "afew")
@@ -242,3 +244,45 @@ def test_drawn_copies_are_called_drawn_and_photographs_among_them_are_not(tmp_pa
     assert count_drawn(table) == len(table)
     strange = table.set_column(2, "path", [[f"x{path}" for path in table["path"].to_pylist()]])
     assert count_drawn(strange) == 0
+
+
+def test_ten_lines_of_the_documents_turn_other_data_sets_into_tables(tmp_path, monkeypatch):
+    page = Path(__file__).parents[2].joinpath("docs/datasets.md").read_text()
+    part = page[page.index("### BP4D") : page.index("## A folder a class")]
+    blocks = re.findall(r"```python\n(.*?)```", part, re.S)
+    assert len(blocks) == 3
+
+    # A picture or two of each, as the descriptions have it
+    monkeypatch.chdir(tmp_path)
+    for name in ("BP4D/AUCoding", "BP4D/images/F001_T1", "AFEW-VA/001", "fer"):
+        Path(name).mkdir(parents=True)
+    Path("BP4D/images/F001_T1/0002.jpg").write_bytes(PIXELS[".jpg"])
+    Path("BP4D/AUCoding/F001_T1.csv").write_text("0,6,10,12,14,17\n2,1,0,9,0,1\n")
+    Path("AFEW-VA/001/00000.png").write_bytes(PIXELS[".png"])
+    Path("AFEW-VA/001/001.json").write_text('{"frames": {"00000": {"valence": 5, "arousal": -2}}}')
+    pixels = " ".join(["7"] * 48 * 48)
+    Path("fer/fer2013.csv").write_text(f"emotion,pixels,Usage\n0,{pixels},Training\n")
+    names = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt"
+    Path("fer/fer2013new.csv").write_text(f"Usage,{names}\nTraining,1,7,2,0,0,0,0,0\n")
+    known: dict = {}
+    for block in blocks:
+        exec(compile(block, "datasets.md", "exec"), known)
+
+    def rows(images, file):
+        config = PrepareConfig(
+            dataset="table",
+            images=(Path(images),),
+            annotations=Path(file),
+            out=tmp_path / file[:-4],
+        )
+        return read_labels(prepare(config).labels["labels"]).to_pylist()
+
+    (units,) = rows("BP4D/images", "bp4d.csv")
+    assert (units["video"], units["frame"], units["group"]) == ("F001_T1", 2, "F001")
+    assert [units[name] for name in ("AU6", "AU10", "AU12", "AU14", "AU17")] == [1, 0, -1, 0, 1]
+    (values,) = rows("AFEW-VA", "afew-va.csv")
+    assert (values["video"], values["frame"]) == ("001", 1)
+    assert (values["valence"], values["arousal"]) == pytest.approx((0.5, -0.2))
+    with pytest.raises(RaffectError, match="expected 2 to 1000"):  # of one picture
+        rows("fer", "fer.csv")
+    assert Path("fer.csv").read_text().splitlines()[1] == "00000.png,train,happiness"
