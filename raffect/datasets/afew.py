@@ -6,7 +6,8 @@ Frames lie in ``<split>/<emotion>/<clip>/``, such as ``AFEW_Face/train/Angry/000
 from __future__ import annotations
 
 from raffect.config import PrepareConfig
-from raffect.datasets.clip_sets import ClipFolders, ClipSet, Entry, merge_entries
+from raffect.datasets.clip_lists import Entry, merge_entries
+from raffect.datasets.clip_sets import ClipFolders, ClipSet
 from raffect.datasets.expressions import BASIC, expression_task, find_expression
 from raffect.datasets.imported import SPLIT_NAMES, Imported
 from raffect.datasets.problems import Problem

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 
 import numpy as np
+from numpy.lib.format import read_array
 
 from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.tasks import VA
@@ -119,9 +120,8 @@ def _read_arrays(data: PictureSet, place: Place, files: list[str]) -> None:
 def _read_array(data: PictureSet, root: Root, file: str) -> str | None:
     """The one cell of an array as text; None if there is no such cell."""
     try:
-        cell = np.load(io.BytesIO(root.read(file)), allow_pickle=False)
-        return str(cell.item()).strip()
-    except (ValueError, EOFError, OSError) as error:
+        return str(read_array(io.BytesIO(root.read(file))).item()).strip()
+    except (ValueError, EOFError, OSError, MemoryError) as error:
         kind = "not an array of one number; unlabelled"
         what = f"{kind} ({str(error)[:60]})"
         data.problems.append(Line(file, 0, "").problem(what, kind))

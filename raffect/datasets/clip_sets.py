@@ -1,14 +1,9 @@
-"""Data sets whose samples are clips: lists of clips and folders of frames become a label table.
-
-A list names clips of one side, train or test, of one official fold or of the only split. A clip is
-in the test list of one fold at most, which its column ``fold`` names.
-"""
+"""Data sets whose samples are clips: clips of lists and folders of frames become a label table."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,57 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.config import PrepareConfig
-from raffect.datasets.expressions import describe_classes, find_expression
+from raffect.datasets.clip_lists import Clip
+from raffect.datasets.expressions import describe_classes
 from raffect.datasets.imported import Imported, count_splits, deal_split, describe_counts
 from raffect.datasets.manifest import Listing, Video, build_manifest
 from raffect.datasets.problems import Problem
-from raffect.datasets.root import Line, Place, Root
+from raffect.datasets.root import Place
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 
-_LIST_LINE = re.compile(r"\s*(.+?)(?:[\s,]+([0-9]{1,6}))?[\s,]+([A-Za-z_]+|[0-9]{1,2})\s*", re.A)
-_HEADER = re.compile(r"\s*(video|clip|name|path|order)", re.I)
 _DEALT_SEED = 0
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a line of a list says of a clip.
-
-    Attributes:
-        line: The line.
-        clip: The clip's name.
-        label: Its class; None if the line has none that is understood.
-        side: ``train``, ``validation`` or ``test``.
-        fold: Number of the official fold that the list belongs to; 0 for the only split.
-        num_frames: Frames that the clip should have, where the line says so.
-    """
-
-    line: Line
-    clip: str
-    label: str | None
-    side: str
-    fold: int = 0
-    num_frames: int | None = None
-
-
-@dataclass
-class Clip:
-    """A clip that lists name.
-
-    Attributes:
-        entry: The first line that names it.
-        label: Its class; None if it has none, or lines disagree.
-        split: ``train``, ``validation`` or ``test``.
-        fold: The official fold whose test list has it; 0 for none.
-        video: Its frames; None if no folder has them.
-    """
-
-    entry: Entry
-    label: str | None
-    split: str
-    fold: int = 0
-    video: Video | None = None
 
 
 class ClipFolders:
@@ -83,9 +37,12 @@ class ClipFolders:
             by_name: dict[str, list[Video]] = defaultdict(list)
             for video in root.find_videos():
                 by_name["/".join(video.folder.split("/")[-depth:])].append(video)
-            numbers = {int(name): name for name in by_name if name.isascii() and name.isdigit()}
-            self._roots.append((root.path, by_name, numbers))
-        self._depth, self._used = depth, set[tuple[str, str]]()
+            by_number: dict[int, list[Video]] = defaultdict(list)
+            for name, videos in by_name.items():
+                if _is_number(name):
+                    by_number[int(name)] += videos
+            self._roots.append((root.path, by_name, by_number))
+        self._used = set[tuple[str, str]]()
 
     def find(self, clip: str) -> Video | None:
         """Frames of a clip; ``00007`` is also found in a folder ``7``.
@@ -93,10 +50,10 @@ class ClipFolders:
         Raises:
             RaffectError: If several folders of one root have frames of it.
         """
-        is_number = clip.isascii() and clip.isdigit() and len(clip) < 10
-        for root, by_name, numbers in self._roots:
-            name = numbers.get(int(clip), clip) if is_number and clip not in by_name else clip
-            found = by_name.get(name, ())
+        for root, by_name, by_number in self._roots:
+            found = by_name.get(clip, [])
+            if not found and _is_number(clip):
+                found = by_number.get(int(clip), [])
             if len(found) > 1:
                 folders = [video.folder for video in found]
                 raise RaffectError(
@@ -104,86 +61,22 @@ class ClipFolders:
                     f"({', '.join(folders[:3])}); name the folder of the right ones with --images"
                 )
             if found:
-                self._used.add((root, name))
+                self._used.add((root, found[0].folder))
                 return found[0]._replace(name=clip)
         return None
 
     def ignore_unused(self, listing: Listing) -> None:
         """Count the folders of frames that no list names."""
         for root, by_name, _ in self._roots:
-            unused = sorted(name for name in by_name if (root, name) not in self._used)
+            folders = (video.folder for videos in by_name.values() for video in videos)
+            unused = sorted(folder for folder in folders if (root, folder) not in self._used)
             if unused:
                 kind = "clips that no list names"
                 listing.ignored.add(kind, *unused[:3], count=len(unused))
 
 
-def merge_entries(entries: Sequence[Entry]) -> tuple[dict[str, Clip], list[Problem]]:
-    """Every clip of all lists once, with its split or fold, and what is wrong with the lists.
-
-    Lines that disagree on a clip's class leave it unlabelled. Of official folds, the test clips of
-    the first one are ``validation`` and all others ``train``; column ``fold`` has the others.
-    """
-    clips: dict[str, Clip] = {}
-    problems: list[Problem] = []
-    seen: dict[tuple[str, str, int], Entry] = {}
-    disagree: set[str] = set()
-    for entry in entries:
-        # A clip again in the same list
-        if (first := seen.setdefault((entry.clip, entry.side, entry.fold), entry)) is not entry:
-            what = "again in the same list; left out"
-            where = f"first in line {first.line.number}"
-            problems.append(entry.line.problem(f"{entry.clip} {what} ({where})", f"clip {what}"))
-            continue
-
-        # Its class in this list and in others
-        clip = clips.setdefault(entry.clip, Clip(entry, entry.label, entry.side))
-        if clip.label is None and entry.clip not in disagree:
-            clip.label = entry.label
-        elif entry.label not in (None, clip.label) and entry.clip not in disagree:
-            disagree.add(entry.clip)
-            kind = "another class than in an earlier list; unlabelled"
-            other = clip.entry.line
-            where = f"{clip.label} in {other.file}:{other.number}"
-            what = f"{entry.clip} {entry.label}: {kind} ({where})"
-            problems.append(entry.line.problem(what, kind))
-            clip.label = None
-    _set_sides(clips, seen.values(), problems)
-    return clips, problems
-
-
-def _set_sides(
-    clips: Mapping[str, Clip], entries: Iterable[Entry], problems: list[Problem]
-) -> None:
-    """Set split and fold of every clip; a clip on both sides of a fold counts as a test clip."""
-    held_out: dict[str, list[Entry]] = defaultdict(list)
-    trained: dict[str, dict[int, Entry]] = defaultdict(dict)
-    for entry in entries:
-        if entry.side == "train":
-            trained[entry.clip][entry.fold] = entry
-        else:
-            held_out[entry.clip].append(entry)
-    folds = sorted({entry.fold for found in held_out.values() for entry in found})
-    for name, clip in clips.items():
-        found = sorted(held_out[name], key=lambda entry: entry.fold)
-        for other in found:
-            if leak := trained[name].get(other.fold):
-                kind = f"in the train list and the {other.side} list; counts as {other.side}"
-                problems.append(leak.line.problem(f"{name} {kind}", f"clip {kind}"))
-        for other in found[1:]:
-            kind = "held out in another list too; counts where it is first"
-            problems.append(other.line.problem(f"{name} {kind}", f"clip {kind}"))
-        if not folds or folds == [0]:
-            clip.split = found[0].side if found else "train"
-            continue
-        clip.fold = found[0].fold if found else 0
-        clip.split = "validation" if clip.fold == folds[0] else "train"
-        kind = ""
-        if len(folds) > 1 and not found:
-            kind = "in no test list; trains in every fold"
-        elif any(fold not in trained[name] for fold in folds if fold != clip.fold):
-            kind = "in neither list of another set; trains there"
-        if kind:
-            problems.append(clip.entry.line.problem(f"{name} {kind}", f"clip {kind}"))
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) < 10
 
 
 @dataclass
@@ -336,49 +229,3 @@ class _Rows(NamedTuple):
             labels=[clip.label for clip in chosen],
             videos=[clip.video for clip in chosen if clip.video],
         )
-
-
-def is_header(line: Line, word: str) -> bool:
-    """Whether a line names columns; ``word`` is what stands where others have their class."""
-    is_class = word.isdigit() or find_expression(word) is not None
-    return line.number == 1 and not is_class and _HEADER.match(line.text) is not None
-
-
-class Listed(NamedTuple):
-    """A line of a list: clip or its path, its number of frames if given, and its class."""
-
-    line: Line
-    path: str
-    num_frames: int | None
-    word: str
-
-
-def read_list(root: Root, file: str, problems: list[Problem]) -> list[Listed]:
-    """Lines ``path [frames] class``, with spaces or commas; all have frames, or none.
-
-    A line that is cut off could pass its number of frames off as its class, so one of another form
-    than most lines is left out and noted.
-    """
-    rows = []
-    for line in root.lines(file):
-        found = _LIST_LINE.fullmatch(line.text)
-        if found is None:
-            what = "expected a clip and its class; left out"
-            problems.append(line.problem(f"{line.text[:60]!r}: {what}", what))
-        elif not is_header(line, found[3]):
-            path = found[1].replace("\\", "/").strip("/\"' ")
-            rows.append(Listed(line, path, int(found[2]) if found[2] else None, found[3]))
-
-    # Those of the form that most have
-    with_frames = 2 * sum(row.num_frames is not None for row in rows) > len(rows)
-    for row in rows:
-        if (row.num_frames is not None) != with_frames:
-            what = "another number of cells than other lines have; left out"
-            problems.append(row.line.problem(f"{row.line.text[:60]!r}: {what}", what))
-    return [row for row in rows if (row.num_frames is not None) == with_frames]
-
-
-def note_unknown(line: Line, word: str, known: Iterable[str]) -> Problem:
-    """A class that the data set does not have."""
-    expected = f"is not a class ({', '.join(known)}); unlabelled"
-    return line.problem(f"{word[:40]!r} {expected}", f"class {expected}")

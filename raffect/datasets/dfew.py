@@ -10,14 +10,8 @@ from __future__ import annotations
 import re
 
 from raffect.config import PrepareConfig
-from raffect.datasets.clip_sets import (
-    ClipFolders,
-    ClipSet,
-    Entry,
-    merge_entries,
-    note_unknown,
-    read_list,
-)
+from raffect.datasets.clip_lists import Entry, merge_entries, note_unknown, read_list
+from raffect.datasets.clip_sets import ClipFolders, ClipSet
 from raffect.datasets.expressions import BASIC, expression_task, find_expression
 from raffect.datasets.imported import Imported
 from raffect.datasets.problems import Problem

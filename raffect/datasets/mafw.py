@@ -15,15 +15,8 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from raffect.config import PrepareConfig
-from raffect.datasets.clip_sets import (
-    Clip,
-    ClipFolders,
-    ClipSet,
-    Entry,
-    is_header,
-    merge_entries,
-    note_unknown,
-)
+from raffect.datasets.clip_lists import Clip, Entry, is_header, merge_entries, note_unknown
+from raffect.datasets.clip_sets import ClipFolders, ClipSet
 from raffect.datasets.expressions import expression_task, find_expression
 from raffect.datasets.imported import Imported
 from raffect.datasets.manifest import Listing, Video, build_manifest

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.config import PrepareConfig
-from raffect.datasets.clip_sets import note_unknown
+from raffect.datasets.clip_lists import note_unknown
 from raffect.datasets.expressions import describe_classes
 from raffect.datasets.imported import Imported, count_splits, deal_split, describe_counts
 from raffect.datasets.problems import Problem

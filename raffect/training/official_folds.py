@@ -105,7 +105,7 @@ class OfficialFoldsResult:
         lines.append(f"{name} chance of fold {found.folds[0]}: {kind.title} {chance[0]}")
         lines += [f"caveat: {found.caveat}"] if found.caveat else []
         lines.append(f"wrote {self.folder}: official_folds.json, official_folds.csv, a run a fold")
-        runs = " ".join(shlex.quote(str(run.folder)) for run in self.runs)
+        runs = shlex.join(str(run.folder) for run in self.runs)
         return [*lines, f"next: raffect report --runs {runs}"]
 
 

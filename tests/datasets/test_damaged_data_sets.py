@@ -70,6 +70,11 @@ def test_a_doubled_line_is_named_and_a_clip_with_two_classes_is_unlabelled(name,
     assert labels_of(labels["expr"])[clip] is None
     (conflict,) = [row for row in problems if "another class" in row["problem"]]
     assert clip in conflict["problem"]
+    # In one list as well
+    again = f"{first[:-1]}{(int(first[-1]) + 1) % 7}"
+    file.write_text(f"{text}{again}\n")
+    _, _, labels, _ = run(root, tmp_path / "out", name)
+    assert labels_of(labels["expr"])[first.split("/")[-1].split()[0]] is None
 
 
 @of("dfew")
@@ -337,14 +342,30 @@ def test_arrays_of_affectnet_that_are_missing_or_wrong_leave_a_picture_unlabelle
     assert labels["va"].to_pylist()[0].keys() >= {"valence", "arousal"}
 
 
+def pickled(file):
+    np.save(file, np.array([object()]), allow_pickle=True)
+
+
+def zipped(file):
+    np.savez(file.with_suffix(".npz"), np.array(3))
+    file.with_suffix(".npz").rename(file)
+
+
+def claims_to_be_huge(file):
+    content = file.read_bytes()
+    head = content.replace(b"'shape': ()", b"'shape': (99999999999,)")
+    file.write_bytes(head[: len(content)])
+
+
 @of("affectnet")
-def test_an_array_that_would_run_code_is_not_loaded(name, tree, tmp_path):
+@pytest.mark.parametrize("change", [pickled, zipped, claims_to_be_huge])
+def test_arrays_that_would_run_code_or_are_others_are_not_loaded(name, tree, tmp_path, change):
     plan, root = tree
     number = next(row["video"] for row in plan.rows if row["split"] == "train").split("/")[1]
-    file = root / f"train_set/annotations/{number}_exp.npy"
-    np.save(file, np.array([object()]), allow_pickle=True)
-    report, _, _, _ = run(root, tmp_path / "out", name)
+    change(root / f"train_set/annotations/{number}_exp.npy")
+    report, _, labels, _ = run(root, tmp_path / "out", name)
     assert kinds(report) == {"not an array of one number; unlabelled"}
+    assert labels_of(labels["expr"])[f"train/{number}"] is None
 
 
 @of("affectnet-csv")
