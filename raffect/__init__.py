@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from raffect.predictions.challenge import SubmitResult, submit
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
+    from raffect.training.official_folds import OfficialFoldsResult
     from raffect.training.train import train
     from raffect.training.tune import tune
 
@@ -89,6 +90,7 @@ _HOME = {
     "ImportedHead": "language.import_emoclip",
     "LearnPromptsConfig": "config",
     "LearnPromptsResult": "language.learnt_result",
+    "OfficialFoldsResult": "training.official_folds",
     "PackConfig": "config",
     "PackReport": "extraction.pack",
     "PostprocessConfig": "config",
@@ -166,6 +168,7 @@ __all__ = [
     "ImportedHead",
     "LearnPromptsConfig",
     "LearnPromptsResult",
+    "OfficialFoldsResult",
     "PackConfig",
     "PackReport",
     "PostprocessConfig",

@@ -41,8 +41,8 @@ ModelsCommand = (
 COMMANDS: dict[str, tuple[Any, str]] = {
     "demo": (c.DemoConfig, "see all of it work in two minutes, without data, weights or GPU"),
     "doctor": (c.DoctorConfig, "check this machine; paste the output into an issue"),
-    "synth": (c.SynthConfig, "draw a data set in Aff-Wild2's layout"),
-    "prepare": (c.PrepareConfig, "image folders + ABAW annotations -> manifest and labels"),
+    "synth": (c.SynthConfig, "draw a data set in the layout of a known one"),
+    "prepare": (c.PrepareConfig, "a data set on disk -> manifest and labels"),
     "faces": (c.FacesConfig, "pictures and videos -> crops of faces, for extract"),
     "pack": (c.PackConfig, "loose frames -> Parquet, for network storage"),
     "extract": (
@@ -421,13 +421,15 @@ def _doctor(config: c.DoctorConfig) -> int:
 def _synth(config: c.SynthConfig) -> int:
     from raffect.datasets.affwild2.tasks import EXPRESSIONS
     from raffect.datasets.synthetic.course import contact_sheet
-    from raffect.datasets.synthetic.tree import EDITION, SIZES, write_synthetic
+    from raffect.datasets.synthetic.tree import AFFWILD2, EDITION, SIZES, write_synthetic
     from raffect.progress import Progress
 
     # Faces and annotations
     frames = config.frames or SIZES[config.size]
     with Progress("synth", frames) as progress:
-        counts = write_synthetic(config.out, frames, config.seed, progress=progress.advance)
+        counts = write_synthetic(
+            config.out, frames, config.seed, progress=progress.advance, layout=config.layout
+        )
 
     # A contact sheet, and a video
     if config.sheet:
@@ -447,6 +449,10 @@ def _synth(config: c.SynthConfig) -> int:
         f"{counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images "
         f"in {config.out} (drawn faces)"
     )
+    if config.layout != AFFWILD2:
+        root = shlex.quote(str(config.out))
+        print(f"next: raffect prepare --dataset auto --root {root} --out DATA")
+        return 0
     images = shlex.quote(str(config.out / "cropped_aligned"))
     annotations = shlex.quote(str(config.out / EDITION))
     print(f"next: raffect prepare --images {images} --annotations {annotations} --out DATA")

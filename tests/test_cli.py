@@ -108,6 +108,8 @@ FLAGS = {
         "--annotations",
         "--out",
         "--dataset",
+        "--root",
+        "--first-class",
         "--task",
         "--kind",
         "--columns",
@@ -115,7 +117,7 @@ FLAGS = {
         "--with-labels",
         "--validation-share",
     },
-    "synth": {"--out", "--size", "--frames", "--seed", "--sheet", "--video"},
+    "synth": {"--out", "--layout", "--size", "--frames", "--seed", "--sheet", "--video"},
     "pack": {"--manifest", "--out", "--shard-rows", "--groups-per-file"},
     "faces": {
         "--out",

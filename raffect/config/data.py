@@ -13,13 +13,19 @@ from raffect.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class SynthConfig:
-    """Draw a data set in Aff-Wild2's exact layout from action units.
+    """Draw a data set in the exact layout of Aff-Wild2, or of another one, from action units.
 
     Example: `raffect synth --out faces --size tiny --sheet faces.png`
+
+    Or: `raffect synth --layout dfew --out faces --size tiny`
     """
 
     out: Path
-    """Folder to make; holds cropped_aligned/ and 8th_ABAW_Annotations/ afterwards."""
+    """Folder to make; holds cropped_aligned/ and 8th_ABAW_Annotations/ afterwards, or the folders
+    of another --layout."""
+    layout: str = "affwild2"
+    """Whose layout: affwild2, dfew, ferv39k, mafw, afew, affectnet, affectnet-csv, rafdb or
+    disfa."""
     size: Literal["tiny", "small", "medium"] = "small"
     """400, 4,000 or 40,000 frames."""
     frames: int | None = None
@@ -48,20 +54,28 @@ class PrepareConfig:
     Example: `raffect prepare --images cropped_aligned --annotations "6th ABAW Annotations" --out
     data`
 
+    Or: `raffect prepare --dataset dfew --root DFEW --out data`
+
     Or: `raffect prepare --dataset folder --images faces --task moods --out data`
     """
 
-    images: tuple[Path, ...]
+    images: tuple[Path, ...] = ()
     """Image folders, e.g. cropped_aligned cropped_aligned_new_50_vids; where several have a frame,
-    the first one is used."""
+    the first one is used. With --root: where its pictures are, if not below it."""
     out: Path
     """Folder, or s3://bucket/folder, for manifest.parquet, labels/*.parquet and problems.csv."""
-    dataset: Literal["affwild2", "table", "folder"] = "affwild2"
+    dataset: str = "affwild2"
     """affwild2: one folder per video, ABAW annotations. table: a CSV or Parquet file with path, or
     video and frame, and label columns. folder: pictures of any name, in one folder per class or
-    without labels."""
+    without labels. dfew, ferv39k, mafw, afew, affectnet, rafdb, disfa: as they come, below --root.
+    auto: whichever of them --root is."""
+    root: Path | None = None
+    """Folder of a data set as it comes; lists and pictures are found below it by their names."""
     annotations: Path | None = None
-    """affwild2: folder of one ABAW edition. table: the CSV or Parquet file."""
+    """affwild2: folder of one ABAW edition. table: the CSV or Parquet file. With --root: where its
+    lists are, if not below it."""
+    first_class: int | None = None
+    """dfew: the number of its first class, 0 or 1, where its lists do not show it."""
     task: str = "labels"
     """table and folder: name of the task, and so of its label table."""
     kind: Literal["auto", "multiclass", "multilabel", "regression"] = "auto"
@@ -79,11 +93,26 @@ class PrepareConfig:
     the data have no split."""
 
     def __post_init__(self) -> None:
-        require(bool(self.images), "--images: expected one folder or more")
+        by_flags = self.dataset in ("affwild2", "table", "folder") and self.root is None
         require(
-            self.dataset != "affwild2" or self.annotations is not None,
+            not by_flags or bool(self.images),
+            "--images: expected one folder or more, or --root with the folder of a data set",
+        )
+        require(
+            self.dataset != "affwild2" or self.root is not None or self.annotations is not None,
             "--annotations: expected the folder of one ABAW edition, "
             "such as '6th ABAW Annotations'",
+        )
+        require(
+            self.root is None or self.dataset not in ("table", "folder"),
+            f"--root: --dataset {self.dataset} takes --images",
+        )
+        require(
+            self.dataset != "auto" or self.root is not None,
+            "--dataset auto: expected --root, the folder of a data set",
+        )
+        require(
+            self.first_class in (None, 0, 1), f"--first-class {self.first_class}: expected 0 or 1"
         )
         require(
             self.dataset != "table" or self.annotations is not None,
@@ -102,7 +131,7 @@ class PrepareConfig:
             0 < self.validation_share < 1,
             f"--validation-share {self.validation_share}: expected more than 0, less than 1",
         )
-        require_local(self, "images", "annotations")
+        require_local(self, "images", "root", "annotations")
 
 
 @dataclass(frozen=True, kw_only=True)

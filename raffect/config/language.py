@@ -320,6 +320,10 @@ class LearnPromptsConfig(TrainConfig):
             "--stream always: prompts are learnt on features in memory; leave it out",
         )
         require(
+            self.folds != "official",
+            "--folds official: is for `raffect train`; give a number of folds",
+        )
+        require(
             not self.leave_out and not self.loss.leave_out,
             "--leave-out: tokens of a class are learnt from its own frames; leave it out",
         )

@@ -33,8 +33,9 @@ class LearnConfig(Recipe):
     select: Literal["last", "cv"] = "last"
     """last: the last epoch is the headline. cv: the epoch (and, in a sweep, the settings) are
     cross-validated on folds of the training split."""
-    folds: int = 5
-    """Folds of whole videos for --select cv."""
+    folds: int | Literal["official"] = 5
+    """Folds of whole videos for --select cv. official: train and judge on each official fold of the
+    data set, as its papers do."""
     save_predictions: MayChange[bool] = True
     """With --select cv, keep what heads of folds predict for their fold, which `raffect
     postprocess` needs: per head 16 bytes a training frame for 8 classes, about 9 MB for EXPR."""
@@ -54,6 +55,12 @@ class LearnConfig(Recipe):
     address: MayChange[str | None] = None
     """Ray cluster: auto (the one this machine belongs to) or an address. Without it this machine
     works alone."""
+
+    @property
+    def num_folds(self) -> int:
+        """Folds of --select cv."""
+        assert self.folds != "official", "official folds are runs of their own"
+        return self.folds
 
     @classmethod
     def from_recipe(
@@ -83,7 +90,14 @@ class LearnConfig(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(2 <= self.folds <= 100, f"--folds {self.folds}: expected 2 to 100")
+        require(
+            self.folds == "official" or 2 <= self.folds <= 100,
+            f"--folds {self.folds}: expected 2 to 100, or official",
+        )
+        require(
+            self.folds != "official" or self.select == "last",
+            "--folds official: does not go with --select cv; its test lists choose nothing",
+        )
         require(
             self.text == TextConfig(),
             "--text.*: heads that are trained have no prompts; leave it out, or use "
@@ -138,6 +152,10 @@ class TrainConfig(LearnConfig):
             f"--leave-out: goes with all classes; take loss.leave-out {self.loss.leave_out} out",
         )
         require(all(self.leave_out), "--leave-out '': expected names of classes, or each")
+        require(
+            self.folds != "official" or not self.leave_out,
+            "--folds official: does not go with --leave-out; leave one of them out",
+        )
         require(self.num_workers >= 1, f"--num-workers {self.num_workers}: expected 1 or more")
         require(
             not self.compile or self.num_workers == 1,
@@ -186,6 +204,7 @@ class TuneConfig(LearnConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         heads = self.heads_per_trial
+        require(self.folds != "official", "--folds official: is for `raffect train`")
         require(
             heads == "auto" or 1 <= heads <= 10_000,
             f"--heads-per-trial {heads}: expected auto, or 1 or more",

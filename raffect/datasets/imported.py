@@ -62,6 +62,8 @@ class Imported:
         counts: Rows and groups of each split of each task.
         lines: The importer's report, as lines of text.
         problems: All that was wrong.
+        names: The data set's own word or number for a class -> class; stored with the labels.
+        captions: ``video, start, end, caption`` and perhaps more, of a data set that has texts.
     """
 
     manifest: pa.Table
@@ -72,6 +74,8 @@ class Imported:
     counts: list[SplitCounts] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+    captions: pa.Table | None = None
 
     @cached_property
     def num_drawn(self) -> int:
@@ -113,7 +117,9 @@ def count_splits(
         known: Which rows have a label, shape (rows,).
         manifest: The images that were found.
     """
-    # What each row has: an image, a group and a split
+    # What each row has: an image (a clip its first one), a group and a split
+    if "frame" not in table.column_names:
+        table = table.append_column("frame", table["start"])
     vocabulary = Vocabulary()
     has_image = ~absent(vocabulary.keys(table), vocabulary.keys(manifest))
     groups = table["group" if "group" in table.column_names else "video"]

@@ -70,18 +70,20 @@ class Listing:
         return lines
 
 
-class _Video(NamedTuple):
+class Video(NamedTuple):
     """The frames of one video in one folder.
 
     Attributes:
         name: Name of the video.
-        root: The folder in which the video's folder lies.
+        root: Image root, an absolute path.
+        folder: Path of the video's folder below ``root``.
         frames: Frame numbers, int32, shape (frames,).
         files: File name of each frame.
     """
 
     name: str
     root: str
+    folder: str
     frames: np.ndarray
     files: list[str]
 
@@ -96,7 +98,7 @@ def list_images(roots: Iterable[Path]) -> Listing:
         RaffectError: If a root is missing, is itself a video, or no root holds a frame.
     """
     listing = Listing(pa.table({}))
-    videos: list[_Video] = []
+    videos: list[Video] = []
     for root in roots:
         if not root.is_dir():
             raise RaffectError(
@@ -108,7 +110,7 @@ def list_images(roots: Iterable[Path]) -> Listing:
         raise RaffectError(
             f"--images {' '.join(map(str, roots))}: no frames; expected <video>/00001.jpg below it"
         )
-    listing.table = _build_table(videos, listing)
+    listing.table = build_manifest(videos, listing)
     return listing
 
 
@@ -152,11 +154,11 @@ def list_pictures(roots: Iterable[Path]) -> Listing:
 
 def _walk_pictures(top: str, below: str, listing: Listing) -> Iterator[str]:
     """Paths below ``top`` of all pictures in its folder ``below`` and deeper."""
-    for entry in _scan(os.path.join(top, below), listing):
+    for entry in scan_folder(os.path.join(top, below), listing):
         path = f"{below}/{entry.name}" if below else entry.name
         if entry.name.startswith("."):
             _ignore(entry, top, listing)
-        elif entry.is_symlink() and not _may_follow(entry, top, listing):
+        elif entry.is_symlink() and not may_follow(entry, top, listing):
             continue
         elif not is_utf8(entry.name):
             listing.note(path, "name is not UTF-8, left out; rename it")
@@ -168,7 +170,7 @@ def _walk_pictures(top: str, below: str, listing: Listing) -> Iterator[str]:
             _ignore(entry, top, listing)
 
 
-def _list_root(folder: str, listing: Listing, depth: int, root: str | None = None) -> list[_Video]:
+def _list_root(folder: str, listing: Listing, depth: int, root: str | None = None) -> list[Video]:
     """Videos of one folder.
 
     Args:
@@ -178,8 +180,8 @@ def _list_root(folder: str, listing: Listing, depth: int, root: str | None = Non
         root: The image root that ``folder`` lies in; ``folder`` itself by default.
     """
     videos, root = [], root or folder
-    for entry in _scan(folder, listing):
-        if entry.is_symlink() and not _may_follow(entry, root, listing):
+    for entry in scan_folder(folder, listing):
+        if entry.is_symlink() and not may_follow(entry, root, listing):
             continue
         # A file: a frame here means that the root itself is a video.
         if not entry.is_dir():
@@ -200,7 +202,7 @@ def _list_root(folder: str, listing: Listing, depth: int, root: str | None = Non
                 continue
             listing.extend(own)
             if _is_video(entry, len(files), has_folders, listing):
-                videos.append(_Video(entry.name, folder, frames, files))
+                videos.append(Video(entry.name, folder, entry.name, frames, files))
     return videos
 
 
@@ -224,9 +226,9 @@ def _is_video(entry: os.DirEntry, count: int, has_folders: bool, listing: Listin
 def _list_video(folder: str, listing: Listing, root: str) -> tuple[np.ndarray, list[str], bool]:
     """Frame numbers and file names of one folder, and whether folders lie beside them."""
     frames, files, has_folders = [], [], False
-    for entry in _scan(folder, listing):
+    for entry in scan_folder(folder, listing):
         name = entry.name
-        if entry.is_symlink() and not _may_follow(entry, root, listing):
+        if entry.is_symlink() and not may_follow(entry, root, listing):
             continue
         match = _FRAME.fullmatch(name)
         if match and 0 < int(match[1]) < 1 << 31:
@@ -239,7 +241,7 @@ def _list_video(folder: str, listing: Listing, root: str) -> tuple[np.ndarray, l
     return np.array(frames, np.int32), files, has_folders
 
 
-def _may_follow(link: os.DirEntry, root: str, listing: Listing) -> bool:
+def may_follow(link: os.DirEntry, root: str, listing: Listing) -> bool:
     """Whether a link leads anywhere but to itself or to a folder that it lies in.
 
     Links that leave the root are noted.
@@ -268,7 +270,7 @@ def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(os.path.join(folder, ""))
 
 
-def _scan(folder: str, listing: Listing) -> list[os.DirEntry]:
+def scan_folder(folder: str, listing: Listing) -> list[os.DirEntry]:
     """Entries of a folder by name, because file systems list them in any order."""
     try:
         with os.scandir(folder) as entries:
@@ -278,8 +280,12 @@ def _scan(folder: str, listing: Listing) -> list[os.DirEntry]:
         return []
 
 
-def _build_table(videos: list[_Video], listing: Listing) -> pa.Table:
-    """The manifest of videos; a frame that occurs again is left out and reported."""
+def build_manifest(videos: list[Video], listing: Listing) -> pa.Table:
+    """The manifest of videos; a frame that occurs again is left out and noted in ``listing``.
+
+    Raises:
+        RaffectError: If the path of an image root is not UTF-8.
+    """
     # Names and roots as numbers
     names = sorted({video.name for video in videos})
     roots = list(dict.fromkeys(video.root for video in videos))
@@ -292,7 +298,7 @@ def _build_table(videos: list[_Video], listing: Listing) -> pa.Table:
     name = np.repeat(np.array([rank[video.name] for video in videos], np.int32), lengths)
     root = np.repeat(np.array([roots.index(video.root) for video in videos], np.int32), lengths)
     frame = np.concatenate([video.frames for video in videos])
-    paths = [[f"{video.name}/{file}" for file in video.files] for video in videos]
+    paths = [[f"{video.folder}/{file}" for file in video.files] for video in videos]
     path = pa.concat_arrays([pa.array(part, pa.string()) for part in paths])
 
     # Rows by (video, frame), of which the first root's counts

@@ -14,9 +14,10 @@ from typing import Any
 
 from raffect.config import PrepareConfig
 from raffect.datasets.imported import Imported, SplitCounts
-from raffect.datasets.importers import IMPORTERS
+from raffect.datasets.importers import import_dataset
 from raffect.datasets.manifest import write_manifest
 from raffect.datasets.problems import Problem, problem_lines, write_problems
+from raffect.storage.paths import has_file
 from raffect.storage.tables import table_of, write_table
 
 
@@ -34,6 +35,7 @@ class PrepareReport:
         groups: What intervals and folds keep together: videos, subjects or pictures.
         edition: Which edition or file the labels come from.
         synthetic: Whether raffect drew every image.
+        captions: A table of clips and their captions; None where the data set has none.
         found: What the importer found, as lines of text.
     """
 
@@ -46,6 +48,7 @@ class PrepareReport:
     groups: str
     edition: str
     synthetic: bool
+    captions: Path | None
     found: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -61,7 +64,8 @@ class PrepareReport:
         labels = ", and no labels"
         if self.labels:
             labels = f" and {self.manifest.parent}/labels/ ({', '.join(sorted(self.labels))})"
-        lines.append(f"wrote {self.manifest}{labels}")
+        captions = f", and {self.captions}" if self.captions else ""
+        lines.append(f"wrote {self.manifest}{labels}{captions}")
 
         # The next command; drawn faces have an encoder of their own
         following = f"raffect extract --manifest {shlex.quote(str(self.manifest))} --bank BANK"
@@ -81,7 +85,7 @@ def prepare(config: PrepareConfig) -> PrepareReport:
         RaffectError: If no image is found, none of them has a line in the annotations, or the
             labels are not labels.
     """
-    found = IMPORTERS[config.dataset](config)
+    found = import_dataset(config)
     manifest = config.out / "manifest.parquet"
     write_manifest(found.manifest, manifest, found.synthetic)
     labels = _write_labels(found, config.out / "labels")
@@ -97,6 +101,7 @@ def prepare(config: PrepareConfig) -> PrepareReport:
         groups=found.groups,
         edition=found.edition,
         synthetic=found.synthetic,
+        captions=_write_captions(found, config.out / "captions.parquet"),
         found=(*found.lines, *_drawn_lines(found)),
     )
 
@@ -126,5 +131,19 @@ def _write_labels(found: Imported, folder: Path) -> dict[str, Path]:
             "digest": found.digest,
             "synthetic": str(found.synthetic).lower(),
         }
+        if found.names:
+            metadata["names"] = json.dumps(found.names)
         write_table(table, files[task.name], metadata)
     return files
+
+
+def _write_captions(found: Imported, file: Path) -> Path | None:
+    """Write the table of captions, or delete that of another data set prepared here before."""
+    if found.captions is None:
+        if has_file(file):
+            file.unlink()
+        return None
+    metadata = {"raffect": "captions/1", "edition": found.edition, "digest": found.digest}
+    metadata["synthetic"] = str(found.synthetic).lower()
+    write_table(found.captions, file, metadata)
+    return file

@@ -34,6 +34,7 @@ from raffect.runs.records import PlannedHead
 from raffect.runs.windows import require_full_window
 from raffect.storage.atomic import write_atomic
 from raffect.storage.records import Record
+from raffect.training.official_folds import OfficialFoldsResult, train_on_folds
 from raffect.training.run_batch import (
     BatchJob,
     CvEpochs,
@@ -68,7 +69,7 @@ class EpochNote(Record):
     text: str
 
 
-def train(config: TrainConfig) -> TrainResult | SweepResult:
+def train(config: TrainConfig) -> TrainResult | SweepResult | OfficialFoldsResult:
     """Train, judge and record; heads that are finished already are not trained again.
 
     Returns:
@@ -77,6 +78,8 @@ def train(config: TrainConfig) -> TrainResult | SweepResult:
     Raises:
         RaffectError: If the data or settings do not allow it.
     """
+    if config.folds == "official":
+        return train_on_folds(config)
     with stage(f"reading {config.labels} and {config.bank}"):
         dataset = open_data(config, [config.head])
     return train_on(config, dataset)
@@ -110,9 +113,9 @@ def train_on(
     # The epoch, cross-validated on folds
     cv_epochs: dict[str, int] = {}
     if config.select == "cv":
-        folds = heads_of_folds(recipes, config.folds)
+        folds = heads_of_folds(recipes, config.num_folds)
         _train_heads(config, dataset, folder, folds, None, "folds", spec)
-        cv_epochs = choose_epochs(folder, recipes, config.folds)
+        cv_epochs = choose_epochs(folder, recipes, config.num_folds)
         require(
             all(epoch > 0 for epoch in cv_epochs.values()),
             "--select cv: no head was trained to the end on any fold; "
@@ -170,7 +173,7 @@ def check_before(config: LearnConfig, dataset: Dataset) -> None:
             task does not have the loss.
     """
     if config.select == "cv":
-        dataset.fold_of_frames(config.folds)
+        dataset.fold_of_frames(config.num_folds)
     kind = dataset.loss_kind(pick_device("cpu"))
     where = f"the training split of {dataset.facts.labels}"
     kind.require_recipe(config)

@@ -111,8 +111,8 @@ def _cross_validate(
     config: TuneConfig, dataset: Dataset, folder: RunFolder, recipes: Sequence[Recipe]
 ) -> dict[str, int]:
     """The epoch that cross-validation chooses for each setting, by head."""
-    _sweep(config, dataset, folder, heads_of_folds(recipes, config.folds), None, "folds")
-    return choose_epochs(folder, recipes, config.folds)
+    _sweep(config, dataset, folder, heads_of_folds(recipes, config.num_folds), None, "folds")
+    return choose_epochs(folder, recipes, config.num_folds)
 
 
 def _require_weights(config: TuneConfig, folder: RunFolder, recipes: Sequence[Recipe]) -> None:

@@ -5,9 +5,11 @@ Where they are Aff-Wild2's own the report shows how far they are from a complete
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +21,17 @@ from raffect.datasets.imported import Imported, SplitCounts
 from raffect.datasets.labels import read_values, select_split
 from raffect.datasets.manifest import Listing, list_images
 from raffect.datasets.problems import Problem
+from raffect.datasets.root import Root, scan_root
 from raffect.datasets.tasks import SPLITS, Task
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, require
 from raffect.metrics.task_kinds import kind_of
 from raffect.storage.keys import Vocabulary, absent, positions
 
+_ANNOTATIONS = (
+    r"(?:.*/)?(?:EXPR_(?:Classification|Recognition)|AU_Detection|VA_Estimation)_Challenge"
+    r"/[^/]+/[^/]+\.txt"
+)
+_IMAGES = re.compile(r"(?:.*/)?cropped_aligned[^/]*", re.I)
 _SHOWN = 10
 _TOLERANCE = 0.1
 """How far counts of Aff-Wild2's annotations may be from a complete copy's, as a share of these."""
@@ -68,13 +76,23 @@ class Coverage:
         )
 
 
-def import_affwild2(config: PrepareConfig) -> Imported:
+def recognise(root: Root) -> str:
+    """Why a root is Aff-Wild2's; empty if it is not."""
+    found = root.find(_ANNOTATIONS)
+    return f"annotations {found[0]}" if found else ""
+
+
+def import_affwild2(config: PrepareConfig, root: Root | None = None) -> Imported:
     """Read an ABAW edition and list its images.
+
+    Below ``--root`` images are all folders ``cropped_aligned*``, unless ``--images`` names some.
 
     Raises:
         RaffectError: If no image or no annotation is found, or they have no frame in common.
     """
     # Images and annotations
+    if config.root is not None:
+        config = _below_root(config, root or scan_root(config.root))
     start = time.perf_counter()
     listing = list_images(config.images)
     listed_s = time.perf_counter() - start
@@ -102,6 +120,18 @@ def import_affwild2(config: PrepareConfig) -> Imported:
     is_affwild2 = not found.synthetic and resembles_affwild2(coverage)
     found.lines = _report(listing, annotations, coverage, listed_s, is_affwild2)
     return found
+
+
+def _below_root(config: PrepareConfig, root: Root) -> PrepareConfig:
+    """The configuration with images and annotations as they lie below a root."""
+    named = [folder for folder in root.files if _IMAGES.fullmatch(folder)]
+    tops = [one for one in named if not any(one.startswith(f"{other}/") for other in named)]
+    require(
+        bool(config.images or tops),
+        f"--root {config.root}: no folder cropped_aligned below it; name images with --images",
+    )
+    images = config.images or tuple(Path(root.path) / folder for folder in sorted(tops))
+    return replace(config, images=images, annotations=config.annotations or config.root)
 
 
 def resembles_affwild2(coverage: Sequence[Coverage]) -> bool:

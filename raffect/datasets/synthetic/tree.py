@@ -1,7 +1,7 @@
-"""A data set in Aff-Wild2's exact layout, drawn from action units.
+"""A data set in Aff-Wild2's exact layout, or another one's, drawn from action units.
 
 Every frame and label follows from one seed: `plan` says which videos there are, `course` what
-happens in each.
+happens in each. Other layouts are in `layouts`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from PIL import Image
 
 from raffect.datasets.affwild2.tasks import EXPR, HEADERS
 from raffect.datasets.synthetic.course import Course, draw_course, iter_frames
+from raffect.datasets.synthetic.layout import Face, Layout
+from raffect.datasets.synthetic.layouts import LAYOUTS
 from raffect.datasets.synthetic.plan import Video, plan_videos
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, require
 from raffect.storage.atomic import write_atomic
 from raffect.storage.records import Record
 
@@ -31,6 +33,9 @@ MARKER = "raffect-synthetic.json"
 
 GENERATOR = 2
 """Version of the drawings: one more with every change of what is drawn from the same seed."""
+
+AFFWILD2 = "affwild2"
+"""Name of the layout that is drawn here."""
 
 SIZES = {"tiny": 400, "small": 4_000, "medium": 40_000}
 IMAGES, EDITION = "cropped_aligned", "8th_ABAW_Annotations"
@@ -53,9 +58,11 @@ class DrawnSpec(Record):
     generator: int
     num_frames: Annotated[int, Ge(0), Le(100_000_000)]
     seed: Annotated[int, Ge(0)]
+    layout: str = AFFWILD2
 
     def __str__(self) -> str:
-        return f"generator {self.generator}, {self.num_frames:,} frames, seed {self.seed}"
+        layout = "" if self.layout == AFFWILD2 else f"layout {self.layout}, "
+        return f"{layout}generator {self.generator}, {self.num_frames:,} frames, seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +79,11 @@ def write_synthetic(
     seed: int,
     workers: int | None = None,
     progress: Callable[[int], None] = lambda n: None,
+    layout: str = AFFWILD2,
 ) -> dict[str, int]:
     """Write a drawn data set: ``out/cropped_aligned`` and ``out/8th_ABAW_Annotations``.
+
+    In another layout the folders are those of that data set.
 
     A finished data set with the same size and seed is kept; an interrupted one is drawn again.
 
@@ -83,21 +93,28 @@ def write_synthetic(
         seed: Decides everything that is drawn.
         workers: Processes; all cores by default.
         progress: Called with the number of frames each finished video adds.
+        layout: Whose layout: ``affwild2`` or one of `raffect.datasets.synthetic.layouts.LAYOUTS`.
 
     Returns:
         Counts: videos, lines, images.
 
     Raises:
-        RaffectError: If ``out`` holds something else or a damaged marker, or ``num_frames`` is too
-            small to have every split.
+        RaffectError: If ``out`` holds something else or a damaged marker, ``num_frames`` is too
+            small to have every split, or there is no such layout.
     """
-    spec = DrawnSpec(generator=GENERATOR, num_frames=num_frames, seed=seed)
+    known = (AFFWILD2, *LAYOUTS)
+    require(layout in known, f"--layout {layout}: expected one of {', '.join(known)}")
+    spec = DrawnSpec(generator=GENERATOR, num_frames=num_frames, seed=seed, layout=layout)
     if finished := _read_finished(out, spec):
         return finished
 
     # Videos; until all are written the marker has no counts
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / MARKER, Drawn(spec=spec).to_bytes())
+    if layout != AFFWILD2:
+        counts = _write_layout(out, LAYOUTS[layout](num_frames, seed), seed, workers, progress)
+        write_atomic(out / MARKER, Drawn(spec=spec, counts=counts).to_bytes())
+        return counts
     videos = plan_videos(num_frames, seed)
     images = 0
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -110,6 +127,35 @@ def write_synthetic(
     counts = {"videos": len(videos), "lines": sum(v.num_frames for v in videos), "images": images}
     write_atomic(out / MARKER, Drawn(spec=spec, counts=counts).to_bytes())
     return counts
+
+
+_PART = 64
+"""Pictures that a process draws at a time."""
+
+
+def _write_layout(
+    out: Path, layout: Layout, seed: int, workers: int | None, progress: Callable[[int], None]
+) -> dict[str, int]:
+    """Write lists and pictures of a layout; returns its counts."""
+    for path, content in layout.files.items():
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_bytes(content)
+    for folder in {(out / path).parent for path in layout.pictures}:
+        folder.mkdir(parents=True, exist_ok=True)
+    faces = [(out / path, face) for path, face in layout.pictures.items()]
+    parts = [faces[start : start + _PART] for start in range(0, len(faces), _PART)]
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(_draw_faces, part, seed) for part in parts]
+        for part, job in zip(parts, jobs, strict=True):
+            job.result()
+            progress(len(part))
+    videos = len({face.clip for _, face in faces})
+    return {"videos": videos, "lines": len(layout.rows), "images": len(faces)}
+
+
+def _draw_faces(faces: Sequence[tuple[Path, Face]], seed: int) -> None:
+    for path, face in faces:
+        Image.fromarray(face.draw(seed)).save(path, quality=90)  # which PNG ignores
 
 
 def _read_finished(out: Path, spec: DrawnSpec) -> dict[str, int]:
@@ -150,23 +196,27 @@ def count_drawn(table: pa.Table) -> int:
         folders = (root, *list(root.parents)[:2])
         tree = next((folder for folder in folders if (folder / MARKER).is_file()), None)
         if tree is not None:
-            lengths, below = _read_lengths(tree), root.relative_to(tree)
+            is_drawn, below = _recogniser(tree), root.relative_to(tree)
             rows = table.filter(pc.field("root").cast(pa.string()) == str(root))
-            count += sum(_is_drawn(below / path, lengths) for path in rows["path"].to_pylist())
+            count += sum(is_drawn((below / path).as_posix()) for path in rows["path"].to_pylist())
     return count
 
 
-def _read_lengths(tree: Path) -> dict[str, int]:
-    """Frames of each video of a drawn data set, by name."""
+def _recogniser(tree: Path) -> Callable[[str], bool]:
+    """Tells whether a path below a drawn data set is that of one of its pictures."""
     marker = tree / MARKER
     spec = Drawn.from_json(marker.read_bytes(), marker, _REDRAW).spec
-    return {video.name: video.num_frames for video in plan_videos(spec.num_frames, spec.seed)}
+    if spec.layout != AFFWILD2:
+        require(spec.layout in LAYOUTS, f"{marker}: unknown layout {spec.layout}; {_REDRAW}")
+        return LAYOUTS[spec.layout](spec.num_frames, spec.seed).pictures.__contains__
+    videos = plan_videos(spec.num_frames, spec.seed)
+    lengths = {video.name: video.num_frames for video in videos}
 
+    def is_drawn(path: str) -> bool:
+        match = _PATH.fullmatch(path)
+        return match is not None and 0 < int(match[2]) <= lengths.get(match[1], 0)
 
-def _is_drawn(path: Path, lengths: Mapping[str, int]) -> bool:
-    """Whether a path below a drawn data set is that of one of its pictures."""
-    match = _PATH.fullmatch(path.as_posix())
-    return match is not None and 0 < int(match[2]) <= lengths.get(match[1], 0)
+    return is_drawn
 
 
 def _write_video(out: Path, video: Video, seed: int) -> int:

@@ -1,0 +1,267 @@
+"""The root of a data set: one walk over it, in which importers look up lists and pictures.
+
+Copies of a data set are nested and named differently, so files are found by what they are called,
+wherever they lie below the root.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raffect.config import PrepareConfig
+from raffect.datasets.manifest import Listing, Video, may_follow, scan_folder
+from raffect.datasets.problems import Problem
+from raffect.errors import RaffectError
+from raffect.progress import stage
+from raffect.storage.keys import is_utf8
+from raffect.storage.paths import Damaged, open_regular, printable, read_regular
+
+PICTURE = re.compile(r"\.(?:jpe?g|png|bmp|webp|tiff?)$", re.I)
+"""End of a picture's name."""
+_NUMBERED = re.compile(r"(?:.*[^0-9])?0*([0-9]{1,9})\.(?:jpe?g|png|bmp|webp|tiff?)", re.I | re.A)
+_DEEPEST = 12
+_ENCODINGS = ("utf-8-sig", "gb18030")
+"""Of lists without a mark of their own: UTF-8, else GBK, of which GB 18030 is the superset."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a list.
+
+    Attributes:
+        file: The list, as a path below its root.
+        number: From 1.
+        text: Without the line end.
+    """
+
+    file: str
+    number: int
+    text: str
+
+    def problem(self, what: str, kind: str = "") -> Problem:
+        """What is wrong with this line; ``kind`` is the same without its values."""
+        return Problem(self.file, self.number, what, kind)
+
+
+@dataclass
+class Root:
+    """Every file below a folder.
+
+    Attributes:
+        path: Absolute path of the folder.
+        files: Folder below it ("" is itself) -> names of its files, in order.
+        listing: What was wrong or ignored on the way.
+        digest: SHA-256 of the lists that were read.
+    """
+
+    path: str
+    files: dict[str, list[str]]
+    listing: Listing
+    _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    @cached_property
+    def _others(self) -> list[str]:
+        """Paths of all files that are no pictures, in order: these are far fewer."""
+        return sorted(
+            f"{folder}/{name}".lstrip("/")
+            for folder, names in self.files.items()
+            for name in names
+            if not PICTURE.search(name)
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the names and bytes of every list that `read` has read."""
+        return self._digest.hexdigest()
+
+    def find(self, pattern: str) -> list[str]:
+        """Paths below the root of files, pictures aside, that match as a whole, in order.
+
+        Case is ignored.
+        """
+        compiled = re.compile(pattern, re.I | re.A)
+        return [path for path in self._others if compiled.fullmatch(path)]
+
+    def read(self, path: str) -> bytes:
+        """Bytes of a file below the root.
+
+        Raises:
+            RaffectError: If it cannot be read.
+        """
+        try:
+            content = read_regular(os.path.join(self.path, path))
+        except (Damaged, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RaffectError(f"{self.path}/{path}: cannot be read ({reason})") from error
+        self._digest.update(f"{path}\n{len(content)}\n".encode())
+        self._digest.update(content)
+        return content
+
+    def lines(self, path: str) -> list[Line]:
+        """Lines of a text file that are not empty: UTF-8, UTF-16 with its mark, or GBK.
+
+        Raises:
+            RaffectError: If it cannot be read, or is text of another encoding.
+        """
+        text = self._decode(path, self.read(path))
+        lines = enumerate(text.split("\n"), 1)
+        return [Line(path, number, line.rstrip("\r")) for number, line in lines if line.strip()]
+
+    def iter_cells(self, path: str) -> Iterator[tuple[Line, list[str]]]:
+        """Rows of a CSV file of any size, each with its line.
+
+        Raises:
+            RaffectError: If it cannot be read, or is not text in UTF-8.
+        """
+        try:
+            with open_regular(os.path.join(self.path, path)) as file:
+                text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", newline="")
+                reader = csv.reader(text)
+                for cells in reader:
+                    self._digest.update("\n".join([path, *cells]).encode())
+                    if any(cell.strip() for cell in cells):
+                        yield Line(path, reader.line_num, ",".join(cells)), cells
+        except (Damaged, OSError, UnicodeDecodeError, csv.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RaffectError(f"{self.path}/{path}: not a readable CSV file ({reason})") from error
+
+    def _decode(self, path: str, content: bytes) -> str:
+        is_wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+        for encoding in ("utf-16",) if is_wide else _ENCODINGS:
+            try:
+                text = content.decode(encoding)
+            except UnicodeDecodeError:
+                continue
+            if "\0" not in text:
+                return text
+        raise RaffectError(
+            f"{self.path}/{path}: not text in UTF-8, UTF-16 or GBK; save it as UTF-8"
+        )
+
+    def find_videos(self) -> list[Video]:
+        """Folders with numbered pictures, each as a video under its path below the root.
+
+        A frame's number is the last one in its file name. Where a folder has a picture 0, its
+        numbers count from 0, and each becomes one more.
+        """
+        found = (self._read_video(folder) for folder in sorted(self.files))
+        return [video for video in found if video is not None]
+
+    def _read_video(self, folder: str) -> Video | None:
+        names = self.files[folder]
+        matches = [(name, _NUMBERED.fullmatch(name)) for name in names]
+        numbered = [(int(match[1]), name) for name, match in matches if match]
+        if not numbered:
+            return None
+        if unnumbered := [name for name, match in matches if not match and PICTURE.search(name)]:
+            first = f"{folder}/{unnumbered[0]}".lstrip("/")
+            kind = "pictures without a frame number beside numbered ones"
+            self.listing.ignored.add(kind, first, count=len(unnumbered))
+        numbered.sort()
+        frames = np.array([number for number, _ in numbered], np.int32)
+        if frames[0] == 0:
+            self.listing.ignored.add("folders whose pictures count from 0 (one added)", folder)
+            frames += 1
+        return Video(folder, self.path, folder, frames, [name for _, name in numbered])
+
+    def find_pictures(self) -> Iterator[str]:
+        """Paths below the root of all pictures, in order."""
+        for folder in sorted(self.files):
+            for name in self.files[folder]:
+                if PICTURE.search(name):
+                    yield f"{folder}/{name}".lstrip("/")
+
+
+def scan_root(path: Path, flag: str = "--root") -> Root:
+    """Walk over a folder.
+
+    Args:
+        path: The folder.
+        flag: The flag that names it, for errors.
+
+    Raises:
+        RaffectError: If there is no such folder, or its path is not UTF-8.
+    """
+    if not path.is_dir():
+        raise RaffectError(f"{flag} {path}: no such folder")
+    top = os.path.realpath(path)
+    if not is_utf8(top):
+        raise RaffectError(f"{flag} {printable(top)}: path is not UTF-8; rename the folder")
+    root = Root(top, {}, Listing(pa.table({})))
+    with stage(f"listing {path}"):
+        _scan(root, "", 0)
+    return root
+
+
+def _scan(root: Root, below: str, depth: int) -> None:
+    """Note the files of a folder and all below it."""
+    names = root.files[below] = []
+    for entry in scan_folder(os.path.join(root.path, below), root.listing):
+        path = f"{below}/{entry.name}".lstrip("/")
+        if entry.name.startswith("."):
+            root.listing.ignored.add("hidden", path)
+        elif entry.is_symlink() and not may_follow(entry, root.path, root.listing):
+            continue
+        elif not is_utf8(entry.name):
+            root.listing.note(path, "name is not UTF-8, left out; rename it")
+        elif not entry.is_dir():
+            names.append(entry.name)
+        elif depth < _DEEPEST:
+            _scan(root, path, depth + 1)
+        else:
+            root.listing.note(path, f"more than {_DEEPEST} folders deep, left out")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a data set lies.
+
+    Attributes:
+        lists: Root of its lists.
+        images: Roots of its pictures; the first one with a picture counts.
+    """
+
+    lists: Root
+    images: Sequence[Root]
+
+    @property
+    def listing(self) -> Listing:
+        """What was wrong or ignored below all of them."""
+        found = Listing(pa.table({}))
+        for root in {id(root): root for root in (self.lists, *self.images)}.values():
+            found.extend(root.listing)
+        return found
+
+
+def open_place(config: PrepareConfig, root: Root | None = None) -> Place:
+    """Walk over the folders that a configuration names.
+
+    ``--annotations`` and ``--images`` stand for the root where a data set's lists and pictures
+    lie apart.
+
+    Raises:
+        RaffectError: If a folder is missing.
+    """
+    if root is None and config.root is not None:
+        root = scan_root(config.root)
+    lists, images = root, [root] if root else []
+    if config.annotations is not None:
+        lists = scan_root(config.annotations, "--annotations")
+    if config.images:
+        images = [scan_root(path, "--images") for path in config.images]
+    if lists is None or not images:
+        raise RaffectError(
+            f"--root: expected the folder of {config.dataset}, or --images and --annotations"
+        )
+    return Place(lists, images)

@@ -1,0 +1,220 @@
+"""`raffect train --folds official`: heads for each official fold of a data set, judged on it.
+
+Column ``fold`` of the label table names the fold whose test list has a clip; 0 is none. Fold k is a
+run of its own, in ``fold-k``, on a label table whose ``validation`` rows are fold k and whose
+``train`` rows are all others. So a row is judged once, by heads that never saw it.
+
+The score is that of the last epoch: no epoch is chosen on a test list. Papers give UAR and WAR as
+means over the folds; those of all folds' answers pooled stand beside them.
+
+Shape letters: S seeds, K folds, G groups of all folds, A and B as in `raffect.metrics.task_kinds`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raffect.config import TrainConfig
+from raffect.datasets.tasks import Task
+from raffect.errors import require
+from raffect.metrics.intervals import Interval, plain_interval, score_interval
+from raffect.metrics.task_kinds import kind_of
+from raffect.runs.conclusions import TrainResult
+from raffect.runs.folder import RunFolder
+from raffect.runs.metrics_file import table
+from raffect.runs.spread import chance_text, short
+from raffect.storage.atomic import write_atomic
+from raffect.storage.paths import locate
+from raffect.storage.records import Record
+from raffect.storage.tables import read_metadata, read_table, write_csv, write_table
+
+_COLUMN = "fold"
+_TITLES = {"uar": "UAR", "accuracy": "WAR", "macro_f1": "macro F1", "ccc": "CCC", "pcc": "PCC"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldScores(Record):
+    """Scores of a data set's official folds; the content of ``official_folds.json``.
+
+    Attributes:
+        task: The task.
+        folds: Numbers of the folds.
+        seeds: Seeds of the heads.
+        by_fold: Score -> value of each fold, the mean over seeds.
+        mean: Score -> mean over folds and seeds.
+        sd: Score -> standard deviation over folds of the seeds' means.
+        pooled: Score of all folds' answers together, the mean over seeds.
+        interval_95: Of the pooled headline score, over clips or other groups of all folds.
+        caveat: What must stand beside them.
+    """
+
+    task: Task
+    folds: tuple[int, ...]
+    seeds: tuple[int, ...]
+    by_fold: dict[str, tuple[float, ...]]
+    mean: dict[str, float]
+    sd: dict[str, float]
+    pooled: dict[str, float]
+    interval_95: Interval | None = None
+    caveat: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialFoldsResult:
+    """What `raffect train --folds official` found.
+
+    Attributes:
+        folder: Holds ``official_folds.json``, ``official_folds.csv`` and a run folder a fold.
+        scores: Scores by fold, their mean, and pooled.
+        runs: The run of each fold.
+    """
+
+    folder: Path
+    scores: FoldScores
+    runs: tuple[TrainResult, ...] = field(repr=False)
+
+    def to_pandas(self) -> Any:
+        """One row a fold, and rows ``mean`` and ``pooled``; a pandas DataFrame."""
+        return table(_rows(self.scores))
+
+    def lines(self) -> list[str]:
+        """The result as lines of text."""
+        # A line a score
+        found, facts = self.scores, self.runs[0].data
+        name, kind = facts.task.name.upper(), kind_of(facts.task)
+        lines = [line for run in self.runs for line in run.data.missing_lines()]
+        for key, mean in found.mean.items():
+            folds = ", ".join(map(short, found.by_fold[key]))
+            pooled = short(found.pooled[key])
+            if key == kind.key and found.interval_95:
+                pooled += f" [{', '.join(map(short, found.interval_95))}]"
+            over = f"{short(mean)} over {len(found.folds)} folds (sd {short(found.sd[key])})"
+            lines.append(f"{name} {_TITLES.get(key, key)} {over}, pooled {pooled}; folds {folds}")
+
+        # Chance, caveat, and what comes next
+        chance = [chance_text(run.chance) for run in self.runs[:1]]
+        lines.append(f"{name} chance of fold {found.folds[0]}: {kind.title} {chance[0]}")
+        lines += [f"caveat: {found.caveat}"] if found.caveat else []
+        lines.append(f"wrote {self.folder}: official_folds.json, official_folds.csv, a run a fold")
+        runs = shlex.join(str(run.folder) for run in self.runs)
+        return [*lines, f"next: raffect report --runs {runs}"]
+
+
+def train_on_folds(config: TrainConfig) -> OfficialFoldsResult:
+    """Train and judge on every official fold; finished heads are not trained again.
+
+    Raises:
+        RaffectError: If the label table has no official folds, or a fold cannot be trained.
+    """
+    from raffect.training.run_batch import open_data
+    from raffect.training.train import train
+
+    # Folds of the label table
+    dataset = open_data(config, [config.head])
+    require(
+        dataset.targets is None,
+        "--folds official: trains on labels; captions have the splits of their own table",
+    )
+    file = locate(dataset.facts.labels)
+    labels = read_table(file, ("video", "split"), "label table", "raffect prepare")
+    require(
+        _COLUMN in labels.column_names,
+        f"--folds official: {file} has no official folds; those of DFEW and MAFW have, if all "
+        "their lists are there. Take a number of folds with --select cv instead",
+    )
+    numbers = labels[_COLUMN].to_pylist()
+    require(
+        all(isinstance(number, int) and number >= 0 for number in numbers),
+        f"{file}: column {_COLUMN!r} has cells that are not the number of a fold, or 0 for none; "
+        "make it again with `raffect prepare`",
+    )
+    folds = sorted(set(numbers) - {0})
+    require(len(folds) >= 2, f"--folds official: {file} has fewer than two folds")
+
+    # A run a fold
+    runs = []
+    for fold in folds:
+        folder = config.out / f"fold-{fold}"
+        own = config.out / "labels" / f"fold-{fold}" / f"{dataset.task.name}.parquet"
+        _write_fold(labels, fold, own)
+        settings = {"labels": own, "out": folder, "folds": 5, "task": dataset.task.name}
+        found = train(dataclasses.replace(config, **settings))
+        assert isinstance(found, TrainResult)
+        runs.append(found)
+    scores = score_folds(runs, folds)
+    write_atomic(config.out / "official_folds.json", scores.to_bytes())
+    write_csv(config.out / "official_folds.csv", _rows(scores))
+    return OfficialFoldsResult(folder=config.out, scores=scores, runs=tuple(runs))
+
+
+def _write_fold(labels: pa.Table, fold: int, file: Path) -> None:
+    """A label table whose validation split is one fold."""
+    is_held_out = labels[_COLUMN].to_numpy() == fold
+    split = pa.array(np.where(is_held_out, "validation", "train")).dictionary_encode()
+    place = labels.column_names.index("split")
+    metadata = read_metadata(labels) | {_COLUMN: json.dumps(fold)}
+    write_table(labels.set_column(place, "split", split), file, metadata)
+
+
+def score_folds(runs: Sequence[TrainResult], folds: Sequence[int]) -> FoldScores:
+    """Scores of every fold, their mean, and those of all folds together.
+
+    Args:
+        runs: The run of each fold, with the same seeds.
+        folds: Their numbers.
+
+    Raises:
+        RaffectError: If a head diverged in some fold.
+    """
+    # Statistics of each head's last epoch by group: S arrays of (groups, A, B) for each fold
+    task, kind = runs[0].data.task, kind_of(runs[0].data.task)
+    by_fold = []
+    for fold, run in zip(folds, runs, strict=True):
+        folder = RunFolder(run.folder)
+        found = [folder.statistics_of(record, "last") for record in run.records]
+        heads = [statistics for statistics in found if statistics is not None]
+        require(
+            len(heads) == len(run.records),
+            f"{run.folder}: a head of fold {fold} diverged; try a smaller optim.lr or sam.rho",
+        )
+        by_fold.append(heads)
+
+    # A score a seed and fold, and the folds together
+    seeds = tuple(record.recipe.seed for record in runs[0].records)
+    each = [[kind.score(head.sum(0), task).metrics for head in heads] for heads in by_fold]
+    pooled_SGAB = [np.concatenate(parts) for parts in zip(*by_fold, strict=True)]
+    pooled = [kind.score(head.sum(0), task).metrics for head in pooled_SGAB]
+    keys = [key for key in ("uar", "accuracy", *each[0][0]) if key in each[0][0]]
+    values = {
+        key: tuple(float(np.mean([head[key] for head in heads])) for heads in each)
+        for key in dict.fromkeys(keys)
+    }
+    return FoldScores(
+        task=task,
+        folds=tuple(folds),
+        seeds=seeds,
+        by_fold=values,
+        mean={key: float(np.mean(found)) for key, found in values.items()},
+        sd={key: float(np.std(found, ddof=1)) for key, found in values.items()},
+        pooled={key: float(np.mean([head[key] for head in pooled])) for key in values},
+        interval_95=plain_interval(score_interval(np.array(pooled_SGAB), kind)),
+        caveat=runs[0].data.caveat,
+    )
+
+
+def _rows(scores: FoldScores) -> list[dict[str, Any]]:
+    """A row a fold, and one each for their mean and for all together."""
+    rows: list[dict[str, Any]] = [
+        {"fold": str(fold)} | {key: found[k] for key, found in scores.by_fold.items()}
+        for k, fold in enumerate(scores.folds)
+    ]
+    return [*rows, {"fold": "mean"} | scores.mean, {"fold": "pooled"} | scores.pooled]

@@ -1,0 +1,38 @@
+"""Damage drawn copies of every data set at random, and read each: refused, or no wrong label.
+
+Run from the root: `python scripts/fuzz_data_sets.py --trees 1000`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from raffect.datasets.synthetic.layouts import LAYOUTS
+from tests.helpers.layouts import fuzz
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trees", type=int, default=1000, help="of each layout")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first one")
+    parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
+    args = parser.parse_args()
+    for layout in args.layouts:
+        start, refused = time.perf_counter(), 0
+        for seed in range(args.first, args.first + args.trees):
+            folder = Path(tempfile.mkdtemp())
+            refused += not fuzz(layout, seed, folder)
+            shutil.rmtree(folder)
+        seconds = time.perf_counter() - start
+        print(f"{layout}: {args.trees} trees, {refused} refused, {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""`raffect train --folds official`: scores by fold, their mean and pooled."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+from raffect.bank.format import Bank
+from raffect.cli import main
+from raffect.config import TrainConfig, TuneConfig
+from raffect.datasets.expressions import expression_task
+from raffect.datasets.labels import read_labels, write_clip_labels
+from raffect.errors import RaffectError
+from raffect.heads.checkpoint import load_head
+from raffect.runs.data import open_dataset
+from raffect.training.official_folds import FoldScores
+from raffect.training.train import train
+from tests.helpers.banks import IDENTITY
+
+TASK = expression_task(("Happiness", "Sadness", "Neutral"))
+FOLDS, CLIPS, LENGTH = 3, 48, 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A bank of clips whose features show their classes, and a label table with folds."""
+    folder = tmp_path_factory.mktemp("folds")
+    rng = np.random.default_rng(0)
+    names = [f"c{k:02d}" for k in range(CLIPS)]
+    classes = rng.integers(0, 3, CLIPS)
+    video = np.repeat(names, LENGTH)
+    frames = np.tile(np.arange(1, LENGTH + 1), CLIPS).astype(np.int32)
+    x = rng.normal(size=(len(video), IDENTITY.dim))
+    x[np.arange(len(video)), np.repeat(classes, LENGTH)] += 1.5
+    bank = Bank(folder / "bank")
+    manifest = pa.table({"video": video, "frame": frames, "path": video, "root": video})
+    plan = bank.extend_plan(manifest, 64)
+    bank.claim(IDENTITY)
+    for shard in range(plan.num_shards):
+        rows = slice(plan.offsets[shard], plan.offsets[shard + 1])
+        bank.commit(shard, plan.rows(shard), x[rows].astype(np.float16), {}, IDENTITY)
+    # Clip 0 is in no test list
+    fold = np.where(np.arange(CLIPS) == 0, 0, np.arange(CLIPS) % FOLDS + 1).astype(np.int8)
+    columns = {
+        "video": names,
+        "start": np.ones(CLIPS, np.int32),
+        "end": np.full(CLIPS, LENGTH, np.int32),
+        "split": np.where(fold == 1, "validation", "train"),
+        "fold": fold,
+        "expression": classes.astype(np.int16),
+    }
+    write_clip_labels(folder / "labels" / "expr.parquet", pa.table(columns), TASK)
+    return folder
+
+
+SETTINGS = {"epochs": 10, "batch_size": 8, "optim.lr": 0.01, "head.dropout": 0.0}
+WORDS = ["--epochs", "10", "--batch-size", "8", "--optim.lr", "0.01", "--head.dropout", "0"]
+
+
+def config_of(data, out, **more):
+    places = {"bank": data / "bank", "labels": data, "out": out}
+    settings = {"device": "cpu", "folds": "official"} | more
+    return TrainConfig.from_recipe("erm", SETTINGS, **places, **settings)
+
+
+@pytest.fixture(scope="module")
+def found(data, tmp_path_factory):
+    return train(config_of(data, tmp_path_factory.mktemp("run") / "run", num_seeds=2))
+
+
+def test_uar_and_war_by_fold_and_pooled_equal_scikit_learn(data, found):
+    measures = {
+        "uar": balanced_accuracy_score,
+        "accuracy": accuracy_score,
+        "macro_f1": lambda true, said: f1_score(true, said, average="macro"),
+    }
+    answers = {}
+    for fold, run in zip(found.scores.folds, found.runs, strict=True):
+        index = open_dataset(data / "bank", Path(run.data.labels)).splits["validation"]
+        x = torch.from_numpy(index.read()).float()
+        for record in run.records:
+            head, _ = load_head(run.folder / "weights" / record.id / "last")
+            said = head(x).argmax(1).numpy()
+            answers[fold, record.recipe.seed] = index.y[:, 0], said
+    for key, measure in measures.items():
+        by_seed = [
+            [measure(*answers[fold, seed]) for seed in (0, 1)] for fold in found.scores.folds
+        ]
+        each = np.mean(by_seed, axis=1)
+        parts = [
+            [
+                np.concatenate([answers[fold, seed][k] for fold in found.scores.folds])
+                for k in (0, 1)
+            ]
+            for seed in (0, 1)
+        ]
+        pooled = np.mean([measure(*part) for part in parts])
+        assert found.scores.by_fold[key] == pytest.approx(each, abs=1e-9)
+        assert found.scores.mean[key] == pytest.approx(np.mean(each), abs=1e-9)
+        assert found.scores.sd[key] == pytest.approx(np.std(each, ddof=1), abs=1e-9)
+        assert found.scores.pooled[key] == pytest.approx(pooled, abs=1e-9)
+    assert found.scores.mean["uar"] > 0.5, "the features show the classes"
+    low, high = found.scores.interval_95
+    assert low < found.scores.pooled["macro_f1"] < high
+
+
+def test_official_folds_never_leak_a_clip_and_judge_each_once(data, found):
+    judged = []
+    for run in found.runs:
+        rows = read_labels(Path(run.data.labels)).to_pylist()
+        train_clips = {row["video"] for row in rows if row["split"] == "train"}
+        held_out = {row["video"] for row in rows if row["split"] == "validation"}
+        assert not train_clips & held_out
+        assert len(train_clips | held_out) == CLIPS
+        assert run.data.splits["validation"].frames == len(held_out)
+        judged += held_out
+    table = read_labels(data / "labels/expr.parquet").to_pylist()
+    assert sorted(judged) == sorted(row["video"] for row in table if row["fold"] > 0)
+
+
+def test_scores_of_folds_are_printed_and_written(found, capsys):
+    lines = found.lines()
+    assert lines[0].startswith("EXPR UAR ")
+    assert lines[1].startswith("EXPR WAR ")
+    assert " over 3 folds (sd " in lines[0]
+    assert any(line.startswith("EXPR chance") for line in lines)
+    file = found.folder / "official_folds.json"
+    assert FoldScores.from_json(file.read_bytes(), file, "") == found.scores
+    rows = list(csv.DictReader((found.folder / "official_folds.csv").open()))
+    assert [row["fold"] for row in rows] == ["1", "2", "3", "mean", "pooled"]
+    assert len(found.to_pandas()) == 5
+
+
+def test_the_same_command_goes_on_and_ends_in_the_same_bytes(data, found, capsys):
+    before = (found.folder / "official_folds.json").read_bytes()
+    places = ["--bank", str(data / "bank"), "--labels", str(data), "--out", str(found.folder)]
+    more = ["--folds", "official", "--num-seeds", "2", "--device", "cpu"]
+    assert main(["train", "erm", *places, *WORDS, *more]) == 0
+    assert (found.folder / "official_folds.json").read_bytes() == before
+    assert "EXPR UAR" in capsys.readouterr().out
+
+
+def test_data_without_official_folds_and_other_commands_refuse_it(data, tmp_path):
+    table = read_labels(data / "labels/expr.parquet").drop_columns(["fold", "frame"])
+    write_clip_labels(tmp_path / "labels/expr.parquet", table, TASK)
+    config = TrainConfig(
+        bank=data / "bank", labels=tmp_path, out=tmp_path / "run", folds="official"
+    )
+    with pytest.raises(RaffectError, match="has no official folds; those of DFEW and MAFW have"):
+        train(config)
+    with pytest.raises(RaffectError, match="does not go with --select cv"):
+        config_of(data, tmp_path, select="cv")
+    with pytest.raises(RaffectError, match="--folds official: is for `raffect train`"):
+        TuneConfig(bank=data, labels=data, out=tmp_path, folds="official")
