@@ -272,6 +272,7 @@ class ImportEmoclipConfig:
         require(1 <= self.window <= 1023, f"--window {self.window}: expected 1 to 1023")
 
 
+@dataclass(frozen=True, kw_only=True)
 class LearnPromptsConfig(TrainConfig):
     """Learn vectors of prompt tokens for classes or labels, with both towers frozen (CoOp; the
     first stage of CLIPER): a run folder like that of train, compared with hand-written prompts.

@@ -154,7 +154,7 @@ def _check_hand_written(config: LearnPromptsConfig, dataset: Dataset) -> None:
         else:
             prompts_for(name, dataset.task)
     if config.prompts:
-        dataset.fold_of_frames(config.folds)
+        dataset.fold_of_frames(config.num_folds)
 
 
 def _zeroshot_config(config: LearnPromptsConfig) -> ZeroshotConfig:
@@ -164,7 +164,7 @@ def _zeroshot_config(config: LearnPromptsConfig) -> ZeroshotConfig:
         out=config.out / HAND_WRITTEN,
         prompts=config.prompts,
         task=config.task,
-        folds=config.folds,
+        folds=config.num_folds,
         weights=config.weights,
         device=config.device,
         allow_incomplete=config.allow_incomplete,
