@@ -99,6 +99,11 @@ def _score(
     return np.concatenate([one.scores(inputs) for one in ensembles], axis=1)
 
 
+def _count_columns(ensembles: Sequence[Ensemble]) -> int:
+    """C."""
+    return sum(len(one.task.outputs) for one in ensembles)
+
+
 class _Scores(Protocol):
     """Scores of frames in order."""
 
@@ -115,8 +120,7 @@ def _scores_in_order(
 ) -> _Scores:
     windows = list(dict.fromkeys(window for one in ensembles for window in one.windows))
     if windows == [Window()]:
-        columns = sum(len(one.task.outputs) for one in ensembles)
-        kept = np.empty((0, columns), np.float32)
+        kept = np.empty((0, _count_columns(ensembles)), np.float32)
         return _Shards(frames, partial(_score, ensembles), kept, pool)
     return _WindowScores(frames, ensembles, windows, pool)
 
@@ -139,6 +143,7 @@ class _WindowScores:
         pool: ThreadPoolExecutor,
     ) -> None:
         self._frames, self._ensembles, self._windows = frames, ensembles, windows
+        self._columns = _count_columns(ensembles)
         self._reach = max(window.reach for window in windows)
         kept = np.empty((0, frames.identity.dim), np.float16)
         self._shards = _Shards(frames, lambda features: features, kept, pool)
@@ -160,6 +165,9 @@ class _WindowScores:
         """Scores of some frames, from the features of all that their windows have."""
         # Frames that can be read, and those that windows around them reach
         key, is_read = self._frames.key, self._frames.shard[start:stop] >= 0
+        out = np.full((stop - start, self._columns), np.nan, np.float32)
+        if not is_read.any():
+            return out
         low = int(np.searchsorted(key, key[start] - self._reach, "left"))
         high = int(np.searchsorted(key, key[stop - 1] + self._reach, "right"))
         centre = key[start:stop][is_read]
@@ -175,9 +183,7 @@ class _WindowScores:
             window: Inputs(features, part)
             for window, part in zip(self._windows, parts, strict=True)
         }
-        scores = _score(self._ensembles, inputs)
-        out = np.full((stop - start, scores.shape[1]), np.nan, np.float32)
-        out[is_read] = scores
+        out[is_read] = _score(self._ensembles, inputs)
         return out
 
 
