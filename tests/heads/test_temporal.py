@@ -282,6 +282,19 @@ def test_backward_agrees_with_autograd_through_the_module(spec):
         assert torch.allclose(heads.predict(rows, {}, x)[p], head(x), atol=1e-12)
 
 
+@EACH_SPEC
+def test_heads_at_once_as_on_cuda_are_those_one_by_one(spec):
+    rows = torch.stack([make_row(spec, seed) for seed in range(3)])
+    x = torch.stack([make_windows(spec, seed=seed) for seed in range(3)])
+    noise = torch.stack([make_noise(spec, seed=seed) for seed in range(3)])
+    upstream = torch.randn(3, x.shape[1], spec.outputs + spec.num_penalties, dtype=rows.dtype)
+    one_by_one, at_once = spec.build(rows), spec.build(rows)
+    at_once._at_once = True  # by vmap
+    expected = one_step(one_by_one, x, noise, upstream, x[0])
+    for name, found in one_step(at_once, x, noise, upstream, x[0]).items():
+        assert torch.allclose(found, expected[name], atol=1e-10), name
+
+
 # Learning
 
 
