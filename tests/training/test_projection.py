@@ -16,7 +16,7 @@ TEACHER, LENGTH = contrastive_task("teacher"), 40
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """A bank, and a teacher whose vector of each frame is a linear map of its feature, and noise."""
+    """A bank, and a teacher whose vectors are a linear map of its features, with noise."""
     folder, features, rng = tmp_path_factory.mktemp("taught"), [], np.random.default_rng(1)
     make_data(folder, change=lambda x, expr, au: features.append(x.astype(np.float64)))
     own = rng.normal(size=(LENGTH, DIM)) / DIM**0.5
