@@ -98,7 +98,7 @@ def plain_steps(samples: Samples, heads: int) -> Iterator[None]:
 
 
 def cpu_ms(make: Callable[[], Iterator[None]], heads: int, steps: int) -> float:
-    """CPU time of a head-step in milliseconds: the least of three runs, as others share cores."""
+    """CPU time of a head-step in milliseconds: the least of three runs."""
     found = []
     for _ in range(3):
         run = make()

@@ -205,15 +205,14 @@ def test_modules_that_keep_or_draw_something_of_their_own_are_refused(layer):
         make_heads(spec_with(Bad))
 
 
-@pytest.mark.parametrize("stop", [1, 3])
 @pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_going_on_after_a_kill_is_bit_identical_to_never_having_stopped(tmp_path, stop, name):
-    settings = {"epochs": 4, "optim__name": name, "optim__lr": 0.01, "sam__rho": 0.1}
+def test_going_on_after_a_kill_is_bit_identical_to_never_having_stopped(tmp_path, name):
+    settings = {"epochs": 3, "optim__name": name, "optim__lr": 0.01, "sam__rho": 0.1}
     recipes = [make_recipe(seed=seed, **settings) for seed in (0, 1)]
     options = {"spec": SPEC, "train": make_windows(), "validation": make_windows(seed=9)}
     saved = options | {"state_path": tmp_path / "state", "save_every_s": 0}
     with pytest.raises(Killed):
-        fit(make_job(recipes, **saved), on_epoch=kill_after(stop))
+        fit(make_job(recipes, **saved), on_epoch=kill_after(2))
     resumed, straight = fit(make_job(recipes, **saved)), fit(make_job(recipes, **options))
     for kept, snapshot in straight.snapshots.items():
         assert torch.equal(resumed.snapshots[kept].rows, snapshot.rows), kept

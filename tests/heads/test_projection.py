@@ -1,7 +1,6 @@
 """The projection that images and texts share."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -87,24 +86,16 @@ def test_texts_are_mapped_as_images_are():
         )
 
 
-def test_outputs_have_the_length_of_the_learnt_scale():
-    heads = make_heads()
-    SPEC.views(heads.rows)["logit_scale"].copy_(torch.tensor([0.0, 1.5]))
-    lengths = heads.predict(heads.rows, {}, torch.randn(4, 12).double()).norm(dim=-1)
-    assert torch.allclose(lengths, torch.tensor([[1.0], [math.exp(1.5)]]).double())
-
-
-def test_weights_start_as_those_of_a_linear_and_the_scale_as_clips():
+def test_weights_start_as_those_of_a_linear():
     spec = ProjectionSpec(768, 4096)
     views = spec.views(spec.initial_row(3, CONFIG)[None])
     linear = torch.nn.Linear(768, 4096, bias=False).weight
     assert views["weight"].abs().max().item() == pytest.approx(768**-0.5, rel=1e-4)
     assert views["weight"].std().item() == pytest.approx(linear.std().item(), rel=0.01)
-    assert views["logit_scale"].exp().item() == pytest.approx(100)
     he = spec.views(spec.initial_row(3, HeadConfig(kind="projection", init="he"))[None])["weight"]
     assert he.std().item() == pytest.approx((2 / 768) ** 0.5, rel=0.01)
     # 3.1 million weights, as the paper's head for ViT-L/14.
-    assert spec.num_weights == 768 * 4096 + 1
+    assert spec.num_weights == 768 * 4096
 
 
 def test_a_recipe_asks_for_a_map_as_long_as_the_targets():
