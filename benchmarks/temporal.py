@@ -59,12 +59,15 @@ QUICK = ERM | {"optim.lr": 1e-3, "epochs": 4}
 CHANGES: dict[str, dict[str, Any]] = {
     "recipe with rate 1e-3": {},
     "rate 3e-4": {"optim.lr": 3e-4},
+    "rate 3e-3": {"optim.lr": 3e-3},
+    "width 128": {"head.width": 128},
     "1 layer": {"head.layers": 1},
     "pool mean": {"head.pool": "mean"},
     "stride 4": {"head.stride": 4},
     "stride 1": {"head.stride": 1},
     "window 33": {"head.window": 33},
     "window 9": {"head.window": 9},
+    "dropout 0": {"head.dropout": 0.0},
     "dropout 0.3": {"head.dropout": 0.3},
 }
 
@@ -164,7 +167,7 @@ def judge_task(args: argparse.Namespace, task: str, runs: dict[str, Path]) -> No
     print_header("difference, paired over videos", "held-out folds", "validation")
     for after, before in ((1, 0), (2, 0), (2, 1), (3, 2), (3, 1)):
         print_row(
-            f"{found[after].name} - {found[before].name}",
+            f"{found[after].name}, against {found[before].name}",
             difference_text(Gain.of(found[after].folds, found[before].folds, kind)),
             difference_text(Gain.of(found[after].validation, found[before].validation, kind)),
         )
