@@ -114,11 +114,6 @@ class LossKind(ABC):
             f"loss.leave-out {loss.leave_out}: BatchNorm of hidden blocks would see its frames; "
             "expected head.depth 0, or a head of another kind than mlp",
         )
-        require(
-            loss.order == 0 or head.snippets > 0,
-            f"loss.order {loss.order:g}: the head has no snippets to order; expected 0, or "
-            "head.snippets of 2 or more",
-        )
 
     def class_number(self, name: str) -> int:
         """Number of the class that ``loss.leave_out`` names; -1 for an empty name.

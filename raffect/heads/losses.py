@@ -136,13 +136,13 @@ def text_shares(
         samples that count; a sample that does not count has all 0 where no equal text does.
 
     Source:
-        The softmax over cosines of targets is that of soft labels as in Gao et al. 2023 (SoftCLIP).
+        Soft targets from similarities within one modality are those of Gao et al. 2023 (SoftCLIP).
     """
     equal_PBB = same_PB[:, :, None] == same_PB[:, None]
     if valid_PB is not None:
         equal_PBB = equal_PBB & valid_PB[:, None]
+    equal_PBB = equal_PBB.to(vectors_PBE.dtype)
     share_PBB = equal_PBB / equal_PBB.sum(-1, keepdim=True).clamp(min=1)
-    share_PBB = share_PBB.to(vectors_PBE.dtype)
     if temperature_P is None:
         return share_PBB
     # A head without a temperature takes any: its row is not used.

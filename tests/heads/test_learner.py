@@ -272,6 +272,8 @@ CASES = [
     ("expr", torch.float32, {}, 1e-4),
     ("va", torch.float64, {}, 1e-9),
     ("va", torch.float64, {"loss__name": "ccc"}, 1e-9),
+    ("captions", torch.float64, {"loss__order": 0.3}, 1e-9),
+    ("captions", torch.float64, {"loss__leave_out": "Joy", "loss__soft_targets": 0.1}, 1e-9),
 ]
 
 
