@@ -22,6 +22,8 @@ from raffect.heads.checkpoint import load_head, read_card, save_head
 from raffect.language.prompt_sets import prompts_for
 from raffect.recipe import HeadConfig, LossConfig, OptimConfig, SamConfig
 from raffect.runs.leave_one_out import read_leave_one_out
+from raffect.storage.tables import read_metadata, write_table
+from raffect.training.space import list_recipes
 from tests.helpers.texts import embedded, unit, write_class_captions
 
 SEVEN = EXPR.outputs[:7]
@@ -181,7 +183,7 @@ def test_videos_that_a_head_was_trained_on_are_named_where_it_is_judged_on_them(
     swapped = labels["split"].to_pandas().map({"train": "validation", "validation": "train"})
     other = tmp_path / "captions.parquet"
     rows = labels.drop_columns(["split"]).append_column("split", [swapped.to_list()])
-    raffect.storage.tables.write_table(rows, other, raffect.storage.tables.read_metadata(labels))
+    write_table(rows, other, read_metadata(labels))
     targets = captions.with_name("captions.targets.parquet")
     (tmp_path / targets.name).write_bytes(targets.read_bytes())
     raffect.train(config_of(texts, other, tmp_path / "leaky", PROJECTION))
@@ -205,7 +207,7 @@ def test_its_heads_are_used_like_any_others(texts, projection, judged, tmp_path)
     assert card.head["kind"] == "compared"
     x, _, _ = frames_of(texts)
     weight = weights_of(projection)[card.recipe.seed, ""]
-    scale = float(head.inner.logit_scale.exp())
+    scale = head.inner.logit_scale.detach().exp().item()
     expected = scale * unit_map(x, weight) @ text_rows(texts, "facs", through=weight).T
     with torch.no_grad():
         found = head(torch.from_numpy(x).float()).numpy()
@@ -381,9 +383,8 @@ def test_tune_varies_the_class_that_is_left_out(texts, captions, left_out, tmp_p
     base = vars(config_of(texts, captions, tmp_path / "tune", PROJECTION))
     own = {name: value for name, value in base.items() if name in vars_of(TuneConfig)}
     config = TuneConfig(**own, space=("loss.leave_out=Fear,Anger",), baseline=False)
-    from raffect.training.space import list_recipes
-
-    recipes = list_recipes(raffect.recipe.plain(config), config.space, 0)
+    base = dataclasses.replace(raffect.recipe.plain(config), task="captions")
+    recipes = list_recipes(base, config.space, 0)
     known = {record.id for record in left_out.records}
     assert {raffect.recipe.digest(recipe) for recipe in recipes} < known
 
@@ -417,13 +418,14 @@ def test_heads_that_cannot_be_used_are_refused_in_one_line(
     tensors = module.state_dict()
 
     def saved(name, **changes):
-        save_head(tmp_path / name / "weights" / "a" / "last", card_with(card, **changes), tensors)
+        folder = tmp_path / name / "weights" / "a" / "last"
+        other = {key: tensor + len(name) for key, tensor in tensors.items()}
+        save_head(folder, card_with(card, **changes), other)
         return tmp_path / name
 
     expr = dataclasses.replace(EXPR, name="mine")
     other = dataclasses.replace(card.data.encoders[0], weights_sha256="0" * 64)
     named = dataclasses.replace(card.recipe, loss=LossConfig(leave_out="Awe"))
-    (tmp_path / "b").mkdir()
     cases = [
         ((saved("classes", task=expr),), "a head of task mine (multiclass), which compares with"),
         ((saved("encoder", encoders=(other,)),), "features of another encoder than"),
