@@ -41,7 +41,7 @@ ALLOWED = {
         " evaluation reporting"
     ),
     "language": (
-        "storage config recipe progress provenance datasets metrics bank encoders heads runs"
+        "storage config recipe progress provenance datasets metrics bank encoders heads runs training"
     ),
     "evaluation": f"{_RUN} predictions heads runs",
 }
