@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         EvaluateConfig,
         ExtractConfig,
         FacesConfig,
+        ImportEmoclipConfig,
         LearnPromptsConfig,
         PackConfig,
         PostprocessConfig,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from raffect.extraction.pack import PackReport, pack
     from raffect.extraction.summary import ExtractSummary
     from raffect.heads.checkpoint import HeadCard, load_head
+    from raffect.language.import_emoclip import ImportedHead, import_emoclip
     from raffect.language.learn_prompts import learn_prompts
     from raffect.language.learnt_result import LearnPromptsResult
     from raffect.language.zeroshot import zeroshot
@@ -78,6 +80,8 @@ _HOME = {
     "FacesResult": "extraction.find_faces",
     "HeadCard": "heads.checkpoint",
     "Identity": "bank.records",
+    "ImportEmoclipConfig": "config",
+    "ImportedHead": "language.import_emoclip",
     "LearnPromptsConfig": "config",
     "LearnPromptsResult": "language.learnt_result",
     "PackConfig": "config",
@@ -111,6 +115,7 @@ _HOME = {
     "evaluate": "evaluation.evaluate",
     "extract": "extraction.extract",
     "find_faces": "extraction.find_faces",
+    "import_emoclip": "language.import_emoclip",
     "learn_prompts": "language.learn_prompts",
     "list_rejects": "bank.rejects",
     "load_encoder": "encoders.tower",
@@ -149,6 +154,8 @@ __all__ = [
     "FacesResult",
     "HeadCard",
     "Identity",
+    "ImportEmoclipConfig",
+    "ImportedHead",
     "LearnPromptsConfig",
     "LearnPromptsResult",
     "PackConfig",
@@ -182,6 +189,7 @@ __all__ = [
     "evaluate",
     "extract",
     "find_faces",
+    "import_emoclip",
     "learn_prompts",
     "list_rejects",
     "load_encoder",

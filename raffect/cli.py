@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "tune": (c.TuneConfig, "the same over a space of settings: the paper's Figure 2"),
     "postprocess": (c.PostprocessConfig, "window, thresholds and weights, chosen on folds"),
     "zeroshot": (c.ZeroshotConfig, "bank + prompts -> heads made of texts, nothing is trained"),
+    "import-emoclip": (c.ImportEmoclipConfig, "checkpoint of EmoCLIP's code -> head for zeroshot"),
     "learn-prompts": (c.LearnPromptsConfig, "bank + labels -> tokens of prompts, learnt"),
     "probe": (c.ProbeConfig, "bank + few labels -> prototypes and linear probes, against k"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
@@ -216,6 +217,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "tune": _tune,
         "postprocess": _postprocess,
         "zeroshot": _zeroshot,
+        "import-emoclip": _import_emoclip,
         "learn-prompts": _learn_prompts,
         "probe": _probe,
         "evaluate": _evaluate,
@@ -278,6 +280,13 @@ def _zeroshot(config: c.ZeroshotConfig) -> int:
         from raffect.language.zeroshot import zeroshot
 
     return _print(zeroshot(config).lines())
+
+
+def _import_emoclip(config: c.ImportEmoclipConfig) -> int:
+    with stage(_TORCH):
+        from raffect.language.import_emoclip import import_emoclip
+
+    return _print(import_emoclip(config).lines())
 
 
 def _learn_prompts(config: c.LearnPromptsConfig) -> int:

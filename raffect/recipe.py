@@ -37,8 +37,8 @@ class HeadConfig(Record):
 
     kind: Literal["mlp", "temporal", "emoclip-released", "projection", "prompts"] = "mlp"
     """mlp: one feature in. temporal: a transformer over a window of features. emoclip-released: the
-    temporal head of EmoCLIP's code. projection: one linear map, as Exp-CLIP's. prompts: learnt
-    tokens of prompts, by `raffect learn-prompts` alone."""
+    temporal head of EmoCLIP's code. projection: one linear map of a feature, or of the mean of a
+    window, as Exp-CLIP's. prompts: learnt tokens of prompts, by `raffect learn-prompts` alone."""
     width: int = 0
     """Units of a hidden block, or of a temporal head's layers; 0 is as many as the feature has (768
     for ViT-L/14)."""
@@ -100,9 +100,8 @@ class HeadConfig(Record):
             0 <= self.tokens <= MOST_WINDOW,
             f"head.tokens {self.tokens}: expected 1 to {MOST_WINDOW}, or 0 with --start",
         )
-        reads_windows = self.kind in ("temporal", "emoclip-released")
         require(
-            reads_windows or self.window == 1,
+            self.kind not in ("mlp", "prompts") or self.window == 1,
             f"head.window {self.window}: a head of kind {self.kind} reads one feature; "
             "expected 1, or head.kind temporal",
         )
@@ -192,7 +191,7 @@ class OptimConfig(Record):
     lr: float = 1e-3
     """Learning rate at the start."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Of sgd; adam and adamw do not read it."""
     weight_decay: float = 0.0
     """Weight decay."""
     schedule: Literal["cosine", "released", "emoclip-released", "constant"] = "cosine"
@@ -266,6 +265,11 @@ class Recipe(Record):
             self.batch_size >= 2,
             f"batch-size {self.batch_size}: expected 2 or more, "
             "since BatchNorm needs the spread within a batch",
+        )
+        require(
+            self.loss.order == 0 or self.head.snippets > 1,
+            f"loss.order {self.loss.order:g}: is about the order of snippets; expected 0, or "
+            "head.snippets 2 or more",
         )
 
 

@@ -180,6 +180,7 @@ FLAGS = {
         "--device",
         "--allow-incomplete",
     },
+    "import-emoclip": {"--file", "--bank", "--out", "--window"},
     "probe": {
         "--bank",
         "--labels",

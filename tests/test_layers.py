@@ -41,7 +41,8 @@ ALLOWED = {
         " evaluation reporting"
     ),
     "language": (
-        "storage config recipe progress provenance datasets metrics bank encoders heads runs training"
+        "storage config recipe progress provenance datasets metrics bank encoders heads runs"
+        " training"
     ),
     "evaluation": f"{_RUN} predictions heads runs",
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from raffect.config.common import MayChange
+from raffect.config.common import MayChange, require_local
 from raffect.config.learn import TrainConfig
 from raffect.errors import require
 from raffect.recipe import HeadConfig, LossConfig, SamConfig
@@ -117,6 +117,30 @@ class ProbeConfig:
         require(self.most_frames >= 2, f"--most-frames {self.most_frames}: expected 2 or more")
         require(0 < self.text_shots < 1e6, f"--text-shots {self.text_shots}: expected more than 0")
         require(2 <= self.folds <= 100, f"--folds {self.folds}: expected 2 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportEmoclipConfig:
+    """Make a head of a checkpoint of EmoCLIP's released code, to be used by `raffect zeroshot
+    --head`. Only tensors are read; code in the file is refused. A checkpoint does not say how it
+    was trained, and neither does the head.
+
+    Example: `raffect import-emoclip --file 4.pth --bank bank --out emoclip-4`
+    """
+
+    file: Path
+    """Checkpoint of the released code: a state dict, with CLIP's own towers in it or without."""
+    bank: Path
+    """Bank of the encoder that it was trained with, ViT-B/32 in the released code; where the file
+    has its image tower, it must be the bank's."""
+    out: Path
+    """Folder of the head, a new one."""
+    window: int = 32
+    """Features that the head is given of a clip, evenly spread; 32 in the released code."""
+
+    def __post_init__(self) -> None:
+        require_local(self, "file", "out")
+        require(1 <= self.window <= 1023, f"--window {self.window}: expected 1 to 1023")
 
 
 @dataclass(frozen=True, kw_only=True)

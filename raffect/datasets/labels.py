@@ -5,6 +5,7 @@ The task is kept in the metadata.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -67,13 +68,40 @@ def write_clip_labels(
     Raises:
         RaffectError: If a column is missing, or a cell is not what it should be.
     """
-    for name in ("video", *CLIP_COLUMNS, "split", *task.columns):
+    for name in CLIP_COLUMNS:
         found = clips.column_names.count(name)
         require(found == 1, f"clips: expected one column {name!r}, found {found}")
+    write_labels(path, clips, task, source)
+
+
+def write_labels(
+    path: Path,
+    rows: pa.Table,
+    task: Task,
+    source: pa.Table | None = None,
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Write a label table that was made from another one, or from a user's table.
+
+    Args:
+        path: A Parquet file.
+        rows: As of `write_clip_labels`, or with ``frame`` instead of ``start`` and ``end``.
+        task: What the rows are labelled with.
+        source: Label table that they were made from: its edition, the name of its groups and
+            whether its faces are drawn are those of the new table, too.
+        about: More metadata.
+
+    Raises:
+        RaffectError: If a column is missing, or a cell is not what it should be.
+    """
+    what, names = ("clips", CLIP_COLUMNS) if is_of_clips(rows) else ("labels", ("frame",))
+    for name in ("video", *names, "split", *task.columns):
+        found = rows.column_names.count(name)
+        require(found == 1, f"{what}: expected one column {name!r}, found {found}")
     known = {} if source is None else read_metadata(source)
     kept = {name: known[name] for name in ("edition", "synthetic", "groups") if name in known}
     metadata = {"raffect": "labels/1", "task": task.to_bytes().decode()}
-    write_table(clips, path, kept | metadata)
+    write_table(rows, path, kept | metadata | dict(about or {}))
     read_values(read_labels(path), task)
 
 

@@ -6,15 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from raffect.errors import RaffectError, require
+from raffect.errors import RaffectError
 from raffect.heads.head import MlpSpec
 from raffect.heads.head_batch import HeadSpec
+from raffect.heads.projection import ProjectionSpec
 from raffect.heads.prompts import PromptSpec
+from raffect.heads.released_emoclip import ReleasedEmoclipSpec
 from raffect.heads.temporal import TemporalSpec
 from raffect.recipe import HeadConfig
 
 HEAD_KINDS: dict[str, type[HeadSpec]] = {
-    spec.kind: spec for spec in (MlpSpec, TemporalSpec, PromptSpec)
+    spec.kind: spec
+    for spec in (MlpSpec, TemporalSpec, ProjectionSpec, ReleasedEmoclipSpec, PromptSpec)
 }
 
 
@@ -34,19 +37,15 @@ def head_spec(
         outputs: How many numbers a head predicts for a sample.
         compares: Whether these are a vector to compare with targets; see
             `raffect.heads.head_batch.EmbeddingSpec`.
-        order: Whether it learns the order of snippets beside, as ``loss.order`` above 0 asks for.
+        order: Whether it learns the order of snippets beside, as ``loss.order`` above 0 asks for;
+            of a recipe with ``head.snippets``.
 
     Raises:
         RaffectError: If heads of that kind cannot do it.
     """
     spec = HEAD_KINDS[config.kind].from_config(config, dim, outputs, compares=compares)
-    if not order:
-        return spec
-    require(
-        isinstance(spec, TemporalSpec) and spec.snippets > 1,
-        "loss.order: is about the order of snippets; expected 0, or head.snippets 2 or more",
-    )
-    return dataclasses.replace(spec, order=True)
+    # A recipe asks for it only with snippets.
+    return dataclasses.replace(spec, order=True) if order else spec
 
 
 def read_spec(content: Any, where: Path) -> HeadSpec:

@@ -1,8 +1,8 @@
 """One training step of a batch of heads, with all it needs on the device.
 
-That is the objective, SAM, the optimiser, noise and the order of samples. A step never waits for the
-host: which samples it takes, its noise and its rate are all tensors, so that on CUDA the whole step
-is one graph that is launched again and again.
+That is the objective, SAM, the optimiser, noise and the order of samples. A step never waits for
+the host: which samples it takes, its noise and its rate are all tensors, so that on CUDA the whole
+step is one graph that is launched again and again.
 
 Shape letters: P heads, B samples of this worker's part of the batch, C outputs, S distinct seeds;
 "..." is the shape of a sample.
@@ -95,7 +95,7 @@ class Learner:
         self.batch = recipes[0].batch_size // self.workers.size
         rows = torch.stack([spec.initial_row(recipe.seed, recipe.head) for recipe in recipes])
         self.heads = spec.build(rows.to(device, dtype), workers=self.workers)
-        self.objective = Objective(recipes, prior, device, dtype, self.workers)
+        self.objective = Objective(recipes, prior, device, dtype, self.workers, spec.num_penalties)
         configs = [recipe.optim for recipe in recipes]
         kind = _OPTIMIZERS[configs[0].name]
         self.optimizer = kind(configs, self.heads.rows, self.heads.gradient)

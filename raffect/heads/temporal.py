@@ -154,6 +154,11 @@ class TemporalSpec(EmbeddingSpec, ModuleSpec):
         return out
 
     @property
+    def length(self) -> int:
+        """See `raffect.heads.head_batch.EmbeddingSpec.length`."""
+        return self.outputs
+
+    @property
     def num_noise(self) -> int:
         """Dropout's factors of both branches of each block; see `Block.forward`."""
         blocks = self.layers + (1 if self.snippets else 0)

@@ -20,23 +20,27 @@ NOISE_OF_BLOCK = 2
 """Factors of noise that a block takes for each of its width; see `Block.forward`."""
 
 
-def attend(qkv: Tensor, heads: int, is_there: Tensor | None = None) -> Tensor:
-    """Softmax attention of tokens to each other.
+def attend(
+    queries: Tensor, keys_values: Tensor, heads: int, is_there: Tensor | None = None
+) -> Tensor:
+    """Softmax attention of tokens to tokens.
 
     Args:
-        qkv: Queries, keys and values behind each other, shape (B, N, 3 I).
+        queries: Of the tokens that ask, shape (B, M, I).
+        keys_values: Keys, and behind them values, of those that are asked, shape (B, N, 2 I).
         heads: H, which divides I.
         is_there: Tokens to attend to, bool, shape (B, N); all of them if None. A sample that has
             not a single one attends to all alike, which stays finite.
 
     Returns:
-        Shape (B, N, I).
+        Shape (B, M, I).
 
     Source:
         Vaswani et al. 2017, section 3.2.
     """
-    queries, keys, values = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    scores = queries @ keys.mT * queries.shape[-1] ** -0.5
+    asked = queries.unflatten(-1, (heads, -1)).transpose(1, 2)
+    keys, values = keys_values.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    scores = asked @ keys.mT * keys.shape[-1] ** -0.5
     if is_there is not None:
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~is_there[:, None, None, :], lowest)
@@ -59,7 +63,14 @@ class Block(nn.Module):
         self.up = nn.Linear(width, EXPANSION * width)
         self.down = nn.Linear(EXPANSION * width, width)
 
-    def forward(self, x: Tensor, is_there: Tensor | None, noise: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        is_there: Tensor | None,
+        noise: Tensor | None,
+        *,
+        first_only: bool = False,
+    ) -> Tensor:
         """Tokens after the block.
 
         Args:
@@ -68,15 +79,22 @@ class Block(nn.Module):
             noise: Factors by which the units of both branches are multiplied, shape (B, 2 W), the
                 same for all tokens of a sample (Gal and Ghahramani 2016): so their number does not
                 grow with the window. None drops nothing.
+            first_only: Whether the first token alone is wanted; the others are then not computed.
 
         Returns:
-            Shape (B, N, W).
+            Shape (B, N, W), or (B, 1, W).
         """
-        looked = self.out(attend(self.qkv(self.norm1(x)), self.heads, is_there))
-        x = x + (looked if noise is None else looked * noise[:, None, : x.shape[-1]])
+        width, normal = x.shape[-1], self.norm1(x)
+        if first_only:
+            x = x[:, :1]
+        asking = normal[:, : x.shape[1]]
+        queries = nn.functional.linear(asking, self.qkv.weight[:width], self.qkv.bias[:width])
+        asked = nn.functional.linear(normal, self.qkv.weight[width:], self.qkv.bias[width:])
+        looked = self.out(attend(queries, asked, self.heads, is_there))
+        x = x + (looked if noise is None else looked * noise[:, None, :width])
         hidden = nn.functional.gelu(self.up(self.norm2(x)), approximate="tanh")
         thought = self.down(hidden)
-        return x + (thought if noise is None else thought * noise[:, None, x.shape[-1] :])
+        return x + (thought if noise is None else thought * noise[:, None, width:])
 
 
 class Encoder(nn.Module):
@@ -111,7 +129,8 @@ class Encoder(nn.Module):
         x = torch.cat([cls, tokens + self.position], 1)
         is_there = torch.cat([torch.ones_like(is_there[:, :1]), is_there], 1)
         for number, block in enumerate(self.blocks):
-            x = block(x, is_there, noise_of(noise, number, x.shape[-1]))
+            own, is_last = noise_of(noise, number, x.shape[-1]), number == len(self.blocks) - 1
+            x = block(x, is_there, own, first_only=is_last)
         return self.norm(x[:, 0])
 
 

@@ -51,7 +51,7 @@ def learn_prompts(config: LearnPromptsConfig) -> LearnPromptsResult:
     """
     # Data and texts, which are checked before anything is written
     with stage(f"reading {config.labels} and {config.bank}"):
-        dataset = open_data(config)
+        dataset = open_data(config, [config.head])
     task = dataset.task
     require(
         task.kind in ("multiclass", "multilabel"),

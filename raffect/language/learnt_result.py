@@ -83,7 +83,8 @@ class Compared(Record):
         others = ", ".join(name for name in task.outputs if name not in self.outputs)
         without = f", frames of {others} left out; predicted, it is a miss" if others else ""
         return (
-            f"{len(self.outputs)} {kind.parts}{without}: {kind.title} learnt {headline_text(self.learnt)}, "
+            f"{len(self.outputs)} {kind.parts}{without}: {kind.title} "
+            f"learnt {headline_text(self.learnt)}, "
             f"hand-written {headline_text(self.hand_written)} ({self.prompts}, chosen of "
             f"{self.num_sets} on folds), difference {by}, chance {chance_text(self.chance)}"
         )
