@@ -102,8 +102,8 @@ class HeadConfig(Record):
             f"head.tokens {self.tokens}: expected 1 to {MOST_WINDOW}, or 0 with --start",
         )
         require(
-            self.kind != "mlp" or self.window == 1,
-            f"head.window {self.window}: a head of kind mlp reads one feature; "
+            self.kind not in ("mlp", "prompts") or self.window == 1,
+            f"head.window {self.window}: a head of kind {self.kind} reads one feature; "
             "expected 1, or head.kind temporal",
         )
         require(

@@ -47,6 +47,8 @@ RECIPE = {
     "--head.stride",
     "--head.pool",
     "--head.snippets",
+    "--head.tokens",
+    "--head.descriptors",
     "--loss.soft-targets",
     "--loss.order",
     "--loss.leave-out",
@@ -164,6 +166,8 @@ FLAGS = {
         "--save-heads",
         "--track",
     },
+    "learn-prompts": LEARN
+    | {"--num-seeds", "--num-workers", "--start", "--class-names", "--prompts", "--weights"},
     "zeroshot": {
         "--head",
         "--epoch",

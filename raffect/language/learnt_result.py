@@ -80,8 +80,11 @@ class Compared(Record):
         kind = kind_of(task)
         ends = ", ".join(map(signed, self.interval_95 or ()))
         by = f"{signed(self.difference)} [{ends}]" if ends else signed(self.difference)
+        others = ", ".join(name for name in task.outputs if name not in self.outputs)
+        without = f", frames of {others} left out; predicted, it is a miss" if others else ""
         return (
-            f"{len(self.outputs)} {kind.parts}: {kind.title} learnt {headline_text(self.learnt)}, "
+            f"{len(self.outputs)} {kind.parts}{without}: {kind.title} "
+            f"learnt {headline_text(self.learnt)}, "
             f"hand-written {headline_text(self.hand_written)} ({self.prompts}, chosen of "
             f"{self.num_sets} on folds), difference {by}, chance {chance_text(self.chance)}"
         )
@@ -152,7 +155,7 @@ class LearnPromptsResult:
         nearest = [found.cosines[0] for found in self.words]
         lines += [
             f"wrote {self.folder / 'words.csv'}: the words nearest to each learnt token; "
-            f"mean cosine {short(float(np.mean(nearest)))}, so seldom what the token means"
+            f"mean cosine {short(float(np.mean(nearest)))}; learnt tokens are seldom readable"
         ]
         return [*lines, following]
 
