@@ -16,7 +16,7 @@ from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
 from raffect.storage.tables import read_metadata
 from tests.helpers.banks import TINY, make_manifest
-from tests.helpers.captions import (
+from tests.helpers.caption_tables import (
     make_captions,
     rows_of,
     write_rows,

@@ -21,7 +21,7 @@ from raffect.language.classifiers import build_classifier
 from raffect.language.prompt_sets import prompts_for, read_prompt_set
 from raffect.storage.tables import read_metadata
 from tests.helpers.banks import IDENTITY, fill_bank, make_manifest
-from tests.helpers.captions import (
+from tests.helpers.caption_tables import (
     au_rows,
     expr_rows,
     make_captions,

@@ -10,7 +10,7 @@ from raffect.datasets.affwild2.tasks import EXPR
 from raffect.datasets.labels import read_labels, write_clip_labels
 from raffect.datasets.targets import read_targets
 from tests.helpers.banks import IDENTITY, make_manifest
-from tests.helpers.captions import (
+from tests.helpers.caption_tables import (
     make_captions,
     make_teacher,
 )
