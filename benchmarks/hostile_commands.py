@@ -175,7 +175,7 @@ def _make_sweep(folder: Path) -> None:
     space = ("loss.alpha=0.3,1", "sam.rho=0,0.05")
     settings = _HEAD | {"task": "expr"}
     config = TuneConfig.from_recipe("paper", settings, space=space, stream="never", **fields)
-    dataset = open_data(config)
+    dataset = open_data(config, [config.head])
     run = RunFolder.create(config, dataset.facts, dataset.fingerprint)
     axes = [{"loss.alpha": alpha, "sam.rho": rho} for alpha in (0.3, 1.0) for rho in (0.0, 0.05)]
     for head in _heads(config, axes):
@@ -195,7 +195,7 @@ def _half_job(folder: Path, out: Path):
     config = TrainConfig.from_recipe("paper", _HEAD | {"task": "expr"}, stream="never", **fields)
     heads = tuple(replace(head, fold=0, num_folds=2) for head in _heads(config, [{}, {"seed": 1}]))
     job = BatchJob(config=config, heads=heads, threads=1, save_every_s=0.0)
-    return job, open_data(config)
+    return job, open_data(config, [config.head])
 
 
 def _make_half(folder: Path) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         EvaluateConfig,
         ExtractConfig,
         FacesConfig,
+        ImportEmoclipConfig,
         PackConfig,
         PostprocessConfig,
         PredictConfig,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from raffect.heads.checkpoint import HeadCard, load_head
     from raffect.language.captions import captions
     from raffect.language.captions_result import CaptionsResult
+    from raffect.language.import_emoclip import ImportedHead, import_emoclip
     from raffect.language.zeroshot import zeroshot
     from raffect.language.zeroshot_result import ZeroshotResult
     from raffect.pipelines.predict_files import PredictFilesResult, predict
@@ -80,6 +82,8 @@ _HOME = {
     "FacesResult": "extraction.find_faces",
     "HeadCard": "heads.checkpoint",
     "Identity": "bank.records",
+    "ImportEmoclipConfig": "config",
+    "ImportedHead": "language.import_emoclip",
     "PackConfig": "config",
     "PackReport": "extraction.pack",
     "PostprocessConfig": "config",
@@ -112,6 +116,7 @@ _HOME = {
     "evaluate": "evaluation.evaluate",
     "extract": "extraction.extract",
     "find_faces": "extraction.find_faces",
+    "import_emoclip": "language.import_emoclip",
     "list_rejects": "bank.rejects",
     "load_encoder": "encoders.tower",
     "load_head": "heads.checkpoint",
@@ -151,6 +156,8 @@ __all__ = [
     "FacesResult",
     "HeadCard",
     "Identity",
+    "ImportEmoclipConfig",
+    "ImportedHead",
     "PackConfig",
     "PackReport",
     "PostprocessConfig",
@@ -183,6 +190,7 @@ __all__ = [
     "evaluate",
     "extract",
     "find_faces",
+    "import_emoclip",
     "list_rejects",
     "load_encoder",
     "load_head",

@@ -54,6 +54,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "postprocess": (c.PostprocessConfig, "window, thresholds and weights, chosen on folds"),
     "captions": (c.CaptionsConfig, "captions, or another bank -> targets that are vectors"),
     "zeroshot": (c.ZeroshotConfig, "bank + prompts -> heads made of texts, nothing is trained"),
+    "import-emoclip": (c.ImportEmoclipConfig, "checkpoint of EmoCLIP's code -> head for zeroshot"),
     "probe": (c.ProbeConfig, "bank + few labels -> prototypes and linear probes, against k"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
     "predict": (
@@ -217,6 +218,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "postprocess": _postprocess,
         "captions": _captions,
         "zeroshot": _zeroshot,
+        "import-emoclip": _import_emoclip,
         "probe": _probe,
         "evaluate": _evaluate,
         "predict": _predict,
@@ -285,6 +287,13 @@ def _zeroshot(config: c.ZeroshotConfig) -> int:
         from raffect.language.zeroshot import zeroshot
 
     return _print(zeroshot(config).lines())
+
+
+def _import_emoclip(config: c.ImportEmoclipConfig) -> int:
+    with stage(_TORCH):
+        from raffect.language.import_emoclip import import_emoclip
+
+    return _print(import_emoclip(config).lines())
 
 
 def _probe(config: c.ProbeConfig) -> int:

@@ -257,6 +257,11 @@ class Recipe(Record):
             f"batch-size {self.batch_size}: expected 2 or more, "
             "since BatchNorm needs the spread within a batch",
         )
+        require(
+            self.loss.order == 0 or self.head.snippets > 1,
+            f"loss.order {self.loss.order:g}: is about the order of snippets; expected 0, or "
+            "head.snippets 2 or more",
+        )
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:

@@ -194,6 +194,7 @@ FLAGS = {
         "--device",
         "--allow-incomplete",
     },
+    "import-emoclip": {"--file", "--bank", "--out", "--window"},
     "probe": {
         "--bank",
         "--labels",

@@ -75,15 +75,60 @@ def test_the_recipe_of_values_is_the_papers_on_squared_errors_with_less_dropout(
     assert parse("train", ccc).loss == LossConfig(name="ccc", alpha=1)
 
 
+def test_the_recipe_of_windows_minimises_what_the_papers_does():
+    recipe = read_recipe(find_recipe("temporal"))
+    same = {name: value for name, value in PAPER.items() if name.startswith(("loss.", "sam."))}
+    assert same.items() <= recipe.items()
+    assert {"head.kind": "temporal", "head.window": 17, "head.pool": "centre"}.items() <= (
+        recipe.items()
+    )
+
+
+def test_the_recipe_emoclip_is_the_plain_mean_of_batches_of_64_over_windows_of_16():
+    expected = {
+        "head.kind": "temporal",
+        "head.window": 16,
+        "head.pool": "mean",
+        "batch_size": 64,
+        "loss.alpha": 1.0,
+        "sam.rho": 0.0,
+    }
+    assert expected.items() <= read_recipe(find_recipe("emoclip")).items()
+
+
+def test_the_recipe_emoclip_released_is_the_released_codes():
+    expected = {
+        "epochs": 30,
+        "batch_size": 64,
+        "head.kind": "emoclip-released",
+        "head.layers": 2,
+        "head.attention_heads": 8,
+        "head.window": 32,
+        "head.dropout": 0.0,
+        "loss.alpha": 1.0,
+        "loss.soft_targets": 0.0,
+        "sam.rho": 0.0,
+        "optim.name": "sgd",
+        "optim.lr": 1e-3,
+        "optim.momentum": 0.9,
+        "optim.weight_decay": 5e-4,
+        "optim.schedule": "emoclip-released",
+    }
+    assert read_recipe(find_recipe("emoclip-released")) == expected
+
+
 def test_defaults_are_the_papers():
     assert flatten(Recipe(task="expr")) == flatten(with_settings(Recipe(task="expr"), PAPER))
 
 
 def test_all_recipes_are_shipped_and_no_other():
     assert sorted(file.stem for file in RECIPES.glob("*.toml")) == [
+        "emoclip",
+        "emoclip-released",
         "erm",
         "paper",
         "released",
+        "temporal",
         "va",
         "weighted",
     ]

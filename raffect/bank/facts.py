@@ -11,6 +11,7 @@ from typing import Annotated
 from annotated_types import Len
 
 from raffect.bank.format import Identity
+from raffect.datasets.targets import TargetFacts
 from raffect.datasets.tasks import Task
 from raffect.storage.records import Count, Record
 
@@ -72,6 +73,7 @@ class DataFacts(Record):
         incomplete: What an incomplete bank lacks, as text; empty for a complete one.
         group_name: What intervals and folds keep together: videos, subjects or pictures.
         of_clips: Whether labels are of clips; their frames are then clips.
+        targets: Which vectors a contrastive task has; None for other kinds.
     """
 
     task: Task
@@ -88,6 +90,7 @@ class DataFacts(Record):
     incomplete: str = ""
     group_name: str = "videos"
     of_clips: bool = False
+    targets: TargetFacts | None = None
 
     @property
     def caveats(self) -> tuple[str, ...]:

@@ -129,6 +129,10 @@ class FeatureIndex:
             "frame": self.frame[keep],
         }
 
+    def name_of(self, feature: int) -> str:
+        """Which frame a feature that `read` gives is of, for an error."""
+        return f"{self.videos[self.video[feature]]} frame {self.frame[feature]}"
+
     def read(self, memmap: Path | None = None, threads: int | None = None) -> np.ndarray:
         """All features, float16, shape (N, dim); arguments as of `read_features`."""
         return gather(self, memmap, threads or count_cores())

@@ -46,6 +46,12 @@ class FramesInOrder:
     def __len__(self) -> int:
         return len(self.key)
 
+    def describe_incomplete(self) -> str:
+        """``1,024 of 8,000 frames``; empty for a complete bank."""
+        if not self.not_extracted:
+            return ""
+        return f"{self.not_extracted:,} of {len(self) + self.not_extracted:,} frames"
+
     def table(self, start: int, stop: int) -> pa.Table:
         """``video, frame, status`` of some of them; the status is ``ok`` or ``unreadable``."""
         key, is_bad = self.key[start:stop], self.shard[start:stop] < 0

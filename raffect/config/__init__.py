@@ -23,7 +23,12 @@ from raffect.config.encoders import (
     ModelsVerifyConfig,
 )
 from raffect.config.faces import FacesConfig
-from raffect.config.language import CaptionsConfig, ProbeConfig, ZeroshotConfig
+from raffect.config.language import (
+    CaptionsConfig,
+    ImportEmoclipConfig,
+    ProbeConfig,
+    ZeroshotConfig,
+)
 from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
 from raffect.config.machine import DemoConfig, DoctorConfig
 from raffect.config.results import (
@@ -48,6 +53,7 @@ __all__ = [
     "EvaluateConfig",
     "ExtractConfig",
     "FacesConfig",
+    "ImportEmoclipConfig",
     "LearnConfig",
     "MayChange",
     "ModelsListConfig",

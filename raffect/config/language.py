@@ -233,3 +233,27 @@ class CaptionsConfig:
             what = f"--encoding {self.encoding[:40]}: no encoding of text"
             raise RaffectError(f"{what}; expected one such as utf-8 or gbk") from error
         require_local(self, "table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportEmoclipConfig:
+    """Make a head of a checkpoint of EmoCLIP's released code, to be used by `raffect zeroshot
+    --head`. Only tensors are read; code in the file is refused. A checkpoint does not say how it
+    was trained, and neither does the head.
+
+    Example: `raffect import-emoclip --file 4.pth --bank bank --out emoclip-4`
+    """
+
+    file: Path
+    """Checkpoint of the released code: a state dict, with CLIP's own towers in it or without."""
+    bank: Path
+    """Bank of the encoder that it was trained with, ViT-B/32 in the released code; where the file
+    has its image tower, it must be the bank's."""
+    out: Path
+    """Folder of the head, a new one."""
+    window: int = 32
+    """Features that the head is given of a clip, evenly spread; 32 in the released code."""
+
+    def __post_init__(self) -> None:
+        require_local(self, "file", "out")
+        require(1 <= self.window <= 1023, f"--window {self.window}: expected 1 to 1023")

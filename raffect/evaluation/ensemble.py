@@ -1,4 +1,4 @@
-"""Heads of one task together: features in, the mean of their probabilities out.
+"""Heads of one task together: samples in, the mean of their probabilities out.
 
 Whoever predicts, from a bank or from pictures, loads `Ensemble`s and calls `Ensemble.scores`.
 
@@ -7,21 +7,23 @@ Shape letters: P heads, N frames, D feature, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from raffect.bank.windows import Window
 from raffect.datasets.tasks import Task
 from raffect.evaluation.choose_rules import choose_rules, require_one_task, require_rules
+from raffect.evaluation.inputs import Inputs
 from raffect.evaluation.pick import PickedHead
 from raffect.heads.checkpoint import load_batch
 from raffect.heads.head_batch import HeadBatch
-from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.loss_kinds import loss_kind, require_answers
 from raffect.predictions.rules import DecisionRules
+from raffect.runs.windows import window_of
 
 _AT_ONCE = 8_192
 """Frames times heads that are predicted at once: so few that a layer's outputs stay small."""
@@ -33,11 +35,13 @@ class _Part:
 
     Attributes:
         rows: Their places in the ensemble, shape (P,).
+        window: The shape of a sample.
         dtype: Of their weights.
-        predict: Features (N, D) of that type to outputs (P, N, C).
+        predict: Samples (N, D) or (N, T, D) of that type to outputs (P, N, C).
     """
 
     rows: list[int]
+    window: Window
     dtype: torch.dtype
     predict: Callable[[Tensor], Tensor]
 
@@ -62,35 +66,48 @@ class Ensemble:
         self._kind = loss_kind(rules.task)
         weight = torch.tensor([head.weight for head in rules.heads], dtype=torch.float64)
         self._weight_P = (weight / weight.sum()).float().to(device)
-        self._parts = _side_by_side([head.folder for head in heads], device)
+        self._parts = _side_by_side(heads, device)
 
     @property
     def task(self) -> Task:
         """What they predict."""
         return self.rules.task
 
-    def scores(self, features: np.ndarray) -> np.ndarray:
+    @property
+    def windows(self) -> list[Window]:
+        """The shapes of samples that its heads read."""
+        return list(dict.fromkeys(part.window for part in self._parts))
+
+    def scores(self, inputs: np.ndarray | Mapping[Window, Inputs]) -> np.ndarray:
         """Weighted mean of the heads' probabilities, or of their values within the task's limits.
 
         Args:
-            features: float16, shape (N, D).
+            inputs: Features of N frames, float16, shape (N, D), or the N samples in each of
+                `windows`.
 
         Returns:
             float32, shape (N, C); neither smoothed nor decided.
         """
-        step = max(1, _AT_ONCE // len(self.heads))
-        parts = []
+        if isinstance(inputs, np.ndarray):
+            inputs = {Window(): Inputs(inputs)}
+        longest = max(window.length for window in self.windows)
+        step = max(1, _AT_ONCE // (len(self.heads) * longest))
+        size, parts = len(inputs[self.windows[0]]), []
         with torch.inference_mode():
-            for start in range(0, max(len(features), 1), step):
-                # A copy, since torch takes no view of a file's bytes
-                x = torch.from_numpy(features[start : start + step].copy()).to(self.device)
-                mean = torch.einsum("p,pnc->nc", self._weight_P, self._predict(x))
+            take = {window: inputs[window].to(self.device) for window in self.windows}
+            for start in range(0, max(size, 1), step):
+                some = slice(start, start + step)
+                found = self._predict({window: of(some) for window, of in take.items()})
+                mean = torch.einsum("p,pnc->nc", self._weight_P, found)
                 parts.append(mean.cpu().numpy())
         return np.concatenate(parts)
 
-    def _predict(self, x: Tensor) -> Tensor:
-        """Scores of all heads for some frames, float32, shape (P, N, C)."""
-        found = [self._kind.probabilities(p.predict(x.to(p.dtype))).float() for p in self._parts]
+    def _predict(self, samples: Mapping[Window, Tensor]) -> Tensor:
+        """Scores of all heads for some samples, float32, shape (P, N, C)."""
+        found = [
+            self._kind.probabilities(part.predict(samples[part.window].to(part.dtype))).float()
+            for part in self._parts
+        ]
         if len(found) == 1:
             return found[0]
         scores = found[0].new_empty(len(self.heads), *found[0].shape[1:])
@@ -117,6 +134,8 @@ def load_ensembles(
     """
     tasks = [head.card.task for head in heads]
     require_one_task(tasks)
+    for task in tasks:
+        require_answers(task)
     require_rules(postprocess, tasks)
     ensembles, notes = [], []
     for name in dict.fromkeys(head.card.task.name for head in heads):
@@ -127,19 +146,20 @@ def load_ensembles(
     return ensembles, notes
 
 
-def _side_by_side(folders: Sequence[Path], device: torch.device) -> list[_Part]:
+def _side_by_side(heads: Sequence[PickedHead], device: torch.device) -> list[_Part]:
     """Load heads; those of one spec run as one batch, which costs their products alone."""
     alike: dict[tuple, list[tuple[int, HeadBatch]]] = {}
-    for row, folder in enumerate(folders):
-        batch, _ = load_batch(folder, device)
-        alike.setdefault((batch.spec, batch.rows.dtype), []).append((row, batch))
+    for row, head in enumerate(heads):
+        batch, card = load_batch(head.folder, device)
+        key = (batch.spec, window_of(card.recipe.head), batch.rows.dtype)
+        alike.setdefault(key, []).append((row, batch))
     parts = []
-    for (spec, dtype), found in alike.items():
+    for (spec, window, dtype), found in alike.items():
         batches = [batch for _, batch in found]
         buffers = {
             name: torch.cat([batch.buffers[name] for batch in batches]) for name in spec.buffers
         }
         whole = spec.build(torch.cat([batch.rows for batch in batches]), buffers)
         predict = whole.predictor(whole.rows, whole.buffers)
-        parts.append(_Part([row for row, _ in found], dtype, predict))
+        parts.append(_Part([row for row, _ in found], window, dtype, predict))
     return parts

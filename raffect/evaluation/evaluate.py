@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +19,23 @@ from raffect.config import EvaluateConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.evaluation.choose_rules import require_rules
+from raffect.evaluation.inputs import judge_each
 from raffect.evaluation.pick import PickedHead, sound_heads
 from raffect.evaluation.postprocessed import judge_rules
 from raffect.evaluation.results import EvaluatedHead, EvaluateResult, Evaluation, TaskResult
 from raffect.evaluation.totals import sum_tasks
-from raffect.heads.checkpoint import load_batch, require_encoder
+from raffect.heads.checkpoint import require_encoder
 from raffect.heads.fit import count
-from raffect.heads.loss_kinds import loss_kind
 from raffect.metrics.intervals import score_interval
 from raffect.metrics.scores import JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.metrics.worst import find_worst
 from raffect.provenance import describe_run
 from raffect.runs.against_erm import Baselines, difference_of
-from raffect.runs.data import Dataset, open_dataset, pick_device, read_rows
+from raffect.runs.data import Dataset, open_dataset, pick_device
 from raffect.runs.metrics_file import SettingScores
 from raffect.runs.spread import group_by_settings, is_erm, spread_of, varying
+from raffect.runs.windows import read_windows
 from raffect.storage.atomic import require_writable
 
 _SHOWN_OUTPUTS = 4
@@ -136,6 +138,7 @@ def _open(config: EvaluateConfig, run: Path, heads: Sequence[PickedHead]) -> Dat
         tasks[0].name,
         [config.split],
         allow_incomplete=config.allow_incomplete,
+        around=read_windows(head.recipe.head for head in heads),
     )
     ours, theirs = dataset.task, tasks[0]
     if (ours.kind, ours.outputs) != (theirs.kind, theirs.outputs):
@@ -143,6 +146,12 @@ def _open(config: EvaluateConfig, run: Path, heads: Sequence[PickedHead]) -> Dat
             f"{config.labels}: its task {ours.name} has other outputs than the heads of "
             f"{run} ({_outputs(ours)} against {_outputs(theirs)})"
         )
+    for facts in (head.card.data.targets for head in heads):
+        if facts is not None and facts.dim != dataset.num_outputs:
+            raise RaffectError(
+                f"{config.labels}: its targets are of {dataset.num_outputs} numbers, and the heads "
+                f"of {run} give vectors of {facts.dim}; give targets of the same encoder"
+            )
     return dataset
 
 
@@ -155,16 +164,14 @@ def _outputs(task: Task) -> str:
 
 def _count(config: EvaluateConfig, dataset: Dataset, heads: Sequence[PickedHead]) -> np.ndarray:
     """Statistics of each head and group, shape (heads, groups, A, B)."""
-    index, device = dataset.splits[config.split], pick_device(config.device)
-    loss = loss_kind(dataset.task)
+    device = pick_device(config.device)
+    judge = partial(count, dataset.loss_kind(device))
     try:
-        rows = read_rows(index, dataset.task, device)
-        return np.concatenate(
-            [count(loss, load_batch(head.folder, device)[0], rows) for head in heads]
-        )
+        return np.concatenate(judge_each(dataset, config.split, heads, device, judge))
     except torch.OutOfMemoryError as error:
+        size = len(dataset.splits[config.split])
         raise RaffectError(
-            f"out of GPU memory with {len(index):,} frames; free the device, or use --device cpu"
+            f"out of GPU memory with {size:,} frames; free the device, or use --device cpu"
         ) from error
 
 

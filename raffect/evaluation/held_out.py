@@ -10,27 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
 
 from raffect.config import PostprocessConfig
 from raffect.errors import RaffectError, require
+from raffect.evaluation.inputs import judge_each
 from raffect.evaluation.pick import find_heads
-from raffect.heads.checkpoint import HeadCard, load_batch, read_card, require_encoder
-from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.checkpoint import HeadCard, read_card, require_encoder
+from raffect.heads.loss_kinds import loss_kind, require_answers
 from raffect.heads.predicting import predict
 from raffect.predictions.choose import WINDOWS, HeldOut
 from raffect.predictions.smoothing import timeline
 from raffect.progress import stage
 from raffect.runs.cross_validation import select_by_cv
-from raffect.runs.data import open_dataset, pick_device, read_rows, targets_of
+from raffect.runs.data import open_dataset, pick_device, targets_of
 from raffect.runs.fold_predictions import FoldPredictions
 from raffect.runs.folder import RunFolder
 from raffect.runs.main_setting import choose_main_setting
 from raffect.runs.records import HeadRecord, PlannedHead, RunRecord
 from raffect.runs.spread import finished, group_by_settings
+from raffect.runs.windows import read_windows
 from raffect.storage.keys import Vocabulary
 
 _PARTS = 5
@@ -81,6 +83,7 @@ def find_candidates(config: PostprocessConfig) -> list[CandidateRun]:
     paths = dict.fromkeys(path.absolute() for path in config.run)
     first, *others = runs = [_find_in_run(path, config) for path in paths]
     task = first.record.data.task
+    require_answers(task)
     for run in others:
         other = run.record.data.task
         require(
@@ -308,6 +311,7 @@ def _collect_validation(
             data.task.name,
             ["validation"],
             allow_incomplete=config.allow_incomplete,
+            around=read_windows(head.card.recipe.head for head in run.heads),
         )
     require(
         (dataset.task.kind, dataset.task.outputs) == (data.task.kind, data.task.outputs),
@@ -319,15 +323,15 @@ def _collect_validation(
 
     # Predictions, head by head
     index, device = dataset.splits["validation"], pick_device(config.device)
-    rows, kind = read_rows(index, dataset.task, device), loss_kind(dataset.task)
-    scores = [predict(kind, load_batch(head.folder, device)[0], rows)[0] for head in run.heads]
+    judge = partial(predict, loss_kind(dataset.task))
+    scores = judge_each(dataset, "validation", run.heads, device, judge)
     numbers = np.array([vocabulary.number(f"group {name}") for name in index.groups])
     found = Collected(
         key=_key_of(index.video, index.videos, index.frame, vocabulary),
         target=targets_of(index, dataset.task),
         group=numbers[index.group],
         part=_deal(index.group),
-        scores=np.array(scores),
+        scores=np.concatenate(scores),
     )
     return found.take(np.argsort(found.key, kind="stable"))
 

@@ -13,6 +13,7 @@ import torch
 from raffect.errors import RaffectError, require
 from raffect.evaluation.choose_rules import read_rules
 from raffect.evaluation.ensemble import Ensemble
+from raffect.evaluation.inputs import read_inputs
 from raffect.evaluation.pick import PickedHead
 from raffect.heads.checkpoint import read_card, require_encoder
 from raffect.metrics.intervals import Headline
@@ -161,14 +162,14 @@ def _judge(
     index, kind, task = dataset.splits[split], kind_of(dataset.task), dataset.task
     moment = timeline(index.video, index.frame, max(rules.windows))
     order = np.argsort(moment, kind="stable")
-    features, target, group = index.read(), targets_of(index, task), index.group
+    inputs, target, group = read_inputs(dataset, split, heads), targets_of(index, task), index.group
     counting = Counting(task, target[order], group[order], len(index.groups))
 
     # Statistics by group, with and without rules
     plain = plain_rules(task, tuple(replace(head, weight=1.0) for head in rules.heads))
     found = []
     for one in (plain, rules):
-        scores = Ensemble(heads, one, device).scores(features)[order]
+        scores = Ensemble(heads, one, device).scores(inputs)[order]
         found.append(counting.count(one.decide(one.smooth(scores, moment[order]))))
     before, after = found
     return Postprocessed(

@@ -92,7 +92,7 @@ def open_frames(bank: Path, heads: Sequence[PickedHead], allow_incomplete: bool)
     frames = frames_in_order(Bank(bank))
     for head in heads:
         require_encoder(head.card, frames.identity, head.folder, bank)
-    incomplete = _describe_incomplete(frames)
+    incomplete = frames.describe_incomplete()
     require(
         allow_incomplete or not incomplete,
         f"{bank}: {incomplete} are planned and not there, not extracted yet or damaged; "
@@ -107,7 +107,7 @@ def write_table_of(
     frames: FramesInOrder, ensembles: Sequence[Ensemble], out: Path
 ) -> PredictResult:
     """Predict the frames of a bank with heads that are loaded, and write the table."""
-    facts = _describe(frames, ensembles, _describe_incomplete(frames))
+    facts = _describe(frames, ensembles, frames.describe_incomplete())
     statuses: Counter[str] = Counter()
     with write_predictions(out, facts) as writer:
         _write(writer, frames, ensembles, facts, statuses)
@@ -140,13 +140,6 @@ def _write(
         raise RaffectError(
             "out of GPU memory while predicting; free the device, or use --device cpu"
         ) from error
-
-
-def _describe_incomplete(frames: FramesInOrder) -> str:
-    """``1,024 of 8,000 frames``; empty for a complete bank."""
-    if not frames.not_extracted:
-        return ""
-    return f"{frames.not_extracted:,} of {len(frames) + frames.not_extracted:,} frames"
 
 
 def _describe(

@@ -19,7 +19,7 @@ from torch import Tensor
 from raffect.datasets.tasks import Task
 from raffect.heads.head_batch import HeadBatch, HeadSpec
 from raffect.heads.learner import Learner
-from raffect.heads.loss_kinds import LossKind, Prior, loss_kind
+from raffect.heads.loss_kinds import LossKind, Prior
 from raffect.heads.samples import Samples, SampleStream
 from raffect.heads.snapshots import Fitted, History, resume, save
 from raffect.heads.workers import Workers
@@ -109,8 +109,8 @@ def fit(
     fitted = Fitted(job.spec, diverged=[None] * len(job.recipes))
     if job.state_path is not None and job.state_path.exists():
         score, one = score_name(job.prior.task), job.validation.part(slice(1))
-        kind = loss_kind(job.prior.task)
-        shape = count(kind, learner.heads, one).shape if job.keep_statistics else ()
+        found = count(job.prior.kind, learner.heads, one)
+        shape = found.shape if job.keep_statistics else ()
         resume(job.state_path, job.identity, learner, fitted, score, shape)
     job.workers.require_same(len(fitted.history), "epochs of the saved state", job.device)
     if fitted.history:
@@ -140,6 +140,7 @@ def count(
     heads: HeadBatch,
     samples: Samples,
     workers: Workers | None = None,
+    left_out: Tensor | None = None,
 ) -> np.ndarray:
     """Additive statistics of every head and video; see `raffect.metrics.task_kinds`.
 
@@ -148,6 +149,8 @@ def count(
         heads: What to judge.
         samples: What to judge it on.
         workers: Each takes a part.
+        left_out: Class of each head whose samples and targets count as if there were none, shape
+            (P,), -1 for none; see `raffect.heads.loss_kinds.LossKind.left_out`.
 
     Returns:
         Shape (P, videos, A, B).
@@ -157,15 +160,20 @@ def count(
     predict = heads.predictor(heads.rows, heads.buffers)
     chunk = max(1, _PREDICTIONS // (len(heads) * samples.features_per_sample))
     total: Tensor | None = None
+    classes = None if left_out is None else left_out.to(heads.rows.device)
     # Every worker takes as many parts as the others; the last ones may be empty.
     last = len(samples) + (workers.size - 1) * chunk
     for start in range(workers.rank * chunk, last, workers.size * chunk):
         part = samples.part(slice(min(start, len(samples)), start + chunk))
         outputs = predict(part.samples().to(heads.rows.dtype))
-        found = kind.count(outputs, part.y, part.video, part.num_videos)
+        found = kind.count(outputs, part.y, part.video, part.num_videos, classes)
         total = found if total is None else total + found
     assert total is not None  # every split has a sample
-    return workers.sum_(total).cpu().numpy()
+    statistics = workers.sum_(total).cpu().numpy()
+    for p, number in enumerate([] if left_out is None else left_out.tolist()):
+        if number >= 0:
+            statistics[p, :, number] = 0
+    return statistics
 
 
 def _run_epoch(
@@ -186,7 +194,8 @@ def _run_epoch(
     _note_diverged(learner, fitted, epoch, first_step)
     alive = np.array([line is None for line in fitted.diverged])
     # Judge on validation, and keep the snapshots that this epoch is for.
-    counts = count(loss_kind(job.prior.task), learner.heads, job.validation, job.workers)
+    left_out = job.prior.kind.left_out(job.recipes)
+    counts = count(job.prior.kind, learner.heads, job.validation, job.workers, left_out)
     score = kind_of(job.prior.task).headline(counts.sum(1))
     name = score_name(job.prior.task)
     _keep_all(job, learner.heads, fitted, name, score, alive)

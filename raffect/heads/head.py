@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raffect.errors import RaffectError
+from raffect.errors import require
 from raffect.heads.head_batch import Buffers, HeadBatch, HeadSpec, Shapes, normalise
 from raffect.heads.random import weights_generator
+from raffect.heads.spec_values import require_bounds, require_names, require_words
 from raffect.heads.workers import Workers
 from raffect.recipe import MOST_DEPTH, MOST_WIDTH, HeadConfig
 
@@ -48,19 +49,19 @@ class MlpSpec(HeadSpec):
     kind = "mlp"
 
     @classmethod
-    def from_config(cls, config: HeadConfig, dim: int, outputs: int) -> Self:
-        """The shape that a recipe asks for."""
+    def from_config(
+        cls, config: HeadConfig, dim: int, outputs: int, *, compares: bool = False
+    ) -> Self:
+        """See `raffect.heads.head_batch.HeadSpec.from_config`."""
+        require(not compares, "head.kind mlp: does not compare with texts; expected temporal")
         width = (config.width or dim) if config.depth else 0
         return cls(dim, width, config.depth, outputs, config.normalise)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
         """See `raffect.heads.head_batch.HeadSpec.from_json`."""
-        # Names.
-        names = [field.name for field in dataclasses.fields(cls)]
-        if content.keys() != set(names):
-            raise RaffectError(f"{where}: its head has to name {', '.join(names)}; train again")
-        # Sizes; only a head with hidden blocks has a width.
+        require_names(cls, content, where)
+        # Only a head with hidden blocks has a width.
         least_width = 1 if content["depth"] else 0
         bounds = {
             "dim": (1, MOST_WIDTH),
@@ -68,14 +69,8 @@ class MlpSpec(HeadSpec):
             "depth": (0, MOST_DEPTH),
             "outputs": (1, MOST_WIDTH),
         }
-        for name, (least, most) in bounds.items():
-            if type(content[name]) is not int or not least <= content[name] <= most:
-                found = f"{where}: {name} {str(content[name])[:40]} of its head"
-                raise RaffectError(f"{found}: expected {least} to {most}; train again")
-        # Words.
-        if content["normalise"] not in ("none", "l2"):
-            found = f"{where}: normalise {str(content['normalise'])[:40]} of its head"
-            raise RaffectError(f"{found}: expected none or l2; train again")
+        require_bounds(content, bounds, where)
+        require_words(content, {"normalise": ("none", "l2")}, where)
         return cls(**content)
 
     @property

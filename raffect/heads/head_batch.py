@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from raffect.errors import RaffectError
 from raffect.heads.workers import Workers
 from raffect.recipe import HeadConfig
 
@@ -85,6 +86,17 @@ class HeadSpec(ABC):
     @abstractmethod
     def module(self) -> nn.Module:
         """One head as an ordinary module, with any weights: samples (B, ...) to outputs (B, C)."""
+
+    @classmethod
+    def from_config(
+        cls, config: HeadConfig, dim: int, outputs: int, *, compares: bool = False
+    ) -> Self:
+        """What a recipe asks for; see `raffect.heads.head_kinds.head_spec`.
+
+        Raises:
+            RaffectError: If heads of this kind cannot do it, or are not made by training.
+        """
+        raise RaffectError(f"head.kind {cls.kind}: is made of trained heads, and not trained")
 
     @classmethod
     @abstractmethod

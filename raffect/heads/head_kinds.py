@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from raffect.errors import RaffectError
 from raffect.heads.head import MlpSpec
 from raffect.heads.head_batch import HeadSpec
+from raffect.heads.released_emoclip import ReleasedEmoclipSpec
+from raffect.heads.temporal import TemporalSpec
 from raffect.recipe import HeadConfig
 
-HEAD_KINDS: dict[str, type[HeadSpec]] = {"mlp": MlpSpec}
+HEAD_KINDS: dict[str, type[HeadSpec]] = {
+    spec.kind: spec for spec in (MlpSpec, TemporalSpec, ReleasedEmoclipSpec)
+}
 
 
-def head_spec(config: HeadConfig, dim: int, outputs: int, *, compares: bool = False) -> HeadSpec:
+def head_spec(
+    config: HeadConfig,
+    dim: int,
+    outputs: int,
+    *,
+    compares: bool = False,
+    order: bool = False,
+) -> HeadSpec:
     """What a recipe's heads are.
 
     Args:
@@ -22,11 +34,15 @@ def head_spec(config: HeadConfig, dim: int, outputs: int, *, compares: bool = Fa
         outputs: How many numbers a head predicts for a sample.
         compares: Whether these are a vector to compare with targets; see
             `raffect.heads.head_batch.EmbeddingSpec`.
+        order: Whether it learns the order of snippets beside, as ``loss.order`` above 0 asks for;
+            of a recipe with ``head.snippets``.
 
     Raises:
         RaffectError: If heads of that kind cannot do it.
     """
-    return MlpSpec.from_config(config, dim, outputs)
+    spec = HEAD_KINDS[config.kind].from_config(config, dim, outputs, compares=compares)
+    # A recipe asks for it only with snippets.
+    return dataclasses.replace(spec, order=True) if order else spec
 
 
 def read_spec(content: Any, where: Path) -> HeadSpec:

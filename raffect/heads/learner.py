@@ -1,8 +1,8 @@
 """One training step of a batch of heads, with all it needs on the device.
 
-That is the objective, SAM, Adam, dropout and the order of samples. A step never waits for the host:
-which samples it takes, its dropout and its rate are all tensors, so that on CUDA the whole step is
-one graph that is launched again and again.
+That is the objective, SAM, the optimiser, noise and the order of samples. A step never waits for the
+host: which samples it takes, its noise and its rate are all tensors, so that on CUDA the whole step
+is one graph that is launched again and again.
 
 Shape letters: P heads, B samples of this worker's part of the batch, C outputs, S distinct seeds;
 "..." is the shape of a sample.
@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raffect.heads.adam import STATE, Adam
+from raffect.heads.adam import Adam
 from raffect.heads.head_batch import HeadSpec, Moved, to_cpu
 from raffect.heads.loss_kinds import Prior
 from raffect.heads.objective import Objective
-from raffect.heads.random import Dropout, epoch_order
+from raffect.heads.optimizer import Optimizer
+from raffect.heads.random import Noise, epoch_order
 from raffect.heads.sam import perturb
 from raffect.heads.samples import Samples, SampleStream
+from raffect.heads.sgd import Sgd
 from raffect.heads.workers import Workers
 from raffect.recipe import OptimConfig, Recipe, flatten
 
@@ -51,7 +53,10 @@ SHARED_SETTINGS = (
 )
 """Settings that all heads of a batch share; every other one may differ between them."""
 
+_OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": Adam, "sgd": Sgd}
 _EAGER_STEPS = 3
+_EMOCLIP_MILESTONES = (15, 35, 50)
+"""Epochs after which EmoCLIP's released training takes a tenth of its rate."""
 
 
 class Learner:
@@ -88,14 +93,15 @@ class Learner:
         self.batch = recipes[0].batch_size // self.workers.size
         rows = torch.stack([spec.initial_row(recipe.seed, recipe.head) for recipe in recipes])
         self.heads = spec.build(rows.to(device, dtype), workers=self.workers)
-        self.objective = Objective(recipes, prior, device, dtype, self.workers)
+        self.objective = Objective(recipes, prior, device, dtype, self.workers, spec.num_penalties)
         configs = [recipe.optim for recipe in recipes]
-        self.optimizer = Adam(configs, self.heads.rows, self.heads.gradient)
-        self.dropout = Dropout(
+        kind = _OPTIMIZERS[configs[0].name]
+        self.optimizer = kind(configs, self.heads.rows, self.heads.gradient)
+        self.noise = Noise(
             [recipe.seed for recipe in recipes],
             [recipe.head.dropout for recipe in recipes],
             [recipe.sam.independent_dropout and recipe.sam.rho > 0 for recipe in recipes],
-            (self.batch, spec.num_noise),
+            (self.batch, spec.num_noise, spec.num_uniform),
             self.workers.rank,
             device,
             dtype,
@@ -128,7 +134,7 @@ class Learner:
             logging.getLogger("raffect").warning(message, reason)
             return
         owners = (
-            (self.dropout, ("draw",)),
+            (self.noise, ("draw",)),
             (self.heads, self.heads.fusible),
             (self.objective, ("loss",)),
         )
@@ -144,13 +150,13 @@ class Learner:
             target: Their targets, shape (P, B, *target).
         """
         # The loss where the weights are, then with SAM where it is highest nearby.
-        heads, noise = self.heads, self.dropout.draw(self.counter, second=False)
+        heads, noise = self.heads, self.noise.draw(self.counter, second=False)
         outputs = heads.forward(heads.rows, batch, noise, update_buffers=True)
         loss_P, derivative = self.objective.gradient(outputs, target)
         if self._sharp:
             there = self._climb(derivative)
-            if self.dropout.independent:
-                noise = self.dropout.draw(self.counter, second=True)
+            if self.noise.independent:
+                noise = self.noise.draw(self.counter, second=True)
             outputs = heads.forward(there, batch, noise, update_buffers=False)
             _, derivative = self.objective.gradient(outputs, target)
         # The update, from the gradient there.
@@ -226,7 +232,7 @@ class Learner:
             copy_same(tensor, state.get(name), name)
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {name: getattr(self.optimizer, name) for name in STATE}
+        tensors = dict(self.optimizer.state)
         tensors |= {f"buffers.{name}": buffer for name, buffer in self.heads.buffers.items()}
         return tensors | {
             "rows": self.heads.rows,
@@ -300,10 +306,14 @@ def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:
 
     ``cosine`` falls from ``lr`` to ``min_lr`` at the end; ``released`` has a period of
     ``epochs / 2``, as its ``T_max = epochs / 4`` (a float) without restarts makes it. Both are
-    torch's ``CosineAnnealingLR`` in closed form.
+    torch's ``CosineAnnealingLR`` in closed form. ``emoclip-released`` is its ``MultiStepLR``, but
+    never below ``min_lr``.
     """
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "emoclip-released":
+        passed = sum(epoch >= milestone for milestone in _EMOCLIP_MILESTONES)
+        return max(config.lr * 0.1**passed, config.min_lr)
     half_period = epochs / 4 if config.schedule == "released" else epochs
     cosine = math.cos(math.pi * epoch / half_period)
     return config.min_lr + (config.lr - config.min_lr) * (1 + cosine) / 2

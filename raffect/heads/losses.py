@@ -1,7 +1,7 @@
 """Losses of a batch of heads: per frame or unit, weighted and masked; then the mean of the worst.
 
-Shape letters: P heads, B frames of a batch, C classes, U units, N elements that a head's tail is
-taken over.
+Shape letters: P heads, B frames of a batch, C classes, U units, E numbers of a vector, N elements
+that a head's tail is taken over.
 """
 
 from __future__ import annotations
@@ -116,6 +116,85 @@ def ccc_loss(outputs_PBV: Tensor, target_PBV: Tensor) -> Tensor:
     return 1 - ccc.sum(1) / has_spread.sum(1).clamp(min=1)
 
 
+def text_shares(
+    same_PB: Tensor,
+    vectors_PBE: Tensor,
+    temperature_P: Tensor | None = None,
+    valid_PB: Tensor | None = None,
+) -> Tensor:
+    """How far each text of a batch counts as that of each sample: what InfoNCE should find.
+
+    Args:
+        same_PB: Number of each sample's text; equal texts have equal numbers.
+        vectors_PBE: Their vectors, of length 1.
+        temperature_P: Of the cosines of texts, for each head: those near to a sample's own text
+            count as its own, the more the higher it is. 0 or None: only equal texts do, alike.
+        valid_PB: Which samples count; all by default.
+
+    Returns:
+        Shape (P, B, B), of the vectors' type: rows are samples, which add up to 1 over the texts of
+        samples that count; a sample that does not count has all 0 where no equal text does.
+
+    Source:
+        Soft targets from similarities within one modality are those of Gao et al. 2023 (SoftCLIP).
+    """
+    equal_PBB = same_PB[:, :, None] == same_PB[:, None]
+    if valid_PB is not None:
+        equal_PBB = equal_PBB & valid_PB[:, None]
+    equal_PBB = equal_PBB.to(vectors_PBE.dtype)
+    share_PBB = equal_PBB / equal_PBB.sum(-1, keepdim=True).clamp(min=1)
+    if temperature_P is None:
+        return share_PBB
+    # A head without a temperature takes any: its row is not used.
+    safe_P = torch.where(temperature_P > 0, temperature_P, 1)
+    cosine_PBB = vectors_PBE @ vectors_PBE.transpose(1, 2) / safe_P[:, None, None]
+    soft_PBB = _hide_columns(cosine_PBB, valid_PB).softmax(-1)
+    return torch.where((temperature_P > 0)[:, None, None], soft_PBB, share_PBB)
+
+
+def info_nce_losses(
+    logits_PBB: Tensor, share_PBB: Tensor, valid_PB: Tensor | None = None
+) -> Tensor:
+    """Symmetric InfoNCE of each sample: mean of that from image to text and from text to image.
+
+    Args:
+        logits_PBB: Of each image (row) with each text (column), the scale included.
+        share_PBB: Of `text_shares`.
+        valid_PB: Which samples count, in losses of others as well; all by default.
+
+    Returns:
+        Shape (P, B), in nats, 0 or more; to be masked by ``valid_PB``.
+
+    Source:
+        Radford et al. 2021, figure 3, for texts that are all different. Deviation: where several
+        texts of a batch count for a sample, the loss is the divergence of what was found from what
+        counts, which has the gradient of the cross-entropy and no floor. A floor, the log of how
+        often a text occurs, would put samples of frequent texts into CVaR's tail whatever a head
+        does. For equal texts the gradient of the mean over a batch is also that of one text a
+        sample: from image to text each of n equal texts is found with the same probability.
+
+    Example:
+        >>> share = text_shares(torch.tensor([[0, 1]]), torch.eye(2)[None])
+        >>> info_nce_losses(torch.zeros(1, 2, 2), share).exp()
+        tensor([[2., 2.]])
+    """
+    own_entropy_PB = torch.xlogy(share_PBB, share_PBB).sum(-1)
+    loss_PB = own_entropy_PB
+    for logits in (logits_PBB, logits_PBB.transpose(1, 2)):
+        found_PBB = _hide_columns(logits, valid_PB).log_softmax(-1)
+        loss_PB = loss_PB - (share_PBB * found_PBB).sum(-1) / 2
+    return loss_PB
+
+
+def _hide_columns(logits_PBB: Tensor, valid_PB: Tensor | None) -> Tensor:
+    """Logits of which those of samples that do not count never win, whatever they are."""
+    if valid_PB is None:
+        return logits_PBB
+    # Not infinite: a softmax over nothing but such would be NaN.
+    lowest = torch.finfo(logits_PBB.dtype).min
+    return logits_PBB.masked_fill(~valid_PB[:, None], lowest)
+
+
 def frame_means(loss_PBU: Tensor, labelled_PBU: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over the labelled units of each frame.
 
@@ -124,6 +203,18 @@ def frame_means(loss_PBU: Tensor, labelled_PBU: Tensor) -> tuple[Tensor, Tensor]
     """
     count = labelled_PBU.sum(-1)
     return (loss_PBU * labelled_PBU).sum(-1) / count.clamp(min=1), count > 0
+
+
+def sample_means(loss_PBQ: Tensor, valid_PB: Tensor | None) -> Tensor:
+    """Mean of several losses a sample over all samples, or those that count.
+
+    Returns:
+        Shape (P,); 0 for a head without a sample that counts.
+    """
+    mean_PB = loss_PBQ.mean(-1)
+    if valid_PB is None:
+        return mean_PB.mean(1)
+    return torch.where(valid_PB, mean_PB, 0).sum(1) / valid_PB.sum(1).clamp(min=1)
 
 
 def cvar(loss_PN: Tensor, alpha_P: Tensor, mask_PN: Tensor | None = None) -> Tensor:

@@ -1,7 +1,8 @@
-"""Heads that are any module, side by side: torch.func runs and differentiates all of them at once.
+"""Heads that are any module, side by side, by torch.func.
 
 A module here has no BatchNorm and no `nn.Dropout`: under vmap torch's own raises, or differs from
-what the head does alone. Its noise comes from outside, as it does for every head.
+what the head does alone. Its noise comes from outside, as it does for every head. Its buffers are
+constants of a head: no pass moves them.
 
 Shape letters: P heads, N weights of a head, B samples, C outputs, Q penalties, K noise of a sample.
 """
@@ -9,11 +10,12 @@ Shape letters: P heads, N weights of a head, B samples, C outputs, Q penalties, 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import functional_call, vmap
 
 from raffect.heads.head_batch import Buffers, HeadBatch, HeadSpec, Moved
 from raffect.heads.workers import Workers
@@ -54,9 +56,16 @@ class ModuleSpec(HeadSpec):
 
 
 class ModuleBatch(HeadBatch):
-    """P heads of one module; see `raffect.heads.head_batch.HeadBatch`."""
+    """P heads of one module; see `raffect.heads.head_batch.HeadBatch`.
 
-    _pull_back: Callable[[Tensor], tuple[Tensor]]
+    On CUDA all heads are one call of the module under vmap. On the CPU they are called one after the
+    other, each on memory of its own: there the last bits of a product depend on how many matrices it
+    takes and on where they begin in memory, and with them a head would depend on its batch.
+    """
+
+    spec: ModuleSpec
+    _outputs: list[Tensor]
+    _leaves: list[Tensor]
 
     def __init__(
         self,
@@ -66,8 +75,11 @@ class ModuleBatch(HeadBatch):
         workers: Workers | None = None,
     ) -> None:
         super().__init__(spec, rows, buffers, workers)
-        # Which module it is; its own weights are never used.
+        self._at_once = rows.is_cuda
+        # Which module it is, without weights of its own: each call brings those of a head.
         self._module = spec.module().to(rows.device, rows.dtype)
+        for weight in self._module.parameters():
+            weight.requires_grad_(requires_grad=False).set_()
 
     def forward(
         self,
@@ -79,33 +91,73 @@ class ModuleBatch(HeadBatch):
     ) -> Tensor:
         """See `raffect.heads.head_batch.HeadBatch.forward`."""
         assert isinstance(rows, Tensor)
-        buffers, by_head = self.buffers, (0, 0, 0, None if noise is None else 0)
-
-        def run(rows: Tensor) -> Tensor:
-            return vmap(self._run_one, by_head)(rows, buffers, batch, noise)
-
-        outputs, self._pull_back = vjp(run, rows)[:2]
-        return outputs
-
-    def _run_one(
-        self, row: Tensor, buffers: Buffers, batch: Tensor, noise: Tensor | None
-    ) -> Tensor:
-        state = {name: view[0] for name, view in self.spec.views(row[None]).items()}
-        arguments = {"noise": noise, "training": True}
-        return functional_call(self._module, state | buffers, (batch,), arguments)
+        # Tensors by name are what is differentiated: through the views of whole rows each of them
+        # would cost a matrix of zeros.
+        weights = self._split_all(self.spec.views(rows.detach()))
+        self._leaves = [leaf.requires_grad_() for parts in weights.values() for leaf in parts]
+        inputs = [self._split(batch)] if noise is None else [self._split(batch), self._split(noise)]
+        with torch.enable_grad():
+            self._outputs = self._run(
+                weights | self._split_all(self.buffers), inputs, training=True
+            )
+        return self._join([outputs.detach() for outputs in self._outputs])
 
     def backward(self, d_outputs: Tensor) -> None:
-        """See `raffect.heads.head_batch.HeadBatch.backward`."""
-        (gradient,) = self._pull_back(d_outputs)
-        self.gradient.copy_(gradient)
+        """See `raffect.heads.head_batch.HeadBatch.backward`; what `forward` kept is freed."""
+        upstream = self._split(d_outputs)
+        gradients = torch.autograd.grad(
+            self._outputs, self._leaves, upstream, materialize_grads=True
+        )
+        del self._outputs, self._leaves
+        torch._foreach_copy_(self._gradient_parts, gradients)
         self.workers.sum_(self.gradient)
 
-    @torch.no_grad()
+    @cached_property
+    def _gradient_parts(self) -> list[Tensor]:
+        """Where each leaf's gradient is written."""
+        views = self.spec.views(self.gradient).values()
+        return [part for view in views for part in ([view] if self._at_once else view)]
+
     def predict(self, rows: Tensor, buffers: Buffers, batch: Tensor) -> Tensor:
         """See `raffect.heads.head_batch.HeadBatch.predict`."""
+        return self.predictor(rows, buffers)(batch)
 
-        def run_one(row: Tensor, buffers: Buffers) -> Tensor:
-            state = {name: view[0] for name, view in self.spec.views(row[None]).items()}
-            return functional_call(self._module, state | buffers, (batch,))
+    def predictor(self, rows: Tensor, buffers: Buffers) -> Callable[[Tensor], Tensor]:
+        """See `raffect.heads.head_batch.HeadBatch.predictor`."""
+        tensors = self._split_all(self.spec.views(rows.detach()) | buffers)
 
-        return vmap(run_one)(rows, buffers)
+        @torch.no_grad()
+        def predict(batch: Tensor) -> Tensor:
+            shared = (
+                [batch.expand(len(rows), *batch.shape)] if self._at_once else [batch] * len(rows)
+            )
+            return self._join(self._run(tensors, [shared], training=False))
+
+        return predict
+
+    def _run(
+        self,
+        tensors: Mapping[str, list[Tensor]],
+        inputs: Sequence[list[Tensor]],
+        *,
+        training: bool,
+    ) -> list[Tensor]:
+        """Outputs of the module with these tensors, a call a part of each list."""
+
+        def call(state: dict[str, Tensor], *inputs: Tensor) -> Tensor:
+            return functional_call(self._module, state, inputs, {"training": training})
+
+        run = vmap(call) if self._at_once else call
+        states = [dict(zip(tensors, parts, strict=True)) for parts in zip(*tensors.values())]
+        return [run(state, *own) for state, *own in zip(states, *inputs, strict=True)]
+
+    def _split(self, tensor: Tensor) -> list[Tensor]:
+        """A tensor (P, ...) as one part a call, on the CPU in memory of its own."""
+        return [tensor] if self._at_once else [own.clone() for own in tensor]
+
+    def _split_all(self, tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        return {name: self._split(tensor) for name, tensor in tensors.items()}
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        """What calls gave, as one tensor (P, ...)."""
+        return parts[0] if self._at_once else torch.stack(parts)

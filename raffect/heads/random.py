@@ -1,7 +1,10 @@
 """Everything random in training on resident samples, as a pure function of (seed, epoch, step).
 
-No state has to be saved or sent: heads of one seed see the same samples and the same dropout masks,
-in any batch of heads, on any number of workers, after any stop.
+No state has to be saved or sent: heads of one seed see the same samples and the same noise, in any
+batch of heads, on any number of workers, after any stop.
+
+Shape letters: P heads, B samples of this worker's part of a batch, K dropout's factors of a sample,
+U uniform numbers of a sample.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_WEIGHTS, _ORDER, _DROPOUT = 1, 2, 3
+_WEIGHTS, _ORDER, _DROPOUT, _UNIFORM = 1, 2, 3, 4
 """Independent streams of one seed."""
 _GOLDEN = -1640531527  # 2^32 / golden ratio, as int32
 
@@ -28,11 +31,16 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 
 def dropout_key(seed: int) -> int:
-    """A head's key for `dropout_bits`, an int32."""
+    """A head's key for the bits of dropout, an int32."""
     return int(np.int32(np.uint32(_key(seed, _DROPOUT) & 0xFFFFFFFF)))
 
 
-def dropout_bits(
+def uniform_key(seed: int) -> int:
+    """A head's key for the bits of uniform numbers, an int32."""
+    return int(np.int32(np.uint32(_key(seed, _UNIFORM) & 0xFFFFFFFF)))
+
+
+def random_bits(
     key_P: Tensor,
     step: Tensor,
     position_N: Tensor,
@@ -42,7 +50,7 @@ def dropout_bits(
     """Uniform bits from counters: one hash of (head, step, position), without a state.
 
     Args:
-        key_P: `dropout_key` of each head, int32, shape (P,).
+        key_P: `dropout_key` or `uniform_key` of each head, int32, shape (P,).
         step: Number of the pass, int32, a scalar or shape (P,).
         position_N: Position within the global batch, int32, shape (N,).
         out: Where to write, int32, shape (P, N); fresh memory for every step would cost more than
@@ -70,17 +78,23 @@ def keep_threshold(dropout: float) -> int:
     return min(round(dropout * 2**32), 2**32 - 1) - 2**31
 
 
-class Dropout:
-    """Factors of every hidden unit in every step, the same for heads of one seed up to their rate.
+class Noise:
+    """All noise of every step: factors of dropout and, behind them, uniform numbers in [0, 1).
+
+    It is the same for heads of one seed, up to their rate of dropout.
 
     Args:
         seeds: One a head.
-        rates: Share that each head drops.
-        independent: Whether a head takes another mask in SAM's second pass.
-        shape: (B, K): samples of this worker's part of a batch, and factors of a sample.
+        rates: Share of units that each head drops.
+        independent: Whether a head takes other noise in SAM's second pass.
+        shape: (B, K, U).
         rank: Of this worker: its samples come after those of lower ranks.
-        device: Where the factors are.
-        dtype: Their type.
+        device: Where the noise is.
+        dtype: Its type.
+
+    Attributes:
+        active: Whether there is any noise.
+        independent: Whether any head has other noise in SAM's second pass.
     """
 
     def __init__(
@@ -88,51 +102,84 @@ class Dropout:
         seeds: Sequence[int],
         rates: Sequence[float],
         independent: Sequence[bool],
-        shape: tuple[int, int],
+        shape: tuple[int, int, int],
         rank: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._shape = (len(seeds), *shape)
-        size = shape[0] * shape[1]
-        self.active = size > 0 and any(rates)
-        both = [bool(own and rate) for own, rate in zip(independent, rates, strict=True)]
+        size, num_factors, num_uniform = shape
+        drops, has_uniform = num_factors > 0 and any(rates), num_uniform > 0
+        self.active = drops or has_uniform
+        # Other noise of a head that has none is no reason to draw again.
+        both = [own and (has_uniform or rate > 0) for own, rate in zip(independent, rates)]
         self.independent = self.active and any(both)
 
         def integers(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
-        # One number a factor, by which its bits are drawn: those of the global batch.
-        positions = (rank * size, (rank + 1) * size)
-        self._position = torch.arange(*positions, dtype=torch.int32, device=device)
-        self._key = integers([dropout_key(seed) for seed in seeds])
-        self._threshold = integers([keep_threshold(rate) for rate in rates])[:, None]
-        factors = [[1 / (1 - rate)] for rate in rates]
+        # What each kind of noise is drawn from; nothing where there is none of it.
+        dropout_keys = integers([dropout_key(seed) for seed in seeds])
+        uniform_keys = integers([uniform_key(seed) for seed in seeds])
+        self._dropout = _Stream(dropout_keys, rank, size, num_factors if drops else 0)
+        self._uniform = _Stream(uniform_keys, rank, size, num_uniform)
+        self._threshold = integers([keep_threshold(rate) for rate in rates])[:, None, None]
+        factors = [[[1 / (1 - rate)]] for rate in rates]
         self._factor = torch.tensor(factors, dtype=dtype, device=device)
         self._independent = integers([int(own) for own in independent])
-        # Memory that every step writes again.
-        rows = (len(seeds), size if self.active else 0)
-        self._bits = torch.empty(rows, dtype=torch.int32, device=device)
-        self._scratch = torch.empty_like(self._bits)
-        self._kept = torch.empty(rows, dtype=torch.bool, device=device)
-        self._scale = torch.empty(rows, dtype=dtype, device=device)
+        # Memory that every step writes again; factors of heads that drop nothing stay 1.
+        columns = num_factors + num_uniform if self.active else 0
+        self._noise = torch.ones(len(seeds), size, columns, dtype=dtype, device=device)
+        kept = (len(seeds), size, self._dropout.count)
+        self._kept = torch.empty(kept, dtype=torch.bool, device=device)
+        self._factors, self._numbers = self._noise.split((columns - num_uniform, num_uniform), 2)
 
     def draw(self, step: Tensor, second: bool) -> Tensor | None:
-        """Factors 0 or 1 / (1 - rate), shape (P, B, K); None where no head drops anything.
+        """Noise of a step, shape (P, B, K + U), or None where heads have none.
 
-        The next draw overwrites them.
+        Factors are 0 or 1 / (1 - rate). Uniform numbers are multiples of 2^-24, which float32 holds
+        exactly. The next draw overwrites them.
         """
         if not self.active:
             return None
-        # Even numbers for first passes, odd ones for second passes with a mask of their own.
+        # Even numbers for first passes, odd ones for second passes with noise of their own.
         number = 2 * step + (self._independent if second else 0)
-        bits = dropout_bits(self._key, number, self._position, self._bits, self._scratch)
-        torch.ge(bits, self._threshold, out=self._kept)
-        return torch.mul(self._kept, self._factor, out=self._scale).view(self._shape)
+        if self._dropout.count:
+            torch.ge(self._dropout.draw(number), self._threshold, out=self._kept)
+            torch.mul(self._kept, self._factor, out=self._factors)
+        if self._uniform.count:
+            bits = self._uniform.draw(number)
+            bits.bitwise_right_shift_(8).bitwise_and_(2**24 - 1)
+            torch.mul(bits, 2.0**-24, out=self._numbers)
+        return self._noise
+
+
+class _Stream:
+    """Random bits of every head in every step, from one key a head.
+
+    Args:
+        key_P: See `random_bits`.
+        rank: Of this worker.
+        size: B.
+        count: Numbers of a sample.
+    """
+
+    def __init__(self, key_P: Tensor, rank: int, size: int, count: int) -> None:
+        self.count, self._key, self._shape = count, key_P, (len(key_P), size, count)
+        # One number each, by which its bits are drawn: those of the global batch.
+        own = size * count
+        positions = (rank * own, (rank + 1) * own)
+        self._position = torch.arange(*positions, dtype=torch.int32, device=key_P.device)
+        # Memory that every step writes again.
+        self._bits, self._scratch = (key_P.new_empty(len(key_P), own) for _ in range(2))
+
+    def draw(self, number: Tensor) -> Tensor:
+        """Bits of a pass, int32, shape (P, B, count), which the next draw overwrites."""
+        bits = random_bits(self._key, number, self._position, self._bits, self._scratch)
+        return bits.view(self._shape)
 
 
 def _mix_(x: Tensor, scratch: Tensor) -> Tensor:
-    """Mix the bits of int32 values in place; see `dropout_bits` for the source.
+    """Mix the bits of int32 values in place; see `random_bits` for the source.
 
     Shifts of int32 bring in copies of the sign, so they are masked; products wrap around.
     """

@@ -27,8 +27,8 @@ class Samples:
         video: Number of each sample's video, or other group that intervals keep together, int64,
             shape (N,).
         num_videos: How many there are.
-        window: Row of ``x`` of each feature of a window, int64, shape (N, T); -1 where a window has
-            none. None where ``x`` holds the samples themselves.
+        window: Row of ``x`` of each feature of a window, int32 or int64, shape (N, T); -1 where a
+            window has none. None where ``x`` holds the samples themselves.
     """
 
     x: Tensor
@@ -75,9 +75,21 @@ class Samples:
         """Copies of samples by number: shape (N, ...) for ``index`` of shape (N,)."""
         if self.window is None:
             return self.x.index_select(0, index)
-        rows = self.window.index_select(0, index)
-        found = self.x.index_select(0, rows.clamp(min=0).flatten()).view(*rows.shape, -1)
-        return found.masked_fill_((rows < 0)[..., None], float("nan"))
+        return take_windows(self.x, self.window.index_select(0, index))
+
+
+def take_windows(x: Tensor, rows: Tensor) -> Tensor:
+    """Windows of features.
+
+    Args:
+        x: Features, shape (M, D).
+        rows: Row of each feature of a window, shape (N, T); -1 where it has none.
+
+    Returns:
+        Copies, shape (N, T, D), all NaN where a window has no feature.
+    """
+    found = x.index_select(0, rows.clamp(min=0).flatten()).view(*rows.shape, -1)
+    return found.masked_fill_((rows < 0)[..., None], float("nan"))
 
 
 class SampleStream(Protocol):

@@ -1,15 +1,10 @@
 """Kinds of tasks: how labels are read, and how predictions are scored.
 
-The torch half, losses and counting, is in `raffect.heads.loss_kinds`.
-
-Each kind keeps additive statistics of a head on each video, shape (..., videos, A, B): those of
-videos add up to those of a split.
+The torch half, losses and counting, is in `raffect.heads.loss_kinds`; the base of all kinds in
+`raffect.metrics.kind`, and targets that are vectors in `raffect.metrics.retrieval`.
 """
 
 from __future__ import annotations
-
-from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import numpy as np
 
@@ -17,99 +12,13 @@ from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics import agreement
 from raffect.metrics.f1 import describe_classes, divide, f1_scores, one_against_rest
+from raffect.metrics.kind import Kind
 from raffect.metrics.recalls import uar
+from raffect.metrics.retrieval import Contrastive
 from raffect.metrics.scores import Chance, Number, Score
 
 _VARIES = 1e-9
 """Share of its mean square from which a variance is more than rounding of sums."""
-
-
-class Kind(ABC):
-    """What a task is to all code except the losses.
-
-    Attributes:
-        key: Name of the headline score in files, such as ``macro_f1``.
-        title: The same as text.
-        lowest: Lowest possible headline score.
-        parts: Word for its outputs: classes, labels or values.
-        part: Its singular.
-        columns: Scores of one output, as (title, key); figures draw the first, and the last is a
-            number of frames.
-    """
-
-    key: ClassVar[str]
-    title: ClassVar[str]
-    lowest: ClassVar[float]
-    parts: ClassVar[str]
-    part: ClassVar[str]
-    columns: ClassVar[tuple[tuple[str, str], ...]]
-
-    @property
-    def curve_key(self) -> str:
-        """Name of the headline score on validation in curves, such as ``val_macro_f1``."""
-        return f"val_{self.key}"
-
-    @abstractmethod
-    def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
-        """Label columns (N, columns) as training takes them, one row a frame."""
-
-    @abstractmethod
-    def find_wrong(self, task: Task, values: np.ndarray) -> np.ndarray:
-        """Which values are neither a label of the task nor unlabelled: bool, (N, columns)."""
-
-    @abstractmethod
-    def why_untrainable(self, task: Task, targets: np.ndarray) -> str:
-        """Why nothing can be learnt from these targets; empty if something can."""
-
-    def headline(self, statistics: np.ndarray) -> np.ndarray:
-        """Headline score of statistics (..., A, B): the mean over all outputs, shape (...)."""
-        return self.output_scores(statistics).mean(-1)
-
-    @abstractmethod
-    def output_scores(self, statistics: np.ndarray) -> np.ndarray:
-        """F1 or CCC of each of C outputs, from statistics (..., A, B): shape (..., C)."""
-
-    @abstractmethod
-    def occurs(self, statistics: np.ndarray) -> np.ndarray:
-        """Which outputs the frames behind statistics (..., A, B) show: bool, shape (..., C).
-
-        It follows from the labels alone, whatever a head predicts. An output that does not occur
-        has a score of 0 whatever is predicted.
-        """
-
-    @abstractmethod
-    def score(self, statistics: np.ndarray, task: Task) -> Score:
-        """All scores of one head from statistics (A, B)."""
-
-    @abstractmethod
-    def chance(self, statistics: np.ndarray, task: Task) -> Chance:
-        """The chance level, from any head's statistics (A, B).
-
-        It is that of the best predictors that never look at a frame.
-        """
-
-    @abstractmethod
-    def statistics_by_chance(self, statistics: np.ndarray) -> np.ndarray:
-        """What the predictor that scores `chance`'s level would have as statistics, on average.
-
-        Args:
-            statistics: Of any head by group, shape (groups, A, B).
-
-        Returns:
-            The same shape.
-        """
-
-    @abstractmethod
-    def count_frames(self, statistics: np.ndarray) -> np.ndarray:
-        """Labelled frames of statistics (..., A, B): shape (...)."""
-
-    @abstractmethod
-    def shares(self, task: Task, values: np.ndarray) -> dict[str, float]:
-        """Counts, rates or means by output of label columns (N, columns), to be shown."""
-
-    def strata(self, targets: np.ndarray) -> np.ndarray | None:
-        """Classes that folds should be alike in, shape (N,); None for a kind without classes."""
-        return None
 
 
 class ScoredByF1(Kind):
@@ -131,6 +40,10 @@ class Multiclass(ScoredByF1):
     """
 
     parts, part = "classes", "class"
+
+    def num_columns(self, task: Task) -> int:
+        """One, with the number of the class."""
+        return 1
 
     def targets(self, task: Task, values: np.ndarray) -> np.ndarray:
         """Classes, int64, shape (N,)."""
@@ -332,8 +245,9 @@ KINDS: dict[str, Kind] = {
     "multiclass": Multiclass(),
     "multilabel": Multilabel(),
     "regression": Regression(),
+    "contrastive": Contrastive(),
 }
-"""Kinds by scikit-learn's words for them."""
+"""Kinds by scikit-learn's words for them; it has none for targets that are vectors."""
 
 
 def kind_of(task: Task) -> Kind:
@@ -347,9 +261,7 @@ def kind_of(task: Task) -> Kind:
         what = f"task {task.name}: kind {task.kind!r}: expected one of {', '.join(KINDS)}"
         remedy = "make the label table again, or use the raffect that wrote it"
         raise RaffectError(f"{what}; {remedy}")
-    # One column holds the classes; labels and values have a column each.
-    wanted = 1 if isinstance(kind, Multiclass) else len(task.outputs)
-    if len(task.columns) != wanted:
+    if len(task.columns) != (wanted := kind.num_columns(task)):
         outputs = f"{len(task.outputs)} outputs of kind {task.kind}"
         what = f"task {task.name}: {len(task.columns)} label columns for {outputs}"
         raise RaffectError(f"{what}; expected {wanted}")

@@ -209,6 +209,7 @@ def _check_data(folder: Path | None) -> Iterator[Check]:
         return
     from raffect.datasets.labels import read_labels
     from raffect.datasets.manifest import read_manifest
+    from raffect.datasets.targets import is_targets_file
     from raffect.storage.paths import locate
 
     # The manifest, and whether the folders of its images are mounted.
@@ -218,7 +219,8 @@ def _check_data(folder: Path | None) -> Iterator[Check]:
     fix = "mount it, or run `raffect prepare` again"
     hint = f"; image root {roots} is not on this machine: {fix}" if absent else ""
     yield Check("data", not absent, f"{len(manifest):,} frames{hint}")
-    for path in sorted((folder / "labels").glob("*.parquet")):
+    files = (folder / "labels").glob("*.parquet")
+    for path in sorted(file for file in files if not is_targets_file(file)):
         yield Check("labels", True, f"{path.stem}: {len(read_labels(path)):,} lines")
 
 

@@ -194,8 +194,13 @@ def probe(config: ProbeConfig) -> ProbeResult:
         dataset = open_dataset(
             config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
         )
+        kind = kind_of(dataset.task)
+        require(
+            kind.answers,
+            f"task {dataset.task.name} is {dataset.task.kind}: a probe learns classes, labels or "
+            "values; give another --task",
+        )
         setting = _read(config, dataset)
-    kind = kind_of(dataset.task)
     if config.prompts:
         setting.texts = _read_texts(config, dataset)
         setting.add("zero-shot", _ZERO, setting.x @ setting.texts.weight.T + setting.texts.bias)

@@ -116,6 +116,9 @@ def _remarks(run: Run) -> list[str]:
     if score.absent:
         names = enumerate_words([as_text(run.task.describe(name)) for name in score.absent])
         what = "have no frame" if len(score.absent) > 1 else "has no frame"
+        if not run.kind.counts_absent:
+            left_out = f"{what} in the validation split and no part in {run.kind.title}"
+            return [*texts, f"{as_text(run.title)}: {names} {left_out}."]
         present = len(score.outputs) - len(score.absent)
         others = short(score.over_present(mean_score(run.main.heads, "last")))
         texts.append(

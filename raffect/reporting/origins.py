@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from raffect.datasets.targets import TargetFacts
 from raffect.progress import format_seconds
 from raffect.reporting.page import as_code, as_text
 from raffect.reporting.run import Run
@@ -51,7 +52,15 @@ def _facts(run: Run) -> list[str]:
         f"on {trained[0].device}",
         f"{', '.join(splits)}; edition {data.edition!r}",
         f"encoder {' and '.join(encoders)}, bank {data.bank_digest[:12]}, "
-        f"labels {data.labels_sha256[:12]}",
+        f"labels {data.labels_sha256[:12]}{_targets_text(data.targets)}",
         f"raffect {versions['raffect']}, commit {', '.join(commits)}, "
         f"torch {versions['torch']}, Python {versions['python']}, {made.time}",
     ]
+
+
+def _targets_text(targets: TargetFacts | None) -> str:
+    """Which vectors a contrastive task has; empty for other kinds."""
+    if targets is None:
+        return ""
+    size = f"{targets.count:,} targets of {targets.dim:,} numbers"
+    return f", {size} ({targets.sha256[:12]})"

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from raffect.datasets.affwild2.tasks import read_task
 from raffect.datasets.labels import read_labels, read_values
+from raffect.datasets.targets import is_targets_file
 from raffect.datasets.tasks import Task
 from raffect.errors import require
 from raffect.metrics.task_kinds import kind_of
@@ -82,4 +83,5 @@ def label_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     folder = path / "labels" if (path / "labels").is_dir() else path
-    return sorted(file for file in folder.glob("*.parquet") if file.name != "manifest.parquet")
+    files = (file for file in folder.glob("*.parquet") if not is_targets_file(file))
+    return sorted(file for file in files if file.name != "manifest.parquet")

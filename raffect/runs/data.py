@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,20 @@ from raffect.bank.clips import find_clips
 from raffect.bank.facts import DataFacts, SplitFacts, join_caveats
 from raffect.bank.features import FeatureIndex, find_features
 from raffect.bank.format import Bank
+from raffect.bank.in_order import FramesInOrder, frames_in_order
+from raffect.bank.records import Commit
+from raffect.bank.windows import Window, WindowIndex, find_windows
 from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.datasets.labels import is_of_clips, read_labels, read_values
+from raffect.datasets.targets import is_targets_file
 from raffect.datasets.tasks import SPLITS, Task
 from raffect.errors import RaffectError, require
+from raffect.heads.loss_kinds import LossKind, loss_kind
 from raffect.heads.samples import Samples
 from raffect.metrics.task_kinds import kind_of
+from raffect.recipe import HeadConfig
+from raffect.runs.targets import TargetSet, open_targets
+from raffect.runs.windows import window_of
 from raffect.storage.tables import read_metadata
 
 _FOLD_SEED = 0
@@ -38,18 +47,52 @@ class Dataset:
 
     Attributes:
         task: The task.
-        splits: Where each split's features lie.
+        splits: Where each split's features lie, a sample being one of them.
         facts: Bank, labels, encoders and sizes.
         fingerprint: Names bank, labels and task: equal data, equal fingerprint.
+        commits: Of all shards of the bank that counted when it was opened.
+        targets: Vectors of a contrastive task; None for other kinds.
     """
 
     task: Task
     splits: dict[str, FeatureIndex]
     facts: DataFacts
     fingerprint: str
+    commits: Mapping[int, Commit] = field(default_factory=dict, repr=False, compare=False)
+    targets: TargetSet | None = field(default=None, repr=False, compare=False)
     _folds: dict[int, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _windows: dict[tuple[str, Window], WindowIndex] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a head: one each of the task's, or the length of a vector to compare with."""
+        return len(self.task.outputs) if self.targets is None else self.targets.facts.dim
+
+    def loss_kind(self, device: torch.device) -> LossKind:
+        """The torch half of the task's kind, with what it needs on a device."""
+        return loss_kind(self.task, None if self.targets is None else self.targets.to(device))
+
+    def rows(self, split: str, head: HeadConfig) -> FeatureIndex:
+        """Where the features lie that heads of a recipe read: windows, or single features.
+
+        The samples and their order are those of ``splits``.
+        """
+        # Kept, since every batch of heads of a fold asks again
+        window, index = window_of(head), self.splits[split]
+        if window.length == 1:
+            return index
+        if (split, window) not in self._windows:
+            self._windows[split, window] = find_windows(index, self._frames, window)
+        return self._windows[split, window]
+
+    @cached_property
+    def _frames(self) -> FramesInOrder:
+        """All frames of the bank, labelled or not."""
+        return frames_in_order(next(iter(self.splits.values())).bank, self.commits)
 
     def fold_of_frames(self, folds: int) -> np.ndarray:
         """Fold of each training frame, shape (N,), the same for every run.
@@ -94,6 +137,7 @@ def open_dataset(
     wanted: Sequence[str] = SPLITS,
     *,
     allow_incomplete: bool = False,
+    around: bool = False,
 ) -> Dataset:
     """Find the features of both splits of a task, or of some; none is read yet.
 
@@ -103,10 +147,12 @@ def open_dataset(
         task_name: Which task of a folder; may be left out if there is only one.
         wanted: Splits.
         allow_incomplete: Take a bank that lacks planned frames; ``facts.incomplete`` then says so.
+        around: Whether frames around labelled ones are read as well, so that they count as lacking.
 
     Raises:
         RaffectError: If bank or labels are missing, labels are of another task, a split is empty,
-            or planned frames are not in the bank.
+            planned frames are not in the bank, or vectors of targets are missing, damaged or of
+            other weights than the bank.
     """
     # Labels of the task
     bank, file = Bank(bank_path).require(), _find_labels(labels_path, task_name)
@@ -118,12 +164,15 @@ def open_dataset(
         f"give labels/{task_name}.parquet or another --task",
     )
     _require_labels(table, task, file)
+    targets = open_targets(file, table, task, bank.require_identity(), bank_path)
 
     # Features of each split
     commits = bank.read_commits()
     find = find_clips if is_of_clips(table) else find_features
     splits = {split: find(bank, table, task, split, commits=commits) for split in wanted}
     incomplete = _describe_incomplete(splits)
+    if around and not incomplete and not is_of_clips(table):
+        incomplete = frames_in_order(bank, commits).describe_incomplete()
     require(
         allow_incomplete or not incomplete,
         f"{bank_path}: {incomplete} are planned and not there, not extracted yet or damaged; "
@@ -133,8 +182,11 @@ def open_dataset(
 
     # The facts, and a fingerprint of what would change a score
     facts = _describe(bank, bank.digest(commits), file, table, task, splits, incomplete)
+    facts = replace(facts, targets=targets.facts if targets else None)
+    # The label table has the hash of its vectors in it
     key = json.dumps([facts.bank_digest, facts.labels_sha256, task.name])
-    return Dataset(task, splits, facts, hashlib.sha256(key.encode()).hexdigest()[:16])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return Dataset(task, splits, facts, fingerprint, commits, targets)
 
 
 def targets_of(index: FeatureIndex, task: Task) -> np.ndarray:
@@ -146,7 +198,7 @@ def targets_of(index: FeatureIndex, task: Task) -> np.ndarray:
 
 
 def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Samples:
-    """Read features onto a device.
+    """Read features onto a device, each once, however many windows it is in.
 
     Raises:
         RaffectError: If a feature is not finite.
@@ -155,7 +207,10 @@ def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Samples:
     check_finite(x, index)
     arrays = (x, targets_of(index, task), index.group.astype(np.int64))
     features, targets, groups = (torch.from_numpy(array).to(device) for array in arrays)
-    return Samples(features, targets, groups, len(index.groups))
+    window = None
+    if isinstance(index, WindowIndex):
+        window = torch.from_numpy(index.window).to(device)
+    return Samples(features, targets, groups, len(index.groups), window)
 
 
 def check_finite(x: np.ndarray, index: FeatureIndex, rows: np.ndarray | None = None) -> None:
@@ -164,19 +219,18 @@ def check_finite(x: np.ndarray, index: FeatureIndex, rows: np.ndarray | None = N
     One such feature makes every weight NaN within an epoch.
 
     Args:
-        x: Features, shape (N, dim).
+        x: Features, shape (M, dim).
         index: What they are of.
-        rows: Row of ``index`` of each feature, shape (N,); all in order by default.
+        rows: Row of ``index`` of each feature, shape (M,); all in order by default.
 
     Raises:
         RaffectError: Names the first one.
     """
     if (row := first_not_finite(x)) is not None:
         row = row if rows is None else int(rows[row])
-        frame = f"{index.videos[index.video[row]]} frame {index.frame[row]}"
         raise RaffectError(
-            f"{index.bank.path}: the feature of {frame} is not finite, and perhaps others; "
-            "encode with --encoder.precision float32 into a new bank"
+            f"{index.bank.path}: the feature of {index.name_of(row)} is not finite, and perhaps "
+            "others; encode with --encoder.precision float32 into a new bank"
         )
 
 
@@ -275,7 +329,8 @@ def _find_labels(path: Path, task_name: str) -> Path:
         return path
     if task_name:
         return folder / f"{task_name}.parquet"
-    found = sorted(file.stem for file in folder.glob("*.parquet"))
+    files = folder.glob("*.parquet")
+    found = sorted(file.stem for file in files if not is_targets_file(file))
     require(bool(found), f"--labels {path}: no label table in it; make one with `raffect prepare`")
     require(
         len(found) == 1,

@@ -2,9 +2,9 @@
 
 Every score and interval is computed from them. A row is a head, an epoch and a group:
 ``head, epoch, group, statistics``; the last is an (A, B) matrix, row by row (its shape is in the
-metadata): a confusion matrix of classes, counts of labels, or moments of numbers (see
-`raffect.metrics.task_kinds`). Heads of the whole training split keep the epochs of their snapshots,
-heads of folds every epoch, so that epochs can be chosen from pooled counts later.
+metadata): a confusion matrix of classes, counts of labels, moments of numbers, or hits of retrieval
+(see `raffect.metrics.task_kinds`). Heads of the whole training split keep the epochs of their
+snapshots, heads of folds every epoch, so that epochs can be chosen from pooled counts later.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raffect.storage.paths import Damaged, parse_parquet
 from raffect.storage.tables import check_cells, read_metadata
 
 _COLUMNS = ("head", "epoch", "group", "statistics")
-_COLUMNS_OF = {"multilabel": 4, "regression": 6}
+_COLUMNS_OF = {"multilabel": 4, "regression": 6, "contrastive": 4}
 """Columns of a kind's statistics; of classes as many as rows."""
 
 ByEpoch = Mapping[int, np.ndarray]

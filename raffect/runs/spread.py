@@ -210,11 +210,13 @@ def absent_lines(score: Score, means: Mapping[str, float], kind: Kind, split: st
     """
     if not score.absent:
         return []
+    names = f"absent from {split}: {', '.join(score.absent)}"
+    if not kind.counts_absent:
+        return [f"{names}; left out of {kind.title}"]
     present = len(score.outputs) - len(score.absent)
     others = ", ".join(f"{name} {short(score.over_present(mean))}" for name, mean in means.items())
     return [
-        f"absent from {split}: {', '.join(score.absent)}; counts 0 in {kind.title}; "
-        f"over the {present} {kind.parts} that occur: {others}"
+        f"{names}; counts 0 in {kind.title}; over the {present} {kind.parts} that occur: {others}"
     ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,12 +16,12 @@ import torch
 
 from raffect.bank.features import FeatureIndex
 from raffect.config import LearnConfig, count_cores
-from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.fit import FitJob, count, fit, score_name
+from raffect.heads.head_batch import HeadSpec
 from raffect.heads.head_kinds import head_spec
 from raffect.heads.learner import SHARED_SETTINGS
-from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.loss_kinds import LossKind
 from raffect.heads.predicting import predict
 from raffect.heads.samples import Samples
 from raffect.heads.snapshots import Fitted, History
@@ -31,6 +31,7 @@ from raffect.metrics.scores import SNAPSHOTS, JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import git_commit, versions
 from raffect.ray_session.session import ray_session
+from raffect.recipe import HeadConfig, Recipe
 from raffect.runs.data import (
     Dataset,
     check_trainable,
@@ -51,6 +52,7 @@ from raffect.runs.records import (
     is_finished,
 )
 from raffect.runs.saved_heads import save_snapshot
+from raffect.runs.windows import read_windows
 from raffect.training.stream import RayStream
 
 C = TypeVar("C", bound=LearnConfig)
@@ -135,13 +137,15 @@ def partition(
     Heads of a batch can be trained side by side on the same frames. Heads with SAM and heads
     without it could be, but then all of them would take both of its passes.
     """
-    # Heads that can be trained together, at no other cost than apart
+    # Heads that can be trained together, at no other cost than apart; those that learn an order
+    # beside have more weights
     alike: dict[tuple, list[PlannedHead]] = {}
     for head in heads:
         settings = head.recipe.settings
         shared = (settings[name] for name in SHARED_SETTINGS)
-        seed, uses_sam = settings["seed"] if one_seed else None, settings["sam.rho"] > 0
-        key = (*shared, uses_sam, head.fold, head.num_folds, seed)
+        seed = settings["seed"] if one_seed else None
+        uses = settings["sam.rho"] > 0, settings["loss.order"] > 0
+        key = (*shared, *uses, head.fold, head.num_folds, seed)
         alike.setdefault(key, []).append(head)
 
     # As few batches as will do, of nearly equal size
@@ -197,12 +201,13 @@ def run_batch(
         # Records, and then the state is not needed any more
         if workers.rank == 0:
             trained_by = _describe_training(job, fitted, device, workers, streams)
-            _record(job, dataset, folder, fitted, fit_job.validation, validation, trained_by)
+            _record(job, dataset, folder, fitted, fit_job, validation, trained_by)
             folder.drop_state(job.ids)
     except torch.OutOfMemoryError as error:
         raise RaffectError(
             f"out of GPU memory with {len(job.heads)} heads; take fewer at a time "
-            "(--num-seeds, --heads-per-trial), a smaller --head.width, or --stream always"
+            "(--num-seeds, --heads-per-trial), a smaller --head.width or --head.window, or "
+            "--stream always"
         ) from error
 
 
@@ -217,7 +222,7 @@ def _plan_fit(
     """What the training loop needs, and which frames it judges on."""
     # Rows, and where they are read from
     task, recipe = dataset.task, job.heads[0].recipe
-    train, validation = split_rows(dataset, job.heads[0])
+    train, validation = split_rows(dataset, job.heads[0], recipe.head)
     targets = targets_of(train, task)
     check_trainable(
         targets, task, recipe.batch_size, f"the training split of {dataset.facts.labels}"
@@ -231,8 +236,8 @@ def _plan_fit(
     # The loop's settings; the state is saved under the names of the heads
     fit_job = FitJob(
         recipes=[head.recipe for head in job.heads],
-        spec=head_spec(recipe.head, train.dim, len(task.outputs)),
-        prior=loss_kind(task).count_prior(targets),
+        spec=spec_of(dataset, recipe),
+        prior=dataset.loss_kind(device).count_prior(targets),
         train=rows,
         validation=read_rows(validation, task, device),
         device=device,
@@ -247,25 +252,47 @@ def _plan_fit(
     return fit_job, validation
 
 
+def spec_of(dataset: Dataset, recipe: Recipe) -> HeadSpec:
+    """What heads of a recipe are on some data.
+
+    Raises:
+        RaffectError: If heads of that kind cannot do what the task asks for.
+    """
+    dim = next(iter(dataset.splits.values())).dim
+    return head_spec(
+        recipe.head,
+        dim,
+        dataset.num_outputs,
+        compares=dataset.targets is not None,
+        order=recipe.loss.order > 0,
+    )
+
+
 def for_elsewhere(config: C, folder: RunFolder, device: str) -> C:
     """The configuration for processes in another working folder, on the device Ray gives them."""
     paths = {"bank": config.bank.absolute(), "labels": config.labels.absolute(), "out": folder.path}
     return dataclasses.replace(config, **paths, device=device)
 
 
-def split_rows(dataset: Dataset, head: PlannedHead) -> tuple[FeatureIndex, FeatureIndex]:
-    """Frames to train on and to judge on."""
-    train = dataset.splits["train"]
+def split_rows(
+    dataset: Dataset, head: PlannedHead, config: HeadConfig
+) -> tuple[FeatureIndex, FeatureIndex]:
+    """Samples to train on and to judge on, as heads of ``config`` read them."""
+    train = dataset.rows("train", config)
     if head.fold is None:
-        return train, dataset.splits["validation"]
+        return train, dataset.rows("validation", config)
     fold = dataset.fold_of_frames(head.num_folds)
     return train.select(fold != head.fold), train.select(fold == head.fold)
 
 
-def open_data(config: LearnConfig) -> Dataset:
-    """The data of a configuration; see `raffect.runs.data.open_dataset`."""
+def open_data(config: LearnConfig, heads: Iterable[HeadConfig]) -> Dataset:
+    """The data of a configuration for some heads; see `raffect.runs.data.open_dataset`."""
     return open_dataset(
-        config.bank, config.labels, config.task, allow_incomplete=config.allow_incomplete
+        config.bank,
+        config.labels,
+        config.task,
+        allow_incomplete=config.allow_incomplete,
+        around=read_windows(heads),
     )
 
 
@@ -295,22 +322,26 @@ def _record(
     dataset: Dataset,
     folder: RunFolder,
     fitted: Fitted,
-    judged: Samples,
+    fit_job: FitJob,
     frames: FeatureIndex,
     trained_by: TrainedBy,
 ) -> None:
     """Write statistics, predictions and heads, and last the record, of every head of a batch."""
     # Statistics of every snapshot, and of every epoch for heads of folds
-    loss, kind = loss_kind(dataset.task), kind_of(dataset.task)
+    loss, kind, judged = fit_job.prior.kind, kind_of(dataset.task), fit_job.validation
     kept_snapshots = [name for name in SNAPSHOTS if name in fitted.snapshots]
-    counts = {name: count(loss, fitted.heads(name), judged) for name in kept_snapshots}
+    # Epochs are chosen by statistics of folds, so that these must not see what a head leaves out
+    left_out = None if job.heads[0].fold is None else loss.left_out(fit_job.recipes)
+    counts = {
+        name: count(loss, fitted.heads(name), judged, left_out=left_out) for name in kept_snapshots
+    }
     by_head = {
         head.id: _by_epoch(fitted, counts, p, score_name(dataset.task))
         for p, head in enumerate(job.heads)
     }
     kept = {name: by_epoch for name, by_epoch in by_head.items() if by_epoch}
     file = folder.write_statistics(Statistics(frames.groups, kept)) if kept else None
-    predictions = _keep_predictions(job, dataset.task, folder, fitted, judged, frames)
+    predictions = _keep_predictions(job, loss, folder, fitted, judged, frames)
 
     # One record a head, written after its weights: a record says that the head is finished
     any_counts = next(iter(counts.values()))
@@ -346,17 +377,21 @@ def _record(
 
 def _keep_predictions(
     job: BatchJob,
-    task: Task,
+    loss: LossKind,
     folder: RunFolder,
     fitted: Fitted,
     judged: Samples,
     frames: FeatureIndex,
 ) -> NamedFile | None:
-    """Write what heads of a fold predict for it after their last epoch, but for diverged heads."""
+    """Write what heads of a fold predict for it after their last epoch, but for diverged heads.
+
+    Heads that give vectors to compare with predict nothing by themselves.
+    """
     sound = [p for p, why in enumerate(fitted.diverged) if not why]
-    if job.heads[0].fold is None or not job.config.save_predictions or not sound:
+    wanted = job.config.save_predictions and kind_of(loss.task).answers
+    if job.heads[0].fold is None or not wanted or not sound:
         return None
-    scores = predict(loss_kind(task), fitted.heads("last"), judged)
+    scores = predict(loss, fitted.heads("last"), judged)
     return folder.write_predictions(
         FoldPredictions(
             video=frames.video,
@@ -364,7 +399,7 @@ def _keep_predictions(
             frame=frames.frame,
             group=frames.group,
             groups=frames.groups,
-            target=targets_of(frames, task),
+            target=targets_of(frames, loss.task),
             heads={job.heads[p].id: scores[p] for p in sound},
         )
     )

@@ -22,6 +22,7 @@ from raffect.bank.clips import ClipIndex
 from raffect.bank.features import FeatureIndex, read_rows
 from raffect.bank.format import Bank
 from raffect.bank.records import Commit
+from raffect.bank.windows import WindowIndex
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.ray_session.session import configure_data
@@ -47,12 +48,20 @@ def decide_stream(
 
     This is decided once for a run, because it decides the order of frames; a run that goes on takes
     what was recorded.
+
+    Raises:
+        RaffectError: If clips or windows would be streamed, which need all features at hand.
     """
     if isinstance(index, ClipIndex):
         require(
             choice != "always", "--stream always: labels of clips are not streamed; leave it out"
         )
         return "never"
+    windows = index.window if isinstance(index, WindowIndex) else None
+    require(
+        windows is None or choice != "always",
+        "--stream always: windows (head.window) need features that stay in memory; leave it out",
+    )
     if choice == "always" or choice == "never":  # noqa: PLR1714
         return choice
     on_gpu = device != "cpu" and torch.cuda.is_available()
@@ -61,7 +70,15 @@ def decide_stream(
         if on_gpu
         else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     )
-    return "always" if 2 * len(index) * index.dim > _MEMORY_SHARE * total else "never"
+    needed = 2 * len(index.shard) * index.dim + (0 if windows is None else windows.nbytes)
+    fits = needed <= _MEMORY_SHARE * total
+    require(
+        windows is None or fits,
+        f"head.window: windows and their features take {needed / 1e9:.1f} GB, more than half of "
+        f"the memory ({total / 1e9:.1f} GB), and are not streamed; take a shorter one, fewer "
+        "frames, or --stream never to try it",
+    )
+    return "never" if fits else "always"
 
 
 class RayStream:

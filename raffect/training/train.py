@@ -17,18 +17,18 @@ from raffect.config import LearnConfig, TrainConfig, count_cores
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.fit import score_name
-from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.snapshots import History
 from raffect.heads.workers import Workers
 from raffect.metrics.task_kinds import kind_of
 from raffect.progress import Progress, stage
 from raffect.ray_session.session import cluster_gpus, last_line, ray_session, ray_storage
-from raffect.recipe import Recipe, plain, with_settings
+from raffect.recipe import HeadConfig, Recipe, plain, with_settings
 from raffect.runs.conclusions import TrainResult, conclude_run
 from raffect.runs.cross_validation import choose_epoch
-from raffect.runs.data import Dataset, check_trainable, targets_of
+from raffect.runs.data import Dataset, check_trainable, pick_device, targets_of
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import PlannedHead
+from raffect.runs.windows import require_full_window
 from raffect.storage.atomic import write_atomic
 from raffect.storage.records import Record
 from raffect.training.run_batch import (
@@ -39,6 +39,7 @@ from raffect.training.run_batch import (
     partition,
     plan_batches,
     run_batch,
+    spec_of,
     split_rows,
 )
 from raffect.training.stream import decide_stream
@@ -72,9 +73,10 @@ def train(config: TrainConfig) -> TrainResult:
     """
     # Data, and whether they are streamed, which is decided once for a run
     with stage(f"reading {config.labels} and {config.bank}"):
-        dataset = open_data(config)
+        dataset = open_data(config, [config.head])
     stream = RunFolder(config.out).recorded_stream(config.stream)
-    stream = stream or decide_stream(config.stream, dataset.splits["train"], config.device)
+    index = dataset.rows("train", config.head)
+    stream = stream or decide_stream(config.stream, index, config.device)
     config = dataclasses.replace(config, task=dataset.task.name, stream=stream)
 
     # One recipe a seed, checked before anything is written
@@ -106,16 +108,21 @@ def check_before(config: LearnConfig, dataset: Dataset) -> None:
     """Refuse what cannot be trained before anything is written or started.
 
     Raises:
-        RaffectError: If there are too few rows, classes or videos, or the task does not have the
-            loss.
+        RaffectError: If there are too few rows, classes or videos, windows are too long, or the
+            task does not have the loss.
     """
     if config.select == "cv":
         dataset.fold_of_frames(config.folds)
-    loss_kind(dataset.task).require_loss(config.loss)
+    kind = dataset.loss_kind(pick_device("cpu"))
+    where = f"the training split of {dataset.facts.labels}"
+    kind.require_recipe(config)
+    spec_of(dataset, config)
+    index = dataset.rows("train", config.head)
+    require_full_window(index, config.head, dataset.facts.of_clips)
     targets = targets_of(dataset.splits["train"], dataset.task)
-    check_trainable(
-        targets, dataset.task, config.batch_size, f"the training split of {dataset.facts.labels}"
-    )
+    check_trainable(targets, dataset.task, config.batch_size, where)
+    if config.loss.leave_out:
+        check_trainable(kind.without(targets, config.loss), dataset.task, 1, where)
 
 
 def heads_of_folds(recipes: Sequence[Recipe], folds: int) -> list[PlannedHead]:
@@ -178,7 +185,7 @@ def _one_line() -> Generator[None]:
 
 def count_steps(dataset: Dataset, batch: Sequence[PlannedHead]) -> int:
     """Head-steps of a batch of heads from the start."""
-    train, _ = split_rows(dataset, batch[0])
+    train, _ = split_rows(dataset, batch[0], HeadConfig())  # of windows there are as many
     recipe = batch[0].recipe
     return len(train) // recipe.batch_size * recipe.epochs * len(batch)
 
@@ -297,7 +304,7 @@ def run_worker(settings: dict[str, BatchJob]) -> None:
         ray.train.report({"epoch": len(history), "wall_s": history[-1]["wall_s"]})
 
     try:
-        dataset = open_data(config)
+        dataset = open_data(config, [head.recipe.head for head in job.heads])
         threads = config.threads or max(1, count_cores() // workers.size)
         job = dataclasses.replace(job, threads=threads)
         run_batch(job, dataset, workers=workers, on_epoch=on_epoch, on_resume=earlier.extend)

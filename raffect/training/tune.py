@@ -72,22 +72,28 @@ def tune(config: TuneConfig) -> SweepResult:
     """
     # Faults of the command, before anything is read
     require_trackers(config.track, is_remote(config.out))
-    list_recipes(plain(config), config.space, config.samples)
+    recipes = list_recipes(plain(config), config.space, config.samples)
 
     # Data, and whether they are streamed, which is decided once for a sweep
     with stage(f"reading {config.labels} and {config.bank}"):
-        dataset = open_data(config)
+        kinds = list(dict.fromkeys(recipe.head for recipe in recipes))
+        dataset = open_data(config, kinds)
     device = "cpu" if config.gpus_per_trial == 0 else config.device
     share = config.gpus_per_trial or 1.0
     stream = RunFolder(config.out).recorded_stream(config.stream)
-    stream = stream or decide_stream(config.stream, dataset.splits["train"], device, share)
+    if stream is None:
+        indices = [dataset.rows("train", head) for head in kinds]
+        choices = {decide_stream(config.stream, index, device, share) for index in indices}
+        stream = "always" if "always" in choices else "never"
     config = dataclasses.replace(config, task=dataset.task.name, stream=stream)
 
     # Recipes, each checked before anything is written
     recipes = list_recipes(plain(config), config.space, config.samples)
     recipes = add_baseline(recipes) if config.baseline else recipes
-    for batch_size, loss in dict.fromkeys((recipe.batch_size, recipe.loss) for recipe in recipes):
-        check_before(dataclasses.replace(config, batch_size=batch_size, loss=loss), dataset)
+    differing = ((recipe.batch_size, recipe.loss, recipe.head) for recipe in recipes)
+    for batch_size, loss, head in dict.fromkeys(differing):
+        changed = dataclasses.replace(config, batch_size=batch_size, loss=loss, head=head)
+        check_before(changed, dataset)
     folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)
     _require_weights(config, folder, recipes)
 
@@ -321,7 +327,7 @@ def run_trial(trial: dict[str, Any], sweep: SweepJob) -> None:
         report(history)
 
     try:
-        dataset = open_data(config)
+        dataset = open_data(config, [head.recipe.head for head in heads])
         job = BatchJob(
             config=config,
             heads=tuple(heads),

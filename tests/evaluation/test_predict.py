@@ -170,14 +170,14 @@ def test_each_shard_is_read_once_and_few_are_kept(bank, heads, tmp_path, rows, m
         read.append(commit.shard)
         return read_shard_features(bank, commit, dim)
 
-    class Watched(scan._ScoredShards):
-        def take(self, start, stop):
-            out = super().take(start, stop)
+    class Watched(scan._Shards):
+        def gather(self, places):
+            out = super().gather(places)
             most[0] = max(most[0], len(self._open))
             return out
 
     monkeypatch.setattr(scan, "read_shard_features", count)
-    monkeypatch.setattr(scan, "_ScoredShards", Watched)
+    monkeypatch.setattr(scan, "_Shards", Watched)
     ensembles, _ = load_ensembles(pick_heads([tmp_path / "runs/au"], "last")[0], CPU)
     assert (
         sum(len(t) for t, _ in predict_frames(frames_in_order(Bank(bank[0])), ensembles, rows))

@@ -28,7 +28,7 @@ from tests.helpers.small_heads import (
 def masks_of(learner, step):
     """Dropout's factors of the only head in both passes."""
     counter = torch.tensor(step, dtype=torch.int32)
-    scales = (learner.dropout.draw(counter, second=second) for second in (False, True))
+    scales = (learner.noise.draw(counter, second=second) for second in (False, True))
     return [scale if scale is None else scale[0].clone() for scale in scales]
 
 
@@ -155,7 +155,7 @@ def test_heads_of_one_seed_share_batches_and_masks():
     rates = ((0.3, 0.6), (1.0, 0.6), (1.0, 0.2))
     recipes = [make_recipe(loss__alpha=alpha, head__dropout=rate) for alpha, rate in rates]
     learner = make_learner([*recipes, make_recipe(seed=1)], make_samples())
-    masks = learner.dropout.draw(torch.tensor(4, dtype=torch.int32), second=False)
+    masks = learner.noise.draw(torch.tensor(4, dtype=torch.int32), second=False)
     assert torch.equal(masks[0], masks[1])
     # What the lower rate drops, the higher one drops as well.
     assert ((masks[2] > 0) | (masks[0] == 0)).all()
@@ -272,6 +272,8 @@ CASES = [
     ("expr", torch.float32, {}, 1e-4),
     ("va", torch.float64, {}, 1e-9),
     ("va", torch.float64, {"loss__name": "ccc"}, 1e-9),
+    ("captions", torch.float64, {"loss__order": 0.3}, 1e-9),
+    ("captions", torch.float64, {"loss__leave_out": "Joy", "loss__soft_targets": 0.1}, 1e-9),
 ]
 
 

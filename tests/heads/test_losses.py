@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.heads import losses, sam
-from raffect.heads.loss_kinds import loss_kind
+from raffect.heads.loss_kinds import Terms, loss_kind
 from raffect.heads.losses import (
     ccc_loss,
     class_shift,
@@ -321,7 +321,7 @@ def test_values_are_clipped_where_they_are_judged_and_not_where_they_are_learnt(
     assert torch.equal(moments, kind.count(40 * true[None].sign(), true, video, 1))
     assert moments[..., 2:5].abs().max() <= 2
     # In training the loss is that of the outputs themselves, and pulls each back
-    losses_PN, _ = kind.losses(outputs, true, None, "units")
+    losses_PN, _ = kind.losses(outputs, true, Terms())
     losses_PN.sum().backward()
     assert losses_PN.max().item() == pytest.approx(39**2 * 1.25 / 2)
     assert torch.equal(outputs.grad.sign()[0], true.sign())

@@ -6,10 +6,10 @@ import torch
 from scipy import stats
 
 from raffect.heads.random import (
-    dropout_bits,
     dropout_key,
     epoch_order,
     keep_threshold,
+    random_bits,
     weights_generator,
 )
 from raffect.heads.sam import perturb
@@ -45,7 +45,7 @@ def bits(seed=0, step=0, n=100_000, start=0):
     key, number = (torch.tensor(v, dtype=torch.int32) for v in ([dropout_key(seed)], step))
     position = torch.arange(start, start + n, dtype=torch.int32)
     out, scratch = torch.empty(2, 1, n, dtype=torch.int32)
-    return dropout_bits(key, number, position, out, scratch)[0]
+    return random_bits(key, number, position, out, scratch)[0]
 
 
 def test_bits_are_uniform_and_unrelated_between_steps_seeds_and_neighbours():

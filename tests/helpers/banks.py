@@ -28,6 +28,8 @@ def make_manifest(counts: dict[str, int], root: str = "/nowhere") -> pa.Table:
     )
 
 
+LAST = 2**31 - 1
+"""The last frame number that a manifest can hold."""
 IDENTITY = Identity(
     model="m",
     weights_sha256="a" * 64,
@@ -56,3 +58,33 @@ def fill_bank(
         features = (good[:, None] + np.arange(identity.dim) / 4).astype(np.float16)
         bank.commit(shard, plan.rows(shard), features, bad, identity)
     return bank
+
+
+def draw_bank(path: Path, seed: int) -> tuple[Bank, dict[tuple[str, int], np.ndarray]]:
+    """A bank of several generations, with gaps and rejects, and the feature of each frame.
+
+    Each generation has frames of each video, so that those of one lie in many shards; names of
+    videos are drawn, so that their order is another than that of the bank.
+    """
+    rng, bank, features = np.random.default_rng(seed), Bank(path), {}
+    names = [f"v{k}" for k in rng.permutation(6)]
+    frames = {name: rng.permutation(np.arange(1, rng.integers(4, 60))) for name in names}
+    frames[names[0]] = np.array([1, 2, 4, LAST - 1, LAST])
+    # Each generation adds a part of the frames; some frames of a video are never there
+    kept = {name: part[: max(3, int(0.8 * len(part)))] for name, part in frames.items()}
+    listed = set()
+    for share in (0.4, 0.7, 1.0):
+        listed |= {(v, int(f)) for v, part in kept.items() for f in part[: int(share * len(part))]}
+        rows = sorted(listed)
+        table = {"video": [v for v, _ in rows], "frame": pa.array([f for _, f in rows], pa.int32())}
+        table |= {"path": [f"{v}/{f}" for v, f in rows], "root": ["/nowhere"] * len(rows)}
+        plan = bank.extend_plan(pa.table(table), 8)
+        bank.claim(IDENTITY)
+        for shard in sorted(set(range(plan.num_shards)) - set(bank.committed())):
+            keys = [tuple(row.values()) for row in plan.rows(shard).to_pylist()]
+            bad = {k: "damaged" for k in range(len(keys)) if rng.random() < 0.1}
+            good = [key for k, key in enumerate(keys) if k not in bad]
+            x = rng.normal(size=(len(good), IDENTITY.dim)).astype(np.float16)
+            bank.commit(shard, plan.rows(shard), x, bad, IDENTITY)
+            features |= dict(zip(good, x, strict=True))
+    return bank, features

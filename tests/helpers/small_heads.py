@@ -8,6 +8,7 @@ from torch import nn
 
 from raffect.bank.facts import DataFacts
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
+from raffect.datasets.targets import contrastive_task
 from raffect.heads.checkpoint import HeadCard
 from raffect.heads.fit import FitJob
 from raffect.heads.head_kinds import head_spec
@@ -15,20 +16,38 @@ from raffect.heads.learner import Learner
 from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.losses import cvar, sigmoid_losses, softmax_losses
 from raffect.heads.random import epoch_order
+from raffect.heads.retrieval import TargetVectors
 from raffect.heads.samples import Samples
+from raffect.metrics.retrieval import find_candidates
 from raffect.metrics.scores import Chance, JudgedScore
 from raffect.recipe import Recipe, with_settings
 from tests.helpers.banks import IDENTITY
 
 CPU = torch.device("cpu")
 DIM, ROWS = 12, 256
-TASKS = {task.name: task for task in (EXPR, AU, VA)}
+CAPTIONS = contrastive_task("captions", ("Anger", "Fear", "Joy", "Other"))
+TASKS = {task.name: task for task in (EXPR, AU, VA, CAPTIONS)}
+WINDOW = 4
+TEMPORAL = {
+    "head.kind": "temporal",
+    "head.width": 8,
+    "head.layers": 1,
+    "head.attention_heads": 2,
+    "head.window": WINDOW,
+    "head.snippets": 2,
+    "head.dropout": 0.1,
+}
+"""Of heads for captions."""
 
 
 def make_samples(task="expr", seed=0, rows=ROWS):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, DIM)).astype(np.float16)
-    if task == "expr":
+    if task == "captions":
+        # Four captions a class, of which two are equal
+        y = rng.integers(0, 16, (rows, 1)) // [1, 4]
+        x = (rng.normal(size=(rows, WINDOW, DIM)) + 2 * make_vectors()[y[:, :1]]).astype(np.float16)
+    elif task == "expr":
         y = rng.integers(0, 8, rows)
         x[np.arange(rows), y] += 2
     elif task == "va":
@@ -41,18 +60,32 @@ def make_samples(task="expr", seed=0, rows=ROWS):
     return Samples(torch.from_numpy(x), torch.from_numpy(y), video, 1)
 
 
+def make_vectors(seed=3):
+    """Vectors of the captions of `make_samples`; of each class the last two are equal."""
+    found = np.random.default_rng(seed).normal(size=(16, DIM)).astype(np.float16)
+    found[3::4] = found[2::4]
+    return found
+
+
 def make_recipe(task="expr", **settings):
     base = {"head.width": 16, "head.depth": 2, "batch_size": 16, "epochs": 2}
+    base |= TEMPORAL if task == "captions" else {}
     own = {name.replace("__", "."): value for name, value in settings.items()}
     return with_settings(Recipe(task=task), base | own)
 
 
 def spec_of(recipe):
+    if recipe.task == "captions":
+        return head_spec(recipe.head, DIM, DIM, compares=True, order=recipe.loss.order > 0)
     return head_spec(recipe.head, DIM, len(TASKS[recipe.task].outputs))
 
 
-def prior_of(task, samples):
-    return loss_kind(TASKS[task]).count_prior(samples.y.numpy())
+def prior_of(task, samples, vectors=None):
+    y, found = samples.y.numpy(), None
+    if task == "captions":
+        vectors = make_vectors() if vectors is None else vectors
+        found = TargetVectors.of(vectors, find_candidates(vectors, y), CPU)
+    return loss_kind(TASKS[task], found).count_prior(y)
 
 
 def make_learner(recipes, samples, dtype=torch.float64, workers=None, spec=None):
