@@ -6,10 +6,10 @@ import torch
 from scipy import stats
 
 from raffect.heads.random import (
+    random_bits,
     dropout_key,
     epoch_order,
     keep_threshold,
-    random_bits,
     weights_generator,
 )
 from raffect.heads.sam import perturb
