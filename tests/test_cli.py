@@ -108,6 +108,7 @@ FLAGS = {
         "--out",
         "--dataset",
         "--root",
+        "--map",
         "--first-class",
         "--task",
         "--kind",
