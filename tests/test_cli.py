@@ -111,6 +111,7 @@ FLAGS = {
         "--out",
         "--dataset",
         "--root",
+        "--map",
         "--first-class",
         "--task",
         "--kind",

@@ -74,6 +74,9 @@ class PrepareConfig:
     annotations: Path | None = None
     """affwild2: folder of one ABAW edition. table: the CSV or Parquet file. With --root: where its
     lists are, if not below it."""
+    map: Path | None = None
+    """Label table of another data set: labels get its classes, matched by name, so that heads
+    trained there can be judged here. Samples of other classes are unlabelled."""
     first_class: int | None = None
     """dfew: the number of its first class, 0 or 1, where its lists do not show it."""
     task: str = "labels"
@@ -131,7 +134,7 @@ class PrepareConfig:
             0 < self.validation_share < 1,
             f"--validation-share {self.validation_share}: expected more than 0, less than 1",
         )
-        require_local(self, "images", "root", "annotations")
+        require_local(self, "images", "root", "annotations", "map")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raffect.config import PrepareConfig
+from raffect.datasets.class_map import map_classes
 from raffect.datasets.imported import Imported, SplitCounts
 from raffect.datasets.importers import import_dataset
 from raffect.datasets.manifest import write_manifest
@@ -86,6 +87,8 @@ def prepare(config: PrepareConfig) -> PrepareReport:
             labels are not labels.
     """
     found = import_dataset(config)
+    if config.map is not None:
+        map_classes(found, config.map)
     manifest = config.out / "manifest.parquet"
     write_manifest(found.manifest, manifest, found.synthetic)
     labels = _write_labels(found, config.out / "labels")

@@ -29,6 +29,7 @@ from raffect.errors import require
 from raffect.metrics.intervals import Interval, plain_interval, score_interval
 from raffect.metrics.task_kinds import kind_of
 from raffect.runs.conclusions import TrainResult
+from raffect.runs.data import open_dataset
 from raffect.runs.folder import RunFolder
 from raffect.runs.metrics_file import table
 from raffect.runs.spread import chance_text, short
@@ -115,11 +116,13 @@ def train_on_folds(config: TrainConfig) -> OfficialFoldsResult:
     Raises:
         RaffectError: If the label table has no official folds, or a fold cannot be trained.
     """
-    from raffect.training.run_batch import open_data
     from raffect.training.train import train
 
     # Folds of the label table
-    dataset = open_data(config, [config.head])
+    incomplete = config.allow_incomplete
+    dataset = open_dataset(
+        config.bank, config.labels, config.task, ["train"], allow_incomplete=incomplete
+    )
     require(
         dataset.targets is None,
         "--folds official: trains on labels; captions have the splits of their own table",

@@ -72,3 +72,32 @@ def test_drawn_clips_of_dfew_are_trained_on_fold_by_fold(tmp_path, local_ray):
     found = go_through("dfew", tmp_path, 300, extract_on_ray, folds="official")
     assert len(found.runs) == 5
     assert sum(run.data.splits["validation"].frames for run in found.runs) == 38
+
+
+@pytest.mark.cluster
+def test_heads_of_affectnet_are_judged_on_rafdb_by_the_names_of_classes(tmp_path, local_ray):
+    go_through("affectnet", tmp_path / "affectnet", 150, encode)
+    # Of its tasks that one trained va
+    labels = tmp_path / "affectnet/data/labels/expr.parquet"
+    config = raffect.TrainConfig.from_recipe(
+        "erm",
+        SHORT,
+        bank=tmp_path / "affectnet/bank",
+        labels=labels,
+        out=tmp_path / "run",
+        device="cpu",
+    )
+    trained = raffect.train(config)
+
+    # RAF-DB in AffectNet's classes, seven of eight
+    root, data, bank = tmp_path / "rafdb", tmp_path / "mapped", tmp_path / "bank"
+    raffect.write_synthetic(root, 60, seed=3, workers=1, layout="rafdb")
+    prepared = raffect.prepare(
+        raffect.PrepareConfig(dataset="auto", root=root, out=data, map=labels)
+    )
+    encode(prepared.manifest, bank)
+    config = raffect.EvaluateConfig(
+        run=(trained.folder,), bank=bank, labels=data, split="test", device="cpu"
+    )
+    found = raffect.evaluate(config)
+    assert any("absent from test: Contempt" in line for line in found.lines())
