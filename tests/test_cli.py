@@ -168,7 +168,15 @@ FLAGS = {
         "--track",
     },
     "learn-prompts": LEARN
-    | {"--num-seeds", "--num-workers", "--start", "--class-names", "--prompts", "--weights"},
+    | {
+        "--num-seeds",
+        "--leave-out",
+        "--num-workers",
+        "--start",
+        "--class-names",
+        "--prompts",
+        "--weights",
+    },
     "captions": {
         "--bank",
         "--out",
