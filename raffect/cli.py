@@ -318,14 +318,13 @@ def _report(config: c.ReportConfig) -> int:
     with stage("loading matplotlib"):
         from raffect.reporting.report import report
 
-    _print(report(config.runs, config.out).lines())
     if config.predictions and config.labels:  # both are there with --gallery alone
         from raffect.reporting.gallery import write_gallery
 
         out = config.out or config.runs[0]
         arguments = (config.predictions, config.labels, config.images, config.split)
         _print(write_gallery(*arguments, out.absolute()).lines())
-    return 0
+    return _print(report(config.runs, config.out, has_gallery=config.gallery).lines())
 
 
 def _extract(config: c.ExtractConfig) -> int:

@@ -37,7 +37,8 @@ class HeadConfig(Record):
 
     kind: Literal["mlp", "temporal", "emoclip-released", "projection"] = "mlp"
     """mlp: one feature in. temporal: a transformer over a window of features. emoclip-released: the
-    temporal head of EmoCLIP's code. projection: one linear map, as Exp-CLIP's."""
+    temporal head of EmoCLIP's code. projection: one linear map of a feature, or of the mean of a
+    window, as Exp-CLIP's."""
     width: int = 0
     """Units of a hidden block, or of a temporal head's layers; 0 is as many as the feature has (768
     for ViT-L/14)."""
@@ -90,10 +91,9 @@ class HeadConfig(Record):
             value = getattr(self, name)
             shown = f"head.{name.replace('_', '-')} {value}"
             require(1 <= value <= most, f"{shown}: expected 1 to {most}")
-        reads_windows = self.kind in ("temporal", "emoclip-released")
         require(
-            reads_windows or self.window == 1,
-            f"head.window {self.window}: a head of kind {self.kind} reads one feature; "
+            self.kind != "mlp" or self.window == 1,
+            f"head.window {self.window}: a head of kind mlp reads one feature; "
             "expected 1, or head.kind temporal",
         )
         require(
@@ -182,7 +182,7 @@ class OptimConfig(Record):
     lr: float = 1e-3
     """Learning rate at the start."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Of sgd; adam and adamw do not read it."""
     weight_decay: float = 0.0
     """Weight decay."""
     schedule: Literal["cosine", "released", "emoclip-released", "constant"] = "cosine"

@@ -9,12 +9,13 @@ from typing import Any
 from raffect.errors import RaffectError
 from raffect.heads.head import MlpSpec
 from raffect.heads.head_batch import HeadSpec
+from raffect.heads.projection import ProjectionSpec
 from raffect.heads.released_emoclip import ReleasedEmoclipSpec
 from raffect.heads.temporal import TemporalSpec
 from raffect.recipe import HeadConfig
 
 HEAD_KINDS: dict[str, type[HeadSpec]] = {
-    spec.kind: spec for spec in (MlpSpec, TemporalSpec, ReleasedEmoclipSpec)
+    spec.kind: spec for spec in (MlpSpec, TemporalSpec, ProjectionSpec, ReleasedEmoclipSpec)
 }
 
 

@@ -307,6 +307,7 @@ def _show_all(showing: Showing, faces: FacesResult, folder: Path) -> list[Shown]
     }
     found = {}
     with Progress("looks", len(seen), "inputs") as progress:
+        progress.begin_stage("drawing overlays and pages")
         for name, shown in show_inputs(showing, _rows_of(showing, seen)):
             found[name] = shown
             progress.advance(1)

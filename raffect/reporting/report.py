@@ -14,13 +14,14 @@ from pathlib import Path
 from raffect.bank.facts import DRAWN_CAVEAT
 from raffect.reporting.opening import enumerate_words, opening_lines, plural
 from raffect.reporting.origins import origin_lines
-from raffect.reporting.page import as_text, contents_of, to_html
+from raffect.reporting.page import as_link, as_text, contents_of, to_html
 from raffect.reporting.results import results_table
 from raffect.reporting.run import Run, read_runs
 from raffect.reporting.section import Section
 from raffect.reporting.terms import Terms, terms_of_opening, terms_of_results
 from raffect.storage.atomic import write_atomic
 
+_GALLERY = "gallery.html"
 _DRAWN_MEANS = ": these scores say nothing about photographs of people."
 
 
@@ -44,12 +45,15 @@ class ReportResult:
         return [f"wrote {self.html} (open it in a browser), {others}"]
 
 
-def report(paths: Sequence[Path], out: Path | None = None) -> ReportResult:
+def report(
+    paths: Sequence[Path], out: Path | None = None, *, has_gallery: bool = False
+) -> ReportResult:
     """Write the report.
 
     Args:
         paths: Run folders.
         out: Folder for it; by default the first run's.
+        has_gallery: Whether ``gallery.html`` was just written there, so that the report links it.
 
     Raises:
         RaffectError: If a folder holds no finished head.
@@ -66,6 +70,9 @@ def report(paths: Sequence[Path], out: Path | None = None) -> ReportResult:
     sections = [Section(run, runs, plots, stem) for run, stem in zip(runs, stems, strict=True)]
     body += [line for section in sections for line in section.lines()]
     body += ["## What was run", "", *origin_lines(runs)]
+    if has_gallery:
+        hardest = f"Frames with the highest loss, with their pictures: {as_link(_GALLERY)}."
+        body += ["## Hardest frames", "", hardest, ""]
 
     # The files
     lines = [
@@ -80,6 +87,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> ReportResult:
     text = "\n".join(lines) + "\n"
     pictures = {address: png for part in sections for address, png in part.pictures.items()}
     files = [address for part in sections for address in part.files]
+    files += [_GALLERY] if has_gallery else []
     write_atomic(out / "report.md", text.encode())
     write_atomic(out / "report.html", to_html(text, pictures, files).encode())
     return ReportResult(

@@ -175,6 +175,14 @@ def test_links_lead_to_the_tables_that_were_written(out, page):
     assert links == {f"plots/{number}-run-{what}.csv" for number in (1, 2) for what in whats}
 
 
+def test_a_report_links_a_gallery_that_was_written_beside_it_and_no_other(tmp_path):
+    make_run(tmp_path / "run", SETTINGS, by_alpha)
+    link = '<a href="gallery.html">'
+    for has_gallery in (True, False):
+        page = report([tmp_path / "run"], tmp_path, has_gallery=has_gallery).html.read_text()
+        assert (link in page) == has_gallery
+
+
 def test_a_link_elsewhere_stays_text():
     markdown = "[a](http://example.invalid/) [b](plots/own.csv) [c](#x) [d](javascript:alert(1))\n"
     page = to_html(markdown, {}, ["plots/own.csv"])
