@@ -94,7 +94,7 @@ def train_on(config: TrainConfig, dataset: Dataset, spec: HeadSpec | None = None
     # One recipe a seed, checked before anything is written
     seeds = range(config.seed, config.seed + config.num_seeds)
     recipes = [with_settings(plain(config), {"seed": seed}) for seed in seeds]
-    check_before(config, dataset)
+    check_before(config, dataset, spec)
     folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)
 
     # The epoch, cross-validated on folds
@@ -116,8 +116,8 @@ def train_on(config: TrainConfig, dataset: Dataset, spec: HeadSpec | None = None
     return conclude_run(folder, dataset.facts, find_records(folder, [head.id for head in heads]))
 
 
-def check_before(config: LearnConfig, dataset: Dataset) -> None:
-    """Refuse what cannot be trained before anything is written or started.
+def check_before(config: LearnConfig, dataset: Dataset, spec: HeadSpec | None = None) -> None:
+    """Refuse what cannot be trained before anything is written or started; see `train_on`.
 
     Raises:
         RaffectError: If there are too few rows, classes or videos, windows are too long, or the
@@ -128,7 +128,8 @@ def check_before(config: LearnConfig, dataset: Dataset) -> None:
     kind = dataset.loss_kind(pick_device("cpu"))
     where = f"the training split of {dataset.facts.labels}"
     kind.require_recipe(config)
-    spec_of(dataset, config)
+    if spec is None:
+        spec_of(dataset, config)
     index = dataset.rows("train", config.head)
     require_full_window(index, config.head, dataset.facts.of_clips)
     targets = targets_of(dataset.splits["train"], dataset.task)
