@@ -107,7 +107,7 @@ def train_on(
     axes = {"loss.leave_out": left_out, "seed": seeds}
     recipes = expand(plain(config), axes)
     for loss in dict.fromkeys(recipe.loss for recipe in recipes):
-        check_before(dataclasses.replace(config, leave_out=(), loss=loss), dataset)
+        check_before(dataclasses.replace(config, leave_out=(), loss=loss), dataset, spec)
     folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)
 
     # The epoch, cross-validated on folds
@@ -165,8 +165,8 @@ def choose_epochs(folder: RunFolder, recipes: Sequence[Recipe], folds: int) -> d
     return cv_epochs
 
 
-def check_before(config: LearnConfig, dataset: Dataset) -> None:
-    """Refuse what cannot be trained before anything is written or started.
+def check_before(config: LearnConfig, dataset: Dataset, spec: HeadSpec | None = None) -> None:
+    """Refuse what cannot be trained before anything is written or started; see `train_on`.
 
     Raises:
         RaffectError: If there are too few rows, classes or videos, windows are too long, or the
@@ -177,7 +177,8 @@ def check_before(config: LearnConfig, dataset: Dataset) -> None:
     kind = dataset.loss_kind(pick_device("cpu"))
     where = f"the training split of {dataset.facts.labels}"
     kind.require_recipe(config)
-    spec_of(dataset, config)
+    if spec is None:
+        spec_of(dataset, config)
     index = dataset.rows("train", config.head)
     require_full_window(index, config.head, dataset.facts.of_clips)
     targets = targets_of(dataset.splits["train"], dataset.task)
