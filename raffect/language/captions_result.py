@@ -138,7 +138,8 @@ class CaptionsResult:
 
     def _closing(self) -> list[str]:
         """The first captions, what was written, what comes next."""
-        bank, out = shlex.quote(str(self.bank)), shlex.quote(str(self.out))
+        bank = shlex.quote(str(self.bank))
+        out = shlex.quote(str(self.out))
         texts = " (with the texts of the captions)" if self.captions else ""
         first = [f"caption {k}: {_cut(text)}" for k, text in enumerate(self.captions[:3])]
         recipe = "expclip" if self.facts.source == "teacher" else "emoclip"
