@@ -88,7 +88,7 @@ def take_windows(x: Tensor, rows: Tensor) -> Tensor:
     Returns:
         Copies, shape (N, T, D), all NaN where a window has no feature.
     """
-    found = x.index_select(0, rows.clamp(min=0).flatten()).view(*rows.shape, -1)
+    found = x.index_select(0, rows.clamp(min=0).flatten()).view(*rows.shape, x.shape[-1])
     return found.masked_fill_((rows < 0)[..., None], float("nan"))
 
 

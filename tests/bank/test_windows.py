@@ -184,6 +184,7 @@ def test_windows_are_read_once_for_all_heads_and_are_samples_of_the_learner(data
     np.testing.assert_array_equal(samples.samples().numpy(), expected)
     which = torch.tensor([[3, 0], [1, 3]])
     np.testing.assert_array_equal(samples.take(which)[0].numpy(), expected[which.numpy()])
+    assert samples.part(slice(3, 3)).samples().shape == (0, 4, IDENTITY.dim)  # a worker's last part
     fold = dataset.fold_of_frames(2)
     assert len(index.select(fold == 1)) == (fold == 1).sum()
 
