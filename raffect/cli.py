@@ -383,6 +383,10 @@ def _bank(config: Any) -> int:
             from raffect.bank.export import export
 
             return _print(export(config).lines())
+        case c.BankImportConfig() if config.npy is not None:
+            from raffect.bank.import_npy import import_npy
+
+            return _print(import_npy(config).lines())
         case _:
             from raffect.bank.import_released import import_released
 

@@ -26,6 +26,7 @@ SMALL = {
     "hostile": "--cases 12",
     "predict": "--frames 12000 --heads 1 --repeats 1 --rows 9000",
     "zeroshot": "--frames 8000 --sets 2 --model raffect-faces --weights embedded",
+    "language": "--frames 800",
     "startup": "--frames 12000 --models raffect-faces --repeats 1",
 }
 

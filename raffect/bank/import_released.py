@@ -51,7 +51,7 @@ IDENTITY = {
 """Fields of the `Identity` of imported features, without their length."""
 
 _PARSERS: dict[Task, Callable[[bytes], tuple[int, ...]]] = {EXPR: parse_expression, AU: parse_units}
-_BY_FRAME = [("video", "ascending"), ("frame", "ascending")]
+BY_FRAME = [("video", "ascending"), ("frame", "ascending")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +127,9 @@ def import_released(config: BankImportConfig) -> ImportReport:
         names = " and ".join(task.name for task in _PARSERS)
         raise RaffectError(f"--task {config.task}: the released code has features of {names}")
     # Both files, which belong together by position
+    assert config.features is not None  # BankImportConfig has checked all three
+    assert config.list is not None
+    assert config.out is not None
     split, features = _read_features(config.features)
     videos, frames, labels = _read_list(config.list, task)
     if len(videos) != len(features):
@@ -136,17 +139,17 @@ def import_released(config: BankImportConfig) -> ImportReport:
             "the same run"
         )
     columns = [pa.array(videos, pa.string()), pa.array(frames, pa.int32()), np.arange(len(videos))]
-    keys = pa.table(columns, names=["video", "frame", "row"]).sort_by(_BY_FRAME)
-    _require_unique(keys, config.list)
+    keys = pa.table(columns, names=["video", "frame", "row"]).sort_by(BY_FRAME)
+    require_unique(keys, config.list)
     # The bank
     bank = Bank(config.bank.absolute())
     identity = Identity(dim=features.shape[1], **IDENTITY)  # ty: ignore[invalid-argument-type]
     with note_of_run(bank.path, join=None):
         bank.claim(identity)
-        written, kept, differing = _write_shards(bank, identity, keys, features)
+        written, kept, differing = write_shards(bank, identity, keys, features)
     return ImportReport(
         bank=bank.path,
-        labels=_write_labels(config, task, keys, labels[keys["row"].to_numpy()], split),
+        labels=_write_labels(config.out, task, keys, labels[keys["row"].to_numpy()], split),
         task=config.task,
         split=split,
         listed=len(keys),
@@ -158,7 +161,7 @@ def import_released(config: BankImportConfig) -> ImportReport:
     )
 
 
-def _write_shards(
+def write_shards(
     bank: Bank, identity: Identity, keys: pa.Table, features: np.ndarray
 ) -> tuple[int, int, int]:
     """Commit the shards of which all rows are listed.
@@ -242,7 +245,12 @@ def _read_list(file: Path, task: Task) -> tuple[list[str], list[int], np.ndarray
     return videos, frames, np.array(labels, DTYPES[task])
 
 
-def _require_unique(keys: pa.Table, file: Path) -> None:
+def require_unique(keys: pa.Table, file: Path) -> None:
+    """Refuse a frame that is there twice in ``video, frame``, sorted.
+
+    Raises:
+        RaffectError: Names the first one.
+    """
     video, frame = keys["video"].to_numpy(zero_copy_only=False), keys["frame"].to_numpy()
     same = (video[1:] == video[:-1]) & (frame[1:] == frame[:-1])
     if same.any():
@@ -256,15 +264,13 @@ def _with_planned(bank: Bank, keys: pa.Table) -> pa.Table:
     planned = bank.plan.table
     planned = pa.table({"video": planned["video"].cast(pa.string()), "frame": planned["frame"]})
     both = pa.concat_tables([planned, keys.select(["video", "frame"])])
-    return both.group_by(["video", "frame"]).aggregate([]).sort_by(_BY_FRAME)
+    return both.group_by(["video", "frame"]).aggregate([]).sort_by(BY_FRAME)
 
 
-def _write_labels(
-    config: BankImportConfig, task: Task, keys: pa.Table, labels: np.ndarray, split: str
-) -> Path:
+def _write_labels(out: Path, task: Task, keys: pa.Table, labels: np.ndarray, split: str) -> Path:
     """Write the labels of a split into the task's table, in place of those it had of this split."""
     # The table of this split
-    path = config.out / "labels" / f"{config.task}.parquet"
+    path = out / "labels" / f"{task.name}.parquet"
     columns = {"video": keys["video"], "frame": keys["frame"]}
     columns["split"] = pa.array([split] * len(keys), pa.string())
     columns |= {name: labels[:, k] for k, name in enumerate(task.columns)}

@@ -171,24 +171,44 @@ class BankExportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BankImportConfig:
-    """Bring *_clip.h5 features and the list file of the paper's released code into a bank. Needs
-    HDF5: `pip install raffect[h5]`.
+    """Bring features of others into a bank: *_clip.h5 files with their list of the paper's released
+    code (needs HDF5: `pip install raffect[h5]`), or any vectors as .npy.
 
     Example: `raffect bank import --features train_clip.h5 --list train.txt --task expr --bank bank
     --out data`
+
+    Or: `raffect bank import --npy teacher.npy --keys keys.parquet --name teacher --bank bank2`
     """
 
-    features: Path
-    """HDF5 file with one dataset: train_features, val_features or test_features, float16 of shape
-    (N, 768)."""
-    list: Path
-    """Text file in the same order: data/cropped_aligned/<video>/00001.jpg, a tab, the label."""
-    task: str
-    """Task of the labels: expr or au."""
     bank: Path
     """Bank to make or extend; train and val features may go into one bank."""
-    out: Path
+    features: Path | None = None
+    """HDF5 file with one dataset: train_features, val_features or test_features, float16 of shape
+    (N, 768)."""
+    list: Path | None = None
+    """Text file in the same order: data/cropped_aligned/<video>/00001.jpg, a tab, the label."""
+    task: str = ""
+    """Task of the labels: expr or au."""
+    out: Path | None = None
     """Folder for labels/<task>.parquet."""
+    npy: Path | None = None
+    """Vectors of any model, such as a teacher's: an array of floats of shape (N, D), stored as
+    float16."""
+    keys: Path | None = None
+    """Parquet file with video and frame of each row of --npy, as `raffect bank export` writes
+    it."""
+    name: str = ""
+    """What made the vectors of --npy; a bank takes vectors of one name alone."""
 
     def __post_init__(self) -> None:
+        released = (self.features, self.list, self.task or None, self.out)
+        vectors = (self.npy, self.keys, self.name or None)
+        is_released = None not in released and set(vectors) == {None}
+        is_vectors = None not in vectors and set(released) == {None}
+        require(
+            is_released or is_vectors,
+            "bank import: expected --features, --list, --task and --out; or --npy, --keys and "
+            "--name",
+        )
+        require_local(self, "npy")
         require_local(self, "features", "list")

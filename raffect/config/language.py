@@ -239,8 +239,8 @@ class CaptionsConfig:
             f"--not-in {' '.join(self.not_in)}: expected others, none, or label tables",
         )
         try:
-            b"".decode(self.encoding)
-        except LookupError as error:
+            "a".encode(self.encoding)
+        except (LookupError, UnicodeError) as error:
             what = f"--encoding {self.encoding[:40]}: no encoding of text"
             raise RaffectError(f"{what}; expected one such as utf-8 or gbk") from error
         require_local(self, "table")

@@ -50,7 +50,7 @@ def read_captions(file: Path, encoding: str, frames: BankFrames) -> Captioned:
     has_header = file.suffix.lower() != ".parquet"
     table = _name_rows(cells, frames, file)
     table = table.append_column("line", pa.array(np.arange(len(table)) + 1 + has_header))
-    found = Captioned(table, str(file))
+    found = Captioned(table, f"--table {file}")
     require(len(found) > 0, f"--table {file}: it has no rows")
 
     # Rows that name a clip with a caption
@@ -109,8 +109,9 @@ def _parse_text(content: bytes, file: Path, encoding: str) -> pa.Table:
     try:
         text = content.decode("utf-8-sig" if is_utf8 else encoding)
     except UnicodeError as error:
+        place = f" (byte {error.start:,})" if isinstance(error, UnicodeDecodeError) else ""
         hint = "; if it is of another encoding, name that with --encoding, such as gbk"
-        raise Damaged(f"not {encoding}: {str(error)[:90]}{hint}") from error
+        raise Damaged(f"not {encoding}{place}{hint}") from error
 
     # Its columns; pyarrow is asked for those with a meaning alone, and guesses no type
     delimiter = "\t" if file.suffix.lower() in _TABS else ","

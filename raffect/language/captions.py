@@ -38,7 +38,6 @@ from raffect.language.prompt_sets import TaskPhrases, phrases_for, require_templ
 from raffect.language.teacher import read_teacher
 from raffect.progress import stage
 from raffect.storage.atomic import require_writable
-from raffect.storage.keys import encode_video
 from raffect.storage.tables import read_metadata
 
 _KEYS = ("video", "frame", "start", "end", "split", "group", "target", "class")
@@ -238,17 +237,15 @@ def _has_group(labels: pa.Table | None) -> bool:
 
 def _finish(table: pa.Table) -> pa.Table:
     """The label table: its columns and types, in the order of videos and frames."""
-    columns = {}
-    for name in (name for name in _KEYS if name in table.column_names):
-        if name in ("video", "split", "group"):
-            columns[name] = encode_video(table[name])
-        else:
-            columns[name] = table[name].cast(pa.int32())
-    first = "start" if "start" in columns else "frame"
-    by = [("video", "ascending"), (first, "ascending")]
-    if first == "start":
-        by.append(("end", "ascending"))
-    return pa.table(columns).sort_by(by)
+    names = [name for name in _KEYS if name in table.column_names]
+    texts = [name for name in ("video", "split", "group") if name in names]
+    kinds = {name: pa.string() if name in texts else pa.int32() for name in names}
+    table = pa.table({name: table[name].cast(kind) for name, kind in kinds.items()})
+    ends = [name for name in ("start", "end", "frame") if name in names]
+    table = table.sort_by([(name, "ascending") for name in ("video", *ends)])
+    for name in texts:
+        table = table.set_column(names.index(name), name, table[name].dictionary_encode())
+    return table.combine_chunks()
 
 
 def _count_splits(table: pa.Table) -> dict[str, tuple[int, int]]:

@@ -18,6 +18,8 @@ from raffect.storage.records import Record
 
 _SHOWN = 8
 """Words that a line shows."""
+_LONGEST = 160
+"""Characters of a caption that a line shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +138,17 @@ class CaptionsResult:
 
     def _closing(self) -> list[str]:
         """The first captions, what was written, what comes next."""
-        bank, out = shlex.quote(str(self.bank)), shlex.quote(str(self.out))
+        bank = shlex.quote(str(self.bank))
+        out = shlex.quote(str(self.out))
         texts = " (with the texts of the captions)" if self.captions else ""
-        first = [f"caption {k}: {text}" for k, text in enumerate(self.captions[:3])]
+        first = [f"caption {k}: {_cut(text)}" for k, text in enumerate(self.captions[:3])]
+        recipe = "expclip" if self.facts.source == "teacher" else "emoclip"
         return [
             *first,
             f"wrote {self.out} and {self.targets}{texts}",
-            f"next: raffect train emoclip --bank {bank} --labels {out} --out RUN",
+            f"next: raffect train {recipe} --bank {bank} --labels {out} --out RUN",
         ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

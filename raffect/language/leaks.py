@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +28,7 @@ from raffect.storage.paths import locate, read_parquet
 from raffect.storage.records import Record
 from raffect.storage.tables import read_metadata
 
-_SIDE = re.compile(r"_(?:left|right)$")
+_SIDE = re.compile(r"(?:_(?:left|right))+$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class LeakGuard(Record):
         """As a line of text."""
         if not self.tables:
             return "leak guard: off, no other table's validation videos were left out of training"
-        what = f"{self.videos:,} training videos ({self.rows:,} rows)"
-        return f"leak guard: {what} left out, {', '.join(self.tables)} validate on these videos"
+        what = f"{self.videos:,} training videos ({self.rows:,} rows) left out"
+        return f"leak guard: {what}, which are validation videos of {', '.join(self.tables)}"
 
 
 def base_of(video: str) -> str:
@@ -103,17 +103,16 @@ def guard(found: Captioned, tables: Sequence[Path]) -> tuple[Captioned, LeakGuar
     names = tuple(file.name for file in tables)
 
     # Training rows alone: what validates may do so again
-    leaks, is_train = _is_of(found.table, held_out), is_split(found.table, "train")
-    wrong = leaks & is_train
+    is_train = is_split(found.table, "train")
+    wrong = _is_of(found.table, held_out) & is_train
+    videos = len(found.table["video"].filter(pa.array(wrong)).unique())
     if wrong.any() and (wrong == is_train).all():
         raise RaffectError(
-            f"{found.where}: all its training videos are validation videos of {', '.join(names)}; "
-            "name the tables to be judged on with --not-in"
+            f"{found.where}: all {videos:,} training videos are validation videos of "
+            f"{', '.join(names)}; name the tables that heads will be judged on with --not-in"
         )
-    videos = len(found.table["video"].filter(pa.array(wrong)).unique())
     done = LeakGuard(tables=names, videos=videos, rows=int(wrong.sum()))
-    what = f"training videos that {', '.join(names)} validate on (leak guard)"
-    return found.without(wrong, what), done
+    return replace(found, table=found.table.filter(pa.array(~wrong))), done
 
 
 def is_split(table: pa.Table, name: str) -> np.ndarray:

@@ -19,9 +19,12 @@ from PIL import Image
 
 from raffect.bank.format import Bank, Identity
 from raffect.bank.verify import verify
-from raffect.config import EncoderConfig, TrainConfig
+from raffect.config import CaptionsConfig, EncoderConfig, TrainConfig
+from raffect.datasets.labels import read_labels
+from raffect.datasets.targets import read_targets
 from raffect.errors import RaffectError
 from raffect.extraction.steps import EncodeShard, Geometry, commit_shard, read_shard, to_item
+from raffect.language.captions import captions
 from raffect.recipe import HeadConfig, LossConfig, SamConfig
 from raffect.storage import atomic
 from raffect.training import train as training
@@ -241,3 +244,34 @@ def heads(out: Path) -> dict[str, str]:
     found = contents(out)
     names = [name for name in found if name.endswith(".safetensors") or name == "per_group.csv"]
     return {name: found[name] for name in names}
+
+
+# Captions
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["death", "full"])
+def test_captions_broken_at_any_write_leave_whole_files_that_never_mix(
+    data, tmp_path, monkeypatch, full
+):
+    def caption(out: Path, seed: int) -> None:
+        labels = data / "labels" / "expr.parquet"
+        source = {"teacher": data / "bank", "labels": labels, "not_in": ("none",)}
+        captions(CaptionsConfig(bank=data / "bank", out=out / "c.parquet", seed=seed, **source))
+
+    caption(tmp_path / "old", 0)
+    caption(tmp_path / "whole", 1)
+    old, whole = contents(tmp_path / "old"), contents(tmp_path / "whole")
+    assert old.keys() == whole.keys() == {"c.parquet", "c.targets.parquet"}
+    total = operations(monkeypatch, lambda: caption(tmp_path / "counted", 1))
+    assert total > 5
+    for k in range(1, total + 1):
+        out = tmp_path / f"{k}"
+        caption(out, 0)
+        break_at(monkeypatch, k, full, lambda out=out: caption(out, 1))
+        found = contents(out)
+        assert all(found[name] in (old[name], whole[name]) for name in whole), f"operation {k}"
+        if found not in (old, whole):
+            with pytest.raises(RaffectError, match="not the targets that .* was written with"):
+                read_targets(out / "c.parquet", read_labels(out / "c.parquet"))
+        caption(out, 1)
+        assert contents(out) == whole, f"operation {k}"
