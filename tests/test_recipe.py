@@ -75,6 +75,29 @@ def test_the_recipe_of_values_is_the_papers_on_squared_errors_with_less_dropout(
     assert parse("train", ccc).loss == LossConfig(name="ccc", alpha=1)
 
 
+def test_the_recipe_of_a_projection_is_exp_clips():
+    expected = {
+        "epochs": 5,
+        "batch_size": 512,
+        "head.kind": "projection",
+        "head.init": "torch",
+        "loss.alpha": 1.0,
+        "sam.rho": 0.0,
+        "optim.name": "sgd",
+        "optim.momentum": 0.9,
+        "optim.weight_decay": 1e-4,
+        "optim.schedule": "constant",
+    }
+    recipe = with_settings(Recipe(), read_recipe(find_recipe("expclip")))
+    assert recipe == with_settings(Recipe(), expected)
+
+
+def test_only_an_mlp_reads_no_windows():
+    assert with_settings(Recipe(), {"head.kind": "projection", "head.window": 16}).head.window == 16
+    with pytest.raises(RaffectError, match=r"head.window 16: a head of kind mlp reads one feature"):
+        with_settings(Recipe(), {"head.window": 16})
+
+
 def test_the_recipe_of_windows_minimises_what_the_papers_does():
     recipe = read_recipe(find_recipe("temporal"))
     same = {name: value for name, value in PAPER.items() if name.startswith(("loss.", "sam."))}
@@ -115,29 +138,6 @@ def test_the_recipe_emoclip_released_is_the_released_codes():
         "optim.schedule": "emoclip-released",
     }
     assert read_recipe(find_recipe("emoclip-released")) == expected
-
-
-def test_the_recipe_of_a_projection_is_exp_clips():
-    expected = {
-        "epochs": 5,
-        "batch_size": 512,
-        "head.kind": "projection",
-        "head.init": "torch",
-        "loss.alpha": 1.0,
-        "sam.rho": 0.0,
-        "optim.name": "sgd",
-        "optim.momentum": 0.9,
-        "optim.weight_decay": 1e-4,
-        "optim.schedule": "constant",
-    }
-    recipe = with_settings(Recipe(), read_recipe(find_recipe("expclip")))
-    assert recipe == with_settings(Recipe(), expected)
-
-
-def test_only_an_mlp_reads_no_windows():
-    assert with_settings(Recipe(), {"head.kind": "projection", "head.window": 16}).head.window == 16
-    with pytest.raises(RaffectError, match=r"head.window 16: a head of kind mlp reads one feature"):
-        with_settings(Recipe(), {"head.window": 16})
 
 
 def test_defaults_are_the_papers():

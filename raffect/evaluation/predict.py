@@ -28,6 +28,10 @@ from raffect.predictions.table import (
 from raffect.progress import Progress
 from raffect.provenance import describe_run
 from raffect.runs.data import pick_device
+from raffect.storage.keys import positions
+
+_MOSTLY = 0.5
+"""Share of frames with a neighbour below which windows are called mostly gaps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,20 @@ def _write(
         ) from error
 
 
+def _describe_gaps(frames: FramesInOrder, ensembles: Sequence[Ensemble]) -> list[str]:
+    """A line for windows that are mostly gaps, as in a bank of every fifth frame."""
+    key, found = frames.key[frames.shard >= 0], []
+    windows = {window for one in ensembles for window in one.windows if window.length > 1}
+    for stride in sorted({window.stride for window in windows}):
+        share = (positions(key + stride, key) >= 0).mean() if len(key) else 1.0
+        if share < _MOSTLY:
+            found.append(
+                f"a head reads frames that are {stride} apart, and {share:.0%} of the frames have "
+                "the next such one: its windows are mostly gaps"
+            )
+    return found
+
+
 def _describe(
     frames: FramesInOrder, ensembles: Sequence[Ensemble], incomplete: str
 ) -> PredictionFacts:
@@ -151,6 +169,7 @@ def _describe(
     caveats += [caveat for head in heads for caveat in head.card.data.caveats]
     lacking = sorted({head.card.data.incomplete for head in heads} - {""})
     caveats += [f"trained on an incomplete bank, which lacked {what}" for what in lacking]
+    caveats += _describe_gaps(frames, ensembles)
     return PredictionFacts(
         rules=tuple(one.rules for one in ensembles),
         bank=str(frames.bank.path.absolute()),

@@ -14,7 +14,10 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
 class Adam(Optimizer):
-    """Adam, or AdamW with decay apart from the gradient; see `raffect.heads.optimizer.Optimizer`."""
+    """Adam, or AdamW with decay apart from the gradient.
+
+    See `raffect.heads.optimizer.Optimizer`.
+    """
 
     def initial_state(self, weights_PN: Tensor) -> dict[str, Tensor]:
         """Mean of gradients and of their squares, and updates so far, float32."""

@@ -1,8 +1,8 @@
 """One training step of a batch of heads, with all it needs on the device.
 
-That is the objective, SAM, the optimiser, noise and the order of samples. A step never waits for the
-host: which samples it takes, its noise and its rate are all tensors, so that on CUDA the whole step
-is one graph that is launched again and again.
+That is the objective, SAM, the optimiser, noise and the order of samples. A step never waits for
+the host: which samples it takes, its noise and its rate are all tensors, so that on CUDA the whole
+step is one graph that is launched again and again.
 
 Shape letters: P heads, B samples of this worker's part of the batch, C outputs, S distinct seeds;
 "..." is the shape of a sample.

@@ -20,7 +20,6 @@ from torch.func import functional_call, vmap
 from raffect.heads.head_batch import Buffers, HeadBatch, HeadSpec, Moved
 from raffect.heads.workers import Workers
 
-
 _REFUSED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 """Modules that keep or draw something of their own in training."""
 
@@ -62,9 +61,9 @@ class ModuleSpec(HeadSpec):
 class ModuleBatch(HeadBatch):
     """P heads of one module; see `raffect.heads.head_batch.HeadBatch`.
 
-    On CUDA all heads are one call of the module under vmap. On the CPU they are called one after the
-    other, each on memory of its own: there the last bits of a product depend on how many matrices it
-    takes and on where they begin in memory, and with them a head would depend on its batch.
+    On CUDA all heads are one call of the module under vmap. On the CPU they are called one after
+    the other, each on memory of its own: there the last bits of a product depend on how many
+    matrices it takes and on where they begin in memory, and so a head would depend on its batch.
     """
 
     spec: ModuleSpec
@@ -85,8 +84,8 @@ class ModuleBatch(HeadBatch):
         for part in self._module.modules():
             if isinstance(part, _REFUSED):
                 raise TypeError(f"a head of kind {spec.kind} has a {type(part).__name__}")
-        for weight in self._module.parameters():
-            weight.requires_grad_(requires_grad=False).set_()
+        for weight in self._module.requires_grad_(requires_grad=False).parameters():
+            weight.data = weight.new_empty(0)
 
     def forward(
         self,
@@ -155,7 +154,8 @@ class ModuleBatch(HeadBatch):
             return functional_call(self._module, state, inputs, {"training": training})
 
         run = vmap(call) if self._at_once else call
-        states = [dict(zip(tensors, parts, strict=True)) for parts in zip(*tensors.values())]
+        each_call = zip(*tensors.values(), strict=True)
+        states = [dict(zip(tensors, parts, strict=True)) for parts in each_call]
         return [run(state, *own) for state, *own in zip(states, *inputs, strict=True)]
 
     def _split(self, tensor: Tensor) -> list[Tensor]:

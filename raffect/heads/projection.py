@@ -24,8 +24,12 @@ from raffect.heads.random import weights_generator
 from raffect.heads.spec_values import require_bounds, require_names, require_words
 from raffect.recipe import MOST_WIDTH, HeadConfig
 
-LOGIT_SCALE = math.log(100)
-"""Where the learnt scale of logits starts: CLIP's own, which Exp-CLIP's code uses as it is."""
+SCALE = 100.0
+"""Of logits: where CLIP's own ended (Radford et al. 2021, section 2.5), as Exp-CLIP's code has it.
+
+It is not learnt. By SGD it falls while the map is still wrong, and with it the gradient of the map;
+docs/decisions.md has the figures.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,7 @@ class ProjectionSpec(EmbeddingSpec, ModuleSpec):
     @property
     def weights(self) -> Shapes:
         """See `raffect.heads.head_batch.HeadSpec.weights`."""
-        return {"weight": (self.outputs, self.dim), "logit_scale": ()}
+        return {"weight": (self.outputs, self.dim)}
 
     def initial_row(self, seed: int, config: HeadConfig) -> Tensor:
         """Uniform weights by ``config.init``; ``torch``'s are those of Exp-CLIP's code.
@@ -85,9 +89,7 @@ class ProjectionSpec(EmbeddingSpec, ModuleSpec):
         """
         bound = {"he": math.sqrt(6 / self.dim), "torch": 1 / math.sqrt(self.dim)}[config.init]
         row = torch.rand(self.num_weights, generator=weights_generator(seed))
-        row = (row * 2 - 1) * bound
-        self.views(row[None])["logit_scale"].fill_(LOGIT_SCALE)
-        return row
+        return (row * 2 - 1) * bound
 
     def embed_texts(self, state: Mapping[str, Tensor], texts_CD: Tensor) -> Tensor:
         """See `raffect.heads.head_batch.EmbeddingSpec.embed_texts`: by the map of the images."""
@@ -107,15 +109,13 @@ class Projection(HeadModule):
 
     Source:
         Exp-CLIP (Zhao et al. 2025) and its code: a Linear without bias from 512 or 768 to 4096; of
-        a video the mean of 16 frames' projections, which is the projection of their mean. Ours
-        differs in one thing: the scale of logits is learnt, as that of every head that compares.
+        a video the mean of 16 frames' projections, which is the projection of their mean.
     """
 
     def __init__(self, spec: ProjectionSpec) -> None:
         super().__init__()
         self.spec = spec
         self.weight = nn.Parameter(torch.zeros(spec.outputs, spec.dim))
-        self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE))
 
     def forward(self, x: Tensor, noise: Tensor | None = None, *, training: bool = False) -> Tensor:
         """See `HeadModule.forward`; ``x`` is (B, D), or (B, T, D), of which the mean is mapped.
@@ -124,8 +124,7 @@ class Projection(HeadModule):
         """
         if x.ndim == 3:
             x = self._mean(x)
-        vectors = normalise(nn.functional.linear(x, self.weight), "l2")
-        return self.logit_scale.exp() * vectors
+        return SCALE * normalise(nn.functional.linear(x, self.weight), "l2")
 
     def _mean(self, windows: Tensor) -> Tensor:
         """The mean of the rows that are there, up to its length: shape (B, D) of (B, T, D)."""

@@ -111,7 +111,8 @@ class Noise:
         drops, has_uniform = num_factors > 0 and any(rates), num_uniform > 0
         self.active = drops or has_uniform
         # Other noise of a head that has none is no reason to draw again.
-        both = [own and (has_uniform or rate > 0) for own, rate in zip(independent, rates)]
+        pairs = zip(independent, rates, strict=True)
+        both = [own and (has_uniform or rate > 0) for own, rate in pairs]
         self.independent = self.active and any(both)
 
         def integers(values: Sequence[int]) -> Tensor:

@@ -22,7 +22,7 @@ from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.random import weights_generator
 from raffect.heads.spec_values import require_bounds, require_names
 from raffect.heads.temporal import LOGIT_SCALE, MOST_ATTENTION_HEADS
-from raffect.heads.transformer import attend, linear_shapes, norm_shapes
+from raffect.heads.transformer import ask, attend, linear_shapes, norm_shapes
 from raffect.recipe import MOST_DEPTH, MOST_WIDTH, HeadConfig
 
 HEAD_WIDTH = 2048
@@ -205,11 +205,9 @@ class ReleasedEmoclip(HeadModule):
     def _attend(self, part: Any, x: Tensor, is_there: Tensor, first_only: bool) -> Tensor:
         """Tokens after attention, shape (B, 1 + T, D), or (B, 1, D)."""
         normal, weight = part.norm(x), part.fn.to_qkv.weight
-        inner = len(weight) // 3
+        queries, keys_values = ask(normal, weight, None, first_only=first_only)
         if first_only:
             x = x[:, :1]
-        queries = nn.functional.linear(normal[:, : x.shape[1]], weight[:inner])
-        keys_values = nn.functional.linear(normal, weight[inner:])
         found = attend(queries, keys_values, self.spec.attention_heads, is_there)
         return x + part.fn.to_out[0](found)
 

@@ -47,6 +47,31 @@ def attend(
     return (scores.softmax(-1) @ values).transpose(1, 2).flatten(2)
 
 
+def ask(
+    tokens: Tensor, weight: Tensor, bias: Tensor | None, *, first_only: bool
+) -> tuple[Tensor, Tensor]:
+    """Queries, and keys and values, for `attend`, by one matrix that has all three.
+
+    Args:
+        tokens: Shape (B, N, W).
+        weight: Shape (3 I, W).
+        bias: Shape (3 I,), or None.
+        first_only: Whether the first token alone asks.
+
+    Returns:
+        Shapes (B, N, I) or (B, 1, I), and (B, N, 2 I).
+    """
+    sizes = [len(weight) // 3, 2 * len(weight) // 3]
+    if not first_only:
+        queries, keys_values = nn.functional.linear(tokens, weight, bias).split(sizes, -1)
+        return queries, keys_values
+    # Split at once: each slice would bring a gradient of the size of the whole matrix.
+    weights = weight.split(sizes)
+    biases = [None, None] if bias is None else bias.split(sizes)
+    first = nn.functional.linear(tokens[:, :1], weights[0], biases[0])
+    return first, nn.functional.linear(tokens, weights[1], biases[1])
+
+
 class Block(nn.Module):
     """Attention, then a hidden layer with tanh-GELU, each added to what it was given normalised.
 
@@ -87,9 +112,7 @@ class Block(nn.Module):
         width, normal = x.shape[-1], self.norm1(x)
         if first_only:
             x = x[:, :1]
-        asking = normal[:, : x.shape[1]]
-        queries = nn.functional.linear(asking, self.qkv.weight[:width], self.qkv.bias[:width])
-        asked = nn.functional.linear(normal, self.qkv.weight[width:], self.qkv.bias[width:])
+        queries, asked = ask(normal, self.qkv.weight, self.qkv.bias, first_only=first_only)
         looked = self.out(attend(queries, asked, self.heads, is_there))
         x = x + (looked if noise is None else looked * noise[:, None, :width])
         hidden = nn.functional.gelu(self.up(self.norm2(x)), approximate="tanh")

@@ -85,6 +85,17 @@ def test_a_temporal_head_predicts_a_bank_as_a_loop_over_windows_does(bank, heads
     assert bad[["expr", "p_Anger", "valence"]].isna().all().all()
 
 
+@pytest.mark.parametrize("every", [1, 5])
+def test_windows_that_are_mostly_gaps_are_a_caveat(heads, tmp_path, every):
+    manifest = make_manifest({"a": 40})
+    fill_bank(tmp_path / "few", manifest.filter([k % every == 0 for k in range(40)]))
+    folder = tmp_path / "expr" / "weights" / "h1" / "last"
+    config = {"bank": tmp_path / "few", "head": folder, "out": tmp_path / "p.parquet"}
+    lines = raffect.predict(raffect.PredictConfig(**config)).lines()
+    gaps = "caveat: a head reads frames that are 1 apart, and 0% of the frames have the next"
+    assert any(line.startswith(gaps) for line in lines) == (every == 5)
+
+
 @pytest.mark.parametrize(("rows", "block"), [(1, 3), (7, 5), (1000, 4), (9, 1000)])
 def test_windows_go_over_the_ends_of_blocks_parts_and_shards(
     bank, heads, tmp_path, rows, block, monkeypatch

@@ -23,6 +23,7 @@ from tests.helpers.small_heads import (
     start_head,
     weights_of,
 )
+from tests.helpers.small_modules import AttentiveSpec, make_windows
 
 
 def masks_of(learner, step):
@@ -223,6 +224,18 @@ def test_the_cosine_falls_and_the_released_schedule_rises_again():
         assert (rates == sorted(rates, reverse=True)) == falls
 
 
+@pytest.mark.parametrize("lowest", [0.0, 5e-5])
+def test_emoclips_rate_is_torchs_in_steps_but_never_below_the_lowest(lowest):
+    config = OptimConfig(lr=1e-2, min_lr=lowest, schedule="emoclip-released")
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-2)
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [15, 35, 50], gamma=0.1)
+    for epoch in range(60):
+        expected = max(lowest, optimizer.param_groups[0]["lr"])
+        assert learning_rate(config, epoch, 60) == pytest.approx(expected, rel=1e-9)
+        optimizer.step()
+        steps.step()
+
+
 def test_a_constant_rate_is_constant():
     config = OptimConfig(schedule="constant")
     assert {learning_rate(config, epoch, 32) for epoch in range(32)} == {1e-3}
@@ -272,6 +285,8 @@ CASES = [
     ("expr", torch.float32, {}, 1e-4),
     ("va", torch.float64, {}, 1e-9),
     ("va", torch.float64, {"loss__name": "ccc"}, 1e-9),
+    (AttentiveSpec(), torch.float64, {"optim__name": "sgd", "optim__lr": 0.1}, 1e-9),
+    (AttentiveSpec(), torch.float32, {"sam__independent_dropout": True}, 1e-4),
     ("captions", torch.float64, {"loss__order": 0.3}, 1e-9),
     ("captions", torch.float64, {"loss__leave_out": "Joy", "loss__soft_targets": 0.1}, 1e-9),
 ]
@@ -280,6 +295,8 @@ CASES = [
 def result_of(number, workers=None):
     """Tensors after training the heads of a case."""
     task, dtype, settings, _ = CASES[number]
+    # A module on windows, with dropout, uniform numbers and a temperature.
+    spec, task = (None, task) if isinstance(task, str) else (task, "expr")
     values = ((0, 0.3, 0.05), (1, 0.55, 0.5), (1, 1.0, 0.0))
     if settings.get("loss__name") == "ccc":
         values = ((0, 1.0, 0.05), (1, 1.0, 0.0))
@@ -287,8 +304,8 @@ def result_of(number, workers=None):
     for seed, alpha, rho in values:
         own = {"seed": seed, "loss__alpha": alpha, "sam__rho": rho}
         recipes.append(make_recipe(task, **own, **settings))
-    samples = make_samples(task)
-    learner = run(make_learner(recipes, samples, dtype, workers), samples)
+    samples = make_windows() if spec else make_samples(task)
+    learner = run(make_learner(recipes, samples, dtype, workers, spec), samples)
     return {"rows": learner.heads.rows, "loss": learner.loss_sum, **learner.heads.buffers}
 
 

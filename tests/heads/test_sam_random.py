@@ -6,10 +6,12 @@ import torch
 from scipy import stats
 
 from raffect.heads.random import (
+    Noise,
     dropout_key,
     epoch_order,
     keep_threshold,
     random_bits,
+    uniform_key,
     weights_generator,
 )
 from raffect.heads.sam import perturb
@@ -81,3 +83,98 @@ def test_weights_follow_their_seed():
     one, same, other = (torch.rand(5, generator=weights_generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def noise(
+    seeds=(0,),
+    rates=(0.5,),
+    shape=(8, 3, 2),
+    step=4,
+    second=False,
+    independent=None,
+    rank=0,
+    dtype=torch.float32,
+):
+    """Noise of one step."""
+    independent = independent or [False] * len(seeds)
+    drawn = Noise(seeds, rates, independent, shape, rank, torch.device("cpu"), dtype)
+    return drawn.draw(torch.tensor(step, dtype=torch.int32), second=second)
+
+
+def test_numbers_are_uniform_and_unrelated_to_dropout_steps_seeds_and_neighbours():
+    both = noise(shape=(50_000, 1, 2), dtype=torch.float64)[0]
+    one, beside = both[:, 1], both[:, 2]
+    assert stats.kstest(one, "uniform").pvalue > 1e-3
+    others = [both[:, 0], beside]
+    others += [
+        noise(shape=(50_000, 1, 2), **own)[0, :, 1] for own in ({"step": 5}, {"seeds": (1,)})
+    ]
+    others += [one.roll(1)]
+    for other in others:
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.02
+
+
+def test_numbers_lie_in_0_to_1_and_are_the_same_in_every_type():
+    numbers = noise(shape=(100_000, 0, 2))
+    assert numbers.min() >= 0
+    assert 1 > numbers.max() > 0.9999
+    steps = numbers.double() * 2**24
+    assert torch.equal(steps, steps.round())
+    assert torch.equal(numbers.double(), noise(shape=(100_000, 0, 2), dtype=torch.float64))
+
+
+def test_numbers_beside_them_change_no_factor_of_dropout():
+    seeds, rates = (3, 4), (0.5, 0.5)
+    plain = noise(seeds, rates, (2, 20, 0), step=7, rank=1)
+    # As they were before there were any numbers (raffect of 2026-11-26).
+    bits = ["0000111111110011010011011111101000001000", "0100011010001010011011001101001001011011"]
+    for head, expected in zip(plain, bits, strict=True):
+        assert "".join(str(int(kept > 0)) for kept in head.flatten()) == expected
+    found = noise(seeds, rates, (2, 20, 5), step=7, rank=1)
+    assert torch.equal(found[..., :20], plain)
+    assert plain.unique().tolist() == [0, 2]
+
+
+def test_noise_follows_the_seed_whatever_the_batch_of_heads():
+    seeds, rates = (0, 5, 0, 7), (0.5, 0.5, 0.2, 0.0)
+    together = noise(seeds, rates)
+    for p in range(4):
+        # Alone, a head without dropout still has its factors, which are 1.
+        assert torch.equal(together[p], noise(seeds[p : p + 1], rates[p : p + 1])[0])
+    assert torch.equal(together[0, :, 3:], together[2, :, 3:])
+    assert not torch.equal(together[0, :, 3:], together[1, :, 3:])
+    assert (together[3, :, :3] == 1).all()
+
+
+def test_workers_draw_their_parts_of_the_noise_of_one():
+    whole = noise((0, 1), (0.5, 0.3), (8, 3, 2))
+    parts = [noise((0, 1), (0.5, 0.3), (2, 3, 2), rank=rank) for rank in range(4)]
+    assert torch.equal(torch.cat(parts, 1), whole)
+
+
+def test_only_heads_without_dropout_and_numbers_have_no_noise():
+    for rates, shape, is_there in (
+        ((0.0,), (8, 3, 0), False),
+        ((0.5,), (8, 0, 0), False),
+        ((0.5,), (8, 3, 0), True),
+        ((0.0,), (8, 3, 1), True),
+        ((0.0,), (8, 0, 1), True),
+    ):
+        found = noise(rates=rates, shape=shape)
+        assert (found is not None) == is_there
+        assert found is None or found.shape == (1, 8, shape[1] + shape[2])
+
+
+def test_the_second_pass_of_sam_has_noise_of_its_own_where_a_head_asks_for_it():
+    seeds, rates, independent = (0, 0, 1), (0.5, 0.5, 0.0), (True, False, True)
+    first, second = (noise(seeds, rates, second=s, independent=independent) for s in (False, True))
+    same = [torch.equal(first[p], second[p]) for p in range(3)]
+    assert same == [False, True, False]
+    # Both kinds of noise are drawn again.
+    assert not torch.equal(first[0, :, :3], second[0, :, :3])
+    assert not torch.equal(first[0, :, 3:], second[0, :, 3:])
+
+
+def test_streams_of_a_seed_have_keys_of_their_own():
+    keys = {key(seed) for key in (dropout_key, uniform_key) for seed in range(1000)}
+    assert len(keys) == 2000

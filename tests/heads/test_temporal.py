@@ -12,9 +12,11 @@ from torch import nn
 from raffect.errors import RaffectError
 from raffect.heads.head_batch import normalise
 from raffect.heads.head_kinds import head_spec, read_spec
+from raffect.heads.samples import Samples
 from raffect.heads.snippets import MOST_ORDERS, mean_of, orders_of
 from raffect.heads.temporal import TemporalSpec
 from raffect.recipe import HeadConfig, Recipe, with_settings
+from tests.helpers.small_heads import make_learner, make_recipe, run
 
 DIM, WINDOW = 12, 6
 WHERE = Path("config.json")
@@ -278,6 +280,50 @@ def test_backward_agrees_with_autograd_through_the_module(spec):
         assert torch.allclose(found[p], expected, atol=1e-12)
         assert torch.allclose(heads.gradient[p], gradient, atol=1e-10)
         assert torch.allclose(heads.predict(rows, {}, x)[p], head(x), atol=1e-12)
+
+
+@EACH_SPEC
+def test_heads_at_once_as_on_cuda_are_those_one_by_one(spec):
+    rows = torch.stack([make_row(spec, seed) for seed in range(3)])
+    x = torch.stack([make_windows(spec, seed=seed) for seed in range(3)])
+    noise = torch.stack([make_noise(spec, seed=seed) for seed in range(3)])
+    upstream = torch.randn(3, x.shape[1], spec.outputs + spec.num_penalties, dtype=rows.dtype)
+    one_by_one, at_once = spec.build(rows), spec.build(rows)
+    at_once._at_once = True  # by vmap
+    expected = one_step(one_by_one, x, noise, upstream, x[0])
+    for name, found in one_step(at_once, x, noise, upstream, x[0]).items():
+        assert torch.allclose(found, expected[name], atol=1e-10), name
+
+
+# Learning
+
+
+def test_a_head_learns_what_the_mean_of_a_window_cannot_say():
+    """Whether a window goes up or down: both have the same features, and so the same mean."""
+    recipe = make_recipe(
+        head__kind="temporal",
+        head__window=WINDOW,
+        head__attention_heads=2,
+        head__dropout=0.1,
+        batch_size=32,
+        loss__alpha=1.0,
+        optim__lr=5e-3,
+        epochs=12,
+        sam__rho=0.0,
+    )
+    generator = torch.Generator().manual_seed(0)
+    trend = torch.arange(WINDOW)[:, None] * torch.randn(DIM, generator=generator) / 3
+    x = trend + torch.randn(480, WINDOW, DIM, generator=generator)
+    x[::5, 3] = math.nan
+    y = torch.arange(480) % 2
+    x[y == 1] = x[y == 1].flip(1)
+    samples = Samples(x.half(), y, torch.arange(480), 480)
+    learner = run(
+        make_learner([recipe], samples.part(slice(0, 320))), samples.part(slice(0, 320)), 12
+    )
+    heads, rest = learner.heads, samples.part(slice(320, 480))
+    predicted = heads.predict(heads.rows, heads.buffers, rest.x.double())[0].argmax(1)
+    assert (predicted == rest.y).double().mean() > 0.9  # chance is 1/2
 
 
 # Snippets

@@ -17,7 +17,7 @@ WINDOW = 3
 
 @dataclasses.dataclass(frozen=True)
 class AttentiveSpec(EmbeddingSpec, ModuleSpec):
-    """Attention over a window, and a learnt temperature; a bias that depends on a uniform number."""
+    """Attention over a window, a learnt temperature, dropout and a uniform number."""
 
     dim: int = DIM
     width: int = 8
@@ -106,7 +106,17 @@ class Watched(Attentive):
         self.counts.append(sum(reference() is not None for reference in self.alive))
         hidden = self.inputs(x)
         self.alive.append(weakref.ref(hidden))
-        return self.answer(hidden.exp() * self.logit_scale)
+        return self.answer(hidden * self.logit_scale)
+
+
+def spec_with(kind):
+    """A spec of another module with the same tensors."""
+
+    class Spec(AttentiveSpec):
+        def module(self):
+            return kind(self)
+
+    return Spec()
 
 
 def make_windows(task="expr", seed=0, rows=256):
