@@ -19,6 +19,7 @@ from raffect.datasets.labels import read_labels
 from raffect.encoders.text import open_text_encoder
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head, read_card, save_head
+from raffect.heads.projection import SCALE
 from raffect.language.prompt_sets import prompts_for
 from raffect.recipe import HeadConfig, LossConfig, OptimConfig, SamConfig
 from raffect.runs.data import open_dataset
@@ -209,8 +210,7 @@ def test_its_heads_are_used_like_any_others(texts, projection, judged):
     assert card.head["kind"] == "compared"
     x, _, _ = frames_of(texts)
     weight = weights_of(projection)[card.recipe.seed, ""]
-    scale = head.inner.logit_scale.detach().exp().item()
-    expected = scale * unit_map(x, weight) @ text_rows(texts, "facs", through=weight).T
+    expected = SCALE * unit_map(x, weight) @ text_rows(texts, "facs", through=weight).T
     with torch.no_grad():
         found = head(torch.from_numpy(x).float()).numpy()
     np.testing.assert_allclose(found[:, :7], expected, atol=1e-4)
