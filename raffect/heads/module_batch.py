@@ -22,6 +22,8 @@ from raffect.heads.workers import Workers
 
 _REFUSED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 """Modules that keep or draw something of their own in training."""
+_ALIGNED = 64
+"""Bytes: new memory begins at multiples of it."""
 
 
 class HeadModule(nn.Module):
@@ -62,8 +64,8 @@ class ModuleBatch(HeadBatch):
     """P heads of one module; see `raffect.heads.head_batch.HeadBatch`.
 
     On CUDA all heads are one call of the module under vmap. On the CPU they are called one after
-    the other, each on memory of its own: there the last bits of a product depend on how many
-    matrices it takes and on where they begin in memory, and so a head would depend on its batch.
+    the other, on tensors that begin where new ones do: there the last bits of a product depend on
+    how many matrices it takes and on where they begin in memory, and so would a head on its batch.
     """
 
     spec: ModuleSpec
@@ -159,8 +161,10 @@ class ModuleBatch(HeadBatch):
         return [run(state, *own) for state, *own in zip(states, *inputs, strict=True)]
 
     def _split(self, tensor: Tensor) -> list[Tensor]:
-        """A tensor (P, ...) as one part a call, on the CPU in memory of its own."""
-        return [tensor] if self._at_once else [own.clone() for own in tensor]
+        """A tensor (P, ...) as one part a call, on the CPU where memory of its own would begin."""
+        if self._at_once:
+            return [tensor]
+        return [own.clone() if own.data_ptr() % _ALIGNED else own for own in tensor]
 
     def _split_all(self, tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         return {name: self._split(tensor) for name, tensor in tensors.items()}
