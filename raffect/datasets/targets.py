@@ -35,7 +35,7 @@ SUFFIX = ".targets.parquet"
 """What the name of a file of vectors ends with."""
 _MOST_TARGETS = 1 << 31
 _CHUNK = 4096
-"""Vectors that are checked at a time."""
+"""Vectors that are worked on at a time: a teacher has one for each of a million frames."""
 _REMEDY = "make the table and its targets again"
 
 
@@ -136,7 +136,10 @@ def write_targets(
         vectors.ndim == 2 and vectors.shape[0] > 0 and 0 < vectors.shape[1] <= MOST_OUTPUTS,
         f"targets of {path}: vectors of shape {vectors.shape}; expected (V, E), none of them 0",
     )
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    chunks = [slice(k, k + _CHUNK) for k in range(0, len(vectors), _CHUNK)]
+    lengths = np.concatenate(
+        [np.linalg.norm(vectors[part].astype(np.float64), axis=1) for part in chunks]
+    )
     bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
     require(
         not len(bad),
@@ -147,7 +150,9 @@ def write_targets(
         len(captions) in (0, len(vectors)),
         f"targets of {path}: {len(captions)} captions of {len(vectors)} vectors",
     )
-    unit = (vectors / lengths[:, None]).astype(np.float16)
+    unit = np.empty(vectors.shape, np.float16)
+    for part in chunks:
+        unit[part] = vectors[part] / lengths[part, None]
 
     # Their file, then the table, which names it
     columns: dict[str, pa.Array] = {

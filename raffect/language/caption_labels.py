@@ -15,7 +15,7 @@ import pyarrow as pa
 from raffect.datasets.labels import is_of_clips, read_values
 from raffect.datasets.tasks import Task
 from raffect.errors import require
-from raffect.language.captioned import Captioned, LeftOut
+from raffect.language.captioned import Captioned, LeftOut, number_equal
 from raffect.language.prompt_sets import TaskPhrases
 from raffect.metrics.task_kinds import kind_of
 from raffect.storage.keys import encode_video
@@ -142,18 +142,19 @@ def caption_units(rows: Labelled, sets: Sequence[TaskPhrases], seed: int) -> Cap
     )
     rng, count = np.random.default_rng(seed), len(rows.active)
     drawn = [rng.integers(0, n, count) for n in (len(sentences), most)]
-    cells = np.column_stack([rows.active, *drawn])
     is_unsure = ~np.asarray(rows.active.any(axis=1) | rows.known.all(axis=1))
     rows = rows.without(is_unsure, "nothing active, but not all labels are known")
 
     # Each sentence once
-    different, number = np.unique(cells[~is_unsure], axis=0, return_inverse=True)
+    active, drawn = rows.active, [part[~is_unsure] for part in drawn]
+    cells = np.column_stack([np.packbits(active, axis=1), *drawn])
+    number, first = number_equal(cells)
     texts = [
-        _write(sentences[template], np.flatnonzero(active), draw)
-        for *active, template, draw in different.tolist()
+        _write(sentences[drawn[0][row]], np.flatnonzero(active[row]), drawn[1][row])
+        for row in first
     ]
     once = {text: k for k, text in enumerate(dict.fromkeys(texts))}
-    target = np.array([once[text] for text in texts])[number.ravel()]
+    target = np.array([once[text] for text in texts])[number]
     table = rows.table.append_column("target", pa.array(target))
     return Captioned(table, rows.where, list(once), rows.left_out)
 

@@ -14,7 +14,7 @@ from raffect.bank.format import Bank
 from raffect.datasets.labels import is_of_clips
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
-from raffect.language.captioned import Captioned
+from raffect.language.captioned import Captioned, number_equal
 from raffect.language.in_bank import find_frames
 
 _ROW = Task(name="teacher", kind="regression", outputs=("row",), columns=("row",), unlabelled=None)
@@ -39,7 +39,8 @@ def read_teacher(path: Path, found: Captioned) -> tuple[Captioned, np.ndarray]:
     """
     # Rows that it has
     teacher = Bank(path).require()
-    identity, frames = teacher.require_identity(), find_frames(teacher)
+    teacher.require_identity()
+    frames = find_frames(teacher)
     extracted, _ = frames.count(found.table)
     if not extracted.any():
         names = frames.vocabulary.names
@@ -74,10 +75,6 @@ def read_teacher(path: Path, found: Captioned) -> tuple[Captioned, np.ndarray]:
     )
 
     # Equal vectors once
-    content = pa.py_buffer(np.ascontiguousarray(x))
-    kind = pa.binary(x.itemsize * identity.dim)
-    once = pa.Array.from_buffers(kind, len(x), [None, content]).dictionary_encode()
-    target = once.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    first = np.unique(target, return_index=True)[1]
+    target, first = number_equal(x)
     table = found.table.append_column("target", pa.array(target))
     return replace(found, table=table), x[first]

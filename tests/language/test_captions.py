@@ -84,7 +84,9 @@ def test_targets_of_a_block_are_of_many_videos(texts, tmp_path):
 
 def test_several_sets_and_own_templates_paraphrase(texts, tmp_path):
     templates = ("look at {}", "{} here")
-    source = {"from_labels": texts / "labels" / "au.parquet", "templates": templates}
+    few = read_labels(texts / "labels" / "au.parquet").to_pylist()[::8]
+    labels = write_rows(tmp_path / "au.parquet", AU, few)
+    source = {"from_labels": labels, "templates": templates}
     sets = {"prompts": ("facs", "everyday"), "truncate": True}
     found = make_captions(texts, tmp_path / "c.parquet", **source, **sets)
     captions = [row["caption"] for row in rows_of(found)]
@@ -262,8 +264,10 @@ def test_classes_are_judged_on_their_own_table_so_that_others_do_not_guard_them(
 def test_the_same_command_gives_the_same_bytes_and_another_seed_others(texts, tmp_path, source):
     lines = ["video,caption", *(f"v{k:02d},f {k}" for k in range(12))]
     (tmp_path / "t.csv").write_text("\n".join(lines))
+    rows = read_labels(texts / "labels" / "au.parquet").to_pylist()[::8]
+    few = write_rows(tmp_path / "au.parquet", AU, rows)
     more = {
-        "au": {"from_labels": texts / "labels" / "au.parquet"},
+        "au": {"from_labels": few},
         "expr": {"from_labels": texts / "labels" / "expr.parquet"},
         "teacher": {"teacher": texts / "bank", "labels": texts / "labels" / "expr.parquet"},
         "table": {"table": tmp_path / "t.csv", "validation_share": 0.5},
