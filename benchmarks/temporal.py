@@ -50,8 +50,8 @@ CPU = torch.device("cpu")
 _GAPS, _SHARE = 0.05, 0.8
 """Share of frames that the bank lacks, and of those that a fold trains on."""
 TEMPORAL: dict[str, Any] = {"head.width": 64, "epochs": 6}
-"""Beside the recipe: its 192 units are meant for 768 features, the embedded encoder has 256; and few
-epochs, to save time."""
+"""Beside the recipe: its 192 units are meant for 768 features, the embedded encoder has 256; and
+few epochs, to save time."""
 MLP: dict[str, Any] = {"epochs": 12}
 ERM = {"loss.alpha": 1.0, "sam.rho": 0.0}
 """The search is without CVaR and SAM, which take twice the time."""
