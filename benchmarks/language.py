@@ -1,6 +1,6 @@
 """Heads of texts on drawn faces: captions without any EXPR label, and what heads learn from them.
 
-    uv run python benchmarks/language.py [--frames 8000] [--seed 1] [--num-seeds 3]
+    uv run python benchmarks/language.py [--frames 12000] [--seed 1] [--num-seeds 3]
 
 Every step is a command as a user types it, with fixed seeds; its words are printed before it, and
 behind it what it printed: scores with their intervals beside chance. Faces are drawn and the
@@ -103,13 +103,13 @@ def judge_all(folder: Path, bank: Path, data: Path, made: dict[str, Path], seeds
     harder = {"loss.alpha": 0.3, "sam.rho": 0.05}
     snippets = {"head.snippets": 4, "loss.order": 0.1}
     for name, own in {"emoclip": {}, "snippets": snippets, "cvar-sam": harder}.items():
-        run, labels = folder / name, made["au-clips"]
+        run, labels = folder / name, made["au-frames"]
         raffect("train", "emoclip", *settings(own), bank=bank, labels=labels, out=run, **heads)
         raffect("zeroshot", **expr, head=run, out=folder / f"{name}-expr")
 
     # A projection that texts share; what is learnt with labels of EXPR stands below
     run = folder / "expclip"
-    own = settings({"batch_size": 256, "epochs": 20})
+    own = settings({"batch_size": 64, "epochs": 20})
     raffect("train", "expclip", *own, bank=bank, labels=made["teacher"], out=run, **heads)
     raffect("zeroshot", **expr, head=run, out=folder / "expclip-expr")
     run = folder / "left-out"
@@ -147,7 +147,7 @@ def print_captions(made: dict[str, Path]) -> None:
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--frames", type=int, default=8000)
+    parser.add_argument("--frames", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--num-seeds", type=int, default=3)
     args = parser.parse_args()
