@@ -27,7 +27,7 @@ SMALL = {
     "predict": "--frames 12000 --heads 1 --repeats 1 --rows 9000",
     "zeroshot": "--frames 8000 --sets 2 --model raffect-faces --weights embedded",
     "emoclip_loop": "--steps 2 --window 4 --batch 4 --dim 64",
-    "language": "--frames 800 --num-seeds 1",
+    "language": "--frames 800 --num-seeds 0",
     "startup": "--frames 12000 --models raffect-faces --repeats 1",
 }
 
