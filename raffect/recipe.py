@@ -139,7 +139,8 @@ class LossConfig(Record):
     """Weight of a second loss: in which order the snippets of a window stand (Liu et al. 2023);
     needs head.snippets."""
     leave_out: str = ""
-    """Class that training and the choice of an epoch never see; empty for none."""
+    """For captions of classes: class that training, the choice of an epoch and scores leave out;
+    `raffect zeroshot --head` judges it. Empty for none."""
     logit_adjustment: float = 0.0
     """Add this many times the log prior to the logits in training (Menon et al. 2021); 0 is off, 1
     is that paper's value."""

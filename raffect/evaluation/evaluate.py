@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,15 @@ from raffect.config import EvaluateConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.evaluation.choose_rules import require_rules
-from raffect.evaluation.inputs import judge_each
+from raffect.evaluation.inputs import SavedHead, judge_each
 from raffect.evaluation.pick import PickedHead, sound_heads
 from raffect.evaluation.postprocessed import judge_rules
 from raffect.evaluation.results import EvaluatedHead, EvaluateResult, Evaluation, TaskResult
 from raffect.evaluation.totals import sum_tasks
 from raffect.heads.checkpoint import require_encoder
 from raffect.heads.fit import count
+from raffect.heads.head_batch import HeadBatch
+from raffect.heads.samples import Samples
 from raffect.metrics.intervals import score_interval
 from raffect.metrics.scores import JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
@@ -165,7 +166,13 @@ def _outputs(task: Task) -> str:
 def _count(config: EvaluateConfig, dataset: Dataset, heads: Sequence[PickedHead]) -> np.ndarray:
     """Statistics of each head and group, shape (heads, groups, A, B)."""
     device = pick_device(config.device)
-    judge = partial(count, dataset.loss_kind(device))
+    kind = dataset.loss_kind(device)
+
+    def judge(batch: HeadBatch, samples: Samples, head: SavedHead) -> np.ndarray:
+        # As in its own run; a classifier made of texts is judged on what its head never saw, too
+        recipes = [] if dataset.targets is None else [head.card.recipe]
+        return count(kind, batch, samples, left_out=kind.left_out(recipes))
+
     try:
         return np.concatenate(judge_each(dataset, config.split, heads, device, judge))
     except torch.OutOfMemoryError as error:

@@ -323,8 +323,10 @@ def _collect_validation(
 
     # Predictions, head by head
     index, device = dataset.splits["validation"], pick_device(config.device)
-    judge = partial(predict, loss_kind(dataset.task))
-    scores = judge_each(dataset, "validation", run.heads, device, judge)
+    kind = loss_kind(dataset.task)
+    scores = judge_each(
+        dataset, "validation", run.heads, device, lambda head, rows, _: predict(kind, head, rows)
+    )
     numbers = np.array([vocabulary.number(f"group {name}") for name in index.groups])
     found = Collected(
         key=_key_of(index.video, index.videos, index.frame, vocabulary),

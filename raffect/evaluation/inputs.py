@@ -84,7 +84,7 @@ def judge_each(
     split: str,
     heads: Sequence[SavedHead],
     device: torch.device,
-    judge: Callable[[HeadBatch, Samples], np.ndarray],
+    judge: Callable[[HeadBatch, Samples, SavedHead], np.ndarray],
 ) -> list[np.ndarray]:
     """What ``judge`` makes of each head and the samples of a split as that head reads them.
 
@@ -98,6 +98,6 @@ def judge_each(
         index = dataset.rows(split, heads[alike[0]].card.recipe.head)
         samples = read_rows(index, dataset.task, device)
         for place in alike:
-            found[place] = judge(load_batch(heads[place].folder, device)[0], samples)
+            found[place] = judge(load_batch(heads[place].folder, device)[0], samples, heads[place])
         del samples
     return [found[place] for place in range(len(heads))]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 
 from raffect.config import LearnConfig
-from raffect.errors import RaffectError
+from raffect.errors import require
 from raffect.heads.head_batch import HeadSpec
 from raffect.runs.data import Dataset, check_trainable, pick_device, targets_of
 from raffect.runs.windows import require_full_window
@@ -21,17 +21,32 @@ def find_left_out(words: Sequence[str], dataset: Dataset) -> list[str]:
         RaffectError: If the task has no classes. A class that it lacks is refused as the setting
             ``loss.leave_out`` is.
     """
+    task = dataset.task
+    if words:
+        _require_captions(f"--leave-out {' '.join(words)[:60]}", dataset)
     if "each" not in words:
         return list(dict.fromkeys(words))
-    task, kind = dataset.task, dataset.loss_kind(pick_device("cpu"))
-    targets = torch.from_numpy(targets_of(dataset.splits["train"], task))
-    classes = kind.classes(targets) if kind.has_classes and len(task.outputs) > 1 else None
-    if classes is None:
-        raise RaffectError(
-            f"--leave-out each: task {task.name} has no classes; make captions of classes with "
-            "`raffect captions`, or leave it out"
-        )
-    return [task.outputs[k] for k in classes.unique().tolist() if k >= 0]
+    require(
+        len(task.outputs) > 1,
+        f"--leave-out each: the captions of {task.name} are of no classes; make captions of "
+        "classes with `raffect captions`, or leave it out",
+    )
+    classes = np.unique(targets_of(dataset.splits["train"], task)[:, 1])
+    return [task.outputs[k] for k in classes if k >= 0]
+
+
+def _require_captions(what: str, dataset: Dataset) -> None:
+    """Refuse to leave a class out of labels: a head can never give an answer that it never saw.
+
+    Raises:
+        RaffectError: Names the task and the remedy.
+    """
+    task = dataset.task
+    require(
+        dataset.targets is not None,
+        f"{what}: task {task.name} is {task.kind}, whose heads can never give an answer that they "
+        "have not seen; make captions of its classes with `raffect captions`, or leave it out",
+    )
 
 
 def check_before(config: LearnConfig, dataset: Dataset, spec: HeadSpec | None = None) -> None:
@@ -45,6 +60,8 @@ def check_before(config: LearnConfig, dataset: Dataset, spec: HeadSpec | None = 
         dataset.fold_of_frames(config.num_folds)
     kind = dataset.loss_kind(pick_device("cpu"))
     where = f"the training split of {dataset.facts.labels}"
+    if config.loss.leave_out:
+        _require_captions(f"loss.leave-out {config.loss.leave_out[:60]}", dataset)
     kind.require_recipe(config)
     if spec is None:
         spec_of(dataset, config)

@@ -72,8 +72,8 @@ def record_batch(
     """
     # Statistics of every snapshot, and of every epoch for heads of folds
     loss, judged, in_fold = fit_job.prior.kind, fit_job.validation, job.heads[0].fold is not None
-    # Epochs are chosen by statistics of folds, so that these must not see what a head leaves out
-    left_out = loss.left_out(fit_job.recipes) if in_fold else None
+    # As curves and choices of epochs: a class that a head leaves out is no part of its score
+    left_out = loss.left_out(fit_job.recipes)
     counts = {
         name: count(loss, fitted.heads(name), judged, left_out=left_out)
         for name in SNAPSHOTS

@@ -503,11 +503,21 @@ def test_classes_that_cannot_be_left_out_are_one_line(texts, captions, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-def test_labels_have_no_class_to_leave_out(texts, tmp_path):
-    head = HeadConfig(depth=0)
-    config = config_of(texts, texts, tmp_path / "run", head, task="au", leave_out=("each",))
-    with pytest.raises(RaffectError, match="--leave-out each: task au has no classes"):
-        raffect.train(config)
+@pytest.mark.parametrize(
+    ("task", "more", "line"),
+    [
+        ("au", {"leave_out": ("each",)}, "--leave-out each: task au is multilabel"),
+        ("expr", {"leave_out": ("Fear",)}, "--leave-out Fear: task expr is multiclass"),
+        ("expr", {"leave_out": "Fear"}, "loss.leave-out Fear: task expr is multiclass"),
+    ],
+)
+def test_labels_have_no_class_to_leave_out(texts, tmp_path, task, more, line):
+    if task == "expr" and isinstance(more["leave_out"], str):
+        more = {"loss": LossConfig(alpha=1.0, **more)}
+    config = config_of(texts, texts, tmp_path / "run", HeadConfig(depth=0))
+    with pytest.raises(RaffectError, match=f"{line}.*captions of its classes"):
+        raffect.train(dataclasses.replace(config, task=task, **more))
+    assert not (tmp_path / "run").exists()
 
 
 def test_cards_of_the_judged_heads_name_texts_and_run(judged):

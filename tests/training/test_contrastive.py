@@ -96,7 +96,7 @@ def test_alpha_is_an_axis_of_sweeps(data, tmp_path, capsys):
     assert sorted(alphas) == [0.3, 1]
 
 
-def test_a_class_left_out_is_judged_at_last_and_seen_by_no_choice(data, tmp_path):
+def test_a_class_left_out_is_in_no_score_of_its_head_anywhere(data, tmp_path):
     out, number = tmp_path / "run", EXPR.outputs.index("Anger")
     more = ["--loss.leave-out", "Anger", "--select", "cv", "--folds", "2"]
     assert main(words("train", data, out, *more)) == 0
@@ -105,7 +105,13 @@ def test_a_class_left_out_is_judged_at_last_and_seen_by_no_choice(data, tmp_path
     assert len(folds) == 2
     for record in folds:  # the epoch is chosen by their statistics
         assert all(sums[number].sum() == 0 for sums in folder.sums_by_epoch(record).values())
-    assert main_head.scores["last"].outputs["Anger"]["support"] > 0
+    last = main_head.scores["last"]
+    assert last.outputs["Anger"]["support"] == 0
+    assert last.headline == main_head.curve.validation[-1]
+    assert main(judge(data, out, "--out", str(tmp_path / "scores"))) == 0
+    again = json.loads((tmp_path / "scores" / "metrics.json").read_text())["heads"][0]["score"]
+    assert again["headline"] == pytest.approx(last.headline)
+    assert again["outputs"]["Anger"]["support"] == 0
     assert main_head.scores["best"].epoch == int(np.argmax(main_head.curve.validation)) + 1
     assert not (out / "predictions").exists()  # a head for captions answers nothing
 
