@@ -19,7 +19,14 @@ from raffect.metrics.worst import WorstCases
 from raffect.provenance import Provenance
 from raffect.recipe import Recipe
 from raffect.runs.metrics_file import SettingScores, table
-from raffect.runs.spread import absent_lines, chance_text, output_lines, settings_text, short
+from raffect.runs.spread import (
+    absent_lines,
+    chance_text,
+    output_lines,
+    settings_text,
+    short,
+    unseen_classes,
+)
 from raffect.runs.tables import group_rows
 from raffect.runs.worst import worst_text
 from raffect.storage.atomic import write_atomic
@@ -148,7 +155,10 @@ class TaskResult:
             settings_text(setting.settings): setting.scores[found.snapshot].mean
             for setting in found.settings
         }
-        lines += absent_lines(found.heads[0].score, means, kind, found.split)
+        if unseen := unseen_classes(found.heads):
+            lines.append(f"left out of these scores, which are of seen classes: {unseen}")
+        else:
+            lines += absent_lines(found.heads[0].score, means, kind, found.split)
         if found.split == "train":
             lines.append("these frames were trained on: this is no measure of how well a head does")
         elif found.snapshot == "best":

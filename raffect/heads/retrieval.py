@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raffect.heads.head_batch import normalise
-from raffect.metrics.retrieval import MOST_CANDIDATES, Candidates
+from raffect.metrics.retrieval import EXACT, MOST_CANDIDATES, Candidates
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def count_hits(
     first_PN = rank_first(outputs_PNE, target_N2, targets, left_out_P)
     hit_PN = (first_PN == same_N).double()
     constant_N = (targets.frequent[number_N] == same_N).double()
-    others = (torch.ones_like(constant_N), targets.guess[number_N], constant_N)
+    guess = _guess(number_N, class_N, targets, left_out_P)
+    others = (torch.ones_like(constant_N), guess, constant_N)
     terms_PN4 = torch.stack([hit_PN, *(term.expand_as(hit_PN) for term in others)], -1)
 
     # Not index_add_, which on CUDA adds in any order
@@ -94,6 +95,24 @@ def count_hits(
     cell_N = video_N * num_classes + class_N
     out.transpose(0, 1).index_put_((cell_N,), terms_PN4.transpose(0, 1), accumulate=True)
     return out.view(len(outputs_PNE), num_videos, num_classes, 4)
+
+
+def _guess(
+    number_N: Tensor, class_N: Tensor, targets: TargetVectors, left_out_P: Tensor | None
+) -> Tensor:
+    """How often a guess among the candidates is right, shape (N,), or (P, N) where heads differ.
+
+    Of blocks of many candidates those that a head leaves out are not taken off.
+    """
+    guess_N = targets.guess[number_N]
+    if left_out_P is None or targets.distinct is None:
+        return guess_N
+    owner_K = targets.owner[targets.distinct]
+    hidden_P1 = (owner_K == left_out_P[:, None]).sum(1, keepdim=True) * (left_out_P >= 0)[:, None]
+    is_other_PN = class_N != left_out_P[:, None]
+    count_PN = len(owner_K) - hidden_P1 * is_other_PN
+    # Rounded as `find_candidates` has it, so that sums are exact
+    return torch.where(hidden_P1 > 0, (EXACT / count_PN.double()).round() / EXACT, guess_N)
 
 
 def rank_first(

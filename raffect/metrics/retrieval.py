@@ -21,7 +21,7 @@ from raffect.metrics.scores import Chance, Score
 MOST_CANDIDATES = 1024
 """Most distinct vectors that a head chooses from. Of more, targets 0 to 1023 are candidates for
 each other, then 1024 to 2047, and so on."""
-_EXACT = 2**30
+EXACT = 2**30
 """What chances are rounded to a fraction of: sums of millions of such are exact, and so the same in
 whatever parts they are added up."""
 HITS, SAMPLES, GUESSED, CONSTANT = range(4)
@@ -71,7 +71,7 @@ def find_candidates(vectors: np.ndarray, targets: np.ndarray) -> Candidates:
     for start in range(0, len(vectors), size):
         numbers = all_numbers[start : start + size]
         found, place = np.unique(same[numbers], return_inverse=True)
-        guess[numbers] = round(_EXACT / len(found)) / _EXACT
+        guess[numbers] = round(EXACT / len(found)) / EXACT
         frequent[numbers] = found[np.bincount(place, counts[numbers]).argmax()]
 
     # The class that has a target to itself

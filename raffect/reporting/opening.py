@@ -77,6 +77,8 @@ def _what_came_out(run: Run, runs: Sequence[Run]) -> str:
         if main.rule != "only"
         else "it reaches"
     )
+    if main.rule == "classes":
+        which = f"the {main.why}, reaches"
     is_trained = run.record.command != "zeroshot"
     after = " after the last epoch" if is_trained else ""
     score = f"{run.kind.title} **{short(found.mean)}**{_interval_text(found)}{after}"
@@ -120,6 +122,9 @@ def _interval_text(found: Spread) -> str:
 def _remarks(run: Run) -> list[str]:
     """Absent classes, and frames without an image: both change what a score means."""
     texts = [as_text(line) for line in run.data.missing_lines()]
+    if run.record.command != "zeroshot" and run.main.heads[0].recipe.loss.leave_out:
+        unseen = "These scores are of seen classes. Recall of the unseen ones: "
+        return [*texts, f"{as_text(run.title)}: {unseen}`raffect zeroshot --head RUN`."]
     score = run.main.heads[0].scores["last"]
     if score.absent:
         names = enumerate_words([as_text(run.task.describe(name)) for name in score.absent])

@@ -96,7 +96,11 @@ def _rows_of_others(run: Run) -> list[list[str]]:
 
 def cells_of(found: Spread) -> list[str]:
     """Mean, spread over seeds and interval over videos as three cells of a table."""
-    sd = f"± {short(found.sd)} ({found.heads})" if found.sd is not None else "one seed"
+    sd = (
+        f"± {short(found.sd)} ({found.heads}{'' if found.over == 'seeds' else ' ' + found.over})"
+        if found.sd is not None
+        else "one seed"
+    )
     low, high = found.interval_95 or (None, None)
     interval = f"[{short(low)}, {short(high)}]" if found.interval_95 else "-"
     return [short(found.mean), sd, interval]

@@ -22,6 +22,7 @@ from raffect.runs.folder import RunFolder
 from raffect.runs.main_setting import MainSetting, choose_main_setting
 from raffect.runs.records import STOPPED, HeadRecord, RunRecord
 from raffect.runs.spread import (
+    LEAVE_OUT,
     Spread,
     finished,
     group_by_settings,
@@ -184,7 +185,9 @@ class Run:
         """Of heads by group, shape (heads, groups, A, B); None without those of all."""
         found = [self.folder.statistics_of(record, snapshot) for record in heads]
         known = [counts for counts in found if counts is not None]
-        return np.stack(known) if len(known) == len(heads) else None
+        # Worst cases are of heads that were judged on the same samples
+        alike = len({head.recipe.loss.leave_out for head in heads}) == 1
+        return np.stack(known) if alike and len(known) == len(heads) else None
 
     def _find_worst(self, heads: Heads, statistics: np.ndarray) -> WorstCases:
         names = self.folder.read_statistics(heads[0])
@@ -215,6 +218,8 @@ class Run:
     def describe(self, heads: Heads) -> str:
         """A setting's values, such as ``alpha 0.3, rho 0.05``."""
         settings = heads[0].settings
+        if len({head.recipe.loss.leave_out for head in heads}) > 1:
+            settings = settings | {LEAVE_OUT: "each"}
         named = [(short_name(name), settings[name]) for name in self.shown_settings]
         return ", ".join(f"{name} {value_text(value)}" for name, value in named)
 

@@ -29,6 +29,11 @@ _OPTIMISTIC = (
     "split itself."
 )
 
+_NOT_COMPARED = (
+    "Each row is of the classes that its heads have seen, so rows do not compare with each other. "
+    "Recall of the unseen classes: `raffect zeroshot --head RUN`."
+)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -54,7 +59,7 @@ class Section:
         """Markdown; pictures and files are written meanwhile."""
         run = self.run
         seeds = enumerate_words(
-            [str(seed) for seed in sorted(record.recipe.seed for record in run.main.heads)]
+            [str(seed) for seed in sorted({record.recipe.seed for record in run.main.heads})]
         )
         heads = f"{plural(len(run.main.heads), 'head')}, {_seeds_word(run)} {seeds}"
         about = f"{as_text(run.describe(run.main.heads))}: {run.main.why}"
@@ -115,6 +120,8 @@ class Section:
         left_out = len(run.groups) - len(run.shown_groups)
         few = f"The {MOST_SETTINGS} settings with the highest val-last of {len(run.groups):,}. "
         meaning = (few if left_out else "") + _OPTIMISTIC
+        if run.main.rule == "classes":
+            meaning = _NOT_COMPARED
         link = self._link("settings", "All settings")
         return [*lines, *settings_table(run), meaning, "", *link]
 
@@ -132,7 +139,8 @@ class Section:
 
     def _about(self) -> str:
         heads = self.run.main.heads
-        return f"{self.run.describe(heads)}, last epoch, {plural(len(heads), 'seed')}"
+        seeds = len({record.recipe.seed for record in heads})
+        return f"{self.run.describe(heads)}, last epoch, {plural(seeds, 'seed')}"
 
     def _outputs(self) -> list[str]:
         """Scores of each class, label or value."""
@@ -206,7 +214,7 @@ class Section:
 
 
 def _seeds_word(run: Run) -> str:
-    return "seeds" if len(run.main.heads) > 1 else "seed"
+    return "seeds" if len({record.recipe.seed for record in run.main.heads}) > 1 else "seed"
 
 
 def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -257,11 +265,13 @@ def _output_rows(run: Run) -> list[dict[str, Any]]:
     *scores, (_, frames) = run.kind.columns
     rows = []
     for name in outputs[0]:
-        values = {key: [part[name][key] for part in outputs] for _, key in scores}
+        # By the heads that have seen the class, where some leave it out
+        own = [part[name] for part in outputs if part[name][frames]] or [outputs[0][name]]
+        values = {key: [part[key] for part in own] for _, key in scores}
         first = values[scores[0][1]]
-        sd = float(np.std(first, ddof=1)) if len(outputs) > 1 else None
+        sd = float(np.std(first, ddof=1)) if len(own) > 1 else None
         means = {key: float(np.mean(found)) for key, found in values.items()}
-        rows.append({"name": name, **means, "sd": sd, "frames": outputs[0][name][frames]})
+        rows.append({"name": name, **means, "sd": sd, "frames": own[0][frames]})
     return rows
 
 

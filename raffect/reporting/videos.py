@@ -25,15 +25,16 @@ def group_rows(run: Run) -> list[Row]:
     the heads of the main setting, at the last epoch.
 
     Returns:
-        Empty where the statistics of a head are missing, there is one group alone, or each frame
-        is a group by itself.
+        Empty where heads leave out different classes, statistics of a head are missing, there is
+        one group alone, or each frame is a group by itself.
     """
     # Statistics of all heads, shape (heads, groups, A, B)
     heads = run.main.heads
     found = [run.folder.statistics_of(record, "last") for record in heads]
     names = run.folder.read_statistics(heads[0])
     known = [counts for counts in found if counts is not None]
-    if names is None or len(known) < len(heads):
+    alike = len({head.recipe.loss.leave_out for head in heads}) == 1
+    if names is None or not alike or len(known) < len(heads):
         return []
     statistics, kind = np.stack(known), run.kind
     frames = kind.count_frames(statistics[0])

@@ -26,6 +26,7 @@ from raffect.runs.metrics_file import HeadScores, Metrics, SettingScores, table
 from raffect.runs.records import STOPPED, HeadRecord
 from raffect.runs.spread import (
     CHOICE,
+    LEAVE_OUT,
     NAMES,
     Spread,
     absent_lines,
@@ -35,6 +36,7 @@ from raffect.runs.spread import (
     is_erm,
     settings_text,
     spread,
+    unseen_classes,
     varying,
 )
 from raffect.runs.tables import head_row, write_tables
@@ -74,6 +76,11 @@ class RunResult:
 
     def _absent(self) -> list[str]:
         """Classes that the validation split lacks, and the headline scores over the others."""
+        if unseen := unseen_classes(self.records):
+            # They have frames, which count for no head that leaves them out
+            return [
+                f"left out of training and of these scores, which are of seen classes: {unseen}"
+            ]
         score = finished(self.records)[0].scores["last"]
         scores = self.metrics.headline.scores.items()
         means = {NAMES[snapshot]: found.mean for snapshot, found in scores}
@@ -84,7 +91,13 @@ class RunResult:
         caveat = [f"caveat: {self.data.caveat}"] if self.data.caveat else []
         weights = "weights/, " if self.saved_heads else ""
         wrote = f"wrote {self.folder}: {weights}metrics.json, heads.csv, results.csv, per_group.csv"
-        following = f"raffect report --runs {shlex.quote(str(self.folder))}"
+        run, facts = shlex.quote(str(self.folder)), self.data
+        following = f"raffect report --runs {run}"
+        if unseen_classes(self.records):
+            following = (
+                f"raffect zeroshot --head {run} --bank {shlex.quote(facts.bank)} --labels LABELS "
+                "--task TASK --out OUT, for the recall of the unseen classes"
+            )
         return [*caveat, wrote, f"next: {following}"]
 
 
@@ -128,12 +141,11 @@ class SweepResult(RunResult):
         return self.metrics.settings
 
     @property
-    def best(self) -> SettingScores:
-        """The setting with the highest val-last.
+    def best(self) -> SettingScores | None:
+        """The setting with the highest val-last; None where settings leave out a class each.
 
         Chosen on the validation split itself, so optimistic.
         """
-        assert self.metrics.best is not None  # every sweep has one
         return self.metrics.best
 
     @property
@@ -158,14 +170,16 @@ class SweepResult(RunResult):
                 "heads that ASHA stopped had poor scores on the validation split: "
                 "means over the others are optimistic"
             )
-        compared = (
-            f"of {len(self.settings)} settings compared on the validation split itself, "
-            "so optimistic"
-        )
-        lines += [
-            f"chance  {chance_text(self.chance)}",
-            f"highest val-last: {settings_text(self.best.settings)}, {compared}{mark}",
-        ]
+        lines.append(f"chance  {chance_text(self.chance)}")
+        main = self.metrics.headline
+        if self.best is None:
+            score = f"{kind_of(facts.task).title} {main.scores['last'].text()}"
+            lines.append(f"val-last: {score}; {main.chosen_by}{mark}")
+        else:
+            lines.append(
+                f"highest val-last: {settings_text(self.best.settings)}, of {len(self.settings)} "
+                f"settings compared on the validation split itself, so optimistic{mark}"
+            )
 
         # The setting that was chosen without the validation split
         if (found := self.cross_validated) is not None:
@@ -174,7 +188,7 @@ class SweepResult(RunResult):
                 f"cross-validated:  {settings_text(found.settings)}, {score}; "
                 f"neither settings nor epoch saw the validation split{mark}"
             )
-        elif any(record.cv_epoch == 0 for record in self.records):
+        elif self.best and any(record.cv_epoch == 0 for record in self.records):
             lines.append("cross-validated:  nothing, no head was trained to the end on any fold")
         return [*lines, *self._absent(), *self._closing()]
 
@@ -185,9 +199,10 @@ class SweepResult(RunResult):
         others = "".join(
             f"; {count} {status} and left out, see heads.csv" for status, count in left_out if count
         )
+        score = f" by {kind_of(data.task).title}" if not kind_of(data.task).answers else ""
         return (
             f"{data.task.name.upper()}: {len(self.records)} heads on {train.frames:,} frames, "
-            f"judged on {validation.frames:,} frames of {validation.groups} other "
+            f"judged{score} on {validation.frames:,} frames of {validation.groups} other "
             f"{data.group_name}{others}"
         )
 
@@ -254,14 +269,22 @@ def conclude_sweep(
 
     # The best setting, the one that cross-validation chose, and the one that stands for the sweep
     row_of = {group[0].id: row for group, row in zip(groups, rows, strict=True)}
-    best = max(rows, key=lambda row: row.scores["last"].mean)
-    best = replace(best, chosen_by=by_highest(len(rows)))
-    metrics = _describe(facts, records, tuple(rows), best=best)
-    if (selected := select_by_cv(folder, groups, every)) is not None:
-        row = replace(row_of[selected[0].id], chosen_by="folds of the training split")
-        metrics = replace(metrics, cross_validated=row)
+    selected = select_by_cv(folder, groups, every)
     main = choose_main_setting(folder, groups, selected)
-    metrics = replace(metrics, main=replace(row_of[main.heads[0].id], chosen_by=main.why))
+    metrics = _describe(facts, records, tuple(rows))
+    if main.rule == "classes":
+        # Their scores are of different classes each, so that none is the best
+        together = _row(folder, main.heads, names, None)
+        named = replace(together, settings=together.settings | {LEAVE_OUT: "each"}, erm=False)
+        metrics = replace(metrics, main=replace(named, chosen_by=main.why))
+    else:
+        best = max(rows, key=lambda row: row.scores["last"].mean)
+        best = replace(best, chosen_by=by_highest(len(rows)))
+        named = replace(row_of[main.heads[0].id], chosen_by=main.why)
+        metrics = replace(metrics, best=best, main=named)
+        if selected is not None:
+            row = replace(row_of[selected[0].id], chosen_by="folds of the training split")
+            metrics = replace(metrics, cross_validated=row)
     write_atomic(folder.path / "metrics.json", metrics.to_bytes())
     return SweepResult(
         folder=folder.path, metrics=metrics, records=tuple(records), saved_heads=saved_heads
@@ -272,7 +295,6 @@ def _describe(
     facts: DataFacts,
     records: Sequence[HeadRecord],
     settings: tuple[SettingScores, ...],
-    best: SettingScores | None = None,
 ) -> Metrics:
     statuses = Counter(record.status for record in records)
     heads = {
@@ -284,7 +306,6 @@ def _describe(
         data=facts,
         chance=finished(records)[0].chance,
         settings=settings,
-        best=best,
         left_out={status: statuses[status] for status in ("diverged", STOPPED)},
         heads=heads,
     )

@@ -4,9 +4,11 @@ A sweep has many settings, and whoever reads one score of it must know how that 
 first rule that applies chooses it, and is named wherever the setting is shown:
 
 1. ``only``: there is one setting.
-2. ``cv``: cross-validation on folds of the training split chose it.
-3. ``own``: the recipe's own values are among the settings, which were fixed before any score.
-4. ``best``: the highest val-last; chosen on the validation split itself, so optimistic.
+2. ``classes``: settings differ in ``loss.leave_out`` alone. Their scores are of different classes
+   each, so nothing is chosen: all heads together stand for the run.
+3. ``cv``: cross-validation on folds of the training split chose it.
+4. ``own``: the recipe's own values are among the settings, which were fixed before any score.
+5. ``best``: the highest val-last; chosen on the validation split itself, so optimistic.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from raffect.config import LearnPromptsConfig, TrainConfig, TuneConfig
 from raffect.recipe import DEFAULTS, NAMES, read_recipe
 from raffect.runs.folder import RunFolder
 from raffect.runs.records import HeadRecord
-from raffect.runs.spread import mean_score
+from raffect.runs.spread import LEAVE_OUT, mean_score, varying
 
-Rule = Literal["only", "cv", "own", "best"]
+Rule = Literal["only", "classes", "cv", "own", "best"]
 BRIEFLY: dict[Rule, str] = {
     "only": "the only setting",
+    "classes": "mean over left-out classes",
     "cv": "chosen on folds",
     "own": "the recipe's own",
     "best": "highest val-last, optimistic",
@@ -38,7 +41,8 @@ class MainSetting:
     """The setting that stands for a run.
 
     Attributes:
-        heads: That have it, and differ in their seed alone.
+        heads: That have it, and differ in their seed alone; by the rule ``classes`` in the class
+            that they leave out too.
         rule: Which chose it.
         num_settings: Of how many.
     """
@@ -53,6 +57,10 @@ class MainSetting:
         many = f"of {self.num_settings} settings"
         return {
             "only": "the only setting of the run",
+            "classes": (
+                f"mean over {self.num_settings} left-out classes, which are not compared, of the "
+                "score on seen classes"
+            ),
             "cv": f"chosen {many} on folds of the training split",
             "own": "the recipe's own values, fixed before any score was known",
             "best": by_highest(self.num_settings),
@@ -84,6 +92,9 @@ def choose_main_setting(
     """
     if len(groups) == 1:
         return MainSetting(groups[0], "only", 1)
+
+    if varying(groups) == [LEAVE_OUT]:
+        return MainSetting([head for group in groups for head in group], "classes", len(groups))
 
     if cross_validated is not None:
         # What only stands beside a run was judged on no fold

@@ -32,6 +32,10 @@ CHOICE: dict[Snapshot, str] = {
 """How the epoch behind a score was chosen."""
 
 
+LEAVE_OUT = "loss.leave_out"
+"""The setting that names a class which a head never sees."""
+
+
 class HasRecipe(Protocol):
     """Anything that has one recipe."""
 
@@ -56,6 +60,7 @@ class Spread(Record):
         heads: How many.
         epochs: Epoch of each.
         group_name: What the interval is over: videos, subjects or pictures.
+        over: What heads differ in: ``seeds``, or ``heads without one class each``.
     """
 
     mean: float
@@ -64,10 +69,11 @@ class Spread(Record):
     heads: int
     epochs: tuple[int, ...]
     group_name: str = "videos"
+    over: str = "seeds"
 
     def text(self) -> str:
         """``.412 ± .005 over 5 seeds, [.380, .440] over videos``."""
-        over_seeds = f" ± {short(self.sd)} over {self.heads} seeds"
+        over_seeds = f" ± {short(self.sd)} over {self.heads} {self.over}"
         mean = short(self.mean) + (" (one seed)" if self.sd is None else over_seeds)
         if self.interval_95 is None:
             return mean
@@ -81,6 +87,7 @@ def spread_of(
     statistics: Sequence[np.ndarray | None],
     kind: Kind,
     group_name: str,
+    over: str = "seeds",
 ) -> Spread:
     """Mean and spread of the headline scores of heads that differ in their seed alone.
 
@@ -91,6 +98,7 @@ def spread_of(
             no interval.
         kind: Of the task.
         group_name: What the groups are called.
+        over: What heads differ in.
     """
     # An interval over some of the heads would not be that of their mean.
     counts = [found for found in statistics if found is not None]
@@ -102,6 +110,7 @@ def spread_of(
         heads=len(scores),
         epochs=tuple(epochs),
         group_name=group_name,
+        over=over,
     )
 
 
@@ -112,13 +121,14 @@ def spread(folder: RunFolder, records: Sequence[HeadRecord], snapshot: Snapshot)
         return None
     scores = [record.scores[snapshot] for record in having]
     statistics = [folder.statistics_of(record, snapshot) for record in having]
-    first = having[0]
+    first, several = having[0], len({record.recipe.loss.leave_out for record in having}) > 1
     return spread_of(
         [score.headline for score in scores],
         [score.epoch for score in scores],
         statistics,
         first.kind,
         first.group_name,
+        "heads without one class each" if several else "seeds",
     )
 
 
@@ -204,6 +214,15 @@ def is_erm(recipe: Recipe) -> bool:
     return not recipe.text.prompts and all(
         settings[name] == value for name, value in PLAIN_ERM.items()
     )
+
+
+def unseen_classes(items: Sequence[HasRecipe]) -> str:
+    """Names of the classes that no score of some heads counts, since they leave them out.
+
+    Heads that are compared with texts are judged on all classes.
+    """
+    own = [item.recipe.loss.leave_out for item in items if not item.recipe.text.prompts]
+    return ", ".join(filter(None, dict.fromkeys(own)))
 
 
 def absent_lines(score: Score, means: Mapping[str, float], kind: Kind, split: str) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from raffect.config import LearnConfig
 from raffect.errors import require
-from raffect.heads.head_batch import HeadSpec
+from raffect.heads.head_batch import EmbeddingSpec, HeadSpec
 from raffect.runs.data import Dataset, check_trainable, pick_device, targets_of
 from raffect.runs.windows import require_full_window
 from raffect.training.run_batch import spec_of
@@ -49,6 +49,24 @@ def _require_captions(what: str, dataset: Dataset) -> None:
     )
 
 
+def _require_other_vectors(spec: HeadSpec, dataset: Dataset) -> None:
+    """Refuse a head that maps texts as it maps features for targets that are texts already.
+
+    Raises:
+        RaffectError: Names the kind of head and the remedy.
+    """
+    maps_texts = isinstance(spec, EmbeddingSpec) and (
+        type(spec).embed_texts is not EmbeddingSpec.embed_texts
+    )
+    targets = dataset.facts.targets
+    require(
+        not maps_texts or targets is None or not targets.image_sha256,
+        f"head.kind {spec.kind}: maps texts as it maps features, and the targets of "
+        f"{dataset.facts.labels} are texts of the bank's own weights, which would be mapped once "
+        "more; give vectors of a teacher (`raffect captions --teacher`), or head.kind temporal",
+    )
+
+
 def check_before(config: LearnConfig, dataset: Dataset, spec: HeadSpec | None = None) -> None:
     """Refuse what cannot be trained before anything is written or started; see `train_on`.
 
@@ -63,8 +81,7 @@ def check_before(config: LearnConfig, dataset: Dataset, spec: HeadSpec | None = 
     if config.loss.leave_out:
         _require_captions(f"loss.leave-out {config.loss.leave_out[:60]}", dataset)
     kind.require_recipe(config)
-    if spec is None:
-        spec_of(dataset, config)
+    _require_other_vectors(spec or spec_of(dataset, config), dataset)
     index = dataset.rows("train", config.head)
     require_full_window(index, config.head, dataset.facts.of_clips)
     targets = targets_of(dataset.splits["train"], dataset.task)

@@ -90,13 +90,19 @@ def text_bank(tmp_path_factory):
         yield make_text_bank(tmp_path_factory.mktemp("texts"))
 
 
-def write_class_captions(texts: Path, file: Path, names: Sequence[str] = EXPR.outputs[:7]) -> Path:
+def write_class_captions(
+    texts: Path,
+    file: Path,
+    names: Sequence[str] = EXPR.outputs[:7],
+    image_sha256: str = embedded().weights_sha256,
+) -> Path:
     """Captions of the classes of a bank of texts, one a frame that shows one of them.
 
     Args:
         texts: Of `make_text_bank`.
         file: The label table.
         names: Classes, whose number is that of their vector.
+        image_sha256: Of the weights of the texts; empty to have them as vectors of a teacher.
     """
     labels = read_labels(texts / "labels" / "expr.parquet")
     number = labels["expression"].to_numpy()
@@ -112,7 +118,7 @@ def write_class_captions(texts: Path, file: Path, names: Sequence[str] = EXPR.ou
         contrastive_task("captions", names),
         encoder.encode(captions),
         captions=captions,
-        image_sha256=embedded().weights_sha256,
+        image_sha256=image_sha256,
         scale=encoder.identity.scale,
         source=labels,
     )

@@ -38,7 +38,15 @@ WINDOWS = HeadConfig(kind="temporal", width=8, layers=1, attention_heads=2, wind
 
 @pytest.fixture(scope="module")
 def captions(texts, tmp_path_factory):
-    return write_class_captions(texts, tmp_path_factory.mktemp("captions") / "captions.parquet")
+    """Vectors as of a teacher, for projections."""
+    file = tmp_path_factory.mktemp("captions") / "captions.parquet"
+    return write_class_captions(texts, file, image_sha256="")
+
+
+@pytest.fixture(scope="module")
+def own_captions(texts, tmp_path_factory):
+    """Texts by the weights of the bank."""
+    return write_class_captions(texts, tmp_path_factory.mktemp("own") / "captions.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +225,9 @@ def test_its_heads_are_used_like_any_others(texts, projection, judged):
     assert (found[:, 7] < -9000).all()
 
 
-def test_windows_are_read_as_the_head_reads_them(texts, captions, tmp_path):
+def test_windows_are_read_as_the_head_reads_them(texts, own_captions, tmp_path):
     run = tmp_path / "windows"
-    raffect.train(config_of(texts, captions, run, WINDOWS))
+    raffect.train(config_of(texts, own_captions, run, WINDOWS))
     result = raffect.zeroshot(zeroshot_of(texts, tmp_path / "out", run, select="none"))
     x, y, videos = frames_of(texts)
     windows = np.full((len(x), 3, x.shape[1]), np.nan)
@@ -314,6 +322,26 @@ def test_each_class_has_heads_that_are_those_of_its_setting_alone(
     path = f"weights/{alone.id}/last/head.safetensors"
     assert (tmp_path / "alone" / path).read_bytes() == (left_out.folder / path).read_bytes()
     assert same.scores["last"].headline == alone.scores["last"].headline
+
+
+def test_classes_that_are_left_out_do_not_compete(left_out, tmp_path):
+    scores = [record.scores["last"].headline for record in left_out.records]
+    main_setting = left_out.metrics.headline
+    assert left_out.best is None
+    assert main_setting.scores["last"].mean == pytest.approx(np.mean(scores))
+    assert main_setting.settings["loss.leave_out"] == "each"
+    lines = "\n".join(left_out.lines())
+    assert "highest" not in lines
+    assert "absent" not in lines
+    assert "over 3 heads without one class each" in lines
+    assert "mean over 3 left-out classes, which are not compared" in lines
+    assert "recall@1" in lines
+    assert f"next: raffect zeroshot --head {left_out.folder}" in lines
+    page = raffect.report((left_out.folder,), tmp_path / "report").markdown.read_text()
+    assert "the mean over 3 left-out classes, which are not compared, of the score on" in page
+    assert "its main setting" not in page
+    assert "optimistic as val-best" not in page
+    assert "rows do not compare with each other" in page
 
 
 def test_the_same_command_trains_no_head_again_and_more_classes_train_theirs_alone(
@@ -474,9 +502,15 @@ def card_with(card, recipe=None, **data):
     return dataclasses.replace(card, data=facts, recipe=recipe or card.recipe)
 
 
-def test_vectors_of_a_teacher_are_no_vectors_of_texts(texts, captions, tmp_path):
+def test_texts_that_a_projection_would_map_once_more_are_refused(texts, own_captions, tmp_path):
+    with pytest.raises(RaffectError, match=r"head.kind projection: .* mapped once more; .*teacher"):
+        raffect.train(config_of(texts, own_captions, tmp_path / "run", PROJECTION))
+    assert not (tmp_path / "run").exists()
+
+
+def test_vectors_of_a_teacher_are_no_vectors_of_texts(texts, own_captions, tmp_path):
     run = tmp_path / "windows"
-    raffect.train(config_of(texts, captions, run, HeadConfig(kind="pooled")))
+    raffect.train(config_of(texts, own_captions, run, HeadConfig(kind="pooled")))
     (folder,) = run.glob("weights/*/last")
     module, card = load_head(folder)
     targets = dataclasses.replace(card.data.targets, image_sha256="")

@@ -108,6 +108,7 @@ def test_a_class_left_out_is_in_no_score_of_its_head_anywhere(data, tmp_path):
     last = main_head.scores["last"]
     assert last.outputs["Anger"]["support"] == 0
     assert last.headline == main_head.curve.validation[-1]
+    assert main_head.chance.majority >= round(2**30 / 14) / 2**30  # of 16 captions 2 are hidden
     assert main(judge(data, out, "--out", str(tmp_path / "scores"))) == 0
     again = json.loads((tmp_path / "scores" / "metrics.json").read_text())["heads"][0]["score"]
     assert again["headline"] == pytest.approx(last.headline)
