@@ -141,7 +141,14 @@ class TaskResult:
         ]
 
         # Scores, and what they must not be taken for
-        for setting in found.settings:
+        lacking = [h for h in found.heads if h.recipe.text.head and h.recipe.loss.leave_out]
+        if lacking:
+            lines.append(
+                f"{len(lacking)} heads were trained without one class each, whose recall is their "
+                "result: see the run's leave_one_out.csv; below is what has no head"
+            )
+        shown = [one for one in found.settings if not (lacking and one.settings.get("text.head"))]
+        for setting in shown:
             name, score = settings_text(setting.settings), setting.scores[found.snapshot].text()
             lines.append(f"{name}: {kind.title} {score}{setting.difference}{facts.incomplete_mark}")
             if setting.worst is not None:
@@ -153,7 +160,7 @@ class TaskResult:
             lines.append(f"  {worst_text(found.worst_by_chance, kind, facts.group_name)}")
         means = {
             settings_text(setting.settings): setting.scores[found.snapshot].mean
-            for setting in found.settings
+            for setting in shown
         }
         if unseen := unseen_classes(found.heads):
             lines.append(f"left out of these scores, which are of seen classes: {unseen}")
@@ -169,8 +176,8 @@ class TaskResult:
         if len(found.settings) == 1:
             score = kind.score(self.statistics.sum((0, 1)), facts.task)
             lines += output_lines(score, kind, len(self.statistics))
-        lacking = sorted({head.incomplete for head in found.heads if head.incomplete})
-        lines += [f"trained on an incomplete bank, which lacked {what}" for what in lacking]
+        missing = sorted({head.incomplete for head in found.heads if head.incomplete})
+        lines += [f"trained on an incomplete bank, which lacked {what}" for what in missing]
         return [*lines, *(f"caveat: {caveat}" for caveat in found.caveats)]
 
     def write(self, folder: Path) -> None:

@@ -241,6 +241,7 @@ def _describe(
     return UnseenClass(
         name=name,
         samples=int(plain[0][:, classes].sum()),
+        groups=int(has_some.sum()),
         prompts=prompts,
         trained=Headline.of(trained, kind),
         plain=Headline.of(plain[0], kind),

@@ -106,17 +106,25 @@ class ZeroshotResult:
             for found in self.shown:
                 if found.is_chosen:
                     lines.append(
-                        f"chosen on folds of the training split: {self._name(found)}, "
-                        f"{found.text()}; the validation split had no part in it{mark}"
+                        f"{self._role(found)}chosen on folds of the training split: "
+                        f"{self._name(found)}, {found.text()}; the validation split had no part "
+                        f"in it{mark}"
                     )
                     lines += self._silent_line(found)
         elif len(self.shown) > 1:
             lines.append("nothing was chosen: the highest of these scores would be optimistic")
         if self.chosen or len(self.shown) == 1:
+            lines.append(f"by {kind.part}, {self._name(shown)}:")
             lines += output_lines(self.outputs, kind, shown.heads)
         for found in self.left_out:
             lines += found.lines()
         return [*lines, *self.seen, *self._closing()]
+
+    def _role(self, found: PromptScores) -> str:
+        """Whether a score is the result of ``--head`` or what it is compared with."""
+        if not self.trained.sources:
+            return ""
+        return "result, through the heads: " if found.trained else "comparison, without a head: "
 
     def _name(self, found: PromptScores) -> str:
         """A prompt set, as far as needed with ensemble, run, window and number of heads."""

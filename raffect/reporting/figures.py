@@ -242,15 +242,35 @@ def draw_curves(rows: Rows, title: str, how_many: str, kind: Kind, stem: Path) -
     _save(figure, rows, stem)
 
 
-def draw_scores(rows: Rows, title: str, kind: Kind, stem: Path) -> None:
-    """Scores of several settings that differ in more than alpha: ``label, <score>, sd`` a row."""
+def draw_scores(rows: Rows, chance: float, title: str, kind: Kind, stem: Path) -> None:
+    """Scores of several settings that differ in more than alpha.
+
+    Args:
+        rows: ``label, <score>, sd, low, high`` of each. Where no setting has several seeds, bars
+            are its interval.
+        chance: Score of a predictor that never looks.
+        title: Above the picture.
+        kind: Of the task.
+        stem: Path without suffix of the PNG and the CSV.
+    """
     figure, axes = _new(7.2, 0.8 + 0.34 * len(rows))
     places = np.arange(len(rows))[::-1]
-    values, sds = [row[kind.key] for row in rows], [row["sd"] or 0 for row in rows]
+    values = np.array([row[kind.key] for row in rows])
+    by_seeds = any(row["sd"] is not None for row in rows)
+    if by_seeds:
+        bars, meaning = np.array([row["sd"] or 0 for row in rows]), "± 1 sd over seeds"
+    else:
+        ends = [
+            (v, v) if r["low"] is None else (r["low"], r["high"])
+            for v, r in zip(values, rows, strict=True)
+        ]
+        bars, meaning = np.abs(np.array(ends).T - values), "95 % interval"
     style: dict[str, Any] = {"fmt": "o", "color": ACCENT, "ecolor": MUTED, "capsize": 3}
-    axes.errorbar(values, places, xerr=sds, **style)
+    axes.errorbar(values, places, xerr=bars, **style)
+    axes.axvline(chance, color=INK, linestyle=":", linewidth=1.2, label=f"chance {chance:.3f}")
     axes.set_yticks(places, [row["label"] for row in rows], fontsize=8)
-    axes.set(xlabel=f"{kind.title}, validation, last epoch; bars ± 1 sd over seeds", title=title)
+    axes.set(xlabel=f"{kind.title}, validation; bars: {meaning}", title=title)
+    axes.legend(bbox_to_anchor=(-0.05, -0.16), **_BELOW)
     _save(figure, rows, stem)
 
 
@@ -280,7 +300,10 @@ def draw_unseen(rows: Rows, chance: float, title: str, stem: Path) -> None:
         style: dict[str, Any] = {"fmt": "o", "color": color, "capsize": 3, "markersize": 5}
         axes.errorbar(values, places + shift, xerr=bars, label=label, **style)
     axes.axvline(chance, color=INK, linestyle=":", linewidth=1.2, label=f"chance {chance:.3f}")
-    axes.set_yticks(places, [row["class"] for row in rows], fontsize=8)
+    names = [
+        row["class"] + ("" if row["recall.low"] is not None else "\n(no interval)") for row in rows
+    ]
+    axes.set_yticks(places, names, fontsize=8)
     axes.set(xlabel="recall, validation; bars: 95 % interval", title=title, xlim=(-0.03, 1.03))
     axes.legend(ncols=3, bbox_to_anchor=(-0.05, -0.16), **_BELOW)
     _save(figure, rows, stem)

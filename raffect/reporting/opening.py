@@ -8,6 +8,7 @@ from raffect.metrics.intervals import Interval
 from raffect.reporting.page import as_text
 from raffect.reporting.run import Run, find_erm, main_against_erm, short_name
 from raffect.runs.against_erm import Difference
+from raffect.runs.leave_one_out import LeaveOneOut, read_leave_one_out
 from raffect.runs.spread import Spread, mean_and_sd, mean_score, short, signed
 
 
@@ -65,6 +66,8 @@ def _what_was_made(run: Run) -> str:
 
 def _what_came_out(run: Run, runs: Sequence[Run]) -> str:
     """The score of the main setting, with its interval, against plain ERM and chance."""
+    if tables := read_leave_one_out(run.folder.path):
+        return " ".join(map(_recall_of_unseen, tables))
     # The score
     found, main = run.spread(run.main.heads, "last"), run.main
     assert found is not None  # every finished head has one
@@ -101,6 +104,20 @@ def _what_came_out(run: Run, runs: Sequence[Run]) -> str:
     facts = mean_and_sd([record.scores["last"].headline for record in heads])
     facts += f"; {difference_text(difference)}" if difference else ""
     return f"{start}, {by_erm} {name} ({facts}) and {against}."
+
+
+def _recall_of_unseen(found: LeaveOneOut) -> str:
+    """Mean recall of the classes that heads never saw, against the same without a head."""
+    mean = found.mean
+    ends = ", ".join(map(short, mean.trained.interval_95 or ()))
+    interval = f" [{ends}]" if ends else ""
+    texts = f" (texts {as_text(found.classes[0].prompts)})" if not found.is_chosen else ""
+    return (
+        f"Heads of {as_text(found.run)} find **{short(mean.trained.score)}**{interval} of the "
+        f"{mean.samples:,} {found.unit} of the {plural(len(found.classes), 'class', 'classes')} "
+        f"that they never saw{texts}, mean over classes; without a head it is "
+        f"{short(mean.plain.score)} (difference {mean.gain.text()}), chance {short(found.chance)}."
+    )
 
 
 def difference_text(difference: Difference) -> str:
@@ -158,9 +175,9 @@ def compare(difference: float, interval: Interval | None, level: float = 0.0) ->
     return f"not clearly {word}" if interval[0] <= level <= interval[1] else word
 
 
-def plural(count: int, word: str) -> str:
-    """``1 head``, ``1,200 heads``."""
-    return f"{count:,} {word}" + ("" if count == 1 else "s")
+def plural(count: int, word: str, words: str = "") -> str:
+    """``1 head``, ``1,200 heads``; ``words`` where the plural has another ending."""
+    return f"{count:,} {word if count == 1 else words or f'{word}s'}"
 
 
 def enumerate_words(words: Sequence[str]) -> str:

@@ -55,12 +55,14 @@ def _rows_of_heads(run: Run, runs: Sequence[Run]) -> list[list[str]]:
     main, mark = run.main, as_text(run.data.incomplete_mark)
     why = f" ({BRIEFLY[main.rule]})" if main.rule != "only" else ""
     start, rows = [as_text(run.name), as_text(run.title)], []
-    for name in SNAPSHOTS:
+    # Heads made of texts have no epochs to choose from: all snapshots are one
+    for name in SNAPSHOTS if run.is_trained else SNAPSHOTS[:1]:
         if found := run.spread(main.heads, name):
             method = f"{as_text(run.describe(main.heads))}{why}{mark}"
             cell = _erm_cell(run, runs) if name == "last" else "-"
             worst = worst_cells(run.worst(main.heads, name))
-            rows.append([*start, method, NAMES[name], *cells_of(found), cell, *worst])
+            epoch = NAMES[name] if run.is_trained else "no epochs"
+            rows.append([*start, method, epoch, *cells_of(found), cell, *worst])
     if run.erm and run.erm is not main.heads and (found := run.spread(run.erm, "last")):
         worst = worst_cells(run.worst(run.erm, "last"))
         rows.append([*start, f"plain ERM{mark}", NAMES["last"], *cells_of(found), "-", *worst])
@@ -120,11 +122,15 @@ def worst_cells(found: WorstCases | None) -> list[str]:
 
 def settings_table(run: Run) -> list[str]:
     """A row for each setting that is shown."""
-    titles = ["setting", "val-last", "± sd (seeds)", f"95 % over {as_text(run.data.group_name)}"]
+    score = NAMES["last"] if run.is_trained else run.kind.title
+    titles = ["setting", score, "± sd (seeds)", f"95 % over {as_text(run.data.group_name)}"]
     has_erm = any(is_erm(heads[0].recipe) for heads in run.groups)
     titles += [AGAINST_ERM] if has_erm else []
     titles += [f"worst {run.kind.part}", f"{TAIL_NAME} of {as_text(run.data.group_name)}"]
-    titles += ["val-best", "val-cv"] if run.has_folds else ["val-best"]
+    more: list[Snapshot] = []
+    if run.is_trained:
+        more = ["best", "cv"] if run.has_folds else ["best"]
+    titles += [NAMES[name] for name in more]
     rows = []
     for heads in run.shown_groups:
         marks = ["main setting"] if heads is run.main.heads else []
@@ -136,9 +142,7 @@ def settings_table(run: Run) -> list[str]:
         row = [setting, *cells_of(last)]
         row += [difference_cell(run.against_erm(heads))] if has_erm else []
         row += worst_cells(run.worst(heads, "last"))
-        row.append(_score_cell(heads, "best"))
-        row += [_score_cell(heads, "cv")] if run.has_folds else []
-        rows.append(row)
+        rows.append([*row, *(_score_cell(heads, name) for name in more)])
     return table_of(titles, rows)
 
 

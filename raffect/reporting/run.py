@@ -97,6 +97,11 @@ class Run:
         return any(record.status == STOPPED for record in self.records)
 
     @property
+    def is_trained(self) -> bool:
+        """Whether its heads have epochs: heads made of texts have none."""
+        return self.record.command != "zeroshot"
+
+    @property
     def has_folds(self) -> bool:
         """Whether epochs were cross-validated."""
         return any(record.fold is not None for record in self.records)

@@ -63,15 +63,18 @@ class Section:
         )
         heads = f"{plural(len(run.main.heads), 'head')}, {_seeds_word(run)} {seeds}"
         about = f"{as_text(run.describe(run.main.heads))}: {run.main.why}"
+        after = " after their last epoch (val-last)" if run.is_trained else ""
+        unseen = self._unseen()
+        main = "Without a head" if unseen else "Main setting"
         return [
             f"## {as_text(run.title)}: {as_text(run.name)}",
             "",
-            f"Main setting: **{about}** ({heads}). "
-            "Unless a table or picture names other settings, it is of these heads after their "
-            "last epoch (val-last), mean over seeds.",
+            *unseen,
+            f"{main}: **{about}** ({heads}). "
+            f"Unless a table or picture names other settings, it is of these heads{after}, mean "
+            "over seeds.",
             "",
             *self._settings(),
-            *self._unseen(),
             *self._outputs(),
             *self._confusion(),
             *self._worst(),
@@ -111,7 +114,9 @@ class Section:
             lines = ["### Settings (the paper's Figure 2)", "", *shown]
         else:
             title = f"{run.title} by settings{run.mark}"
-            figures.draw_scores(_score_rows(run), title, run.kind, self._path("by-setting"))
+            chance = run.main.heads[0].chance.level
+            path = self._path("by-setting")
+            figures.draw_scores(_score_rows(run), chance, title, run.kind, path)
             shown = self._show("by-setting", f"{run.kind.title} by setting")
             lines = ["### Settings", "", *shown]
 
@@ -140,7 +145,8 @@ class Section:
     def _about(self) -> str:
         heads = self.run.main.heads
         seeds = len({record.recipe.seed for record in heads})
-        return f"{self.run.describe(heads)}, last epoch, {plural(seeds, 'seed')}"
+        epoch = "last epoch, " if self.run.is_trained else ""
+        return f"{self.run.describe(heads)}, {epoch}{plural(seeds, 'seed')}"
 
     def _outputs(self) -> list[str]:
         """Scores of each class, label or value."""
@@ -250,10 +256,11 @@ def _alpha_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
 
 
 def _score_rows(run: Run) -> list[dict[str, Any]]:
-    """A row a setting: mean and standard deviation of its score at the last epoch."""
+    """A row a setting: mean, sd over seeds and interval of its score at the last epoch."""
     found = [(heads, run.spread(heads, "last")) for heads in run.shown_groups]
     return [
         {"label": run.describe(heads), run.kind.key: value.mean, "sd": value.sd}
+        | dict(zip(("low", "high"), value.interval_95 or (None, None), strict=True))
         for heads, value in found
         if value
     ]

@@ -91,7 +91,7 @@ def terms_of_results(runs: Sequence[Run]) -> list[tuple[str, str]]:
         (NAMES[snapshot], how_chosen(snapshot, run.has_stopped))
         for snapshot in CHOICE
         for run in runs
-        if snapshot in run.main.heads[0].scores
+        if run.is_trained and snapshot in run.main.heads[0].scores
     ]
     chosen = [(name, f"{text}.") for name, text in dict.fromkeys(found)]
     others = [(name, _MEANINGS[name]) for name in ("± sd (seeds)", AGAINST_ERM)]

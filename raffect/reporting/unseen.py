@@ -27,10 +27,19 @@ def unseen_lines(found: LeaveOneOut) -> list[str]:
     rows = []
     for one in (*found.classes, found.mean):
         name = f"**{one.name}**" if one is found.mean else as_text(one.name)
-        scores = [headline_text(one.trained), headline_text(one.plain), difference_cell(one.gain)]
-        rows.append([name, f"{one.samples:,}", as_text(one.prompts), *scores])
-    rows.append(["chance", "", "", short(found.chance), short(found.chance), "-"])
-    titles = ["class", found.unit, "prompts", f"recall, 95 % over {groups}", "without a head"]
+        recall = headline_text(one.trained) + one.why_no_interval(groups)
+        scores = [recall, headline_text(one.plain), difference_cell(one.gain)]
+        counts = [f"{one.samples:,}", f"{one.groups}" if one.groups else "-"]
+        rows.append([name, *counts, as_text(one.prompts), *scores])
+    rows.append(["chance", "", "", "", short(found.chance), short(found.chance), "-"])
+    titles = [
+        "class",
+        found.unit,
+        groups,
+        "prompts",
+        f"recall, 95 % over {groups}",
+        "without a head",
+    ]
     lines = [about, "", *table_of([*titles, "difference"], rows)]
     if found.skipped:
         names = ", ".join(map(as_text, found.skipped))

@@ -23,6 +23,7 @@ class UnseenClass(Record):
     Attributes:
         name: Of the class.
         samples: Validation samples of it.
+        groups: Videos, or other groups, that have any; 0 in files older than this field.
         prompts: Prompt set that the heads and the features were compared with.
         trained: Recall by the heads that never saw it: mean over seeds, interval over groups.
         plain: Recall by the same features without a head, against the same texts.
@@ -31,14 +32,23 @@ class UnseenClass(Record):
 
     name: str
     samples: Count
+    groups: Count = 0
     prompts: str
     trained: Headline
     plain: Headline
     gain: Difference
 
+    def why_no_interval(self, group_name: str) -> str:
+        """`` (one video: no interval)``; empty with an interval."""
+        if self.trained.interval_95 is not None or not self.groups:
+            return ""
+        group = group_name.removesuffix("s")
+        why = f"one {group}" if self.groups == 1 else f"equal without any {group}"
+        return f" ({why}: no interval)"
+
     def row(self) -> dict[str, Any]:
         """One row of leave_one_out.csv."""
-        row: dict[str, Any] = {"class": self.name, "samples": self.samples}
+        row: dict[str, Any] = {"class": self.name, "samples": self.samples, "groups": self.groups}
         row["prompts"] = self.prompts
         for name, score, interval in (
             ("recall", self.trained.score, self.trained.interval_95),
@@ -96,9 +106,12 @@ class LeaveOneOut(Record):
         names = max(len(one.prompts) for one in shown)
         for one in shown:
             prompts = f"{one.prompts:{names}}  " if names else ""
+            groups = f" of {one.groups} {self.group_name}" if one.groups else ""
             lines.append(
-                f"  {one.name:{width}}  {prompts}{headline_text(one.trained)}  without a head "
-                f"{headline_text(one.plain)}  difference {one.gain.text()}"
+                f"  {one.name:{width}}  {prompts}{headline_text(one.trained)}"
+                f"{one.why_no_interval(self.group_name)}  without a head "
+                f"{headline_text(one.plain)}  difference {one.gain.text()}  "
+                f"{one.samples:,} {self.unit}{groups}"
             )
         lines.append(
             f"  chance {short(self.chance)} (guesses with equal shares); intervals over "

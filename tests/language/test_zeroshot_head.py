@@ -21,9 +21,11 @@ from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head, read_card, save_head
 from raffect.heads.projection import SCALE
 from raffect.language.prompt_sets import prompts_for
+from raffect.metrics.intervals import Headline
 from raffect.recipe import HeadConfig, LossConfig, OptimConfig, SamConfig
+from raffect.runs.against_erm import Difference
 from raffect.runs.data import open_dataset
-from raffect.runs.leave_one_out import read_leave_one_out
+from raffect.runs.leave_one_out import UnseenClass, read_leave_one_out
 from raffect.storage.tables import read_metadata, write_table
 from raffect.training.checks import find_left_out
 from raffect.training.space import list_recipes
@@ -88,6 +90,25 @@ def frames_of(texts, split="validation", task=EXPR):
     order = np.lexsort((found.frame, found.video))
     x, y = found.x.astype(float)[order], found.y.astype(int)[order]
     return x, y, np.array(found.videos)[found.video][order]
+
+
+def videos_of(texts, number):
+    _, y, videos = frames_of(texts)
+    return videos[y[:, 0] == number].tolist()
+
+
+def test_a_class_of_one_video_says_why_it_has_no_interval():
+    one = Headline(score=0.5, interval_95=None)
+    gain = Difference(mean=0.1, interval_95=None)
+    fields = {"name": "Fear", "samples": 9, "prompts": "facs", "gain": gain}
+    found = UnseenClass(groups=1, trained=one, plain=one, **fields)
+    assert found.why_no_interval("videos") == " (one video: no interval)"
+    assert (found.row()["groups"], found.row()["samples"]) == (1, 9)
+    known = dataclasses.replace(found, trained=Headline(score=0.5, interval_95=(0.2, 0.8)))
+    assert known.why_no_interval("videos") == ""
+    assert "equal without any video" in dataclasses.replace(found, groups=3).why_no_interval(
+        "videos"
+    )
 
 
 def text_rows(texts, name, task=EXPR, through=None):
@@ -403,6 +424,24 @@ def test_recall_of_a_class_is_that_of_the_heads_that_never_saw_it(
     assert "made 8 heads for EXPR (8 classes) of texts: 6 through heads that left-out" in page
     assert "### Leave one class out" in page
     assert "| **mean** |" in page
+    assert f"Heads of left-out find **{table.mean.trained.score:.3f}".replace("0.", ".", 1) in page
+    assert page.index("### Leave one class out") < page.index("### Settings")
+    for words in ("last epoch", "val-cv", "(val-last)", "epoch cross-validated"):
+        assert words not in page, words
+    for one in table.classes:
+        groups = len(set(videos_of(texts, SEVEN.index(one.name))))
+        assert one.groups == groups
+        if groups == 1:
+            assert one.trained.interval_95 is None
+            assert "(one video: no interval)" in lines
+    assert [int(row["groups"]) for row in rows[:-1]] == [one.groups for one in table.classes]
+    paths = {"bank": texts / "bank", "labels": texts}
+    again = "\n".join(raffect.evaluate(EvaluateConfig(run=(out,), **paths)).lines())
+    assert "6 heads were trained without one class each" in again
+    assert not any(f"leave_out {name}" in again for name in UNSEEN)
+    assert again.count("macro F1") <= len(SETS) + 3
+    assert "comparison, without a head: chosen on folds" in lines
+    assert "by class, " in lines
     # What stands for the run has seen all classes: features.
     assert result.sweep.cross_validated.settings["text.head"] == ""
 
