@@ -270,7 +270,7 @@ def draw_scores(rows: Rows, chance: float, title: str, kind: Kind, stem: Path) -
     axes.axvline(chance, color=INK, linestyle=":", linewidth=1.2, label=f"chance {chance:.3f}")
     axes.set_yticks(places, [row["label"] for row in rows], fontsize=8)
     axes.set(xlabel=f"{kind.title}, validation; bars: {meaning}", title=title)
-    axes.legend(bbox_to_anchor=(-0.05, -0.16), **_BELOW)
+    axes.legend(bbox_to_anchor=(-0.05, _under(figure)), **_BELOW)
     _save(figure, rows, stem)
 
 
@@ -305,7 +305,7 @@ def draw_unseen(rows: Rows, chance: float, title: str, stem: Path) -> None:
     ]
     axes.set_yticks(places, names, fontsize=8)
     axes.set(xlabel="recall, validation; bars: 95 % interval", title=title, xlim=(-0.03, 1.03))
-    axes.legend(ncols=3, bbox_to_anchor=(-0.05, -0.16), **_BELOW)
+    axes.legend(ncols=3, bbox_to_anchor=(-0.05, _under(figure)), **_BELOW)
     _save(figure, rows, stem)
 
 
@@ -342,6 +342,11 @@ def draw_window(rows: Rows, chosen: Collection[int], title: str, kind: Kind, ste
 def _new(width: float, height: float) -> tuple[Figure, Axes]:
     plt.style.use(_STYLE)
     return plt.subplots(figsize=(width, height))
+
+
+def _under(figure: Figure) -> float:
+    """Where a legend begins below the label of the x axis, whatever the height of the picture."""
+    return -0.62 / figure.get_size_inches()[1]
 
 
 def _save(figure: Figure, rows: Rows, stem: Path) -> None:

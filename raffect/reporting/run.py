@@ -61,9 +61,15 @@ class Run:
     record: RunRecord
     records: Sequence[HeadRecord]
     groups: Sequence[Heads]
-    _spreads: dict[tuple[str, Snapshot], Spread | None] = field(default_factory=dict, repr=False)
-    _differences: dict[tuple[str, str], Difference | None] = field(default_factory=dict, repr=False)
-    _worst: dict[tuple[str, Snapshot], WorstCases | None] = field(default_factory=dict, repr=False)
+    _spreads: dict[tuple[tuple[str, ...], Snapshot], Spread | None] = field(
+        default_factory=dict, repr=False
+    )
+    _differences: dict[tuple[tuple[str, ...], ...], Difference | None] = field(
+        default_factory=dict, repr=False
+    )
+    _worst: dict[tuple[tuple[str, ...], Snapshot], WorstCases | None] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def data(self) -> DataFacts:
@@ -144,7 +150,7 @@ class Run:
 
     def spread(self, heads: Heads, snapshot: Snapshot) -> Spread | None:
         """Mean, spread and interval of a snapshot's score; computed once for each setting."""
-        key = (heads[0].id, snapshot)
+        key = (_names(heads), snapshot)
         if key not in self._spreads:
             self._spreads[key] = spread(self.folder, heads, snapshot)
         return self._spreads[key]
@@ -155,7 +161,7 @@ class Run:
         Returns:
             None without the statistics of all heads.
         """
-        key = (heads[0].id, snapshot)
+        key = (_names(heads), snapshot)
         if key not in self._worst:
             found = self._statistics(heads, snapshot)
             self._worst[key] = None if found is None else self._find_worst(heads, found)
@@ -211,7 +217,7 @@ class Run:
         Returns:
             None without the statistics of all of them.
         """
-        key = (heads[0].id, baseline[0].id)
+        key = (_names(heads), _names(baseline))
         if key not in self._differences:
             first, second = (
                 [run.folder.statistics_of(record, "last") for record in records]
@@ -227,6 +233,11 @@ class Run:
             settings = settings | {LEAVE_OUT: "each"}
         named = [(short_name(name), settings[name]) for name in self.shown_settings]
         return ", ".join(f"{name} {value_text(value)}" for name, value in named)
+
+
+def _names(heads: Heads) -> tuple[str, ...]:
+    """What tells heads from others; a setting's first head is also that of all heads together."""
+    return tuple(record.id for record in heads)
 
 
 def find_erm(run: Run, runs: Sequence[Run]) -> tuple[Run, Heads] | None:

@@ -363,6 +363,11 @@ def test_classes_that_are_left_out_do_not_compete(left_out, tmp_path):
     assert "its main setting" not in page
     assert "optimistic as val-best" not in page
     assert "rows do not compare with each other" in page
+    (file,) = (tmp_path / "report" / "plots").glob("*-by-setting.csv")
+    rows = list(csv.DictReader(file.open()))
+    assert [row["sd"] for row in rows] == [""] * 3  # so the bars are intervals
+    key = "recall_at_1"
+    assert all(float(row["low"]) < float(row[key]) < float(row["high"]) for row in rows)
 
 
 def test_the_same_command_trains_no_head_again_and_more_classes_train_theirs_alone(
