@@ -178,7 +178,7 @@ def _explain(error: Exception) -> str | None:
 def usage() -> str:
     """What `raffect --help` prints."""
     return DESCRIPTION.format(
-        commands="\n".join(f"  {name:14}{text}" for name, (_, text) in COMMANDS.items())
+        commands="\n".join(f"  {name:16}{text}" for name, (_, text) in COMMANDS.items())
     )
 
 

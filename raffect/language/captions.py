@@ -68,6 +68,7 @@ def captions(config: CaptionsConfig) -> CaptionsResult:
         RaffectError: If the source is not what it should be, no row is left, captions are too
             long, or the weights are not those of the bank.
     """
+    _require_own(config.out)
     # Rows with their captions
     bank = Bank(config.bank).require()
     identity = bank.require_identity()
@@ -131,6 +132,15 @@ def captions(config: CaptionsConfig) -> CaptionsResult:
         caveat=join_caveats(identity.caveat, is_drawn),
         bank=config.bank,
     )
+
+
+def _require_own(out: Path) -> None:
+    """Refuse to replace a table that this command has not written, such as its own source."""
+    if out.exists():
+        require(
+            "captions" in read_metadata(read_labels(out)),
+            f"--out {out}: a table of labels is there, which captions would replace; name another",
+        )
 
 
 def _read_source(config: CaptionsConfig, frames: BankFrames) -> _Source:

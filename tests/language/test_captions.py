@@ -282,6 +282,19 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(texts, tm
     assert files == {"c.parquet", "c.targets.parquet"}
 
 
+def test_a_table_of_labels_is_never_replaced_and_one_of_captions_may_be(texts, tmp_path):
+    few = write_rows(
+        tmp_path / "au.parquet", AU, read_labels(texts / "labels" / "au.parquet").to_pylist()[::8]
+    )
+    before = few.read_bytes()
+    with pytest.raises(RaffectError, match="a table of labels is there"):
+        make_captions(texts, few, from_labels=few)
+    assert few.read_bytes() == before
+    for _ in range(2):
+        made = make_captions(texts, tmp_path / "c.parquet", from_labels=few)
+    assert made.out.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
