@@ -30,7 +30,7 @@ STRENGTHS = 5
 """Strengths of each kind, from 1; 0 is the picture itself."""
 
 BLUR = (0.005, 0.01, 0.02, 0.03, 0.05)
-"""Standard deviation of a Gaussian blur, as a share of the shorter side: .6 to 5.6 of 112 pixels."""
+"""Deviation of a Gaussian blur, as a share of the shorter side: .6 to 5.6 of 112 pixels."""
 NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)
 """Standard deviation of Gaussian noise of each pixel and color, as a share of white."""
 BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)

@@ -35,16 +35,29 @@ def extract_corrupted(config: ExtractConfig, corruption: Corruption) -> ExtractS
     Raises:
         RaffectError: As `extract`, and if the bank holds other copies.
     """
+    require_copies(Bank(config.bank), corruption)
     if corruption.strength == 0:
         return extract(config)
-    found = Bank(config.bank).read_identity()
-    if found is not None and _describe(found) != _mark(corruption):
-        raise RaffectError(
-            f"{config.bank}: holds frames {_describe(found) or 'without damage'}, not "
-            f"{_mark(corruption)}; delete it, or give another --out"
-        )
     geometry = replace(read_geometry(resolve(config.encoder)), corruption=corruption)
     return extract(config, partial(load_corrupted, corruption=corruption), geometry)
+
+
+def require_copies(bank: Bank, corruption: Corruption) -> None:
+    """Refuse a bank of other copies; one that has no feature yet may become any.
+
+    Raises:
+        RaffectError: Names what it holds.
+    """
+    identity = bank.read_identity()
+    if identity is None:
+        return
+    found, wanted = _describe(identity), _mark(corruption) if corruption.strength else ""
+    if found != wanted:
+        none = "frames without damage"
+        raise RaffectError(
+            f"{bank.path}: holds {found or none}, not {wanted or none}; delete it, or give another "
+            "folder"
+        )
 
 
 def load_corrupted(
