@@ -197,7 +197,7 @@ def test_a_bank_of_damaged_frames_is_refused_where_others_are_expected(world, pr
     clean = Bank(world / "bank").require_identity()
     assert not clean.differences(without_mark(identity))
     paths = {"run": (world / "erm",), "bank": damaged, "labels": prepared}
-    with pytest.raises(RaffectError, match="another encoder .* occlusion of strength 5, seed 0"):
+    with pytest.raises(RaffectError, match="another encoder .*occlusion of strength 5, seed 0"):
         raffect.evaluate(EvaluateConfig(**paths))
     # Whoever trains on it has its caveat with every score
     dataset = open_dataset(damaged, prepared, "expr", ["validation"])
