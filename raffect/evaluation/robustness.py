@@ -71,7 +71,8 @@ class RobustPoint(Record):
             these.
         against_erm: Difference to plain ERM on the same copies, paired by video; None without.
         change_against_erm: How much less is lost than by plain ERM: the difference of both
-            changes, paired by video. Above 0 the damage costs these heads less.
+            changes, paired by video. Above 0 the damage costs these heads less, which heads that
+            start lower do by themselves: all of them end at chance.
     """
 
     run: str
@@ -209,6 +210,8 @@ class RobustResult:
         if point.against_erm is not None and point.change_against_erm is not None:
             yield f"  {point.against_erm.text()} against {run.against} on the same copies"
             yield f"  {point.change_against_erm.text()} less lost than {run.against}"
+            if point.change_against_erm.mean > 0 > point.against_erm.mean:
+                yield "  (it starts lower and has less to lose: this is not robustness)"
         kind = kind_of(self.robustness.data.task)
         worst = [
             f"worst {kind.part} {short(clean.worst.output)} clean, "

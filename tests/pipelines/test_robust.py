@@ -32,6 +32,7 @@ from raffect.extraction.steps import EncodeShard, commit_shard, read_shard
 from raffect.heads.checkpoint import load_head
 from raffect.metrics.intervals import difference_interval
 from raffect.metrics.task_kinds import kind_of
+from raffect.runs.against_erm import Difference
 from raffect.runs.data import open_dataset
 from tests.helpers.banks import TINY
 from tests.helpers.learning import FAST
@@ -284,6 +285,28 @@ def made_scoring(seeds=3, groups=7):
     ]
     rows = [slice(0, seeds), slice(seeds, 2 * seeds)]
     return Scoring(kind, EXPR.outputs, "videos", True, runs, rows, [1] * 2 * seeds, copies)
+
+
+def test_a_run_that_starts_lower_and_loses_less_is_not_called_robust(result):
+    def lines(against, change):
+        points = [
+            replace(
+                p,
+                against_erm=Difference(mean=against, interval_95=None),
+                change_against_erm=Difference(mean=change, interval_95=None),
+            )
+            if p.run == "cvar"
+            else p
+            for p in result.points
+        ]
+        return replace(result, robustness=replace(result.robustness, points=tuple(points))).lines()
+
+    def has_warning(*values):
+        return any("this is not robustness" in line for line in lines(*values))
+
+    assert has_warning(-0.03, 0.08)
+    assert not has_warning(0.03, 0.08)
+    assert not has_warning(-0.03, -0.01)
 
 
 def macro_f1(matrix):
