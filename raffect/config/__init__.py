@@ -33,14 +33,17 @@ from raffect.config.language import (
 from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
 from raffect.config.machine import DemoConfig, DoctorConfig
 from raffect.config.results import (
+    CORRUPTION_NAMES,
     EvaluateConfig,
     PostprocessConfig,
     PredictConfig,
     ReportConfig,
+    RobustConfig,
     SubmitConfig,
 )
 
 __all__ = [
+    "CORRUPTION_NAMES",
     "EMBEDDED_MODEL",
     "BankExportConfig",
     "BankImportConfig",
@@ -68,6 +71,7 @@ __all__ = [
     "PrepareConfig",
     "ProbeConfig",
     "ReportConfig",
+    "RobustConfig",
     "SubmitConfig",
     "SynthConfig",
     "TrainConfig",

@@ -82,7 +82,7 @@ def _evaluate_task(
     config: EvaluateConfig, dataset: Dataset, heads: Sequence[PickedHead], notes: Sequence[str]
 ) -> TaskResult:
     """Scores of the heads of one run."""
-    statistics = _count(config, dataset, heads)
+    statistics = count_heads(dataset, config.split, heads, pick_device(config.device))
     evaluation = _describe(config, dataset, heads, statistics)
     device = pick_device(config.device)
     found, more = judge_rules(dataset, config.split, heads, config.postprocess, device)
@@ -131,25 +131,51 @@ def _open(config: EvaluateConfig, run: Path, heads: Sequence[PickedHead]) -> Dat
     for head in heads:
         require_encoder(head.card, identity, head.folder, config.bank)
 
-    # Labels of that task
+    return open_labels(
+        config.bank, config.labels, config.split, run, heads, config.allow_incomplete
+    )
+
+
+def open_labels(
+    bank: Path,
+    labels: Path,
+    split: str,
+    run: Path,
+    heads: Sequence[PickedHead],
+    allow_incomplete: bool = False,
+) -> Dataset:
+    """The frames of a split, with labels of the task of some heads.
+
+    Args:
+        bank: Bank that the heads can read.
+        labels: A label table, or the folder that `raffect prepare` wrote.
+        split: Which frames.
+        run: The heads' run, for errors.
+        heads: Of one task.
+        allow_incomplete: Take a bank that lacks planned frames.
+
+    Raises:
+        RaffectError: If the labels are of another task, or frames are missing.
+    """
+    theirs = heads[0].card.data.task
     dataset = open_dataset(
-        config.bank,
-        config.labels,
-        tasks[0].name,
-        [config.split],
-        allow_incomplete=config.allow_incomplete,
+        bank,
+        labels,
+        theirs.name,
+        [split],
+        allow_incomplete=allow_incomplete,
         around=read_windows(head.recipe.head for head in heads),
     )
-    ours, theirs = dataset.task, tasks[0]
+    ours = dataset.task
     if (ours.kind, ours.outputs) != (theirs.kind, theirs.outputs):
         raise RaffectError(
-            f"{config.labels}: its task {ours.name} has other outputs than the heads of "
+            f"{labels}: its task {ours.name} has other outputs than the heads of "
             f"{run} ({_outputs(ours)} against {_outputs(theirs)})"
         )
     for facts in (head.card.data.targets for head in heads):
         if facts is not None and facts.dim != dataset.num_outputs:
             raise RaffectError(
-                f"{config.labels}: its targets are of {dataset.num_outputs} numbers, and the heads "
+                f"{labels}: its targets are of {dataset.num_outputs} numbers, and the heads "
                 f"of {run} give vectors of {facts.dim}; give targets of the same encoder"
             )
     return dataset
@@ -162,14 +188,15 @@ def _outputs(task: Task) -> str:
     return f"{task.kind}: {names}{more}"
 
 
-def _count(config: EvaluateConfig, dataset: Dataset, heads: Sequence[PickedHead]) -> np.ndarray:
-    """Statistics of each head and group, shape (heads, groups, A, B)."""
-    device = pick_device(config.device)
+def count_heads(
+    dataset: Dataset, split: str, heads: Sequence[PickedHead], device: torch.device
+) -> np.ndarray:
+    """Statistics of each head and group of a split, shape (heads, groups, A, B)."""
     judge = partial(count, dataset.loss_kind(device))
     try:
-        return np.concatenate(judge_each(dataset, config.split, heads, device, judge))
+        return np.concatenate(judge_each(dataset, split, heads, device, judge))
     except torch.OutOfMemoryError as error:
-        size = len(dataset.splits[config.split])
+        size = len(dataset.splits[split])
         raise RaffectError(
             f"out of GPU memory with {size:,} frames; free the device, or use --device cpu"
         ) from error

@@ -90,7 +90,7 @@ def extract(
     if not bank.exists and _is_taken(bank.path):
         what = "exists and is not a bank"
         raise RaffectError(f"--bank {config.bank}: {what}; name a new or an empty folder")
-    if _is_finished(bank, manifest):
+    if is_finished(bank, manifest):
         return _finish(config, bank, load)
     if geometry is None:
         geometry = read_geometry(resolve(config.encoder))
@@ -145,7 +145,7 @@ def _is_taken(path: Path) -> bool:
     return any(name != "running" and not name.startswith(PREFIX) for name in names)
 
 
-def _is_finished(bank: Bank, manifest: pa.Table) -> bool:
+def is_finished(bank: Bank, manifest: pa.Table) -> bool:
     """Whether every frame of a manifest is planned, and every planned shard committed."""
     if not bank.exists or len(bank.unplanned(manifest)):
         return False

@@ -155,7 +155,7 @@ def open_dataset(
             other weights than the bank.
     """
     # Labels of the task
-    bank, file = Bank(bank_path).require(), _find_labels(labels_path, task_name)
+    bank, file = Bank(bank_path).require(), find_labels(labels_path, task_name)
     table = read_labels(file)
     task = affwild2.read_task(read_metadata(table).get("task", task_name), str(file))
     require(
@@ -322,7 +322,7 @@ def _describe_incomplete(splits: Mapping[str, FeatureIndex]) -> str:
     return " and ".join(lacking)
 
 
-def _find_labels(path: Path, task_name: str) -> Path:
+def find_labels(path: Path, task_name: str) -> Path:
     """The label table: ``path`` itself, or a task's in the folder that `raffect prepare` wrote."""
     folder = path / "labels" if (path / "labels").is_dir() else path
     if not folder.is_dir():
