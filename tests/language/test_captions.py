@@ -224,8 +224,8 @@ def test_no_video_that_validates_expressions_is_trained_on_whoever_of_its_people
     # How many were dropped stands in the lines and in the table
     assert (found.facts.guard.videos, found.facts.guard.rows) == (5, 30)
     assert found.facts.guard.tables == ("expr.parquet",)  # no text names what va.parquet holds
-    line = "leak guard: 5 training videos (30 rows) left out, which are validation videos of expr"
-    assert line in "\n".join(found.lines())
+    line = "leak guard: 5 training videos (30 rows) left out, which are validation or test videos "
+    assert f"{line}of expr.parquet" in found.lines()
     kept = read_metadata(pq.read_table(found.out))["captions"]
     assert CaptionFacts.from_json(kept, "", "") == found.facts
 
@@ -242,8 +242,41 @@ def test_the_guard_takes_tables_and_can_be_turned_off(two_people, tmp_path):
     everything = [row for name in ("z", "left") for row in expr_rows(name, "validation")]
     more = write_rows(tmp_path / "more.parquet", EXPR, everything)
     tables = (str(labels / "expr.parquet"), str(more))
-    with pytest.raises(RaffectError, match=r"all 7 training videos are validation videos of expr"):
+    with pytest.raises(
+        RaffectError, match=r"all 7 training videos are validation or test videos of expr"
+    ):
         make_captions(two_people, tmp_path / "c.parquet", not_in=tables, **source)
+
+
+def test_no_video_that_another_table_tests_on_is_trained_on(two_people, tmp_path):
+    labels = two_people / "labels"
+    rows = [row for name in ("z_right", "w") for row in expr_rows(name, "test")]
+    tested = write_rows(tmp_path / "tested.parquet", EXPR, [*rows, *expr_rows("x", "train")])
+    source = {"from_labels": labels / "au.parquet", "not_in": (str(tested),)}
+    found = make_captions(two_people, tmp_path / "c.parquet", **source)
+    trained = {row["video"] for row in rows_of(found) if row["split"] == "train"}
+    assert trained == {"x", "x_left", "y_right", "y_left", "left"}
+
+
+def test_a_table_whose_splits_rows_do_not_have_guards_them(two_people, tmp_path):
+    labels = two_people / "labels" / "expr.parquet"
+    lines = ["x,lips parted", "z,jaw dropped", "u,brows raised"]
+    source = {"table": tmp_path / "t.csv", "labels": labels}
+    splits = ("train", "train", "val")
+    text = "\n".join(f"{line},{split}" for line, split in zip(lines, splits, strict=True))
+    (tmp_path / "t.csv").write_text(f"video,caption,split\n{text}")
+    found = make_captions(two_people, tmp_path / "c.parquet", **source)
+    assert found.facts.guard.tables == ("au.parquet", "expr.parquet")
+    # x_right is a validation video there
+    assert [(row["video"], row["split"]) for row in rows_of(found)] == [
+        ("u", "validation"),
+        ("z", "train"),
+    ]
+
+    # Splits that rows have from the table are its own
+    (tmp_path / "t.csv").write_text("video,caption\nz,jaw dropped\nv,lips parted")
+    found = make_captions(two_people, tmp_path / "d.parquet", **source)
+    assert found.facts.guard.tables == ("au.parquet",)
 
 
 def test_classes_are_judged_on_their_own_table_so_that_others_do_not_guard_them(
