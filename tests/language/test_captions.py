@@ -2,11 +2,14 @@
 
 import itertools
 import json
+import re
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import chisquare
 
 from raffect.bank.format import Bank
 from raffect.cli import main
@@ -16,9 +19,10 @@ from raffect.datasets.targets import read_targets
 from raffect.datasets.tasks import Task
 from raffect.encoders.text import open_text_encoder
 from raffect.errors import RaffectError
+from raffect.language.caption_labels import Labelled, caption_units
 from raffect.language.captions_result import CaptionFacts
 from raffect.language.classifiers import build_classifier
-from raffect.language.prompt_sets import prompts_for, read_prompt_set
+from raffect.language.prompt_sets import TaskPhrases, prompts_for, read_prompt_set
 from raffect.storage.tables import read_metadata
 from tests.helpers.banks import IDENTITY, fill_bank, make_manifest
 from tests.helpers.caption_tables import (
@@ -94,6 +98,38 @@ def test_several_sets_and_own_templates_paraphrase(texts, tmp_path):
         phrases = [phrase for values in prompts.classes.values() for phrase in values]
         assert any(words in text and any(p in text for p in phrases) for text in captions)
     assert all(text.startswith("look at ") or text.endswith(" here") for text in captions)
+
+
+def test_phrases_are_drawn_uniformly_and_each_units_apart():
+    count, names = 6000, ("AU1", "AU2", "AU4")
+    phrases = {name: (tuple(f"{name}-{k}" for k in range(2 + i)),) for i, name in enumerate(names)}
+    sets = [
+        TaskPhrases("a", b"", ("one {}", "two {}"), phrases, ("rest-0", "rest-1", "rest-2")),
+        TaskPhrases("b", b"", ("three {}",), phrases, ("rest-3",)),
+    ]
+    active = np.ones((count, 3), bool)
+    active[::4] = False
+    video = [f"v{k}" for k in range(count)]
+    rows = Labelled(pa.table({"video": video}), active, np.ones_like(active), "x")
+    found = caption_units(rows, sets, seed=0)
+    texts = [found.texts[k] for k in found.table["target"].to_pylist()]
+    words = [re.findall(r"[^ ,]+-\d", text) for text in texts]
+    assert Counter(map(len, words)) == {1: count // 4, 3: count - count // 4}
+
+    # Templates, and phrases of all units together
+    first = Counter(text.split()[0] for text in texts)
+    assert chisquare(list(first.values())).pvalue > 0.001
+    together = Counter(tuple(found) for found in words if len(found) == 3)
+    assert len(together) == 2 * 3 * 4
+    assert chisquare(list(together.values())).pvalue > 0.001
+    at_rest = Counter(
+        text.split()[1] for text in texts if text.startswith(("one rest", "two rest"))
+    )
+    assert len(at_rest) == 3
+    assert chisquare(list(at_rest.values())).pvalue > 0.001
+    again = caption_units(rows, sets, seed=0)
+    assert again.table.equals(found.table)
+    assert not caption_units(rows, sets, seed=1).table.equals(found.table)
 
 
 @pytest.mark.parametrize("clips", ["runs", "stretches"])
