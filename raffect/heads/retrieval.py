@@ -52,7 +52,7 @@ class TargetVectors:
     def take(self, number: Tensor, dtype: torch.dtype) -> Tensor:
         """Vectors of length 1 by their numbers, shape (*number, E)."""
         found = self.vectors.index_select(0, number.flatten()).to(dtype)
-        return normalise(found, "l2").view(*number.shape, -1)
+        return normalise(found, "l2").view(*number.shape, self.vectors.shape[1])
 
 
 def count_hits(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import torch
 
 from raffect.bank.format import Identity
@@ -19,7 +18,7 @@ from raffect.evaluation.pick import PickedHead, pick_heads, sound_heads
 from raffect.heads.checkpoint import HeadCard, load_batch, require_encoder
 from raffect.heads.head_batch import EmbeddingSpec
 from raffect.heads.head_kinds import read_spec
-from raffect.language.leaks import base_of
+from raffect.language.leaks import base_of, bases_of
 from raffect.language.sources import Source
 from raffect.metrics.scores import Snapshot
 from raffect.recipe import plain
@@ -200,6 +199,14 @@ def _name_of(path: Path) -> str:
     return _run_of(path).name
 
 
+_SEEN = {
+    "validation": "their scores here are optimistic",
+    "test": "their scores by `raffect evaluate --split test` are optimistic",
+    "train": "on folds, which chose the prompt set, their scores are optimistic",
+}
+"""What it means that captions of a split's videos trained a head."""
+
+
 def seen_lines(trained: TrainedHeads, dataset: Dataset) -> list[str]:
     """What heads have seen of the videos that they are judged on: their captions say so.
 
@@ -207,7 +214,7 @@ def seen_lines(trained: TrainedHeads, dataset: Dataset) -> list[str]:
         trained: The heads.
         dataset: What they are judged on; its training split, if it has one, chooses prompt sets.
     """
-    lines = []
+    lines, judged = [], _judged_videos(dataset)
     pairs = zip(trained.sources, trained.cards, strict=True)
     runs = {source.name: card for source, card in pairs}
     for name, card in runs.items():
@@ -218,19 +225,24 @@ def seen_lines(trained: TrainedHeads, dataset: Dataset) -> list[str]:
                 "seen of these videos is not known"
             )
             continue
-        for split, means in (
-            ("validation", "their scores here are optimistic"),
-            ("train", "on folds, which chose the prompt set, their scores are optimistic"),
-        ):
-            if split not in dataset.splits:
-                continue
-            judged = {base_of(video) for video in dataset.splits[split].videos}
-            if count := len(judged & videos):
+        for split, means in _SEEN.items():
+            theirs = judged.get(split, set())
+            if count := len(theirs & videos):
                 lines.append(
-                    f"caveat: captions of {count} of the {len(judged)} {split} videos trained the "
+                    f"caveat: captions of {count} of the {len(theirs)} {split} videos trained the "
                     f"heads of {name}: {means}"
                 )
     return lines
+
+
+def _judged_videos(dataset: Dataset) -> dict[str, set[str]]:
+    """Videos of the splits that heads are judged on, now or later.
+
+    The test split is not read for zero-shot, but the run folder can be evaluated on it.
+    """
+    test = select_split(read_labels(locate(dataset.facts.labels)), "test")
+    opened = {name: set(map(base_of, index.videos)) for name, index in dataset.splits.items()}
+    return {"test": bases_of(test)} | opened
 
 
 def _caption_videos(card: HeadCard) -> set[str] | None:
@@ -240,5 +252,4 @@ def _caption_videos(card: HeadCard) -> set[str] | None:
         return None
     if hashlib.sha256(path.read_bytes()).hexdigest() != card.data.labels_sha256:
         return None
-    rows = select_split(read_labels(path), "train")
-    return set(map(base_of, rows["video"].cast(pa.string()).unique().to_pylist()))
+    return bases_of(select_split(read_labels(path), "train"))

@@ -17,7 +17,7 @@ from raffect.heads.loss_kinds import Terms, loss_kind, require_answers
 from raffect.heads.losses import cvar, info_nce_losses, sample_means, text_shares
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.objective import Objective
-from raffect.heads.retrieval import TargetVectors
+from raffect.heads.retrieval import TargetVectors, count_hits
 from raffect.heads.workers import Workers
 from raffect.metrics.retrieval import find_candidates
 from raffect.recipe import Recipe, with_settings
@@ -436,3 +436,15 @@ def test_losses_of_a_kind_are_those_of_its_vectors():
     same = torch.tensor([[k - (k % 4 == 3) for k in target[0, :, 0].tolist()]])
     torch.testing.assert_close(found, info_nce(outputs, text, same))
     assert mask is None
+
+
+@pytest.mark.parametrize("count", [5, 3000])
+def test_no_sample_has_no_hits(count):
+    vectors = np.random.default_rng(0).normal(size=(count, 4)).astype(np.float16)
+    candidates = find_candidates(vectors, np.array([[0, 0], [1, 1]]))
+    targets = TargetVectors.of(vectors, candidates, CPU)
+    none = torch.empty(0, dtype=torch.int64)
+    assert targets.take(none, torch.float32).shape == (0, 4)
+    hits = count_hits(torch.empty(2, 0, 4), none.view(0, 1).expand(0, 2), none, 3, 2, targets)
+    assert hits.shape == (2, 3, 2, 4)
+    assert not hits.any()

@@ -479,3 +479,9 @@ def test_a_hostile_spec_is_refused_in_one_line(content):
         read_spec(content, WHERE)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 250
+
+
+@EACH_SPEC
+def test_no_sample_has_no_output(spec):
+    module = make_module(spec)
+    assert module(make_windows(spec)[:0]).shape == (0, spec.outputs)

@@ -113,7 +113,6 @@ def write_class_captions(texts: Path, file: Path, names: Sequence[str] = EXPR.ou
         encoder.encode(captions),
         captions=captions,
         image_sha256=embedded().weights_sha256,
-        scale=encoder.identity.scale,
         source=labels,
     )
     return file

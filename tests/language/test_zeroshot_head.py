@@ -21,6 +21,7 @@ from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head, read_card, save_head
 from raffect.heads.projection import SCALE
 from raffect.language.prompt_sets import prompts_for
+from raffect.language.trained import read_trained, seen_lines
 from raffect.recipe import HeadConfig, LossConfig, OptimConfig, SamConfig
 from raffect.runs.data import open_dataset
 from raffect.runs.leave_one_out import read_leave_one_out
@@ -198,6 +199,21 @@ def test_videos_that_a_head_was_trained_on_are_named_where_it_is_judged_on_them(
     other.unlink()
     config = dataclasses.replace(config, out=tmp_path / "again")
     assert "any more, so what its heads have seen" in "\n".join(raffect.zeroshot(config).lines())
+
+
+def test_test_videos_that_a_head_was_trained_on_are_named(texts, projection, tmp_path):
+    labels = read_labels(texts / "labels" / "expr.parquet")
+    split = [
+        "test" if row["video"] in ("v00", "v01") else row["split"] for row in labels.to_pylist()
+    ]
+    table = labels.drop_columns(["split"]).append_column("split", [split])
+    write_table(table, tmp_path / "expr.parquet", read_metadata(labels))
+    config = zeroshot_of(texts, tmp_path / "out", projection, labels=tmp_path / "expr.parquet")
+    trained = read_trained(config, Bank(config.bank).require_identity())
+    dataset = open_dataset(config.bank, config.labels, "expr", ("validation",))
+    (line,) = seen_lines(trained, dataset)
+    assert line.startswith("caveat: captions of 2 of the 2 test videos trained the heads of proj")
+    assert "evaluate --split test" in line
 
 
 def test_its_heads_are_used_like_any_others(texts, projection, judged):
