@@ -49,11 +49,13 @@ class Geometry:
         size: Side of the square image in pixels.
         interpolation: Name of the interpolation of a resize.
         resize_mode: As of `raffect.encoders.preprocess.Preprocess`.
+        resize_to: Likewise.
     """
 
     size: int
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
+    resize_to: int = 0
 
 
 def to_item(shard: int, rows: pa.Table) -> dict[str, Any]:
@@ -136,12 +138,13 @@ def decode_frames(
     pile, bad = Pile(len(contents)), {}
     resample = Image.Resampling[geometry.interpolation.upper()]
     by_shortest = geometry.resize_mode == "shortest"
+    side = geometry.resize_to or geometry.size
     for place, content in enumerate(contents):
         try:
             if isinstance(content, BadFrame):
                 raise content
             frame = decode(content, pile.room)
-            pile.add(shrink(frame, geometry.size, resample, by_shortest))
+            pile.add(shrink(frame, side, resample, by_shortest, geometry.size))
         except BadFrame as error:
             bad[place] = str(error)
     return pile, bad
