@@ -22,7 +22,7 @@ from raffect.errors import RaffectError, require
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _DINOV2_SIZE = 224
-"""timm's own 518 costs seven times as much and shows faces of 112 pixels no sharper."""
+"""timm's own 518 has 5.3 times the tokens, and crops of faces have 112 pixels."""
 _RESIZE_MODES = {"center": "shortest", "squash": "squash"}
 
 

@@ -1,8 +1,10 @@
 """timm's image towers: timm's own vectors and transform, one identity a size, weights and view."""
 
+import io
 import math
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +17,12 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 
 from raffect.config import EncoderConfig, ModelsListConfig, ModelsPullConfig, ModelsVerifyConfig
 from raffect.encoders import catalogue
+from raffect.encoders.text import open_text_encoder
 from raffect.encoders.tower import load_encoder
 from raffect.encoders.weights import encoder_of, resolve, weights_folder
 from raffect.errors import RaffectError
+from raffect.extraction.extract import read_geometry
+from raffect.extraction.steps import decode_frames
 from tests.helpers.encoders import faces
 
 SIZES = [(112, 112), (160, 160), (100, 150), (171, 300), (400, 90)]
@@ -261,3 +266,25 @@ def test_a_view_is_what_the_encoder_sees_of_a_picture_that_was_changed_by_hand(m
         middle = np.asarray(by_hand(Image.fromarray(frame)))
         pixels = torch.from_numpy(middle.copy()).permute(2, 0, 1)[None].float()
         assert torch.equal(cropped.prepare([frame]), cropped.preprocess.normalise(pixels))
+
+
+def test_a_bank_of_a_tower_without_texts_is_refused_where_texts_are_needed():
+    identity = load_encoder(TINY, "cpu").identity
+    with pytest.raises(RaffectError, match=r"bank: made by timm:test_vit.*has no text tower"):
+        open_text_encoder(identity, Path("bank"))
+
+
+@pytest.mark.parametrize("view", ["", "crop:0.7"])
+@pytest.mark.parametrize("model", [TINY.model, "raffect-faces"])
+def test_pictures_that_a_reader_has_shrunk_are_the_encoders_to_the_last_pixel(model, view):
+    weights = TINY.weights if model == TINY.model else "embedded"
+    config = EncoderConfig(model=model, weights=weights, view=view, batch_size=1)
+    encoder, geometry = load_encoder(config, "cpu"), read_geometry(resolve(config))
+    for frame in faces((100, 90), (113, 112), (160, 160), (168, 169), (301, 200), (160, 500)):
+        content = io.BytesIO()
+        Image.fromarray(frame).save(content, "png")
+        pile, bad = decode_frames([content.getvalue()], geometry)
+        assert not bad
+        shrunk = np.asarray(pile.pixels).reshape(*pile.shapes[0], 3)
+        assert max(shrunk.shape) <= encoder.preprocess.side
+        assert torch.equal(encoder.prepare([shrunk]), encoder.prepare([frame]))
