@@ -29,6 +29,8 @@ ENCODER = {
     "--encoder.precision",
     "--encoder.batch-size",
     "--encoder.compile",
+    "--encoder.image-size",
+    "--encoder.view",
 }
 RECIPE = {
     "--task",

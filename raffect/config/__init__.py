@@ -16,6 +16,7 @@ from raffect.config.common import MayChange, count_cores, may_change, require_ty
 from raffect.config.data import PackConfig, PrepareConfig, SynthConfig
 from raffect.config.encoders import (
     EMBEDDED_MODEL,
+    TIMM_PREFIX,
     EncoderConfig,
     ModelsListConfig,
     ModelsPathConfig,
@@ -45,6 +46,7 @@ from raffect.config.results import (
 __all__ = [
     "CORRUPTION_NAMES",
     "EMBEDDED_MODEL",
+    "TIMM_PREFIX",
     "BankExportConfig",
     "BankImportConfig",
     "BankInfoConfig",

@@ -50,6 +50,7 @@ class Geometry:
         size: Side of the square image in pixels.
         interpolation: Name of the interpolation of a resize.
         resize_mode: As of `raffect.encoders.preprocess.Preprocess`.
+        resize_to: Likewise.
         corruption: Damage of every frame, on the pixels that are handed over; None for a bank of
             the frames as they are.
     """
@@ -57,6 +58,7 @@ class Geometry:
     size: int
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
+    resize_to: int = 0
     corruption: Corruption | None = None
 
 
@@ -150,12 +152,13 @@ def decode_frames(
     pile, bad = Pile(len(contents)), {}
     resample = Image.Resampling[geometry.interpolation.upper()]
     by_shortest = geometry.resize_mode == "shortest"
+    side = geometry.resize_to or geometry.size
     for place, content in enumerate(contents):
         try:
             if isinstance(content, BadFrame):
                 raise content
             frame = decode(content, pile.room)
-            frame = shrink(frame, geometry.size, resample, by_shortest)
+            frame = shrink(frame, side, resample, by_shortest, geometry.size)
             if geometry.corruption is not None:
                 frame = geometry.corruption.apply(frame, *keys[place])
             pile.add(frame)

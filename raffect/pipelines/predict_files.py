@@ -29,7 +29,7 @@ from raffect.config import (
     FacesConfig,
     PredictConfig,
 )
-from raffect.encoders.weights import EMBEDDED_CAVEAT
+from raffect.encoders.weights import EMBEDDED_CAVEAT, encoder_of
 from raffect.errors import RaffectError, require
 from raffect.evaluation.ensemble import Ensemble, load_ensembles
 from raffect.evaluation.pick import PickedHead, pick_heads
@@ -221,7 +221,7 @@ def _choose_encoder(config: PredictConfig, heads: Sequence[PickedHead]) -> Encod
             "train on a bank of a real encoder (`raffect models list`), or pass --allow-embedded "
             f"to try it all the same (results are labelled {EMBEDDED_CAVEAT!r})",
         )
-    return EncoderConfig(model=identity.model, weights=weights, precision=identity.precision)
+    return encoder_of(identity, weights)
 
 
 def _deciding(
