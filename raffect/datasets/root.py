@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -124,12 +125,26 @@ class Root:
         Raises:
             RaffectError: If it cannot be read, or is not text in UTF-8.
         """
+        for line, cells in self._read_rows(path):
+            # As JSON, so that a cell that moves to another row or column is another content
+            self._digest.update(json.dumps([path, *cells]).encode() + b"\n")
+            yield line, cells
+
+    def peek_cells(self, path: str) -> list[str]:
+        """The first row of a CSV file, which the digest does not count; empty if there is none.
+
+        Raises:
+            RaffectError: As `iter_cells`.
+        """
+        return next((cells for _, cells in self._read_rows(path)), [])
+
+    def _read_rows(self, path: str) -> Iterator[tuple[Line, list[str]]]:
+        """Rows of a CSV file that are not empty."""
         try:
             with open_regular(os.path.join(self.path, path)) as file:
                 text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", newline="")
                 reader = csv.reader(text)
                 for cells in reader:
-                    self._digest.update("\n".join([path, *cells]).encode())
                     if any(cell.strip() for cell in cells):
                         yield Line(path, reader.line_num, ",".join(cells)), cells
         except (Damaged, OSError, UnicodeDecodeError, csv.Error) as error:

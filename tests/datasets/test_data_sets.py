@@ -15,6 +15,7 @@ from raffect.datasets.affwild2.tasks import read_task
 from raffect.datasets.importers import BY_ROOT
 from raffect.datasets.labels import read_labels
 from raffect.datasets.prepare import prepare
+from raffect.datasets.root import scan_root
 from raffect.datasets.synthetic.layouts import LAYOUTS
 from raffect.datasets.synthetic.tree import EDITION, count_drawn, write_synthetic
 from raffect.errors import RaffectError
@@ -53,6 +54,28 @@ def test_a_root_is_recognised_and_the_report_says_by_what(layout, prepared_sets)
     report, _, _, problems = prepared_sets[layout]
     assert report.lines()[0].startswith(f"recognised: {NAME_OF[layout]}, by ")
     assert problems == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_auto_writes_what_the_named_set_does_byte_for_byte(layout, trees, prepared_sets, tmp_path):
+    by_auto = prepared_sets[layout][0]
+    named = run(trees[layout][1], tmp_path, NAME_OF[layout])[0]
+    for file in (by_auto.manifest, *by_auto.labels.values()):
+        twin = tmp_path / file.relative_to(by_auto.manifest.parent)
+        assert file.read_bytes() == twin.read_bytes()
+    assert named.labels.keys() == by_auto.labels.keys()
+
+
+def test_cells_that_move_to_another_row_are_another_digest(tmp_path):
+    digests = set()
+    for k, content in enumerate(("a,b\nc\n", "a\nb,c\n", '"a\nb"\nc\n', "a,b,c\n")):
+        (tmp_path / str(k)).mkdir()
+        (tmp_path / str(k) / "x.csv").write_text(content)
+        root = scan_root(tmp_path / str(k))
+        assert root.peek_cells("x.csv")[0][0] == "a"
+        list(root.iter_cells("x.csv"))
+        digests.add(root.digest)
+    assert len(digests) == 4
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
