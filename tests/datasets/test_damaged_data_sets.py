@@ -446,6 +446,8 @@ def test_videos_that_were_not_cut_into_frames_are_refused_with_the_reason(name, 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_fuzzed_tree_is_refused_or_read_without_a_wrong_label(layout, tmp_path):
-    for seed in range(3):
-        fuzz(layout, seed, tmp_path / str(seed))
+def test_a_fuzzed_tree_is_refused_or_read_with_every_undamaged_label(layout, tmp_path):
+    kept = [fuzz(layout, seed, tmp_path / str(seed)) for seed in range(20)]
+    read = [count for count in kept if count is not None]
+    assert len(read) >= 5
+    assert sum(count > 0 for count in read) >= 4
