@@ -33,10 +33,8 @@ def main() -> None:
             kept += count or 0
             shutil.rmtree(folder)
         seconds = time.perf_counter() - start
-        print(
-            f"{layout}: {args.trees} trees, {refused} refused, {kept:,} labels kept, {seconds:.0f} s",
-            flush=True,
-        )
+        found = f"{refused} refused, {kept:,} labels kept, {seconds:.0f} s"
+        print(f"{layout}: {args.trees} trees, {found}", flush=True)
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def open_dataset(
     # Labels of the task
     bank, file = Bank(bank_path).require(), _find_labels(labels_path, task_name)
     table = read_labels(file)
-    task = affwild2.read_task(read_metadata(table).get("task", task_name), str(file))
+    task = read_label_task(table, file, task_name)
     require(
         task_name in ("", task.name),
         f"{file}: labels of task {task.name}, not {task_name}; "
