@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from raffect.predictions.challenge import SubmitResult, submit
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
-    from raffect.training.official_folds import OfficialFoldsResult
+    from raffect.training.official_folds import OfficialFoldsResult, train_on_official_folds
     from raffect.training.train import train
     from raffect.training.tune import tune
 
@@ -139,6 +139,7 @@ _HOME = {
     "report": "reporting.report",
     "submit": "predictions.challenge",
     "train": "training.train",
+    "train_on_official_folds": "training.official_folds",
     "tune": "training.tune",
     "verify": "bank.verify",
     "write_synthetic": "datasets.synthetic.tree",
@@ -217,6 +218,7 @@ __all__ = [
     "report",
     "submit",
     "train",
+    "train_on_official_folds",
     "tune",
     "verify",
     "write_synthetic",

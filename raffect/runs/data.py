@@ -346,7 +346,7 @@ def _read_task(file: Path, task_name: str) -> tuple[pa.Table, Task]:
         RaffectError: If it is not of task ``task_name``, or has labels that its task lacks.
     """
     table = read_labels(file)
-    task = affwild2.read_task(read_metadata(table).get("task", task_name), str(file))
+    task = read_label_task(table, file, task_name)
     require(
         task_name in ("", task.name),
         f"{file}: labels of task {task.name}, not {task_name}; "
