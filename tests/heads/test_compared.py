@@ -16,6 +16,7 @@ from raffect.heads.head_batch import EmbeddingSpec
 from raffect.heads.head_kinds import HEAD_KINDS, read_spec
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.pooled import PooledSpec
+from raffect.heads.temporal import TemporalSpec
 from raffect.recipe import HeadConfig
 from tests.helpers.small_heads import CPU, DIM, make_card
 
@@ -190,6 +191,7 @@ def test_a_pooled_head_is_the_mean_of_the_normalised_features_that_are_there():
 
 
 GOOD = ComparedSpec(PooledSpec(DIM), CLASSES).to_json()
+CLASSIFIER = TemporalSpec(DIM, 8, 1, 2, 3, CLASSES).to_json()
 HOSTILE = [
     {"kind": "compared"},
     GOOD | {"more": 1},
@@ -205,6 +207,7 @@ HOSTILE = [
     GOOD | {"inner": {"kind": "mlp", "dim": 4, "width": 0, "depth": 0, "outputs": 4}},
     GOOD
     | {"inner": {"kind": "mlp", "dim": 4, "width": 0, "depth": 0, "outputs": 4, "normalise": "l2"}},
+    GOOD | {"inner": CLASSIFIER},
     GOOD | {"inner": {"kind": "pooled"}},
     GOOD | {"inner": {"kind": "pooled", "dim": 10**9}},
     GOOD | {"inner": {"kind": "pooled", "dim": "x" * 10_000}},
