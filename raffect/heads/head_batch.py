@@ -152,8 +152,10 @@ class EmbeddingSpec(HeadSpec):
     of a projection is fixed.
     """
 
-    compares: bool = True
-    """Whether this one does; the outputs of a head that does not are classes or values."""
+    @property
+    def compares(self) -> bool:
+        """Whether this one does; the outputs of a head that does not are classes or values."""
+        return True
 
     @property
     @abstractmethod

@@ -28,7 +28,8 @@ from raffect.datasets.labels import is_of_clips, read_labels, read_values
 from raffect.datasets.targets import is_targets_file
 from raffect.datasets.tasks import SPLITS, Task
 from raffect.errors import RaffectError, require
-from raffect.heads.loss_kinds import LossKind, loss_kind
+from raffect.heads.loss_kind import LossKind
+from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.samples import Samples
 from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import HeadConfig

@@ -21,7 +21,7 @@ from raffect.heads.fit import FitJob, count, fit, score_name
 from raffect.heads.head_batch import HeadSpec
 from raffect.heads.head_kinds import head_spec
 from raffect.heads.learner import SHARED_SETTINGS
-from raffect.heads.loss_kinds import LossKind
+from raffect.heads.loss_kind import LossKind
 from raffect.heads.predicting import predict
 from raffect.heads.samples import Samples
 from raffect.heads.snapshots import Fitted, History
