@@ -15,7 +15,7 @@ import pyarrow as pa
 from raffect.bank.facts import join_caveats
 from raffect.bank.format import Bank
 from raffect.config import CaptionsConfig
-from raffect.datasets.labels import CLIP_COLUMNS, is_of_clips, read_labels
+from raffect.datasets.labels import CLIP_COLUMNS, is_of_clips, read_label_task, read_labels
 from raffect.datasets.targets import contrastive_task, write_targets
 from raffect.encoders.text import open_text_encoder
 from raffect.errors import require

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from annotated_types import Ge
 
-from raffect.datasets.labels import read_labels, select_split
+from raffect.datasets.labels import read_label_task, read_labels, select_split
 from raffect.datasets.targets import is_targets_file
 from raffect.errors import RaffectError
 from raffect.language.captioned import Captioned

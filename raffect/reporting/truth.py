@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raffect.datasets.labels import read_labels, read_values
+from raffect.datasets.labels import read_label_task, read_labels, read_values
 from raffect.datasets.targets import is_targets_file
 from raffect.datasets.tasks import Task
 from raffect.errors import require

@@ -23,11 +23,12 @@ from raffect.bank.in_order import FramesInOrder, frames_in_order
 from raffect.bank.records import Commit
 from raffect.bank.windows import Window, WindowIndex, find_windows
 from raffect.datasets.affwild2 import tasks as affwild2
-from raffect.datasets.labels import is_of_clips, read_labels, read_values
+from raffect.datasets.labels import is_of_clips, read_label_task, read_labels, read_values
 from raffect.datasets.targets import is_targets_file
 from raffect.datasets.tasks import SPLITS, Task
 from raffect.errors import RaffectError, require
-from raffect.heads.loss_kinds import LossKind, loss_kind
+from raffect.heads.loss_kind import LossKind
+from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.samples import Samples
 from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import HeadConfig
