@@ -25,7 +25,8 @@ from raffect.runs.data import Dataset, open_dataset
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import HeadRecord, PlannedHead
 from raffect.runs.spread import chance_text, short
-from raffect.training.run_batch import BatchJob, plan_batches, run_batch
+from raffect.training.batch_job import BatchJob
+from raffect.training.run_batch import plan_batches, run_batch
 from raffect.training.train import count_steps
 
 HEADS_A_BATCH = 10

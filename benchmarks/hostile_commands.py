@@ -190,7 +190,8 @@ def _make_sweep(folder: Path) -> None:
     """A sweep of four settings, whose heads are trained in this process."""
     from raffect.runs.conclusions import conclude_sweep
     from raffect.runs.folder import RunFolder
-    from raffect.training.run_batch import BatchJob, open_data, run_batch
+    from raffect.training.batch_job import BatchJob
+    from raffect.training.run_batch import open_data, run_batch
 
     fields = {"bank": folder / "bank", "labels": folder, "out": folder / "sweep", "device": "cpu"}
     space = ("loss.alpha=0.3,1", "sam.rho=0,0.05")
@@ -210,7 +211,8 @@ class _Stop(BaseException):
 
 def _half_job(folder: Path, out: Path):
     """A batch of two heads, and its data."""
-    from raffect.training.run_batch import BatchJob, open_data
+    from raffect.training.batch_job import BatchJob
+    from raffect.training.run_batch import open_data
 
     fields = {"bank": folder / "bank", "labels": folder, "out": out, "device": "cpu"}
     config = TrainConfig.from_recipe("paper", _HEAD | {"task": "expr"}, stream="never", **fields)

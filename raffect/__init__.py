@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from raffect.predictions.challenge import SubmitResult, submit
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
-    from raffect.training.official_folds import OfficialFoldsResult
+    from raffect.training.official_folds import OfficialFoldsResult, train_on_official_folds
     from raffect.training.train import train
     from raffect.training.tune import tune
 
@@ -145,6 +145,7 @@ _HOME = {
     "robust": "pipelines.robust",
     "submit": "predictions.challenge",
     "train": "training.train",
+    "train_on_official_folds": "training.official_folds",
     "tune": "training.tune",
     "verify": "bank.verify",
     "write_synthetic": "datasets.synthetic.tree",
@@ -226,6 +227,7 @@ __all__ = [
     "robust",
     "submit",
     "train",
+    "train_on_official_folds",
     "tune",
     "verify",
     "write_synthetic",

@@ -260,9 +260,11 @@ def _pack(config: c.PackConfig) -> int:
 
 def _train(config: c.TrainConfig) -> int:
     with stage(_TORCH):
+        from raffect.training.official_folds import train_on_official_folds
         from raffect.training.train import train
 
-    return _print(train(config).lines())
+    action = train_on_official_folds if config.folds == "official" else train
+    return _print(action(config).lines())
 
 
 def _tune(config: c.TuneConfig) -> int:

@@ -20,6 +20,7 @@ import raffect
 from raffect import cli
 from raffect.cli import COMMANDS, main, parse, usage
 from raffect.config import BankVerifyConfig, EncoderConfig, ExtractConfig, SynthConfig
+from tests.helpers.commands import error_line
 
 ROOT = Path(__file__).parents[1]
 POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
@@ -363,10 +364,9 @@ EXTRACT = "extract --manifest m --bank b"
 def test_bad_input_is_one_line_and_status_two(line, match, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(line.split()) == 2
-    out = capsys.readouterr()
-    assert out.err.count("\n") == 1
-    assert match in out.err
-    assert out.err.startswith(f"raffect {line.split()[0]}: ")
+    error = error_line(capsys.readouterr().err)
+    assert match in error
+    assert error.startswith(f"raffect {line.split()[0]}: ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,6 +17,7 @@ from raffect.recipe import (
     read_recipe,
     with_settings,
 )
+from tests.helpers.commands import error_line
 
 PAPER = {
     "epochs": 32,
@@ -203,9 +204,7 @@ def test_flags_override_a_recipe_and_a_file_works_like_a_name(tmp_path):
 def test_a_wrong_value_is_one_line(recipe, flag, match, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", recipe, "--task", "expr", *DATA, *flag.split()]) == 2
-    out = capsys.readouterr().err
-    assert out.count("\n") == 1
-    assert match in out
+    assert match in error_line(capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 

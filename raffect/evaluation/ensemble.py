@@ -20,8 +20,9 @@ from raffect.evaluation.choose_rules import choose_rules, require_one_task, requ
 from raffect.evaluation.inputs import Inputs
 from raffect.evaluation.pick import PickedHead
 from raffect.heads.checkpoint import load_batch
+from raffect.heads.contrastive import require_answers
 from raffect.heads.head_batch import HeadBatch
-from raffect.heads.loss_kinds import loss_kind, require_answers
+from raffect.heads.loss_kinds import loss_kind
 from raffect.predictions.rules import DecisionRules
 from raffect.runs.windows import window_of
 

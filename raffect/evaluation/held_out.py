@@ -20,7 +20,8 @@ from raffect.errors import RaffectError, require
 from raffect.evaluation.inputs import judge_each
 from raffect.evaluation.pick import find_heads
 from raffect.heads.checkpoint import HeadCard, read_card, require_encoder
-from raffect.heads.loss_kinds import loss_kind, require_answers
+from raffect.heads.contrastive import require_answers
+from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.predicting import predict
 from raffect.predictions.choose import WINDOWS, HeldOut
 from raffect.predictions.smoothing import timeline

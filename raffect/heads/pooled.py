@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from raffect.errors import require
 from raffect.heads.head_batch import EmbeddingSpec, Shapes, normalise
 from raffect.heads.module_batch import HeadModule, ModuleSpec
+from raffect.heads.samples import fill_missing
 from raffect.heads.spec_values import require_bounds, require_names
 from raffect.recipe import MOST_WIDTH, HeadConfig
 
@@ -58,7 +59,7 @@ class PooledSpec(EmbeddingSpec, ModuleSpec):
     @property
     def weights(self) -> Shapes:
         """See `raffect.heads.head_batch.HeadSpec.weights`."""
-        return {"logit_scale": (1,)}
+        return {"logit_scale": ()}
 
     def initial_row(self, seed: int, config: HeadConfig) -> Tensor:
         """See `raffect.heads.head_batch.HeadSpec.initial_row`: CLIP's scale, whatever the seed."""
@@ -81,12 +82,11 @@ class Pooled(HeadModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.logit_scale = nn.Parameter(torch.full((1,), _CLIP_SCALE))
+        self.logit_scale = nn.Parameter(torch.tensor(_CLIP_SCALE))
 
     def forward(self, x: Tensor, noise: Tensor | None = None, *, training: bool = False) -> Tensor:
         """See `raffect.heads.module_batch.HeadModule.forward`."""
         if x.ndim == 3:
-            is_there = ~x.isnan().any(-1, keepdim=True)
             # A sum does where a mean would: only the direction counts
-            x = normalise(x.where(is_there, 0), "l2").sum(-2)
+            x = normalise(fill_missing(x)[0], "l2").sum(-2)
         return normalise(x, "l2") * self.logit_scale.exp()

@@ -21,6 +21,7 @@ from raffect.errors import require
 from raffect.heads.head_batch import EmbeddingSpec, Shapes, normalise
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.random import weights_generator
+from raffect.heads.samples import fill_missing
 from raffect.heads.spec_values import require_bounds, require_names, require_words
 from raffect.recipe import MOST_WIDTH, HeadConfig
 
@@ -128,5 +129,4 @@ class Projection(HeadModule):
 
     def _mean(self, windows: Tensor) -> Tensor:
         """The mean of the rows that are there, up to its length: shape (B, D) of (B, T, D)."""
-        is_missing = windows.isnan().all(-1, keepdim=True)
-        return normalise(windows.masked_fill(is_missing, 0), self.spec.normalise).sum(1)
+        return normalise(fill_missing(windows)[0], self.spec.normalise).sum(1)

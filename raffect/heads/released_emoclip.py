@@ -20,10 +20,11 @@ from raffect.errors import require
 from raffect.heads.head_batch import EmbeddingSpec, Shapes, normalise
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.random import weights_generator
+from raffect.heads.samples import fill_missing
 from raffect.heads.spec_values import require_bounds, require_names
-from raffect.heads.temporal import LOGIT_SCALE, MOST_ATTENTION_HEADS
+from raffect.heads.temporal import LOGIT_SCALE
 from raffect.heads.transformer import ask, attend, linear_shapes, norm_shapes
-from raffect.recipe import MOST_DEPTH, MOST_WIDTH, HeadConfig
+from raffect.recipe import MOST_ATTENTION_HEADS, MOST_DEPTH, MOST_WIDTH, HeadConfig
 
 HEAD_WIDTH = 2048
 """Width of an attention head. The released code hands this number over as ``dim_head`` and the
@@ -187,8 +188,7 @@ class ReleasedEmoclip(HeadModule):
             raise ValueError(f"samples of shape {tuple(x.shape)}: expected {expected}")
         # The token first; each with its position.
         state: Any = self.temporal
-        is_there = ~x.isnan().all(-1)
-        rows = x.masked_fill(~is_there[..., None], 0)
+        rows, is_there = fill_missing(x)
         x = torch.cat([state.cls_token.expand(len(x), -1, -1), rows], 1)
         x = x + state.pos_embedding[:, : x.shape[1]]
         is_there = torch.cat([torch.ones_like(is_there[:, :1]), is_there], 1)

@@ -22,6 +22,7 @@ from raffect.errors import require
 from raffect.heads.head_batch import EmbeddingSpec, Shapes, normalise
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.random import weights_generator
+from raffect.heads.samples import fill_missing
 from raffect.heads.snippets import OrderLoss, Snippets, mean_of, order_shapes, snippet_shapes
 from raffect.heads.spec_values import (
     refuse,
@@ -37,14 +38,19 @@ from raffect.heads.transformer import (
     linear_shapes,
     noise_of,
 )
-from raffect.recipe import MOST_DEPTH, MOST_WIDTH, MOST_WINDOW, HeadConfig
+from raffect.recipe import (
+    MOST_ATTENTION_HEADS,
+    MOST_DEPTH,
+    MOST_WIDTH,
+    MOST_WINDOW,
+    HeadConfig,
+)
 
 LOGIT_SCALE = math.log(100)
 """Where the learnt scale of logits starts: what CLIP's own training ends at (Radford et al. 2021,
 section 2.5), so that the first step sees the probabilities that CLIP gives."""
 TOKEN_STD = 0.02
 """Spread of the token's and the positions' first values, as small as those of the features."""
-MOST_ATTENTION_HEADS = 256
 _SHORTEST = 1e-6
 """Vectors below this length have no direction."""
 
@@ -256,8 +262,8 @@ class TemporalHead(HeadModule):
         if x.shape[1:] != (self.spec.window, self.spec.dim):
             expected = f"windows of {self.spec.window} features of length {self.spec.dim}"
             raise ValueError(f"samples of shape {tuple(x.shape)}: expected {expected}")
-        is_there = ~x.isnan().all(-1)
-        return normalise(x.masked_fill(~is_there[..., None], 0), "l2"), is_there
+        rows, is_there = fill_missing(x)
+        return normalise(rows, "l2"), is_there
 
     def _pool(self, rows: Tensor, is_there: Tensor) -> Tensor:
         """What the transformer's answer is added to, shape (B, D)."""

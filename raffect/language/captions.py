@@ -16,8 +16,7 @@ import pyarrow as pa
 from raffect.bank.facts import join_caveats
 from raffect.bank.format import Bank
 from raffect.config import CaptionsConfig
-from raffect.datasets.affwild2.tasks import read_task
-from raffect.datasets.labels import CLIP_COLUMNS, is_of_clips, read_labels
+from raffect.datasets.labels import CLIP_COLUMNS, is_of_clips, read_label_task, read_labels
 from raffect.datasets.targets import TargetFacts, contrastive_task, write_targets
 from raffect.encoders.text import open_text_encoder
 from raffect.errors import require
@@ -142,7 +141,7 @@ def _read_source(config: CaptionsConfig, frames: BankFrames) -> _Source:
 def _read_labels(config: CaptionsConfig, file: Path) -> _Source:
     """Rows of a label table, with captions made from its labels."""
     labels, where = read_labels(file), f"--from-labels {file}"
-    task = read_task(read_metadata(labels).get("task", file.stem), str(file))
+    task = read_label_task(labels, file, file.stem)
     is_classes = task.kind == "multiclass"
     require(
         is_classes or task.kind == "multilabel",

@@ -25,10 +25,17 @@ from raffect.encoders.tower import digest_tensors
 from raffect.errors import RaffectError, require
 from raffect.heads.checkpoint import HeadCard, save_head
 from raffect.heads.released_emoclip import HEAD_WIDTH, ReleasedEmoclipSpec
-from raffect.heads.temporal import LOGIT_SCALE, MOST_ATTENTION_HEADS
+from raffect.heads.temporal import LOGIT_SCALE
 from raffect.metrics.scores import Chance, JudgedScore
 from raffect.provenance import git_commit, versions
-from raffect.recipe import MOST_DEPTH, Recipe, find_recipe, read_recipe, with_settings
+from raffect.recipe import (
+    MOST_ATTENTION_HEADS,
+    MOST_DEPTH,
+    Recipe,
+    find_recipe,
+    read_recipe,
+    with_settings,
+)
 
 _LAYER = re.compile(r"temporal\.temporal_transformer\.layers\.([0-9]{1,4})\.", re.A)
 _QKV = "temporal.temporal_transformer.layers.0.0.fn.fn.to_qkv.weight"

@@ -18,8 +18,7 @@ import numpy as np
 import pyarrow as pa
 from annotated_types import Ge
 
-from raffect.datasets.affwild2.tasks import read_task
-from raffect.datasets.labels import read_labels
+from raffect.datasets.labels import read_label_task, read_labels
 from raffect.datasets.targets import is_targets_file
 from raffect.errors import RaffectError
 from raffect.language.captioned import Captioned
@@ -89,7 +88,7 @@ def _is_judged_by_texts(file: Path) -> bool:
     table = read_parquet(file)
     if not {"video", "split"} <= set(table.column_names) or "task" not in read_metadata(table):
         return False
-    return read_task(read_metadata(table)["task"], str(file)).kind in ("multiclass", "multilabel")
+    return read_label_task(table, file).kind in ("multiclass", "multilabel")
 
 
 def guard(found: Captioned, tables: Sequence[Path]) -> tuple[Captioned, LeakGuard]:

@@ -100,5 +100,5 @@ def plain_source(task: str, window: int, stride: int, encoder: TextIdentity) -> 
     if window == 1:
         return Source(replace(base, head=head))
     pooled = replace(head, kind="pooled", window=window, stride=stride)
-    state = {"logit_scale": torch.tensor([math.log(encoder.scale)])}
+    state = {"logit_scale": torch.tensor(math.log(encoder.scale))}
     return Source(replace(base, head=pooled), spec=PooledSpec(encoder.dim), state=state)

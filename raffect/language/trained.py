@@ -161,7 +161,7 @@ def _require_contrastive(head: PickedHead) -> EmbeddingSpec:
     """What a head is, if it compares."""
     spec = read_spec(head.card.head, head.folder / "config.json")
     task = head.card.task
-    if task.kind != KIND or not isinstance(spec, EmbeddingSpec):
+    if task.kind != KIND or not (isinstance(spec, EmbeddingSpec) and spec.compares):
         raise RaffectError(
             f"{head.folder}: a head of task {task.name} ({task.kind}), which compares with no "
             "text; --head needs heads that were trained on captions"

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from raffect.runs.folder import RunFolder
-from raffect.runs.records import HeadRecord
+from raffect.recipe import Recipe
+from raffect.runs.folder import RunFolder, find_records
+from raffect.runs.records import HeadRecord, PlannedHead
 from raffect.runs.spread import group_by_settings, settings_key
+
+
+def heads_of_folds(recipes: Sequence[Recipe], folds: int) -> list[PlannedHead]:
+    """Every recipe on every fold."""
+    return [PlannedHead(recipe, fold, folds) for fold in range(folds) for recipe in recipes]
+
+
+def choose_epochs(folder: RunFolder, recipes: Sequence[Recipe], folds: int) -> dict[str, int]:
+    """The epoch that cross-validation chooses for each setting, by head; 0 where none was sound."""
+    groups: dict[Recipe, list[Recipe]] = {}
+    for recipe in recipes:
+        groups.setdefault(dataclasses.replace(recipe, seed=0), []).append(recipe)
+    cv_epochs = {}
+    for alike in groups.values():
+        names = [head.id for head in heads_of_folds(alike, folds)]
+        epoch, _ = choose_epoch(folder, find_records(folder, names))
+        cv_epochs |= {PlannedHead(recipe).id: epoch for recipe in alike}
+    return cv_epochs
 
 
 def choose_epoch(folder: RunFolder, records: Sequence[HeadRecord]) -> tuple[int, float]:

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +23,12 @@ from raffect.bank.in_order import FramesInOrder, frames_in_order
 from raffect.bank.records import Commit
 from raffect.bank.windows import Window, WindowIndex, find_windows
 from raffect.datasets.affwild2 import tasks as affwild2
-from raffect.datasets.labels import is_of_clips, read_labels, read_values
+from raffect.datasets.labels import is_of_clips, read_label_task, read_labels, read_values
 from raffect.datasets.targets import is_targets_file
 from raffect.datasets.tasks import SPLITS, Task
 from raffect.errors import RaffectError, require
-from raffect.heads.loss_kinds import LossKind, loss_kind
+from raffect.heads.loss_kind import LossKind
+from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.samples import Samples
 from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import HeadConfig
@@ -52,6 +52,7 @@ class Dataset:
         fingerprint: Names bank, labels and task: equal data, equal fingerprint.
         commits: Of all shards of the bank that counted when it was opened.
         targets: Vectors of a contrastive task; None for other kinds.
+        frames: All frames of the bank, labelled or not, where windows are read; else None.
     """
 
     task: Task
@@ -60,10 +61,11 @@ class Dataset:
     fingerprint: str
     commits: Mapping[int, Commit] = field(default_factory=dict, repr=False, compare=False)
     targets: TargetSet | None = field(default=None, repr=False, compare=False)
+    frames: FramesInOrder | None = field(default=None, repr=False, compare=False)
     _folds: dict[int, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    _windows: dict[tuple[str, Window], WindowIndex] = field(
+    _windows: dict[Window, dict[str, WindowIndex]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -81,18 +83,21 @@ class Dataset:
 
         The samples and their order are those of ``splits``.
         """
-        # Kept, since every batch of heads of a fold asks again
         window, index = window_of(head), self.splits[split]
         if window.length == 1:
             return index
-        if (split, window) not in self._windows:
-            self._windows[split, window] = find_windows(index, self._frames, window)
-        return self._windows[split, window]
 
-    @cached_property
-    def _frames(self) -> FramesInOrder:
-        """All frames of the bank, labelled or not."""
-        return frames_in_order(next(iter(self.splits.values())).bank, self.commits)
+        # Kept, since every batch of heads of a fold asks again; of one shape at a time, since
+        # those of a sweep together would be many times larger than the features
+        if window not in self._windows:
+            self._windows.clear()
+        found = self._windows.setdefault(window, {})
+        if split not in found:
+            frames = self.frames
+            if frames is None:
+                frames = frames_in_order(index.bank, self.commits)
+            found[split] = find_windows(index, frames, window)
+        return found[split]
 
     def fold_of_frames(self, folds: int) -> np.ndarray:
         """Fold of each training frame, shape (N,), the same for every run.
@@ -156,23 +161,17 @@ def open_dataset(
     """
     # Labels of the task
     bank, file = Bank(bank_path).require(), find_labels(labels_path, task_name)
-    table = read_labels(file)
-    task = affwild2.read_task(read_metadata(table).get("task", task_name), str(file))
-    require(
-        task_name in ("", task.name),
-        f"{file}: labels of task {task.name}, not {task_name}; "
-        f"give labels/{task_name}.parquet or another --task",
-    )
-    _require_labels(table, task, file)
+    table, task = _read_task(file, task_name)
     targets = open_targets(file, table, task, bank.require_identity(), bank_path)
 
     # Features of each split
     commits = bank.read_commits()
     find = find_clips if is_of_clips(table) else find_features
     splits = {split: find(bank, table, task, split, commits=commits) for split in wanted}
+    frames = frames_in_order(bank, commits) if around else None
     incomplete = _describe_incomplete(splits)
-    if around and not incomplete and not is_of_clips(table):
-        incomplete = frames_in_order(bank, commits).describe_incomplete()
+    if frames is not None and not incomplete and not is_of_clips(table):
+        incomplete = frames.describe_incomplete()
     require(
         allow_incomplete or not incomplete,
         f"{bank_path}: {incomplete} are planned and not there, not extracted yet or damaged; "
@@ -180,13 +179,9 @@ def open_dataset(
         "what is damaged), or add --allow-incomplete, and every score will say so",
     )
 
-    # The facts, and a fingerprint of what would change a score
     facts = _describe(bank, bank.digest(commits), file, table, task, splits, incomplete)
     facts = replace(facts, targets=targets.facts if targets else None)
-    # The label table has the hash of its vectors in it
-    key = json.dumps([facts.bank_digest, facts.labels_sha256, task.name])
-    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return Dataset(task, splits, facts, fingerprint, commits, targets)
+    return Dataset(task, splits, facts, _fingerprint(facts), commits, targets, frames)
 
 
 def targets_of(index: FeatureIndex, task: Task) -> np.ndarray:
@@ -313,6 +308,12 @@ def _describe(
     )
 
 
+def _fingerprint(facts: DataFacts) -> str:
+    """A digest of what would change a score; a label table has the hash of its vectors in it."""
+    key = json.dumps([facts.bank_digest, facts.labels_sha256, facts.task.name])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
 def _describe_incomplete(splits: Mapping[str, FeatureIndex]) -> str:
     """``1,024 of 8,000 train frames``, for each split that lacks planned frames."""
     lacking = []
@@ -337,6 +338,23 @@ def find_labels(path: Path, task_name: str) -> Path:
         f"--labels {path}: holds labels of {', '.join(found)}; choose one with --task",
     )
     return folder / f"{found[0]}.parquet"
+
+
+def _read_task(file: Path, task_name: str) -> tuple[pa.Table, Task]:
+    """A label table and its task, both checked.
+
+    Raises:
+        RaffectError: If it is not of task ``task_name``, or has labels that its task lacks.
+    """
+    table = read_labels(file)
+    task = read_label_task(table, file, task_name)
+    require(
+        task_name in ("", task.name),
+        f"{file}: labels of task {task.name}, not {task_name}; "
+        f"give labels/{task_name}.parquet or another --task",
+    )
+    _require_labels(table, task, file)
+    return table, task
 
 
 def _require_labels(table: pa.Table, task: Task, file: Path) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,19 +16,12 @@ import torch
 from raffect.bank.features import FeatureIndex
 from raffect.config import LearnConfig, count_cores
 from raffect.errors import RaffectError, require
-from raffect.heads.fit import FitJob, count, fit, score_name
+from raffect.heads.fit import FitJob, fit
 from raffect.heads.head_batch import HeadSpec
 from raffect.heads.head_kinds import head_spec
 from raffect.heads.learner import SHARED_SETTINGS
-from raffect.heads.loss_kinds import LossKind
-from raffect.heads.predicting import predict
-from raffect.heads.samples import Samples
-from raffect.heads.snapshots import Fitted, History
+from raffect.heads.snapshots import History
 from raffect.heads.workers import Workers
-from raffect.metrics.intervals import score_interval
-from raffect.metrics.scores import SNAPSHOTS, JudgedScore, Snapshot
-from raffect.metrics.task_kinds import kind_of
-from raffect.provenance import git_commit, versions
 from raffect.ray_session.session import ray_session
 from raffect.recipe import HeadConfig, Recipe
 from raffect.runs.data import (
@@ -40,53 +32,14 @@ from raffect.runs.data import (
     read_rows,
     targets_of,
 )
-from raffect.runs.fold_predictions import FoldPredictions
 from raffect.runs.folder import RunFolder
-from raffect.runs.group_statistics import Statistics
-from raffect.runs.records import (
-    Curve,
-    HeadRecord,
-    NamedFile,
-    PlannedHead,
-    TrainedBy,
-    is_finished,
-)
-from raffect.runs.saved_heads import save_snapshot
+from raffect.runs.records import PlannedHead, is_finished
 from raffect.runs.windows import read_windows
+from raffect.training.batch_job import BatchJob, CvEpochs
+from raffect.training.recording import describe_training, record_batch
 from raffect.training.stream import RayStream
 
 C = TypeVar("C", bound=LearnConfig)
-CvEpochs = Mapping[str, int]
-"""Epoch that a head's ``cv`` snapshot keeps, by head; 0 where no fold was trained to the end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchJob:
-    """A batch of heads to train, with everything that decides how.
-
-    Attributes:
-        config: Data, run folder, device and threads; the recipe in it is not used.
-        heads: Those of the batch, which have the same `raffect.heads.learner.SHARED_SETTINGS` and
-            the same fold.
-        cv_epochs: Epochs that cross-validation chose.
-        threads: Of this process; 0 is all cores.
-        spec: What the heads are, where their recipes alone do not decide it; else None.
-        save_heads: Whether weights are kept.
-        save_every_s: Seconds between saves of the state.
-    """
-
-    config: LearnConfig
-    heads: tuple[PlannedHead, ...]
-    cv_epochs: CvEpochs = field(default_factory=dict)
-    threads: int = 0
-    spec: HeadSpec | None = None
-    save_heads: bool = True
-    save_every_s: float = 30.0
-
-    @property
-    def ids(self) -> list[str]:
-        """Names of the heads."""
-        return [head.id for head in self.heads]
 
 
 def plan_batches(
@@ -195,19 +148,26 @@ def run_batch(
 
     # Training, which goes on from the saved state if there is one
     streams = config.stream == "always"
-    try:
+    with _say_what_is_too_large(len(job.heads)):
         with ray_session(config.address) if streams else contextlib.nullcontext():
             fit_job, validation = _plan_fit(job, dataset, folder, device, workers, streams)
             fitted = fit(fit_job, on_step=on_step, on_epoch=on_epoch, on_resume=on_resume)
 
         # Records, and then the state is not needed any more
         if workers.rank == 0:
-            trained_by = _describe_training(job, fitted, device, workers, streams)
-            _record(job, dataset, folder, fitted, fit_job, validation, trained_by)
+            trained_by = describe_training(job, fitted, device, workers, streams)
+            record_batch(job, dataset, folder, fitted, fit_job, validation, trained_by)
             folder.drop_state(job.ids)
+
+
+@contextlib.contextmanager
+def _say_what_is_too_large(num_heads: int) -> Generator[None]:
+    """A GPU without memory left as one line that names what to make smaller."""
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise RaffectError(
-            f"out of GPU memory with {len(job.heads)} heads; take fewer at a time "
+            f"out of GPU memory with {num_heads} heads; take fewer at a time "
             "(--num-seeds, --heads-per-trial), a smaller --head.width or --head.window, or "
             "--stream always"
         ) from error
@@ -295,144 +255,4 @@ def open_data(config: LearnConfig, heads: Iterable[HeadConfig]) -> Dataset:
         config.task,
         allow_incomplete=config.allow_incomplete,
         around=read_windows(heads),
-    )
-
-
-def describe_device(device: torch.device) -> str:
-    """Name of the card, or ``cpu``."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _describe_training(
-    job: BatchJob, fitted: Fitted, device: torch.device, workers: Workers, streams: bool
-) -> TrainedBy:
-    """Device, versions and time of a batch that was trained in this process."""
-    return TrainedBy(
-        device=describe_device(device),
-        threads=torch.get_num_threads(),
-        num_workers=workers.size,
-        streamed=streams,
-        batch_of_heads=len(job.heads),
-        wall_s=sum(entry["wall_s"] for entry in fitted.history),
-        git_commit=git_commit(),
-        versions=versions(),
-    )
-
-
-def _record(
-    job: BatchJob,
-    dataset: Dataset,
-    folder: RunFolder,
-    fitted: Fitted,
-    fit_job: FitJob,
-    frames: FeatureIndex,
-    trained_by: TrainedBy,
-) -> None:
-    """Write statistics, predictions and heads, and last the record, of every head of a batch."""
-    # Statistics of every snapshot, and of every epoch for heads of folds
-    loss, kind, judged = fit_job.prior.kind, kind_of(dataset.task), fit_job.validation
-    kept_snapshots = [name for name in SNAPSHOTS if name in fitted.snapshots]
-    # Epochs are chosen by statistics of folds, so that these must not see what a head leaves out
-    left_out = None if job.heads[0].fold is None else loss.left_out(fit_job.recipes)
-    counts = {
-        name: count(loss, fitted.heads(name), judged, left_out=left_out) for name in kept_snapshots
-    }
-    by_head = {
-        head.id: _by_epoch(fitted, counts, p, score_name(dataset.task))
-        for p, head in enumerate(job.heads)
-    }
-    kept = {name: by_epoch for name, by_epoch in by_head.items() if by_epoch}
-    file = folder.write_statistics(Statistics(frames.groups, kept)) if kept else None
-    predictions = _keep_predictions(job, loss, folder, fitted, judged, frames)
-
-    # One record a head, written after its weights: a record says that the head is finished
-    any_counts = next(iter(counts.values()))
-    for p, head in enumerate(job.heads):
-        epochs = {name: int(fitted.snapshots[name].epoch[p]) for name in counts}
-        scores = {
-            name: _judge(dataset, counts[name][p], epoch) for name, epoch in epochs.items() if epoch
-        }
-        record = HeadRecord(
-            id=head.id,
-            task=dataset.task,
-            recipe=head.recipe,
-            fold=head.fold,
-            num_folds=head.num_folds,
-            fingerprint=dataset.fingerprint,
-            incomplete=dataset.facts.incomplete,
-            group_name=dataset.facts.group_name,
-            status="diverged" if fitted.diverged[p] else "done",
-            note=fitted.diverged[p] or "",
-            cv_epoch=job.cv_epochs.get(head.id),
-            trained_by=trained_by,
-            curve=curve_of(fitted.history, p, dataset.task),
-            scores=scores,
-            chance=kind.chance(any_counts[p].sum(0), dataset.task),
-            statistics=file if head.id in kept else None,
-            predictions=None if fitted.diverged[p] else predictions,
-        )
-        if job.save_heads and head.fold is None:
-            for name in scores:
-                save_snapshot(folder, record, dataset.facts, name, fitted.heads(name), p)
-        folder.write_record(record)
-
-
-def _keep_predictions(
-    job: BatchJob,
-    loss: LossKind,
-    folder: RunFolder,
-    fitted: Fitted,
-    judged: Samples,
-    frames: FeatureIndex,
-) -> NamedFile | None:
-    """Write what heads of a fold predict for it after their last epoch, but for diverged heads.
-
-    Heads that give vectors to compare with predict nothing by themselves.
-    """
-    sound = [p for p, why in enumerate(fitted.diverged) if not why]
-    wanted = job.config.save_predictions and kind_of(loss.task).answers
-    if job.heads[0].fold is None or not wanted or not sound:
-        return None
-    scores = predict(loss, fitted.heads("last"), judged)
-    return folder.write_predictions(
-        FoldPredictions(
-            video=frames.video,
-            videos=frames.videos,
-            frame=frames.frame,
-            group=frames.group,
-            groups=frames.groups,
-            target=targets_of(frames, loss.task),
-            heads={job.heads[p].id: scores[p] for p in sound},
-        )
-    )
-
-
-def _by_epoch(
-    fitted: Fitted, counts: Mapping[Snapshot, np.ndarray], p: int, score: str
-) -> dict[int, np.ndarray]:
-    """Statistics of one head by epoch: of its snapshots, and of all sound epochs if kept."""
-    found = {
-        epoch + 1: statistics[p]
-        for epoch, statistics in enumerate(fitted.statistics)
-        if fitted.history[epoch][score][p] is not None
-    }
-    found |= {int(fitted.snapshots[name].epoch[p]): counts[name][p] for name in counts}
-    return {epoch: found[epoch] for epoch in sorted(found) if epoch}
-
-
-def _judge(dataset: Dataset, statistics: np.ndarray, epoch: int) -> JudgedScore:
-    """The score of statistics by group, shape (groups, A, B)."""
-    kind = kind_of(dataset.task)
-    score = kind.score(statistics.sum(0), dataset.task)
-    interval = score_interval(statistics, kind)
-    return JudgedScore(**vars(score), epoch=epoch, interval_95=interval)
-
-
-def curve_of(history: History, p: int, task: Any) -> Curve:
-    """Curves of head number ``p`` of a batch."""
-    score = score_name(task)
-    return Curve(
-        lr=tuple(entry["lr"][p] for entry in history),
-        train_loss=tuple(entry["train_loss"][p] for entry in history),
-        validation=tuple(entry[score][p] for entry in history),
     )

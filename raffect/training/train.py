@@ -13,9 +13,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
-from raffect.config import LearnConfig, TrainConfig, count_cores
+from raffect.config import TrainConfig, count_cores
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.fit import score_name
@@ -25,26 +23,22 @@ from raffect.heads.workers import Workers
 from raffect.metrics.task_kinds import kind_of
 from raffect.progress import Progress, stage
 from raffect.ray_session.session import cluster_gpus, last_line, ray_session, ray_storage
-from raffect.recipe import HeadConfig, Recipe, expand, plain
+from raffect.recipe import expand, plain
 from raffect.runs.conclusions import SweepResult, TrainResult, conclude_run, conclude_sweep
-from raffect.runs.cross_validation import choose_epoch
-from raffect.runs.data import Dataset, check_trainable, pick_device, targets_of
+from raffect.runs.cross_validation import choose_epochs, heads_of_folds
+from raffect.runs.data import Dataset
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import PlannedHead
-from raffect.runs.windows import require_full_window
 from raffect.storage.atomic import write_atomic
 from raffect.storage.records import Record
-from raffect.training.official_folds import OfficialFoldsResult, train_on_folds
+from raffect.training.batch_job import BatchJob, CvEpochs
+from raffect.training.checks import check_before, find_left_out
 from raffect.training.run_batch import (
-    BatchJob,
-    CvEpochs,
     for_elsewhere,
     open_data,
     partition,
     plan_batches,
     run_batch,
-    spec_of,
-    split_rows,
 )
 from raffect.training.stream import decide_stream
 
@@ -69,7 +63,7 @@ class EpochNote(Record):
     text: str
 
 
-def train(config: TrainConfig) -> TrainResult | SweepResult | OfficialFoldsResult:
+def train(config: TrainConfig) -> TrainResult | SweepResult:
     """Train, judge and record; heads that are finished already are not trained again.
 
     Returns:
@@ -78,8 +72,10 @@ def train(config: TrainConfig) -> TrainResult | SweepResult | OfficialFoldsResul
     Raises:
         RaffectError: If the data or settings do not allow it.
     """
-    if config.folds == "official":
-        return train_on_folds(config)
+    require(
+        config.folds != "official",
+        "--folds official: a run for each fold, which raffect.train_on_official_folds trains",
+    )
     with stage(f"reading {config.labels} and {config.bank}"):
         dataset = open_data(config, [config.head])
     return train_on(config, dataset)
@@ -130,66 +126,6 @@ def train_on(
         axis = ["loss.leave_out"]
         return conclude_sweep(folder, dataset.facts, records, axis, saved_heads=True)
     return conclude_run(folder, dataset.facts, records)
-
-
-def find_left_out(words: Sequence[str], dataset: Dataset) -> list[str]:
-    """Classes that ``--leave-out`` means: those that are named, or each that training would see.
-
-    Raises:
-        RaffectError: If the task has no classes. A class that it lacks is refused as the setting
-            ``loss.leave_out`` is.
-    """
-    if "each" not in words:
-        return list(dict.fromkeys(words))
-    task, kind = dataset.task, dataset.loss_kind(pick_device("cpu"))
-    targets = torch.from_numpy(targets_of(dataset.splits["train"], task))
-    classes = kind.classes(targets) if kind.has_classes and len(task.outputs) > 1 else None
-    if classes is None:
-        raise RaffectError(
-            f"--leave-out each: task {task.name} has no classes; make captions of classes with "
-            "`raffect captions`, or leave it out"
-        )
-    return [task.outputs[k] for k in classes.unique().tolist() if k >= 0]
-
-
-def choose_epochs(folder: RunFolder, recipes: Sequence[Recipe], folds: int) -> dict[str, int]:
-    """The epoch that cross-validation chooses for each setting, by head; 0 where none was sound."""
-    groups: dict[Recipe, list[Recipe]] = {}
-    for recipe in recipes:
-        groups.setdefault(dataclasses.replace(recipe, seed=0), []).append(recipe)
-    cv_epochs = {}
-    for alike in groups.values():
-        names = [head.id for head in heads_of_folds(alike, folds)]
-        epoch, _ = choose_epoch(folder, find_records(folder, names))
-        cv_epochs |= {PlannedHead(recipe).id: epoch for recipe in alike}
-    return cv_epochs
-
-
-def check_before(config: LearnConfig, dataset: Dataset, spec: HeadSpec | None = None) -> None:
-    """Refuse what cannot be trained before anything is written or started; see `train_on`.
-
-    Raises:
-        RaffectError: If there are too few rows, classes or videos, windows are too long, or the
-            task does not have the loss.
-    """
-    if config.select == "cv":
-        dataset.fold_of_frames(config.num_folds)
-    kind = dataset.loss_kind(pick_device("cpu"))
-    where = f"the training split of {dataset.facts.labels}"
-    kind.require_recipe(config)
-    if spec is None:
-        spec_of(dataset, config)
-    index = dataset.rows("train", config.head)
-    require_full_window(index, config.head, dataset.facts.of_clips)
-    targets = targets_of(dataset.splits["train"], dataset.task)
-    check_trainable(targets, dataset.task, config.batch_size, where)
-    if config.loss.leave_out:
-        check_trainable(kind.without(targets, config.loss), dataset.task, 1, where)
-
-
-def heads_of_folds(recipes: Sequence[Recipe], folds: int) -> list[PlannedHead]:
-    """Every recipe on every fold."""
-    return [PlannedHead(recipe, fold, folds) for fold in range(folds) for recipe in recipes]
 
 
 def _train_heads(
@@ -252,9 +188,12 @@ def _one_line() -> Generator[None]:
 
 def count_steps(dataset: Dataset, batch: Sequence[PlannedHead]) -> int:
     """Head-steps of a batch of heads from the start."""
-    train, _ = split_rows(dataset, batch[0], HeadConfig())  # of windows there are as many
-    recipe = batch[0].recipe
-    return len(train) // recipe.batch_size * recipe.epochs * len(batch)
+    head, recipe = batch[0], batch[0].recipe
+    if head.fold is None:
+        rows = len(dataset.splits["train"])
+    else:
+        rows = int((dataset.fold_of_frames(head.num_folds) != head.fold).sum())
+    return rows // recipe.batch_size * recipe.epochs * len(batch)
 
 
 def count_finished_steps(

@@ -29,14 +29,16 @@ from raffect.progress import Progress, stage
 from raffect.ray_session.session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import PLAIN_ERM, Recipe, plain
 from raffect.runs.conclusions import SweepResult, conclude_sweep
+from raffect.runs.cross_validation import choose_epochs, heads_of_folds
 from raffect.runs.data import Dataset
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import RUNNING, STOPPED, HeadRecord, PlannedHead, TrainedBy, is_finished
+from raffect.runs.windows import window_of
 from raffect.storage.paths import is_remote
+from raffect.training.batch_job import BatchJob, CvEpochs
+from raffect.training.checks import check_before
+from raffect.training.recording import curve_of
 from raffect.training.run_batch import (
-    BatchJob,
-    CvEpochs,
-    curve_of,
     for_elsewhere,
     open_data,
     plan_batches,
@@ -46,12 +48,9 @@ from raffect.training.space import add_baseline, list_recipes, read_space
 from raffect.training.stream import decide_stream
 from raffect.training.trackers import build_trackers, require_trackers
 from raffect.training.train import (
-    check_before,
-    choose_epochs,
     count_finished_steps,
     count_steps,
     epoch_note,
-    heads_of_folds,
 )
 from raffect.training.watch import ended_batches, watched
 
@@ -76,22 +75,25 @@ def tune(config: TuneConfig) -> SweepResult:
 
     # Data, and whether they are streamed, which is decided once for a sweep
     with stage(f"reading {config.labels} and {config.bank}"):
-        kinds = list(dict.fromkeys(recipe.head for recipe in recipes))
+        # Windows of one shape after the other, since those of the last one alone are kept
+        kinds = sorted({recipe.head: None for recipe in recipes}, key=window_of)
         dataset = open_data(config, kinds)
     device = "cpu" if config.gpus_per_trial == 0 else config.device
     share = config.gpus_per_trial or 1.0
     stream = RunFolder(config.out).recorded_stream(config.stream)
     if stream is None:
-        indices = [dataset.rows("train", head) for head in kinds]
-        choices = {decide_stream(config.stream, index, device, share) for index in indices}
+        choices = {
+            decide_stream(config.stream, dataset.rows("train", head), device, share)
+            for head in kinds
+        }
         stream = "always" if "always" in choices else "never"
     config = dataclasses.replace(config, task=dataset.task.name, stream=stream)
 
     # Recipes, each checked before anything is written
     recipes = list_recipes(plain(config), config.space, config.samples)
     recipes = add_baseline(recipes) if config.baseline else recipes
-    differing = ((recipe.batch_size, recipe.loss, recipe.head) for recipe in recipes)
-    for batch_size, loss, head in dict.fromkeys(differing):
+    differing = {(recipe.batch_size, recipe.loss, recipe.head): None for recipe in recipes}
+    for batch_size, loss, head in sorted(differing, key=lambda settings: window_of(settings[-1])):
         changed = dataclasses.replace(config, batch_size=batch_size, loss=loss, head=head)
         check_before(changed, dataset)
     folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)

@@ -1,6 +1,7 @@
 """Windows: by frame number, of one video, each feature once, as a plain loop finds them."""
 
 import time
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from raffect.datasets.labels import write_clip_labels
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.recipe import HeadConfig
+from raffect.runs import data as runs_data
 from raffect.runs.data import open_dataset, read_rows
 from raffect.runs.windows import require_full_window
 from raffect.storage.tables import write_table
@@ -187,6 +189,28 @@ def test_windows_are_read_once_for_all_heads_and_are_samples_of_the_learner(data
     assert samples.part(slice(3, 3)).samples().shape == (0, 4, IDENTITY.dim)  # a worker's last part
     fold = dataset.fold_of_frames(2)
     assert len(index.select(fold == 1)) == (fold == 1).sum()
+
+
+def test_frames_are_found_once_and_windows_of_one_shape_are_kept(data, monkeypatch):
+    bank, _, path = data
+    asked = []
+    for name in ("frames_in_order", "find_windows"):
+        plain = getattr(runs_data, name)
+        count = lambda *given, plain=plain, name=name: asked.append(name) or plain(*given)  # noqa: E731
+        monkeypatch.setattr(runs_data, name, count)
+    dataset = open_dataset(bank.path, path, around=True)
+    earlier = []
+    for length in (4, 2, 3):
+        head = HeadConfig(kind="temporal", window=length)
+        both = [dataset.rows(split, head) for split in ("train", "validation")]
+        # Heads of folds ask again, and single features are not in the way
+        for split, index in zip(("train", "validation"), both, strict=True):
+            assert dataset.rows(split, HeadConfig()) is dataset.splits[split]
+            assert dataset.rows(split, head) is index
+        assert all(index() is None for index in earlier)
+        earlier = [weakref.ref(index) for index in both]
+        del both, index
+    assert asked == ["frames_in_order", *["find_windows"] * 6]
 
 
 def test_windows_of_which_none_is_full_are_refused_by_name(data):

@@ -28,7 +28,7 @@ from raffect.language.captions import captions
 from raffect.recipe import HeadConfig, LossConfig, SamConfig
 from raffect.storage import atomic
 from raffect.training import train as training
-from raffect.training.run_batch import BatchJob
+from raffect.training.batch_job import BatchJob
 from tests.helpers.learning import make_data
 
 FRAMES, SHARD_ROWS = 10, 4

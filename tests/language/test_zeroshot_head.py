@@ -26,8 +26,8 @@ from raffect.recipe import HeadConfig, LossConfig, OptimConfig, SamConfig
 from raffect.runs.data import open_dataset
 from raffect.runs.leave_one_out import read_leave_one_out
 from raffect.storage.tables import read_metadata, write_table
+from raffect.training.checks import find_left_out
 from raffect.training.space import list_recipes
-from raffect.training.train import find_left_out
 from tests.helpers.texts import embedded, unit, write_class_captions
 
 SEVEN = EXPR.outputs[:7]

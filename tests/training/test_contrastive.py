@@ -18,6 +18,7 @@ from raffect.runs.data import open_dataset
 from raffect.runs.folder import RunFolder
 from raffect.training.stream import RayStream
 from tests.helpers.captions import CAPTIONS, HEAD, add_captions, caption_vectors
+from tests.helpers.commands import error_line
 from tests.helpers.learning import scores_of
 
 
@@ -122,9 +123,7 @@ def test_answers_of_heads_for_captions_are_refused_in_one_line(
 ):
     out = tmp_path / "out.parquet"
     assert main([str(word) for word in words_of(trained, data)] + ["--out", str(out)]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert message in error_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

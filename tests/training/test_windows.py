@@ -9,9 +9,13 @@ import raffect
 from raffect.config import EvaluateConfig, PostprocessConfig, PredictConfig, TrainConfig, TuneConfig
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head
-from raffect.recipe import HeadConfig, LossConfig, OptimConfig, SamConfig
+from raffect.recipe import HeadConfig, LossConfig, OptimConfig, Recipe, SamConfig
+from raffect.runs import data as runs_data
 from raffect.runs.data import open_dataset, targets_of
 from raffect.runs.folder import RunFolder
+from raffect.runs.records import PlannedHead
+from raffect.training.run_batch import split_rows
+from raffect.training.train import count_steps
 
 SMALL = {"kind": "temporal", "width": 8, "layers": 1, "attention_heads": 2, "pool": "centre"}
 HEAD = HeadConfig(**SMALL, window=5, stride=2)
@@ -110,6 +114,26 @@ def test_window_and_stride_are_axes_of_a_sweep(data, tmp_path):
     assert [head.score.headline for head in judged.evaluation.heads] == [
         scores[head.recipe.head.window, head.recipe.head.stride] for head in judged.evaluation.heads
     ]
+
+
+def test_a_sweep_finds_windows_shape_by_shape_whatever_else_it_varies(data, tmp_path, monkeypatch):
+    found = []
+    plain = runs_data.find_windows
+    note = lambda index, frames, window: found.append(window.length) or plain(index, frames, window)  # noqa: E731
+    monkeypatch.setattr(runs_data, "find_windows", note)
+    space = ("loss.alpha=0.5,1", "head.width=4,8", "head.window=3,5,41")
+    with pytest.raises(RaffectError, match="fullest window"):
+        raffect.tune(TuneConfig(**paths(data, tmp_path / "run"), **FAST, space=space))
+    # Once to see whether they fit into memory, and once for all checks
+    assert found == [3, 5, 41, 3, 5, 41]
+
+
+def test_steps_are_those_of_the_rows_that_are_trained_on(data):
+    dataset = open_dataset(data / "bank", data, "expr")
+    recipe = Recipe(head=HEAD, epochs=3, batch_size=32)
+    for head in (PlannedHead(recipe), PlannedHead(recipe, 1, 3)):
+        rows, _ = split_rows(dataset, head, HEAD)
+        assert count_steps(dataset, [head, head]) == 2 * 3 * (len(rows) // 32)
 
 
 @pytest.mark.parametrize(
