@@ -8,10 +8,8 @@ Shape letters: B samples, T features of a window, D length of a feature.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from raffect.errors import require
 from raffect.heads.head_batch import EmbeddingSpec, Shapes, normalise
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.samples import fill_missing
-from raffect.heads.spec_values import require_bounds, require_names
+from raffect.heads.spec_values import Bounds
 from raffect.recipe import MOST_WIDTH, HeadConfig
 
 _CLIP_SCALE = math.log(1 / 0.07)
@@ -38,6 +36,7 @@ class PooledSpec(EmbeddingSpec, ModuleSpec):
     dim: int
 
     kind = "pooled"
+    bounds: ClassVar[Bounds] = {"dim": (1, MOST_WIDTH)}
 
     @classmethod
     def from_config(
@@ -68,13 +67,6 @@ class PooledSpec(EmbeddingSpec, ModuleSpec):
     def module(self) -> Pooled:
         """See `raffect.heads.head_batch.HeadSpec.module`."""
         return Pooled()
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
-        """See `raffect.heads.head_batch.HeadSpec.from_json`."""
-        require_names(cls, content, where)
-        require_bounds(content, {"dim": (1, MOST_WIDTH)}, where)
-        return cls(**content)
 
 
 class Pooled(HeadModule):

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from raffect.heads.head_batch import EmbeddingSpec, Shapes, normalise
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.random import weights_generator
 from raffect.heads.samples import fill_missing
-from raffect.heads.spec_values import require_bounds, require_names, require_words
+from raffect.heads.spec_values import Bounds
 from raffect.recipe import MOST_WIDTH, HeadConfig
 
 SCALE = 100.0
@@ -50,6 +49,8 @@ class ProjectionSpec(EmbeddingSpec, ModuleSpec):
     normalise: str = "none"
 
     kind = "projection"
+    bounds: ClassVar[Bounds] = {"dim": (1, MOST_WIDTH), "outputs": (1, MOST_WIDTH)}
+    words: ClassVar[Mapping[str, Sequence[str]]] = {"normalise": ("none", "l2")}
 
     @classmethod
     def from_config(
@@ -62,15 +63,6 @@ class ProjectionSpec(EmbeddingSpec, ModuleSpec):
             "expected a table of targets, or head.kind mlp (head.depth 0 is one linear map)",
         )
         return cls(dim, outputs, config.normalise)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
-        """See `raffect.heads.head_batch.HeadSpec.from_json`."""
-        require_names(cls, content, where)
-        bounds = {"dim": (1, MOST_WIDTH), "outputs": (1, MOST_WIDTH)}
-        require_bounds(content, bounds, where)
-        require_words(content, {"normalise": ("none", "l2")}, where)
-        return cls(**content)
 
     @property
     def length(self) -> int:

@@ -9,9 +9,7 @@ Shape letters: B samples, T features of a window, D feature, H attention heads, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from raffect.heads.head_batch import EmbeddingSpec, Shapes, normalise
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.random import weights_generator
 from raffect.heads.samples import fill_missing
-from raffect.heads.spec_values import require_bounds, require_names
+from raffect.heads.spec_values import Bounds, require_same_length
 from raffect.heads.temporal import LOGIT_SCALE
 from raffect.heads.transformer import ask, attend, linear_shapes, norm_shapes
 from raffect.recipe import MOST_ATTENTION_HEADS, MOST_DEPTH, MOST_WIDTH, HeadConfig
@@ -53,6 +51,11 @@ class ReleasedEmoclipSpec(EmbeddingSpec, ModuleSpec):
     attention_heads: int
 
     kind = "emoclip-released"
+    bounds: ClassVar[Bounds] = {
+        "dim": (1, MOST_WIDTH),
+        "layers": (1, MOST_DEPTH),
+        "attention_heads": (1, MOST_ATTENTION_HEADS),
+    }
 
     @classmethod
     def from_config(
@@ -64,29 +67,13 @@ class ReleasedEmoclipSpec(EmbeddingSpec, ModuleSpec):
             "head.kind emoclip-released: does nothing but compare with texts; expected a task of "
             "captions, or head.kind temporal",
         )
-        require(
-            outputs == dim,
-            f"head.kind emoclip-released: its vectors are as long as the features ({dim}), "
-            f"not as the targets ({outputs}); expected targets of the same encoder",
-        )
+        require_same_length(cls.kind, dim, outputs)
         require(
             config.window < POSITIONS,
             f"head.window {config.window}: head.kind emoclip-released has {POSITIONS} positions, "
             f"one of them its token's; expected at most {POSITIONS - 1}",
         )
         return cls(dim, config.layers, config.attention_heads)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
-        """See `raffect.heads.head_batch.HeadSpec.from_json`."""
-        require_names(cls, content, where)
-        bounds = {
-            "dim": (1, MOST_WIDTH),
-            "layers": (1, MOST_DEPTH),
-            "attention_heads": (1, MOST_ATTENTION_HEADS),
-        }
-        require_bounds(content, bounds, where)
-        return cls(**content)
 
     @property
     def weights(self) -> Shapes:
