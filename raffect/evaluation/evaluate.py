@@ -20,7 +20,6 @@ from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.evaluation.choose_rules import require_rules
 from raffect.evaluation.inputs import judge_each
-from raffect.evaluation.pick import PickedHead, sound_heads
 from raffect.evaluation.postprocessed import judge_rules
 from raffect.evaluation.results import EvaluatedHead, EvaluateResult, Evaluation, TaskResult
 from raffect.evaluation.totals import sum_tasks
@@ -34,6 +33,7 @@ from raffect.provenance import describe_run
 from raffect.runs.against_erm import Baselines, difference_of
 from raffect.runs.data import Dataset, open_dataset, pick_device
 from raffect.runs.metrics_file import SettingScores
+from raffect.runs.pick import PickedHead, sound_heads
 from raffect.runs.spread import group_by_settings, is_erm, spread_of, varying
 from raffect.runs.windows import read_windows
 from raffect.storage.atomic import require_writable

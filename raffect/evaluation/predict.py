@@ -15,7 +15,6 @@ from raffect.bank.in_order import FramesInOrder, frames_in_order
 from raffect.config import PredictConfig
 from raffect.errors import RaffectError, require
 from raffect.evaluation.ensemble import Ensemble, load_ensembles
-from raffect.evaluation.pick import PickedHead, pick_heads
 from raffect.evaluation.scan import predict_frames
 from raffect.heads.checkpoint import require_encoder
 from raffect.predictions.columns import as_table
@@ -28,6 +27,7 @@ from raffect.predictions.table import (
 from raffect.progress import Progress
 from raffect.provenance import describe_run
 from raffect.runs.data import pick_device
+from raffect.runs.pick import PickedHead, pick_heads
 from raffect.storage.keys import positions
 
 _MOSTLY = 0.5

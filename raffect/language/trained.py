@@ -15,7 +15,6 @@ from raffect.config import ZeroshotConfig
 from raffect.datasets.labels import read_labels, select_split
 from raffect.datasets.targets import KIND
 from raffect.errors import RaffectError, require
-from raffect.evaluation.pick import PickedHead, pick_heads, sound_heads
 from raffect.heads.checkpoint import HeadCard, load_batch, require_encoder
 from raffect.heads.head_batch import EmbeddingSpec
 from raffect.heads.head_kinds import read_spec
@@ -24,6 +23,7 @@ from raffect.language.sources import Source
 from raffect.metrics.scores import Snapshot
 from raffect.recipe import plain
 from raffect.runs.data import Dataset
+from raffect.runs.pick import PickedHead, pick_heads, sound_heads
 from raffect.runs.spread import group_by_settings, varying
 from raffect.storage.paths import locate
 from raffect.storage.records import Record

@@ -13,9 +13,9 @@ from raffect.bank.in_order import frames_in_order
 from raffect.datasets.affwild2.tasks import EXPR, VA
 from raffect.evaluation import scan
 from raffect.evaluation.ensemble import load_ensembles
-from raffect.evaluation.pick import pick_heads
 from raffect.evaluation.scan import predict_frames
 from raffect.recipe import HeadConfig, Recipe
+from raffect.runs.pick import pick_heads
 from tests.helpers.banks import IDENTITY, draw_bank, fill_bank, make_manifest
 from tests.helpers.heads import make_head
 
