@@ -35,7 +35,7 @@ from raffect.runs.data import Dataset, open_dataset, pick_device
 from raffect.runs.metrics_file import SettingScores
 from raffect.runs.pick import PickedHead, sound_heads
 from raffect.runs.spread import group_by_settings, is_erm, spread_of, varying
-from raffect.runs.windows import read_windows
+from raffect.runs.windows import describe_other_samples, read_windows
 from raffect.storage.atomic import require_writable
 
 _SHOWN_OUTPUTS = 4
@@ -202,8 +202,9 @@ def _describe(
     # All heads together, and what they are compared with
     by_group = not are_blocks(dataset.splits[config.split].groups)
     by_chance = kind.statistics_by_chance(statistics[0])[None]
-    known = (dataset.facts, *(card.data for card in cards))
-    caveats = dict.fromkeys(caveat for facts in known for caveat in facts.caveats)
+    caveats = [*dataset.facts.caveats]
+    caveats += [caveat for card in cards for caveat in card.data.trained_caveats]
+    caveats += describe_other_samples(cards, dataset.facts.of_clips)
     return Evaluation(
         run=describe_run(),
         data=dataset.facts,
@@ -213,7 +214,7 @@ def _describe(
         heads=evaluated,
         settings=_by_settings(evaluated, statistics, cards[0].snapshot, dataset, by_group),
         worst_by_chance=find_worst(by_chance, kind, task.outputs, by_group=by_group),
-        caveats=tuple(caveats),
+        caveats=tuple(dict.fromkeys(caveats)),
     )
 
 
