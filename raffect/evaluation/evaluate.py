@@ -20,7 +20,6 @@ from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.evaluation.choose_rules import require_rules
 from raffect.evaluation.inputs import judge_each
-from raffect.evaluation.pick import PickedHead, sound_heads
 from raffect.evaluation.postprocessed import judge_rules
 from raffect.evaluation.results import EvaluatedHead, EvaluateResult, Evaluation, TaskResult
 from raffect.evaluation.totals import sum_tasks
@@ -34,8 +33,9 @@ from raffect.provenance import describe_run
 from raffect.runs.against_erm import Baselines, difference_of
 from raffect.runs.data import Dataset, open_dataset, pick_device
 from raffect.runs.metrics_file import SettingScores
+from raffect.runs.pick import PickedHead, sound_heads
 from raffect.runs.spread import group_by_settings, is_erm, spread_of, varying
-from raffect.runs.windows import read_windows
+from raffect.runs.windows import describe_other_samples, read_windows
 from raffect.storage.atomic import require_writable
 
 _SHOWN_OUTPUTS = 4
@@ -229,8 +229,9 @@ def _describe(
     # All heads together, and what they are compared with
     by_group = not are_blocks(dataset.splits[config.split].groups)
     by_chance = kind.statistics_by_chance(statistics[0])[None]
-    known = (dataset.facts, *(card.data for card in cards))
-    caveats = dict.fromkeys(caveat for facts in known for caveat in facts.caveats)
+    caveats = [*dataset.facts.caveats]
+    caveats += [caveat for card in cards for caveat in card.data.trained_caveats]
+    caveats += describe_other_samples(cards, dataset.facts.of_clips)
     return Evaluation(
         run=describe_run(),
         data=dataset.facts,
@@ -240,7 +241,7 @@ def _describe(
         heads=evaluated,
         settings=_by_settings(evaluated, statistics, cards[0].snapshot, dataset, by_group),
         worst_by_chance=find_worst(by_chance, kind, task.outputs, by_group=by_group),
-        caveats=tuple(caveats),
+        caveats=tuple(dict.fromkeys(caveats)),
     )
 
 

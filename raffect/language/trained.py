@@ -14,15 +14,16 @@ from raffect.config import ZeroshotConfig
 from raffect.datasets.labels import read_labels, select_split
 from raffect.datasets.targets import KIND
 from raffect.errors import RaffectError, require
-from raffect.evaluation.pick import PickedHead, pick_heads, sound_heads
 from raffect.heads.checkpoint import HeadCard, load_batch, require_encoder
 from raffect.heads.head_batch import EmbeddingSpec
 from raffect.heads.head_kinds import read_spec
+from raffect.heads.prompts import PromptSpec
 from raffect.language.leaks import base_of, bases_of
 from raffect.language.sources import Source
 from raffect.metrics.scores import Snapshot
 from raffect.recipe import plain
 from raffect.runs.data import Dataset
+from raffect.runs.pick import PickedHead, pick_heads, sound_heads
 from raffect.runs.spread import group_by_settings, varying
 from raffect.storage.paths import locate
 from raffect.storage.records import Record
@@ -98,9 +99,8 @@ class TrainedHeads:
     @property
     def caveats(self) -> list[str]:
         """What the data that they were trained on makes every score say."""
-        found = dict.fromkeys(caveat for card in self.cards for caveat in card.data.caveats)
-        lacking = dict.fromkeys(card.data.incomplete for card in self.cards)
-        return [*found, *(f"trained on an incomplete bank, which lacked {x}" for x in lacking if x)]
+        found = (caveat for card in self.cards for caveat in card.data.trained_caveats)
+        return list(dict.fromkeys(found))
 
 
 def read_trained(config: ZeroshotConfig, bank: Identity) -> TrainedHeads:
@@ -139,6 +139,7 @@ def _pick(config: ZeroshotConfig) -> tuple[list[PickedHead], list[str]]:
             chosen, more = pick_heads([path], config.epoch)
             notes += more
         found |= {head.card.sha256: head for head in chosen if head.card.sha256 not in found}
+    _require_one_setting_a_run(list(found.values()))
     kinds = {bool(head.recipe.loss.leave_out) for head in found.values()}
     require(
         len(kinds) < 2,
@@ -157,10 +158,29 @@ def _require_one_setting(path: Path, heads: Sequence[PickedHead]) -> None:
     )
 
 
+def _require_one_setting_a_run(heads: Sequence[PickedHead]) -> None:
+    """Refuse single heads of a run that differ in settings, whose scores have one name."""
+    by_run: dict[Path, list[PickedHead]] = {}
+    for head in heads:
+        by_run.setdefault(_run_of(head.run), []).append(head)
+    for run, found in by_run.items():
+        others = [name for name in varying(group_by_settings(found)) if name != _LEAVE_OUT]
+        require(
+            not others,
+            f"--head: heads of {run} differ in {', '.join(others)}; give those of one setting, and "
+            "of others to another command",
+        )
+
+
 def _require_contrastive(head: PickedHead) -> EmbeddingSpec:
     """What a head is, if it compares."""
     spec = read_spec(head.card.head, head.folder / "config.json")
     task = head.card.task
+    require(
+        spec.kind != PromptSpec.kind,
+        f"{head.folder}: a head of learnt prompts, which are texts themselves; judge it by "
+        "`raffect evaluate`, and give --head heads that were trained on captions",
+    )
     if task.kind != KIND or not (isinstance(spec, EmbeddingSpec) and spec.compares):
         raise RaffectError(
             f"{head.folder}: a head of task {task.name} ({task.kind}), which compares with no "
@@ -219,11 +239,10 @@ def seen_lines(trained: TrainedHeads, dataset: Dataset) -> list[str]:
     runs = {source.name: card for source, card in pairs}
     for name, card in runs.items():
         if (videos := _caption_videos(card)) is None:
-            where = f"at {card.data.labels} any more" if card.data.labels else "known"
-            lines.append(
-                f"caveat: the captions that trained {name} are not {where}, so what its heads have "
-                "seen of these videos is not known"
-            )
+            unknown = f"what trained the heads of {name} is not known"
+            gone = f"the captions that trained the heads of {name} are not at {card.data.labels}"
+            why = f"{gone} any more" if card.data.labels else unknown
+            lines.append(f"caveat: {why}: they may have seen these very videos")
             continue
         for split, means in _SEEN.items():
             theirs = judged.get(split, set())
@@ -247,8 +266,7 @@ def _judged_videos(dataset: Dataset) -> dict[str, set[str]]:
 
 def _caption_videos(card: HeadCard) -> set[str] | None:
     """Training videos of a head's captions; None if their table is gone or another one."""
-    path = locate(card.data.labels)
-    if not card.data.labels or not path.is_file():
+    if not card.data.labels or not (path := locate(card.data.labels)).is_file():
         return None
     if hashlib.sha256(path.read_bytes()).hexdigest() != card.data.labels_sha256:
         return None

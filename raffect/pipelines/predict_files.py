@@ -32,7 +32,6 @@ from raffect.config import (
 from raffect.encoders.weights import EMBEDDED_CAVEAT, encoder_of
 from raffect.errors import RaffectError, require
 from raffect.evaluation.ensemble import Ensemble, load_ensembles
-from raffect.evaluation.pick import PickedHead, pick_heads
 from raffect.evaluation.predict import PredictResult, open_frames, write_table_of
 from raffect.evaluation.predict import predict as predict_bank
 from raffect.extraction.extract import extract
@@ -50,6 +49,7 @@ from raffect.ray_session.session import ray_session
 from raffect.reporting.index import write_index
 from raffect.reporting.truth import Truth, label_files
 from raffect.runs.data import pick_device
+from raffect.runs.pick import PickedHead, pick_heads
 from raffect.storage.atomic import require_writable
 
 _NO_REJECTS_ARE_TOO_MANY = 1.0

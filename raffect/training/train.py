@@ -105,6 +105,8 @@ def train_on(
     for loss in dict.fromkeys(recipe.loss for recipe in recipes):
         check_before(dataclasses.replace(config, leave_out=(), loss=loss), dataset, spec)
     folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)
+    if spec is not None:
+        folder.keep_spec(spec.to_json())
 
     # The epoch, cross-validated on folds
     cv_epochs: dict[str, int] = {}

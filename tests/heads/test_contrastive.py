@@ -452,6 +452,8 @@ def test_no_sample_has_no_hits(count):
     targets = CandidateVectors.of(vectors, candidates, CPU)
     none = torch.empty(0, dtype=torch.int64)
     assert targets.take(none, torch.float32).shape == (0, 4)
-    hits = count_hits(torch.empty(2, 0, 4), none.view(0, 1).expand(0, 2), none, 3, 2, targets)
+    hits = count_hits(
+        torch.empty(2, 0, 4), Truth(none.view(0, 1).expand(0, 2), none, 3), 2, targets
+    )
     assert hits.shape == (2, 3, 2, 4)
     assert not hits.any()
