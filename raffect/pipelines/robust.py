@@ -30,7 +30,6 @@ from raffect.datasets.manifest import is_synthetic_manifest, read_manifest, writ
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.evaluation.evaluate import count_heads, open_labels
-from raffect.evaluation.pick import PickedHead, pick_heads
 from raffect.evaluation.robustness import (
     CLEAN_COPY,
     Copy,
@@ -42,7 +41,7 @@ from raffect.evaluation.robustness import (
 from raffect.extraction.corrupted import extract_corrupted, require_copies, without_mark
 from raffect.extraction.extract import is_finished
 from raffect.heads.checkpoint import require_encoder
-from raffect.heads.loss_kinds import require_answers
+from raffect.heads.contrastive import require_answers
 from raffect.metrics.task_kinds import kind_of
 from raffect.metrics.worst import find_worst
 from raffect.progress import Progress, stage
@@ -51,6 +50,7 @@ from raffect.ray_session.session import ray_session
 from raffect.reporting.robustness import draw_robustness
 from raffect.runs.against_erm import Baselines
 from raffect.runs.data import Dataset, find_labels, pick_device
+from raffect.runs.pick import PickedHead, pick_heads
 from raffect.runs.spread import is_erm
 from raffect.runs.windows import read_windows
 from raffect.storage.atomic import require_writable, write_atomic
