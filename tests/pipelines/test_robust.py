@@ -24,7 +24,6 @@ from raffect.datasets.labels import read_labels
 from raffect.datasets.manifest import read_manifest, write_manifest
 from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
-from raffect.evaluation.pick import find_heads
 from raffect.evaluation.robustness import CLEAN_COPY, RobustRun, Scoring
 from raffect.extraction.corrupted import extract_corrupted, load_corrupted, without_mark
 from raffect.extraction.extract import iter_items, load_clip, read_geometry
@@ -34,6 +33,7 @@ from raffect.metrics.intervals import difference_interval
 from raffect.metrics.task_kinds import kind_of
 from raffect.runs.against_erm import Difference
 from raffect.runs.data import open_dataset
+from raffect.runs.pick import find_heads
 from tests.helpers.banks import TINY
 from tests.helpers.learning import FAST
 from tests.helpers.runs import draw_confusion
