@@ -29,9 +29,10 @@ from torch.utils.data import DataLoader, Dataset
 from raffect.datasets.targets import contrastive_task
 from raffect.heads.head_kinds import head_spec
 from raffect.heads.learner import Learner
-from raffect.heads.loss_kinds import Prior, loss_kind
+from raffect.heads.loss_kind import Prior
+from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.released_emoclip import HEAD_WIDTH
-from raffect.heads.retrieval import TargetVectors
+from raffect.heads.retrieval import CandidateVectors
 from raffect.heads.samples import Samples
 from raffect.metrics.retrieval import find_candidates
 from raffect.recipe import Recipe, find_recipe, read_recipe, with_settings
@@ -212,7 +213,7 @@ def main() -> None:
     clips = rng.standard_normal((options.clips, FRAMES, options.dim)).astype(np.float16)
     texts = rng.standard_normal((options.clips, options.dim)).astype(np.float16)
     samples = make_samples(clips, options.window)
-    vectors = TargetVectors.of(texts, find_candidates(texts, samples.y.numpy()), DEVICE)
+    vectors = CandidateVectors.of(texts, find_candidates(texts, samples.y.numpy()), DEVICE)
     prior = loss_kind(contrastive_task("captions"), vectors).count_prior(samples.y.numpy())
 
     # The released loop, from the weights of ours

@@ -80,6 +80,7 @@ def make_whole(folder: Path) -> None:
     shutil.copytree(FIRST, folder / "first")
     new = folder / "new"
     _make_bank(new)
+    _make_targets(new)
     for task in ("expr", "va"):
         words = ["--task", task, *_data(new), "--out", str(new / task)]
         _quiet(["train", str(_write_recipe(new, task)), *words, "--select", "cv", "--folds", "2"])
@@ -137,6 +138,26 @@ def _make_bank(folder: Path) -> None:
     found.labels[EXPR] = pa.table(keys | {EXPR.columns[0]: classes.astype(np.int8)})
     found.labels[VA] = pa.table(keys | values)
     _write_labels(found, folder / "labels")
+
+
+def _make_targets(folder: Path) -> None:
+    """A label table of captions of the classes, and its vectors."""
+    from raffect.datasets.affwild2.tasks import EXPR
+    from raffect.datasets.labels import read_labels
+    from raffect.datasets.targets import contrastive_task, write_targets
+
+    labels = read_labels(folder / "labels" / "expr.parquet")
+    number, rows = labels["expression"], labels.select(["video", "frame", "split"])
+    rows = rows.append_column("target", number).append_column("class", number)
+    names = EXPR.outputs
+    write_targets(
+        folder / "captions" / "captions.parquet",
+        rows,
+        contrastive_task("captions", names),
+        np.eye(len(names), _DIM),
+        captions=names,
+        image_sha256="a" * 64,
+    )
 
 
 def _data(folder: Path) -> list[str]:
@@ -293,6 +314,10 @@ def _read_labels(case: Case) -> Iterator[Step]:
     yield partial(main, ["evaluate", *words, "--device", "cpu"])
 
 
+def _read_targets(case: Case) -> Iterator[Step]:
+    yield partial(_open_data, case.data / "bank", case.copy / "captions.parquet")
+
+
 def _read_recipe(case: Case) -> Iterator[Step]:
     out = str(case.copy.with_name("out"))
     data = ["--bank", str(case.whole / "none"), "--labels", str(case.whole), "--out", out]
@@ -413,6 +438,7 @@ FAMILIES: dict[str, Family] = {
         _read_labels,
         0.15,
     ),
+    "targets": Family(("new/captions",), ("*.parquet",), _read_targets, 0.05),
     "recipes": Family(
         ("new/expr.toml", "first/sweep/config.toml", "new/expr/config.toml"), (), _read_recipe, 0.15
     ),

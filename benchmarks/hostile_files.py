@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raffect.datasets.targets import SUFFIX
+
 DEEP = 5000
 """Brackets that open before any closes."""
 _DOUBLINGS = 26
@@ -287,6 +289,13 @@ def agree(file: Path, root: Path) -> None:
     if file.name == "head.safetensors":
         card = file.parent / "config.json"
         card.write_text(json.dumps(json.loads(card.read_text()) | {"sha256": sha256}))
+    elif file.name.endswith(SUFFIX):
+        path = file.with_name(file.name.removesuffix(SUFFIX) + ".parquet")
+        table = pq.read_table(path)
+        about = table.schema.metadata
+        facts = json.loads(about[b"targets"]) | {"sha256": sha256}
+        table = table.replace_schema_metadata(about | {b"targets": json.dumps(facts)})
+        path.write_bytes(_to_parquet(table))
     elif file.parent.name == "statistics":
         for record in (root / "heads").glob("*.json"):
             head = json.loads(record.read_text())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from raffect.datasets.affwild2.tasks import EXPR
 from raffect.heads.head_batch import Shapes
 from raffect.heads.learner import Learner
-from raffect.heads.loss_kinds import Prior
+from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.random import weights_generator
 from raffect.heads.samples import Samples
@@ -72,7 +72,7 @@ def our_steps(samples: Samples, heads: int, settings: dict[str, Any]) -> Iterato
     """Steps of heads side by side."""
     base = with_settings(Recipe(task="expr", batch_size=BATCH), settings)
     recipes = [with_settings(base, {"seed": seed}) for seed in range(heads)]
-    prior = Prior(EXPR, samples.y.bincount(minlength=CLASSES))
+    prior = loss_kind(EXPR).count_prior(samples.y.cpu().numpy())
     learner = Learner(recipes, PlainSpec(), prior, torch.device("cpu"))
     learner.set_epoch(0)
     return learner.run(samples, 0)

@@ -31,7 +31,6 @@ from raffect.evaluation.choose_rules import read_rules
 from raffect.evaluation.ensemble import Ensemble
 from raffect.evaluation.held_out import collect, find_candidates
 from raffect.evaluation.inputs import read_inputs
-from raffect.evaluation.pick import PickedHead, sound_heads
 from raffect.metrics.intervals import Headline
 from raffect.metrics.task_kinds import Kind, kind_of
 from raffect.predictions.choose import choose
@@ -43,6 +42,7 @@ from raffect.runs.against_erm import Difference
 from raffect.runs.cross_validation import choose_epoch
 from raffect.runs.data import Dataset, open_dataset, targets_of
 from raffect.runs.folder import RunFolder
+from raffect.runs.pick import PickedHead, sound_heads
 from raffect.runs.spread import chance_text, headline_text, short
 from raffect.runs.windows import read_windows
 

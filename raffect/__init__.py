@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         PredictConfig,
         PrepareConfig,
         ProbeConfig,
+        RobustConfig,
         SubmitConfig,
         TrainConfig,
         TuneConfig,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from raffect.evaluation.postprocess import PostprocessResult, postprocess
     from raffect.evaluation.predict import PredictResult
     from raffect.evaluation.results import EvaluateResult
+    from raffect.evaluation.robustness import RobustResult
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
     from raffect.extraction.find_faces import FacesResult, find_faces
@@ -62,10 +64,11 @@ if TYPE_CHECKING:
     from raffect.language.zeroshot_result import ZeroshotResult
     from raffect.pipelines.predict_files import PredictFilesResult, predict
     from raffect.pipelines.probe import ProbeResult, probe
+    from raffect.pipelines.robust import robust
     from raffect.predictions.challenge import SubmitResult, submit
     from raffect.reporting.report import ReportResult, report
     from raffect.runs.conclusions import SweepResult, TrainResult
-    from raffect.training.official_folds import OfficialFoldsResult
+    from raffect.training.official_folds import OfficialFoldsResult, train_on_official_folds
     from raffect.training.train import train
     from raffect.training.tune import tune
 
@@ -105,6 +108,8 @@ _HOME = {
     "RaffectError": "errors",
     "RejectList": "bank.rejects",
     "ReportResult": "reporting.report",
+    "RobustConfig": "config",
+    "RobustResult": "evaluation.robustness",
     "SubmitConfig": "config",
     "SubmitResult": "predictions.challenge",
     "SweepResult": "runs.conclusions",
@@ -137,8 +142,10 @@ _HOME = {
     "read_labels": "datasets.labels",
     "read_manifest": "datasets.manifest",
     "report": "reporting.report",
+    "robust": "pipelines.robust",
     "submit": "predictions.challenge",
     "train": "training.train",
+    "train_on_official_folds": "training.official_folds",
     "tune": "training.tune",
     "verify": "bank.verify",
     "write_synthetic": "datasets.synthetic.tree",
@@ -183,6 +190,8 @@ __all__ = [
     "RaffectError",
     "RejectList",
     "ReportResult",
+    "RobustConfig",
+    "RobustResult",
     "SubmitConfig",
     "SubmitResult",
     "SweepResult",
@@ -215,8 +224,10 @@ __all__ = [
     "read_labels",
     "read_manifest",
     "report",
+    "robust",
     "submit",
     "train",
+    "train_on_official_folds",
     "tune",
     "verify",
     "write_synthetic",

@@ -58,6 +58,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "learn-prompts": (c.LearnPromptsConfig, "bank + labels -> tokens of prompts, learnt"),
     "probe": (c.ProbeConfig, "bank + few labels -> prototypes and linear probes, against k"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
+    "robust": (c.RobustConfig, "judge heads on damaged copies of frames, against strength"),
     "predict": (
         c.PredictConfig,
         "pictures, videos or a bank -> what heads answer: table, overlays, pages",
@@ -178,7 +179,7 @@ def _explain(error: Exception) -> str | None:
 def usage() -> str:
     """What `raffect --help` prints."""
     return DESCRIPTION.format(
-        commands="\n".join(f"  {name:14}{text}" for name, (_, text) in COMMANDS.items())
+        commands="\n".join(f"  {name:16}{text}" for name, (_, text) in COMMANDS.items())
     )
 
 
@@ -223,6 +224,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "learn-prompts": _learn_prompts,
         "probe": _probe,
         "evaluate": _evaluate,
+        "robust": _robust,
         "predict": _predict,
         "submit": _submit,
         "report": _report,
@@ -258,9 +260,11 @@ def _pack(config: c.PackConfig) -> int:
 
 def _train(config: c.TrainConfig) -> int:
     with stage(_TORCH):
+        from raffect.training.official_folds import train_on_official_folds
         from raffect.training.train import train
 
-    return _print(train(config).lines())
+    action = train_on_official_folds if config.folds == "official" else train
+    return _print(action(config).lines())
 
 
 def _tune(config: c.TuneConfig) -> int:
@@ -317,6 +321,13 @@ def _evaluate(config: c.EvaluateConfig) -> int:
         from raffect.evaluation.evaluate import evaluate
 
     return _print(evaluate(config).lines())
+
+
+def _robust(config: c.RobustConfig) -> int:
+    with stage(_TORCH):
+        from raffect.pipelines.robust import robust
+
+    return _print(robust(config).lines())
 
 
 def _predict(config: c.PredictConfig) -> int:

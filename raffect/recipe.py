@@ -26,6 +26,7 @@ from raffect.storage.records import Record
 RECIPES = Path(__file__).parent / "recipes"
 R = TypeVar("R", bound="Recipe")
 MOST_WIDTH, MOST_DEPTH, MOST_WINDOW, MOST_EPOCHS = 65_536, 32, 1024, 100_000
+MOST_ATTENTION_HEADS = 256
 """Bounds of a recipe, and of what the file of a head may claim; such files can be hostile."""
 
 
@@ -89,7 +90,7 @@ class HeadConfig(Record):
         """Check what heads of windows and of prompts are made of."""
         for name, most in (
             ("layers", MOST_DEPTH),
-            ("attention_heads", 256),
+            ("attention_heads", MOST_ATTENTION_HEADS),
             ("window", MOST_WINDOW),
             ("stride", MOST_WINDOW),
             ("descriptors", MOST_WINDOW),

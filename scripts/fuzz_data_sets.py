@@ -1,4 +1,4 @@
-"""Damage drawn copies of every data set at random, and read each: refused, or no wrong label.
+"""Damage drawn copies of every data set at random, and read each: refused, or right labels alone.
 
 Run from the root: `python scripts/fuzz_data_sets.py --trees 1000`.
 """
@@ -25,13 +25,16 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
     args = parser.parse_args()
     for layout in args.layouts:
-        start, refused = time.perf_counter(), 0
+        start, refused, kept = time.perf_counter(), 0, 0
         for seed in range(args.first, args.first + args.trees):
             folder = Path(tempfile.mkdtemp())
-            refused += not fuzz(layout, seed, folder)
+            count = fuzz(layout, seed, folder)
+            refused += count is None
+            kept += count or 0
             shutil.rmtree(folder)
         seconds = time.perf_counter() - start
-        print(f"{layout}: {args.trees} trees, {refused} refused, {seconds:.0f} s", flush=True)
+        found = f"{refused} refused, {kept:,} labels kept, {seconds:.0f} s"
+        print(f"{layout}: {args.trees} trees, {found}", flush=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ SMALL = {
     "zeroshot": "--frames 8000 --sets 2 --model raffect-faces --weights embedded",
     "emoclip_loop": "--steps 2 --window 4 --batch 4 --dim 64",
     "language": "--frames 800 --num-seeds 0",
+    "robust": "--frames 400 --seeds 1 --epochs 1 --corruptions blur --strengths 3",
     "startup": "--frames 12000 --models raffect-faces --repeats 1",
 }
 

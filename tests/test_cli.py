@@ -30,6 +30,8 @@ ENCODER = {
     "--encoder.precision",
     "--encoder.batch-size",
     "--encoder.compile",
+    "--encoder.image-size",
+    "--encoder.view",
 }
 RECIPE = {
     "--task",
@@ -242,6 +244,22 @@ FLAGS = {
         "--postprocess",
         "--out",
         "--device",
+    },
+    "robust": {
+        "--manifest",
+        "--labels",
+        "--run",
+        "--out",
+        "--corruptions",
+        "--strengths",
+        "--split",
+        "--epoch",
+        "--weights",
+        "--seed",
+        "--keep-banks",
+        "--allow-embedded",
+        "--device",
+        "--address",
     },
     "postprocess": {
         "--run",

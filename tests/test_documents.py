@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from raffect.config import TrainConfig
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("", "raffect", "docs")
@@ -21,6 +23,48 @@ def test_files_of_ours_that_a_page_cites_exist(page):
             continue  # files that commands write
         found = any((ROOT / folder / name).exists() for folder in FOLDERS)
         assert found, f"{page.name} cites {name}"
+
+
+def headings_of(page):
+    """The anchors that GitHub gives to a page's headings."""
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text())
+    names = [re.sub(r"[^\w\- ]", "", name.lower()) for name in re.findall(r"(?m)^#+ (.*)", text)]
+    return {name.replace(" ", "-") for name in names}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_pages_and_headings_that_exist(page):
+    for name, heading in re.findall(r"\]\(([\w./-]*\.md|)(?:#([\w-]+))?\)", page.read_text()):
+        target = (page.parent / name) if name else page
+        assert target.exists(), f"{page.name} links to {name}"
+        assert not heading or heading in headings_of(target), (
+            f"{page.name} links to {name}#{heading}"
+        )
+
+
+def test_the_readme_links_every_page():
+    text = (ROOT / "README.md").read_text()
+    assert [page.name for page in PAGES[1:] if str(page.relative_to(ROOT)) not in text] == []
+
+
+def test_every_recipe_is_named_where_recipes_are():
+    recipes = {file.stem for file in (ROOT / "raffect" / "recipes").glob("*.toml")}
+    architecture = (ROOT / "docs" / "architecture.md").read_text()
+    (line,) = re.findall(r"(?m)^  recipes/ +(.*)$", architecture)
+    assert set(line.split(", ")) == recipes
+    for text in (TrainConfig.__doc__, (ROOT / "docs" / "api.md").read_text()):
+        assert [name for name in recipes if not re.search(rf"\b{name}\b(?!-)", text)] == []
+
+
+def test_nothing_stands_in_the_changelog_twice():
+    entries = re.split(r"(?m)^(?=- )", (ROOT / "CHANGELOG.md").read_text())
+    found = [entry.strip() for entry in entries]
+    assert sorted(set(found)) == sorted(found)
+
+
+def test_decisions_are_newest_first():
+    days = re.findall(r"(?m)^## (\S+) ", (ROOT / "docs" / "decisions.md").read_text())
+    assert days == sorted(days, reverse=True)
 
 
 def test_scikit_learn_is_one_that_shuffles_groups_of_folds():

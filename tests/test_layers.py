@@ -42,7 +42,7 @@ ALLOWED = {
     ),
     "language": (
         "storage config recipe progress provenance datasets metrics bank encoders heads runs"
-        " training evaluation.pick"
+        " training"
     ),
     "evaluation": f"{_RUN} predictions heads runs",
 }

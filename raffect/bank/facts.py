@@ -60,7 +60,7 @@ class DataFacts(Record):
     Attributes:
         task: The task.
         bank: Path of the bank.
-        labels: Path of the label table.
+        labels: Path of the label table; empty where it is not known.
         bank_digest: `raffect.bank.format.Bank.digest`, which identifies the bank's content.
         labels_sha256: SHA-256 of the label table.
         encoders: Which encoders made the features; one, until banks can be concatenated.
@@ -96,6 +96,13 @@ class DataFacts(Record):
     def caveats(self) -> tuple[str, ...]:
         """The caveat of the encoder and that of the images, as far as there are any."""
         return tuple(part for part in self.caveat.split(_BETWEEN) if part)
+
+    @property
+    def trained_caveats(self) -> tuple[str, ...]:
+        """What scores of heads that were trained on these data say, wherever they are used."""
+        if not self.incomplete:
+            return self.caveats
+        return (*self.caveats, f"trained on an incomplete bank, which lacked {self.incomplete}")
 
     @property
     def incomplete_mark(self) -> str:

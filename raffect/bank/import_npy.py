@@ -13,7 +13,8 @@ from raffect.bank.import_released import BY_FRAME, require_unique, write_shards
 from raffect.bank.running import note_of_run
 from raffect.config import BankImportConfig
 from raffect.errors import RaffectError, require
-from raffect.storage.paths import Damaged, open_regular
+from raffect.storage.arrays import map_npy
+from raffect.storage.paths import Damaged
 from raffect.storage.tables import check_cells, read_table
 
 CAVEAT = "imported features"
@@ -99,13 +100,11 @@ def import_npy(config: BankImportConfig) -> NpyReport:
 def _read_vectors(file: Path) -> np.ndarray:
     """The array, as float16 of shape (N, D)."""
     try:
-        open_regular(file).close()
-        found = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (Damaged, OSError, ValueError, EOFError) as error:
+        found = map_npy(file)
+    except (Damaged, OSError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise RaffectError(f"--npy {file}: not a readable array ({reason[:100]})") from error
     expected = "expected one array of floats of shape (N, D)"
-    require(isinstance(found, np.ndarray), f"--npy {file}: several arrays, {expected}")
     require(
         found.ndim == 2 and found.dtype.kind == "f" and found.size > 0,
         f"--npy {file}: {found.dtype} of shape {found.shape}, {expected}",

@@ -16,6 +16,7 @@ from raffect.config.common import MayChange, count_cores, may_change, require_ty
 from raffect.config.data import PackConfig, PrepareConfig, SynthConfig
 from raffect.config.encoders import (
     EMBEDDED_MODEL,
+    TIMM_PREFIX,
     EncoderConfig,
     ModelsListConfig,
     ModelsPathConfig,
@@ -33,15 +34,19 @@ from raffect.config.language import (
 from raffect.config.learn import LearnConfig, TrainConfig, TuneConfig
 from raffect.config.machine import DemoConfig, DoctorConfig
 from raffect.config.results import (
+    CORRUPTION_NAMES,
     EvaluateConfig,
     PostprocessConfig,
     PredictConfig,
     ReportConfig,
+    RobustConfig,
     SubmitConfig,
 )
 
 __all__ = [
+    "CORRUPTION_NAMES",
     "EMBEDDED_MODEL",
+    "TIMM_PREFIX",
     "BankExportConfig",
     "BankImportConfig",
     "BankInfoConfig",
@@ -68,6 +73,7 @@ __all__ = [
     "PrepareConfig",
     "ProbeConfig",
     "ReportConfig",
+    "RobustConfig",
     "SubmitConfig",
     "SynthConfig",
     "TrainConfig",

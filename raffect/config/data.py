@@ -24,8 +24,8 @@ class SynthConfig:
     """Folder to make; holds cropped_aligned/ and 8th_ABAW_Annotations/ afterwards, or the folders
     of another --layout."""
     layout: str = "affwild2"
-    """Whose layout: affwild2, dfew, ferv39k, mafw, afew, affectnet, affectnet-csv, rafdb or
-    disfa."""
+    """Whose layout: affwild2, or another data set's name for `raffect prepare --dataset`; any other
+    word lists them all."""
     size: Literal["tiny", "small", "medium"] = "small"
     """400, 4,000 or 40,000 frames."""
     frames: int | None = None
@@ -67,8 +67,8 @@ class PrepareConfig:
     dataset: str = "affwild2"
     """affwild2: one folder per video, ABAW annotations. table: a CSV or Parquet file with path, or
     video and frame, and label columns. folder: pictures of any name, in one folder per class or
-    without labels. dfew, ferv39k, mafw, afew, affectnet, rafdb, disfa: as they come, below --root.
-    auto: whichever of them --root is."""
+    without labels. auto: whichever known data set --root is. The name of one, such as dfew: as it
+    comes, below --root; any other word lists them all."""
     root: Path | None = None
     """Folder of a data set as it comes; lists and pictures are found below it by their names."""
     annotations: Path | None = None

@@ -169,8 +169,8 @@ class CaptionsConfig:
     """Label table that says which split each video belongs to; for --teacher also which frames or
     clips are the rows."""
     not_in: tuple[str, ...] = ()
-    """Label tables whose validation videos are left out of training (_left and _right do not
-    count), or others: all other tables of classes or labels in the folder of --from-labels or
+    """Label tables whose validation and test videos are left out of training (_left and _right do
+    not count), or others: all other tables of classes or labels in the folder of --from-labels or
     --labels; or none. By default others, but none for descriptions of classes, which are judged
     on their own table."""
     prompts: tuple[str, ...] = ("facs",)

@@ -127,7 +127,8 @@ def _default_recipe(kind: type[LearnConfig]) -> Recipe:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LearnConfig):
     """Train heads on a bank: `raffect train RECIPE --task expr ...`. A recipe is paper, released,
-    erm, weighted or a TOML file, and flags override it.
+    erm, weighted, va, temporal, emoclip, emoclip-released, expclip or a TOML file, and flags
+    override it.
 
     Example: `raffect train paper --task expr --bank bank --labels data --out runs/expr --num-seeds
     5`

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from tyro.conf import Positional
 
 from raffect.config.common import require_local
 from raffect.errors import require
 
+CorruptionName = Literal["blur", "noise", "brightness", "jpeg", "occlusion", "low-resolution"]
+CORRUPTION_NAMES: tuple[CorruptionName, ...] = get_args(CorruptionName)
 _FOR_INPUTS = ("weights", "style", "boxes", "detector_model", "labels")
 """Settings of predict that would do nothing with a bank."""
 
@@ -50,6 +52,60 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         _accept_one(self, "run")
         require(bool(self.run), "--run: expected one run folder or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustConfig:
+    """Judge heads of several runs on damaged copies of frames: score against strength of damage,
+    beside plain ERM on the same videos. Run it again after any stop: it works on what is missing.
+
+    Example: `raffect robust --manifest data --labels data --run runs/erm runs/cvar --out robust`
+    """
+
+    manifest: Path
+    """manifest.parquet of `raffect prepare` or `raffect pack`, or the folder that holds it."""
+    labels: Path
+    """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
+    run: tuple[Path, ...]
+    """Run folders of train or tune, or folders of one head each, all of one task and encoder; of a
+    sweep its main setting. One of plain ERM is what the others are compared with."""
+    out: Path
+    """Folder for scores, the figure and banks of the copies."""
+    corruptions: tuple[CorruptionName, ...] = CORRUPTION_NAMES
+    """Kinds of damage."""
+    strengths: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Strengths from 1 to 5; frames without damage are always judged as well."""
+    split: Literal["train", "validation", "test"] = "validation"
+    """Whose frames."""
+    epoch: Literal["last", "best", "cv"] = "last"
+    """Which snapshot of each head: last epoch, best on validation, or the cross-validated epoch."""
+    weights: str = ""
+    """File or tag of the encoder's weights; by default as the heads name them. They must be those
+    that made the bank of the heads."""
+    seed: int = 0
+    """Of noise and of the place of occlusions."""
+    keep_banks: bool = True
+    """Keep the banks of the copies, so that another run can be added without encoding."""
+    allow_embedded: bool = False
+    """Let the embedded encoder, which only knows drawn faces, encode other images."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    address: str | None = None
+    """Ray cluster: auto or an address. Without it Ray starts on this machine alone."""
+
+    def __post_init__(self) -> None:
+        _accept_one(self, "run")
+        require(bool(self.run), "--run: expected one run folder or more")
+        require(bool(self.corruptions), "--corruptions: expected one or more")
+        for name in self.corruptions:
+            expected = ", ".join(CORRUPTION_NAMES)
+            require(name in CORRUPTION_NAMES, f"--corruptions {name}: expected some of {expected}")
+        require(
+            bool(self.strengths) and all(1 <= strength <= 5 for strength in self.strengths),
+            f"--strengths {' '.join(map(str, self.strengths))}: expected numbers from 1 to 5",
+        )
+        require(self.seed >= 0, f"--seed {self.seed}: expected 0 or more")
+        require_local(self, "out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +242,7 @@ class SubmitConfig:
         require_local(self, "template", "predictions", "out")
 
 
-def _accept_one(config: EvaluateConfig | PredictConfig, name: str) -> None:
+def _accept_one(config: EvaluateConfig | PredictConfig | RobustConfig, name: str) -> None:
     """Make a single path, as earlier versions took it in Python, a tuple of one."""
     if isinstance(path := getattr(config, name), Path):
         object.__setattr__(config, name, (path,))

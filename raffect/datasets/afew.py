@@ -10,8 +10,8 @@ from raffect.datasets.clip_lists import Entry, merge_entries
 from raffect.datasets.clip_sets import ClipFolders, ClipSet
 from raffect.datasets.expressions import BASIC, expression_task, find_expression
 from raffect.datasets.imported import SPLIT_NAMES, Imported
-from raffect.datasets.problems import Problem
-from raffect.datasets.root import Line, Root, open_place
+from raffect.datasets.problems import Line, Problem
+from raffect.datasets.root import Root, open_place
 from raffect.errors import require
 
 _COMPLETE = "a complete copy has 773 to train on and 383 to validate on (EmotiW 2017)"
@@ -38,7 +38,7 @@ def import_afew(config: PrepareConfig, root: Root | None = None) -> Imported:
     place = open_place(config, root)
     entries, problems, names = list[Entry](), list[Problem](), dict[str, str]()
     for top in place.images:
-        for video in top.find_videos():
+        for video in top.videos:
             split, word, clip = ["", "", "", *video.folder.split("/")][-3:]
             side, label = SPLIT_NAMES.get(split.lower()), find_expression(word)
             line = Line(video.folder, 0, "")

@@ -7,22 +7,23 @@ are photographs with the box of a face.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections import Counter
 
 import numpy as np
-from numpy.lib.format import read_array
 
 from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.tasks import VA
 from raffect.datasets.expressions import expression_task
 from raffect.datasets.imported import SPLIT_NAMES, Imported
 from raffect.datasets.picture_sets import Picture, PictureSet, Values, read_class, unlabelled_of
-from raffect.datasets.root import PICTURE, Line, Place, Root, open_place
+from raffect.datasets.problems import Line
+from raffect.datasets.root import PICTURE, Place, Root, open_place
 from raffect.errors import require
 from raffect.progress import stage
+from raffect.storage.arrays import read_npy
+from raffect.storage.paths import Damaged
 
 CLASSES = ("Neutral", "Happiness", "Sadness", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
 """Numbered from 0, in the order of the data set's own readme."""
@@ -51,10 +52,9 @@ def recognise(root: Root) -> str:
     if arrays := root.find(_ARRAYS):
         return f"file {arrays[0]}"
     for file in root.find(_TABLES):
-        for _, cells in root.iter_cells(file):
-            if cells[0].strip().lower() == _COLUMNS[0]:
-                return f"column {cells[0].strip()} of {file}"
-            break
+        first = (root.peek_cells(file) or [""])[0].strip()
+        if first.lower() == _COLUMNS[0]:
+            return f"column {first} of {file}"
     return ""
 
 
@@ -119,9 +119,10 @@ def _read_arrays(data: PictureSet, place: Place, files: list[str]) -> None:
 
 def _read_array(data: PictureSet, root: Root, file: str) -> str | None:
     """The one cell of an array as text; None if there is no such cell."""
+    # An array without a cell is a ValueError, and letters beyond Unicode are a SystemError
     try:
-        return str(read_array(io.BytesIO(root.read(file))).item()).strip()
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+        return str(read_npy(root.read(file), most_cells=1).item()).strip()
+    except (Damaged, ValueError, SystemError) as error:
         kind = "not an array of one number; unlabelled"
         what = f"{kind} ({str(error)[:60]})"
         data.problems.append(Line(file, 0, "").problem(what, kind))
@@ -184,7 +185,7 @@ def _read_va(data: PictureSet, line: Line, valence: str | None, arousal: str | N
         return values
     if values != (-2, -2):
         kind = "expected valence and arousal from -1 to 1; unlabelled"
-        what = f"{valence[:20]} and {arousal[:20]}: {kind}"
+        what = f"{valence[:20]!r} and {arousal[:20]!r}: {kind}"
         data.problems.append(line.problem(what, kind))
     return unlabelled_of(VA)
 

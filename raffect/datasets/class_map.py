@@ -12,13 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raffect.datasets.affwild2.tasks import read_task
 from raffect.datasets.expressions import find_expression
 from raffect.datasets.imported import Imported, count_splits
-from raffect.datasets.labels import read_labels, read_values
+from raffect.datasets.labels import read_label_task, read_labels, read_values
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
-from raffect.storage.tables import read_metadata
 
 _MULTICLASS = "multiclass"
 
@@ -37,7 +35,7 @@ def map_classes(found: Imported, file: Path) -> None:
             common.
     """
     # Both tasks
-    target = read_task(read_metadata(read_labels(file)).get("task", ""), str(file))
+    target = read_label_task(read_labels(file), file)
     require(
         target.kind == _MULTICLASS,
         f"--map {file}: labels of {target.name} are {target.kind}, expected classes",
@@ -66,6 +64,14 @@ def map_classes(found: Imported, file: Path) -> None:
     place = table.column_names.index(task.columns[0])
     mapped = table.set_column(place, target.columns[0], pa.array(cells))
     found.labels[target] = mapped
+
+    # The data set's words for classes, in the other task's names
+    renamed = dict(zip(task.outputs, number.tolist(), strict=True))
+    found.names[target.name] = {
+        word: target.outputs[renamed[name]]
+        for word, name in found.names.pop(task.name, {}).items()
+        if renamed[name] >= 0
+    }
 
     # Report
     found.counts = [part for part in found.counts if part.task != task.name]

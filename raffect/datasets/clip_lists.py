@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from raffect.datasets.expressions import find_expression
 from raffect.datasets.manifest import Video
-from raffect.datasets.problems import Problem
-from raffect.datasets.root import Line, Root
+from raffect.datasets.problems import Line, Problem
+from raffect.datasets.root import Root
 
 _LIST_LINE = re.compile(r"\s*(.+?)(?:[\s,]+([0-9]{1,6}))?[\s,]+([A-Za-z_]+|[0-9]{1,2})\s*", re.A)
 _HEADER = re.compile(r"\s*(video|clip|name|path|order)", re.I)
@@ -101,10 +101,10 @@ def read_list(root: Root, file: str, problems: list[Problem]) -> list[Listed]:
     return [row for row in rows if (row.num_frames is not None) == with_frames]
 
 
-def note_unknown(line: Line, word: str, known: Iterable[str]) -> Problem:
-    """A class that the data set does not have."""
-    expected = f"is not a class ({', '.join(known)}); unlabelled"
-    return line.problem(f"{word[:40]!r} {expected}", f"class {expected}")
+def clip_name(path: str) -> str:
+    """Name of a clip: the end of its path without an ending; a number has five digits."""
+    name = re.sub(r"\.(mp4|avi)$", "", path.rpartition("/")[2], flags=re.I)
+    return name.zfill(5) if name.isascii() and name.isdigit() else name
 
 
 def merge_entries(entries: Sequence[Entry]) -> tuple[dict[str, Clip], list[Problem]]:

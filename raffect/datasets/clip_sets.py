@@ -13,14 +13,12 @@ import pyarrow as pa
 from raffect.config import PrepareConfig
 from raffect.datasets.clip_lists import Clip
 from raffect.datasets.expressions import describe_classes
-from raffect.datasets.imported import Imported, count_splits, deal_split, describe_counts
+from raffect.datasets.imported import Imported, count_splits, describe_counts, hold_out
 from raffect.datasets.manifest import Listing, Video, build_manifest
 from raffect.datasets.problems import Problem
 from raffect.datasets.root import Place
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
-
-_DEALT_SEED = 0
 
 
 class ClipFolders:
@@ -35,7 +33,7 @@ class ClipFolders:
         self._roots = []
         for root in place.images:
             by_name: dict[str, list[Video]] = defaultdict(list)
-            for video in root.find_videos():
+            for video in root.videos:
                 by_name["/".join(video.folder.split("/")[-depth:])].append(video)
             by_number: dict[int, list[Video]] = defaultdict(list)
             for name, videos in by_name.items():
@@ -165,7 +163,7 @@ class ClipSet:
                 *describe_counts(counts, "clips"),
             ],
             problems=[*self.problems, *listing.problems],
-            names=self.names,
+            names={self.task.name: self.names},
         )
 
     @property
@@ -196,10 +194,8 @@ class ClipSet:
             return rows.splits, f"test clips of set {folds[0]} are validation; {found}"
         if "validation" in rows.splits:
             return rows.splits, "as given"
-        pairs = list(zip(rows.names, rows.splits, strict=True))
-        train, share = [name for name, split in pairs if split == "train"], config.validation_share
-        dealt = dict(zip(train, deal_split(train, share, _DEALT_SEED).tolist(), strict=True))
-        splits = [dealt.get(name, split) for name, split in pairs]
+        share = config.validation_share
+        splits = hold_out(rows.names, rows.splits, share)
         return splits, f"test as given; {share:g} of the train clips are validation"
 
 

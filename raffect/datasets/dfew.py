@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 
 from raffect.config import PrepareConfig
-from raffect.datasets.clip_lists import Entry, merge_entries, note_unknown, read_list
+from raffect.datasets.clip_lists import Entry, clip_name, merge_entries, read_list
 from raffect.datasets.clip_sets import ClipFolders, ClipSet
 from raffect.datasets.expressions import BASIC, expression_task, find_expression
 from raffect.datasets.imported import Imported
-from raffect.datasets.problems import Problem
-from raffect.datasets.root import Line, Root, open_place
+from raffect.datasets.problems import Line, Problem, note_unknown
+from raffect.datasets.root import Root, open_place
 from raffect.errors import RaffectError, require
 
 _LISTS = (
@@ -91,15 +91,8 @@ def _read_lines(root: Root) -> tuple[list[_Row], list[Problem]]:
         assert match is not None
         part = int(match["fold"]), match["side"].lower()
         for row in read_list(root, file, problems):
-            rows.append((row.line, part, _clip_of(row.path), row.num_frames, row.word))
+            rows.append((row.line, part, clip_name(row.path), row.num_frames, row.word))
     return rows, problems
-
-
-def _clip_of(path: str) -> str:
-    """Name of a clip: the end of its path without an ending, with five digits."""
-    name = path.rpartition("/")[2]
-    name = re.sub(r"\.(mp4|avi)$", "", name, flags=re.I)
-    return name.zfill(5) if name.isascii() and name.isdigit() else name
 
 
 def _name_numbers(words: set[str], where: str, first: int | None) -> dict[str, str]:

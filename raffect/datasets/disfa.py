@@ -17,8 +17,8 @@ from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.tasks import ACTION_UNITS
 from raffect.datasets.imported import Imported, count_splits, deal_split, describe_counts
 from raffect.datasets.manifest import Video, build_manifest
-from raffect.datasets.problems import Problem
-from raffect.datasets.root import Line, Place, Root, open_place
+from raffect.datasets.problems import Line, Problem
+from raffect.datasets.root import Place, Root, open_place
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 
@@ -45,7 +45,6 @@ TASK = Task(
     columns=tuple(UNITS),
     descriptions=tuple(UNITS.values()),
 )
-_DEALT_SEED = 0
 _LABELS = r"(?:.*/)?(?P<subject>SN[0-9]{3})/(?P=subject)_au(?P<unit>[0-9]{1,2})\.txt"
 _LINE = re.compile(r"\s*([0-9]{1,9})\s*[,\s]\s*([0-9]{1,3})(?:\.0*)?\s*", re.A)
 _SUBJECT = re.compile(r"SN[0-9]{3}", re.I | re.A)
@@ -100,7 +99,7 @@ def import_disfa(config: PrepareConfig, root: Root | None = None) -> Imported:
     groups = table["group"].to_pylist()
     table = table.append_column(
         "split",
-        pa.array(deal_split(groups, config.validation_share, _DEALT_SEED)).dictionary_encode(),
+        pa.array(deal_split(groups, config.validation_share)).dictionary_encode(),
     )
     values = np.stack([table[name].to_numpy() for name in TASK.columns], 1)
     counts = count_splits(TASK, table, np.asarray((values >= 0).any(axis=1)), manifest)
@@ -125,7 +124,12 @@ def import_disfa(config: PrepareConfig, root: Root | None = None) -> Imported:
             *describe_counts(counts, "subjects"),
         ],
         problems=[*problems, *listing.problems],
-        names={f"intensity {ACTIVE_FROM} to 5": "active", f"0 to {ACTIVE_FROM - 1}": "not active"},
+        names={
+            TASK.name: {
+                f"intensity {ACTIVE_FROM} to 5": "active",
+                f"0 to {ACTIVE_FROM - 1}": "not active",
+            }
+        },
     )
 
 
@@ -177,7 +181,7 @@ def _find_videos(place: Place, problems: list[Problem]) -> list[Video]:
     by_name: dict[str, Video] = {}
     for root in place.images:
         own: dict[str, str] = {}
-        for video in root.find_videos():
+        for video in root.videos:
             subjects = _SUBJECT.findall(video.folder)
             cameras = _CAMERA.findall(video.folder)
             if not subjects:

@@ -24,8 +24,6 @@ from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.storage.keys import digest_keys
 
-_DEALT_SEED = 0
-
 _Place = tuple[str, str]
 """Split and class of a picture; empty where its folders name none."""
 
@@ -111,7 +109,7 @@ def _add_labels(
         splits, how_split = [split for split, _ in places], "as the folders say"
     else:
         share = config.validation_share
-        splits = deal_split(names, share, _DEALT_SEED).tolist()
+        splits = deal_split(names, share).tolist()
         how_split = f"dealt by picture, {share:g} held out"
 
     # Label table and report

@@ -217,7 +217,11 @@ def _attempt(function, *args):
 
 
 def shrink(
-    pixels: np.ndarray, size: int, resample: Image.Resampling, keep_ratio: bool
+    pixels: np.ndarray,
+    size: int,
+    resample: Image.Resampling,
+    keep_ratio: bool,
+    input_size: int | None = None,
 ) -> np.ndarray:
     """Shrink a picture with a side longer than the encoder's input to that input, with PIL.
 
@@ -227,9 +231,11 @@ def shrink(
 
     Args:
         pixels: uint8 (height, width, 3).
-        size: The encoder's input side.
+        size: Side to which pictures are resized.
         resample: Its interpolation.
         keep_ratio: Shortest side to ``size`` and centre crop (CLIP), else both sides to ``size``.
+        input_size: Side of the centre that the encoder crops from that, by default all of it. The
+            crop to ``size`` lies so that both together are one crop to the pixel.
 
     Returns:
         ``pixels`` itself if no side is longer than ``size``; else uint8 (size, size, 3).
@@ -248,7 +254,9 @@ def shrink(
     new_width, new_height = resized_shape(width, height, size)
     if new_width * new_height > MAX_PIXELS:
         raise BadFrame(f"{width}x{height} is too narrow to be a face")
-    left, top = round((new_width - size) / 2.0), round((new_height - size) / 2.0)
+    inner = size if input_size is None else input_size
+    later = round((size - inner) / 2.0)
+    left, top = (round((side - inner) / 2.0) - later for side in (new_width, new_height))
     resized = image.resize((new_width, new_height), resample)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 

@@ -6,7 +6,7 @@ These are a list of images, label tables, and all that was wrong with them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -62,7 +62,8 @@ class Imported:
         counts: Rows and groups of each split of each task.
         lines: The importer's report, as lines of text.
         problems: All that was wrong.
-        names: The data set's own word or number for a class -> class; stored with the labels.
+        names: Name of a task -> the data set's own word or number for a class -> class; stored with
+            the labels.
         captions: ``video, start, end, caption`` and perhaps more, of a data set that has texts.
     """
 
@@ -74,7 +75,7 @@ class Imported:
     counts: list[SplitCounts] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)
+    names: dict[str, dict[str, str]] = field(default_factory=dict)
     captions: pa.Table | None = None
 
     @cached_property
@@ -88,7 +89,7 @@ class Imported:
         return self.num_drawn == len(self.manifest)
 
 
-def deal_split(groups: list[str], share: float, seed: int) -> np.ndarray:
+def deal_split(groups: Sequence[str], share: float, seed: int = 0) -> np.ndarray:
     """``train`` or ``validation`` for each row, whole groups together.
 
     A hash decides, so that a group's split does not depend on the other groups.
@@ -104,6 +105,18 @@ def deal_split(groups: list[str], share: float, seed: int) -> np.ndarray:
         if int(hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:8], 16) < share * 2**32
     }
     return np.array(["validation" if name in held_out else "train" for name in groups])
+
+
+def hold_out(names: Sequence[str], splits: Sequence[str], share: float) -> list[str]:
+    """Splits in which about a share of what trains is ``validation``, by hash.
+
+    Args:
+        names: Of clips or pictures, each its own group.
+        splits: As given; ``test`` stays.
+        share: Of those that train.
+    """
+    dealt = deal_split(names, share).tolist()
+    return [new if old == "train" else old for new, old in zip(dealt, splits, strict=True)]
 
 
 def count_splits(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from raffect.config import PrepareConfig
 from raffect.datasets import afew, affectnet, dfew, disfa, ferv39k, mafw, rafdb
 from raffect.datasets.affwild2 import importer as affwild2
+from raffect.datasets.affwild2.annotations import IMAGES
 from raffect.datasets.folder import import_folder
 from raffect.datasets.imported import Imported
 from raffect.datasets.root import Root, scan_root
@@ -51,8 +52,8 @@ def import_dataset(config: PrepareConfig) -> Imported:
     """Read the data set that a configuration names, or that its root is recognised as.
 
     Raises:
-        RaffectError: If there is no such data set, or a root is none or several of those that are
-            known; and what importers raise.
+        RaffectError: If there is no such data set, or a root is not recognised, or as several;
+            and what importers raise.
     """
     known = (*BY_ROOT, *BY_FLAGS, "auto")
     require(
@@ -66,7 +67,7 @@ def import_dataset(config: PrepareConfig) -> Imported:
 
     # Which one a root is, and why
     assert config.root is not None  # PrepareConfig has checked it
-    root = scan_root(config.root)
+    root = scan_root(config.root, skip=IMAGES)
     reasons = {name: importer.recognise(root) for name, importer in BY_ROOT.items()}
     found = {name: reason for name, reason in reasons.items() if reason}
     if len(found) != 1:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raffect.datasets.affwild2.tasks import read_task
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.storage.paths import Damaged
@@ -45,6 +46,20 @@ def read_labels(path: Path) -> pa.Table:
         what = f"{path}: damaged label table, {error}"
         raise RaffectError(f"{what}; make it again with `raffect prepare`") from error
     return table
+
+
+def read_label_task(table: pa.Table, file: Path, name: str = "") -> Task:
+    """The task in the metadata of a label table.
+
+    Args:
+        table: Of `read_labels`.
+        file: Where it was read, for errors.
+        name: Of one of Aff-Wild2's tasks, for a table from before November 2026 that names none.
+
+    Raises:
+        RaffectError: If it names no task.
+    """
+    return read_task(read_metadata(table).get("task", name), str(file))
 
 
 def is_of_clips(labels: pa.Table) -> bool:

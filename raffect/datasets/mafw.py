@@ -15,13 +15,13 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from raffect.config import PrepareConfig
-from raffect.datasets.clip_lists import Clip, Entry, is_header, merge_entries, note_unknown
+from raffect.datasets.clip_lists import Clip, Entry, clip_name, is_header, merge_entries
 from raffect.datasets.clip_sets import ClipFolders, ClipSet
 from raffect.datasets.expressions import expression_task, find_expression
 from raffect.datasets.imported import Imported
 from raffect.datasets.manifest import Listing, Video, build_manifest
-from raffect.datasets.problems import Problem
-from raffect.datasets.root import Line, Place, Root, open_place
+from raffect.datasets.problems import Line, Problem, note_unknown
+from raffect.datasets.root import Place, Root, open_place
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 
@@ -200,11 +200,9 @@ def _read_lines(root: Root, files: list[re.Match[str]], problems: list[Problem])
                 what = "expected a clip and its class, between tabs; left out"
                 problems.append(line.problem(f"{line.text[:60]!r}: {what}", what))
                 continue
-            clip = re.sub(r"\.(mp4|avi)$", "", cells[0].split("/")[-1], flags=re.I)
-            clip = clip.zfill(5) if clip.isascii() and clip.isdigit() else clip
             texts = tuple(cell for cell in cells[2:] if cell)
-            row = _Row(line, int(match["fold"]), match["side"].lower(), clip, cells[1], texts)
-            rows.append(row)
+            part = int(match["fold"]), match["side"].lower()
+            rows.append(_Row(line, *part, clip_name(cells[0]), cells[1], texts))
     return rows
 
 

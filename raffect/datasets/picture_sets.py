@@ -12,15 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.config import PrepareConfig
-from raffect.datasets.clip_lists import note_unknown
 from raffect.datasets.expressions import describe_classes
-from raffect.datasets.imported import Imported, count_splits, deal_split, describe_counts
-from raffect.datasets.problems import Problem
-from raffect.datasets.root import Line, Place
+from raffect.datasets.imported import Imported, count_splits, describe_counts, hold_out
+from raffect.datasets.problems import Line, Problem, note_unknown
+from raffect.datasets.root import Place
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
-
-_DEALT_SEED = 0
 
 Values = tuple[float, ...]
 """Cells of a picture in the columns of a task."""
@@ -107,10 +104,7 @@ class PictureSet:
         # Splits
         splits, how_split = [picture.split for picture in chosen], "as given"
         if "validation" not in splits:
-            train = [picture.name for picture in chosen if picture.split == "train"]
-            dealt = deal_split(train, config.validation_share, _DEALT_SEED).tolist()
-            moved = dict(zip(train, dealt, strict=True))
-            splits = [moved.get(picture.name, picture.split) for picture in chosen]
+            splits = hold_out(names, splits, config.validation_share)
             how_split = f"test as given; {config.validation_share:g} of train is validation"
 
         # Label tables
@@ -120,7 +114,7 @@ class PictureSet:
             edition=self.edition,
             digest=self.place.lists.digest,
             groups="pictures",
-            names=self.names,
+            names={task.name: self.names for task in self.tasks if task.kind == "multiclass"},
         )
         columns = {"video": names, "frame": np.ones(len(names), np.int32)}
         columns["split"] = pa.array(splits).dictionary_encode()
@@ -188,7 +182,7 @@ def unlabelled_of(task: Task) -> Values:
 def read_class(
     line: Line, word: str, task: Task, names: Mapping[str, str], problems: list[Problem]
 ) -> Values:
-    """Cell of a class; a word that is none of ``names`` is noted, and the picture unlabelled."""
+    """Cell of a class; a word that ``names`` lacks is noted, and the picture unlabelled."""
     if word in names:
         return (float(task.outputs.index(names[word])),)
     problems.append(note_unknown(line, word, names))

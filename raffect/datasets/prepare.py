@@ -134,8 +134,8 @@ def _write_labels(found: Imported, folder: Path) -> dict[str, Path]:
             "digest": found.digest,
             "synthetic": str(found.synthetic).lower(),
         }
-        if found.names:
-            metadata["names"] = json.dumps(found.names)
+        if names := found.names.get(task.name):
+            metadata["names"] = json.dumps(names)
         write_table(table, files[task.name], metadata)
     return files
 

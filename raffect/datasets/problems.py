@@ -48,6 +48,31 @@ class Problem:
         return f"{place}: {self.what}"
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line of a list.
+
+    Attributes:
+        file: The list, as a path below its root.
+        number: From 1.
+        text: Without the line end.
+    """
+
+    file: str
+    number: int
+    text: str
+
+    def problem(self, what: str, kind: str = "") -> Problem:
+        """What is wrong with this line; ``kind`` is the same without its values."""
+        return Problem(self.file, self.number, what, kind)
+
+
+def note_unknown(line: Line, word: str, known: Iterable[str]) -> Problem:
+    """A class that the data set does not have."""
+    expected = f"is not a class ({', '.join(known)}); unlabelled"
+    return line.problem(f"{word[:40]!r} {expected}", f"class {expected}")
+
+
 def group_problems(problems: Iterable[Problem]) -> dict[str, dict[str, list[Problem]]]:
     """Problems by kind and then by file, each in the order of their first one."""
     groups: dict[str, dict[str, list[Problem]]] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ import pyarrow as pa
 
 from raffect.config import PrepareConfig
 from raffect.datasets.manifest import Listing, Video, may_follow, scan_folder
-from raffect.datasets.problems import Problem
+from raffect.datasets.problems import Line
 from raffect.errors import RaffectError
 from raffect.progress import stage
 from raffect.storage.keys import is_utf8
@@ -35,25 +36,6 @@ _ENCODINGS = ("utf-8-sig", "gb18030")
 """Of lists without a mark of their own: UTF-8, else GBK, of which GB 18030 is the superset."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of a list.
-
-    Attributes:
-        file: The list, as a path below its root.
-        number: From 1.
-        text: Without the line end.
-    """
-
-    file: str
-    number: int
-    text: str
-
-    def problem(self, what: str, kind: str = "") -> Problem:
-        """What is wrong with this line; ``kind`` is the same without its values."""
-        return Problem(self.file, self.number, what, kind)
-
-
 @dataclass
 class Root:
     """Every file below a folder.
@@ -62,12 +44,14 @@ class Root:
         path: Absolute path of the folder.
         files: Folder below it ("" is itself) -> names of its files, in order.
         listing: What was wrong or ignored on the way.
+        skipped: Folders that the walk left out, and how deep they lie.
         digest: SHA-256 of the lists that were read.
     """
 
     path: str
     files: dict[str, list[str]]
     listing: Listing
+    skipped: list[tuple[str, int]] = field(default_factory=list)
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     @cached_property
@@ -84,6 +68,12 @@ class Root:
     def digest(self) -> str:
         """SHA-256 of the names and bytes of every list that `read` has read."""
         return self._digest.hexdigest()
+
+    def walk_skipped(self) -> None:
+        """Walk over the folders that were left out, too."""
+        self.__dict__.pop("_others", None)
+        while self.skipped:
+            _scan(self, *self.skipped.pop(0))
 
     def find(self, pattern: str) -> list[str]:
         """Paths below the root of files, pictures aside, that match as a whole, in order.
@@ -124,12 +114,26 @@ class Root:
         Raises:
             RaffectError: If it cannot be read, or is not text in UTF-8.
         """
+        for line, cells in self._read_rows(path):
+            # As JSON, so that a cell that moves to another row or column is another content
+            self._digest.update(json.dumps([path, *cells]).encode() + b"\n")
+            yield line, cells
+
+    def peek_cells(self, path: str) -> list[str]:
+        """The first row of a CSV file, which the digest does not count; empty if there is none.
+
+        Raises:
+            RaffectError: As `iter_cells`.
+        """
+        return next((cells for _, cells in self._read_rows(path)), [])
+
+    def _read_rows(self, path: str) -> Iterator[tuple[Line, list[str]]]:
+        """Rows of a CSV file that are not empty."""
         try:
             with open_regular(os.path.join(self.path, path)) as file:
                 text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", newline="")
                 reader = csv.reader(text)
                 for cells in reader:
-                    self._digest.update("\n".join([path, *cells]).encode())
                     if any(cell.strip() for cell in cells):
                         yield Line(path, reader.line_num, ",".join(cells)), cells
         except (Damaged, OSError, UnicodeDecodeError, csv.Error) as error:
@@ -149,7 +153,8 @@ class Root:
             f"{self.path}/{path}: not text in UTF-8, UTF-16 or GBK; save it as UTF-8"
         )
 
-    def find_videos(self) -> list[Video]:
+    @cached_property
+    def videos(self) -> list[Video]:
         """Folders with numbered pictures, each as a video under its path below the root.
 
         A frame's number is the last one in its file name. Where a folder has a picture 0, its
@@ -183,12 +188,13 @@ class Root:
                     yield f"{folder}/{name}".lstrip("/")
 
 
-def scan_root(path: Path, flag: str = "--root") -> Root:
+def scan_root(path: Path, flag: str = "--root", skip: re.Pattern[str] | None = None) -> Root:
     """Walk over a folder.
 
     Args:
         path: The folder.
         flag: The flag that names it, for errors.
+        skip: Folders of such names are noted and left out: they may hold millions of pictures.
 
     Raises:
         RaffectError: If there is no such folder, or its path is not UTF-8.
@@ -200,11 +206,11 @@ def scan_root(path: Path, flag: str = "--root") -> Root:
         raise RaffectError(f"{flag} {printable(top)}: path is not UTF-8; rename the folder")
     root = Root(top, {}, Listing(pa.table({})))
     with stage(f"listing {path}"):
-        _scan(root, "", 0)
+        _scan(root, "", 0, skip)
     return root
 
 
-def _scan(root: Root, below: str, depth: int) -> None:
+def _scan(root: Root, below: str, depth: int, skip: re.Pattern[str] | None = None) -> None:
     """Note the files of a folder and all below it."""
     names = root.files[below] = []
     for entry in scan_folder(os.path.join(root.path, below), root.listing):
@@ -217,8 +223,10 @@ def _scan(root: Root, below: str, depth: int) -> None:
             root.listing.note(path, "name is not UTF-8, left out; rename it")
         elif not entry.is_dir():
             names.append(entry.name)
+        elif skip is not None and skip.fullmatch(entry.name):
+            root.skipped.append((path, depth + 1))
         elif depth < _DEEPEST:
-            _scan(root, path, depth + 1)
+            _scan(root, path, depth + 1, skip)
         else:
             root.listing.note(path, f"more than {_DEEPEST} folders deep, left out")
 
@@ -255,6 +263,8 @@ def open_place(config: PrepareConfig, root: Root | None = None) -> Place:
     """
     if root is None and config.root is not None:
         root = scan_root(config.root)
+    if root is not None:
+        root.walk_skipped()
     lists, images = root, [root] if root else []
     if config.annotations is not None:
         lists = scan_root(config.annotations, "--annotations")

@@ -32,7 +32,6 @@ TEXTS = ("path", "video", "split", "subject")
 RESERVED = (*TEXTS, "frame")
 """Columns that describe a row; all others are labels, unless ``--columns`` names them."""
 
-_DEALT_SEED = 0
 _MOST_CLASSES = 1000
 
 _Key = tuple[str, int]
@@ -224,7 +223,7 @@ class _Rows:
         if "split" not in self.table.column_names:
             share = self.config.validation_share
             self.how_split = f"dealt by {self.groups.removesuffix('s')}, {share:g} held out"
-            dealt = deal_split(self._groups(), share, _DEALT_SEED)
+            dealt = deal_split(self._groups(), share)
             return pa.array(dealt.tolist()).dictionary_encode()
         self.how_split = "column split"
         names = []

@@ -19,7 +19,7 @@ from typing import Annotated
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Le, Lt
 
 from raffect.datasets.labels import read_values, write_labels
 from raffect.datasets.tasks import MOST_OUTPUTS, Task
@@ -51,7 +51,6 @@ class TargetFacts(Record):
         image_sha256: Fingerprint of the image tower that belongs to the text tower, where the
             vectors are of texts: features of other weights cannot be compared with them. Empty for
             a teacher's vectors.
-        scale: The scale that those weights learnt for their logits; 1 where there is none.
     """
 
     file: str
@@ -59,7 +58,6 @@ class TargetFacts(Record):
     count: Annotated[int, Ge(1), Lt(_MOST_TARGETS)]
     dim: Annotated[int, Ge(1), Le(MOST_OUTPUTS)]
     image_sha256: str = ""
-    scale: Annotated[float, Gt(0), Lt(1e6)] = 1.0
 
     def __post_init__(self) -> None:
         # A name alone: a table must not make raffect read any other file.
@@ -105,7 +103,6 @@ def write_targets(
     *,
     captions: Sequence[str] = (),
     image_sha256: str = "",
-    scale: float = 1.0,
     source: pa.Table | None = None,
     about: Mapping[str, str] | None = None,
 ) -> TargetFacts:
@@ -120,7 +117,6 @@ def write_targets(
             only ever compared by cosine.
         captions: The text of each vector; may be empty.
         image_sha256: See `TargetFacts`.
-        scale: See `TargetFacts`.
         source: See `raffect.datasets.labels.write_labels`.
         about: More metadata of the label table.
 
@@ -131,51 +127,65 @@ def write_targets(
         RaffectError: If a row names no vector or class, a vector is not finite or all 0, or
             captions are not as many as vectors.
     """
-    # Vectors of length 1
+    # Everything is checked before anything is written
+    unit = _divide_by_length(vectors, path)
     require(
-        vectors.ndim == 2 and vectors.shape[0] > 0 and 0 < vectors.shape[1] <= MOST_OUTPUTS,
-        f"targets of {path}: vectors of shape {vectors.shape}; expected (V, E), none of them 0",
+        len(captions) in (0, len(unit)),
+        f"targets of {path}: {len(captions)} captions of {len(unit)} vectors",
     )
-    chunks = [slice(k, k + _CHUNK) for k in range(0, len(vectors), _CHUNK)]
-    lengths = np.concatenate(
-        [np.linalg.norm(vectors[part].astype(np.float64), axis=1) for part in chunks]
-    )
-    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
-    require(
-        not len(bad),
-        f"targets of {path}: {len(bad)} vectors are not finite or all 0"
-        + (f", first number {bad[0]}; leave them out" if len(bad) else ""),
-    )
-    require(
-        len(captions) in (0, len(vectors)),
-        f"targets of {path}: {len(captions)} captions of {len(vectors)} vectors",
-    )
-    unit = np.empty(vectors.shape, np.float16)
-    for part in chunks:
-        unit[part] = vectors[part] / lengths[part, None]
+    require_numbers(rows, task, len(unit), path)
 
-    # Their file, then the table, which names it
-    columns: dict[str, pa.Array] = {
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(unit.ravel()), unit.shape[1])
-    }
-    if len(captions):
-        columns["caption"] = pa.array(captions, pa.string())
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
-    content = sink.getvalue().to_pybytes()
+    # The vectors' file, then the table, which names it
+    content = _to_parquet(unit, captions)
     facts = TargetFacts(
         file=f"{path.stem}{SUFFIX}",
         sha256=hashlib.sha256(content).hexdigest(),
         count=len(unit),
         dim=unit.shape[1],
         image_sha256=image_sha256,
-        scale=float(scale),
     )
-    require_numbers(rows, task, len(unit), path)
-    write_atomic(path.parent / facts.file, content)
+    write_atomic(path.parent / facts.file, memoryview(content))
     named = {"targets": facts.to_bytes().decode()}
     write_labels(path, rows, task, source, dict(about or {}) | named)
     return facts
+
+
+def _divide_by_length(vectors: np.ndarray, path: Path) -> np.ndarray:
+    """Vectors of length 1, float16, shape (V, E).
+
+    Raises:
+        RaffectError: If they are not such vectors, or some have no direction.
+    """
+    require(
+        vectors.ndim == 2 and vectors.shape[0] > 0 and 0 < vectors.shape[1] <= MOST_OUTPUTS,
+        f"targets of {path}: vectors of shape {vectors.shape}; expected (V, E), none of them 0",
+    )
+    unit, bad = np.empty(vectors.shape, np.float16), []
+    for start in range(0, len(vectors), _CHUNK):
+        part = vectors[start : start + _CHUNK].astype(np.float64)
+        lengths = np.linalg.norm(part, axis=1)
+        is_bad = ~np.isfinite(lengths) | (lengths == 0)
+        bad += (start + np.flatnonzero(is_bad)).tolist()
+        unit[start : start + _CHUNK] = part / np.where(is_bad, np.inf, lengths)[:, None]
+    if bad:
+        raise RaffectError(
+            f"targets of {path}: {len(bad)} vectors are not finite or all 0, first number "
+            f"{bad[0]}; leave them out"
+        )
+    return unit
+
+
+def _to_parquet(unit: np.ndarray, captions: Sequence[str]) -> pa.Buffer:
+    """A file of vectors, and perhaps their captions."""
+    flat = pa.array(unit.ravel())
+    columns: dict[str, pa.Array] = {
+        "vector": pa.FixedSizeListArray.from_arrays(flat, unit.shape[1])
+    }
+    if len(captions):
+        columns["caption"] = pa.array(captions, pa.string())
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    return sink.getvalue()
 
 
 def read_targets(path: Path, table: pa.Table) -> Targets:
@@ -235,7 +245,7 @@ def require_numbers(rows: pa.Table, task: Task, count: int, path: Path) -> None:
 
 
 def _parse(content: pa.Buffer, facts: TargetFacts) -> np.ndarray:
-    """The vectors in a file's bytes, float16, shape (V, E).
+    """The vectors in a file's bytes, float16, shape (V, E), a view of what Arrow decoded.
 
     Raises:
         Damaged: If they are not what the facts say.
@@ -255,7 +265,10 @@ def _parse(content: pa.Buffer, facts: TargetFacts) -> np.ndarray:
     flat = column.combine_chunks().flatten()
     if column.null_count or flat.null_count:
         raise Damaged("column 'vector' has empty cells")
-    vectors = np.array(flat.to_numpy(zero_copy_only=False)).reshape(facts.count, facts.dim)
+    count, offset = facts.count * facts.dim, 2 * flat.offset
+    numbers = np.frombuffer(flat.buffers()[1], "<f2", count, offset)
+    # Arrow's memory may be written to, as torch wants it, unless others share it.
+    vectors = np.require(numbers, requirements="W").reshape(facts.count, facts.dim)
     for start in range(0, len(vectors), _CHUNK):
         lengths = np.linalg.norm(vectors[start : start + _CHUNK].astype(np.float32), axis=1)
         if (bad := ~np.isfinite(lengths) | (lengths == 0)).any():

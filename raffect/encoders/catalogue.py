@@ -9,6 +9,7 @@ import shlex
 import socket
 import time
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,17 @@ from raffect.config import (
     ModelsPullConfig,
     ModelsVerifyConfig,
 )
+from raffect.encoders.timm_models import (
+    download_timm,
+    find_timm_file,
+    list_timm,
+    require_tag,
+    timm_name,
+)
 from raffect.encoders.weights import (
     find_tag_file,
     get_tag_config,
+    is_timm,
     list_tags,
     model_configs,
     read_model_config,
@@ -59,7 +68,8 @@ class ModelList:
         """The table as lines of text."""
         legend = "* is on this machine; random:SEED works for every model"
         where = f"weights are looked for in {self.folder} first"
-        return [*(each.line() for each in self.weights), "", f"{legend}; {where}"]
+        others = "`raffect models list --pattern timm:dinov2` searches timm's image towers"
+        return [*(each.line() for each in self.weights), "", f"{legend}; {where}", others]
 
     def to_pandas(self) -> Any:
         """A data frame with columns model, tag and file (None for what is not on this machine)."""
@@ -67,7 +77,14 @@ class ModelList:
 
 
 def list_models(config: ModelsListConfig) -> ModelList:
-    """Encoders that open_clip has, and the one that ships with raffect."""
+    """Encoders that open_clip has and the one that ships with raffect, or timm's.
+
+    timm's 1,800 are listed for a pattern that begins with ``timm:``.
+    """
+    if is_timm(config.pattern):
+        found = _list_timm(timm_name(config.pattern))
+        kept = tuple(each for each in found if each.file or not config.present)
+        return ModelList(weights=kept, folder=weights_folder())
     names = [model for model in model_configs() if config.pattern.lower() in model.lower()]
     # A line a tag; a model without tags has a line as well.
     found = [
@@ -77,6 +94,15 @@ def list_models(config: ModelsListConfig) -> ModelList:
     ]
     kept = tuple(each for each in found if each.file or not config.present)
     return ModelList(weights=kept, folder=weights_folder())
+
+
+def _list_timm(part: str) -> list[Weights]:
+    """timm's towers whose names contain a text; their tags are in their names."""
+    return [
+        Weights(model=model, tag=model.partition(".")[2], file=find_timm_file(model))
+        for model in list_timm()
+        if part.lower() in model.lower()
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +155,7 @@ def pull(config: ModelsPullConfig) -> PullReport:
         RaffectError: If the weights are not a tag, or the network is out of reach.
     """
     model, tag = config.encoder.model, config.encoder.weights
-    read_model_config(model)
-    file = find_tag_file(model, tag)
+    file = _find_present(model, tag)
     was_here = file is not None
     if file is None:
         file = _download(config.encoder)
@@ -138,11 +163,23 @@ def pull(config: ModelsPullConfig) -> PullReport:
     return PullReport(model=model, tag=tag, file=file, size_bytes=size, was_here=was_here)
 
 
+def _find_present(model: str, tag: str) -> Path | None:
+    """The file of a tag on this machine; an unknown model is an error."""
+    if not is_timm(model):
+        read_model_config(model)
+        return find_tag_file(model, tag)
+    require_tag(model, tag)
+    return find_timm_file(model)
+
+
 _BY_HAND = "check the network, or bring the file by hand: `raffect models path` says where"
 
 
 def _download(encoder: EncoderConfig) -> Path:
     model, tag = encoder.model, encoder.weights
+    if is_timm(model):
+        _require_network({"hf_hub": model})
+        return _attempt(lambda: download_timm(model), model, tag)
     if tag not in list_tags(model):
         resolve(encoder)  # which has its own errors for a misspelt tag and a missing file
         tags = ", ".join(list_tags(model)) or "none"
@@ -151,8 +188,14 @@ def _download(encoder: EncoderConfig) -> Path:
     # Here, since open_clip takes torch and seconds to import.
     from open_clip.pretrained import download_pretrained
 
+    return _attempt(lambda: Path(download_pretrained(get_tag_config(model, tag))), model, tag)
+
+
+def _attempt(download: Callable[[], Path], model: str, tag: str) -> Path:
     try:
-        return Path(download_pretrained(get_tag_config(model, tag)))
+        return download()
+    except RaffectError:
+        raise
     except Exception as error:  # the hub's, urllib's and open_clip's errors share no type
         reason = " ".join(str(error).split())[:160]
         what = f"weights {tag} of {model} could not be downloaded ({reason})"
@@ -256,7 +299,7 @@ def _published_sha256(model: str, tag: str, file: Path) -> str | None:
 
     It holds for the file of that address alone.
     """
-    url = get_tag_config(model, tag).get("url", "")
+    url = "" if is_timm(model) else get_tag_config(model, tag).get("url", "")
     if not url or url.rsplit("/", 1)[-1] != file.name:
         return None
     # OpenAI has a folder of the whole hash, open_clip the start of it in the file's name.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from raffect.datasets.frames import resized_shape, shrink
+from raffect.encoders.weights import view_side
 from raffect.errors import RaffectError
 
 _COEFFICIENT_BITS = 22
@@ -40,6 +41,9 @@ class Preprocess:
         interpolation: ``"bicubic"`` or ``"bilinear"``.
         resize_mode: ``"shortest"`` (shorter side to ``size``, centre crop) or ``"squash"`` (both
             sides to ``size``).
+        resize_to: Side that is resized to, of which the centre is cropped to ``size``; 0 is
+            ``size``.
+        view: What of that the encoder sees; empty, or as of `raffect.config.EncoderConfig`.
     """
 
     size: int
@@ -47,6 +51,8 @@ class Preprocess:
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
+    resize_to: int = 0
+    view: str = ""
 
     def __post_init__(self) -> None:
         if self.interpolation in _INTERPOLATIONS and self.resize_mode in _RESIZE_MODES:
@@ -57,29 +63,46 @@ class Preprocess:
 
     def as_dict(self) -> dict:
         """Plain JSON values, for a bank's identity."""
-        values = asdict(self)
+        # What a plain encoder does not have is left out, so that its record stays as it was.
+        values = {k: v for k, v in asdict(self).items() if v or k not in ("resize_to", "view")}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @property
+    def side(self) -> int:
+        """Side that is resized to, before the crop."""
+        return self.resize_to or self.size
+
+    def seen_as(self, view: str) -> Preprocess:
+        """The transform of a view of the same pictures."""
+        side = view_side(self.side, view)
+        return replace(self, view=view, resize_to=side if side != self.size else 0)
 
     def resize(self, pixels_BHWC: Tensor) -> Tensor:
         """Enlarge pictures of one size to the encoder's input.
 
         Args:
-            pixels_BHWC: uint8, shape (B, H, W, 3), no side longer than ``size`` (see `shrink`).
+            pixels_BHWC: uint8, shape (B, H, W, 3), no side longer than `side` (see `shrink`).
 
         Returns:
             float32 of whole numbers 0-255, shape (B, 3, S, S), on the same device.
         """
         height, width = pixels_BHWC.shape[1:3]
         x = pixels_BHWC.permute(0, 3, 1, 2).float()
-        if (height, width) == (self.size, self.size):
+        if (height, width) == (self.side, self.side):
             # In the layout that resized pictures have: convolutions choose their kernels by it.
-            return x.contiguous()
-        kind = (self.size, self.interpolation, self.resize_mode)
+            start = round((self.side - self.size) / 2.0)
+            centre = slice(start, start + self.size)
+            return self._turn(x[:, :, centre, centre].contiguous())
+        kind = (self.size, self.side, self.interpolation, self.resize_mode)
         rows, columns = _matrices(height, width, *kind, x.device)
         # Columns first and rounded, then rows, as PIL has it.
         with _tensor_cores():
             x = _round(*(x @ half for half in columns))
-            return _round(*(half @ x for half in rows))
+            return self._turn(_round(*(half @ x for half in rows)))
+
+    def _turn(self, pixels_BCSS: Tensor) -> Tensor:
+        """Mirror the encoder's input, where that is the view."""
+        return pixels_BCSS.flip(-1) if self.view == "flip" else pixels_BCSS
 
     def shrink(self, pixels: np.ndarray) -> np.ndarray:
         """Bring one picture (H, W, 3) down to the encoder's input if a side is longer.
@@ -87,7 +110,8 @@ class Preprocess:
         See `raffect.datasets.frames.shrink`.
         """
         resampling = Image.Resampling[self.interpolation.upper()]
-        return shrink(pixels, self.size, resampling, self.resize_mode == "shortest")
+        keep_ratio = self.resize_mode == "shortest"
+        return shrink(pixels, self.side, resampling, keep_ratio, self.size)
 
     def normalise(self, pixels_BCSS: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scale 0-255 to the encoder's range in float32, then round to ``dtype``; same shape."""
@@ -127,16 +151,22 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _matrices(
-    height: int, width: int, size: int, interpolation: str, resize_mode: str, device: torch.device
+    height: int,
+    width: int,
+    size: int,
+    side: int,
+    interpolation: str,
+    resize_mode: str,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Matrices that resize and crop, as coarse and fine halves.
 
     Returns:
         Rows (2, S, H), which multiply from the left, and columns (2, W, S), from the right.
     """
-    new_width, new_height = size, size
+    new_width, new_height = side, side
     if resize_mode == "shortest":
-        new_width, new_height = resized_shape(width, height, size)
+        new_width, new_height = resized_shape(width, height, side)
     # The crop is a choice of rows of each matrix.
     top, left = round((new_height - size) / 2.0), round((new_width - size) / 2.0)
     rows = resize_matrix(height, new_height, interpolation)[top : top + size]

@@ -28,7 +28,7 @@ from annotated_types import Ge, Gt
 from raffect.bank.records import Identity, Text
 from raffect.config import EncoderConfig
 from raffect.encoders.tower import Clip, build_model, digest_tensors, fingerprint, make_known
-from raffect.encoders.weights import Source, read_model_config, resolve
+from raffect.encoders.weights import Source, is_timm, read_model_config, resolve
 from raffect.errors import RaffectError, require
 from raffect.progress import stage
 from raffect.storage.atomic import write_atomic
@@ -219,6 +219,10 @@ def open_text_encoder(bank: Identity, bank_path: Path, weights: str = "") -> Tex
     Raises:
         RaffectError: If the weights are missing, or are not those that made the bank.
     """
+    require(
+        not is_timm(bank.model),
+        f"{bank_path}: made by {bank.model}, which has no text tower; use a bank of a CLIP model",
+    )
     # The weights, which the bank names without their folder
     try:
         source = resolve(EncoderConfig(model=bank.model, weights=weights or bank.weights))

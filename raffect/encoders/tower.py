@@ -20,7 +20,15 @@ from raffect.bank.format import Identity
 from raffect.config import EMBEDDED_MODEL, EncoderConfig
 from raffect.encoders.attention import fuse_attention, fuse_gelu, fuse_patches
 from raffect.encoders.preprocess import Preprocess
-from raffect.encoders.weights import Source, is_torchscript, model_configs, require_openais, resolve
+from raffect.encoders.timm_tower import build_timm, measure_dim, read_timm_preprocess
+from raffect.encoders.weights import (
+    Source,
+    is_timm,
+    is_torchscript,
+    model_configs,
+    require_openais,
+    resolve,
+)
 from raffect.errors import RaffectError
 
 Clip: TypeAlias = Any  # CLIP, CustomTextCLIP or CoCa, which share no base class but nn.Module
@@ -175,22 +183,21 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
     precision = config.precision
     if precision == "auto":
         precision = "float16" if on_cuda else "float32"
-    model = build_model(source)
-    preprocess = _read_preprocess(model)
+    visual, preprocess, record, dim = _load_tower(source)
     identity = Identity(
         model=source.model,
-        weights_sha256=fingerprint(model.visual),
+        weights_sha256=fingerprint(visual),
         weights=source.name,
-        preprocess=preprocess.as_dict(),
+        preprocess=record,
         precision=precision,
-        dim=_output_dim(model, preprocess.size),
+        dim=dim,
         caveat=source.caveat,
         arithmetic=ARITHMETIC,
     )
     # The tower on its device, in fewer kernels.
     if on_cuda:
-        fuse_patches(fuse_gelu(model.visual))
-    tower = _put(fuse_attention(model.visual), device, precision, source.model)
+        fuse_patches(fuse_gelu(visual))
+    tower = _put(fuse_attention(visual), device, precision, source.model)
     if config.compile:
         tower.compile(dynamic=False)  # every batch has one shape
     if on_cuda:
@@ -198,6 +205,20 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     batch_size = config.batch_size or (CUDA_BATCH if on_cuda else CPU_BATCH)
     return Encoder(tower, identity, preprocess, device, batch_size)
+
+
+def _load_tower(source: Source) -> tuple[nn.Module, Preprocess, dict[str, Any], int]:
+    """An image tower in float32 on the CPU, its transform and its record, its vector's length."""
+    if is_timm(source.model):
+        visual = build_timm(source)
+        if source.file is not None:
+            _require_finite(visual, source.file)
+        preprocess, record = read_timm_preprocess(source, visual)
+        return visual, preprocess, record, measure_dim(visual, source.model, preprocess.size)
+    model = build_model(source)
+    preprocess = _read_preprocess(model).seen_as(source.view)
+    dim = _output_dim(model, preprocess.size)
+    return model.visual, preprocess, preprocess.as_dict(), dim
 
 
 def _put(tower: nn.Module, device: torch.device, precision: str, name: str) -> nn.Module:

@@ -11,19 +11,23 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import math
 import os
 import shlex
 import sys
 import types
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raffect.config import EMBEDDED_MODEL, EncoderConfig
+from raffect.config import EMBEDDED_MODEL, TIMM_PREFIX, EncoderConfig
 from raffect.errors import RaffectError
 from raffect.storage.records import parse_object
+
+if TYPE_CHECKING:
+    from raffect.bank.records import Identity
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 EMBEDDED_CAVEAT = "embedded encoder, not CLIP"
@@ -42,13 +46,15 @@ class Source:
     """Weights that can be loaded.
 
     Attributes:
-        model: open_clip model name.
+        model: open_clip model name, or that of one of timm's.
         name: How they were asked for, without folders.
         file: Their file; None for random weights.
         seed: Seed of random weights.
         caveat: What every result that rests on them must state; empty for pretrained weights.
         quick_gelu: Activation they were trained with, where known.
         preprocess: Mean, std, interpolation and resize mode, as far as their tag gives them.
+        image_size: Side of the input, of timm's; 0 is the model's own.
+        view: As of `raffect.config.EncoderConfig`.
     """
 
     model: str
@@ -58,6 +64,8 @@ class Source:
     caveat: str = ""
     quick_gelu: bool | None = None
     preprocess: dict[str, Any] = field(default_factory=dict)
+    image_size: int = 0
+    view: str = ""
 
 
 def weights_folder() -> Path:
@@ -72,8 +80,14 @@ def resolve(config: EncoderConfig) -> Source:
         RaffectError: If the model or tag is unknown, the file is missing, or the activation is not
             the one that the weights were trained with.
     """
+    if is_timm(config.model):
+        # Here, since timm takes torch and seconds to import.
+        from raffect.encoders.timm_models import find_timm
+
+        return find_timm(config)
     model_config = read_model_config(config.model)
-    source = _find(config)
+    _require_own_size(config, model_config)
+    source = replace(_find(config), view=config.view)
     # The embedded encoder has one set of weights, which fit it.
     if config.model == EMBEDDED_MODEL and source.file and source.file.parent == EMBEDDED_FOLDER:
         return source
@@ -87,6 +101,39 @@ def resolve(config: EncoderConfig) -> Source:
         why = f"but the weights {source.name} were trained with {trained}"
         raise RaffectError(f"{what}, {why}; use --encoder.model {right}")
     return source
+
+
+def is_timm(model: str) -> bool:
+    """Whether a name is of one of timm's towers."""
+    return model.startswith(TIMM_PREFIX)
+
+
+def view_side(side: int, view: str) -> int:
+    """Side to which pictures are resized in a view, of which the centre is cropped as always.
+
+    So ``crop:0.8`` shows the middle 80 % of each side, at the encoder's full resolution.
+    """
+    return math.floor(side / float(view.removeprefix("crop:"))) if "crop" in view else side
+
+
+def encoder_of(identity: Identity, weights: str = "") -> EncoderConfig:
+    """The settings with which an encoder was loaded; ``weights`` may name its file."""
+    size = identity.preprocess["size"] if is_timm(identity.model) else 0
+    return EncoderConfig(
+        model=identity.model,
+        weights=weights or identity.weights,
+        precision=identity.precision,
+        image_size=int(str(size)),
+        view=str(identity.preprocess.get("view", "")),
+    )
+
+
+def _require_own_size(config: EncoderConfig, model_config: dict[str, Any]) -> None:
+    """Refuse another input of an open_clip model than its own."""
+    own = model_config["vision_cfg"].get("image_size", 224)
+    if config.image_size not in (0, own):
+        what = f"--encoder.image-size {config.image_size}: {config.model} takes {own} pixels"
+        raise RaffectError(f"{what}; only timm: models take other sizes, leave it out")
 
 
 def read_model_config(model: str) -> dict[str, Any]:
@@ -143,7 +190,7 @@ def _find(config: EncoderConfig) -> Source:
     model, weights = config.model, config.weights
     # In this order: a file may have any name, a tag is looked for last.
     if weights == "random" or weights.startswith("random:"):
-        return _random(model, weights)
+        return random_source(model, weights)
     if weights == "embedded":
         if model != EMBEDDED_MODEL:
             what = f"--encoder.weights embedded belongs to --encoder.model {EMBEDDED_MODEL}"
@@ -154,7 +201,7 @@ def _find(config: EncoderConfig) -> Source:
     return _from_tag(model, weights)
 
 
-def _random(model: str, weights: str) -> Source:
+def random_source(model: str, weights: str) -> Source:
     """Weights named ``random:SEED``."""
     seed = weights.partition(":")[2]
     if not (seed.isascii() and seed.isdigit()):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
-from raffect.evaluation.pick import PickedHead
 from raffect.predictions.gains import REMEDY
 from raffect.predictions.rules import RULES_FILE, DecisionRules, WeightedHead, plain_rules
+from raffect.runs.pick import PickedHead
 
 Choice = tuple[DecisionRules, list[PickedHead], str]
 """Rules, the heads that they name in their order, and a line that says which rules these are."""

@@ -18,11 +18,12 @@ from raffect.bank.windows import Window
 from raffect.datasets.tasks import Task
 from raffect.evaluation.choose_rules import choose_rules, require_one_task, require_rules
 from raffect.evaluation.inputs import Inputs
-from raffect.evaluation.pick import PickedHead
 from raffect.heads.checkpoint import load_batch
+from raffect.heads.contrastive import require_answers
 from raffect.heads.head_batch import HeadBatch
-from raffect.heads.loss_kinds import loss_kind, require_answers
+from raffect.heads.loss_kinds import loss_kind
 from raffect.predictions.rules import DecisionRules
+from raffect.runs.pick import PickedHead
 from raffect.runs.windows import window_of
 
 _AT_ONCE = 8_192
@@ -122,7 +123,7 @@ def load_ensembles(
     """An ensemble for each task of some heads, in the order in which tasks come up.
 
     Args:
-        heads: Of `raffect.evaluation.pick.pick_heads`.
+        heads: Of `raffect.runs.pick.pick_heads`.
         device: Where to compute.
         postprocess: See `raffect.evaluation.choose_rules.choose_rules`.
 

@@ -19,7 +19,6 @@ from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.evaluation.choose_rules import require_rules
 from raffect.evaluation.inputs import SavedHead, judge_each
-from raffect.evaluation.pick import PickedHead, sound_heads
 from raffect.evaluation.postprocessed import judge_rules
 from raffect.evaluation.results import EvaluatedHead, EvaluateResult, Evaluation, TaskResult
 from raffect.evaluation.totals import sum_tasks
@@ -35,8 +34,9 @@ from raffect.provenance import describe_run
 from raffect.runs.against_erm import Baselines, difference_of
 from raffect.runs.data import Dataset, open_dataset, pick_device
 from raffect.runs.metrics_file import SettingScores
+from raffect.runs.pick import PickedHead, sound_heads
 from raffect.runs.spread import group_by_settings, is_erm, spread_of, varying
-from raffect.runs.windows import read_windows
+from raffect.runs.windows import describe_other_samples, read_windows
 from raffect.storage.atomic import require_writable
 
 _SHOWN_OUTPUTS = 4
@@ -83,7 +83,7 @@ def _evaluate_task(
     config: EvaluateConfig, dataset: Dataset, heads: Sequence[PickedHead], notes: Sequence[str]
 ) -> TaskResult:
     """Scores of the heads of one run."""
-    statistics = _count(config, dataset, heads)
+    statistics = count_heads(dataset, config.split, heads, pick_device(config.device))
     evaluation = _describe(config, dataset, heads, statistics)
     device = pick_device(config.device)
     found, more = judge_rules(dataset, config.split, heads, config.postprocess, device)
@@ -132,25 +132,51 @@ def _open(config: EvaluateConfig, run: Path, heads: Sequence[PickedHead]) -> Dat
     for head in heads:
         require_encoder(head.card, identity, head.folder, config.bank)
 
-    # Labels of that task
+    return open_labels(
+        config.bank, config.labels, config.split, run, heads, config.allow_incomplete
+    )
+
+
+def open_labels(
+    bank: Path,
+    labels: Path,
+    split: str,
+    run: Path,
+    heads: Sequence[PickedHead],
+    allow_incomplete: bool = False,
+) -> Dataset:
+    """The frames of a split, with labels of the task of some heads.
+
+    Args:
+        bank: Bank that the heads can read.
+        labels: A label table, or the folder that `raffect prepare` wrote.
+        split: Which frames.
+        run: The heads' run, for errors.
+        heads: Of one task.
+        allow_incomplete: Take a bank that lacks planned frames.
+
+    Raises:
+        RaffectError: If the labels are of another task, or frames are missing.
+    """
+    theirs = heads[0].card.data.task
     dataset = open_dataset(
-        config.bank,
-        config.labels,
-        tasks[0].name,
-        [config.split],
-        allow_incomplete=config.allow_incomplete,
+        bank,
+        labels,
+        theirs.name,
+        [split],
+        allow_incomplete=allow_incomplete,
         around=read_windows(head.recipe.head for head in heads),
     )
-    ours, theirs = dataset.task, tasks[0]
+    ours = dataset.task
     if (ours.kind, ours.outputs) != (theirs.kind, theirs.outputs):
         raise RaffectError(
-            f"{config.labels}: its task {ours.name} has other outputs than the heads of "
+            f"{labels}: its task {ours.name} has other outputs than the heads of "
             f"{run} ({_outputs(ours)} against {_outputs(theirs)})"
         )
     for facts in (head.card.data.targets for head in heads):
         if facts is not None and facts.dim != dataset.num_outputs:
             raise RaffectError(
-                f"{config.labels}: its targets are of {dataset.num_outputs} numbers, and the heads "
+                f"{labels}: its targets are of {dataset.num_outputs} numbers, and the heads "
                 f"of {run} give vectors of {facts.dim}; give targets of the same encoder"
             )
     return dataset
@@ -163,9 +189,10 @@ def _outputs(task: Task) -> str:
     return f"{task.kind}: {names}{more}"
 
 
-def _count(config: EvaluateConfig, dataset: Dataset, heads: Sequence[PickedHead]) -> np.ndarray:
-    """Statistics of each head and group, shape (heads, groups, A, B)."""
-    device = pick_device(config.device)
+def count_heads(
+    dataset: Dataset, split: str, heads: Sequence[PickedHead], device: torch.device
+) -> np.ndarray:
+    """Statistics of each head and group of a split, shape (heads, groups, A, B)."""
     kind = dataset.loss_kind(device)
 
     def judge(batch: HeadBatch, samples: Samples, head: SavedHead) -> np.ndarray:
@@ -174,9 +201,9 @@ def _count(config: EvaluateConfig, dataset: Dataset, heads: Sequence[PickedHead]
         return count(kind, batch, samples, left_out=kind.left_out(recipes))
 
     try:
-        return np.concatenate(judge_each(dataset, config.split, heads, device, judge))
+        return np.concatenate(judge_each(dataset, split, heads, device, judge))
     except torch.OutOfMemoryError as error:
-        size = len(dataset.splits[config.split])
+        size = len(dataset.splits[split])
         raise RaffectError(
             f"out of GPU memory with {size:,} frames; free the device, or use --device cpu"
         ) from error
@@ -209,8 +236,9 @@ def _describe(
     # All heads together, and what they are compared with
     by_group = not are_blocks(dataset.splits[config.split].groups)
     by_chance = kind.statistics_by_chance(statistics[0])[None]
-    known = (dataset.facts, *(card.data for card in cards))
-    caveats = dict.fromkeys(caveat for facts in known for caveat in facts.caveats)
+    caveats = [*dataset.facts.caveats]
+    caveats += [caveat for card in cards for caveat in card.data.trained_caveats]
+    caveats += describe_other_samples(cards, dataset.facts.of_clips)
     return Evaluation(
         run=describe_run(),
         data=dataset.facts,
@@ -220,7 +248,7 @@ def _describe(
         heads=evaluated,
         settings=_by_settings(evaluated, statistics, cards[0].snapshot, dataset, by_group),
         worst_by_chance=find_worst(by_chance, kind, task.outputs, by_group=by_group),
-        caveats=tuple(caveats),
+        caveats=tuple(dict.fromkeys(caveats)),
     )
 
 

@@ -18,9 +18,9 @@ import numpy as np
 from raffect.config import PostprocessConfig
 from raffect.errors import RaffectError, require
 from raffect.evaluation.inputs import judge_each
-from raffect.evaluation.pick import find_heads
 from raffect.heads.checkpoint import HeadCard, read_card, require_encoder
-from raffect.heads.loss_kinds import loss_kind, require_answers
+from raffect.heads.contrastive import require_answers
+from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.predicting import predict
 from raffect.predictions.choose import WINDOWS, HeldOut
 from raffect.predictions.smoothing import timeline
@@ -30,6 +30,7 @@ from raffect.runs.data import open_dataset, pick_device, targets_of
 from raffect.runs.fold_predictions import FoldPredictions
 from raffect.runs.folder import RunFolder
 from raffect.runs.main_setting import choose_main_setting
+from raffect.runs.pick import find_heads
 from raffect.runs.records import HeadRecord, PlannedHead, RunRecord
 from raffect.runs.spread import finished, group_by_settings
 from raffect.runs.windows import read_windows

@@ -14,7 +14,6 @@ from raffect.errors import RaffectError, require
 from raffect.evaluation.choose_rules import read_rules
 from raffect.evaluation.ensemble import Ensemble
 from raffect.evaluation.inputs import read_inputs
-from raffect.evaluation.pick import PickedHead
 from raffect.heads.checkpoint import read_card, require_encoder
 from raffect.metrics.intervals import Headline
 from raffect.metrics.scores import Score, Snapshot
@@ -25,6 +24,7 @@ from raffect.predictions.rules import RULES_FILE, DecisionRules, plain_rules
 from raffect.predictions.smoothing import timeline
 from raffect.runs.against_erm import Difference
 from raffect.runs.data import Dataset, targets_of
+from raffect.runs.pick import PickedHead
 from raffect.runs.spread import headline_text
 from raffect.storage.records import Record
 

@@ -15,7 +15,6 @@ from raffect.bank.in_order import FramesInOrder, frames_in_order
 from raffect.config import PredictConfig
 from raffect.errors import RaffectError, require
 from raffect.evaluation.ensemble import Ensemble, load_ensembles
-from raffect.evaluation.pick import PickedHead, pick_heads
 from raffect.evaluation.scan import predict_frames
 from raffect.heads.checkpoint import require_encoder
 from raffect.predictions.columns import as_table
@@ -28,6 +27,8 @@ from raffect.predictions.table import (
 from raffect.progress import Progress
 from raffect.provenance import describe_run
 from raffect.runs.data import pick_device
+from raffect.runs.pick import PickedHead, pick_heads
+from raffect.runs.windows import describe_other_samples
 from raffect.storage.keys import positions
 
 _MOSTLY = 0.5
@@ -166,9 +167,8 @@ def _describe(
     """Where the predictions come from, and what they must not be taken for."""
     heads: list[PickedHead] = [head for one in ensembles for head in one.heads]
     caveats = [frames.identity.caveat] if frames.identity.caveat else []
-    caveats += [caveat for head in heads for caveat in head.card.data.caveats]
-    lacking = sorted({head.card.data.incomplete for head in heads} - {""})
-    caveats += [f"trained on an incomplete bank, which lacked {what}" for what in lacking]
+    caveats += [caveat for head in heads for caveat in head.card.data.trained_caveats]
+    caveats += describe_other_samples([head.card for head in heads], of_clips=False)
     caveats += _describe_gaps(frames, ensembles)
     return PredictionFacts(
         rules=tuple(one.rules for one in ensembles),

@@ -176,8 +176,6 @@ class TaskResult:
         if len(found.settings) == 1:
             score = kind.score(self.statistics.sum((0, 1)), facts.task)
             lines += output_lines(score, kind, len(self.statistics))
-        missing = sorted({head.incomplete for head in found.heads if head.incomplete})
-        lines += [f"trained on an incomplete bank, which lacked {what}" for what in missing]
         return [*lines, *(f"caveat: {caveat}" for caveat in found.caveats)]
 
     def write(self, folder: Path) -> None:

@@ -21,12 +21,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.format import Bank, Plan
+from raffect.bank.format import Bank, Identity, Plan
 from raffect.bank.pictures import require_same_pictures
 from raffect.bank.running import note_of_run
-from raffect.config import EMBEDDED_MODEL, ExtractConfig, count_cores
+from raffect.config import EMBEDDED_MODEL, EncoderConfig, ExtractConfig, count_cores
 from raffect.datasets.manifest import is_synthetic_manifest, read_manifest
-from raffect.encoders.weights import EMBEDDED_CAVEAT, Source, read_model_config, resolve
+from raffect.encoders.weights import (
+    EMBEDDED_CAVEAT,
+    Source,
+    is_timm,
+    read_model_config,
+    resolve,
+    view_side,
+)
 from raffect.errors import RaffectError
 from raffect.extraction.board import Reporter, ShardProgress, watch_encoders
 from raffect.extraction.notes import ShardStats, read_notes
@@ -90,7 +97,7 @@ def extract(
     if not bank.exists and _is_taken(bank.path):
         what = "exists and is not a bank"
         raise RaffectError(f"--bank {config.bank}: {what}; name a new or an empty folder")
-    if _is_finished(bank, manifest):
+    if is_finished(bank, manifest):
         return _finish(config, bank, load)
     if geometry is None:
         geometry = read_geometry(resolve(config.encoder))
@@ -145,7 +152,7 @@ def _is_taken(path: Path) -> bool:
     return any(name != "running" and not name.startswith(PREFIX) for name in names)
 
 
-def _is_finished(bank: Bank, manifest: pa.Table) -> bool:
+def is_finished(bank: Bank, manifest: pa.Table) -> bool:
     """Whether every frame of a manifest is planned, and every planned shard committed."""
     if not bank.exists or len(bank.unplanned(manifest)):
         return False
@@ -181,15 +188,36 @@ def check_embedded(config: ExtractConfig, manifest: pa.Table) -> None:
 
 
 def _check_model(config: ExtractConfig, bank: Bank) -> None:
-    """Refuse another model or precision before an encoder is loaded; actors compare the tensors."""
+    """Refuse another model, input or precision before an encoder is loaded.
+
+    Actors compare the tensors.
+    """
     identity = bank.read_identity()
     if identity is None:
         return
     precision = config.encoder.precision
     if precision == "auto":
         precision = identity.precision
-    wanted = replace(identity, model=config.encoder.model, precision=precision)
+    wanted = replace(
+        identity,
+        model=config.encoder.model,
+        precision=precision,
+        preprocess=_expect_input(config.encoder, identity),
+    )
     identity.require_equal(wanted, bank.path)
+
+
+def _expect_input(encoder: EncoderConfig, identity: Identity) -> dict[str, Any]:
+    """A bank's transform with the view and image size that are asked for."""
+    found = dict(identity.preprocess)
+    found.pop("view", None)
+    if encoder.view:
+        found["view"] = encoder.view
+    if is_timm(encoder.model) and encoder.model == identity.model:
+        from raffect.encoders.timm_models import input_size
+
+        found["size"] = input_size(encoder.model, encoder.image_size)
+    return found
 
 
 def _finish(config: ExtractConfig, bank: Bank, load: LoadEncoder) -> ExtractSummary:
@@ -217,12 +245,19 @@ def _check_finished(config: ExtractConfig, bank: Bank) -> None:
 
 def read_geometry(source: Source) -> Geometry:
     """The encoder's input, from its configuration files."""
+    if is_timm(source.model):
+        from raffect.encoders.timm_models import read_transform
+
+        found = read_transform(source)
+        names = ("size", "interpolation", "resize_mode", "resize_to")
+        return Geometry(**{name: found[name] for name in names})
     size = read_model_config(source.model)["vision_cfg"].get("image_size", 224)
     side = size if isinstance(size, int) else size[0]
     return Geometry(
         size=side,
         interpolation=source.preprocess.get("interpolation", "bicubic"),
         resize_mode=source.preprocess.get("resize_mode", "shortest"),
+        resize_to=view_side(side, source.view),
     )
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from raffect.bank.format import Bank
 from raffect.bank.pictures import PictureDigest
 from raffect.config import EncoderConfig
+from raffect.datasets.corruptions import Corruption
 from raffect.datasets.frames import BadFrame, decode, find_killers, read_contents, shrink
 from raffect.errors import RaffectError
 from raffect.extraction.board import Reporter
@@ -49,11 +50,16 @@ class Geometry:
         size: Side of the square image in pixels.
         interpolation: Name of the interpolation of a resize.
         resize_mode: As of `raffect.encoders.preprocess.Preprocess`.
+        resize_to: Likewise.
+        corruption: Damage of every frame, on the pixels that are handed over; None for a bank of
+            the frames as they are.
     """
 
     size: int
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
+    resize_to: int = 0
+    corruption: Corruption | None = None
 
 
 def to_item(shard: int, rows: pa.Table) -> dict[str, Any]:
@@ -117,10 +123,12 @@ def _read_and_decode(
     rejects = find_killers(rows) if note.exists() else {}
     write_atomic(note, b"")
     safe = [row for row in range(len(rows)) if row not in rejects]
-    contents = read_contents(rows.take(safe) if rejects else rows)
+    rows = rows.take(safe) if rejects else rows
+    contents = read_contents(rows)
     read_s = time.perf_counter() - start
     # Decoded frames, and the digest of their pictures
-    pile, bad = decode_frames(contents, geometry)
+    keys = zip(rows["video"].to_pylist(), rows["frame"].to_pylist(), strict=True)
+    pile, bad = decode_frames(contents, geometry, list(keys))
     pictures = PictureDigest()
     for place, content in enumerate(contents):
         if place not in bad and not isinstance(content, BadFrame):
@@ -130,18 +138,30 @@ def _read_and_decode(
 
 
 def decode_frames(
-    contents: Sequence[bytes | BadFrame], geometry: Geometry
+    contents: Sequence[bytes | BadFrame],
+    geometry: Geometry,
+    keys: Sequence[tuple[str, int]] = (),
 ) -> tuple[Pile, dict[int, str]]:
-    """Frames no larger than the encoder needs them, and place -> reason of the others."""
+    """Frames no larger than the encoder needs them, and place -> reason of the others.
+
+    Args:
+        contents: Encoded pictures, or why there is none.
+        geometry: What becomes of each.
+        keys: Video and frame number of each, which a corruption draws from.
+    """
     pile, bad = Pile(len(contents)), {}
     resample = Image.Resampling[geometry.interpolation.upper()]
     by_shortest = geometry.resize_mode == "shortest"
+    side = geometry.resize_to or geometry.size
     for place, content in enumerate(contents):
         try:
             if isinstance(content, BadFrame):
                 raise content
             frame = decode(content, pile.room)
-            pile.add(shrink(frame, geometry.size, resample, by_shortest))
+            frame = shrink(frame, side, resample, by_shortest, geometry.size)
+            if geometry.corruption is not None:
+                frame = geometry.corruption.apply(frame, *keys[place])
+            pile.add(frame)
         except BadFrame as error:
             bad[place] = str(error)
     return pile, bad

@@ -50,7 +50,8 @@ class HeadCard(Record):
         snapshot: Which of its epochs it is.
         recipe: Its settings.
         data: What it was trained and judged on.
-        validation: Its score on the validation split, with the epoch.
+        validation: Its score on the validation split, with the epoch; None for a head that was
+            imported, whose training nothing is known of.
         chance: The chance level there.
         device: What it was trained on.
         threads: CPU threads.
@@ -66,7 +67,7 @@ class HeadCard(Record):
     snapshot: Snapshot
     recipe: Recipe
     data: DataFacts
-    validation: JudgedScore
+    validation: JudgedScore | None
     chance: Chance
     device: str = "?"
     threads: int = 0
@@ -75,8 +76,8 @@ class HeadCard(Record):
 
     @property
     def epoch(self) -> int:
-        """1-based epoch of the weights."""
-        return self.validation.epoch
+        """1-based epoch of the weights; 1 of an imported head, which has these alone."""
+        return 1 if self.validation is None else self.validation.epoch
 
     @property
     def task(self) -> Task:

@@ -19,7 +19,7 @@ from torch import Tensor
 from raffect.datasets.tasks import Task
 from raffect.heads.head_batch import HeadBatch, HeadSpec
 from raffect.heads.learner import Learner
-from raffect.heads.loss_kinds import LossKind, Prior
+from raffect.heads.loss_kind import LossKind, Prior, Truth
 from raffect.heads.samples import Samples, SampleStream
 from raffect.heads.snapshots import Fitted, History, resume, save
 from raffect.heads.workers import Workers
@@ -150,7 +150,7 @@ def count(
         samples: What to judge it on.
         workers: Each takes a part.
         left_out: Class of each head whose samples and targets count as if there were none, shape
-            (P,), -1 for none; see `raffect.heads.loss_kinds.LossKind.left_out`.
+            (P,), -1 for none; see `raffect.heads.loss_kind.LossKind.left_out`.
 
     Returns:
         Shape (P, videos, A, B).
@@ -166,14 +166,10 @@ def count(
     for start in range(workers.rank * chunk, last, workers.size * chunk):
         part = samples.part(slice(min(start, len(samples)), start + chunk))
         outputs = predict(part.samples().to(heads.rows.dtype))
-        found = kind.count(outputs, part.y, part.video, part.num_videos, classes)
+        found = kind.count(outputs, Truth(part.y, part.video, part.num_videos, classes))
         total = found if total is None else total + found
     assert total is not None  # every split has a sample
-    statistics = workers.sum_(total).cpu().numpy()
-    for p, number in enumerate([] if left_out is None else left_out.tolist()):
-        if number >= 0:
-            statistics[p, :, number] = 0
-    return statistics
+    return workers.sum_(total).cpu().numpy()
 
 
 def _run_epoch(

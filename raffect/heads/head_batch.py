@@ -147,9 +147,15 @@ class HeadSpec(ABC):
 class EmbeddingSpec(HeadSpec):
     """A head that can give vectors to compare with those of texts or of a teacher.
 
-    Its outputs are then vectors of length 1 times the scale that the head has learnt, so that their
-    products with vectors of length 1 are the logits of a softmax.
+    Its outputs are then vectors of length 1 times a scale, so that their products with vectors of
+    length 1 are the logits of a softmax. Most heads learn the scale as one of their weights; that
+    of a projection is fixed.
     """
+
+    @property
+    def compares(self) -> bool:
+        """Whether this one does; the outputs of a head that does not are classes or values."""
+        return True
 
     @property
     @abstractmethod

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from raffect.heads.adam import Adam
 from raffect.heads.head_batch import HeadSpec, Moved, to_cpu
-from raffect.heads.loss_kinds import Prior
+from raffect.heads.loss_kind import Prior
 from raffect.heads.objective import Objective
 from raffect.heads.optimizer import Optimizer
 from raffect.heads.random import Noise, epoch_order

@@ -12,12 +12,21 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from raffect.heads.head_batch import Buffers, HeadBatch, HeadSpec, Moved
+from raffect.heads.spec_values import (
+    Bounds,
+    require_bounds,
+    require_flags,
+    require_names,
+    require_words,
+)
 from raffect.heads.workers import Workers
 
 _REFUSED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -45,6 +54,22 @@ class HeadModule(nn.Module):
 
 class ModuleSpec(HeadSpec):
     """A head that is any `HeadModule`, by torch.func."""
+
+    bounds: ClassVar[Bounds] = {}
+    """Least and largest value of each whole number of its `from_json`."""
+    words: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """What each of its texts may be."""
+    flags: ClassVar[Sequence[str]] = ()
+    """Names of what is true or false."""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
+        """See `raffect.heads.head_batch.HeadSpec.from_json`; each value is checked by itself."""
+        require_names(cls, content, where)
+        require_bounds(content, cls.bounds, where)
+        require_words(content, cls.words, where)
+        require_flags(content, cls.flags, where)
+        return cls(**content)
 
     @abstractmethod
     def module(self) -> HeadModule:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raffect.heads import losses
-from raffect.heads.loss_kinds import Prior, Terms
+from raffect.heads.loss_kind import Prior, Terms
 from raffect.heads.workers import Workers
 from raffect.recipe import Recipe
 

@@ -8,10 +8,8 @@ Shape letters: B samples, T features of a window, D length of a feature.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +17,8 @@ from torch import Tensor, nn
 from raffect.errors import require
 from raffect.heads.head_batch import EmbeddingSpec, Shapes, normalise
 from raffect.heads.module_batch import HeadModule, ModuleSpec
-from raffect.heads.spec_values import require_bounds, require_names
+from raffect.heads.samples import fill_missing
+from raffect.heads.spec_values import Bounds
 from raffect.recipe import MOST_WIDTH, HeadConfig
 
 _CLIP_SCALE = math.log(1 / 0.07)
@@ -37,6 +36,7 @@ class PooledSpec(EmbeddingSpec, ModuleSpec):
     dim: int
 
     kind = "pooled"
+    bounds: ClassVar[Bounds] = {"dim": (1, MOST_WIDTH)}
 
     @classmethod
     def from_config(
@@ -58,7 +58,7 @@ class PooledSpec(EmbeddingSpec, ModuleSpec):
     @property
     def weights(self) -> Shapes:
         """See `raffect.heads.head_batch.HeadSpec.weights`."""
-        return {"logit_scale": (1,)}
+        return {"logit_scale": ()}
 
     def initial_row(self, seed: int, config: HeadConfig) -> Tensor:
         """See `raffect.heads.head_batch.HeadSpec.initial_row`: CLIP's scale, whatever the seed."""
@@ -68,25 +68,17 @@ class PooledSpec(EmbeddingSpec, ModuleSpec):
         """See `raffect.heads.head_batch.HeadSpec.module`."""
         return Pooled()
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
-        """See `raffect.heads.head_batch.HeadSpec.from_json`."""
-        require_names(cls, content, where)
-        require_bounds(content, {"dim": (1, MOST_WIDTH)}, where)
-        return cls(**content)
-
 
 class Pooled(HeadModule):
     """One such head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.logit_scale = nn.Parameter(torch.full((1,), _CLIP_SCALE))
+        self.logit_scale = nn.Parameter(torch.tensor(_CLIP_SCALE))
 
     def forward(self, x: Tensor, noise: Tensor | None = None, *, training: bool = False) -> Tensor:
         """See `raffect.heads.module_batch.HeadModule.forward`."""
         if x.ndim == 3:
-            is_there = ~x.isnan().any(-1, keepdim=True)
             # A sum does where a mean would: only the direction counts
-            x = normalise(x.where(is_there, 0), "l2").sum(-2)
+            x = normalise(fill_missing(x)[0], "l2").sum(-2)
         return normalise(x, "l2") * self.logit_scale.exp()

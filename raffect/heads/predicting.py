@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from raffect.heads.head_batch import HeadBatch
-from raffect.heads.loss_kinds import LossKind
+from raffect.heads.loss_kind import LossKind
 from raffect.heads.samples import Samples
 
 _PREDICTIONS = 32_768

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,8 @@ from raffect.errors import require
 from raffect.heads.head_batch import EmbeddingSpec, Shapes, normalise
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.random import weights_generator
-from raffect.heads.spec_values import require_bounds, require_names, require_words
+from raffect.heads.samples import fill_missing
+from raffect.heads.spec_values import Bounds
 from raffect.recipe import MOST_WIDTH, HeadConfig
 
 SCALE = 100.0
@@ -49,6 +49,8 @@ class ProjectionSpec(EmbeddingSpec, ModuleSpec):
     normalise: str = "none"
 
     kind = "projection"
+    bounds: ClassVar[Bounds] = {"dim": (1, MOST_WIDTH), "outputs": (1, MOST_WIDTH)}
+    words: ClassVar[Mapping[str, Sequence[str]]] = {"normalise": ("none", "l2")}
 
     @classmethod
     def from_config(
@@ -61,15 +63,6 @@ class ProjectionSpec(EmbeddingSpec, ModuleSpec):
             "expected a table of targets, or head.kind mlp (head.depth 0 is one linear map)",
         )
         return cls(dim, outputs, config.normalise)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
-        """See `raffect.heads.head_batch.HeadSpec.from_json`."""
-        require_names(cls, content, where)
-        bounds = {"dim": (1, MOST_WIDTH), "outputs": (1, MOST_WIDTH)}
-        require_bounds(content, bounds, where)
-        require_words(content, {"normalise": ("none", "l2")}, where)
-        return cls(**content)
 
     @property
     def length(self) -> int:
@@ -128,5 +121,4 @@ class Projection(HeadModule):
 
     def _mean(self, windows: Tensor) -> Tensor:
         """The mean of the rows that are there, up to its length: shape (B, D) of (B, T, D)."""
-        is_missing = windows.isnan().all(-1, keepdim=True)
-        return normalise(windows.masked_fill(is_missing, 0), self.spec.normalise).sum(1)
+        return normalise(fill_missing(windows)[0], self.spec.normalise).sum(1)

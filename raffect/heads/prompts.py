@@ -55,6 +55,8 @@ class PromptSpec(ModuleSpec):
         width: W.
         scale: By which the weights multiply cosines before a softmax.
         text_sha256: Fingerprint of the text tower.
+        prompts_sha256: Fingerprint of the words that the tokens start from and of those behind
+            them: heads of other words are no heads of the same run.
         read: The text tower; None for use alone. It is neither compared nor saved.
         start: Tokens to begin with, float32 on the CPU, shape (G, S, M, W), NaN where they are
             drawn; None to draw all. Likewise.
@@ -68,6 +70,7 @@ class PromptSpec(ModuleSpec):
     width: int
     scale: float
     text_sha256: str
+    prompts_sha256: str
     read: ReadPrompts | None = dataclasses.field(default=None, compare=False, repr=False)
     start: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
 
@@ -128,11 +131,13 @@ class PromptSpec(ModuleSpec):
         sizes = ("dim", "outputs", "descriptors", "tokens", "width")
         require_bounds(content, dict.fromkeys(sizes, (1, MOST_WIDTH)), where)
         require_flags(content, ("has_rest",), where)
-        scale, text = content["scale"], content["text_sha256"]
+        scale = content["scale"]
         if type(scale) not in (int, float) or not 0 < scale <= _MOST_SCALE:
             raise refuse("scale", scale, f"more than 0, at most {_MOST_SCALE:g}", where)
-        if not isinstance(text, str) or len(text) != _HEXADECIMAL:
-            raise refuse("text_sha256", text, f"a text of {_HEXADECIMAL} digits", where)
+        for name in ("text_sha256", "prompts_sha256"):
+            text = content[name]
+            if not isinstance(text, str) or len(text) != _HEXADECIMAL:
+                raise refuse(name, text, f"a text of {_HEXADECIMAL} digits", where)
         return cls(**content)
 
 

@@ -9,9 +9,7 @@ Shape letters: B samples, T features of a window, D feature, H attention heads, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +18,11 @@ from raffect.errors import require
 from raffect.heads.head_batch import EmbeddingSpec, Shapes, normalise
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.random import weights_generator
-from raffect.heads.spec_values import require_bounds, require_names
-from raffect.heads.temporal import LOGIT_SCALE, MOST_ATTENTION_HEADS
+from raffect.heads.samples import fill_missing
+from raffect.heads.spec_values import Bounds, require_same_length
+from raffect.heads.temporal import LOGIT_SCALE
 from raffect.heads.transformer import ask, attend, linear_shapes, norm_shapes
-from raffect.recipe import MOST_DEPTH, MOST_WIDTH, HeadConfig
+from raffect.recipe import MOST_ATTENTION_HEADS, MOST_DEPTH, MOST_WIDTH, HeadConfig
 
 HEAD_WIDTH = 2048
 """Width of an attention head. The released code hands this number over as ``dim_head`` and the
@@ -52,6 +51,11 @@ class ReleasedEmoclipSpec(EmbeddingSpec, ModuleSpec):
     attention_heads: int
 
     kind = "emoclip-released"
+    bounds: ClassVar[Bounds] = {
+        "dim": (1, MOST_WIDTH),
+        "layers": (1, MOST_DEPTH),
+        "attention_heads": (1, MOST_ATTENTION_HEADS),
+    }
 
     @classmethod
     def from_config(
@@ -63,29 +67,13 @@ class ReleasedEmoclipSpec(EmbeddingSpec, ModuleSpec):
             "head.kind emoclip-released: does nothing but compare with texts; expected a task of "
             "captions, or head.kind temporal",
         )
-        require(
-            outputs == dim,
-            f"head.kind emoclip-released: its vectors are as long as the features ({dim}), "
-            f"not as the targets ({outputs}); expected targets of the same encoder",
-        )
+        require_same_length(cls.kind, dim, outputs)
         require(
             config.window < POSITIONS,
             f"head.window {config.window}: head.kind emoclip-released has {POSITIONS} positions, "
             f"one of them its token's; expected at most {POSITIONS - 1}",
         )
         return cls(dim, config.layers, config.attention_heads)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
-        """See `raffect.heads.head_batch.HeadSpec.from_json`."""
-        require_names(cls, content, where)
-        bounds = {
-            "dim": (1, MOST_WIDTH),
-            "layers": (1, MOST_DEPTH),
-            "attention_heads": (1, MOST_ATTENTION_HEADS),
-        }
-        require_bounds(content, bounds, where)
-        return cls(**content)
 
     @property
     def weights(self) -> Shapes:
@@ -187,8 +175,7 @@ class ReleasedEmoclip(HeadModule):
             raise ValueError(f"samples of shape {tuple(x.shape)}: expected {expected}")
         # The token first; each with its position.
         state: Any = self.temporal
-        is_there = ~x.isnan().all(-1)
-        rows = x.masked_fill(~is_there[..., None], 0)
+        rows, is_there = fill_missing(x)
         x = torch.cat([state.cls_token.expand(len(x), -1, -1), rows], 1)
         x = x + state.pos_embedding[:, : x.shape[1]]
         is_there = torch.cat([torch.ones_like(is_there[:, :1]), is_there], 1)

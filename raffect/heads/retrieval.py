@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from raffect.heads.head_batch import normalise
+from raffect.heads.loss_kind import Truth
 from raffect.metrics.retrieval import EXACT, MOST_CANDIDATES, Candidates
 
 
 @dataclass(frozen=True)
-class TargetVectors:
+class CandidateVectors:
     """Vectors of a contrastive task on a device.
 
     Attributes:
@@ -52,53 +53,44 @@ class TargetVectors:
     def take(self, number: Tensor, dtype: torch.dtype) -> Tensor:
         """Vectors of length 1 by their numbers, shape (*number, E)."""
         found = self.vectors.index_select(0, number.flatten()).to(dtype)
-        return normalise(found, "l2").view(*number.shape, -1)
+        return normalise(found, "l2").view(*number.shape, self.vectors.shape[1])
 
 
 def count_hits(
-    outputs_PNE: Tensor,
-    target_N2: Tensor,
-    video_N: Tensor,
-    num_videos: int,
-    num_classes: int,
-    targets: TargetVectors,
-    left_out_P: Tensor | None = None,
+    outputs_PNE: Tensor, truth: Truth, num_classes: int, targets: CandidateVectors
 ) -> Tensor:
     """Statistics of retrieval of each head and video.
 
     Args:
         outputs_PNE: Vectors of every head for N samples, of any length.
-        target_N2: Target and class of each sample.
-        video_N: Number of each sample's video.
-        num_videos: How many there are.
+        truth: What they are judged by; targets have the numbers of a vector and of a class. The
+            vectors of the class that a head leaves out are no candidates for other samples.
         num_classes: C.
         targets: What outputs are compared with.
-        left_out_P: Class of each head whose own targets are no candidates for samples of other
-            classes; -1 for none.
 
     Returns:
         float64, shape (P, videos, C, 4); see `raffect.metrics.retrieval.Contrastive`.
     """
     # What every sample adds to the four sums
-    number_N, class_N = target_N2.unbind(1)
+    number_N, class_N = truth.target.unbind(1)
     same_N = targets.same[number_N]
-    first_PN = rank_first(outputs_PNE, target_N2, targets, left_out_P)
+    first_PN = rank_first(outputs_PNE, truth.target, targets, truth.left_out)
     hit_PN = (first_PN == same_N).double()
     constant_N = (targets.frequent[number_N] == same_N).double()
-    guess = _guess(number_N, class_N, targets, left_out_P)
+    guess = _guess(number_N, class_N, targets, truth.left_out)
     others = (torch.ones_like(constant_N), guess, constant_N)
     terms_PN4 = torch.stack([hit_PN, *(term.expand_as(hit_PN) for term in others)], -1)
 
     # Not index_add_, which on CUDA adds in any order
-    shape = (len(outputs_PNE), num_videos * num_classes, 4)
+    shape = (len(outputs_PNE), truth.num_videos * num_classes, 4)
     out = torch.zeros(shape, dtype=torch.float64, device=outputs_PNE.device)
-    cell_N = video_N * num_classes + class_N
+    cell_N = truth.video * num_classes + class_N
     out.transpose(0, 1).index_put_((cell_N,), terms_PN4.transpose(0, 1), accumulate=True)
-    return out.view(len(outputs_PNE), num_videos, num_classes, 4)
+    return out.view(len(outputs_PNE), truth.num_videos, num_classes, 4)
 
 
 def _guess(
-    number_N: Tensor, class_N: Tensor, targets: TargetVectors, left_out_P: Tensor | None
+    number_N: Tensor, class_N: Tensor, targets: CandidateVectors, left_out_P: Tensor | None
 ) -> Tensor:
     """How often a guess among the candidates is right, shape (N,), or (P, N) where heads differ.
 
@@ -116,11 +108,12 @@ def _guess(
 
 
 def rank_first(
-    outputs_PNE: Tensor, target_N2: Tensor, targets: TargetVectors, left_out_P: Tensor | None
+    outputs_PNE: Tensor, target_N2: Tensor, targets: CandidateVectors, left_out_P: Tensor | None
 ) -> Tensor:
     """Which distinct target is nearest to each output among the candidates, int64, shape (P, N).
 
-    Of equally near ones it is that of the lowest number. Arguments are those of `count_hits`.
+    Of equally near ones it is that of the lowest number. Arguments are those of `count_hits` and of
+    its `raffect.heads.loss_kind.Truth`.
     """
     number_N, class_N = target_N2.unbind(1)
     if targets.distinct is not None:
@@ -142,7 +135,7 @@ def _nearest(
     outputs_PNE: Tensor,
     class_N: Tensor,
     candidates_K: Tensor,
-    targets: TargetVectors,
+    targets: CandidateVectors,
     left_out_P: Tensor | None,
 ) -> Tensor:
     """Which of the candidates is nearest, as the number of the first target that is equal."""

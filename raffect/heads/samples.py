@@ -92,6 +92,21 @@ def take_windows(x: Tensor, rows: Tensor) -> Tensor:
     return found.masked_fill_((rows < 0)[..., None], float("nan"))
 
 
+def fill_missing(windows: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows without NaN where a row is not there, which is where all of it is NaN.
+
+    A row of which a part is NaN is a fault of the features: it stays, so that a loss shows it.
+
+    Args:
+        windows: As of `take_windows`, shape (..., T, D).
+
+    Returns:
+        Rows with 0 in those that are not there, shape (..., T, D), and which are, bool, (..., T).
+    """
+    is_there = ~windows.isnan().all(-1)
+    return windows.masked_fill(~is_there[..., None], 0), is_there
+
+
 class SampleStream(Protocol):
     """Where training samples come from when the device does not hold them."""
 

@@ -57,13 +57,16 @@ class Snippets(nn.Module):
             Shapes (B, S, W) and (B, S).
         """
         # Snippets are samples of the block; a window's features stand one after the other.
-        there = is_there.reshape(len(tokens) * self.snippets, -1)
-        x = tokens.reshape(*there.shape, -1) + self.position
+        # No size is -1, which torch cannot infer where there are 0 samples.
+        samples, features, width = len(tokens), len(self.position), tokens.shape[-1]
+        there = is_there.reshape(samples * self.snippets, features)
+        x = tokens.reshape(*there.shape, width) + self.position
         x = self.block(
             x, there, None if noise is None else noise.repeat_interleave(self.snippets, 0)
         )
         means = mean_of(x, there)
-        return means.view(len(tokens), self.snippets, -1), there.any(1).view(len(tokens), -1)
+        shape = samples, self.snippets
+        return means.view(*shape, width), there.any(1).view(shape)
 
 
 class OrderLoss(nn.Module):

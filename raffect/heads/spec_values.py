@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, require
 from raffect.heads.head_batch import HeadSpec
 
 Bounds = Mapping[str, tuple[int, int]]
@@ -59,6 +59,19 @@ def require_flags(content: Mapping[str, Any], names: Sequence[str], where: Path)
     for name in names:
         if type(content[name]) is not bool:
             raise refuse(name, content[name], "true or false", where)
+
+
+def require_same_length(kind: str, dim: int, outputs: int) -> None:
+    """Raise unless vectors are as long as the features that they are made of.
+
+    Raises:
+        RaffectError: If targets of another encoder are to be learnt by such a head.
+    """
+    require(
+        outputs == dim,
+        f"head.kind {kind}: its vectors are as long as the features ({dim}), "
+        f"not as the targets ({outputs}); expected targets of the same encoder",
+    )
 
 
 def refuse(name: str, value: Any, expected: str, where: Path) -> RaffectError:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,9 @@ from raffect.errors import require
 from raffect.heads.head_batch import EmbeddingSpec, Shapes, normalise
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.random import weights_generator
+from raffect.heads.samples import fill_missing
 from raffect.heads.snippets import OrderLoss, Snippets, mean_of, order_shapes, snippet_shapes
-from raffect.heads.spec_values import (
-    refuse,
-    require_bounds,
-    require_flags,
-    require_names,
-    require_words,
-)
+from raffect.heads.spec_values import Bounds, refuse, require_same_length
 from raffect.heads.transformer import (
     NOISE_OF_BLOCK,
     Encoder,
@@ -37,14 +32,19 @@ from raffect.heads.transformer import (
     linear_shapes,
     noise_of,
 )
-from raffect.recipe import MOST_DEPTH, MOST_WIDTH, MOST_WINDOW, HeadConfig
+from raffect.recipe import (
+    MOST_ATTENTION_HEADS,
+    MOST_DEPTH,
+    MOST_WIDTH,
+    MOST_WINDOW,
+    HeadConfig,
+)
 
 LOGIT_SCALE = math.log(100)
 """Where the learnt scale of logits starts: what CLIP's own training ends at (Radford et al. 2021,
 section 2.5), so that the first step sees the probabilities that CLIP gives."""
 TOKEN_STD = 0.02
 """Spread of the token's and the positions' first values, as small as those of the features."""
-MOST_ATTENTION_HEADS = 256
 _SHORTEST = 1e-6
 """Vectors below this length have no direction."""
 
@@ -79,6 +79,17 @@ class TemporalSpec(EmbeddingSpec, ModuleSpec):
     compares: bool = False
 
     kind = "temporal"
+    bounds: ClassVar[Bounds] = {
+        "dim": (1, MOST_WIDTH),
+        "width": (1, MOST_WIDTH),
+        "layers": (1, MOST_DEPTH),
+        "attention_heads": (1, MOST_ATTENTION_HEADS),
+        "window": (1, MOST_WINDOW),
+        "outputs": (1, MOST_WIDTH),
+        "snippets": (0, MOST_WINDOW),
+    }
+    words: ClassVar[Mapping[str, Sequence[str]]] = {"pool": ("mean", "centre")}
+    flags: ClassVar[Sequence[str]] = ("order", "compares")
 
     @classmethod
     def from_config(
@@ -91,11 +102,8 @@ class TemporalSpec(EmbeddingSpec, ModuleSpec):
             f"head.attention-heads {heads}: does not divide the width of the head ({width}); "
             "expected a divisor, or another head.width",
         )
-        require(
-            not compares or outputs == dim,
-            f"head.kind temporal: its vectors are as long as the features ({dim}), "
-            f"not as the targets ({outputs}); expected targets of the same encoder",
-        )
+        if compares:
+            require_same_length(cls.kind, dim, outputs)
         return cls(
             dim=dim,
             width=width,
@@ -111,22 +119,8 @@ class TemporalSpec(EmbeddingSpec, ModuleSpec):
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
         """See `raffect.heads.head_batch.HeadSpec.from_json`."""
-        # Each value.
-        require_names(cls, content, where)
-        bounds = {
-            "dim": (1, MOST_WIDTH),
-            "width": (1, MOST_WIDTH),
-            "layers": (1, MOST_DEPTH),
-            "attention_heads": (1, MOST_ATTENTION_HEADS),
-            "window": (1, MOST_WINDOW),
-            "outputs": (1, MOST_WIDTH),
-            "snippets": (0, MOST_WINDOW),
-        }
-        require_bounds(content, bounds, where)
-        require_words(content, {"pool": ("mean", "centre")}, where)
-        require_flags(content, ("order", "compares"), where)
-        # Values that have to fit each other.
-        spec = cls(**content)
+        # Each value, then those that have to fit each other.
+        spec = super().from_json(content, where)
         if spec.width % spec.attention_heads:
             raise refuse("attention_heads", spec.attention_heads, "a divisor of width", where)
         if spec.snippets and spec.window % spec.snippets:
@@ -256,8 +250,8 @@ class TemporalHead(HeadModule):
         if x.shape[1:] != (self.spec.window, self.spec.dim):
             expected = f"windows of {self.spec.window} features of length {self.spec.dim}"
             raise ValueError(f"samples of shape {tuple(x.shape)}: expected {expected}")
-        is_there = ~x.isnan().all(-1)
-        return normalise(x.masked_fill(~is_there[..., None], 0), "l2"), is_there
+        rows, is_there = fill_missing(x)
+        return normalise(rows, "l2"), is_there
 
     def _pool(self, rows: Tensor, is_there: Tensor) -> Tensor:
         """What the transformer's answer is added to, shape (B, D)."""

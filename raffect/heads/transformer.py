@@ -55,13 +55,18 @@ def ask(
     Args:
         tokens: Shape (B, N, W).
         weight: Shape (3 I, W).
-        bias: Shape (3 I,), or None.
+        bias: Of queries and of values, shape (2 I,), or None. Keys have none: a softmax does not
+            see it, so that its gradient would be rounding noise, which Adam makes full steps of.
         first_only: Whether the first token alone asks.
 
     Returns:
         Shapes (B, N, I) or (B, 1, I), and (B, N, 2 I).
     """
-    sizes = [len(weight) // 3, 2 * len(weight) // 3]
+    size = len(weight) // 3
+    sizes = [size, 2 * size]
+    if bias is not None:
+        of_queries, of_values = bias.split(size)
+        bias = torch.cat([of_queries, torch.zeros_like(of_queries), of_values])
     if not first_only:
         queries, keys_values = nn.functional.linear(tokens, weight, bias).split(sizes, -1)
         return queries, keys_values
@@ -84,7 +89,8 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
+        self.bias = nn.Parameter(torch.zeros(2 * width))  # of `ask`
         self.up = nn.Linear(width, EXPANSION * width)
         self.down = nn.Linear(EXPANSION * width, width)
 
@@ -112,7 +118,7 @@ class Block(nn.Module):
         width, normal = x.shape[-1], self.norm1(x)
         if first_only:
             x = x[:, :1]
-        queries, asked = ask(normal, self.qkv.weight, self.qkv.bias, first_only=first_only)
+        queries, asked = ask(normal, self.qkv.weight, self.bias, first_only=first_only)
         looked = self.out(attend(queries, asked, self.heads, is_there))
         x = x + (looked if noise is None else looked * noise[:, None, :width])
         hidden = nn.functional.gelu(self.up(self.norm2(x)), approximate="tanh")
@@ -176,9 +182,10 @@ def norm_shapes(name: str, width: int) -> Shapes:
 def block_shapes(name: str, width: int) -> Shapes:
     """Shapes of a `Block`."""
     return {
+        f"{name}.bias": (2 * width,),
         **norm_shapes(f"{name}.norm1", width),
         **norm_shapes(f"{name}.norm2", width),
-        **linear_shapes(f"{name}.qkv", 3 * width, width),
+        f"{name}.qkv.weight": (3 * width, width),
         **linear_shapes(f"{name}.out", width, width),
         **linear_shapes(f"{name}.up", EXPANSION * width, width),
         **linear_shapes(f"{name}.down", width, EXPANSION * width),

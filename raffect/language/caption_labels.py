@@ -5,7 +5,6 @@ Shape letters: N rows, M clips, U units (labels, or classes one-hot).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,9 +14,10 @@ import pyarrow as pa
 from raffect.datasets.labels import is_of_clips, read_values
 from raffect.datasets.tasks import Task
 from raffect.errors import require
-from raffect.language.captioned import Captioned, LeftOut, number_equal
+from raffect.language.captioned import Captioned, LeftOut
 from raffect.language.prompt_sets import TaskPhrases
 from raffect.metrics.task_kinds import kind_of
+from raffect.storage.equal_rows import number_equal
 from raffect.storage.keys import encode_video
 
 _KEPT = ("video", "frame", "start", "end", "split", "group")
@@ -124,48 +124,58 @@ def _join(rows: Labelled, frame: np.ndarray, begins: np.ndarray) -> Labelled:
 def caption_units(rows: Labelled, sets: Sequence[TaskPhrases], seed: int) -> Captioned:
     """A sentence for each row: the phrases of its active units in a template.
 
-    Template and phrases are drawn for each row, alike from all templates of all sets; a face
-    without an active unit is at rest. Rows of which nothing can be said are left out.
+    Each row has a template of all sets, and for each active unit one of the phrases that the
+    template's set has for it, all drawn uniformly and apart; a face without an active unit is at
+    rest. Rows without an active unit of which not all labels are known are left out.
 
     Args:
         rows: Of labels.
         sets: Phrases and templates.
         seed: Of the draws.
     """
-    # What each row is drawn: a template of a set, and which of a unit's phrases
-    sentences = [(found, text) for found in sets for text in found.templates]
-    most = max(
-        len(part)
-        for found in sets
-        for parts in (*found.outputs.values(), (found.rest,))
-        for part in parts or ()
-    )
-    rng, count = np.random.default_rng(seed), len(rows.active)
-    drawn = [rng.integers(0, n, count) for n in (len(sentences), most)]
     is_unsure = ~np.asarray(rows.active.any(axis=1) | rows.known.all(axis=1))
     rows = rows.without(is_unsure, "nothing active, but not all labels are known")
 
+    # A template, and of its set the number of a phrase for what is active; -1 for all else
+    sentences = [(k, text) for k, found in enumerate(sets) for text in found.templates]
+    slots = [(k, *slot) for k, found in enumerate(sets) for slot in _slots(found)]
+    rng, count = np.random.default_rng(seed), len(rows.active)
+    drawn = rng.integers(0, len(sentences), count)
+    owner = np.array([k for k, _ in sentences])[drawn]
+    shows = np.column_stack([rows.active, ~rows.active.any(axis=1)])
+    cells = np.full((count, 1 + len(slots)), -1, np.int32)
+    cells[:, 0] = drawn
+    for column, (k, unit, phrases) in enumerate(slots, 1):
+        choice = rng.integers(0, len(phrases), count)
+        cells[:, column] = np.where(shows[:, unit] & (owner == k), choice, -1)
+
     # Each sentence once
-    active, drawn = rows.active, [part[~is_unsure] for part in drawn]
-    cells = np.column_stack([np.packbits(active, axis=1), *drawn])
     number, first = number_equal(cells)
-    texts = [
-        _write(sentences[drawn[0][row]], np.flatnonzero(active[row]), drawn[1][row])
-        for row in first
-    ]
+    texts = [_write(cells[row], sentences, slots) for row in first]
     once = {text: k for k, text in enumerate(dict.fromkeys(texts))}
     target = np.array([once[text] for text in texts])[number]
     table = rows.table.append_column("target", pa.array(target))
     return Captioned(table, rows.where, list(once), rows.left_out)
 
 
-def _write(sentence: tuple[TaskPhrases, str], active: np.ndarray, draw: int) -> str:
-    """``a face with brows lowered and lips parted``."""
-    found, template = sentence
-    outputs = list(found.outputs.values())
-    parts = itertools.chain.from_iterable(outputs[k] or () for k in active)
-    phrases = [phrases[draw % len(phrases)] for phrases in parts]
-    return template.replace("{}", join(phrases or [found.rest[draw % len(found.rest)]]))
+def _slots(found: TaskPhrases) -> list[tuple[int, Sequence[str]]]:
+    """What a set has phrases for, with these: parts of unit k; -1 is a face at rest."""
+    outputs = enumerate(found.outputs.values())
+    slots = [(k, phrases) for k, parts in outputs for phrases in parts or ()]
+    return [*slots, (-1, found.rest)]
+
+
+def _write(
+    cells: np.ndarray,
+    sentences: Sequence[tuple[int, str]],
+    slots: Sequence[tuple[int, int, Sequence[str]]],
+) -> str:
+    """``a face with brows lowered and lips parted``, of what `caption_units` drew for a row."""
+    sentence, *choices = cells.tolist()
+    _, template = sentences[sentence]
+    pairs = zip(slots, choices, strict=True)
+    words = [phrases[choice] for (_, _, phrases), choice in pairs if choice >= 0]
+    return template.replace("{}", join(words))
 
 
 def join(phrases: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from raffect.datasets.imported import deal_split
 from raffect.errors import require
 from raffect.language.captioned import Captioned
-from raffect.language.leaks import is_split
+from raffect.language.leaks import base_of, is_split
 from raffect.storage.keys import encode_video
 
 
@@ -75,8 +75,12 @@ def require_both_splits(found: Captioned, share: float, seed: int) -> tuple[Capt
         f"{found.where}: no row trains; expected a split train",
     )
     if not is_split(table, "validation").any():
+        # Of two people in a video one must not be held out while the other one trains
         name = "group" if "group" in table.column_names else "video"
-        dealt = deal_split(table[name].to_pylist(), share, seed)
+        groups = table[name].to_pylist()
+        if name == "video":
+            groups = list(map(base_of, groups))
+        dealt = deal_split(groups, share, seed)
         split = np.where(is_split(table, "train"), dealt, table["split"].to_pylist())
         table = table.set_column(table.column_names.index("split"), "split", pa.array(split))
         how = f"dealt by {name}, {share:g} held out for validation"

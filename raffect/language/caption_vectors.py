@@ -26,7 +26,6 @@ class TargetVectors:
         values: Shape (V, E), of any length above 0.
         captions: The text of each; empty for a teacher.
         image_sha256: See `raffect.datasets.targets.TargetFacts`.
-        scale: Likewise.
         truncated: Captions that were cut.
         unknown: Words that the weights never saw.
     """
@@ -34,7 +33,6 @@ class TargetVectors:
     values: np.ndarray
     captions: Sequence[str] = ()
     image_sha256: str = ""
-    scale: float = 1.0
     truncated: int = 0
     unknown: Sequence[str] = ()
 
@@ -95,24 +93,18 @@ def encode_classes(
     outputs, parts = list(prompts.outputs), [prompts.outputs[name] or () for name in names]
     weight = build_classifier(prompts, encoder, "vectors", "rest").weight
     texts = [list(dict.fromkeys(text for part in found for text in part)) for found in parts]
-    said = [text for found in texts for text in found]
+    prompted = [text for found in texts for text in found]
     values = weight[[outputs.index(name) for name in names]]
-    return _of_texts(encoder, values, [" / ".join(found) for found in texts], said)
+    return _of_texts(encoder, values, [" / ".join(found) for found in texts], prompted)
 
 
 def _of_texts(
     encoder: TextEncoder,
     values: np.ndarray,
     captions: Sequence[str],
-    said: Sequence[str],
+    prompts: Sequence[str],
     truncated: int = 0,
 ) -> TargetVectors:
-    identity = encoder.identity
-    return TargetVectors(
-        values,
-        captions,
-        identity.image_sha256,
-        identity.scale,
-        truncated,
-        encoder.unknown_words(said),
-    )
+    """Vectors of texts by an encoder; ``prompts`` are all that it read."""
+    unknown = encoder.unknown_words(prompts)
+    return TargetVectors(values, captions, encoder.identity.image_sha256, truncated, unknown)

@@ -94,20 +94,3 @@ def ends_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     names = ("start", "end") if is_of_clips(table) else ("frame", "frame")
     first, last = (table[name].to_numpy().astype(np.int64) for name in names)
     return first, last
-
-
-def number_equal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number rows, equal ones alike, in the order in which they first come up.
-
-    Args:
-        rows: Shape (N, K); rows are equal if their bytes are.
-
-    Returns:
-        The number of each row, int64, shape (N,), and the first row of each number.
-    """
-    # Arrow hashes; numpy would sort, which takes ten times as long for a million rows.
-    content = np.ascontiguousarray(rows)
-    kind = pa.binary(content.itemsize * content.shape[1])
-    cells = pa.Array.from_buffers(kind, len(content), [None, pa.py_buffer(content)])
-    number = cells.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return number, np.unique(number, return_index=True)[1]

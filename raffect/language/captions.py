@@ -6,6 +6,7 @@ that made the bank. Training reads the vectors alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,8 @@ import pyarrow as pa
 from raffect.bank.facts import join_caveats
 from raffect.bank.format import Bank
 from raffect.config import CaptionsConfig
-from raffect.datasets.affwild2.tasks import read_task
-from raffect.datasets.labels import CLIP_COLUMNS, is_of_clips, read_labels
-from raffect.datasets.targets import contrastive_task, write_targets
+from raffect.datasets.labels import CLIP_COLUMNS, is_of_clips, read_label_task, read_labels
+from raffect.datasets.targets import TargetFacts, contrastive_task, write_targets
 from raffect.encoders.text import open_text_encoder
 from raffect.errors import require
 from raffect.language.caption_labels import (
@@ -53,12 +53,19 @@ class _Source:
         facts: What is known of them so far.
         labels: The label table that rows or splits are from; None without.
         phrases: Those of classes; None for all else.
+        has_splits: Whether rows have splits of their own, and not those of ``labels``.
     """
 
     rows: Captioned
     facts: CaptionFacts
     labels: pa.Table | None = None
     phrases: TaskPhrases | None = None
+    has_splits: bool = False
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its faces are drawn."""
+        return self.labels is not None and read_metadata(self.labels).get("synthetic") == "true"
 
 
 def captions(config: CaptionsConfig) -> CaptionsResult:
@@ -68,55 +75,23 @@ def captions(config: CaptionsConfig) -> CaptionsResult:
         RaffectError: If the source is not what it should be, no row is left, captions are too
             long, or the weights are not those of the bank.
     """
+    _require_own(config.out)
     # Rows with their captions
     bank = Bank(config.bank).require()
     identity = bank.require_identity()
     with stage(f"reading the plan of {config.bank}"):
         frames = find_frames(bank)
     with stage("making rows"):
-        source = _read_source(config, frames)
-        rows = source.rows
-        rows = rows.without(
-            np.stack(frames.count(rows.table)).sum(0) == 0, "frames that the bank does not have"
-        )
-        rows, dealt = require_both_splits(rows, config.validation_share, config.seed)
-        rows, guarded = guard(rows, _tables_to_guard(config, source))
+        source = _deal(config, _read_source(config, frames), frames)
     require_writable(config.out.parent)
 
-    # The vector of each target, in an order that mixes videos
-    if config.teacher is not None:
-        with stage(f"reading {config.teacher}"):
-            rows, vectors = read_teacher(config.teacher, rows)
-        found = TargetVectors(vectors)
-    else:
-        rows, found = _encode(config, source, rows)
-    rows, found = _shuffle(rows, found, config.seed)
-
-    # Both files
-    facts = replace(
-        source.facts,
-        split=dealt,
-        truncated=found.truncated,
-        left_out=rows.left_out,
-        guard=guarded,
-    )
-    table, classes = _finish(rows.table), rows.texts if facts.source == "classes" else ()
-    about = {"captions": facts.to_bytes().decode()}
-    if "group" in table.column_names and not _has_group(source.labels):
-        about["groups"] = "groups"
+    # Their vectors, then both files
+    rows, found = _find_vectors(config, source)
+    table = _finish(rows.table)
+    facts = replace(source.facts, truncated=found.truncated, left_out=rows.left_out)
+    classes = rows.texts if facts.source == "classes" else ()
     with stage(f"writing {config.out}"):
-        written = write_targets(
-            config.out,
-            table,
-            contrastive_task(config.out.stem, classes),
-            found.values,
-            captions=found.captions,
-            image_sha256=found.image_sha256,
-            scale=found.scale,
-            source=source.labels,
-            about=about,
-        )
-    is_drawn = source.labels is not None and read_metadata(source.labels).get("synthetic") == "true"
+        written = _write(config.out, table, classes, found, facts, source)
     return CaptionsResult(
         out=config.out,
         targets=config.out.parent / written.file,
@@ -128,9 +103,18 @@ def captions(config: CaptionsConfig) -> CaptionsResult:
         waiting=int((frames.count(table)[1] > 0).sum()),
         facts=facts,
         unknown=found.unknown,
-        caveat=join_caveats(identity.caveat, is_drawn),
+        caveat=join_caveats(identity.caveat, source.is_drawn),
         bank=config.bank,
     )
+
+
+def _require_own(out: Path) -> None:
+    """Refuse to replace a table that this command has not written, such as its own source."""
+    if out.exists():
+        require(
+            "captions" in read_metadata(read_labels(out)),
+            f"--out {out}: a table of labels is there, which captions would replace; name another",
+        )
 
 
 def _read_source(config: CaptionsConfig, frames: BankFrames) -> _Source:
@@ -141,10 +125,11 @@ def _read_source(config: CaptionsConfig, frames: BankFrames) -> _Source:
     labels = None if file is None else read_labels(file)
     if config.table is not None:
         rows = read_captions(config.table, config.encoding, frames)
+        has_splits = "split" in rows.table.column_names
         if labels is not None and file is not None:
             rows = splits_from(rows, labels, file)
         facts = CaptionFacts(source="table", file=config.table.name, seed=config.seed)
-        return _Source(rows, facts, labels)
+        return _Source(rows, facts, labels, has_splits=has_splits)
     assert config.teacher is not None  # CaptionsConfig has checked both
     assert labels is not None
     own = CLIP_COLUMNS if is_of_clips(labels) else ("frame",)
@@ -156,7 +141,7 @@ def _read_source(config: CaptionsConfig, frames: BankFrames) -> _Source:
 def _read_labels(config: CaptionsConfig, file: Path) -> _Source:
     """Rows of a label table, with captions made from its labels."""
     labels, where = read_labels(file), f"--from-labels {file}"
-    task = read_task(read_metadata(labels).get("task", file.stem), str(file))
+    task = read_label_task(labels, file, file.stem)
     is_classes = task.kind == "multiclass"
     require(
         is_classes or task.kind == "multilabel",
@@ -196,17 +181,38 @@ def _read_labels(config: CaptionsConfig, file: Path) -> _Source:
     return _Source(caption_classes(rows, task, described), facts, labels, sets[0])
 
 
+def _deal(config: CaptionsConfig, source: _Source, frames: BankFrames) -> _Source:
+    """Rows that the bank has, each in a split, and none to train on of videos that are judged."""
+    lacks = np.stack(frames.count(source.rows.table)).sum(0) == 0
+    rows = source.rows.without(lacks, "frames that the bank does not have")
+    rows, dealt = require_both_splits(rows, config.validation_share, config.seed)
+    rows, guarded = guard(rows, _tables_to_guard(config, source))
+    return replace(source, rows=rows, facts=replace(source.facts, split=dealt, guard=guarded))
+
+
 def _tables_to_guard(config: CaptionsConfig, source: _Source) -> list[Path]:
-    """Tables whose validation videos are not trained on."""
+    """Tables whose validation and test videos are not trained on."""
     words = config.not_in or ("none" if source.facts.source == "classes" else "others",)
-    return find_tables(words, config.from_labels or config.labels, config.out)
+    file, own = config.from_labels or config.labels, [config.out.name]
+    if file is not None and not source.has_splits:
+        own.append(file.name)
+    return find_tables(words, None if file is None else file.parent, own)
 
 
-def _encode(
-    config: CaptionsConfig, source: _Source, rows: Captioned
-) -> tuple[Captioned, TargetVectors]:
+def _find_vectors(config: CaptionsConfig, source: _Source) -> tuple[Captioned, TargetVectors]:
+    """The vector of each target, in an order that mixes videos, and rows with their numbers."""
+    if config.teacher is not None:
+        with stage(f"reading {config.teacher}"):
+            rows, vectors = read_teacher(config.teacher, source.rows)
+        found = TargetVectors(vectors)
+    else:
+        rows, found = _encode(config, source)
+    return _shuffle(rows, found, config.seed)
+
+
+def _encode(config: CaptionsConfig, source: _Source) -> tuple[Captioned, TargetVectors]:
     """Vectors of the captions that rows use, and the rows with numbers of these."""
-    identity = Bank(config.bank).require_identity()
+    rows, identity = source.rows, Bank(config.bank).require_identity()
     encoder = open_text_encoder(identity, config.bank, config.weights)
     used, number = np.unique(rows.table["target"].to_numpy(), return_inverse=True)
     texts = [rows.texts[k] for k in used]
@@ -231,8 +237,29 @@ def _with_targets(rows: Captioned, number: np.ndarray) -> Captioned:
     return replace(rows, table=table.set_column(column, "target", pa.array(number)))
 
 
-def _has_group(labels: pa.Table | None) -> bool:
-    return labels is not None and "group" in labels.column_names
+def _write(
+    out: Path,
+    table: pa.Table,
+    classes: Sequence[str],
+    found: TargetVectors,
+    facts: CaptionFacts,
+    source: _Source,
+) -> TargetFacts:
+    """Both files."""
+    about = {"captions": facts.to_bytes().decode()}
+    has_group = source.labels is not None and "group" in source.labels.column_names
+    if "group" in table.column_names and not has_group:
+        about["groups"] = "groups"
+    return write_targets(
+        out,
+        table,
+        contrastive_task(out.stem, classes),
+        found.values,
+        captions=found.captions,
+        image_sha256=found.image_sha256,
+        source=source.labels,
+        about=about,
+    )
 
 
 def _finish(table: pa.Table) -> pa.Table:

@@ -1,9 +1,9 @@
-"""The leak guard: videos that other tables validate on are not trained on.
+"""The leak guard: videos that other tables judge on are not trained on.
 
-Splits are made task by task, so a training video of one task may be a validation video of another
-one, and ``name_left`` or ``name_right`` (one of two people in a video) is of the same video as
-``name``. A head that learns from captions of units and is judged on expressions must not have seen
-those videos.
+Splits are made task by task, so a training video of one task may be a validation or test video of
+another one, and ``name_left`` or ``name_right`` (one of two people in a video) is of the same video
+as ``name``. A head that learns from captions of units and is judged on expressions must not have
+seen those videos.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import numpy as np
 import pyarrow as pa
 from annotated_types import Ge
 
-from raffect.datasets.affwild2.tasks import read_task
-from raffect.datasets.labels import read_labels, select_split
+from raffect.datasets.labels import read_label_task, read_labels
 from raffect.datasets.targets import is_targets_file
 from raffect.errors import RaffectError
 from raffect.language.captioned import Captioned
@@ -29,6 +28,7 @@ from raffect.storage.records import Record
 from raffect.storage.tables import read_metadata
 
 _SIDE = re.compile(r"(?:_(?:left|right))+$")
+_JUDGED = "validation or test videos"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class LeakGuard(Record):
     """What the guard did.
 
     Attributes:
-        tables: Names of the tables whose validation videos were left out of training.
+        tables: Names of the tables whose validation and test videos were left out of training.
         videos: Training videos that were left out.
         rows: Their rows.
     """
@@ -48,9 +48,9 @@ class LeakGuard(Record):
     def line(self) -> str:
         """As a line of text."""
         if not self.tables:
-            return "leak guard: off, no other table's validation videos were left out of training"
+            return "leak guard: off, no videos that other tables judge on were left out of training"
         what = f"{self.videos:,} training videos ({self.rows:,} rows) left out"
-        return f"leak guard: {what}, which are validation videos of {', '.join(self.tables)}"
+        return f"leak guard: {what}, which are {_JUDGED} of {', '.join(self.tables)}"
 
 
 def base_of(video: str) -> str:
@@ -58,23 +58,28 @@ def base_of(video: str) -> str:
     return _SIDE.sub("", video)
 
 
-def find_tables(words: Sequence[str], beside: Path | None, out: Path) -> list[Path]:
+def bases_of(table: pa.Table) -> set[str]:
+    """The videos of a table's rows, each once; see `base_of`."""
+    return set(map(base_of, table["video"].cast(pa.string()).unique().to_pylist()))
+
+
+def find_tables(words: Sequence[str], folder: Path | None, own: Collection[str]) -> list[Path]:
     """The tables that ``--not-in`` means.
 
     Args:
         words: Paths; ``others``: all other tables of classes or labels (such as no text describes
-            are not judged by texts) beside one; or ``none``.
-        beside: The table that rows or splits come from; None for none.
-        out: The table to be made, which is none of them.
+            are not judged by texts) in a folder; or ``none``.
+        folder: None without one.
+        own: Names of tables in it that are none of them: the one to be made, and the one that rows
+            have their splits from.
     """
     if "none" in words:
         return []
     if "others" not in words:
         return [locate(word) for word in words]
-    if beside is None:
+    if folder is None:
         return []
-    own = (beside.name, out.name)
-    files = [file for file in sorted(beside.parent.glob("*.parquet")) if file.name not in own]
+    files = [file for file in sorted(folder.glob("*.parquet")) if file.name not in own]
     return [file for file in files if not is_targets_file(file) and _is_judged_by_texts(file)]
 
 
@@ -83,11 +88,11 @@ def _is_judged_by_texts(file: Path) -> bool:
     table = read_parquet(file)
     if not {"video", "split"} <= set(table.column_names) or "task" not in read_metadata(table):
         return False
-    return read_task(read_metadata(table)["task"], str(file)).kind in ("multiclass", "multilabel")
+    return read_label_task(table, file).kind in ("multiclass", "multilabel")
 
 
 def guard(found: Captioned, tables: Sequence[Path]) -> tuple[Captioned, LeakGuard]:
-    """Leave training rows of videos out that other tables validate on.
+    """Leave training rows of videos out that other tables judge on, in validation or test.
 
     Args:
         found: Rows with splits.
@@ -98,17 +103,17 @@ def guard(found: Captioned, tables: Sequence[Path]) -> tuple[Captioned, LeakGuar
     """
     held_out: set[str] = set()
     for file in tables:
-        rows = select_split(read_labels(file), "validation")
-        held_out |= set(map(base_of, rows["video"].cast(pa.string()).unique().to_pylist()))
+        rows = read_labels(file)
+        held_out |= bases_of(rows.filter(pa.array(~is_split(rows, "train"))))
     names = tuple(file.name for file in tables)
 
-    # Training rows alone: what validates may do so again
+    # Training rows alone: what is judged on may be judged on again
     is_train = is_split(found.table, "train")
     wrong = _is_of(found.table, held_out) & is_train
     videos = len(found.table["video"].filter(pa.array(wrong)).unique())
     if wrong.any() and (wrong == is_train).all():
         raise RaffectError(
-            f"{found.where}: all {videos:,} training videos are validation videos of "
+            f"{found.where}: all {videos:,} training videos are {_JUDGED} of "
             f"{', '.join(names)}; name the tables that heads will be judged on with --not-in"
         )
     done = LeakGuard(tables=names, videos=videos, rows=int(wrong.sum()))

@@ -11,6 +11,8 @@ Shape letters: G classes or labels (and a face without labels), S descriptors, M
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,6 +35,7 @@ from raffect.language.learnt_result import (
 )
 from raffect.language.prompt_sets import prompts_for, shipped_for
 from raffect.language.zeroshot import zeroshot
+from raffect.metrics.task_kinds import kind_of
 from raffect.progress import stage
 from raffect.runs.conclusions import TrainResult
 from raffect.runs.data import Dataset, pick_device
@@ -76,6 +79,7 @@ def learn_prompts(config: LearnPromptsConfig) -> LearnPromptsResult:
             hand_written=written,
             compared=compared,
             words=find_words(trained, spec, tower),
+            notes=describe_unused(config, task),
         )
     )
 
@@ -91,8 +95,8 @@ def build_spec(
     """
     # Which words tokens start from, and which stand behind them
     groups, descriptors = group_names(task), config.head.descriptors
-    begins = _texts(config.start, task)
-    starts = [[tower.read(text) for text in texts[:descriptors]] for texts in begins]
+    begins = [texts[:descriptors] for texts in _texts(config.start, task)]
+    starts = [[tower.read(text) for text in texts] for texts in begins]
     longest = max((len(read) for row in starts for read in row), default=0)
     tokens = config.head.tokens or longest
     require(
@@ -108,6 +112,7 @@ def build_spec(
         [len(row[s]) if s < len(row) else tokens for s in range(descriptors)] for row in starts
     ]
     words = [[texts[s % len(texts)] for s in range(descriptors)] for texts in behind]
+    content = json.dumps([begins, learnt, words])
     return PromptSpec(
         dim=tower.dim,
         outputs=len(task.outputs),
@@ -117,9 +122,23 @@ def build_spec(
         width=tower.width,
         scale=encoder.identity.scale,
         text_sha256=encoder.identity.text_sha256,
+        prompts_sha256=hashlib.sha256(content.encode()).hexdigest(),
         read=LearntPrompts(tower, learnt, words),
         start=_place(starts, (len(groups), descriptors, tokens, tower.width)),
     )
+
+
+def describe_unused(config: LearnPromptsConfig, task: Task) -> tuple[str, ...]:
+    """A line for each prompt set with more prompts of a class than it has descriptors."""
+    notes, descriptors = [], config.head.descriptors
+    for flag, name in (("start", config.start), ("class-names", config.class_names)):
+        counts = [len(texts) for texts in _texts(name, task)]
+        if unused := sum(max(0, count - descriptors) for count in counts):
+            notes.append(
+                f"--{flag} {name}: {unused} of its {sum(counts)} prompts were not used, beyond "
+                f"--head.descriptors {descriptors} of a {kind_of(task).part}; {max(counts)} use all"
+            )
+    return tuple(notes)
 
 
 def group_names(task: Task) -> list[str]:

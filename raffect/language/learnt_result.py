@@ -15,6 +15,7 @@ from raffect.encoders.text_tower import TextTower
 from raffect.heads.checkpoint import load_batch
 from raffect.heads.prompts import PromptSpec
 from raffect.language.zeroshot_result import ZeroshotResult
+from raffect.metrics.class_kinds import F1Of
 from raffect.metrics.intervals import (
     Headline,
     Interval,
@@ -28,25 +29,13 @@ from raffect.metrics.task_kinds import Multiclass, kind_of
 from raffect.runs.conclusions import TrainResult
 from raffect.runs.folder import RunFolder
 from raffect.runs.metrics_file import table
+from raffect.runs.records import HeadRecord
 from raffect.runs.spread import chance_text, finished, headline_text, short, signed
 from raffect.storage.atomic import write_atomic
 from raffect.storage.records import Record
 from raffect.storage.tables import write_csv
 
 _NEAREST = 3
-
-
-class _Described(Multiclass):
-    """Some classes, on their own frames; one that is predicted as any other class is missed."""
-
-    def __init__(self, kept: Sequence[int]) -> None:
-        self._kept = list(kept)
-
-    def output_scores(self, statistics: np.ndarray) -> np.ndarray:
-        """F1 of each of these classes."""
-        own = np.zeros_like(statistics)
-        own[..., self._kept, :] = statistics[..., self._kept, :]
-        return super().output_scores(own)[..., self._kept]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +86,7 @@ class NearWords(Record):
     Attributes:
         head: Id of the head.
         seed: Of the head.
+        epoch: Of its tokens, 1-based: that of its score.
         output: Class or label; ``rest`` for a face without labels.
         descriptor: 1-based.
         token: 1-based.
@@ -106,6 +96,7 @@ class NearWords(Record):
 
     head: str
     seed: int
+    epoch: int
     output: str
     descriptor: int
     token: int
@@ -114,9 +105,8 @@ class NearWords(Record):
 
     def row(self) -> dict[str, Any]:
         """One row of words.csv."""
-        row: dict[str, Any] = {
-            name: getattr(self, name) for name in ("head", "seed", "output", "descriptor", "token")
-        }
+        names = ("head", "seed", "epoch", "output", "descriptor", "token")
+        row: dict[str, Any] = {name: getattr(self, name) for name in names}
         for k, (word, cosine) in enumerate(zip(self.words, self.cosines, strict=True), start=1):
             row |= {f"word{k}": word, f"cosine{k}": cosine}
         return row
@@ -132,12 +122,14 @@ class LearnPromptsResult:
         compared: Both on the same frames: over all outputs, and where the hand-written prompts
             leave a class out also without it.
         words: Of every token of every head.
+        notes: Which prompts of the sets that were named were not used.
     """
 
     trained: TrainResult
     hand_written: ZeroshotResult | None
     compared: tuple[Compared, ...]
     words: tuple[NearWords, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -150,7 +142,7 @@ class LearnPromptsResult:
 
     def lines(self) -> list[str]:
         """The result as lines of text."""
-        *lines, following = self.trained.lines()
+        *lines, following = [*self.notes, *self.trained.lines()]
         lines += [found.line(self.trained.data.task) for found in self.compared]
         nearest = [found.cosines[0] for found in self.words]
         lines += [
@@ -166,7 +158,7 @@ def compare(trained: TrainResult, written: ZeroshotResult) -> tuple[Compared, ..
     folder, task = RunFolder(trained.folder), trained.data.task
     records, kind, chosen = finished(trained.records), kind_of(task), written.chosen
     assert chosen is not None  # it is chosen on folds
-    snapshot: Snapshot = "cv" if "cv" in records[0].scores else "last"
+    snapshot = _snapshot_of(records)
     found = [folder.statistics_of(record, snapshot) for record in records]
     learnt = np.array([counts for counts in found if counts is not None])
     other = RunFolder(written.folder)
@@ -199,7 +191,7 @@ def _compare_over(
     # What guesses look at: hand-written prompts never predict a class that they leave out
     guessed = by_hand.sum(0)
     if len(kept) < len(task.outputs):
-        kind, guessed = _Described(kept), only(guessed, kept)
+        kind, guessed = F1Of(kept), only(guessed, kept)
     difference, interval = difference_interval(learnt, by_hand, kind)
     score = float(np.mean(kind.headline(learnt.sum(1))))
     return Compared(
@@ -215,13 +207,20 @@ def _compare_over(
     )
 
 
+def _snapshot_of(records: Sequence[HeadRecord]) -> Snapshot:
+    """The epoch of learnt prompts that scores and words are of: ``cv`` with --select cv."""
+    return "cv" if "cv" in records[0].scores else "last"
+
+
 def find_words(trained: TrainResult, spec: PromptSpec, tower: TextTower) -> tuple[NearWords, ...]:
-    """Words nearest to each learnt token of each head, as it was after its last epoch."""
+    """Words nearest to each learnt token of each head, as it was at the epoch that is scored."""
     task, found = trained.data.task, []
+    records = finished(trained.records)
+    snapshot = _snapshot_of(records)
     names = [*task.outputs, *(["rest"] if spec.has_rest else [])]
     places = [(g, s, m) for g, s, m, _ in np.ndindex(*spec.weights["tokens"][:3], 1)]
-    for record in finished(trained.records):
-        path = RunFolder(trained.folder).weights_path(record.id, "last")
+    for record in records:
+        path = RunFolder(trained.folder).weights_path(record.id, snapshot)
         heads, _ = load_batch(path, torch.device("cpu"))
         tokens = spec.views(heads.rows)["tokens"][0]
         near = tower.nearest(tokens.flatten(0, 2), _NEAREST)
@@ -233,6 +232,7 @@ def find_words(trained: TrainResult, spec: PromptSpec, tower: TextTower) -> tupl
                 NearWords(
                     head=record.id,
                     seed=record.recipe.seed,
+                    epoch=record.scores[snapshot].epoch,
                     output=names[g],
                     descriptor=s + 1,
                     token=m + 1,

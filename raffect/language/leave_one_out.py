@@ -19,15 +19,16 @@ from raffect.errors import require
 from raffect.language.judging import Judged
 from raffect.language.prompt_sets import TaskPrompts, key
 from raffect.language.trained import TrainedHeads
+from raffect.metrics.class_kinds import RecallOf, Uar
 from raffect.metrics.f1 import divide
 from raffect.metrics.intervals import Headline
-from raffect.metrics.recalls import uar
 from raffect.metrics.task_kinds import Multiclass
 from raffect.runs.against_erm import Difference, difference_of
 from raffect.runs.data import Dataset
 from raffect.runs.folder import RunFolder
 from raffect.runs.leave_one_out import FILE, LeaveOneOut, LeaveOneOuts, UnseenClass
 from raffect.runs.records import HeadRecord
+from raffect.runs.windows import window_of
 from raffect.storage.atomic import write_atomic
 from raffect.storage.tables import write_csv
 
@@ -35,24 +36,6 @@ Texts = tuple[str, str]
 """A prompt set and how its prompts go together."""
 ByClass = Mapping[int, Mapping[Texts, Sequence[HeadRecord]]]
 """Heads by the class that they never saw, and by the texts that they are compared with."""
-
-
-class _Recall(Multiclass):
-    """Classes scored by the recall of one of them."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def headline(self, statistics: np.ndarray) -> np.ndarray:
-        row = statistics[..., self.number, :]
-        return divide(row[..., self.number], row.sum(-1))
-
-
-class _MeanRecall(Multiclass):
-    """Classes scored by their mean recall."""
-
-    def headline(self, statistics: np.ndarray) -> np.ndarray:
-        return uar(statistics)
 
 
 def require_left_out(
@@ -147,12 +130,12 @@ def _tables_of(
     for choice in choices:
         pairs = {k: _statistics(heads[k][choice[k]], judged) for k in kept}
         names = {k: f"{t[0]} ({t[1]})" if several else t[0] for k, t in choice.items()}
-        found = [_describe(task.outputs[k], pairs[k], _Recall(k), names[k], [k]) for k in kept]
+        found = [_describe(task.outputs[k], pairs[k], RecallOf(k), names[k], [k]) for k in kept]
         tables.append(
             LeaveOneOut(
                 run=run,
                 classes=tuple(found),
-                mean=_describe("mean", _merge(pairs), _MeanRecall(), "", kept),
+                mean=_describe("mean", _merge(pairs), Uar(), "", kept),
                 candidates=len(described),
                 is_chosen=bool(judged.on_folds) and len(every) > 1,
                 unit=unit,
@@ -206,8 +189,7 @@ def _statistics(heads: Sequence[HeadRecord], judged: Judged) -> Pair:
         if not record.recipe.text.head
         and (record.recipe.text.prompts, record.recipe.text.ensemble)
         == (first.text.prompts, first.text.ensemble)
-        and (record.recipe.head.window, record.recipe.head.stride)
-        == (first.head.window, first.head.stride)
+        and window_of(record.recipe.head) == window_of(first.head)
     )
     trained = np.stack([judged.statistics[record.id] for record in heads])
     return trained, judged.statistics[plain][None]

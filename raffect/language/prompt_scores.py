@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from raffect.bank.windows import Window
 from raffect.datasets.tasks import Task
 from raffect.language.judging import Judged
+from raffect.metrics.class_kinds import Uar, War
 from raffect.metrics.intervals import Headline
-from raffect.metrics.recalls import only, uar, war
+from raffect.metrics.recalls import only
 from raffect.metrics.task_kinds import Kind, Multiclass, kind_of
 from raffect.runs.against_erm import Difference, difference_of
 from raffect.runs.records import HeadRecord
 from raffect.runs.spread import group_by_settings, headline_text
+from raffect.runs.windows import window_of
 from raffect.storage.records import Record
 
-TITLES = {"macro_f1": "macro F1", "uar": "UAR", "war": "WAR"}
+TITLES = {kind.key: kind.title for kind in (Multiclass, Uar, War)}
 """Scores by their names in files, as text."""
-
-
-class _Uar(Multiclass):
-    """Classes scored by UAR, for its interval."""
-
-    def headline(self, statistics: np.ndarray) -> np.ndarray:
-        return uar(statistics)
-
-
-class _War(Multiclass):
-    """Classes scored by WAR, for its interval."""
-
-    def headline(self, statistics: np.ndarray) -> np.ndarray:
-        return war(statistics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +67,6 @@ class PromptScores(Record):
     gains: dict[str, Difference] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
 
-    @property
-    def reading(self) -> tuple[int, int]:
-        """How many features a sample has, and the stride between them."""
-        return self.window, self.stride
-
     def text(self) -> str:
         """``macro F1 .412 [.380, .440]  UAR ...``."""
         found = {title: getattr(self, name) for name, title in TITLES.items()}
@@ -115,8 +99,29 @@ class PromptScores(Record):
         return row | {"head": self.head}
 
 
-Settings = tuple[str, str, str, str, int, int]
-"""Prompt set, ensemble, run, class that was left out, window and stride."""
+class Settings(NamedTuple):
+    """In what scores differ, but for the seed."""
+
+    prompts: str
+    ensemble: str
+    trained: str
+    leave_out: str
+    window: Window
+
+    @classmethod
+    def of(cls, record: HeadRecord) -> Settings:
+        """Those of a head."""
+        text, left_out = record.recipe.text, record.recipe.loss.leave_out
+        return cls(text.prompts, text.ensemble, text.head, left_out, window_of(record.recipe.head))
+
+    @property
+    def plain(self) -> Settings:
+        """Those of the same features against the same texts without a head."""
+        return self._replace(trained="", leave_out="")
+
+
+Parts = Mapping[Settings, np.ndarray]
+"""Statistics of the described outputs of all heads of each setting, (heads, groups, A, B)."""
 
 
 def score_prompts(
@@ -137,41 +142,25 @@ def score_prompts(
         The scores in the order of the heads, and by `PromptScores.head` the statistics of the
         described outputs of all its heads, shape (heads, groups, A, B).
     """
-    # Classes with prompts alone; labels all have some
     kind = kind_of(task)
-    is_classes = isinstance(kind, Multiclass)
-    kept = [k for k, name in enumerate(task.outputs) if name in described]
-    kinds: dict[str, Kind] = {"macro_f1": kind}
-    kinds |= {"uar": _Uar(), "war": _War()} if is_classes else {}
-    groups = {_settings(heads[0]): heads for heads in group_by_settings(judged.records)}
-    order = list(dict.fromkeys(map(_settings, judged.records)))
-    parts: dict[Settings, np.ndarray] = {}
-    for settings, heads in groups.items():
-        found = np.stack([judged.statistics[record.id] for record in heads])
-        parts[settings] = only(found, kept) if is_classes else found
-
-    # Every setting, beside the same features without a head
-    held_out = {one: _held_out(groups[one], judged, kind) for one in groups}
+    kinds = [kind, Uar(), War()] if isinstance(kind, Multiclass) else [kind]
+    groups = {Settings.of(heads[0]): heads for heads in group_by_settings(judged.records)}
+    parts = _describe_parts(groups, judged, task, described)
+    held_out = {one: _held_out(heads, judged, kind) for one, heads in groups.items()}
     chosen = _choose(held_out) if judged.on_folds else set()
     scores = []
-    for settings in order:
-        heads, found = groups[settings], parts[settings]
-        prompts, ensemble, run, leave_out, window, stride = settings
-        scored = {name: Headline.of(_one(found), one) for name, one in kinds.items()}
-        gains = {}
-        if run:
-            plain = parts[prompts, ensemble, "", "", window, stride]
-            pairs = {n: difference_of(list(found), list(plain), k) for n, k in kinds.items()}
-            gains = {name: gain for name, gain in pairs.items() if gain is not None}
+    for settings in dict.fromkeys(map(Settings.of, judged.records)):
+        heads, found = groups[settings], _one(parts[settings])
+        scored = {one.key: Headline.of(found, one) for one in kinds}
         scores.append(
             PromptScores(
-                prompts=prompts,
-                ensemble=ensemble,
+                prompts=settings.prompts,
+                ensemble=settings.ensemble,
                 head=heads[0].id,
-                trained=run,
-                leave_out=leave_out,
-                window=window,
-                stride=stride,
+                trained=settings.trained,
+                leave_out=settings.leave_out,
+                window=settings.window.length,
+                stride=settings.window.stride,
                 heads=len(heads),
                 macro_f1=scored["macro_f1"],
                 uar=scored.get("uar"),
@@ -179,22 +168,40 @@ def score_prompts(
                 over_all=float(np.mean([head.scores["last"].headline for head in heads])),
                 held_out=held_out[settings],
                 is_chosen=settings in chosen,
-                gains=gains,
-                unknown=tuple(unknown.get(prompts, ())),
+                gains=_gains(settings, parts, kinds),
+                unknown=tuple(unknown.get(settings.prompts, ())),
             )
         )
-    return scores, {one.head: parts[settings] for one, settings in zip(scores, order, strict=True)}
+    return scores, {groups[settings][0].id: found for settings, found in parts.items()}
+
+
+def _describe_parts(
+    groups: Mapping[Settings, Sequence[HeadRecord]],
+    judged: Judged,
+    task: Task,
+    described: Sequence[str],
+) -> Parts:
+    """Statistics of the described classes alone; labels all have some prompts."""
+    kept = [k for k, name in enumerate(task.outputs) if name in described]
+    parts = {}
+    for settings, heads in groups.items():
+        found = np.stack([judged.statistics[record.id] for record in heads])
+        parts[settings] = only(found, kept) if task.kind == "multiclass" else found
+    return parts
+
+
+def _gains(settings: Settings, parts: Parts, kinds: Sequence[Kind]) -> dict[str, Difference]:
+    """How much higher each score is than that of the same features without a head."""
+    if not settings.trained:
+        return {}
+    through, plain = list(parts[settings]), list(parts[settings.plain])
+    pairs = {kind.key: difference_of(through, plain, kind) for kind in kinds}
+    return {name: gain for name, gain in pairs.items() if gain is not None}
 
 
 def _one(statistics: np.ndarray) -> np.ndarray:
     """Statistics of one head without the axis of heads: it has no spread over seeds."""
     return statistics[0] if len(statistics) == 1 else statistics
-
-
-def _settings(record: HeadRecord) -> Settings:
-    text, head = record.recipe.text, record.recipe.head
-    left_out = record.recipe.loss.leave_out
-    return text.prompts, text.ensemble, text.head, left_out, head.window, head.stride
 
 
 def _held_out(heads: Sequence[HeadRecord], judged: Judged, kind: Kind) -> float | None:

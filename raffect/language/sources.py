@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raffect.bank.windows import Window
 from raffect.encoders.text import TextIdentity
 from raffect.heads.compared import ComparedSpec
 from raffect.heads.head_batch import EmbeddingSpec, HeadBatch
@@ -23,6 +24,7 @@ from raffect.heads.pooled import PooledSpec
 from raffect.heads.samples import Samples
 from raffect.language.classifiers import Classifier, build_batch
 from raffect.recipe import HeadConfig, LossConfig, Recipe, SamConfig
+from raffect.runs.windows import window_of
 
 _VECTORS = 32_768
 """Features that are turned into vectors at once."""
@@ -45,9 +47,9 @@ class Source:
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
-    def reading(self) -> tuple[int, int]:
-        """How many features a sample has, and the stride between them."""
-        return self.recipe.head.window, self.recipe.head.stride
+    def window(self) -> Window:
+        """The shape of a sample."""
+        return window_of(self.recipe.head)
 
     def embed_texts(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors of texts, (N, D), as a head compares them: of length 1, float64, (N, E)."""
@@ -86,19 +88,18 @@ class Source:
         return spec.build_one(state, device)
 
 
-def plain_source(task: str, window: int, stride: int, encoder: TextIdentity) -> Source:
+def plain_source(task: str, window: Window, encoder: TextIdentity) -> Source:
     """What a trained head is compared with: the mean of the same features, which nothing trained.
 
     Args:
         task: Name of the task.
-        window: Features of a sample.
-        stride: Between them.
+        window: The shape of a sample.
         encoder: Of the texts.
     """
     base = Recipe(task=task, epochs=1, loss=LossConfig(alpha=1.0), sam=SamConfig(rho=0.0))
     head = HeadConfig(depth=0, dropout=0.0, normalise="l2")
-    if window == 1:
+    if window.length == 1:
         return Source(replace(base, head=head))
-    pooled = replace(head, kind="pooled", window=window, stride=stride)
-    state = {"logit_scale": torch.tensor([math.log(encoder.scale)])}
+    pooled = replace(head, kind="pooled", window=window.length, stride=window.stride)
+    state = {"logit_scale": torch.tensor(math.log(encoder.scale))}
     return Source(replace(base, head=pooled), spec=PooledSpec(encoder.dim), state=state)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import torch
 
 from raffect.bank.format import Identity
@@ -15,15 +14,16 @@ from raffect.config import ZeroshotConfig
 from raffect.datasets.labels import read_labels, select_split
 from raffect.datasets.targets import KIND
 from raffect.errors import RaffectError, require
-from raffect.evaluation.pick import PickedHead, pick_heads, sound_heads
 from raffect.heads.checkpoint import HeadCard, load_batch, require_encoder
 from raffect.heads.head_batch import EmbeddingSpec
 from raffect.heads.head_kinds import read_spec
-from raffect.language.leaks import base_of
+from raffect.heads.prompts import PromptSpec
+from raffect.language.leaks import base_of, bases_of
 from raffect.language.sources import Source
 from raffect.metrics.scores import Snapshot
 from raffect.recipe import plain
 from raffect.runs.data import Dataset
+from raffect.runs.pick import PickedHead, pick_heads, sound_heads
 from raffect.runs.spread import group_by_settings, varying
 from raffect.storage.paths import locate
 from raffect.storage.records import Record
@@ -99,9 +99,8 @@ class TrainedHeads:
     @property
     def caveats(self) -> list[str]:
         """What the data that they were trained on makes every score say."""
-        found = dict.fromkeys(caveat for card in self.cards for caveat in card.data.caveats)
-        lacking = dict.fromkeys(card.data.incomplete for card in self.cards)
-        return [*found, *(f"trained on an incomplete bank, which lacked {x}" for x in lacking if x)]
+        found = (caveat for card in self.cards for caveat in card.data.trained_caveats)
+        return list(dict.fromkeys(found))
 
 
 def read_trained(config: ZeroshotConfig, bank: Identity) -> TrainedHeads:
@@ -140,6 +139,7 @@ def _pick(config: ZeroshotConfig) -> tuple[list[PickedHead], list[str]]:
             chosen, more = pick_heads([path], config.epoch)
             notes += more
         found |= {head.card.sha256: head for head in chosen if head.card.sha256 not in found}
+    _require_one_setting_a_run(list(found.values()))
     kinds = {bool(head.recipe.loss.leave_out) for head in found.values()}
     require(
         len(kinds) < 2,
@@ -158,11 +158,30 @@ def _require_one_setting(path: Path, heads: Sequence[PickedHead]) -> None:
     )
 
 
+def _require_one_setting_a_run(heads: Sequence[PickedHead]) -> None:
+    """Refuse single heads of a run that differ in settings, whose scores have one name."""
+    by_run: dict[Path, list[PickedHead]] = {}
+    for head in heads:
+        by_run.setdefault(_run_of(head.run), []).append(head)
+    for run, found in by_run.items():
+        others = [name for name in varying(group_by_settings(found)) if name != _LEAVE_OUT]
+        require(
+            not others,
+            f"--head: heads of {run} differ in {', '.join(others)}; give those of one setting, and "
+            "of others to another command",
+        )
+
+
 def _require_contrastive(head: PickedHead) -> EmbeddingSpec:
     """What a head is, if it compares."""
     spec = read_spec(head.card.head, head.folder / "config.json")
     task = head.card.task
-    if task.kind != KIND or not isinstance(spec, EmbeddingSpec):
+    require(
+        spec.kind != PromptSpec.kind,
+        f"{head.folder}: a head of learnt prompts, which are texts themselves; judge it by "
+        "`raffect evaluate`, and give --head heads that were trained on captions",
+    )
+    if task.kind != KIND or not (isinstance(spec, EmbeddingSpec) and spec.compares):
         raise RaffectError(
             f"{head.folder}: a head of task {task.name} ({task.kind}), which compares with no "
             "text; --head needs heads that were trained on captions"
@@ -200,6 +219,14 @@ def _name_of(path: Path) -> str:
     return _run_of(path).name
 
 
+_SEEN = {
+    "validation": "their scores here are optimistic",
+    "test": "their scores by `raffect evaluate --split test` are optimistic",
+    "train": "on folds, which chose the prompt set, their scores are optimistic",
+}
+"""What it means that captions of a split's videos trained a head."""
+
+
 def seen_lines(trained: TrainedHeads, dataset: Dataset) -> list[str]:
     """What heads have seen of the videos that they are judged on: their captions say so.
 
@@ -207,38 +234,40 @@ def seen_lines(trained: TrainedHeads, dataset: Dataset) -> list[str]:
         trained: The heads.
         dataset: What they are judged on; its training split, if it has one, chooses prompt sets.
     """
-    lines = []
+    lines, judged = [], _judged_videos(dataset)
     pairs = zip(trained.sources, trained.cards, strict=True)
     runs = {source.name: card for source, card in pairs}
     for name, card in runs.items():
         if (videos := _caption_videos(card)) is None:
-            where = f"at {card.data.labels} any more" if card.data.labels else "known"
-            lines.append(
-                f"caveat: the captions that trained {name} are not {where}, so what its heads have "
-                "seen of these videos is not known"
-            )
+            unknown = f"what trained the heads of {name} is not known"
+            gone = f"the captions that trained the heads of {name} are not at {card.data.labels}"
+            why = f"{gone} any more" if card.data.labels else unknown
+            lines.append(f"caveat: {why}: they may have seen these very videos")
             continue
-        for split, means in (
-            ("validation", "their scores here are optimistic"),
-            ("train", "on folds, which chose the prompt set, their scores are optimistic"),
-        ):
-            if split not in dataset.splits:
-                continue
-            judged = {base_of(video) for video in dataset.splits[split].videos}
-            if count := len(judged & videos):
+        for split, means in _SEEN.items():
+            theirs = judged.get(split, set())
+            if count := len(theirs & videos):
                 lines.append(
-                    f"caveat: captions of {count} of the {len(judged)} {split} videos trained the "
+                    f"caveat: captions of {count} of the {len(theirs)} {split} videos trained the "
                     f"heads of {name}: {means}"
                 )
     return lines
 
 
+def _judged_videos(dataset: Dataset) -> dict[str, set[str]]:
+    """Videos of the splits that heads are judged on, now or later.
+
+    The test split is not read for zero-shot, but the run folder can be evaluated on it.
+    """
+    test = select_split(read_labels(locate(dataset.facts.labels)), "test")
+    opened = {name: set(map(base_of, index.videos)) for name, index in dataset.splits.items()}
+    return {"test": bases_of(test)} | opened
+
+
 def _caption_videos(card: HeadCard) -> set[str] | None:
     """Training videos of a head's captions; None if their table is gone or another one."""
-    path = locate(card.data.labels)
-    if not card.data.labels or not path.is_file():
+    if not card.data.labels or not (path := locate(card.data.labels)).is_file():
         return None
     if hashlib.sha256(path.read_bytes()).hexdigest() != card.data.labels_sha256:
         return None
-    rows = select_split(read_labels(path), "train")
-    return set(map(base_of, rows["video"].cast(pa.string()).unique().to_pylist()))
+    return bases_of(select_split(read_labels(path), "train"))

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from raffect.bank.clips import ClipIndex
 from raffect.bank.format import Bank
+from raffect.bank.windows import Window
 from raffect.config import ZeroshotConfig
 from raffect.datasets.tasks import Task
 from raffect.encoders.text import TextEncoder, open_text_encoder
@@ -32,7 +33,7 @@ from raffect.recipe import TextConfig
 from raffect.runs.conclusions import conclude_sweep
 from raffect.runs.data import open_dataset, pick_device
 from raffect.runs.folder import RunFolder
-from raffect.runs.windows import read_windows
+from raffect.runs.windows import describe_other_samples, read_windows
 from raffect.storage.tables import write_table
 
 
@@ -89,17 +90,18 @@ def zeroshot(config: ZeroshotConfig) -> ZeroshotResult:
     tables = ()
     if trained.leaves_out:
         tables = judge_left_out(folder, judged, dataset, described, unit, caveats)
-    seen = tuple(seen_lines(trained, dataset))
+    other = describe_other_samples(trained.cards, dataset.facts.of_clips)
+    seen = (*(f"caveat: {what}" for what in other), *seen_lines(trained, dataset))
     return replace(result, trained=trained, left_out=tables, seen=seen)
 
 
 def _judge(judge: Judge, groups: Sequence[Group], splits: Sequence[str]) -> Judged:
-    """Judge all groups; those that read alike share what was read."""
-    found, rows, reading = Judged(), {}, None
+    """Judge all groups; those of one window share what was read."""
+    found, rows, window = Judged(), {}, None
     with Progress("zeroshot", sum(len(group.recipes) for group in groups), "heads") as progress:
-        for group in sorted(groups, key=lambda group: group.source.reading):
-            if group.source.reading != reading:
-                reading = group.source.reading
+        for group in sorted(groups, key=lambda group: group.source.window):
+            if group.source.window != window:
+                window = group.source.window
                 head = group.source.recipe.head
                 rows = read_splits(judge.dataset, splits, head, judge.device)
             judge.run(group, rows, found)
@@ -157,8 +159,8 @@ def _build_groups(
     encoder.encode([text for found in prompts for text in found.prompts])
 
     # Features as they are, and the mean of what each of the heads reads
-    readings = dict.fromkeys([*(source.reading for source in trained.sources), (1, 1)])
-    plain = [plain_source(task.name, *reading, encoder.identity) for reading in readings]
+    windows = dict.fromkeys([*(source.window for source in trained.sources), Window()])
+    plain = [plain_source(task.name, window, encoder.identity) for window in windows]
     groups = []
     for source in (*trained.sources, *plain):
         recipes, classifiers = [], []

@@ -133,7 +133,7 @@ class ZeroshotResult:
             parts.append(f"({found.ensemble})")
         if self.trained.sources:
             parts.append(f"through {found.trained}" if found.trained else "without a head")
-        if not found.trained and len({other.reading for other in self.scores}) > 1:
+        if not found.trained and len({(other.window, other.stride) for other in self.scores}) > 1:
             parts.append(self._reading(found))
         return " ".join(parts)
 
@@ -150,9 +150,15 @@ class ZeroshotResult:
         left_out = [name for name in task.outputs if name not in self.described]
         without = f"; {self.unit} of {', '.join(left_out)} are left out" if left_out else ""
         kind = kind_of(task)
+        # What the names in the list below mean
+        meaning = [
+            "SET through RUN: texts of a prompt set, compared by the trained heads of a run",
+            "SET without a head: texts of the same set, compared with the features as they are",
+        ]
         return [
             f"{task.name.upper()} zero-shot on {self.frames:,} validation {self.unit} of "
-            f"{split.groups} {data.group_name}, {len(self.described)} {kind.parts}{without}"
+            f"{split.groups} {data.group_name}, {len(self.described)} {kind.parts}{without}",
+            *(meaning if self.trained.sources else ()),
         ]
 
     def _chance_recalls(self) -> str:

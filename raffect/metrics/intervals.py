@@ -158,11 +158,28 @@ def difference_interval(
     Returns:
         The difference and its 95 % interval, paired by video: see `score_interval`.
     """
-    # What makes a video hard for both heads cancels out in the difference
-    (score, without), (other, other_without) = (
-        _leave_one_out(statistics, kind) for statistics in (first, second)
-    )
-    return score - other, jackknife(score - other, without - other_without)
+    return contrast_interval([(1.0, first), (-1.0, second)], kind)
+
+
+def contrast_interval(
+    parts: Sequence[tuple[float, np.ndarray]], kind: Kind
+) -> tuple[float, Interval | None]:
+    """A weighted sum of mean scores on the same videos, such as a difference of differences.
+
+    Args:
+        parts: Weights, and statistics as for `score_interval`, of the same videos in the same
+            order.
+        kind: Of the task.
+
+    Returns:
+        The sum and its 95 % interval, paired by video: see `score_interval`.
+    """
+    # What makes a video hard for all heads cancels out where weights add up to 0
+    value, without = 0.0, np.zeros(parts[0][1].shape[-3])
+    for weight, statistics in parts:
+        score, dropped = _leave_one_out(statistics, kind)
+        value, without = value + weight * score, without + weight * dropped
+    return value, jackknife(value, without)
 
 
 def _leave_one_out(statistics: np.ndarray, kind: Kind) -> tuple[float, np.ndarray]:

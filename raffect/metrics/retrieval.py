@@ -17,6 +17,7 @@ from raffect.datasets.tasks import Task
 from raffect.metrics.f1 import divide
 from raffect.metrics.kind import Kind
 from raffect.metrics.scores import Chance, Score
+from raffect.storage.equal_rows import number_equal
 
 MOST_CANDIDATES = 1024
 """Most distinct vectors that a head chooses from. Of more, targets 0 to 1023 are candidates for
@@ -56,11 +57,9 @@ def find_candidates(vectors: np.ndarray, targets: np.ndarray) -> Candidates:
         targets: Target and class of every sample of a label table, in whatever split, as
             `Contrastive.targets` has them, shape (N, 2).
     """
-    # Equal vectors: -0 + 0 is 0, so that equal numbers have equal bytes
-    content = np.ascontiguousarray(vectors + np.float16(0))
-    rows = content.view(np.dtype((np.void, content.itemsize * content.shape[1])))[:, 0]
-    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    same = first[inverse]
+    # Equal vectors
+    number, first = number_equal(vectors)
+    same = first[number]
 
     # Numbers that are candidates for each other
     all_numbers = np.arange(len(vectors))
@@ -78,7 +77,7 @@ def find_candidates(vectors: np.ndarray, targets: np.ndarray) -> Candidates:
     pairs = np.unique(np.stack([same[targets[:, 0]], targets[:, 1]]), axis=1)
     owner = np.full(len(vectors), -1)
     owner[pairs[0]] = np.where(np.bincount(pairs[0])[pairs[0]] == 1, pairs[1], -1)
-    return Candidates(same, np.sort(first) if is_few else None, guess, frequent, owner[same])
+    return Candidates(same, first if is_few else None, guess, frequent, owner[same])
 
 
 class Contrastive(Kind):

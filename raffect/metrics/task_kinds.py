@@ -1,6 +1,6 @@
 """Kinds of tasks: how labels are read, and how predictions are scored.
 
-The torch half, losses and counting, is in `raffect.heads.loss_kinds`; the base of all kinds in
+The torch half, losses and counting, is in `raffect.heads.loss_kind`; the base of all kinds in
 `raffect.metrics.kind`, and targets that are vectors in `raffect.metrics.retrieval`.
 """
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raffect.config import DoctorConfig, EncoderConfig
+from raffect.encoders.timm_models import list_present
 from raffect.encoders.weights import find_tag_file, list_tags, model_configs, resolve
 from raffect.errors import RaffectError
 from raffect.progress import format_bytes
@@ -200,6 +201,7 @@ def _check_weights(encoder: EncoderConfig) -> Iterator[Check]:
         for tag in list_tags(model)
         if find_tag_file(model, tag)
     ]
+    here += list_present()
     yield Check("weights", None, f"on this machine: {', '.join(here)}")
 
 

@@ -29,10 +29,9 @@ from raffect.config import (
     FacesConfig,
     PredictConfig,
 )
-from raffect.encoders.weights import EMBEDDED_CAVEAT
+from raffect.encoders.weights import EMBEDDED_CAVEAT, encoder_of
 from raffect.errors import RaffectError, require
 from raffect.evaluation.ensemble import Ensemble, load_ensembles
-from raffect.evaluation.pick import PickedHead, pick_heads
 from raffect.evaluation.predict import PredictResult, open_frames, write_table_of
 from raffect.evaluation.predict import predict as predict_bank
 from raffect.extraction.extract import extract
@@ -50,6 +49,7 @@ from raffect.ray_session.session import ray_session
 from raffect.reporting.index import write_index
 from raffect.reporting.truth import Truth, label_files
 from raffect.runs.data import pick_device
+from raffect.runs.pick import PickedHead, pick_heads
 from raffect.storage.atomic import require_writable
 
 _NO_REJECTS_ARE_TOO_MANY = 1.0
@@ -221,7 +221,7 @@ def _choose_encoder(config: PredictConfig, heads: Sequence[PickedHead]) -> Encod
             "train on a bank of a real encoder (`raffect models list`), or pass --allow-embedded "
             f"to try it all the same (results are labelled {EMBEDDED_CAVEAT!r})",
         )
-    return EncoderConfig(model=identity.model, weights=weights, precision=identity.precision)
+    return encoder_of(identity, weights)
 
 
 def _deciding(

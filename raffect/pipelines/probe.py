@@ -22,6 +22,7 @@ from raffect.datasets.tasks import Task
 from raffect.encoders.text import open_text_encoder
 from raffect.errors import require
 from raffect.evaluation.few_shot import Frames, draw_shots, fit_logistic, fit_ridge, prototypes
+from raffect.heads.loss_kind import Truth
 from raffect.heads.loss_kinds import loss_kind
 from raffect.language.classifiers import Classifier, build_classifier
 from raffect.language.prompt_sets import prompts_for
@@ -252,7 +253,7 @@ def _read(config: ProbeConfig, dataset: Dataset) -> _Setting:
 
     def judge(outputs: np.ndarray) -> np.ndarray:
         given = torch.from_numpy(np.asarray(outputs, np.float32))[None]
-        return loss.count(given, targets, group, len(validation.groups))[0].numpy()
+        return loss.count(given, Truth(targets, group, len(validation.groups)))[0].numpy()
 
     y, train = targets_of(splits["train"], task), splits["train"]
     y = y.astype(np.float64) if task.kind == "regression" else y.astype(np.int64)

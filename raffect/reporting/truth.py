@@ -9,14 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raffect.datasets.affwild2.tasks import read_task
-from raffect.datasets.labels import read_labels, read_values
+from raffect.datasets.labels import read_label_task, read_labels, read_values
 from raffect.datasets.targets import is_targets_file
 from raffect.datasets.tasks import Task
 from raffect.errors import require
 from raffect.metrics.task_kinds import kind_of
 from raffect.storage.keys import Vocabulary, positions
-from raffect.storage.tables import read_metadata
 
 
 class Truth:
@@ -39,7 +37,7 @@ class Truth:
         found = {}
         for file in label_files(path):
             table = read_labels(file)
-            labelled = read_task(read_metadata(table).get("task", ""), str(file))
+            labelled = read_label_task(table, file)
             for task in tasks:
                 if (labelled.kind, labelled.outputs) == (task.kind, task.outputs):
                     self._add(task, table)

@@ -23,11 +23,12 @@ from raffect.bank.in_order import FramesInOrder, frames_in_order
 from raffect.bank.records import Commit
 from raffect.bank.windows import Window, WindowIndex, find_windows
 from raffect.datasets.affwild2 import tasks as affwild2
-from raffect.datasets.labels import is_of_clips, read_labels, read_values
+from raffect.datasets.labels import is_of_clips, read_label_task, read_labels, read_values
 from raffect.datasets.targets import is_targets_file
 from raffect.datasets.tasks import SPLITS, Task
 from raffect.errors import RaffectError, require
-from raffect.heads.loss_kinds import LossKind, loss_kind
+from raffect.heads.loss_kind import LossKind
+from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.samples import Samples
 from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import HeadConfig
@@ -159,7 +160,7 @@ def open_dataset(
             other weights than the bank.
     """
     # Labels of the task
-    bank, file = Bank(bank_path).require(), _find_labels(labels_path, task_name)
+    bank, file = Bank(bank_path).require(), find_labels(labels_path, task_name)
     table, task = _read_task(file, task_name)
     targets = open_targets(file, table, task, bank.require_identity(), bank_path)
 
@@ -322,7 +323,7 @@ def _describe_incomplete(splits: Mapping[str, FeatureIndex]) -> str:
     return " and ".join(lacking)
 
 
-def _find_labels(path: Path, task_name: str) -> Path:
+def find_labels(path: Path, task_name: str) -> Path:
     """The label table: ``path`` itself, or a task's in the folder that `raffect prepare` wrote."""
     folder = path / "labels" if (path / "labels").is_dir() else path
     if not folder.is_dir():
@@ -346,7 +347,7 @@ def _read_task(file: Path, task_name: str) -> tuple[pa.Table, Task]:
         RaffectError: If it is not of task ``task_name``, or has labels that its task lacks.
     """
     table = read_labels(file)
-    task = affwild2.read_task(read_metadata(table).get("task", task_name), str(file))
+    task = read_label_task(table, file, task_name)
     require(
         task_name in ("", task.name),
         f"{file}: labels of task {task.name}, not {task_name}; "

@@ -5,6 +5,7 @@ env.json           versions, commit, machine, and the facts of the data
 heads/<id>.json    one head's record: settings, curve and scores; written last
 statistics/        counts by head, epoch and video behind the scores, a Parquet file a batch
 predictions/       what heads of folds predict for their fold, likewise
+spec.json          what the heads are, where settings alone do not say, as for learnt prompts
 weights/<id>/{last,best,cv}/   head.safetensors and config.json
 state/             what unfinished batches of heads go on from
 heads.csv, heads.parquet       one row a head, with its curve
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -110,6 +112,26 @@ class RunFolder:
             write_atomic(folder.path / "env.json", run.to_bytes())
         write_atomic(folder.path / "config.toml", to_toml(config).encode())
         return folder
+
+    def keep_spec(self, spec: Mapping[str, Any]) -> None:
+        """Note what the heads of this run are, where settings alone do not say.
+
+        Args:
+            spec: Plain JSON values, as `raffect.heads.head_batch.HeadSpec.to_json` has them.
+
+        Raises:
+            RaffectError: If those that are here are others.
+        """
+        file = self.path / "spec.json"
+        if file.exists():
+            before = parse_object(file.read_bytes(), file, _RESTORE)
+            names = [name for name in spec if before.get(name) != spec[name]]
+            require(
+                not names,
+                f"--out {self.path}: its heads have another {' and '.join(names)}, since a prompt "
+                "set or the weights were others when they were made; name a new folder",
+            )
+        write_atomic(file, json.dumps(dict(spec), indent=1).encode())
 
     def read_run(self) -> RunRecord:
         """Versions, machine and facts of the data.

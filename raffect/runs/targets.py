@@ -14,7 +14,7 @@ from raffect.datasets.labels import read_values
 from raffect.datasets.targets import TargetFacts, read_targets, require_numbers
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
-from raffect.heads.retrieval import TargetVectors
+from raffect.heads.retrieval import CandidateVectors
 from raffect.metrics.retrieval import Candidates, Contrastive, find_candidates
 from raffect.metrics.task_kinds import kind_of
 
@@ -33,9 +33,9 @@ class TargetSet:
     facts: TargetFacts
     candidates: Candidates
 
-    def to(self, device: torch.device) -> TargetVectors:
+    def to(self, device: torch.device) -> CandidateVectors:
         """The same on a device."""
-        return TargetVectors.of(self.vectors, self.candidates, device)
+        return CandidateVectors.of(self.vectors, self.candidates, device)
 
 
 def open_targets(

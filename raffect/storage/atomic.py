@@ -50,10 +50,10 @@ def atomic_path(path: Path) -> Generator[Path]:
         _sync(path.parent)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Write ``content`` to ``path`` so that a reader sees all of it or the file before it."""
     if is_remote(path):
-        path.write_bytes(content)
+        path.write_bytes(bytes(content))
         return
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)

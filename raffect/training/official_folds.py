@@ -18,7 +18,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from raffect.config import TrainConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import require
 from raffect.metrics.intervals import Interval, plain_interval, score_interval
+from raffect.metrics.scores import Chance
 from raffect.metrics.task_kinds import kind_of
 from raffect.runs.conclusions import TrainResult
 from raffect.runs.data import open_dataset
@@ -37,6 +38,7 @@ from raffect.storage.atomic import write_atomic
 from raffect.storage.paths import locate
 from raffect.storage.records import Record
 from raffect.storage.tables import read_metadata, read_table, write_csv, write_table
+from raffect.training.train import train
 
 _COLUMN = "fold"
 _TITLES = {"uar": "UAR", "accuracy": "WAR", "macro_f1": "macro F1", "ccc": "CCC", "pcc": "PCC"}
@@ -55,6 +57,7 @@ class FoldScores(Record):
         sd: Score -> standard deviation over folds of the seeds' means.
         pooled: Score of all folds' answers together, the mean over seeds.
         interval_95: Of the pooled headline score, over clips or other groups of all folds.
+        chance: Of predictors that never look at a face, the mean over folds.
         caveat: What must stand beside them.
     """
 
@@ -66,6 +69,7 @@ class FoldScores(Record):
     sd: dict[str, float]
     pooled: dict[str, float]
     interval_95: Interval | None = None
+    chance: Chance
     caveat: str = ""
 
 
@@ -102,22 +106,21 @@ class OfficialFoldsResult:
             lines.append(f"{name} {_TITLES.get(key, key)} {over}, pooled {pooled}; folds {folds}")
 
         # Chance, caveat, and what comes next
-        chance = [chance_text(run.chance) for run in self.runs[:1]]
-        lines.append(f"{name} chance of fold {found.folds[0]}: {kind.title} {chance[0]}")
+        chance = chance_text(found.chance)
+        lines.append(f"{name} chance {kind.title} over {len(found.folds)} folds: {chance}")
         lines += [f"caveat: {found.caveat}"] if found.caveat else []
         lines.append(f"wrote {self.folder}: official_folds.json, official_folds.csv, a run a fold")
         runs = shlex.join(str(run.folder) for run in self.runs)
         return [*lines, f"next: raffect report --runs {runs}"]
 
 
-def train_on_folds(config: TrainConfig) -> OfficialFoldsResult:
+def train_on_official_folds(config: TrainConfig) -> OfficialFoldsResult:
     """Train and judge on every official fold; finished heads are not trained again.
 
     Raises:
-        RaffectError: If the label table has no official folds, or a fold cannot be trained.
+        RaffectError: If the label table has no official folds, or a fold cannot be trained or has a
+            head that diverged.
     """
-    from raffect.training.train import train
-
     # Folds of the label table
     incomplete = config.allow_incomplete
     dataset = open_dataset(
@@ -144,7 +147,7 @@ def train_on_folds(config: TrainConfig) -> OfficialFoldsResult:
     require(len(folds) >= 2, f"--folds official: {file} has fewer than two folds")
 
     # A run a fold
-    runs = []
+    runs, judged = [], []
     for fold in folds:
         folder = config.out / f"fold-{fold}"
         own = config.out / "labels" / f"fold-{fold}" / f"{dataset.task.name}.parquet"
@@ -153,7 +156,8 @@ def train_on_folds(config: TrainConfig) -> OfficialFoldsResult:
         found = train(dataclasses.replace(config, **settings))
         assert isinstance(found, TrainResult)
         runs.append(found)
-    scores = score_folds(runs, folds)
+        judged.append(read_judged(found, fold))
+    scores = score_folds(runs, folds, judged)
     write_atomic(config.out / "official_folds.json", scores.to_bytes())
     write_csv(config.out / "official_folds.csv", _rows(scores))
     return OfficialFoldsResult(folder=config.out, scores=scores, runs=tuple(runs))
@@ -168,33 +172,77 @@ def _write_fold(labels: pa.Table, fold: int, file: Path) -> None:
     write_table(labels.set_column(place, "split", split), file, metadata)
 
 
-def score_folds(runs: Sequence[TrainResult], folds: Sequence[int]) -> FoldScores:
+class Judged(NamedTuple):
+    """Statistics of one fold's heads after their last epoch.
+
+    Attributes:
+        groups: Names of the fold's groups.
+        heads: Of each seed, shape (groups, A, B).
+    """
+
+    groups: Sequence[str]
+    heads: list[np.ndarray]
+
+
+def read_judged(run: TrainResult, fold: int) -> Judged:
+    """What the heads of a fold answered.
+
+    Raises:
+        RaffectError: If one of them diverged.
+    """
+    folder = RunFolder(run.folder)
+    found = [folder.statistics_of(record, "last") for record in run.records]
+    heads = [statistics for statistics in found if statistics is not None]
+    require(
+        len(heads) == len(run.records),
+        f"{run.folder}: a head of fold {fold} diverged; try a smaller optim.lr or sam.rho",
+    )
+    statistics = folder.read_statistics(run.records[0])
+    assert statistics is not None  # its head has some
+    return Judged(statistics.groups, heads)
+
+
+def pool_groups(judged: Sequence[Judged]) -> np.ndarray:
+    """Statistics of all folds, shape (S, G, A, B): a group in several folds is one group."""
+    number: dict[str, int] = {}
+    for name in (name for fold in judged for name in fold.groups):
+        number.setdefault(name, len(number))
+    first = judged[0].heads[0]
+    pooled = np.zeros((len(judged[0].heads), len(number), *first.shape[1:]), first.dtype)
+    for fold in judged:
+        places = [number[name] for name in fold.groups]
+        for seed, head in enumerate(fold.heads):
+            pooled[seed, places] += head
+    return pooled
+
+
+def mean_chance(chances: Sequence[Chance]) -> Chance:
+    """The mean over folds; the best constant may be another one in each."""
+    answers = {chance.answer for chance in chances}
+    majority = [chance.majority for chance in chances if chance.majority is not None]
+    prior = [chance.prior for chance in chances if chance.prior is not None]
+    return Chance(
+        answer=answers.pop() if len(answers) == 1 else "the best constant of each fold",
+        majority=float(np.mean(majority)) if majority else None,
+        prior=float(np.mean(prior)) if prior else None,
+    )
+
+
+def score_folds(
+    runs: Sequence[TrainResult], folds: Sequence[int], judged: Sequence[Judged]
+) -> FoldScores:
     """Scores of every fold, their mean, and those of all folds together.
 
     Args:
         runs: The run of each fold, with the same seeds.
         folds: Their numbers.
-
-    Raises:
-        RaffectError: If a head diverged in some fold.
+        judged: Of `read_judged`, a fold each.
     """
-    # Statistics of each head's last epoch by group: S arrays of (groups, A, B) for each fold
     task, kind = runs[0].data.task, kind_of(runs[0].data.task)
-    by_fold = []
-    for fold, run in zip(folds, runs, strict=True):
-        folder = RunFolder(run.folder)
-        found = [folder.statistics_of(record, "last") for record in run.records]
-        heads = [statistics for statistics in found if statistics is not None]
-        require(
-            len(heads) == len(run.records),
-            f"{run.folder}: a head of fold {fold} diverged; try a smaller optim.lr or sam.rho",
-        )
-        by_fold.append(heads)
-
     # A score a seed and fold, and the folds together
     seeds = tuple(record.recipe.seed for record in runs[0].records)
-    each = [[kind.score(head.sum(0), task).metrics for head in heads] for heads in by_fold]
-    pooled_SGAB = [np.concatenate(parts) for parts in zip(*by_fold, strict=True)]
+    each = [[kind.score(head.sum(0), task).metrics for head in fold.heads] for fold in judged]
+    pooled_SGAB = pool_groups(judged)
     pooled = [kind.score(head.sum(0), task).metrics for head in pooled_SGAB]
     keys = [key for key in ("uar", "accuracy", *each[0][0]) if key in each[0][0]]
     values = {
@@ -209,7 +257,8 @@ def score_folds(runs: Sequence[TrainResult], folds: Sequence[int]) -> FoldScores
         mean={key: float(np.mean(found)) for key, found in values.items()},
         sd={key: float(np.std(found, ddof=1)) for key, found in values.items()},
         pooled={key: float(np.mean([head[key] for head in pooled])) for key in values},
-        interval_95=plain_interval(score_interval(np.array(pooled_SGAB), kind)),
+        interval_95=plain_interval(score_interval(pooled_SGAB, kind)),
+        chance=mean_chance([run.chance for run in runs]),
         caveat=runs[0].data.caveat,
     )
 

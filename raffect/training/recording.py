@@ -11,7 +11,7 @@ import torch
 from raffect.bank.features import FeatureIndex
 from raffect.datasets.tasks import Task
 from raffect.heads.fit import FitJob, count, score_name
-from raffect.heads.loss_kinds import LossKind
+from raffect.heads.loss_kind import LossKind
 from raffect.heads.predicting import predict
 from raffect.heads.samples import Samples
 from raffect.heads.snapshots import Fitted, History

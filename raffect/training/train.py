@@ -33,7 +33,6 @@ from raffect.storage.atomic import write_atomic
 from raffect.storage.records import Record
 from raffect.training.batch_job import BatchJob, CvEpochs
 from raffect.training.checks import check_before, find_left_out
-from raffect.training.official_folds import OfficialFoldsResult, train_on_folds
 from raffect.training.run_batch import (
     for_elsewhere,
     open_data,
@@ -64,7 +63,7 @@ class EpochNote(Record):
     text: str
 
 
-def train(config: TrainConfig) -> TrainResult | SweepResult | OfficialFoldsResult:
+def train(config: TrainConfig) -> TrainResult | SweepResult:
     """Train, judge and record; heads that are finished already are not trained again.
 
     Returns:
@@ -73,8 +72,10 @@ def train(config: TrainConfig) -> TrainResult | SweepResult | OfficialFoldsResul
     Raises:
         RaffectError: If the data or settings do not allow it.
     """
-    if config.folds == "official":
-        return train_on_folds(config)
+    require(
+        config.folds != "official",
+        "--folds official: a run for each fold, which raffect.train_on_official_folds trains",
+    )
     with stage(f"reading {config.labels} and {config.bank}"):
         dataset = open_data(config, [config.head])
     return train_on(config, dataset)
@@ -104,6 +105,8 @@ def train_on(
     for loss in dict.fromkeys(recipe.loss for recipe in recipes):
         check_before(dataclasses.replace(config, leave_out=(), loss=loss), dataset, spec)
     folder = RunFolder.create(config, dataset.facts, dataset.fingerprint)
+    if spec is not None:
+        folder.keep_spec(spec.to_json())
 
     # The epoch, cross-validated on folds
     cv_epochs: dict[str, int] = {}

@@ -11,6 +11,7 @@ from raffect.bank.import_npy import import_npy
 from raffect.cli import main
 from raffect.config import BankImportConfig
 from raffect.datasets.affwild2.tasks import EXPR
+from raffect.errors import RaffectError
 
 
 def write(folder, count=300, dtype=np.float32, seed=0):
@@ -88,6 +89,15 @@ def test_bad_input_is_one_line_and_no_bank(tmp_path, capsys, change, line):
     assert main(["bank", "import", *words, *(["--name", name] if name else [])]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert line in error
+    assert not (tmp_path / "bank").exists()
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04rubbish", b"", b"\x93NUMPY\x01\x00v\x00{'descr"])
+def test_a_damaged_array_is_one_line_and_no_bank(tmp_path, content):
+    write(tmp_path)
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(RaffectError, match=r"--npy .*x.npy: not a readable array \("):
+        import_npy(importing(tmp_path))
     assert not (tmp_path / "bank").exists()
 
 

@@ -1,11 +1,14 @@
 """`raffect prepare --map`: labels in the classes of another data set, by name."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.tasks import EXPR, read_task
+from raffect.datasets.expressions import expression_task
 from raffect.datasets.labels import read_labels
 from raffect.datasets.prepare import prepare
 from raffect.datasets.synthetic.layouts import LAYOUTS
@@ -40,10 +43,27 @@ def test_mafw_gets_the_classes_and_numbers_of_dfew_by_name(sets, tmp_path):
     lost = sum(name is None for name in expected.values())
     (line,) = [line for line in report.lines() if "are unlabelled: " in line]
     assert line.startswith(f"mapped: {lost} samples of other classes are unlabelled: Contempt,")
+    # Its own words, those of lost classes left out; the other task's stay
+    names = json.loads(read_metadata(labels["expr"])["names"])
+    before = json.loads(read_metadata(sets["mafw"][3]["expr"])["names"])
+    assert names == {word: name for word, name in before.items() if name in seven}
+    words = json.loads(read_metadata(labels["compound"])["names"])
+    assert words == json.loads(read_metadata(sets["mafw"][3]["compound"])["names"])
+    assert "Disappointment" in before.values()
     # Folds and splits stay
     before = sets["mafw"][3]["expr"]
     assert labels["expr"]["fold"].equals(before["fold"])
     assert labels["expr"]["split"].to_pylist() == before["split"].to_pylist()
+
+
+def test_the_stored_words_of_a_set_name_the_classes_that_it_was_mapped_to(sets, tmp_path):
+    _, root, _, _ = sets["dfew"]
+    task = expression_task(("angry", "happy"))
+    rows = {"video": ["a"], "frame": np.array([1], np.int32), "split": ["train"], "expression": [0]}
+    write_table(pa.table(rows), tmp_path / "own.parquet", {"task": task.to_bytes().decode()})
+    _, _, labels, _ = run(root, tmp_path / "out", "dfew", map=tmp_path / "own.parquet")
+    names = json.loads(read_metadata(labels["expr"])["names"])
+    assert names == {"0": "happy", "3": "angry"}
 
 
 def test_dfew_as_mafw_names_the_classes_that_it_lacks(sets, tmp_path):

@@ -1,6 +1,7 @@
 """Data sets as they come: each importer returns what the drawn copy of its layout holds."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 
 from raffect.cli import main
 from raffect.config import PrepareConfig
+from raffect.datasets.affwild2.annotations import IMAGES
 from raffect.datasets.affwild2.tasks import read_task
 from raffect.datasets.importers import BY_ROOT
 from raffect.datasets.labels import read_labels
 from raffect.datasets.prepare import prepare
+from raffect.datasets.root import scan_root
 from raffect.datasets.synthetic.layouts import LAYOUTS
 from raffect.datasets.synthetic.tree import EDITION, count_drawn, write_synthetic
 from raffect.errors import RaffectError
@@ -53,6 +56,28 @@ def test_a_root_is_recognised_and_the_report_says_by_what(layout, prepared_sets)
     report, _, _, problems = prepared_sets[layout]
     assert report.lines()[0].startswith(f"recognised: {NAME_OF[layout]}, by ")
     assert problems == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_auto_writes_what_the_named_set_does_byte_for_byte(layout, trees, prepared_sets, tmp_path):
+    by_auto = prepared_sets[layout][0]
+    named = run(trees[layout][1], tmp_path, NAME_OF[layout])[0]
+    for file in (by_auto.manifest, *by_auto.labels.values()):
+        twin = tmp_path / file.relative_to(by_auto.manifest.parent)
+        assert file.read_bytes() == twin.read_bytes()
+    assert named.labels.keys() == by_auto.labels.keys()
+
+
+def test_cells_that_move_to_another_row_are_another_digest(tmp_path):
+    digests = set()
+    for k, content in enumerate(("a,b\nc\n", "a\nb,c\n", '"a\nb"\nc\n', "a,b,c\n")):
+        (tmp_path / str(k)).mkdir()
+        (tmp_path / str(k) / "x.csv").write_text(content)
+        root = scan_root(tmp_path / str(k))
+        assert root.peek_cells("x.csv")[0][0] == "a"
+        list(root.iter_cells("x.csv"))
+        digests.add(root.digest)
+    assert len(digests) == 4
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -286,3 +311,41 @@ def test_ten_lines_of_the_documents_turn_other_data_sets_into_tables(tmp_path, m
     with pytest.raises(RaffectError, match="expected 2 to 1000"):  # of one picture
         rows("fer", "fer.csv")
     assert Path("fer.csv").read_text().splitlines()[1] == "00000.png,train,happiness"
+
+
+def test_no_picture_of_affwild2_is_listed_before_it_is_needed(tree, tmp_path, monkeypatch):
+    listed = []
+    scandir = os.scandir
+
+    def note(path):
+        listed.append(os.path.relpath(path, tree))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", note)
+    for dataset in ("affwild2", "auto"):
+        listed.clear()
+        prepare(PrepareConfig(dataset=dataset, root=tree, out=tmp_path / dataset))
+        videos = [path for path in listed if path.startswith("cropped_aligned/")]
+        assert len(videos) == len(set(videos)) > 0
+    root = scan_root(tree, skip=IMAGES)
+    assert root.skipped == [("cropped_aligned", 1)]
+    assert not any(name.endswith(".jpg") for names in root.files.values() for name in names)
+
+
+def test_a_set_with_pictures_in_a_folder_named_as_those_of_affwild2_is_read(trees, tmp_path):
+    plan, root = trees["dfew"]
+    shutil.copytree(root, tmp_path / "tree")
+    (tmp_path / "tree/DFEW_Frame_Face").rename(tmp_path / "tree/cropped_aligned")
+    _, manifest, _, problems = run(tmp_path / "tree", tmp_path / "out", "auto")
+    assert len(manifest) == len(plan.pictures)
+    assert problems == []
+
+
+def test_what_is_ignored_in_folders_of_clips_is_counted_once(trees, tmp_path):
+    _, root = trees["afew"]
+    shutil.copytree(root, tmp_path / "tree")
+    clip = next((tmp_path / "tree").rglob("*.jpg")).parent
+    (clip / "cover.jpg").write_bytes(PIXELS[".jpg"])
+    report = run(tmp_path / "tree", tmp_path / "out", "afew")[0]
+    (line,) = [line for line in report.lines() if "without a frame number" in line]
+    assert "1 pictures without a frame number beside numbered ones" in line

@@ -17,12 +17,12 @@ from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.evaluation import scan
 from raffect.evaluation.choose_rules import RULES_FILE
 from raffect.evaluation.ensemble import load_ensembles
-from raffect.evaluation.pick import pick_heads
 from raffect.evaluation.scan import predict_frames
 from raffect.heads.checkpoint import read_card
 from raffect.predictions.rules import WeightedHead, plain_rules
 from raffect.predictions.table import read_facts
 from raffect.recipe import HeadConfig, Recipe
+from raffect.runs.pick import pick_heads
 from tests.helpers.banks import IDENTITY, make_manifest
 from tests.helpers.heads import make_head
 from tests.helpers.runs import draw_confusion, make_run

@@ -13,9 +13,10 @@ from raffect.bank.in_order import frames_in_order
 from raffect.datasets.affwild2.tasks import EXPR, VA
 from raffect.evaluation import scan
 from raffect.evaluation.ensemble import load_ensembles
-from raffect.evaluation.pick import pick_heads
 from raffect.evaluation.scan import predict_frames
+from raffect.heads.checkpoint import read_card
 from raffect.recipe import HeadConfig, Recipe
+from raffect.runs.pick import pick_heads
 from tests.helpers.banks import IDENTITY, draw_bank, fill_bank, make_manifest
 from tests.helpers.heads import make_head
 
@@ -140,3 +141,17 @@ def test_each_shard_is_read_once_and_few_are_kept_for_windows(tmp_path, heads, m
     assert sorted(read) == list(range(30))
     # A block of two shards, and 6 frames on both sides: two more, and where the ends cut them
     assert most[0] <= 6
+
+
+def test_heads_that_were_trained_on_clips_say_so_in_a_bank(bank, heads, tmp_path):
+    recipe, folder = temporal(EXPR, window=4, stride=2), tmp_path / "clips"
+    make_head(folder, EXPR, recipe=recipe)
+    data = dataclasses.replace(read_card(folder).data, of_clips=True)
+    make_head(folder, EXPR, recipe=recipe, data=data)
+    out = tmp_path / "p.parquet"
+    config = raffect.PredictConfig(bank=tmp_path / "bank", head=(folder,), out=out)
+    what = "trained on 4 frames evenly spread over a clip, used here on windows of 4 neighbouring"
+    assert f"{what} frames, stride 2" in raffect.predict(config).facts.caveats
+    # Heads of frames say nothing of the kind.
+    mlp = dataclasses.replace(config, head=(tmp_path / "expr" / "weights" / "h0" / "last",))
+    assert not any("used here" in caveat for caveat in raffect.predict(mlp).facts.caveats)

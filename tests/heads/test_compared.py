@@ -16,6 +16,9 @@ from raffect.heads.head_batch import EmbeddingSpec
 from raffect.heads.head_kinds import HEAD_KINDS, read_spec
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.pooled import PooledSpec
+from raffect.heads.projection import ProjectionSpec
+from raffect.heads.released_emoclip import ReleasedEmoclipSpec
+from raffect.heads.temporal import TemporalSpec
 from raffect.recipe import HeadConfig
 from tests.helpers.small_heads import CPU, DIM, make_card
 
@@ -189,7 +192,29 @@ def test_a_pooled_head_is_the_mean_of_the_normalised_features_that_are_there():
     assert torch.allclose(single.norm(dim=-1), torch.tensor(1 / 0.07))
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PooledSpec(DIM),
+        ProjectionSpec(DIM, 5),
+        ReleasedEmoclipSpec(DIM, 1, 1),
+        TemporalSpec(DIM, 8, 1, 2, 4, DIM, compares=True),
+    ],
+    ids=lambda spec: spec.kind,
+)
+def test_a_row_is_missing_only_where_all_of_it_is_nan(spec):
+    heads, x = make_heads(spec), make_batch(3, 4)
+    x[1, 2] = float("nan")
+    x[2, 2, 0] = float("nan")  # a fault of the features, which no head hides
+    found = heads.predict(heads.rows, heads.buffers, x)
+    assert found[:, :2].isfinite().all()
+    assert found[:, 2].isnan().any(-1).all()
+    # The scale of those that learn one has one shape.
+    assert spec.weights.get("logit_scale", ()) == ()
+
+
 GOOD = ComparedSpec(PooledSpec(DIM), CLASSES).to_json()
+CLASSIFIER = TemporalSpec(DIM, 8, 1, 2, 3, CLASSES).to_json()
 HOSTILE = [
     {"kind": "compared"},
     GOOD | {"more": 1},
@@ -205,6 +230,7 @@ HOSTILE = [
     GOOD | {"inner": {"kind": "mlp", "dim": 4, "width": 0, "depth": 0, "outputs": 4}},
     GOOD
     | {"inner": {"kind": "mlp", "dim": 4, "width": 0, "depth": 0, "outputs": 4, "normalise": "l2"}},
+    GOOD | {"inner": CLASSIFIER},
     GOOD | {"inner": {"kind": "pooled"}},
     GOOD | {"inner": {"kind": "pooled", "dim": 10**9}},
     GOOD | {"inner": {"kind": "pooled", "dim": "x" * 10_000}},

@@ -11,13 +11,15 @@ from torch.nn import functional as F
 
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.errors import RaffectError
+from raffect.heads.contrastive import require_answers
 from raffect.heads.fit import count, fit
 from raffect.heads.head_batch import EmbeddingSpec, normalise
-from raffect.heads.loss_kinds import Terms, loss_kind, require_answers
+from raffect.heads.loss_kind import Terms, Truth
+from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.losses import cvar, info_nce_losses, sample_means, text_shares
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.objective import Objective
-from raffect.heads.retrieval import TargetVectors
+from raffect.heads.retrieval import CandidateVectors, count_hits
 from raffect.heads.workers import Workers
 from raffect.metrics.retrieval import find_candidates
 from raffect.recipe import Recipe, with_settings
@@ -160,6 +162,10 @@ class LinearSpec(EmbeddingSpec, ModuleSpec):
     dim: int = DIM
     num_penalties = 2
     kind = "linear"
+
+    @property
+    def length(self):
+        return self.dim
 
     @property
     def weights(self):
@@ -397,10 +403,10 @@ def test_hits_are_those_of_a_search_one_by_one(size):
     y = np.stack([rng.integers(0, size, 60), rng.integers(0, 4, 60)], 1)
     y[:5, 0], video = size - 1, rng.integers(0, 3, 60)
     outputs = torch.from_numpy(vectors[y[:, 0]] + rng.normal(size=(2, 60, 3)) * size**-0.5)
-    targets = TargetVectors.of(vectors, find_candidates(vectors, y), CPU)
+    targets = CandidateVectors.of(vectors, find_candidates(vectors, y), CPU)
     kind = loss_kind(CAPTIONS, targets)
-    arguments = torch.from_numpy(y), torch.from_numpy(video), 3
-    found = kind.count(outputs, *arguments).numpy()
+    truth = Truth(torch.from_numpy(y), torch.from_numpy(video), 3)
+    found = kind.count(outputs, truth).numpy()
     for head in range(2):
         hits = brute_force(outputs[head], y.tolist(), vectors)
         assert 2 < hits.sum() < 58
@@ -408,7 +414,7 @@ def test_hits_are_those_of_a_search_one_by_one(size):
             for number in range(4):
                 here = (video == group) & (y[:, 1] == number)
                 assert found[head, group, number, :2].tolist() == [hits[here].sum(), here.sum()]
-        assert np.array_equal(kind.count(outputs[head : head + 1], *arguments)[0], found[head])
+        assert np.array_equal(kind.count(outputs[head : head + 1], truth)[0], found[head])
 
 
 def test_hits_do_not_depend_on_how_many_samples_are_judged_at_once(monkeypatch):
@@ -422,7 +428,8 @@ def test_hits_do_not_depend_on_how_many_samples_are_judged_at_once(monkeypatch):
 def test_a_head_that_says_nothing_has_no_more_than_chance():
     samples = make_samples("captions")
     kind = prior_of("captions", samples).kind
-    counts = kind.count(torch.zeros(1, len(samples), DIM), samples.y, samples.video, 1)[0, 0]
+    truth = Truth(samples.y, samples.video, 1)
+    counts = kind.count(torch.zeros(1, len(samples), DIM), truth)[0, 0]
     assert counts[:, 0].sum() == (samples.y[:, 0] == 0).sum()  # the first candidate, of ties
     assert counts[:, 2] == pytest.approx(counts[:, 1] / 12)
 
@@ -436,3 +443,17 @@ def test_losses_of_a_kind_are_those_of_its_vectors():
     same = torch.tensor([[k - (k % 4 == 3) for k in target[0, :, 0].tolist()]])
     torch.testing.assert_close(found, info_nce(outputs, text, same))
     assert mask is None
+
+
+@pytest.mark.parametrize("count", [5, 3000])
+def test_no_sample_has_no_hits(count):
+    vectors = np.random.default_rng(0).normal(size=(count, 4)).astype(np.float16)
+    candidates = find_candidates(vectors, np.array([[0, 0], [1, 1]]))
+    targets = CandidateVectors.of(vectors, candidates, CPU)
+    none = torch.empty(0, dtype=torch.int64)
+    assert targets.take(none, torch.float32).shape == (0, 4)
+    hits = count_hits(
+        torch.empty(2, 0, 4), Truth(none.view(0, 1).expand(0, 2), none, 3), 2, targets
+    )
+    assert hits.shape == (2, 3, 2, 4)
+    assert not hits.any()

@@ -288,6 +288,7 @@ CASES = [
     (AttentiveSpec(), torch.float64, {"optim__name": "sgd", "optim__lr": 0.1}, 1e-9),
     (AttentiveSpec(), torch.float32, {"sam__independent_dropout": True}, 1e-4),
     ("captions", torch.float64, {"loss__order": 0.3}, 1e-9),
+    ("captions", torch.float32, {}, 1e-5),
     ("captions", torch.float64, {"loss__leave_out": "Joy", "loss__soft_targets": 0.1}, 1e-9),
 ]
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.heads import losses, sam
-from raffect.heads.loss_kinds import Terms, loss_kind
+from raffect.heads.loss_kind import Terms, Truth
+from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.losses import (
     ccc_loss,
     class_shift,
@@ -301,12 +302,12 @@ def test_what_is_predicted_from_probabilities_is_what_is_counted():
     outputs, video = torch.from_numpy(rng.normal(0, 2, (2, 50, 8))), torch.zeros(50).long()
     true, labels = torch.from_numpy(rng.integers(0, 8, 50)), eight_labels()
     kind = loss_kind(EXPR)
-    counts = kind.count(outputs, true, video, 1)[:, 0]
+    counts = kind.count(outputs, Truth(true, video, 1))[:, 0]
     for head, confusion in zip(kind.probabilities(outputs), counts, strict=True):
         expected = confusion_matrix(true, head.argmax(-1), labels=range(8))
         assert np.array_equal(confusion, expected)
     kind, active = loss_kind(labels), torch.from_numpy(rng.integers(0, 2, (50, 8)))
-    counts = kind.count(outputs, active, video, 1)[:, 0]
+    counts = kind.count(outputs, Truth(active, video, 1))[:, 0]
     is_on = kind.probabilities(outputs) >= 0.5
     assert counts[..., 0].tolist() == (is_on & (active == 1)).sum(1).tolist()
     assert counts[..., 1].tolist() == (is_on & (active == 0)).sum(1).tolist()
@@ -317,8 +318,8 @@ def test_values_are_clipped_where_they_are_judged_and_not_where_they_are_learnt(
     true = torch.tensor([[-1.0, -0.5], [1.0, 0.5], [0.0, 0.0]])
     outputs, video = (40 * true[None]).requires_grad_(), torch.zeros(3).long()
     kind = loss_kind(VA)
-    moments = kind.count(outputs.detach(), true, video, 1)
-    assert torch.equal(moments, kind.count(40 * true[None].sign(), true, video, 1))
+    moments = kind.count(outputs.detach(), Truth(true, video, 1))
+    assert torch.equal(moments, kind.count(40 * true[None].sign(), Truth(true, video, 1)))
     assert moments[..., 2:5].abs().max() <= 2
     # In training the loss is that of the outputs themselves, and pulls each back
     losses_PN, _ = kind.losses(outputs, true, Terms())
@@ -341,3 +342,15 @@ def test_perfect_agreement_costs_nothing_and_its_opposite_two():
     assert ccc_loss(-target, target).item() == pytest.approx(2)
     # Shifted, which Pearson's correlation would not see.
     assert 0 < ccc_loss(target + 0.5, target).item() < 1
+
+
+def test_the_class_that_a_head_leaves_out_is_not_counted_by_any_kind_of_classes():
+    outputs = torch.randn(3, 40, 8)
+    truth = Truth(torch.arange(40) % 8, torch.arange(40) % 2, 2)
+    plain = loss_kind(EXPR).count(outputs, truth)
+    found = loss_kind(EXPR).count(outputs, truth._replace(left_out=torch.tensor([-1, 5, 0])))
+    assert torch.equal(found[0], plain[0])
+    for head, number in ((1, 5), (2, 0)):
+        expected = plain[head].clone()
+        expected[:, number] = 0
+        assert torch.equal(found[head], expected)

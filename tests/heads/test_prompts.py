@@ -37,7 +37,8 @@ def read(tokens):
 
 def make_spec(**changes):
     shape = {"outputs": 8, "has_rest": False, "descriptors": 2, "tokens": TOKENS, "width": WIDTH}
-    values = {"dim": DIM, **shape, "scale": 10.0, "text_sha256": SHA, "read": read}
+    values = {"dim": DIM, **shape, "scale": 10.0, "text_sha256": SHA, "prompts_sha256": SHA}
+    values["read"] = read
     return PromptSpec(**{**values, **changes})
 
 
@@ -226,6 +227,7 @@ def test_a_spec_comes_back_from_its_json():
         GOOD | {"scale": "1"},
         GOOD | {"text_sha256": "x" * 10_000},
         GOOD | {"text_sha256": None},
+        GOOD | {"prompts_sha256": "1"},
     ],
     ids=lambda content: str(content)[-60:],
 )

@@ -16,7 +16,7 @@ from raffect.heads.learner import Learner
 from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.losses import cvar, sigmoid_losses, softmax_losses
 from raffect.heads.random import epoch_order
-from raffect.heads.retrieval import TargetVectors
+from raffect.heads.retrieval import CandidateVectors
 from raffect.heads.samples import Samples
 from raffect.metrics.retrieval import find_candidates
 from raffect.metrics.scores import Chance, JudgedScore
@@ -84,7 +84,7 @@ def prior_of(task, samples, vectors=None):
     y, found = samples.y.numpy(), None
     if task == "captions":
         vectors = make_vectors() if vectors is None else vectors
-        found = TargetVectors.of(vectors, find_candidates(vectors, y), CPU)
+        found = CandidateVectors.of(vectors, find_candidates(vectors, y), CPU)
     return loss_kind(TASKS[task], found).count_prior(y)
 
 

@@ -119,7 +119,6 @@ def write_class_captions(
         encoder.encode(captions),
         captions=captions,
         image_sha256=image_sha256,
-        scale=encoder.identity.scale,
         source=labels,
     )
     return file

@@ -15,7 +15,7 @@ from raffect.encoders.tower import build_model
 from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
 from raffect.storage.tables import read_metadata
-from tests.helpers.banks import TINY, make_manifest
+from tests.helpers.banks import TINY, fill_bank, make_manifest
 from tests.helpers.caption_tables import (
     make_captions,
     rows_of,
@@ -154,11 +154,38 @@ def test_whole_groups_are_held_out_where_nothing_validates(texts, tmp_path, colu
     assert any(part != parts[0] for part in parts)
 
 
+def test_two_people_of_a_video_are_held_out_together(tmp_path):
+    videos = [f"v{k}{side}" for k in range(8) for side in ("", "_left", "_right")]
+    fill_bank(tmp_path / "bank", make_manifest(dict.fromkeys(videos, 2)), identity=embedded())
+    lines = [f"{name},face {k}" for k, name in enumerate(videos)]
+    (tmp_path / "t.csv").write_text("\n".join(["video,caption", *lines]))
+    source = {"table": tmp_path / "t.csv", "validation_share": 0.5}
+    found = make_captions(tmp_path, tmp_path / "c.parquet", **source)
+    by_video: dict[str, set[str]] = {}
+    for row in rows_of(found):
+        by_video.setdefault(row["video"].partition("_")[0], set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in by_video.values())
+    assert found.in_both == 0
+
+
+def test_two_people_of_a_video_in_two_splits_are_a_caveat(tmp_path):
+    videos = ("a_left", "a_right", "b", "b_left", "c", "d", "d_left")
+    splits = ("train", "val", "test", "val", "train", "test", "train")
+    fill_bank(tmp_path / "bank", make_manifest(dict.fromkeys(videos, 2)), identity=embedded())
+    pairs = zip(videos, splits, strict=True)
+    lines = [f"{name},face {k},{split}" for k, (name, split) in enumerate(pairs)]
+    (tmp_path / "t.csv").write_text("\n".join(["video,caption,split", *lines]))
+    found = make_captions(tmp_path, tmp_path / "c.parquet", table=tmp_path / "t.csv")
+    assert found.in_both == 2
+    assert any(line.startswith("caveat: 2 videos are in train and") for line in found.lines())
+
+
 def test_a_video_that_trains_and_validates_is_a_caveat(texts, tmp_path):
     text = "video,frame,caption,split\nv00,1,lips parted,train\nv00,2,lips parted,val\n"
     (tmp_path / "t.csv").write_text(text)
     found = make_captions(texts, tmp_path / "c.parquet", table=tmp_path / "t.csv")
-    assert "caveat: 1 videos train and validate, so scores are optimistic" in found.lines()
+    line = "caveat: 1 videos are in train and in a split that is judged, so scores are optimistic"
+    assert line in found.lines()
 
 
 def test_frames_that_are_not_extracted_yet_wait(texts, tmp_path):

@@ -2,11 +2,14 @@
 
 import itertools
 import json
+import re
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import chisquare
 
 from raffect.bank.format import Bank
 from raffect.cli import main
@@ -16,9 +19,10 @@ from raffect.datasets.targets import read_targets
 from raffect.datasets.tasks import Task
 from raffect.encoders.text import open_text_encoder
 from raffect.errors import RaffectError
+from raffect.language.caption_labels import Labelled, caption_units
 from raffect.language.captions_result import CaptionFacts
 from raffect.language.classifiers import build_classifier
-from raffect.language.prompt_sets import prompts_for, read_prompt_set
+from raffect.language.prompt_sets import TaskPhrases, prompts_for, read_prompt_set
 from raffect.storage.tables import read_metadata
 from tests.helpers.banks import IDENTITY, fill_bank, make_manifest
 from tests.helpers.caption_tables import (
@@ -71,7 +75,6 @@ def test_targets_are_the_vectors_of_their_captions_by_the_weights_of_the_bank(te
     expected = unit(encoder.encode(captions).astype(np.float64))
     np.testing.assert_allclose(targets.vectors.astype(np.float64), expected, atol=1e-3)
     assert targets.facts.image_sha256 == embedded().weights_sha256
-    assert targets.facts.scale == pytest.approx(encoder.identity.scale)
 
 
 def test_targets_of_a_block_are_of_many_videos(texts, tmp_path):
@@ -95,6 +98,38 @@ def test_several_sets_and_own_templates_paraphrase(texts, tmp_path):
         phrases = [phrase for values in prompts.classes.values() for phrase in values]
         assert any(words in text and any(p in text for p in phrases) for text in captions)
     assert all(text.startswith("look at ") or text.endswith(" here") for text in captions)
+
+
+def test_phrases_are_drawn_uniformly_and_each_units_apart():
+    count, names = 6000, ("AU1", "AU2", "AU4")
+    phrases = {name: (tuple(f"{name}-{k}" for k in range(2 + i)),) for i, name in enumerate(names)}
+    sets = [
+        TaskPhrases("a", b"", ("one {}", "two {}"), phrases, ("rest-0", "rest-1", "rest-2")),
+        TaskPhrases("b", b"", ("three {}",), phrases, ("rest-3",)),
+    ]
+    active = np.ones((count, 3), bool)
+    active[::4] = False
+    video = [f"v{k}" for k in range(count)]
+    rows = Labelled(pa.table({"video": video}), active, np.ones_like(active), "x")
+    found = caption_units(rows, sets, seed=0)
+    texts = [found.texts[k] for k in found.table["target"].to_pylist()]
+    words = [re.findall(r"[^ ,]+-\d", text) for text in texts]
+    assert Counter(map(len, words)) == {1: count // 4, 3: count - count // 4}
+
+    # Templates, and phrases of all units together
+    first = Counter(text.split()[0] for text in texts)
+    assert chisquare(list(first.values())).pvalue > 0.001
+    together = Counter(tuple(found) for found in words if len(found) == 3)
+    assert len(together) == 2 * 3 * 4
+    assert chisquare(list(together.values())).pvalue > 0.001
+    at_rest = Counter(
+        text.split()[1] for text in texts if text.startswith(("one rest", "two rest"))
+    )
+    assert len(at_rest) == 3
+    assert chisquare(list(at_rest.values())).pvalue > 0.001
+    again = caption_units(rows, sets, seed=0)
+    assert again.table.equals(found.table)
+    assert not caption_units(rows, sets, seed=1).table.equals(found.table)
 
 
 @pytest.mark.parametrize("clips", ["runs", "stretches"])
@@ -224,8 +259,8 @@ def test_no_video_that_validates_expressions_is_trained_on_whoever_of_its_people
     # How many were dropped stands in the lines and in the table
     assert (found.facts.guard.videos, found.facts.guard.rows) == (5, 30)
     assert found.facts.guard.tables == ("expr.parquet",)  # no text names what va.parquet holds
-    line = "leak guard: 5 training videos (30 rows) left out, which are validation videos of expr"
-    assert line in "\n".join(found.lines())
+    line = "leak guard: 5 training videos (30 rows) left out, which are validation or test videos "
+    assert f"{line}of expr.parquet" in found.lines()
     kept = read_metadata(pq.read_table(found.out))["captions"]
     assert CaptionFacts.from_json(kept, "", "") == found.facts
 
@@ -242,8 +277,41 @@ def test_the_guard_takes_tables_and_can_be_turned_off(two_people, tmp_path):
     everything = [row for name in ("z", "left") for row in expr_rows(name, "validation")]
     more = write_rows(tmp_path / "more.parquet", EXPR, everything)
     tables = (str(labels / "expr.parquet"), str(more))
-    with pytest.raises(RaffectError, match=r"all 7 training videos are validation videos of expr"):
+    with pytest.raises(
+        RaffectError, match=r"all 7 training videos are validation or test videos of expr"
+    ):
         make_captions(two_people, tmp_path / "c.parquet", not_in=tables, **source)
+
+
+def test_no_video_that_another_table_tests_on_is_trained_on(two_people, tmp_path):
+    labels = two_people / "labels"
+    rows = [row for name in ("z_right", "w") for row in expr_rows(name, "test")]
+    tested = write_rows(tmp_path / "tested.parquet", EXPR, [*rows, *expr_rows("x", "train")])
+    source = {"from_labels": labels / "au.parquet", "not_in": (str(tested),)}
+    found = make_captions(two_people, tmp_path / "c.parquet", **source)
+    trained = {row["video"] for row in rows_of(found) if row["split"] == "train"}
+    assert trained == {"x", "x_left", "y_right", "y_left", "left"}
+
+
+def test_a_table_whose_splits_rows_do_not_have_guards_them(two_people, tmp_path):
+    labels = two_people / "labels" / "expr.parquet"
+    lines = ["x,lips parted", "z,jaw dropped", "u,brows raised"]
+    source = {"table": tmp_path / "t.csv", "labels": labels}
+    splits = ("train", "train", "val")
+    text = "\n".join(f"{line},{split}" for line, split in zip(lines, splits, strict=True))
+    (tmp_path / "t.csv").write_text(f"video,caption,split\n{text}")
+    found = make_captions(two_people, tmp_path / "c.parquet", **source)
+    assert found.facts.guard.tables == ("au.parquet", "expr.parquet")
+    # x_right is a validation video there
+    assert [(row["video"], row["split"]) for row in rows_of(found)] == [
+        ("u", "validation"),
+        ("z", "train"),
+    ]
+
+    # Splits that rows have from the table are its own
+    (tmp_path / "t.csv").write_text("video,caption\nz,jaw dropped\nv,lips parted")
+    found = make_captions(two_people, tmp_path / "d.parquet", **source)
+    assert found.facts.guard.tables == ("au.parquet",)
 
 
 def test_classes_are_judged_on_their_own_table_so_that_others_do_not_guard_them(
@@ -280,6 +348,19 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(texts, tm
     assert contents[0] != contents[2]
     files = {file.name for file in (tmp_path / "a").iterdir()}
     assert files == {"c.parquet", "c.targets.parquet"}
+
+
+def test_a_table_of_labels_is_never_replaced_and_one_of_captions_may_be(texts, tmp_path):
+    few = write_rows(
+        tmp_path / "au.parquet", AU, read_labels(texts / "labels" / "au.parquet").to_pylist()[::8]
+    )
+    before = few.read_bytes()
+    with pytest.raises(RaffectError, match="a table of labels is there"):
+        make_captions(texts, few, from_labels=few)
+    assert few.read_bytes() == before
+    for _ in range(2):
+        made = make_captions(texts, tmp_path / "c.parquet", from_labels=few)
+    assert made.out.exists()
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ def test_a_checkpoint_becomes_a_head_with_its_outputs(tmp_path, bank):
     assert (card.recipe.head.kind, card.recipe.head.window) == ("emoclip-released", 5)
     assert (card.task.kind, card.data.encoders) == ("contrastive", (IDENTITY,))
     assert "its training unknown" in card.data.caveat
-    assert (card.validation.metrics, card.chance.majority) == ({}, None)
+    assert (card.validation, card.chance.majority, card.data.labels) == (None, None, "")
+    assert card.epoch == 1
     assert isinstance(read_spec(card.head, tmp_path), EmbeddingSpec)
 
 
@@ -198,10 +199,14 @@ LAYER = "temporal.temporal_transformer.layers"
             {f"{LAYER}.7.1.fn.norm.bias": torch.zeros(DIM)},
             "from a released head of 3 layers",
         ),
-        ({"logit_scale": torch.tensor(torch.nan)}, "logit_scale is not whole"),
-        ({"logit_scale": torch.tensor(4)}, "logit_scale is not whole"),
-        ({"temporal.pos_embedding": torch.zeros(1, 1, 1).expand(1, 1024, DIM)}, "is not whole"),
-        ({"temporal.cls_token": torch.full((1, 1, DIM), torch.inf)}, "is not whole"),
+        ({"logit_scale": torch.tensor(torch.nan)}, "logit_scale is not of finite"),
+        ({"logit_scale": torch.tensor(4)}, "logit_scale is not of finite"),
+        ({"temporal.cls_token": torch.full((1, 1, DIM), torch.inf)}, "is not of finite"),
+        # A few numbers, or none, that claim any size.
+        ({"temporal.pos_embedding": torch.zeros(1, 1, 1).expand(1, 1024, DIM)}, "claims more"),
+        ({"backbone.conv1.weight": torch.zeros(1).expand(200_000, 500_000)}, "claims more"),
+        ({"mlp.0.weight": torch.zeros(9).as_strided((10**6, 9), (0, 1))}, "claims"),
+        ({"mlp.0.weight": torch.zeros(10**6, 10**6, device="meta")}, "claims more"),
         ({"module.temporal.cls_token": torch.zeros(1, 1, DIM)}, "has names twice"),
     ],
 )
@@ -225,4 +230,14 @@ def test_the_card_is_plain_json(tmp_path, bank):
     import_emoclip(config_of(save(tmp_path / "4.pth", make_state()), bank))
     content = json.loads((tmp_path / "head" / "config.json").read_text())
     assert content["head"] == SPEC.to_json()
-    assert content["data"]["labels"] == "unknown (imported from 4.pth)"
+    assert (content["data"]["labels"], content["validation"]) == ("", None)
+
+
+def test_a_tensor_whose_rows_are_in_another_order_is_whole(tmp_path, bank):
+    state = make_state()
+    name = f"{LAYER}.0.0.fn.fn.to_qkv.weight"
+    state[name] = state[name].T.contiguous().T
+    import_emoclip(config_of(save(tmp_path / "4.pth", state), bank))
+    head, _ = load_head(tmp_path / "head")
+    x = torch.randn(2, 5, DIM)
+    assert torch.equal(head(x), SPEC.build_module(make_state())(x))

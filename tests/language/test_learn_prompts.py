@@ -1,5 +1,6 @@
 """`raffect learn-prompts`: prompts learnt on a bank, judged as any head and beside written ones."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,14 +10,14 @@ from sklearn.metrics import f1_score
 
 import raffect
 from raffect.cli import main, parse
-from raffect.config import EvaluateConfig, LearnPromptsConfig, TrainConfig
+from raffect.config import EvaluateConfig, LearnPromptsConfig, TrainConfig, ZeroshotConfig
 from raffect.datasets.affwild2.tasks import AU, EXPR
 from raffect.encoders.text import open_text_encoder
 from raffect.encoders.text_tower import open_text_tower
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head
 from raffect.language.classifiers import build_classifier
-from raffect.language.learn_prompts import build_spec, group_names
+from raffect.language.learn_prompts import build_spec, describe_unused, group_names
 from raffect.language.prompt_sets import prompts_for
 from raffect.recipe import HeadConfig, OptimConfig
 from tests.helpers.texts import embedded, unit
@@ -284,3 +285,63 @@ def test_train_trains_no_prompts(texts, tmp_path):
     paths = {"bank": texts / "bank", "labels": texts, "out": tmp_path}
     with pytest.raises(RaffectError, match="kind prompts are trained by `raffect learn-prompts`"):
         TrainConfig(**paths, head=HeadConfig(kind="prompts"))
+
+
+# Words of prompt sets
+
+
+def write_set(file, phrase="lips parted", count=3):
+    phrases = [f"{phrase} {'very ' * k}wide" for k in range(count)]
+    names = "\n".join(f"{name} = {json.dumps(phrases)}" for name in EXPR.outputs)
+    file.write_text(f"[classes]\n{names}\n")
+    return str(file)
+
+
+@pytest.mark.parametrize("flag", ["start", "class_names"])
+def test_a_prompt_set_that_has_changed_since_is_refused(texts, tmp_path, flag):
+    file, out = tmp_path / "mine.toml", tmp_path / "run"
+    small = {"num_seeds": 1, "epochs": 1, "prompts": ()}
+    head = {"tokens": 0 if flag == "start" else 2, "descriptors": 1}
+    config = config_of(texts, out, head=head, **{flag: write_set(file, count=1)}, **small)
+    raffect.learn_prompts(config)
+    before = sorted(path.read_bytes() for path in out.glob("weights/*/last/*"))
+    # The same file under the same name goes on; of other words it does not, whatever the seeds.
+    raffect.learn_prompts(config)
+    write_set(file, "jaws parted", count=1)
+    for changed in (config, dataclasses.replace(config, num_seeds=2)):
+        with pytest.raises(RaffectError, match="its heads have another prompts_sha256") as caught:
+            raffect.learn_prompts(changed)
+        assert "\n" not in str(caught.value)
+    assert sorted(path.read_bytes() for path in out.glob("weights/*/last/*")) == before
+    (card,) = out.glob("weights/*/last/config.json")
+    assert json.loads(card.read_text())["head"] == json.loads((out / "spec.json").read_text())
+
+
+def test_prompts_beyond_the_descriptors_are_counted(texts, tmp_path):
+    more = {"head": {"tokens": 0, "descriptors": 2}, "start": write_set(tmp_path / "mine.toml")}
+    notes = describe_unused(config_of(texts, tmp_path / "run", **more), EXPR)
+    line = f"--start {tmp_path / 'mine.toml'}: 8 of its 24 prompts were not used, beyond"
+    assert notes == (f"{line} --head.descriptors 2 of a class; 3 use all",)
+    more["head"]["descriptors"] = 3
+    assert describe_unused(config_of(texts, tmp_path / "run", **more), EXPR) == ()
+
+
+def test_words_are_those_of_the_epoch_that_is_scored(found, encoder):
+    tower = open_text_tower(encoder, CPU)
+    for record in found.trained.records:
+        epoch = record.scores["cv"].epoch
+        head, _ = load_head(found.folder / "weights" / record.id / "cv")
+        words = [one for one in found.words if one.head == record.id]
+        assert {one.epoch for one in words} == {epoch}
+        near = tower.nearest(head.tokens.detach().flatten(0, 2), 1)
+        assert [one.cosines[0] for one in words] == pytest.approx([one[0][1] for one in near])
+
+
+def test_zeroshot_through_learnt_prompts_is_refused_in_one_line(texts, found, tmp_path):
+    config = ZeroshotConfig(
+        bank=texts / "bank", labels=texts, task="expr", out=tmp_path / "z", head=(found.folder,)
+    )
+    with pytest.raises(RaffectError, match="a head of learnt prompts, which are texts") as caught:
+        raffect.zeroshot(config)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "z").exists()

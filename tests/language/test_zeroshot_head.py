@@ -21,6 +21,7 @@ from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head, read_card, save_head
 from raffect.heads.projection import SCALE
 from raffect.language.prompt_sets import prompts_for
+from raffect.language.trained import read_trained, seen_lines
 from raffect.metrics.intervals import Headline
 from raffect.recipe import HeadConfig, LossConfig, OptimConfig, SamConfig
 from raffect.runs.against_erm import Difference
@@ -179,6 +180,7 @@ def test_features_without_a_head_stand_beside_with_a_paired_difference(judged):
             assert gain.interval_95 is None or gain.interval_95[0] <= gain.mean
         assert not other.gains
     lines = "\n".join(judged.lines())
+    assert "SET through RUN: texts of a prompt set, compared by the trained heads of a run" in lines
     assert "facs through projection " in lines
     assert "facs without a head " in lines
     assert "difference to no head: macro F1 " in lines
@@ -226,7 +228,22 @@ def test_videos_that_a_head_was_trained_on_are_named_where_it_is_judged_on_them(
     assert "captions of 4 of the 4 validation videos trained the heads of leaky: their" in lines
     other.unlink()
     config = dataclasses.replace(config, out=tmp_path / "again")
-    assert "any more, so what its heads have seen" in "\n".join(raffect.zeroshot(config).lines())
+    assert "any more: they may have seen these" in "\n".join(raffect.zeroshot(config).lines())
+
+
+def test_test_videos_that_a_head_was_trained_on_are_named(texts, projection, tmp_path):
+    labels = read_labels(texts / "labels" / "expr.parquet")
+    split = [
+        "test" if row["video"] in ("v00", "v01") else row["split"] for row in labels.to_pylist()
+    ]
+    table = labels.drop_columns(["split"]).append_column("split", [split])
+    write_table(table, tmp_path / "expr.parquet", read_metadata(labels))
+    config = zeroshot_of(texts, tmp_path / "out", projection, labels=tmp_path / "expr.parquet")
+    trained = read_trained(config, Bank(config.bank).require_identity())
+    dataset = open_dataset(config.bank, config.labels, "expr", ("validation",))
+    (line,) = seen_lines(trained, dataset)
+    assert line.startswith("caveat: captions of 2 of the 2 test videos trained the heads of proj")
+    assert "evaluate --split test" in line
 
 
 def test_its_heads_are_used_like_any_others(texts, projection, judged):
@@ -603,3 +620,72 @@ def test_cards_of_the_judged_heads_name_texts_and_run(judged):
         card = read_card(judged.folder / "weights" / record.id / "last")
         assert card.recipe.text.head in ("projection", "")
         assert card.task == EXPR
+
+
+def test_a_stride_means_nothing_to_heads_of_single_features(texts, captions, tmp_path):
+    strided = dataclasses.replace(PROJECTION, stride=4)
+    raffect.train(config_of(texts, captions, tmp_path / "strided", strided))
+    result = raffect.zeroshot(
+        zeroshot_of(texts, tmp_path / "out", tmp_path / "strided", select="none")
+    )
+    assert [(one.trained, one.window, one.stride) for one in result.scores] == [
+        ("strided", 1, 1),
+        ("", 1, 1),
+    ]
+
+
+@pytest.mark.cluster
+def test_a_stride_means_nothing_to_heads_that_never_saw_a_class(
+    texts, captions, left_out, tmp_path
+):
+    strided = dataclasses.replace(PROJECTION, stride=4)
+    runs = [left_out.folder, tmp_path / "unseen"]
+    raffect.train(config_of(texts, captions, runs[1], strided, leave_out=UNSEEN))
+    tables = []
+    for run in runs:
+        out = tmp_path / f"out-{run.name}"
+        (table,) = raffect.zeroshot(zeroshot_of(texts, out, run, select="none")).left_out
+        tables.append([one.trained.score for one in table.classes])
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.cluster
+def test_heads_of_one_run_that_differ_in_settings_are_refused(texts, captions, tmp_path):
+    base = vars(config_of(texts, captions, tmp_path / "tune", PROJECTION))
+    own = {name: value for name, value in base.items() if name in vars_of(TuneConfig)}
+    own |= {"select": "cv", "folds": 2, "save_heads": True}
+    space = ("head.window=1,3", "head.stride=1,4")
+    raffect.tune(TuneConfig(**own, space=space, baseline=False))
+    heads = sorted((tmp_path / "tune").glob("weights/*/last"))
+    assert len(heads) == 4
+    with pytest.raises(RaffectError, match="differ in head.window, head.stride; give those of one"):
+        raffect.zeroshot(zeroshot_of(texts, tmp_path / "out", *heads))
+    # Each of them alone, and the one that stands for the run
+    for k, head in enumerate((*heads, tmp_path / "tune")):
+        result = raffect.zeroshot(zeroshot_of(texts, tmp_path / f"out{k}", head, select="none"))
+        assert [one.trained for one in result.scores][:2] == ["tune", ""]
+        assert result.scores[0].gains
+
+
+def test_what_trained_an_imported_head_is_called_unknown(texts, projection, tmp_path):
+    (folder, *_) = projection.glob("weights/*/last")
+    module, card = load_head(folder)
+    imported = dataclasses.replace(card_with(card, labels=""), validation=None)
+    save_head(tmp_path / "mine", imported, module.state_dict())
+    result = raffect.zeroshot(
+        zeroshot_of(texts, tmp_path / "out", tmp_path / "mine", select="none")
+    )
+    line = "what trained the heads of mine is not known: they may have seen these very videos"
+    assert f"caveat: {line}" in result.lines()
+    assert "any more" not in "\n".join(result.lines())
+
+
+def test_heads_that_were_trained_on_clips_say_so_on_frames(texts, captions, tmp_path):
+    run = tmp_path / "windows"
+    raffect.train(config_of(texts, captions, run, WINDOWS))
+    (folder,) = run.glob("weights/*/last")
+    module, card = load_head(folder)
+    save_head(folder, card_with(card, of_clips=True), module.state_dict())
+    lines = raffect.zeroshot(zeroshot_of(texts, tmp_path / "out", run, select="none")).lines()
+    what = "trained on 3 frames evenly spread over a clip, used here on windows of 3 neighbouring"
+    assert f"caveat: {what} frames, stride 1" in lines

@@ -12,6 +12,7 @@ from sklearn.metrics import f1_score
 
 from benchmarks.populations import POPULATIONS
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
+from raffect.heads.loss_kind import Truth
 from raffect.heads.loss_kinds import loss_kind
 from raffect.metrics import worst
 from raffect.metrics.task_kinds import kind_of
@@ -54,8 +55,8 @@ def draw_frames(task, seed, frames=400):
 
 
 def count(task, true, outputs, video):
-    arrays = [torch.from_numpy(array) for array in (outputs, true, video)]
-    return loss_kind(task).count(*arrays, VIDEOS).numpy()
+    outputs, true, video = (torch.from_numpy(array) for array in (outputs, true, video))
+    return loss_kind(task).count(outputs, Truth(true, video, VIDEOS)).numpy()
 
 
 def score_by_frames(task, true, outputs):

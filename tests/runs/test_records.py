@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from raffect.cli import main
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.errors import RaffectError
-from raffect.evaluation.pick import find_heads
 from raffect.heads.checkpoint import read_card
 from raffect.metrics.scores import Chance, JudgedScore
 from raffect.metrics.task_kinds import kind_of
@@ -27,6 +26,7 @@ from raffect.recipe import NAMES, LossConfig, Recipe, digest, in_todays_words, w
 from raffect.runs.folder import RunFolder
 from raffect.runs.group_statistics import Statistics, read_statistics, write_statistics
 from raffect.runs.metrics_file import Metrics, SettingScores
+from raffect.runs.pick import find_heads
 from raffect.runs.records import Curve, HeadRecord
 from raffect.runs.spread import Spread
 from raffect.runs.tables import write_tables

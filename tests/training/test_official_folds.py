@@ -1,6 +1,7 @@
 """`raffect train --folds official`: scores by fold, their mean and pooled."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,15 @@ from raffect.datasets.expressions import expression_task
 from raffect.datasets.labels import read_labels, write_clip_labels
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head
+from raffect.metrics.scores import Chance
 from raffect.runs.data import open_dataset
-from raffect.training.official_folds import FoldScores
+from raffect.training.official_folds import (
+    FoldScores,
+    Judged,
+    mean_chance,
+    pool_groups,
+    train_on_official_folds,
+)
 from raffect.training.train import train
 from tests.helpers.banks import IDENTITY
 
@@ -69,7 +77,9 @@ def config_of(data, out, **more):
 
 @pytest.fixture(scope="module")
 def found(data, tmp_path_factory):
-    return train(config_of(data, tmp_path_factory.mktemp("run") / "run", num_seeds=2))
+    return train_on_official_folds(
+        config_of(data, tmp_path_factory.mktemp("run") / "run", num_seeds=2)
+    )
 
 
 def test_uar_and_war_by_fold_and_pooled_equal_scikit_learn(data, found):
@@ -151,8 +161,40 @@ def test_data_without_official_folds_and_other_commands_refuse_it(data, tmp_path
         bank=data / "bank", labels=tmp_path, out=tmp_path / "run", folds="official"
     )
     with pytest.raises(RaffectError, match="has no official folds; those of DFEW and MAFW have"):
+        train_on_official_folds(config)
+    with pytest.raises(RaffectError, match="which raffect.train_on_official_folds trains"):
         train(config)
     with pytest.raises(RaffectError, match="does not go with --select cv"):
         config_of(data, tmp_path, select="cv")
     with pytest.raises(RaffectError, match="--folds official: is for `raffect train`"):
         TuneConfig(bank=data, labels=data, out=tmp_path, folds="official")
+
+
+def test_chance_beside_the_mean_is_the_mean_over_folds(found):
+    each = [run.chance for run in found.runs]
+    assert len({chance.majority for chance in each}) > 1, "folds differ"
+    assert found.scores.chance.prior == pytest.approx(np.mean([c.prior for c in each]))
+    assert found.scores.chance.majority == pytest.approx(np.mean([c.majority for c in each]))
+    (line,) = [line for line in found.lines() if line.startswith("EXPR chance")]
+    assert line.startswith("EXPR chance macro F1 over 3 folds: ")
+    alike = [Chance(answer="always A", majority=k, prior=None) for k in (0.25, 0.75)]
+    assert mean_chance(alike) == Chance(answer="always A", majority=0.5, prior=None)
+
+
+def test_a_group_in_two_folds_is_one_group_of_the_pooled_answers():
+    rng = np.random.default_rng(0)
+    one, two = rng.integers(0, 9, (2, 2, 3, 3)), rng.integers(0, 9, (2, 3, 3, 3))
+    judged = [Judged(["a", "b"], list(one)), Judged(["c", "b", "d"], list(two))]
+    pooled = pool_groups(judged)
+    assert pooled.shape == (2, 4, 3, 3)
+    assert (pooled[:, 1] == one[:, 1] + two[:, 1]).all()
+    assert (pooled[:, [0, 2, 3]] == np.stack([one[:, 0], two[:, 0], two[:, 2]], 1)).all()
+
+
+def test_a_head_that_diverges_stops_before_the_next_fold(data, tmp_path):
+    config = config_of(data, tmp_path / "run", num_seeds=1)
+    config = replace(config, optim=replace(config.optim, lr=1e30))
+    with pytest.raises(RaffectError, match="fold-1.*diverged|every head diverged|no head"):
+        train_on_official_folds(config)
+    assert (tmp_path / "run/fold-1").exists()
+    assert not (tmp_path / "run/fold-2").exists()

@@ -45,6 +45,8 @@ _EDITION_2020 = {
 }
 
 _SEARCH_DEPTH = 3
+IMAGES = re.compile(r"cropped_aligned.*", re.I)
+"""Names of folders of pictures, millions of them: no annotation is looked for there."""
 
 
 class _VideoRows(NamedTuple):
@@ -362,12 +364,13 @@ def _has_mtl_header(file: Path) -> bool:
 
 
 def _walk(root: Path, depth: int) -> Iterator[Path]:
-    """A folder and the folders below it, except hidden ones and those with frames."""
+    """A folder and the folders below it, except hidden ones and those of pictures."""
     yield root
     if not depth:
         return
     try:
-        folders = [entry for entry in os.scandir(root) if entry.is_dir()]
+        entries = [entry for entry in os.scandir(root) if not IMAGES.fullmatch(entry.name)]
+        folders = [entry for entry in entries if entry.is_dir()]
     except OSError:
         return
     for path in sorted(entry.path for entry in folders if not entry.name.startswith(".")):

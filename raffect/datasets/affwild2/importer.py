@@ -5,7 +5,6 @@ Where they are Aff-Wild2's own the report shows how far they are from a complete
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.config import PrepareConfig
-from raffect.datasets.affwild2.annotations import Annotations, read_annotations
+from raffect.datasets.affwild2.annotations import IMAGES, Annotations, read_annotations
 from raffect.datasets.affwild2.tasks import COMPLETE
 from raffect.datasets.imported import Imported, SplitCounts
 from raffect.datasets.labels import read_values, select_split
@@ -31,7 +30,6 @@ _ANNOTATIONS = (
     r"(?:.*/)?(?:EXPR_(?:Classification|Recognition)|AU_Detection|VA_Estimation)_Challenge"
     r"/[^/]+/[^/]+\.txt"
 )
-_IMAGES = re.compile(r"(?:.*/)?cropped_aligned[^/]*", re.I)
 _SHOWN = 10
 _TOLERANCE = 0.1
 """How far counts of Aff-Wild2's annotations may be from a complete copy's, as a share of these."""
@@ -92,7 +90,7 @@ def import_affwild2(config: PrepareConfig, root: Root | None = None) -> Imported
     """
     # Images and annotations
     if config.root is not None:
-        config = _below_root(config, root or scan_root(config.root))
+        config = _below_root(config, root or scan_root(config.root, skip=IMAGES))
     start = time.perf_counter()
     listing = list_images(config.images)
     listed_s = time.perf_counter() - start
@@ -123,9 +121,11 @@ def import_affwild2(config: PrepareConfig, root: Root | None = None) -> Imported
 
 
 def _below_root(config: PrepareConfig, root: Root) -> PrepareConfig:
-    """The configuration with images and annotations as they lie below a root."""
-    named = [folder for folder in root.files if _IMAGES.fullmatch(folder)]
-    tops = [one for one in named if not any(one.startswith(f"{other}/") for other in named)]
+    """The configuration with images and annotations as they lie below a root.
+
+    Its walk has left the pictures out: `list_images` lists them.
+    """
+    tops = [folder for folder, _ in root.skipped]
     require(
         bool(config.images or tops),
         f"--root {config.root}: no folder cropped_aligned below it; name images with --images",

@@ -1,0 +1,364 @@
+"""`raffect robust`: heads of several runs on damaged copies of the frames of a split.
+
+    manifest + labels -> frames of the split -> a bank a copy -> heads of all runs -> scores
+
+Every copy is a bank of its own, made by `raffect extract` with the damage in its identity; pictures
+are damaged in memory alone. What is finished is kept, so a stop costs one shard a copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raffect.bank.features import are_blocks
+from raffect.bank.format import Bank
+from raffect.bank.running import note_of_run
+from raffect.config import EncoderConfig, ExtractConfig, RobustConfig
+from raffect.datasets.corruptions import VERSION, Corruption
+from raffect.datasets.labels import is_of_clips, read_labels, select_split
+from raffect.datasets.manifest import is_synthetic_manifest, read_manifest, write_manifest
+from raffect.datasets.tasks import Task
+from raffect.errors import RaffectError, require
+from raffect.evaluation.evaluate import count_heads, open_labels
+from raffect.evaluation.robustness import (
+    CLEAN_COPY,
+    Copy,
+    Robustness,
+    RobustResult,
+    RobustRun,
+    Scoring,
+)
+from raffect.extraction.corrupted import extract_corrupted, require_copies, without_mark
+from raffect.extraction.extract import is_finished
+from raffect.heads.checkpoint import require_encoder
+from raffect.heads.contrastive import require_answers
+from raffect.metrics.task_kinds import kind_of
+from raffect.metrics.worst import find_worst
+from raffect.progress import Progress, stage
+from raffect.provenance import describe_run
+from raffect.ray_session.session import ray_session
+from raffect.reporting.robustness import draw_robustness
+from raffect.runs.against_erm import Baselines
+from raffect.runs.data import Dataset, find_labels, pick_device
+from raffect.runs.pick import PickedHead, pick_heads
+from raffect.runs.spread import is_erm
+from raffect.runs.windows import read_windows
+from raffect.storage.atomic import require_writable, write_atomic
+from raffect.storage.keys import Vocabulary, positions
+
+_FILES = ("robust.json", "robust.csv", "robust.png")
+
+
+def robust(config: RobustConfig) -> RobustResult:
+    """Judge heads on damaged copies of frames, and write scores and figure.
+
+    Raises:
+        RaffectError: If heads are of several tasks or encoders, vectors to compare with, or of
+            another encoder than the weights; or if frames cannot be read or a bank is of other
+            copies.
+    """
+    # Heads, and what decides their scores
+    runs, heads, notes = _pick(config)
+    everything = [head for of_run in heads for head in of_run]
+    task = _require_alike(everything)
+    labels = find_labels(config.labels, task.name)
+    encoder = _choose_encoder(everything, config.weights)
+    fingerprint = _fingerprint(config, labels, everything)
+    if (known := _read_known(config.out, fingerprint)) is not None:
+        return RobustResult(robustness=known, out=config.out, is_old=True)
+
+    # A bank a copy
+    copies = _copies(config)
+    require_writable(config.out)
+    with note_of_run(config.out):
+        frames = _write_frames(config, labels, everything)
+        _extract_copies(config, encoder, frames, copies, everything)
+
+        # Their statistics, and scores
+        opened, statistics = _judge(config, labels, copies, everything)
+        found = _describe(config, runs, heads, opened, statistics)
+        found = replace(found, fingerprint=fingerprint, notes=tuple(notes))
+        _write(config.out, found)
+        if not config.keep_banks:
+            shutil.rmtree(config.out / "banks")
+    return RobustResult(robustness=found, out=config.out)
+
+
+# Heads
+
+
+def _pick(
+    config: RobustConfig,
+) -> tuple[list[RobustRun], list[list[PickedHead]], list[str]]:
+    """The runs with a name each, heads of their main setting, and notes on the choice."""
+    paths, notes, heads = list(dict.fromkeys(config.run)), [], []
+    for path in paths:
+        found, of_run = pick_heads([path], config.epoch)
+        heads.append(found)
+        notes += of_run
+    names = [path.name for path in paths]
+    names = [str(path) if names.count(path.name) > 1 else path.name for path in paths]
+    baselines = Baselines(heads)
+    name_of = {id(found): name for found, name in zip(heads, names, strict=True)}
+    runs = [
+        RobustRun(
+            name=name,
+            path=str(path),
+            heads=tuple(head.card.sha256 for head in found),
+            erm=is_erm(found[0].recipe),
+            against=name_of.get(id(baselines.beside(found)), ""),
+        )
+        for path, name, found in zip(paths, names, heads, strict=True)
+    ]
+    return runs, heads, notes
+
+
+def _require_alike(heads: Sequence[PickedHead]) -> Task:
+    """The task of all heads.
+
+    Raises:
+        RaffectError: Names two heads of different tasks, or a task without answers.
+    """
+    task = heads[0].card.data.task
+    for head in heads:
+        other = head.card.data.task
+        if (other.name, other.kind, other.outputs) != (task.name, task.kind, task.outputs):
+            raise RaffectError(
+                f"--run: {heads[0].folder} is of task {task.name} and {head.folder} of "
+                f"{other.name}, or of other {kind_of(task).parts}; judge each task alone"
+            )
+    require_answers(task)
+    return task
+
+
+def _choose_encoder(heads: Sequence[PickedHead], weights: str) -> EncoderConfig:
+    """The encoder that all heads were trained on.
+
+    Raises:
+        RaffectError: If they are of several, or of damaged copies.
+    """
+    first = heads[0]
+    (identity,) = first.card.data.encoders
+    for head in heads:
+        require(
+            not identity.differences(head.card.data.encoders[0]),
+            f"--run: {first.folder} and {head.folder} were trained on features of different "
+            "encoders; judge each alone",
+        )
+    require(
+        without_mark(identity) == identity,
+        f"{first.folder}: was trained on damaged frames ({identity.caveat}); expected heads that "
+        "were trained on frames as they are",
+    )
+    return EncoderConfig(
+        model=identity.model,
+        weights=weights or identity.weights,
+        precision=identity.precision,
+    )
+
+
+# Copies
+
+
+def _copies(config: RobustConfig) -> dict[Copy, Corruption]:
+    """The copies in order, that of the frames as they are first."""
+    names, strengths = dict.fromkeys(config.corruptions), sorted(set(config.strengths))
+    copies = {CLEAN_COPY: Corruption(config.corruptions[0], 0)}
+    for name in names:
+        copies |= {(name, k): Corruption(name, k, config.seed) for k in strengths}
+    return copies
+
+
+def _bank_path(config: RobustConfig, copy: Copy) -> Path:
+    name, strength = copy
+    return config.out.absolute() / "banks" / (f"{name}-{strength}" if strength else name)
+
+
+def _write_frames(config: RobustConfig, labels: Path, heads: Sequence[PickedHead]) -> Path:
+    """The manifest of the frames to encode.
+
+    They are the labelled frames of the split; of clips, and for heads that read windows, all frames
+    of the same videos, so that each window is filled as the trained bank would fill it.
+    """
+    manifest, table = read_manifest(config.manifest), read_labels(labels)
+    wanted = select_split(table, config.split)
+    vocabulary = Vocabulary()
+    keys, listed = vocabulary.keys(wanted), vocabulary.keys(manifest)
+    if is_of_clips(table) or read_windows(head.recipe.head for head in heads):
+        keys, listed = keys >> 32, listed >> 32
+    keep = pa.array(positions(listed, np.sort(keys)) >= 0)
+    frames = manifest.filter(keep)
+    require(
+        len(frames) > 0,
+        f"{config.manifest}: lists no frame of {labels} {config.split}; check --manifest, --labels "
+        "and --split",
+    )
+    path = config.out.absolute() / "frames.parquet"
+    write_manifest(frames, path, is_synthetic_manifest(manifest))
+    return path
+
+
+def _extract_copies(
+    config: RobustConfig,
+    encoder: EncoderConfig,
+    frames: Path,
+    copies: dict[Copy, Corruption],
+    heads: Sequence[PickedHead],
+) -> None:
+    """Encode what is missing, all copies in one session of Ray.
+
+    The frames as they are come first: their bank shows whether the weights are those of the heads.
+    """
+    manifest = read_manifest(frames)
+    todo = [copy for copy in copies if not is_finished(Bank(_bank_path(config, copy)), manifest)]
+    if CLEAN_COPY not in todo:
+        _require_encoders(config, CLEAN_COPY, copies[CLEAN_COPY], heads)
+    if not todo:
+        return
+    with ray_session(config.address):
+        for number, copy in enumerate(todo, 1):
+            name = " ".join(map(str, copy)) if copy != CLEAN_COPY else "frames without damage"
+            print(f"copy {number} of {len(todo)}: {name}", file=sys.stderr, flush=True)
+            extract_config = ExtractConfig(
+                manifest=frames,
+                bank=_bank_path(config, copy),
+                encoder=encoder,
+                address=config.address,
+                device=config.device,
+                allow_embedded=config.allow_embedded,
+            )
+            extract_corrupted(extract_config, copies[copy])
+            _require_encoders(config, copy, copies[copy], heads)
+
+
+def _require_encoders(
+    config: RobustConfig, copy: Copy, corruption: Corruption, heads: Sequence[PickedHead]
+) -> None:
+    """Refuse a bank of other copies, or of another encoder than the heads'."""
+    path = _bank_path(config, copy)
+    require_copies(Bank(path), corruption)
+    identity = without_mark(Bank(path).require_identity())
+    for head in heads:
+        require_encoder(head.card, identity, head.folder, path)
+
+
+# Scores
+
+
+def _judge(
+    config: RobustConfig,
+    labels: Path,
+    copies: dict[Copy, Corruption],
+    heads: Sequence[PickedHead],
+) -> tuple[Dataset, dict[Copy, np.ndarray]]:
+    """The frames as they are, and statistics of every head on every copy.
+
+    Raises:
+        RaffectError: If copies lack different frames.
+    """
+    device, found = pick_device(config.device), {}
+    with Progress("robust", len(copies), "copies") as progress:
+        for copy, corruption in copies.items():
+            bank = _bank_path(config, copy)
+            with stage(f"judging {bank.name}"):
+                _require_encoders(config, copy, corruption, heads)
+                dataset = open_labels(bank, labels, config.split, heads[0].run, heads)
+                found[copy] = count_heads(dataset, config.split, heads, device)
+            index = dataset.splits[config.split]
+            if copy == CLEAN_COPY:
+                clean, names = dataset, list(index.groups)
+            same = list(index.groups) == names and len(index) == len(clean.splits[config.split])
+            require(
+                same,
+                f"{bank}: has other frames than {_bank_path(config, CLEAN_COPY)}, since some could "
+                "be read only once; delete both and run the same command again",
+            )
+            progress.advance(1)
+    return clean, found
+
+
+def _describe(
+    config: RobustConfig,
+    runs: Sequence[RobustRun],
+    heads: Sequence[Sequence[PickedHead]],
+    dataset: Dataset,
+    statistics: dict[Copy, np.ndarray],
+) -> Robustness:
+    """All scores."""
+    kind, task, ends = kind_of(dataset.task), dataset.task, np.cumsum([0, *map(len, heads)])
+    cards = [head.card for of_run in heads for head in of_run]
+    scoring = Scoring(
+        kind=kind,
+        outputs=task.outputs,
+        group_name=dataset.facts.group_name,
+        by_group=not are_blocks(dataset.splits[config.split].groups),
+        runs=runs,
+        rows=[slice(int(a), int(b)) for a, b in itertools.pairwise(ends)],
+        epochs=[card.epoch for card in cards],
+        copies=statistics,
+    )
+    clean = statistics[CLEAN_COPY]
+    by_chance = kind.statistics_by_chance(clean[0])[None]
+    caveats = [
+        caveat
+        for facts in (dataset.facts, *(card.data for card in cards))
+        for caveat in facts.caveats
+    ]
+    lacking = sorted({card.data.incomplete for card in cards} - {""})
+    caveats += [f"trained on an incomplete bank, which lacked {what}" for what in lacking]
+    return Robustness(
+        fingerprint="",
+        run=describe_run(),
+        data=dataset.facts,
+        split=config.split,
+        snapshot=config.epoch,
+        seed=config.seed,
+        corruptions=tuple(dict.fromkeys(config.corruptions)),
+        strengths=tuple(sorted(set(config.strengths))),
+        chance=kind.chance(clean[0].sum(0), task),
+        worst_by_chance=find_worst(by_chance, kind, task.outputs, by_group=scoring.by_group),
+        runs=tuple(runs),
+        points=tuple(scoring.points()),
+        caveats=tuple(dict.fromkeys(caveats)),
+    )
+
+
+def _write(out: Path, found: Robustness) -> None:
+    """Write figure and table, then the record, which says that all is there."""
+    rows = [point.row() for point in found.points]
+    task, kind = found.data.task, kind_of(found.data.task)
+    title = "; ".join([f"{task.name.upper()}, {found.split}", *found.caveats])
+    chance = (found.chance.name, found.chance.level)
+    draw_robustness(rows, chance, title, kind, out / "robust")
+    write_atomic(out / "robust.json", found.to_bytes())
+
+
+def _fingerprint(config: RobustConfig, labels: Path, heads: Sequence[PickedHead]) -> str:
+    """SHA-256 of all that decides scores, as far as files say it."""
+    manifest = config.manifest / "manifest.parquet" if config.manifest.is_dir() else config.manifest
+    require(manifest.is_file(), f"{manifest}: no such manifest; make one with `raffect prepare`")
+    require(labels.is_file(), f"{labels}: no such label table; make one with `raffect prepare`")
+    files = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (manifest, labels)]
+    names = ("corruptions", "strengths", "split", "epoch", "weights", "seed")
+    settings = [getattr(config, name) for name in names]
+    parts = [VERSION, files, settings, [(str(h.run), h.card.sha256) for h in heads]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _read_known(out: Path, fingerprint: str) -> Robustness | None:
+    """What an earlier run of the same command found; None without one, or without a file of it."""
+    if not all((out / name).is_file() for name in _FILES):
+        return None
+    file, remedy = out / "robust.json", "delete it and run the same command again"
+    found = Robustness.from_json(file.read_bytes(), file, remedy)
+    return found if found.fingerprint == fingerprint else None
