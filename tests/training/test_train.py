@@ -251,7 +251,7 @@ def test_evaluate_needs_no_split_but_the_one_it_judges_and_says_when_the_gpu_is_
     def fill(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("raffect.evaluation.evaluate.read_rows", fill)
+    monkeypatch.setattr("raffect.evaluation.inputs.read_rows", fill)
     assert main(command) == 2
     assert "out of GPU memory" in capsys.readouterr().err
 
