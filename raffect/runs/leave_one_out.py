@@ -106,7 +106,8 @@ class LeaveOneOut(Record):
         names = max(len(one.prompts) for one in shown)
         for one in shown:
             prompts = f"{one.prompts:{names}}  " if names else ""
-            groups = f" of {one.groups} {self.group_name}" if one.groups else ""
+            name = self.group_name.removesuffix("s") if one.groups == 1 else self.group_name
+            groups = f" of {one.groups} {name}" if one.groups else ""
             lines.append(
                 f"  {one.name:{width}}  {prompts}{headline_text(one.trained)}"
                 f"{one.why_no_interval(self.group_name)}  without a head "
