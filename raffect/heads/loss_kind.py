@@ -111,7 +111,8 @@ class LossKind(ABC):
         expected = " or ".join(self.names)
         require(config.name in self.names, f"{what}; expected {expected}")
         what = f"loss.soft-targets {config.soft_targets:g}: task {self.task.name}"
-        require(config.soft_targets == 0, f"{what} has no captions; expected 0")
+        remedy = "give --labels a table of `raffect captions`, or set it to 0"
+        require(config.soft_targets == 0, f"{what} has no captions; {remedy}")
         self.class_number(config.leave_out)
 
     def require_recipe(self, recipe: Recipe) -> None:

@@ -369,7 +369,8 @@ def _require_labels(table: pa.Table, task: Task, file: Path) -> None:
         row, column = (int(part) for part in np.argwhere(wrong)[0])
         frame = f"{table['video'][row].as_py()} frame {table['frame'][row].as_py()}"
         first = f"first {task.columns[column]} {values[row, column]:g} of {frame}"
+        command = "prepare" if kind_of(task).answers else "captions"
         raise RaffectError(
             f"{file}: {int(wrong.sum())} values are not labels of task {task.name}, {first}; "
-            "make it again with `raffect prepare`"
+            f"make it again with `raffect {command}`"
         )

@@ -143,10 +143,12 @@ class RunFolder:
         try:
             content = parse_object(file.read_bytes(), file, _RESTORE)
         except FileNotFoundError as error:
-            raise RaffectError(
-                f"{self.path}: not a run folder, env.json is missing; "
-                "expected the --out of `raffect train` or `raffect tune`"
-            ) from error
+            folds = sorted(path.parent.name for path in self.path.glob("fold-*/env.json"))
+            expected = "expected the --out of `raffect train` or `raffect tune`"
+            if folds:
+                expected = f"it holds official folds; name those, such as {self.path / folds[0]}"
+            what = f"{self.path}: not a run folder, env.json is missing"
+            raise RaffectError(f"{what}; {expected}") from error
         if first_format.is_first(content):
             return first_format.read_run(content, file)
         return RunRecord.from_json(content, file, _RESTORE)

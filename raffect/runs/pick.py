@@ -61,7 +61,8 @@ def find_heads(path: Path, snapshot: Snapshot) -> list[Path]:
         hint = "; `cv` is there after --select cv only" if snapshot == "cv" else ""
         raise RaffectError(
             f"{path}: no head in weights/*/{snapshot}; expected the --out of `raffect train` or "
-            f"`raffect tune` (with --save-heads){hint}"
+            f"`raffect tune` (with --save-heads), or the folder of one head, such as "
+            f"RUN/weights/<head>/{snapshot}{hint}"
         )
     return found
 

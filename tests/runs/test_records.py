@@ -306,3 +306,10 @@ def test_scores_of_an_evaluated_snapshot_are_a_row_too():
     spread = Spread(mean=0.5, sd=None, interval_95=None, heads=1, epochs=(3,))
     row = SettingScores(settings={"loss.alpha": 0.3}, scores={"best": spread}).row()
     assert (row["best"], row["last"], row["cv"], row["heads"]) == (0.5, None, None, 1)
+
+
+def test_a_folder_of_official_folds_names_its_runs(tmp_path):
+    (tmp_path / "fold-1").mkdir()
+    (tmp_path / "fold-1" / "env.json").write_text("{}")
+    with pytest.raises(RaffectError, match=r"it holds official folds; .*fold-1"):
+        RunFolder(tmp_path).read_run()
