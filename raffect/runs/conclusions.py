@@ -91,12 +91,13 @@ class RunResult:
         caveat = [f"caveat: {self.data.caveat}"] if self.data.caveat else []
         weights = "weights/, " if self.saved_heads else ""
         wrote = f"wrote {self.folder}: {weights}metrics.json, heads.csv, results.csv, per_group.csv"
-        run, facts = shlex.quote(str(self.folder)), self.data
+        run = shlex.quote(str(self.folder))
         following = f"raffect report --runs {run}"
         if unseen_classes(self.records):
+            bank = shlex.quote(self.data.bank)
             following = (
-                f"raffect zeroshot --head {run} --bank {shlex.quote(facts.bank)} --labels LABELS "
-                "--task TASK --out OUT, for the recall of the unseen classes"
+                f"raffect zeroshot --head {run} --bank {bank} --labels LABELS --task TASK "
+                "--out OUT, for the recall of the unseen classes"
             )
         return [*caveat, wrote, f"next: {following}"]
 

@@ -680,9 +680,9 @@ def test_what_trained_an_imported_head_is_called_unknown(texts, projection, tmp_
     assert "any more" not in "\n".join(result.lines())
 
 
-def test_heads_that_were_trained_on_clips_say_so_on_frames(texts, captions, tmp_path):
+def test_heads_that_were_trained_on_clips_say_so_on_frames(texts, own_captions, tmp_path):
     run = tmp_path / "windows"
-    raffect.train(config_of(texts, captions, run, WINDOWS))
+    raffect.train(config_of(texts, own_captions, run, WINDOWS))
     (folder,) = run.glob("weights/*/last")
     module, card = load_head(folder)
     save_head(folder, card_with(card, of_clips=True), module.state_dict())
