@@ -32,7 +32,8 @@ def go_through(layout: str, folder: Path, num_frames: int, extract: Callable, **
         device="cpu",
         **more,
     )
-    return raffect.train(config)
+    is_official = config.folds == "official"
+    return (raffect.train_on_official_folds if is_official else raffect.train)(config)
 
 
 def encode(manifest: Path, bank_path: Path) -> None:
