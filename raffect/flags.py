@@ -57,8 +57,8 @@ def _set_help() -> None:
 
     tyro reads these texts and the classes' own itself, but keeps line breaks of some of them.
     """
-    modules = [part for part in vars(c).values() if isinstance(part, types.ModuleType)]
-    for module in (*modules, recipe):
+    parts = (*vars(c).values(), *vars(recipe).values())
+    for module in (part for part in parts if isinstance(part, types.ModuleType)):
         for node in ast.parse(inspect.getsource(module)).body:
             if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(vars(module)[node.name]):
                 kind = vars(module)[node.name]

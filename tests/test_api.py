@@ -39,7 +39,7 @@ def test_every_python_block_of_readme_and_documents_runs_as_printed(
     tmp_path, monkeypatch, local_ray
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(recipe, "RECIPES", short_recipes(tmp_path / "recipes"))
+    monkeypatch.setattr(recipe.files, "RECIPES", short_recipes(tmp_path / "recipes"))
     (tmp_path / "annotations" / "a").mkdir(parents=True)
     (tmp_path / "annotations" / "a" / "1.txt").write_text("2\n")
     assert len(NOT_RUN) <= 3
