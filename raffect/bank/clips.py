@@ -116,7 +116,7 @@ def find_clips(
 
     # Rows between these ends; frames are looked for in the order of their keys
     order = np.argsort(location.keys, kind="stable")
-    low, count = _between(location.keys[order], first, last)
+    low, count = between(location.keys[order], first, last)
     missing, keep = _missing(location, first, last, count)
     require(
         bool(keep.any()),
@@ -154,7 +154,7 @@ def _require_once(
         raise RaffectError(f"{task.name} labels name a clip of {split} twice, first {name}")
 
 
-def _between(keys: np.ndarray, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, ...]:
+def between(keys: np.ndarray, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, ...]:
     """First place in ascending ``keys`` that is in each range, and how many are."""
     low = np.searchsorted(keys, first, side="left")
     return low, np.maximum(np.searchsorted(keys, last, side="right") - low, 0)
@@ -165,7 +165,7 @@ def _missing(
 ) -> tuple[Missing, np.ndarray]:
     """Clips without a feature, by reason, and which clips have one."""
     waiting, rejected = (
-        _between(np.sort(keys), first, last)[1] > 0
+        between(np.sort(keys), first, last)[1] > 0
         for keys in (location.not_extracted, location.rejected)
     )
     keep, is_empty = (count > 0) & ~waiting, (count == 0) & ~waiting

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from raffect.bank.clips import ClipIndex
+from raffect.bank.clips import ClipIndex, between
 from raffect.bank.features import FeatureIndex, locate
 from raffect.bank.in_order import FramesInOrder
 from raffect.storage.keys import Vocabulary, positions
@@ -146,8 +146,7 @@ def spread(first: np.ndarray, last: np.ndarray, among: np.ndarray, length: int) 
         Places in ``among``, int32, ascending, shape (N, T). A clip of fewer frames has each of them
         once, and then -1.
     """
-    low = np.searchsorted(among, first, side="left")
-    count = np.searchsorted(among, last, side="right") - low
+    low, count = between(among, first, last)
     low, count = low[:, None], count[:, None]
     k = np.arange(length)
     few = np.where(k < count, k, -1 - low)

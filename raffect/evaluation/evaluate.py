@@ -26,8 +26,8 @@ from raffect.heads.checkpoint import require_encoder
 from raffect.heads.fit import count
 from raffect.heads.head_batch import HeadBatch
 from raffect.heads.samples import Samples
-from raffect.metrics.intervals import score_interval
-from raffect.metrics.scores import JudgedScore, Snapshot
+from raffect.metrics.intervals import judge
+from raffect.metrics.scores import Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.metrics.worst import find_worst
 from raffect.provenance import describe_run
@@ -224,11 +224,7 @@ def _describe(
             id=head.card.id,
             recipe=head.recipe,
             incomplete=head.card.data.incomplete,
-            score=JudgedScore(
-                **vars(kind.score(found.sum(0), task)),
-                epoch=head.card.epoch,
-                interval_95=score_interval(found, kind),
-            ),
+            score=judge(found, task, kind, head.card.epoch),
         )
         for head, found in zip(heads, statistics, strict=True)
     )

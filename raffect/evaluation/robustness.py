@@ -291,17 +291,17 @@ class Scoring:
         clean, is_clean = self._of(run, [CLEAN_COPY]), list(copies) == [CLEAN_COPY]
         if not is_clean:
             point = replace(
-                point, change=_difference(*difference_interval(found, clean, self.kind))
+                point, change=Difference.of(*difference_interval(found, clean, self.kind))
             )
         if not self.runs[run].against:
             return point
         erm = [other.name for other in self.runs].index(self.runs[run].against)
         theirs, theirs_clean = self._of(erm, copies), self._of(erm, [CLEAN_COPY])
-        against = _difference(*difference_interval(found, theirs, self.kind))
+        against = Difference.of(*difference_interval(found, theirs, self.kind))
         if is_clean:
             return replace(point, against_erm=against)
         parts = [(1.0, found), (-1.0, clean), (-1.0, theirs), (1.0, theirs_clean)]
-        both = _difference(*contrast_interval(parts, self.kind))
+        both = Difference.of(*contrast_interval(parts, self.kind))
         return replace(point, against_erm=against, change_against_erm=both)
 
     def _of(self, run: int, copies: Sequence[Copy]) -> np.ndarray:
@@ -310,10 +310,6 @@ class Scoring:
         A mean over these is the mean over heads and copies.
         """
         return np.concatenate([self.copies[copy][self.rows[run]] for copy in copies])
-
-
-def _difference(mean: float, interval: tuple[float, float] | None) -> Difference:
-    return Difference(mean=float(mean), interval_95=plain_interval(interval))
 
 
 def _ends(prefix: str, interval: tuple[float, float] | None) -> dict[str, float | None]:

@@ -6,22 +6,19 @@ head's tail is taken over, or samples that are judged.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from raffect.datasets.tasks import Task
-from raffect.errors import RaffectError, require
+from raffect.errors import RaffectError
 from raffect.heads import losses
-from raffect.heads.loss_kind import LossKind, Prior, Terms, Truth
+from raffect.heads.loss_kind import Prior, Terms, Truth, UnweightedLoss
 from raffect.heads.retrieval import CandidateVectors, count_hits
 from raffect.metrics.task_kinds import kind_of
-from raffect.recipe import LossConfig
 
 
-class ContrastiveLoss(LossKind):
+class ContrastiveLoss(UnweightedLoss):
     """Symmetric InfoNCE of a batch of outputs against the vectors of their targets.
 
     Outputs are vectors of length 1 times the scale that a head has learnt; see
@@ -32,20 +29,12 @@ class ContrastiveLoss(LossKind):
         vectors: Of its targets.
     """
 
-    has_classes = True
+    has_classes = has_captions = True
+    why = "vectors to compare with, not classes to predict"
 
     def __init__(self, task: Task, vectors: CandidateVectors) -> None:
         super().__init__(task)
         self.vectors = vectors
-
-    def require_loss(self, config: LossConfig) -> None:
-        """Weights and priors of classes mean nothing for vectors."""
-        super().require_loss(replace(config, soft_targets=0.0))
-        why = f"task {self.task.name} has vectors to compare with, not classes to predict"
-        what = f"loss.weighting {config.weighting}"
-        require(config.weighting == "none", f"{what}: {why}; expected none")
-        what = f"loss.logit-adjustment {config.logit_adjustment:g}"
-        require(config.logit_adjustment == 0, f"{what}: {why}; expected 0")
 
     def classes(self, target: Tensor) -> Tensor | None:
         """The second number of a target."""
@@ -59,14 +48,6 @@ class ContrastiveLoss(LossKind):
         """Frames of each class, and the vectors."""
         counts = np.bincount(targets[:, 1], minlength=len(self.task.outputs))
         return Prior(self, torch.from_numpy(counts))
-
-    def weights(self, config: LossConfig, prior: Prior) -> Tensor:
-        """All 1."""
-        return torch.ones(len(self.task.outputs), dtype=torch.float64)
-
-    def shift(self, prior: Prior) -> Tensor:
-        """All 0."""
-        return torch.zeros(len(self.task.outputs), dtype=torch.float64)
 
     def losses(
         self, outputs_PBC: Tensor, target: Tensor, terms: Terms

@@ -109,7 +109,9 @@ class HeadSpec(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `raffect.heads.head_kinds.read_spec` makes this spec of."""
-        return {"kind": self.kind, **dataclasses.asdict(self)}
+        # Fields that are not compared, such as a text tower, are not saved either
+        names = (field.name for field in dataclasses.fields(self) if field.compare)
+        return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 
     @property
     def num_weights(self) -> int:

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raffect.errors import require
 from raffect.heads import counting, losses
-from raffect.heads.loss_kind import LossKind, Prior, Terms, Truth
+from raffect.heads.loss_kind import LossKind, Prior, Terms, Truth, UnweightedLoss
 from raffect.recipe import LossConfig
 
 
@@ -98,19 +97,11 @@ class MultilabelLoss(LossKind):
         return counting.count_labels(truth.target, outputs_PNC >= 0, truth.video, truth.num_videos)
 
 
-class RegressionLoss(LossKind):
+class RegressionLoss(UnweightedLoss):
     """Squared error, the mean over a frame's labelled values; or ``ccc``, a loss of the batch."""
 
     names = ("default", "ccc")
-
-    def require_loss(self, config: LossConfig) -> None:
-        """Weights and priors of classes mean nothing for numbers."""
-        super().require_loss(config)
-        why = f"task {self.task.name} has numbers, not classes"
-        what = f"loss.weighting {config.weighting}"
-        require(config.weighting == "none", f"{what}: {why}; expected none")
-        what = f"loss.logit-adjustment {config.logit_adjustment:g}"
-        require(config.logit_adjustment == 0, f"{what}: {why}; expected 0")
+    why = "numbers, not classes"
 
     def couples(self, name: str) -> bool:
         """The moments of CCC are those of the whole batch."""
@@ -119,14 +110,6 @@ class RegressionLoss(LossKind):
     def count_prior(self, targets: np.ndarray) -> Prior:
         """Zeros: there are no classes to count."""
         return Prior(self, torch.zeros(len(self.task.outputs)))
-
-    def weights(self, config: LossConfig, prior: Prior) -> Tensor:
-        """All 1."""
-        return torch.ones(len(self.task.outputs), dtype=torch.float64)
-
-    def shift(self, prior: Prior) -> Tensor:
-        """All 0."""
-        return torch.zeros(len(self.task.outputs), dtype=torch.float64)
 
     def losses(
         self, outputs_PBC: Tensor, target: Tensor, terms: Terms

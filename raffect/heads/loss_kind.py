@@ -95,6 +95,8 @@ class LossKind(ABC):
 
     has_classes: ClassVar[bool] = False
     """Whether each sample is of one class, which a head can leave out."""
+    has_captions: ClassVar[bool] = False
+    """Whether targets are vectors, of which near-duplicates can count for each other."""
     names: ClassVar[tuple[str, ...]] = ("default",)
     """Values of ``loss.name`` that it knows."""
 
@@ -112,7 +114,8 @@ class LossKind(ABC):
         require(config.name in self.names, f"{what}; expected {expected}")
         what = f"loss.soft-targets {config.soft_targets:g}: task {self.task.name}"
         remedy = "give --labels a table of `raffect captions`, or set it to 0"
-        require(config.soft_targets == 0, f"{what} has no captions; {remedy}")
+        is_known = self.has_captions or config.soft_targets == 0
+        require(is_known, f"{what} has no captions; {remedy}")
         self.class_number(config.leave_out)
 
     def require_recipe(self, recipe: Recipe) -> None:
@@ -225,3 +228,27 @@ class LossKind(ABC):
     @abstractmethod
     def _count(self, outputs_PNC: Tensor, truth: Truth) -> Tensor:
         """`count`, where samples of a class that a head leaves out may count in its own rows."""
+
+
+class UnweightedLoss(LossKind):
+    """A kind to which weights and priors of outputs mean nothing."""
+
+    why: ClassVar[str]
+    """Why not."""
+
+    def require_loss(self, config: LossConfig) -> None:
+        """See `LossKind.require_loss`; a recipe may have neither weights nor priors."""
+        super().require_loss(config)
+        why = f"task {self.task.name} has {self.why}"
+        what = f"loss.weighting {config.weighting}"
+        require(config.weighting == "none", f"{what}: {why}; expected none")
+        what = f"loss.logit-adjustment {config.logit_adjustment:g}"
+        require(config.logit_adjustment == 0, f"{what}: {why}; expected 0")
+
+    def weights(self, config: LossConfig, prior: Prior) -> Tensor:
+        """All 1."""
+        return torch.ones(len(self.task.outputs), dtype=torch.float64)
+
+    def shift(self, prior: Prior) -> Tensor:
+        """All 0."""
+        return torch.zeros(len(self.task.outputs), dtype=torch.float64)

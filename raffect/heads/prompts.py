@@ -16,9 +16,9 @@ S descriptors of a group, M tokens of a descriptor, W width of the text tower, D
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from raffect.errors import RaffectError
 from raffect.heads.head_batch import Buffers, HeadBatch, Shapes, normalise, to_cpu
 from raffect.heads.module_batch import HeadModule, ModuleBatch, ModuleSpec
 from raffect.heads.random import weights_generator
-from raffect.heads.spec_values import refuse, require_bounds, require_flags, require_names
+from raffect.heads.spec_values import Bounds, refuse
 from raffect.heads.workers import Workers
 from raffect.recipe import MOST_WIDTH, HeadConfig
 
@@ -75,6 +75,10 @@ class PromptSpec(ModuleSpec):
     start: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
 
     kind = "prompts"
+    bounds: ClassVar[Bounds] = dict.fromkeys(
+        ("dim", "outputs", "descriptors", "tokens", "width"), (1, MOST_WIDTH)
+    )
+    flags: ClassVar[Sequence[str]] = ("has_rest",)
 
     @property
     def groups(self) -> int:
@@ -119,26 +123,17 @@ class PromptSpec(ModuleSpec):
         """See `raffect.heads.head_batch.HeadSpec.module`."""
         return PromptHead(self)
 
-    def to_json(self) -> dict[str, Any]:
-        """See `raffect.heads.head_batch.HeadSpec.to_json`."""
-        names = (field.name for field in dataclasses.fields(self) if field.compare)
-        return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
-
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: Path) -> Self:
         """See `raffect.heads.head_batch.HeadSpec.from_json`."""
-        require_names(cls, content, where)
-        sizes = ("dim", "outputs", "descriptors", "tokens", "width")
-        require_bounds(content, dict.fromkeys(sizes, (1, MOST_WIDTH)), where)
-        require_flags(content, ("has_rest",), where)
-        scale = content["scale"]
-        if type(scale) not in (int, float) or not 0 < scale <= _MOST_SCALE:
-            raise refuse("scale", scale, f"more than 0, at most {_MOST_SCALE:g}", where)
+        spec = super().from_json(content, where)
+        if type(spec.scale) not in (int, float) or not 0 < spec.scale <= _MOST_SCALE:
+            raise refuse("scale", spec.scale, f"more than 0, at most {_MOST_SCALE:g}", where)
         for name in ("text_sha256", "prompts_sha256"):
-            text = content[name]
+            text = getattr(spec, name)
             if not isinstance(text, str) or len(text) != _HEXADECIMAL:
                 raise refuse(name, text, f"a text of {_HEXADECIMAL} digits", where)
-        return cls(**content)
+        return spec
 
 
 class PromptHead(HeadModule):

@@ -12,7 +12,7 @@ from raffect.datasets.imported import deal_split
 from raffect.errors import require
 from raffect.language.captioned import Captioned
 from raffect.language.leaks import base_of, is_split
-from raffect.storage.keys import encode_video
+from raffect.storage.keys import encode_video, of_each_name
 
 
 def splits_from(found: Captioned, labels: pa.Table, file: Path) -> Captioned:
@@ -42,10 +42,8 @@ def splits_from(found: Captioned, labels: pa.Table, file: Path) -> Captioned:
     require(not twice, f"--labels {file}: {what}; add a column split to --table")
 
     # Rows of these videos
-    video = encode_video(found.table["video"])
-    has = np.array([name in known for name in video.dictionary.to_pylist()], bool)
-    codes = video.indices.to_numpy(zero_copy_only=False)
-    found = found.without(~has[codes], f"videos without a split in {file.name}")
+    has = of_each_name(found.table["video"], lambda name: name in known, bool)
+    found = found.without(~has, f"videos without a split in {file.name}")
     video, table = encode_video(found.table["video"]), found.table
     for name in wanted:
         cells = [known.get(one, {}).get(name) for one in video.dictionary.to_pylist()]

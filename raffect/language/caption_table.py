@@ -17,7 +17,7 @@ from raffect.datasets.imported import SPLIT_NAMES
 from raffect.errors import RaffectError, require
 from raffect.language.captioned import Captioned, ends_of
 from raffect.language.in_bank import BankFrames
-from raffect.storage.keys import encode_video
+from raffect.storage.keys import encode_video, of_each_name
 from raffect.storage.paths import Damaged, read_parquet, read_regular
 
 COLUMNS = ("video", "start", "end", "frame", "caption", "split", "group")
@@ -175,9 +175,7 @@ def _number(cell: str) -> int:
 
 
 def _is_empty(column: pa.ChunkedArray) -> np.ndarray:
-    cells = encode_video(column)
-    is_empty = np.array([not cell for cell in cells.dictionary.to_pylist()], bool)
-    return is_empty[cells.indices.to_numpy(zero_copy_only=False)]
+    return of_each_name(column, lambda cell: not cell, bool)
 
 
 def _again(table: pa.Table) -> np.ndarray:

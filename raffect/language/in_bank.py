@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from raffect.bank.clips import between
 from raffect.bank.features import Location, locate
 from raffect.bank.format import Bank
 from raffect.language.captioned import ends_of
-from raffect.storage.keys import Vocabulary, encode_video
+from raffect.storage.keys import Vocabulary, of_each_name
 
 Ranges = tuple[np.ndarray, np.ndarray]
 """Lowest and highest key of each row, int64, shape (N,)."""
@@ -51,9 +52,7 @@ class BankFrames:
     def _numbers(self, table: pa.Table) -> np.ndarray:
         """Number of the video of each row, -1 for one that the plan lacks."""
         known = {name: number for number, name in enumerate(self.vocabulary.names)}
-        column = encode_video(table["video"])
-        numbers = [known.get(name, -1) for name in column.dictionary.to_pylist()]
-        return np.array(numbers, np.int64)[column.indices.to_numpy(zero_copy_only=False)]
+        return of_each_name(table["video"], lambda name: known.get(name, -1), np.int64)
 
     def _ranges(self, table: pa.Table) -> Ranges:
         """Keys of the ends of each row; a video that the plan lacks has none in it."""
@@ -73,6 +72,4 @@ def find_frames(bank: Bank) -> BankFrames:
 
 
 def _count(keys: np.ndarray, ranges: Ranges) -> np.ndarray:
-    ascending, (low, high) = np.sort(keys), ranges
-    begin = np.searchsorted(ascending, low, side="left")
-    return np.maximum(np.searchsorted(ascending, high, side="right") - begin, 0)
+    return between(np.sort(keys), *ranges)[1]

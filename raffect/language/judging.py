@@ -15,8 +15,8 @@ from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.samples import Samples
 from raffect.language.classifiers import Classifier, build_batch, choose_thresholds
 from raffect.language.sources import Source
-from raffect.metrics.intervals import score_interval
-from raffect.metrics.scores import JudgedScore, Snapshot
+from raffect.metrics.intervals import judge
+from raffect.metrics.scores import Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import git_commit, versions
 from raffect.recipe import HeadConfig, Recipe
@@ -167,11 +167,7 @@ class Judge:
         """The record of one head from its statistics by group."""
         task, facts = self.dataset.task, self.dataset.facts
         kind = kind_of(task)
-        score = JudgedScore(
-            **vars(kind.score(statistics.sum(0), task)),
-            epoch=_EPOCH,
-            interval_95=score_interval(statistics, kind),
-        )
+        score = judge(statistics, task, kind, _EPOCH)
         cv = self.folds > 0 and head.fold is None and group.keeps_folds
         names: tuple[Snapshot, ...] = ("last", "best", *(("cv",) if cv else ()))
         return HeadRecord(

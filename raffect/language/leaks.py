@@ -22,7 +22,7 @@ from raffect.datasets.labels import read_label_task, read_labels
 from raffect.datasets.targets import is_targets_file
 from raffect.errors import RaffectError
 from raffect.language.captioned import Captioned
-from raffect.storage.keys import encode_video
+from raffect.storage.keys import of_each_name
 from raffect.storage.paths import locate, read_parquet
 from raffect.storage.records import Record
 from raffect.storage.tables import read_metadata
@@ -122,13 +122,9 @@ def guard(found: Captioned, tables: Sequence[Path]) -> tuple[Captioned, LeakGuar
 
 def is_split(table: pa.Table, name: str) -> np.ndarray:
     """Which rows are of a split: bool, shape (N,)."""
-    split = encode_video(table["split"])
-    matches = np.array([one == name for one in split.dictionary.to_pylist()], bool)
-    return matches[split.indices.to_numpy(zero_copy_only=False)]
+    return of_each_name(table["split"], lambda split: split == name, bool)
 
 
 def _is_of(table: pa.Table, bases: Collection[str]) -> np.ndarray:
     """Which rows are of one of some videos, whichever of its people: bool, shape (N,)."""
-    video = encode_video(table["video"])
-    matches = np.array([base_of(name) in bases for name in video.dictionary.to_pylist()], bool)
-    return matches[video.indices.to_numpy(zero_copy_only=False)]
+    return of_each_name(table["video"], lambda name: base_of(name) in bases, bool)

@@ -23,7 +23,7 @@ from raffect.metrics.class_kinds import RecallOf, Uar
 from raffect.metrics.f1 import divide
 from raffect.metrics.intervals import Headline
 from raffect.metrics.task_kinds import Multiclass
-from raffect.runs.against_erm import Difference, difference_of
+from raffect.runs.against_erm import difference_of
 from raffect.runs.data import Dataset
 from raffect.runs.folder import RunFolder
 from raffect.runs.leave_one_out import FILE, LeaveOneOut, LeaveOneOuts, UnseenClass
@@ -227,5 +227,5 @@ def _describe(
         prompts=prompts,
         trained=Headline.of(trained, kind),
         plain=Headline.of(plain[0], kind),
-        gain=Difference(mean=float(gain.mean), interval_95=gain.interval_95),
+        gain=gain,
     )

@@ -12,6 +12,8 @@ from typing import Self
 
 import numpy as np
 
+from raffect.datasets.tasks import Task
+from raffect.metrics.scores import JudgedScore
 from raffect.metrics.task_kinds import Kind
 from raffect.storage.records import Record
 
@@ -78,6 +80,19 @@ def score_interval(statistics: np.ndarray, kind: Kind) -> Interval | None:
         is too low. A score at an end of its range has no logit and is taken as it is.
     """
     return interval_around(*_leave_one_out(statistics, kind), kind.lowest)
+
+
+def judge(statistics: np.ndarray, task: Task, kind: Kind, epoch: int) -> JudgedScore:
+    """The scores of one head, with the interval of its headline.
+
+    Args:
+        statistics: By video or other group, shape (groups, A, B).
+        task: The task.
+        kind: Its kind.
+        epoch: 1-based epoch of the head.
+    """
+    score = kind.score(statistics.sum(0), task)
+    return JudgedScore(**vars(score), epoch=epoch, interval_95=score_interval(statistics, kind))
 
 
 def interval_around(

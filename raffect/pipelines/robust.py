@@ -309,13 +309,8 @@ def _describe(
     )
     clean = statistics[CLEAN_COPY]
     by_chance = kind.statistics_by_chance(clean[0])[None]
-    caveats = [
-        caveat
-        for facts in (dataset.facts, *(card.data for card in cards))
-        for caveat in facts.caveats
-    ]
-    lacking = sorted({card.data.incomplete for card in cards} - {""})
-    caveats += [f"trained on an incomplete bank, which lacked {what}" for what in lacking]
+    caveats = [*dataset.facts.caveats]
+    caveats += [caveat for card in cards for caveat in card.data.trained_caveats]
     return Robustness(
         fingerprint="",
         run=describe_run(),

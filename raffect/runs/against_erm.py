@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 
-from raffect.metrics.intervals import Interval, difference_interval
+from raffect.metrics.intervals import Interval, difference_interval, plain_interval
 from raffect.metrics.task_kinds import Kind
 from raffect.recipe import PLAIN_ERM
 from raffect.runs.spread import HasRecipe, is_erm, settings_key, signed
@@ -28,6 +28,11 @@ class Difference(Record):
 
     mean: float
     interval_95: Interval | None
+
+    @classmethod
+    def of(cls, mean: float, interval: Interval | None) -> Self:
+        """Of numpy's numbers."""
+        return cls(mean=float(mean), interval_95=plain_interval(interval))
 
     def text(self) -> str:
         """``+.012 [-.003, +.027]``."""
@@ -50,8 +55,7 @@ def difference_of(
     """
     if any(found is None for found in (*first, *second)):
         return None
-    mean, interval = difference_interval(np.array(first), np.array(second), kind)
-    return Difference(mean=mean, interval_95=interval)
+    return Difference.of(*difference_interval(np.array(first), np.array(second), kind))
 
 
 class Baselines(Generic[T]):

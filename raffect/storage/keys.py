@@ -7,7 +7,8 @@ tables can be compared only if they were made with the same vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +59,13 @@ def encode_video(column: pa.ChunkedArray) -> pa.DictionaryArray:
     if column.num_chunks == 0:
         return pa.array([], pa.dictionary(pa.int32(), pa.string()))
     return pa.concat_arrays(column.chunks)
+
+
+def of_each_name(column: pa.ChunkedArray, find: Callable[[str], Any], dtype: Any) -> np.ndarray:
+    """What ``find`` makes of the name in each row, asked once a name: shape (rows,)."""
+    names = encode_video(column)
+    found = np.array([find(name) for name in names.dictionary.to_pylist()], dtype)
+    return found[names.indices.to_numpy(zero_copy_only=False)]
 
 
 def positions(keys: np.ndarray, among: np.ndarray) -> np.ndarray:

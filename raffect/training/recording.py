@@ -16,8 +16,8 @@ from raffect.heads.predicting import predict
 from raffect.heads.samples import Samples
 from raffect.heads.snapshots import Fitted, History
 from raffect.heads.workers import Workers
-from raffect.metrics.intervals import score_interval
-from raffect.metrics.scores import SNAPSHOTS, JudgedScore, Snapshot
+from raffect.metrics.intervals import judge
+from raffect.metrics.scores import SNAPSHOTS, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import git_commit, versions
 from raffect.runs.data import Dataset, targets_of
@@ -104,14 +104,15 @@ def _describe_head(
     trained_by: TrainedBy,
 ) -> HeadRecord:
     """The record of head number ``p``, which names no files yet."""
+    task, kind = dataset.task, kind_of(dataset.task)
     head, any_counts = job.heads[p], next(iter(counts.values()))
     epochs = {name: int(fitted.snapshots[name].epoch[p]) for name in counts}
     scores = {
-        name: _judge(dataset, counts[name][p], epoch) for name, epoch in epochs.items() if epoch
+        name: judge(counts[name][p], task, kind, epoch) for name, epoch in epochs.items() if epoch
     }
     return HeadRecord(
         id=head.id,
-        task=dataset.task,
+        task=task,
         recipe=head.recipe,
         fold=head.fold,
         num_folds=head.num_folds,
@@ -122,9 +123,9 @@ def _describe_head(
         note=fitted.diverged[p] or "",
         cv_epoch=job.cv_epochs.get(head.id),
         trained_by=trained_by,
-        curve=curve_of(fitted.history, p, dataset.task),
+        curve=curve_of(fitted.history, p, task),
         scores=scores,
-        chance=kind_of(dataset.task).chance(any_counts[p].sum(0), dataset.task),
+        chance=kind.chance(any_counts[p].sum(0), task),
     )
 
 
@@ -185,14 +186,6 @@ def _by_epoch(
     }
     found |= {int(fitted.snapshots[name].epoch[p]): counts[name][p] for name in counts}
     return {epoch: found[epoch] for epoch in sorted(found) if epoch}
-
-
-def _judge(dataset: Dataset, statistics: np.ndarray, epoch: int) -> JudgedScore:
-    """The score of statistics by group, shape (groups, A, B)."""
-    kind = kind_of(dataset.task)
-    score = kind.score(statistics.sum(0), dataset.task)
-    interval = score_interval(statistics, kind)
-    return JudgedScore(**vars(score), epoch=epoch, interval_95=interval)
 
 
 def curve_of(history: History, p: int, task: Task) -> Curve:
