@@ -118,6 +118,16 @@ class ClipSet:
                 what = f"{name}: {len(clip.video.frames)} frames, the list says {expected}"
                 self.problems.append(line.problem(what, kind))
 
+    def find_all_frames(self, depth: int = 1) -> None:
+        """`find_frames` below all image roots, whose other folders are counted.
+
+        Args:
+            depth: See `ClipFolders`.
+        """
+        folders = ClipFolders(self.place, depth)
+        self.find_frames(folders)
+        folders.ignore_unused(self.place.images[0].listing)
+
     def to_imported(self, config: PrepareConfig) -> Imported:
         """Manifest, label table and report.
 

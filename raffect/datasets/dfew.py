@@ -11,7 +11,7 @@ import re
 
 from raffect.config import PrepareConfig
 from raffect.datasets.clip_lists import Entry, clip_name, merge_entries, read_list
-from raffect.datasets.clip_sets import ClipFolders, ClipSet
+from raffect.datasets.clip_sets import ClipSet
 from raffect.datasets.expressions import BASIC, expression_task, find_expression
 from raffect.datasets.imported import Imported
 from raffect.datasets.problems import Line, Problem, note_unknown
@@ -72,9 +72,7 @@ def import_dfew(config: PrepareConfig, root: Root | None = None) -> Imported:
         num_official=5,
         problems=[*problems, *found],
     )
-    folders = ClipFolders(place)
-    data.find_frames(folders)
-    folders.ignore_unused(place.images[0].listing)
+    data.find_all_frames()
     return data.to_imported(config)
 
 

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 
 from raffect.config import PrepareConfig
 from raffect.datasets.clip_lists import Entry, merge_entries, read_list
-from raffect.datasets.clip_sets import ClipFolders, ClipSet
+from raffect.datasets.clip_sets import ClipSet
 from raffect.datasets.expressions import BASIC, expression_task, find_expression
 from raffect.datasets.imported import Imported
 from raffect.datasets.problems import Line, Problem, note_unknown
@@ -83,9 +83,7 @@ def import_ferv39k(config: PrepareConfig, root: Root | None = None) -> Imported:
         clips=clips,
         problems=[*problems, *found],
     )
-    folders = ClipFolders(place, depth=3)
-    data.find_frames(folders)
-    folders.ignore_unused(place.images[0].listing)
+    data.find_all_frames(depth=3)
     return data.to_imported(config)
 
 

@@ -120,7 +120,7 @@ class Root:
             yield line, cells
 
     def peek_cells(self, path: str) -> list[str]:
-        """The first row of a CSV file, which the digest does not count; empty if there is none.
+        """The first row of a CSV file, which the digest does not count; empty for an empty file.
 
         Raises:
             RaffectError: As `iter_cells`.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from raffect.encoders.preprocess import Preprocess
 from raffect.encoders.timm_models import input_size, read_timm_config, read_transform, timm_name
-from raffect.encoders.weights import Source
+from raffect.encoders.weights import Source, explain_unreadable
 from raffect.errors import RaffectError
 
 
@@ -79,11 +79,7 @@ def _read_tensors(file: Path, classifier: str | tuple[str, ...] | None) -> dict[
         if not tensors:
             raise ValueError("holds no tensors")
     except Exception as error:
-        # torch, safetensors and zipfile have errors of their own; all mean an unusable file.
-        reason = " ".join(str(error).split())
-        if "weights_only" in reason or "WeightsUnpickler" in reason:
-            reason = "holds Python objects instead of tensors, which raffect never loads"
-        what = f"--encoder.weights {file}: cannot be loaded ({reason[:200]})"
+        what = f"--encoder.weights {file}: cannot be loaded ({explain_unreadable(error)[:200]})"
         raise RaffectError(f"{what}; expected a .safetensors or a PyTorch state dict") from error
     heads = (classifier,) if isinstance(classifier, str) else classifier or ()
     dropped = tuple(f"{head}.{part}" for head in heads for part in ("weight", "bias"))

@@ -23,6 +23,7 @@ from raffect.encoders.preprocess import Preprocess
 from raffect.encoders.timm_tower import build_timm, measure_dim, read_timm_preprocess
 from raffect.encoders.weights import (
     Source,
+    explain_unreadable,
     is_timm,
     is_torchscript,
     model_configs,
@@ -303,11 +304,7 @@ def _load_weights(model: Clip, file: Path) -> None:
     except RaffectError:
         raise
     except Exception as error:
-        # torch, safetensors and zipfile have errors of their own; all mean an unusable file.
-        reason = " ".join(str(error).split())
-        if "weights_only" in reason:
-            reason = "holds Python objects instead of tensors, which raffect never loads"
-        what = f"--encoder.weights {file}: cannot be loaded ({reason[:200]})"
+        what = f"--encoder.weights {file}: cannot be loaded ({explain_unreadable(error)[:200]})"
         expected = "weights of this very model as .safetensors, state dict or OpenAI's .pt"
         raise RaffectError(f"{what}; expected {expected}") from error
 

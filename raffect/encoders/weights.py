@@ -68,6 +68,17 @@ class Source:
     view: str = ""
 
 
+def explain_unreadable(error: Exception) -> str:
+    """Why torch does not load a file of weights, in one line.
+
+    torch, safetensors, pickle and zipfile have errors of their own; all mean an unusable file.
+    """
+    reason = " ".join(str(error).split())
+    if any(sign in reason for sign in ("weights_only", "Weights only", "WeightsUnpickler")):
+        return "holds Python objects instead of tensors, which raffect never loads"
+    return reason or type(error).__name__
+
+
 def weights_folder() -> Path:
     """Where raffect looks for weights first."""
     return Path(os.environ.get("RAFFECT_WEIGHTS") or Path.home() / ".cache" / "raffect" / "weights")

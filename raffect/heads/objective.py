@@ -111,7 +111,7 @@ class Objective:
         if self.left_out is None:
             return None
         classes_PB = self.kind.classes(target)
-        assert classes_PB is not None  # or there is none to leave out
+        assert classes_PB is not None  # kinds without classes leave nothing out
         return classes_PB != self.left_out[:, None]
 
     def gradient(self, outputs_PBC: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -118,7 +118,7 @@ class Noise:
         def integers(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
-        # What each kind of noise is drawn from; nothing where there is none of it.
+        # What each kind of noise is drawn from; nothing where a head has none of it.
         dropout_keys = integers([dropout_key(seed) for seed in seeds])
         uniform_keys = integers([uniform_key(seed) for seed in seeds])
         self._dropout = _Stream(dropout_keys, rank, size, num_factors if drops else 0)

@@ -18,7 +18,7 @@ from raffect.heads.head_batch import Shapes
 from raffect.heads.transformer import Block, block_shapes, linear_shapes
 
 MOST_ORDERS = 24
-"""Orders that are told apart: all of up to 4 snippets, and as many of more."""
+"""Orders to recognise: all of up to 4 snippets, and as many of more."""
 _GOLDEN = 618_033_988_749_895, 10**15
 """The golden section as a fraction: multiples of it spread evenly."""
 
@@ -80,7 +80,7 @@ class OrderLoss(nn.Module):
         Liu et al. 2023, "Expression Snippet Transformer for robust video-based facial expression
         recognition": shuffled snippet order prediction. Here the main outputs are always those of
         the snippets in their order, which is what a head sees in use; the shuffled ones train what
-        both share. Which orders are told apart, and how the loss is weighted, is ours.
+        both share. Which orders are recognised, and how the loss is weighted, is ours.
     """
 
     orders: Tensor
@@ -118,7 +118,7 @@ class OrderLoss(nn.Module):
 
 @functools.cache
 def orders_of(snippets: int) -> tuple[tuple[int, ...], ...]:
-    """The orders of so many snippets that are told apart.
+    """The orders of so many snippets that are recognised.
 
     All S! up to `MOST_ORDERS`, else as many permutations, spread evenly over the list of all of
     them: a classifier of 7! would have as many outputs as most data sets have clips.

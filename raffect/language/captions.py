@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.bank.facts import join_caveats
-from raffect.bank.format import Bank
+from raffect.bank.format import Bank, Identity
 from raffect.config import CaptionsConfig
 from raffect.datasets.labels import CLIP_COLUMNS, is_of_clips, read_label_task, read_labels
 from raffect.datasets.targets import TargetFacts, contrastive_task, write_targets
@@ -86,7 +86,7 @@ def captions(config: CaptionsConfig) -> CaptionsResult:
     require_writable(config.out.parent)
 
     # Their vectors, then both files
-    rows, found = _find_vectors(config, source)
+    rows, found = _find_vectors(config, source, identity)
     table = _finish(rows.table)
     facts = replace(source.facts, truncated=found.truncated, left_out=rows.left_out)
     classes = rows.texts if facts.source == "classes" else ()
@@ -199,20 +199,24 @@ def _tables_to_guard(config: CaptionsConfig, source: _Source) -> list[Path]:
     return find_tables(words, None if file is None else file.parent, own)
 
 
-def _find_vectors(config: CaptionsConfig, source: _Source) -> tuple[Captioned, TargetVectors]:
+def _find_vectors(
+    config: CaptionsConfig, source: _Source, identity: Identity
+) -> tuple[Captioned, TargetVectors]:
     """The vector of each target, in an order that mixes videos, and rows with their numbers."""
     if config.teacher is not None:
         with stage(f"reading {config.teacher}"):
             rows, vectors = read_teacher(config.teacher, source.rows)
         found = TargetVectors(vectors)
     else:
-        rows, found = _encode(config, source)
+        rows, found = _encode(config, source, identity)
     return _shuffle(rows, found, config.seed)
 
 
-def _encode(config: CaptionsConfig, source: _Source) -> tuple[Captioned, TargetVectors]:
+def _encode(
+    config: CaptionsConfig, source: _Source, identity: Identity
+) -> tuple[Captioned, TargetVectors]:
     """Vectors of the captions that rows use, and the rows with numbers of these."""
-    rows, identity = source.rows, Bank(config.bank).require_identity()
+    rows = source.rows
     encoder = open_text_encoder(identity, config.bank, config.weights)
     used, number = np.unique(rows.table["target"].to_numpy(), return_inverse=True)
     texts = [rows.texts[k] for k in used]

@@ -22,6 +22,7 @@ from raffect.bank.format import Bank, Identity
 from raffect.config import ImportEmoclipConfig
 from raffect.datasets.targets import contrastive_task
 from raffect.encoders.tower import digest_tensors
+from raffect.encoders.weights import explain_unreadable
 from raffect.errors import RaffectError, require
 from raffect.heads.checkpoint import HeadCard, save_head
 from raffect.heads.released_emoclip import HEAD_WIDTH, ReleasedEmoclipSpec
@@ -144,13 +145,8 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch, pickle and zipfile have errors of their own; all mean an unusable file.
-        reason = " ".join(str(error).split())
-        if "weights_only" in reason or "Weights only" in reason:
-            reason = "holds Python objects instead of tensors, which raffect never loads"
-        raise RaffectError(
-            f"--file {file}: cannot be read ({reason[:160] or type(error).__name__}); {_EXPECTED}"
-        ) from error
+        reason = explain_unreadable(error)[:160]
+        raise RaffectError(f"--file {file}: cannot be read ({reason}); {_EXPECTED}") from error
     is_state = isinstance(content, Mapping) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     )

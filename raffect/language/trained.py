@@ -23,7 +23,7 @@ from raffect.language.sources import Source
 from raffect.metrics.scores import Snapshot
 from raffect.recipe import plain
 from raffect.runs.data import Dataset
-from raffect.runs.pick import PickedHead, pick_heads, sound_heads
+from raffect.runs.pick import PickedHead, main_heads, sound_heads
 from raffect.runs.spread import group_by_settings, varying
 from raffect.storage.paths import locate
 from raffect.storage.records import Record
@@ -134,10 +134,7 @@ def _pick(config: ZeroshotConfig) -> tuple[list[PickedHead], list[str]]:
         leaving = [head for head in sound if head.recipe.loss.leave_out]
         if leaving:
             _require_one_setting(path, leaving)
-            chosen = leaving
-        else:
-            chosen, more = pick_heads([path], config.epoch)
-            notes += more
+        chosen = leaving or main_heads(path, sound, notes)
         found |= {head.card.sha256: head for head in chosen if head.card.sha256 not in found}
     _require_one_setting_a_run(list(found.values()))
     kinds = {bool(head.recipe.loss.leave_out) for head in found.values()}
@@ -148,9 +145,14 @@ def _pick(config: ZeroshotConfig) -> tuple[list[PickedHead], list[str]]:
     return list(found.values()), list(dict.fromkeys(notes))
 
 
+def _other_settings(heads: Sequence[PickedHead]) -> list[str]:
+    """Settings in which heads differ beside the class that they leave out."""
+    return [name for name in varying(group_by_settings(heads)) if name != _LEAVE_OUT]
+
+
 def _require_one_setting(path: Path, heads: Sequence[PickedHead]) -> None:
     """Refuse heads without one class each that differ in other settings as well."""
-    others = [name for name in varying(group_by_settings(heads)) if name != _LEAVE_OUT]
+    others = _other_settings(heads)
     require(
         not others,
         f"{path}: heads without one class differ in {', '.join(others)} as well; name the folders "
@@ -164,7 +166,7 @@ def _require_one_setting_a_run(heads: Sequence[PickedHead]) -> None:
     for head in heads:
         by_run.setdefault(_run_of(head.run), []).append(head)
     for run, found in by_run.items():
-        others = [name for name in varying(group_by_settings(found)) if name != _LEAVE_OUT]
+        others = _other_settings(found)
         require(
             not others,
             f"--head: heads of {run} differ in {', '.join(others)}; give those of one setting, and "
@@ -198,7 +200,7 @@ def _require_contrastive(head: PickedHead) -> EmbeddingSpec:
 
 
 def _require_names(heads: Sequence[PickedHead]) -> None:
-    """Refuse two runs of one name, whose heads could not be told apart."""
+    """Refuse two runs of one name, whose heads would have one name."""
     runs: dict[str, Path] = {}
     for head in heads:
         name, run = _name_of(head.run), _run_of(head.run)

@@ -110,7 +110,7 @@ class Contrastive(Kind):
         return (known & ~is_number) | (~known & known.any(1, keepdims=True))
 
     def why_untrainable(self, task: Task, targets: np.ndarray) -> str:
-        """One target alone cannot be told from others."""
+        """One target alone has no others to compare with."""
         if len(found := np.unique(targets[:, 0])) > 1:
             return ""
         return f"one target only (number {found[0]}, {len(targets)} frames); expected two or more"

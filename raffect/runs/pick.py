@@ -87,7 +87,7 @@ def pick_heads(paths: Sequence[Path], snapshot: Snapshot) -> tuple[list[PickedHe
     notes: list[str] = []
     for path in paths:
         found = sound_heads(path, snapshot, notes, "predicts")
-        for head in _main_heads(path, found, notes):
+        for head in main_heads(path, found, notes):
             heads.setdefault(head.card.sha256, head)
     return list(heads.values()), notes
 
@@ -117,8 +117,17 @@ def sound_heads(path: Path, snapshot: Snapshot, notes: list[str], verb: str) -> 
     return sound
 
 
-def _main_heads(path: Path, heads: list[PickedHead], notes: list[str]) -> list[PickedHead]:
-    """Heads of the setting that stands for a run."""
+def main_heads(path: Path, heads: list[PickedHead], notes: list[str]) -> list[PickedHead]:
+    """Heads of the setting that stands for a run.
+
+    Args:
+        path: The run folder, or the folder of one head.
+        heads: Its sound heads.
+        notes: Gets a line on the choice, if there was one.
+
+    Raises:
+        RaffectError: If records or heads of that setting are missing.
+    """
     groups = group_by_settings(heads)
     if len(groups) == 1:
         return heads

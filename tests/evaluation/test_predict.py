@@ -9,12 +9,10 @@ import pytest
 import torch
 
 import raffect
-from raffect.bank.features import read_shard_features
 from raffect.bank.format import Bank
 from raffect.bank.in_order import frames_in_order
 from raffect.cli import main
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
-from raffect.evaluation import scan
 from raffect.evaluation.choose_rules import RULES_FILE
 from raffect.evaluation.ensemble import load_ensembles
 from raffect.evaluation.scan import predict_frames
@@ -26,6 +24,7 @@ from raffect.runs.pick import pick_heads
 from tests.helpers.banks import IDENTITY, make_manifest
 from tests.helpers.heads import make_head
 from tests.helpers.runs import draw_confusion, make_run
+from tests.helpers.shards import ShardWatch
 
 CPU = torch.device("cpu")
 FIRST = {"b": 9, "a_left": 14, "c": 3}
@@ -164,29 +163,16 @@ def test_windows_go_by_frame_number_over_the_ends_of_parts(bank, heads, tmp_path
 
 @pytest.mark.parametrize("rows", [4, 1000])
 def test_each_shard_is_read_once_and_few_are_kept(bank, heads, tmp_path, rows, monkeypatch):
-    read, most = [], [0]
-
-    def count(bank, commit, dim):
-        read.append(commit.shard)
-        return read_shard_features(bank, commit, dim)
-
-    class Watched(scan._Shards):
-        def gather(self, places):
-            out = super().gather(places)
-            most[0] = max(most[0], len(self._open))
-            return out
-
-    monkeypatch.setattr(scan, "read_shard_features", count)
-    monkeypatch.setattr(scan, "_Shards", Watched)
+    watch = ShardWatch(monkeypatch)
     ensembles, _ = load_ensembles(pick_heads([tmp_path / "runs/au"], "last")[0], CPU)
     assert (
         sum(len(t) for t, _ in predict_frames(frames_in_order(Bank(bank[0])), ensembles, rows))
         == 85
     )
     plan = Bank(bank[0]).plan
-    assert sorted(read) == list(range(plan.num_shards))
+    assert sorted(watch.read) == list(range(plan.num_shards))
     # Of each of the two generations one shard, and another one where a part begins
-    assert most[0] <= (4 if rows == 4 else plan.num_shards)
+    assert watch.most <= (4 if rows == 4 else plan.num_shards)
 
 
 def test_scores_are_the_mean_of_what_each_head_alone_answers(bank, heads, tmp_path):

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import raffect
-from raffect.bank.features import read_shard_features
 from raffect.bank.format import Bank
 from raffect.bank.in_order import frames_in_order
 from raffect.datasets.affwild2.tasks import EXPR, VA
@@ -19,6 +18,7 @@ from raffect.recipe import HeadConfig, Recipe
 from raffect.runs.pick import pick_heads
 from tests.helpers.banks import IDENTITY, draw_bank, fill_bank, make_manifest
 from tests.helpers.heads import make_head
+from tests.helpers.shards import ShardWatch
 
 CPU = torch.device("cpu")
 SMALL = {"kind": "temporal", "width": 8, "attention_heads": 2, "layers": 1}
@@ -119,28 +119,15 @@ def test_windows_go_over_the_ends_of_blocks_parts_and_shards(
 def test_each_shard_is_read_once_and_few_are_kept_for_windows(tmp_path, heads, monkeypatch):
     # Four videos of 60 frames in 30 shards
     bank = fill_bank(tmp_path / "long", make_manifest(dict.fromkeys("abcd", 60)), 8)
-    read, most = [], [0]
-
-    def count(bank, commit, dim):
-        read.append(commit.shard)
-        return read_shard_features(bank, commit, dim)
-
-    class Watched(scan._Shards):
-        def gather(self, places):
-            out = super().gather(places)
-            most[0] = max(most[0], len(self._open))
-            return out
-
-    monkeypatch.setattr(scan, "read_shard_features", count)
-    monkeypatch.setattr(scan, "_Shards", Watched)
+    watch = ShardWatch(monkeypatch)
     monkeypatch.setattr(scan, "_BLOCK", 16)
     folders = sorted((tmp_path / "expr").glob("weights/*/last"))
     ensembles, _ = load_ensembles(pick_heads(folders, "last")[0], CPU)
     found = predict_frames(frames_in_order(Bank(bank.path)), ensembles, 64)
     assert sum(len(table) for table, _ in found) == 240
-    assert sorted(read) == list(range(30))
+    assert sorted(watch.read) == list(range(30))
     # A block of two shards, and 6 frames on both sides: two more, and where the ends cut them
-    assert most[0] <= 6
+    assert watch.most <= 6
 
 
 def test_heads_that_were_trained_on_clips_say_so_in_a_bank(bank, heads, tmp_path):

@@ -1,7 +1,6 @@
 """The projection that images and texts share."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from raffect.heads.head_batch import EmbeddingSpec
 from raffect.heads.head_kinds import head_spec, read_spec
 from raffect.heads.projection import ProjectionSpec
 from raffect.recipe import HeadConfig
-from tests.helpers.small_heads import make_card
+from tests.helpers.small_heads import make_card, require_refusal
 
 SPEC = ProjectionSpec(12, 20)
 CONFIG = HeadConfig(kind="projection", init="torch")
@@ -137,7 +136,4 @@ HOSTILE = [
 
 @pytest.mark.parametrize("content", HOSTILE, ids=lambda content: str(content)[:60])
 def test_a_hostile_spec_is_refused_in_one_line(content):
-    with pytest.raises(RaffectError, match=r"^config.json: .*train again") as caught:
-        read_spec(content, Path("config.json"))
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 200
+    require_refusal(content)

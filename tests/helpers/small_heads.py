@@ -1,17 +1,20 @@
 """Small problems and heads that tests of training share."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from raffect.bank.facts import DataFacts
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.datasets.targets import contrastive_task
+from raffect.errors import RaffectError
 from raffect.heads.checkpoint import HeadCard
 from raffect.heads.fit import FitJob
-from raffect.heads.head_kinds import head_spec
+from raffect.heads.head_kinds import head_spec, read_spec
 from raffect.heads.learner import Learner
 from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.losses import cvar, sigmoid_losses, softmax_losses
@@ -258,3 +261,11 @@ class Batches:
         for start in range(0, len(order) - 15, 16):
             index = order[start : start + 16]
             yield self.samples.x[index], self.samples.y[index]
+
+
+def require_refusal(content, remedy="train again", most=200, where=Path("config.json")):
+    """A spec is refused in one line of at most so many characters, which names the remedy."""
+    with pytest.raises(RaffectError, match=rf"^config.json: .*{remedy}") as caught:
+        read_spec(content, where)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < most
