@@ -23,6 +23,7 @@ from raffect.errors import RaffectError, as_one_line
 from raffect.flags import read_flags
 from raffect.leaving import last_act
 from raffect.progress import stage
+from raffect.several import name_joined_bank
 
 _sub = tyro.conf.subcommand
 BankCommand = (
@@ -197,12 +198,16 @@ def parse(command: str, words: list[str]) -> Any:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise RaffectError(f"no such command; {hint}`raffect --help` lists all")
+    words, _ = name_joined_bank(command, words)
     return read_flags(command, COMMANDS[command][0], words)
 
 
 def _dispatch(command: str, words: list[str]) -> int:
     """Parse the words of a command, run it, and print its result."""
     config = parse(command, words)
+    _, several = name_joined_bank(command, words)
+    if several is not None:
+        print(several.join().short_line(), flush=True)
     runners = {
         # This machine
         "demo": _demo,

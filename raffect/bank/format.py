@@ -92,6 +92,15 @@ class Bank:
         """The command that withdraws what is damaged, for errors."""
         return f"raffect bank verify --bank {shlex.quote(str(self.path))} --repair"
 
+    @property
+    def fill_command(self) -> str:
+        """The command that makes again what was withdrawn, for errors."""
+        with contextlib.suppress(RaffectError):
+            identity = self.read_identity()
+            if identity is not None and identity.joined is not None:
+                return "raffect bank join"
+        return "raffect extract"
+
     # Identity
 
     def read_file(self) -> BankFile | None:
@@ -388,7 +397,7 @@ class Bank:
 
     def damaged(self, name: str, why: Damaged) -> RaffectError:
         """The error for a file that is not as committed, with what to do."""
-        remedy = f"run `{self.repair_command}`, then `raffect extract` again"
+        remedy = f"run `{self.repair_command}`, then `{self.fill_command}` again"
         return RaffectError(f"{self.path / name}: {why}; {remedy}")
 
     def digest(self, commits: Mapping[int, Commit] | None = None) -> str:

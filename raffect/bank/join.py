@@ -56,9 +56,9 @@ def join_banks(parts: Sequence[Path], path: Path, how: How = "concatenate") -> J
         RaffectError: If a part is missing or damaged, two parts are of one encoder and view, no
             frame is in all of them, the bank was joined of others, or another run writes into it.
     """
-    banks = [Bank(Path(part).absolute()).require() for part in parts]
+    banks = [Bank(part.absolute()).require() for part in parts]
     identity = join_identities([bank.require_identity() for bank in banks], how)
-    joined, vocabulary = Bank(Path(path).absolute()), Vocabulary()
+    joined, vocabulary = Bank(path.absolute()), Vocabulary()
     sources = [_open_source(bank, vocabulary) for bank in banks]
     _require_common(sources)
 

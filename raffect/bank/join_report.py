@@ -70,7 +70,8 @@ class JoinReport:
         """Where it lies and how large it is, in one line."""
         done = "up to date" if not self.written else f"{self.written:,} frames written"
         size = format_bytes(self.size_bytes)
-        return f"joined bank {self.bank}: {self.identity.dim:,} numbers a frame, {size}, {done}"
+        frames = f"{self.rows:,} of {self.planned:,} frames have all parts"
+        return f"joined bank {self.bank}: {frames}, {self.identity.dim:,} numbers, {size}, {done}"
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
