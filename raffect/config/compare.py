@@ -134,12 +134,12 @@ def read_encoder(word: str) -> EncoderConfig:
         f"--encoders {word}: expected MODEL:WEIGHTS, and behind it @SIZE, @flip or @crop:SHARE, "
         "such as timm:vit_base_patch14_dinov2.lvd142m@336",
     )
-    given = {"weights": "random:0" if weights == "random" else weights} if weights else {}
+    weights = "random:0" if weights == "random" else weights
     return EncoderConfig(
         model=prefix + model,
+        weights=weights or EncoderConfig.weights,
         image_size=int(options["size"] or 0),
         view=options["view"],
-        **given,
     )
 
 

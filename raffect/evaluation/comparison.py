@@ -14,13 +14,14 @@ from typing import Any, Literal
 import numpy as np
 
 from raffect.bank.facts import DataFacts
+from raffect.metrics.intervals import difference_interval
 from raffect.metrics.scores import Chance, Snapshot
 from raffect.metrics.task_kinds import Kind, kind_of
 from raffect.progress import format_bytes
 from raffect.provenance import Provenance
-from raffect.runs.against_erm import Difference, difference_of
+from raffect.runs.against_erm import Difference
 from raffect.runs.metrics_file import table
-from raffect.runs.spread import Spread, chance_text, how_chosen
+from raffect.runs.spread import NAMES, Spread, chance_text, how_chosen
 from raffect.storage.records import Record
 
 _INDENT = "   "
@@ -135,7 +136,8 @@ class Comparison(Record):
     def _row(self, found: ComparedScore) -> dict[str, Any]:
         bank, score, difference = self.bank(found.letter), found.score, found.difference
         row: dict[str, Any] = {"letter": bank.letter, "encoder": bank.name, "recipe": found.recipe}
-        row |= {"heads": score.heads, "mean": score.mean, "sd": score.sd}
+        row |= {"score": NAMES[self.snapshot], "heads": score.heads}
+        row |= {"mean": score.mean, "sd": score.sd}
         row |= _ends("", score.interval_95) | {"against": found.against}
         row["difference"] = difference.mean if difference else None
         row |= _ends("difference.", difference.interval_95 if difference else None)
@@ -277,7 +279,8 @@ def compare_runs(runs: Sequence[JudgedRun], against: str, kind: Kind) -> list[Co
             )
             if run is not reference:
                 second = _in_order_of(run, reference)
-                score = replace(score, difference=difference_of(run.statistics, second, kind))
+                found_there = difference_interval(run.statistics, second, kind)
+                score = replace(score, difference=Difference.of(*found_there))
             found.append(score)
     return found
 

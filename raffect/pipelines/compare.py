@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,7 +50,7 @@ from raffect.reporting.compare import draw_comparison
 from raffect.runs.conclusions import RunResult
 from raffect.runs.data import Dataset, find_labels
 from raffect.runs.folder import RunFolder
-from raffect.runs.spread import finished, spread
+from raffect.runs.spread import NAMES, finished, spread
 from raffect.storage.atomic import require_writable, write_atomic
 from raffect.training.run_batch import open_data
 from raffect.training.train import train_on
@@ -408,7 +408,8 @@ def _read_run(result: RunResult, letter: str, recipe: str, snapshot: Snapshot) -
 def _write(out: Path, found: Comparison) -> None:
     """Write figure and table, then the record, which says that all is there."""
     data = found.banks[0].data
-    title = f"{data.task.name.upper()}; bars: 95 % interval over {data.group_name}"
+    title = f"{data.task.name.upper()}, {NAMES[found.snapshot]}; "
+    title += f"bars: 95 % interval over {data.group_name}"
     if any(bank.origin == "joined" and bank.frames_per_s for bank in found.banks):
         title += "; frames/s of joined banks are computed"
     draw_comparison(found.rows(), found.chance, title, kind_of(data.task), out / "compare")
@@ -429,7 +430,7 @@ def _fingerprint(
         path = path / "manifest.parquet" if path.is_dir() else path
         require(path.is_file(), f"{path}: no such manifest; make one with `raffect prepare`")
         files.append(path)
-    parts = [_VERSION, [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]]
+    parts: list[Any] = [_VERSION, [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]]
     parts += [[config.join, config.num_seeds, config.select, config.against]]
     parts += [{name: flatten(plain(recipe)) for name, recipe in recipes.items()}]
     for found in candidates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,7 @@ from raffect.reporting.figures import _save as save_figure
 _WIDTH = 4.6
 """Inches: on a phone the letters then have nearly the size of its own text."""
 _MARKERS = {"o": "circles", "s": "squares", "^": "triangles", "D": "diamonds"}
-_LETTERS = 66
+_LETTERS = 74
 """Characters of a line below the picture."""
 
 
@@ -45,7 +46,7 @@ def draw_comparison(rows: Rows, chance: Chance, title: str, kind: Kind, stem: Pa
     # Score against frames/s
     axes = figure.add_subplot(grid[0, :])
     _draw_scores(axes, rows, banks)
-    level = {"color": INK, "linestyle": ":", "linewidth": 1.2}
+    level: dict[str, Any] = {"color": INK, "linestyle": ":", "linewidth": 1.2}
     axes.axhline(chance.level, label=f"chance {chance.level:.3f} ({chance.name})", **level)
     axes.set(ylabel=f"{kind.title}, validation")
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), fontsize=8, handlelength=1.5)
@@ -55,7 +56,7 @@ def draw_comparison(rows: Rows, chance: Chance, title: str, kind: Kind, stem: Pa
     _draw_bars(left, banks, [row["gflop"] for row in banks], "GFLOP a frame")
     _draw_bars(right, banks, [row["bank_bytes"] / 1e6 for row in banks], "bank, MB")
     right.set_yticklabels([])
-    figure.text(0.0, 0.0, _explain(rows, banks, title), fontsize=8, va="top", linespacing=1.4)
+    figure.text(0.0, 0.02, _explain(rows, banks, title), fontsize=8, va="top", linespacing=1.4)
     save_figure(figure, rows, stem)
 
 
