@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from raffect.bank.features import read_features
     from raffect.bank.format import Bank
     from raffect.bank.inspect import BankFacts, count_videos, describe_bank
+    from raffect.bank.join import join_banks
+    from raffect.bank.join_report import JoinReport
     from raffect.bank.records import Identity
     from raffect.bank.rejects import RejectList, list_rejects
     from raffect.bank.verify import Verification, verify
@@ -96,6 +98,7 @@ _HOME = {
     "Identity": "bank.records",
     "ImportEmoclipConfig": "config",
     "ImportedHead": "language.import_emoclip",
+    "JoinReport": "bank.join_report",
     "LearnPromptsConfig": "config",
     "LearnPromptsResult": "language.learnt_result",
     "OfficialFoldsResult": "training.official_folds",
@@ -136,6 +139,7 @@ _HOME = {
     "find_faces": "extraction.find_faces",
     "import_emoclip": "language.import_emoclip",
     "learn_prompts": "language.learn_prompts",
+    "join_banks": "bank.join",
     "list_rejects": "bank.rejects",
     "load_encoder": "encoders.tower",
     "load_head": "heads.checkpoint",
@@ -181,6 +185,7 @@ __all__ = [
     "Identity",
     "ImportEmoclipConfig",
     "ImportedHead",
+    "JoinReport",
     "LearnPromptsConfig",
     "LearnPromptsResult",
     "OfficialFoldsResult",
@@ -220,6 +225,7 @@ __all__ = [
     "extract",
     "find_faces",
     "import_emoclip",
+    "join_banks",
     "learn_prompts",
     "list_rejects",
     "load_encoder",

@@ -23,12 +23,14 @@ from raffect.errors import RaffectError, as_one_line
 from raffect.flags import read_flags
 from raffect.leaving import last_act
 from raffect.progress import stage
+from raffect.several import name_joined_bank
 
 _sub = tyro.conf.subcommand
 BankCommand = (
     Annotated[c.BankInfoConfig, _sub("info")]
     | Annotated[c.BankRejectsConfig, _sub("rejects")]
     | Annotated[c.BankVerifyConfig, _sub("verify")]
+    | Annotated[c.BankJoinConfig, _sub("join")]
     | Annotated[c.BankExportConfig, _sub("export")]
     | Annotated[c.BankImportConfig, _sub("import")]
 )
@@ -68,7 +70,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (
         BankCommand,
-        "info | rejects | verify | export | import: look at a bank, prove it, share it",
+        "info | rejects | verify | join | export | import: look at a bank, prove it, share it",
     ),
     "models": (ModelsCommand, "list | path | pull | verify: encoders and their weights"),
 }
@@ -197,12 +199,16 @@ def parse(command: str, words: list[str]) -> Any:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise RaffectError(f"no such command; {hint}`raffect --help` lists all")
+    words, _ = name_joined_bank(command, words)
     return read_flags(command, COMMANDS[command][0], words)
 
 
 def _dispatch(command: str, words: list[str]) -> int:
     """Parse the words of a command, run it, and print its result."""
     config = parse(command, words)
+    _, several = name_joined_bank(command, words)
+    if several is not None:
+        print(several.join().short_line(), flush=True)
     runners = {
         # This machine
         "demo": _demo,
@@ -392,34 +398,40 @@ def _extract(config: c.ExtractConfig) -> int:
 
 
 def _bank(config: Any) -> int:
+    status = 0
     match config:
         case c.BankInfoConfig():
             from raffect.bank.commands import info
 
             facts = info(config)
-            return _print([json.dumps(facts.to_json(), indent=1)] if config.json else facts.lines())
+            lines = [json.dumps(facts.to_json(), indent=1)] if config.json else facts.lines()
         case c.BankRejectsConfig():
             from raffect.bank.commands import rejects
 
-            return _print(rejects(config).lines())
+            lines = rejects(config).lines()
         case c.BankVerifyConfig():
             from raffect.bank.commands import check
 
             report = check(config)
-            _print(report.lines())
-            return 0 if report.ok else 1
+            lines, status = report.lines(), 0 if report.ok else 1
+        case c.BankJoinConfig():
+            from raffect.bank.join import join_banks
+
+            lines = join_banks(config.banks, config.bank, config.how).lines()
         case c.BankExportConfig():
             from raffect.bank.export import export
 
-            return _print(export(config).lines())
+            lines = export(config).lines()
         case c.BankImportConfig() if config.npy is not None:
             from raffect.bank.import_npy import import_npy
 
-            return _print(import_npy(config).lines())
+            lines = import_npy(config).lines()
         case _:
             from raffect.bank.import_released import import_released
 
-            return _print(import_released(config).lines())
+            lines = import_released(config).lines()
+    _print(lines)
+    return status
 
 
 def _models(config: Any) -> int:

@@ -143,6 +143,8 @@ FLAGS = {
     "demo": {"--out", "--frames", "--seed"},
     "doctor": ENCODER | {"--data", "--bank", "--start-ray"},
     "bank": {
+        "--banks",
+        "--how",
         "--bank",
         "--json",
         "--manifest",

@@ -92,6 +92,15 @@ class Bank:
         """The command that withdraws what is damaged, for errors."""
         return f"raffect bank verify --bank {shlex.quote(str(self.path))} --repair"
 
+    @property
+    def fill_command(self) -> str:
+        """The command that makes again what was withdrawn, for errors."""
+        with contextlib.suppress(RaffectError):
+            identity = self.read_identity()
+            if identity is not None and identity.joined is not None:
+                return "raffect bank join"
+        return "raffect extract"
+
     # Identity
 
     def read_file(self) -> BankFile | None:
@@ -307,6 +316,7 @@ class Bank:
         identity: Identity,
         pictures: str | None = None,
         threads: int | None = None,
+        sources: str | None = None,
     ) -> Commit:
         """Write a shard, its rejects and then its commit record; each appears whole or not at all.
 
@@ -322,6 +332,7 @@ class Bank:
             identity: The encoder that made the features; it is named in the file.
             pictures: Digest of the pictures that became features; None if it is not known.
             threads: CPU threads of the encoder; None if it ran on a GPU, or it is not known.
+            sources: In a joined bank, digest of where the vectors come from.
 
         Returns:
             The record that counts; if it is ours, a pure function of the arguments.
@@ -339,7 +350,12 @@ class Bank:
         files = self.records.write(f"{shard:06d}", contents)
         # The record, which makes the shard count
         record = Commit(
-            shard=shard, rows=len(good), rejects=len(rejects), files=files, pictures=pictures
+            shard=shard,
+            rows=len(good),
+            rejects=len(rejects),
+            files=files,
+            pictures=pictures,
+            sources=sources,
         )
         record = self.records.settle(self.commit_path(shard).name, record)
         self.attempt_path(shard).unlink(missing_ok=True)
@@ -381,19 +397,22 @@ class Bank:
 
     def damaged(self, name: str, why: Damaged) -> RaffectError:
         """The error for a file that is not as committed, with what to do."""
-        remedy = f"run `{self.repair_command}`, then `raffect extract` again"
+        remedy = f"run `{self.repair_command}`, then `{self.fill_command}` again"
         return RaffectError(f"{self.path / name}: {why}; {remedy}")
 
     def digest(self, commits: Mapping[int, Commit] | None = None) -> str:
         """SHA-256 over the identity and every commit record, which are read now unless given.
 
         Equal features of equal encoders have equal digests, and others have others. Format and
-        threads of ``bank.json`` are not in it: what they change in a vector, records show.
+        threads of ``bank.json`` are not in it: what they change in a vector, records show. Nor is
+        it in which shards of its parts a joined bank found its vectors.
         """
         file = self.path / "bank.json"
-        content = file.read_bytes()
-        found = parse_bank_file(content, file)
-        digest = hashlib.sha256(content if found.format == 1 else found.identity.to_first_bytes())
+        bank_json = file.read_bytes()
+        found = parse_bank_file(bank_json, file)
+        is_first = found.format == 1
+        digest = hashlib.sha256(bank_json if is_first else found.identity.to_first_bytes())
         for record in (self.read_commits() if commits is None else commits).values():
-            digest.update(json.dumps(record.to_json(), sort_keys=True).encode())
+            content = replace(record, sources=None).to_json()
+            digest.update(json.dumps(content, sort_keys=True).encode())
         return digest.hexdigest()

@@ -83,13 +83,21 @@ class BankFacts(Record):
         return out + (self._encoder_lines(self.identity) if self.identity else [_NO_ENCODER])
 
     def _encoder_lines(self, identity: Identity) -> list[str]:
-        weights = f"weights {identity.weights} ({identity.weights_sha256[:12]})"
-        preprocess = ", ".join(f"{name} {value}" for name, value in identity.preprocess.items())
-        return [
-            f"encoder: {identity.model}, {weights}, {identity.precision}, {identity.dim}-d, raw",
-            f"preprocess: {preprocess}",
-            f"digest: {self.digest}",
-        ] + ([f"caveat: {identity.caveat}"] if identity.caveat else [])
+        lines = [line for single in identity.encoders for line in _single_lines(single)]
+        if identity.joined:
+            lines.insert(0, f"joined: {identity.model}, {identity.weights}, {identity.dim}-d, raw")
+        caveat = [f"caveat: {identity.caveat}"] if identity.caveat else []
+        return [*lines, f"digest: {self.digest}", *caveat]
+
+
+def _single_lines(identity: Identity) -> list[str]:
+    """What made vectors, if that is one encoder."""
+    weights = f"weights {identity.weights} ({identity.weights_sha256[:12]})"
+    preprocess = ", ".join(f"{name} {value}" for name, value in identity.preprocess.items())
+    return [
+        f"encoder: {identity.model}, {weights}, {identity.precision}, {identity.dim}-d, raw",
+        f"preprocess: {preprocess}",
+    ]
 
 
 _NO_ENCODER = "encoder: none yet; nothing was extracted"

@@ -32,6 +32,23 @@ Text = Annotated[str, MinLen(1)]
 Sha256 = Annotated[str, Len(64, 64)]
 
 
+How = Literal["concatenate", "average"]
+"""How vectors of several banks become one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined(Record):
+    """What a joined bank is made of.
+
+    Attributes:
+        how: Whether the vectors of a frame are put one behind another, or averaged.
+        parts: The encoders, in order; a part may be joined itself.
+    """
+
+    how: How
+    parts: Annotated[tuple[Identity, ...], MinLen(2)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity(Record):
     """Which encoder made the features. Banks with equal compared fields hold comparable features.
@@ -46,6 +63,8 @@ class Identity(Record):
         normalised: Always false: features are stored raw and normalised when they are used.
         caveat: What every table based on the bank must say; empty for pretrained weights.
         arithmetic: Version of the tower's sums; 1 in banks of format 1.
+        joined: The encoders of a joined bank (`raffect.bank.joined`), of whose compared fields
+            ``weights_sha256`` is then a digest; None for a single encoder.
     """
 
     __pydantic_config__ = MappingProxyType({**Record.__pydantic_config__, "allow_inf_nan": False})
@@ -59,14 +78,28 @@ class Identity(Record):
     normalised: Literal[False] = False
     caveat: str = ""
     arithmetic: Annotated[int, Ge(1)] = 1
+    joined: Joined | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; without ``joined`` where there is no such thing, as before."""
+        return _without_joined(super().to_json())
 
     @property
     def compared(self) -> dict[str, Any]:
         """The fields that decide a vector."""
         return {name: getattr(self, name) for name in _COMPARED}
 
+    @property
+    def encoders(self) -> tuple[Identity, ...]:
+        """The single encoders in order: those of the parts of a joined bank, or this one."""
+        if self.joined is None:
+            return (self,)
+        return tuple(one for part in self.joined.parts for one in part.encoders)
+
     def differences(self, other: Identity) -> list[str]:
-        """One line per compared field that differs from ``other``."""
+        """One line per compared field that differs from ``other``, of joined ones by part."""
+        if lines := self._differences_of_parts(other):
+            return lines
         out = []
         for name in _COMPARED:
             ours, theirs = getattr(self, name), getattr(other, name)
@@ -77,6 +110,19 @@ class Identity(Record):
                     theirs = f"{theirs[:12]} ({other.weights})"
                 out.append(f"{name}: {ours} against {theirs}")
         return out
+
+    def _differences_of_parts(self, other: Identity) -> list[str]:
+        """Differences by part; empty unless both are joined in the same way of as many parts."""
+        ours, theirs = self.joined, other.joined
+        if ours is None or theirs is None or ours.how != theirs.how:
+            return []
+        if len(ours.parts) != len(theirs.parts):
+            return []
+        return [
+            f"part {number} {line}"
+            for number, (one, two) in enumerate(zip(ours.parts, theirs.parts, strict=True), 1)
+            for line in one.differences(two)
+        ]
 
     def require_equal(self, other: Identity, bank: Path) -> None:
         """Raise unless ``other`` makes comparable features.
@@ -101,6 +147,13 @@ class Identity(Record):
         if arithmetic > 1:
             fields["arithmetic"] = arithmetic
         return (json.dumps({"format": 1, "identity": fields}, indent=1) + "\n").encode()
+
+
+def _without_joined(identity: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an identity, without ``joined`` for a single encoder."""
+    if identity["joined"] is None:
+        del identity["joined"]
+    return identity
 
 
 _CAVEAT, _FIRST_CAVEAT = "embedded encoder, not CLIP", "embedded encoder, drawn faces"
@@ -128,6 +181,7 @@ class BankFile(Record):
         """Plain JSON values, with the digest of what they are now."""
         content = super().to_json()
         del content["digest"]
+        _without_joined(content["identity"])
         text = json.dumps(content, sort_keys=True)
         return content | {"digest": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -143,6 +197,7 @@ class Commit(Record):
         files: Path of each file relative to the bank -> (size in bytes, SHA-256).
         pictures: Digest of the pictures that became features (`raffect.bank.pictures`); None in
             format 1 and where features were imported.
+        sources: In a joined bank, digest of where its vectors come from (`raffect.bank.join`).
     """
 
     shard: Annotated[int, Ge(0), Le(MOST_SHARDS)]
@@ -150,12 +205,14 @@ class Commit(Record):
     rejects: Count
     files: Mapping[str, tuple[Count, Sha256]]
     pictures: Sha256 | None = None
+    sources: Sha256 | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; without ``pictures`` where there is no digest, as in format 1."""
+        """Plain JSON values; without ``pictures`` and ``sources`` where there is no digest."""
         content = super().to_json()
-        if self.pictures is None:
-            del content["pictures"]
+        for name in ("pictures", "sources"):
+            if content[name] is None:
+                del content[name]
         return content
 
     @property

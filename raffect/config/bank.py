@@ -170,6 +170,25 @@ class BankExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BankJoinConfig:
+    """Join banks of the same frames into one: vectors of several encoders one behind another, or
+    the mean of several views of one.
+
+    Example: `raffect bank join --banks clip dino --bank clip+dino`
+
+    Other commands join by themselves: `raffect train paper --bank clip dino ...`.
+    """
+
+    banks: tuple[Path, ...]
+    """Two banks or more, of different encoders or views; frames are those of the first one."""
+    bank: Path
+    """Bank to make, or to bring up to date."""
+    how: Literal["concatenate", "average"] = "concatenate"
+    """concatenate: the numbers of all, as they are. average: their mean, of vectors of one length,
+    such as --encoder.view flip and the plain view."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BankImportConfig:
     """Bring features of others into a bank: *_clip.h5 files with their list of the paper's released
     code (needs HDF5: `pip install raffect[h5]`), or any vectors as .npy.

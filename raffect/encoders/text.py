@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from annotated_types import Ge, Gt
 
+from raffect.bank.joined import text_space
 from raffect.bank.records import Identity, Text
 from raffect.config import EncoderConfig
 from raffect.encoders.tower import Clip, build_model, digest_tensors, fingerprint, make_known
@@ -217,8 +218,16 @@ def open_text_encoder(bank: Identity, bank_path: Path, weights: str = "") -> Tex
         weights: Tag or file of its weights; by default as the bank names them.
 
     Raises:
-        RaffectError: If the weights are missing, or are not those that made the bank.
+        RaffectError: If the weights are missing, or are not those that made the bank, or it joins
+            vectors of several encoders.
     """
+    space = text_space(bank)
+    if space is None:
+        raise RaffectError(
+            f"{bank_path}: joined of {bank.model}, {bank.weights}, and texts can only be compared "
+            "with vectors of one encoder, or with a mean of its views; use the bank of a CLIP model"
+        )
+    bank = space
     require(
         not is_timm(bank.model),
         f"{bank_path}: made by {bank.model}, which has no text tower; use a bank of a CLIP model",

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raffect.bank.format import Bank, Identity
+from raffect.bank.joined import join_identities
 from raffect.config import EncoderConfig, ExtractConfig
 from raffect.datasets.corruptions import VERSION, Corruption
 from raffect.encoders.weights import resolve
@@ -82,6 +83,9 @@ def mark(identity: Identity, corruption: Corruption) -> Identity:
 
 def without_mark(identity: Identity) -> Identity:
     """The identity of a bank's encoder, whatever is done to its frames; caveats stay."""
+    if identity.joined is not None:
+        parts = [without_mark(part) for part in identity.joined.parts]
+        return join_identities(parts, identity.joined.how)
     kept: dict[str, Any] = {k: v for k, v in identity.preprocess.items() if k != _KEY}
     return replace(identity, preprocess=kept)
 
@@ -93,4 +97,5 @@ def _mark(corruption: Corruption) -> str:
 
 
 def _describe(identity: Identity) -> str:
-    return str(identity.preprocess.get(_KEY, ""))
+    found = {str(encoder.preprocess.get(_KEY, "")) for encoder in identity.encoders}
+    return " and ".join(sorted(found))

@@ -21,20 +21,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raffect.bank.records import Identity
 from raffect.bank.running import note_of_run
 from raffect.config import (
     EMBEDDED_MODEL,
-    EncoderConfig,
     ExtractConfig,
     FacesConfig,
     PredictConfig,
 )
-from raffect.encoders.weights import EMBEDDED_CAVEAT, encoder_of
+from raffect.encoders.weights import EMBEDDED_CAVEAT
 from raffect.errors import RaffectError, require
 from raffect.evaluation.ensemble import Ensemble, load_ensembles
 from raffect.evaluation.predict import PredictResult, open_frames, write_table_of
 from raffect.evaluation.predict import predict as predict_bank
-from raffect.extraction.extract import extract
+from raffect.extraction.as_identity import extract_as, require_loadable
 from raffect.extraction.find_faces import FacesResult, find_faces
 from raffect.faces.inputs import list_inputs, read_inputs
 from raffect.leaving import last_act
@@ -151,7 +151,7 @@ def predict_files(config: PredictConfig) -> PredictFilesResult:
     """
     # Everything that can be checked is checked before a face is looked for
     heads, notes = pick_heads(config.head, config.epoch)
-    encoder = _choose_encoder(config, heads)
+    identity = _choose_encoder(config, heads)
     ensembles, chosen = load_ensembles(heads, pick_device(config.device), config.postprocess)
     tasks = [one.rules.task for one in ensembles]
     require_style(config.style, tasks)
@@ -165,7 +165,7 @@ def predict_files(config: PredictConfig) -> PredictFilesResult:
     # Faces, features, predictions
     with note_of_run(scratch), ray_session(config.address):
         faces = find_faces(_faces_config(config, files, scratch / "faces"))
-        facts = _predict_crops(config, encoder, faces, (heads, ensembles), scratch)
+        facts = _predict_crops(config, identity, faces, (heads, ensembles), scratch)
         if facts is None:
             rules = tuple(one.rules for one in ensembles)
             facts = PredictionFacts(rules=rules, bank="", bank_digest="", run=describe_run())
@@ -201,27 +201,32 @@ def predict_files(config: PredictConfig) -> PredictFilesResult:
     )
 
 
-def _choose_encoder(config: PredictConfig, heads: Sequence[PickedHead]) -> EncoderConfig:
-    """The encoder that the heads were trained on.
+def _choose_encoder(config: PredictConfig, heads: Sequence[PickedHead]) -> Identity:
+    """What the features are that the heads were trained on: of one encoder, or joined of several.
 
     Raises:
-        RaffectError: If they are of several encoders, of none that can be loaded, or of the
-            embedded one, which is not for photographs.
+        RaffectError: If they are of different features, of some that cannot be computed, or of the
+            embedded encoder, which is not for photographs.
     """
     found = {head.card.data.encoders[0].weights_sha256: head for head in heads}
     folders = " and ".join(str(head.folder) for head in found.values())
     require(len(found) == 1, f"--head: {folders} are of different encoders; predict each alone")
     (head,) = found.values()
     identity = head.card.data.encoders[0]
-    weights = config.weights or identity.weights
-    if identity.model == EMBEDDED_MODEL and not weights.startswith("random"):
+    require_loadable(identity, config.weights, head.folder)
+    weights = [
+        config.weights or encoder.weights
+        for encoder in identity.encoders
+        if encoder.model == EMBEDDED_MODEL
+    ]
+    if any(not name.startswith("random") for name in weights):
         require(
             config.allow_embedded,
             f"{head.folder}: a head of the embedded encoder, which has never seen a photograph; "
             "train on a bank of a real encoder (`raffect models list`), or pass --allow-embedded "
             f"to try it all the same (results are labelled {EMBEDDED_CAVEAT!r})",
         )
-    return encoder_of(identity, weights)
+    return identity
 
 
 def _deciding(
@@ -258,7 +263,7 @@ def _faces_config(config: PredictConfig, files: Sequence[Path], out: Path) -> Fa
 
 def _predict_crops(
     config: PredictConfig,
-    encoder: EncoderConfig,
+    identity: Identity,
     faces: FacesResult,
     loaded: tuple[Sequence[PickedHead], Sequence[Ensemble]],
     scratch: Path,
@@ -267,17 +272,15 @@ def _predict_crops(
     if faces.manifest is None:
         return None
     bank = scratch / "bank"
-    extract(
-        ExtractConfig(
-            manifest=faces.manifest,
-            bank=bank,
-            encoder=encoder,
-            address=config.address,
-            device=config.device,
-            allow_embedded=True,  # `_choose_encoder` has asked
-            max_reject_share=_NO_REJECTS_ARE_TOO_MANY,
-        )
+    extract_config = ExtractConfig(
+        manifest=faces.manifest,
+        bank=bank,
+        address=config.address,
+        device=config.device,
+        allow_embedded=True,  # `_choose_encoder` has asked
+        max_reject_share=_NO_REJECTS_ARE_TOO_MANY,
     )
+    extract_as(identity, extract_config, config.weights)
     heads, ensembles = loaded
     frames = open_frames(bank, heads, config.allow_incomplete)
     return write_table_of(frames, ensembles, scratch / "predictions.parquet").facts

@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ import pyarrow as pa
 
 from raffect.bank.features import are_blocks
 from raffect.bank.format import Bank
+from raffect.bank.records import Identity
 from raffect.bank.running import note_of_run
-from raffect.config import EncoderConfig, ExtractConfig, RobustConfig
+from raffect.config import ExtractConfig, RobustConfig
 from raffect.datasets.corruptions import VERSION, Corruption
 from raffect.datasets.labels import is_of_clips, read_labels, select_split
 from raffect.datasets.manifest import is_synthetic_manifest, read_manifest, write_manifest
@@ -38,6 +40,7 @@ from raffect.evaluation.robustness import (
     RobustRun,
     Scoring,
 )
+from raffect.extraction.as_identity import extract_as, require_loadable
 from raffect.extraction.corrupted import extract_corrupted, require_copies, without_mark
 from raffect.extraction.extract import is_finished
 from raffect.heads.checkpoint import require_encoder
@@ -72,7 +75,7 @@ def robust(config: RobustConfig) -> RobustResult:
     everything = [head for of_run in heads for head in of_run]
     task = _require_alike(everything)
     labels = find_labels(config.labels, task.name)
-    encoder = _choose_encoder(everything, config.weights)
+    identity = _choose_encoder(everything, config.weights)
     fingerprint = _fingerprint(config, labels, everything)
     if (known := _read_known(config.out, fingerprint)) is not None:
         return RobustResult(robustness=known, out=config.out, is_old=True)
@@ -82,7 +85,7 @@ def robust(config: RobustConfig) -> RobustResult:
     require_writable(config.out)
     with note_of_run(config.out):
         frames = _write_frames(config, labels, everything)
-        _extract_copies(config, encoder, frames, copies, everything)
+        _extract_copies(config, identity, frames, copies, everything)
 
         # Their statistics, and scores
         opened, statistics = _judge(config, labels, copies, everything)
@@ -141,11 +144,12 @@ def _require_alike(heads: Sequence[PickedHead]) -> Task:
     return task
 
 
-def _choose_encoder(heads: Sequence[PickedHead], weights: str) -> EncoderConfig:
-    """The encoder that all heads were trained on.
+def _choose_encoder(heads: Sequence[PickedHead], weights: str) -> Identity:
+    """What the features are that all heads were trained on: of one encoder, or joined of several.
 
     Raises:
-        RaffectError: If they are of several, or of damaged copies.
+        RaffectError: If heads differ in them, they cannot be computed from pictures, or they are of
+            damaged copies.
     """
     first = heads[0]
     (identity,) = first.card.data.encoders
@@ -160,11 +164,8 @@ def _choose_encoder(heads: Sequence[PickedHead], weights: str) -> EncoderConfig:
         f"{first.folder}: was trained on damaged frames ({identity.caveat}); expected heads that "
         "were trained on frames as they are",
     )
-    return EncoderConfig(
-        model=identity.model,
-        weights=weights or identity.weights,
-        precision=identity.precision,
-    )
+    require_loadable(identity, weights, first.folder)
+    return identity
 
 
 # Copies
@@ -210,7 +211,7 @@ def _write_frames(config: RobustConfig, labels: Path, heads: Sequence[PickedHead
 
 def _extract_copies(
     config: RobustConfig,
-    encoder: EncoderConfig,
+    identity: Identity,
     frames: Path,
     copies: dict[Copy, Corruption],
     heads: Sequence[PickedHead],
@@ -232,12 +233,12 @@ def _extract_copies(
             extract_config = ExtractConfig(
                 manifest=frames,
                 bank=_bank_path(config, copy),
-                encoder=encoder,
                 address=config.address,
                 device=config.device,
                 allow_embedded=config.allow_embedded,
             )
-            extract_corrupted(extract_config, copies[copy])
+            extract_copy = partial(extract_corrupted, corruption=copies[copy])
+            extract_as(identity, extract_config, config.weights, extract_copy)
             _require_encoders(config, copy, copies[copy], heads)
 
 

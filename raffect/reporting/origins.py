@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from raffect.bank.facts import DataFacts
 from raffect.datasets.targets import TargetFacts
 from raffect.progress import format_seconds
 from raffect.reporting.page import as_code, as_text
@@ -40,7 +41,8 @@ def _facts(run: Run) -> list[str]:
     ]
     encoders = [
         f"{encoder.model}, weights {encoder.weights} ({encoder.weights_sha256[:12]})"
-        for encoder in data.encoders
+        for joined in data.encoders
+        for encoder in joined.encoders
     ]
 
     # Versions; a run that went on may have been trained by several commits
@@ -51,11 +53,17 @@ def _facts(run: Run) -> list[str]:
         f"{len(trained)} heads ({by_status}), {seconds} of training, batches added up, "
         f"on {trained[0].device}",
         f"{', '.join(splits)}; edition {data.edition!r}",
-        f"encoder {' and '.join(encoders)}, bank {data.bank_digest[:12]}, "
+        f"encoder {_how_joined(data)}{' and '.join(encoders)}, bank {data.bank_digest[:12]}, "
         f"labels {data.labels_sha256[:12]}{_targets_text(data.targets)}",
         f"raffect {versions['raffect']}, commit {', '.join(commits)}, "
         f"torch {versions['torch']}, Python {versions['python']}, {made.time}",
     ]
+
+
+def _how_joined(data: DataFacts) -> str:
+    """``mean(A, B), that is `` of a joined bank, which names its parts; empty for others."""
+    (identity,) = data.encoders
+    return f"{identity.model}, that is " if identity.joined else ""
 
 
 def _targets_text(targets: TargetFacts | None) -> str:

@@ -175,7 +175,7 @@ def open_dataset(
     require(
         allow_incomplete or not incomplete,
         f"{bank_path}: {incomplete} are planned and not there, not extracted yet or damaged; "
-        f"finish `raffect extract` (`{bank.repair_command}` withdraws "
+        f"finish `{bank.fill_command}` (`{bank.repair_command}` withdraws "
         "what is damaged), or add --allow-incomplete, and every score will say so",
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from raffect.bank.joined import text_space
 from raffect.bank.records import Identity
 from raffect.datasets.labels import read_values
 from raffect.datasets.targets import TargetFacts, read_targets, require_numbers
@@ -62,7 +63,7 @@ def open_targets(
         return None
     found = read_targets(file, table)
     require_numbers(table, task, len(found.vectors), file)
-    theirs, ours = found.facts.image_sha256, bank.weights_sha256
+    theirs, ours = found.facts.image_sha256, (text_space(bank) or bank).weights_sha256
     if theirs not in ("", ours):
         raise RaffectError(
             f"{file}: vectors of texts by the weights {theirs[:12]}, and {bank_path} holds "
