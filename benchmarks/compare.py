@@ -18,7 +18,6 @@ import raffect
 from raffect.cli import main as run
 from raffect.progress import format_bytes
 
-JOIN = False
 ENCODERS = (
     "raffect-faces:embedded",
     "ViT-B-32-quickgelu:random",
@@ -57,7 +56,7 @@ def main() -> None:
                 labels=data,
                 task="expr",
                 out=folder / "compare",
-                join=JOIN,
+                join=True,
                 recipe=tuple(arguments.recipe),
                 num_seeds=arguments.seeds,
                 epochs=arguments.epochs,

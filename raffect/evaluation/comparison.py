@@ -24,6 +24,9 @@ from raffect.runs.metrics_file import table
 from raffect.runs.spread import NAMES, Spread, chance_text, how_chosen
 from raffect.storage.records import Record
 
+Origin = Literal["encoded", "given", "joined"]
+"""Where a bank is from: this command made it, it was finished before, or it is all of the others
+concatenated."""
 _INDENT = "   "
 _WIDTH = 88
 """Characters of a line of notes; a phone breaks it."""
@@ -36,7 +39,7 @@ class ComparedBank(Record):
     Attributes:
         letter: Names it in table and figure.
         name: The encoder's word, the folder of a bank that was there, or ``joined``.
-        origin: ``encoded`` by this command, ``given`` as a finished bank, or ``joined``.
+        origin: Where it is from.
         path: Its folder.
         data: What heads were trained and judged on.
         dim: Length of a feature.
@@ -49,7 +52,7 @@ class ComparedBank(Record):
 
     letter: str
     name: str
-    origin: Literal["encoded", "given", "joined"]
+    origin: Origin
     path: str
     data: DataFacts
     dim: int

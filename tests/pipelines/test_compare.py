@@ -53,7 +53,7 @@ def read_shard(bank, shard):
 
 
 def noisy(x):
-    return (x + np.random.default_rng(5).normal(scale=2, size=x.shape)).astype(np.float16)
+    return (x + np.random.default_rng(5).normal(scale=4, size=x.shape)).astype(np.float16)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def config_of(world, **more):
     banks = (world / "noisy", world / "bank")
     settings = {"banks": banks, "labels": world, "task": "expr", "out": world / "compare"}
     return CompareConfig(
-        **{**settings, "epochs": 6, "num_seeds": 3, "device": "cpu", **more},
+        **{**settings, "epochs": 15, "num_seeds": 3, "device": "cpu", **more},
     )
 
 
@@ -189,7 +189,7 @@ def test_every_bank_stands_beside_one_of_its_own_recipe():
 
 
 def test_heads_are_those_of_train_on_each_bank(world, result, tmp_path):
-    words = ["--task", "expr", "--bank", world / "noisy", "--labels", world, "--epochs", 6]
+    words = ["--task", "expr", "--bank", world / "noisy", "--labels", world, "--epochs", 15]
     more = ["--num-seeds", 3, "--device", "cpu", "--out", tmp_path / "run"]
     assert main([str(word) for word in ("train", "erm", *words, *more)]) == 0
     ours, theirs = Path(result.scores[0].run) / "heads", tmp_path / "run" / "heads"
@@ -264,6 +264,25 @@ def test_another_reference_trains_nothing_and_turns_the_difference(world, result
     assert [file.stat().st_mtime_ns for file in heads] == before
     assert found.scores[1].difference.mean == pytest.approx(-result.scores[0].difference.mean)
     assert found.scores[1].verdict() == "higher"
+
+
+def test_joined_banks_are_one_more_row_and_nothing_else_is_trained(world, result, tmp_path):
+    out = tmp_path / "joined"
+    shutil.copytree(world / "compare", out)
+    heads = sorted((out / "runs").glob("**/head.safetensors"))
+    before = [file.stat().st_mtime_ns for file in heads]
+    found = raffect.compare(config_of(world, out=out, join=True))
+    assert [file.stat().st_mtime_ns for file in heads] == before
+    assert [(bank.letter, bank.name, bank.dim) for bank in found.banks] == [
+        ("A", "noisy", 24),
+        ("B", "bank", 24),
+        ("C", "joined", 48),
+    ]
+    shard = [read_shard(Bank(bank.path), 3) for bank in found.banks]
+    assert np.array_equal(shard[2], np.concatenate(shard[:2], axis=1))
+    assert found.banks[2].rate_note == "frames/s blank, since that of a part is not known"
+    assert "another encoder of a test" in found.banks[2].mark
+    assert "made by a test; drawn faces" in found.banks[2].mark
 
 
 def test_banks_of_other_frames_are_refused_with_the_first_one(world, tmp_path):
