@@ -20,6 +20,7 @@ from raffect.cli import main
 from raffect.config import CompareConfig, EncoderConfig
 from raffect.config.compare import name_encoder, read_encoder
 from raffect.datasets.affwild2.tasks import EXPR
+from raffect.datasets.manifest import read_manifest, write_manifest
 from raffect.errors import RaffectError
 from raffect.evaluation.comparison import Comparison, JudgedRun, compare_runs
 from raffect.extraction.rates import read_rate
@@ -457,3 +458,45 @@ def test_the_figure_has_a_place_for_every_bank(tmp_path, rates):
     assert width < 1100 < height * 1.5
     with (tmp_path / "compare.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 6
+
+
+# All of it
+
+
+@pytest.mark.cluster
+def test_encoders_are_compared_from_pictures_to_figure_and_after_a_stop(
+    prepared, tmp_path, local_ray, capsys
+):
+    whole = read_manifest(prepared)
+    some = whole.filter(pa.array(whole["frame"].to_numpy() % 4 == 0))
+    write_manifest(some, tmp_path / "manifest.parquet", True)
+    words = ["compare", "--encoders", "raffect-faces", "timm:vit_tiny_patch16_224:random@32"]
+    words += ["--manifest", tmp_path, "--labels", prepared, "--task", "expr", "--join"]
+    words += ["--epochs", 2, "--num-seeds", 2, "--device", "cpu", "--out", tmp_path / "out"]
+    assert main([str(word) for word in words]) == 0
+    first, out = capsys.readouterr().out, tmp_path / "out"
+    read = Comparison.from_json((out / "compare.json").read_bytes(), "-", "-")
+    names = ["raffect-faces:embedded", "timm:vit_tiny_patch16_224:random:0@32", "joined"]
+    assert [bank.name for bank in read.banks] == names
+    assert [bank.dim for bank in read.banks] == [256, 192, 448]
+    one, two, joined = (bank.frames_per_s for bank in read.banks)
+    assert joined == pytest.approx(1 / (1 / one + 1 / two))
+    assert read.banks[2].flop == read.banks[0].flop + read.banks[1].flop
+    assert first.count("[random weights; drawn faces]") == 1
+    assert first.count("[embedded encoder, not CLIP; drawn faces]") == 1
+
+    # Stopped before the second bank was whole: the first one and its heads are kept
+    (out / "compare.json").unlink()
+    for folder in ("banks/joined", "runs/joined", "runs/timm-vit_tiny_patch16_224-random-0@32"):
+        shutil.rmtree(out / folder)
+    bank = Bank(out / "banks" / "timm-vit_tiny_patch16_224-random-0@32")
+    bank.commit_path(0).unlink()
+    kept = out / "banks" / "raffect-faces-embedded"
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*") if path.is_file()}
+    assert main([str(word) for word in words]) == 0
+    again = Comparison.from_json((out / "compare.json").read_bytes(), "-", "-")
+    assert again.scores == read.scores
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("nothing to do: ")
