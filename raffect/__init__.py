@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raffect.bank.verify import Verification, verify
     from raffect.config import (
         CaptionsConfig,
+        CompareConfig,
         EncoderConfig,
         EvaluateConfig,
         ExtractConfig,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from raffect.datasets.tasks import Task
     from raffect.encoders.tower import load_encoder
     from raffect.errors import RaffectError
+    from raffect.evaluation.comparison import CompareResult
     from raffect.evaluation.evaluate import evaluate
     from raffect.evaluation.postprocess import PostprocessResult, postprocess
     from raffect.evaluation.predict import PredictResult
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from raffect.language.learnt_result import LearnPromptsResult
     from raffect.language.zeroshot import zeroshot
     from raffect.language.zeroshot_result import ZeroshotResult
+    from raffect.pipelines.compare import compare
     from raffect.pipelines.predict_files import PredictFilesResult, predict
     from raffect.pipelines.probe import ProbeResult, probe
     from raffect.pipelines.robust import robust
@@ -80,6 +83,8 @@ _HOME = {
     "BankFacts": "bank.inspect",
     "CaptionsConfig": "config",
     "CaptionsResult": "language.captions_result",
+    "CompareConfig": "config",
+    "CompareResult": "evaluation.comparison",
     "EXPR": "datasets.affwild2.tasks",
     "EncoderConfig": "config",
     "Estimate": "extraction.estimate",
@@ -125,6 +130,7 @@ _HOME = {
     "ZeroshotConfig": "config",
     "ZeroshotResult": "language.zeroshot_result",
     "captions": "language.captions",
+    "compare": "pipelines.compare",
     "count_videos": "bank.inspect",
     "describe_bank": "bank.inspect",
     "estimate": "extraction.estimate",
@@ -165,6 +171,8 @@ __all__ = [
     "BankFacts",
     "CaptionsConfig",
     "CaptionsResult",
+    "CompareConfig",
+    "CompareResult",
     "EncoderConfig",
     "Estimate",
     "EvaluateConfig",
@@ -209,6 +217,7 @@ __all__ = [
     "ZeroshotResult",
     "__version__",
     "captions",
+    "compare",
     "count_videos",
     "describe_bank",
     "estimate",

@@ -61,6 +61,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "probe": (c.ProbeConfig, "bank + few labels -> prototypes and linear probes, against k"),
     "evaluate": (c.EvaluateConfig, "judge trained heads on a bank"),
     "robust": (c.RobustConfig, "judge heads on damaged copies of frames, against strength"),
+    "compare": (c.CompareConfig, "encoders on your own data: scores, differences, costs"),
     "predict": (
         c.PredictConfig,
         "pictures, videos or a bank -> what heads answer: table, overlays, pages",
@@ -231,6 +232,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "probe": _probe,
         "evaluate": _evaluate,
         "robust": _robust,
+        "compare": _compare,
         "predict": _predict,
         "submit": _submit,
         "report": _report,
@@ -334,6 +336,13 @@ def _robust(config: c.RobustConfig) -> int:
         from raffect.pipelines.robust import robust
 
     return _print(robust(config).lines())
+
+
+def _compare(config: c.CompareConfig) -> int:
+    with stage(_TORCH):
+        from raffect.pipelines.compare import compare
+
+    return _print(compare(config).lines())
 
 
 def _predict(config: c.PredictConfig) -> int:

@@ -29,6 +29,8 @@ SMALL = {
     "emoclip_loop": "--steps 2 --window 4 --batch 4 --dim 64",
     "language": "--frames 800 --num-seeds 0",
     "robust": "--frames 400 --seeds 1 --epochs 1 --corruptions blur --strengths 3",
+    "compare": "--frames 400 --seeds 1 --epochs 1 --encoders raffect-faces "
+    "timm:vit_tiny_patch16_224:random@64",
     "startup": "--frames 12000 --models raffect-faces --repeats 1",
 }
 

@@ -14,6 +14,7 @@ from raffect.config.bank import (
     ExtractConfig,
 )
 from raffect.config.common import MayChange, count_cores, may_change, require_types
+from raffect.config.compare import CompareConfig
 from raffect.config.data import PackConfig, PrepareConfig, SynthConfig
 from raffect.config.encoders import (
     EMBEDDED_MODEL,
@@ -55,6 +56,7 @@ __all__ = [
     "BankRejectsConfig",
     "BankVerifyConfig",
     "CaptionsConfig",
+    "CompareConfig",
     "DemoConfig",
     "DoctorConfig",
     "EncoderConfig",
