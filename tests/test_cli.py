@@ -242,6 +242,7 @@ FLAGS = {
         "--split",
         "--epoch",
         "--postprocess",
+        "--classes",
         "--out",
         "--device",
     },
@@ -297,6 +298,7 @@ FLAGS = {
     "submit": {"--template", "--predictions", "--out", "--task"},
     "report": {
         "--runs",
+        "--judged",
         "--out",
         "--gallery",
         "--predictions",

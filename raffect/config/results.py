@@ -128,6 +128,9 @@ class ReportConfig:
     """Run folders of train and tune."""
     out: Path | None = None
     """Folder for the report; by default that of the first run."""
+    judged: tuple[Path, ...] = ()
+    """Folders of `raffect evaluate --out`, in which heads of these runs were judged on other data
+    sets: a matrix, rows trained on and columns judged on, with each run's own validation split."""
     gallery: bool = False
     """Also write gallery.html: for each class, label and value the frames with the highest loss, to
     find wrong labels. It holds pictures of faces; nothing else that report writes does."""
