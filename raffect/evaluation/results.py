@@ -138,20 +138,15 @@ class TaskResult:
     def lines(self) -> list[str]:
         """The result as lines of text."""
         found, facts = self.evaluation, self.evaluation.data
-        split, kind = facts.splits[found.split], kind_of(facts.task)
-        samples = "clips" if facts.of_clips else "frames"
-        size = f"{split.frames:,} {samples}"
-        # Pictures and clips may be their own groups
-        if samples != facts.group_name:
-            size += f" of {split.groups} {facts.group_name}"
+        kind = kind_of(facts.task)
         lines = [
             *self.notes,
             *facts.missing_lines(),
-            f"{facts.task.name.upper()} {found.split}: {size}; "
+            f"{facts.task.name.upper()} {found.split}: {facts.size_of(found.split)}; "
             f"snapshot {found.snapshot} of {len(found.heads)} head(s)",
         ]
         if found.common is not None:
-            lines += found.common.lines(kind.parts, samples)
+            lines += found.common.lines(kind.parts, facts.samples)
 
         # Scores, and what they must not be taken for
         lacking = [h for h in found.heads if h.recipe.text.head and h.recipe.loss.leave_out]
