@@ -368,7 +368,8 @@ def _report(config: c.ReportConfig) -> int:
         out = config.out or config.runs[0]
         arguments = (config.predictions, config.labels, config.images, config.split)
         _print(write_gallery(*arguments, out.absolute()).lines())
-    return _print(report(config.runs, config.out, has_gallery=config.gallery).lines())
+    options = {"judged": config.judged, "has_gallery": config.gallery}
+    return _print(report(config.runs, config.out, **options).lines())
 
 
 def _extract(config: c.ExtractConfig) -> int:

@@ -244,6 +244,7 @@ FLAGS = {
         "--split",
         "--epoch",
         "--postprocess",
+        "--classes",
         "--out",
         "--device",
     },
@@ -317,6 +318,7 @@ FLAGS = {
     "submit": {"--template", "--predictions", "--out", "--task"},
     "report": {
         "--runs",
+        "--judged",
         "--out",
         "--gallery",
         "--predictions",

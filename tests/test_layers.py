@@ -35,7 +35,9 @@ ALLOWED = {
     "runs": "storage config recipe provenance datasets metrics bank heads",
     "extraction": "storage config progress provenance ray_session datasets bank faces encoders",
     "training": f"{_RUN} heads runs",
-    "reporting": "storage config progress datasets metrics bank faces predictions runs",
+    "reporting": (
+        "storage config progress datasets metrics bank faces predictions runs evaluation.results"
+    ),
     "pipelines": (
         f"{_RUN} leaving faces predictions encoders heads runs extraction training language"
         " evaluation reporting"

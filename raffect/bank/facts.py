@@ -109,6 +109,23 @@ class DataFacts(Record):
         """What follows every score of an incomplete bank; empty for a complete one."""
         return f" [INCOMPLETE BANK, it lacks {self.incomplete}]" if self.incomplete else ""
 
+    @property
+    def samples(self) -> str:
+        """What is labelled: ``frames`` or ``clips``."""
+        return "clips" if self.of_clips else "frames"
+
+    def size_of(self, split: str, other: str = "") -> str:
+        """``8,000 frames of 60 videos``; ``300 clips`` where each is its own group.
+
+        Args:
+            split: Its name.
+            other: A word before the groups, such as ``other``.
+        """
+        part, groups = self.splits[split], f"{other} {self.group_name}".strip()
+        if self.samples == self.group_name:
+            return f"{part.frames:,} {groups}"
+        return f"{part.frames:,} {self.samples} of {part.groups:,} {groups}"
+
     def missing_lines(self) -> list[str]:
         """A line for each split of which many labelled frames lack an image that can be read."""
         lines = []
@@ -117,7 +134,8 @@ class DataFacts(Record):
             missing = split.no_image + split.rejected
             labelled = split.frames + missing
             if missing > _MISSING_SHARE * labelled:
-                what = f"{missing:,} of {labelled:,} labelled frames have no image that can be read"
+                of = f"{labelled:,} labelled {self.samples}"
+                what = f"{missing:,} of {of} have no image that can be read"
                 scores = "scores are of the others (`raffect bank info`)"
                 lines.append(f"{self.task.name.upper()} {name}: {what}; {scores}")
         return lines

@@ -40,6 +40,10 @@ class EvaluateConfig:
     postprocess: str = "auto"
     """Decision rules of `raffect postprocess`, whose scores stand beside those of single heads:
     auto takes decision_rules.json of the run; none; or a file of rules."""
+    classes: Literal["same", "common"] = "same"
+    """Outputs that heads are judged on. same: labels must have exactly those of the heads. common:
+    those that both have, by name, so that heads of one data set are judged on another one: a head
+    answers common classes alone, and frames of other classes are left out, and counted."""
     allow_incomplete: bool = False
     """Score on a bank that lacks planned frames (not extracted yet, or damaged). Every score is
     then marked as such."""
@@ -52,6 +56,11 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         _accept_one(self, "run")
         require(bool(self.run), "--run: expected one run folder or more")
+        require(
+            self.classes == "same" or self.postprocess in ("auto", "none"),
+            f"--postprocess {self.postprocess}: decision rules are for all classes of the heads; "
+            "leave it out with --classes common",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +128,9 @@ class ReportConfig:
     """Run folders of train and tune."""
     out: Path | None = None
     """Folder for the report; by default that of the first run."""
+    judged: tuple[Path, ...] = ()
+    """Folders of `raffect evaluate --out`, in which heads of these runs were judged on other data
+    sets: a matrix, rows trained on and columns judged on, with each run's own validation split."""
     gallery: bool = False
     """Also write gallery.html: for each class, label and value the frames with the highest loss, to
     find wrong labels. It holds pictures of faces; nothing else that report writes does."""

@@ -42,8 +42,8 @@ def map_classes(found: Imported, file: Path) -> None:
     )
     own = [task for task in found.labels if task.kind == _MULTICLASS]
     require(bool(own), f"--map {file}: the data set has no classes")
-    task = max(own, key=lambda one: (_match(one, target) >= 0).sum())
-    number = _match(task, target)
+    task = max(own, key=lambda one: (match_outputs(one, target) >= 0).sum())
+    number = match_outputs(task, target)
     common = [name for name, k in zip(task.outputs, number, strict=True) if k >= 0]
     if len(common) < 2:
         classes = f"{', '.join(target.outputs)} and {', '.join(task.outputs)}"
@@ -87,9 +87,27 @@ def map_classes(found: Imported, file: Path) -> None:
     found.lines += lines
 
 
-def _match(task: Task, target: Task) -> np.ndarray:
-    """Number of each class of a task in another one, -1 for none, shape (classes,)."""
-    number = {_common(name): k for k, name in enumerate(target.outputs)}
+def match_outputs(task: Task, target: Task) -> np.ndarray:
+    """Which output of another task each output of a task is, by name.
+
+    Args:
+        task: The task.
+        target: The other one.
+
+    Returns:
+        Numbers in ``target.outputs``, -1 for one that it lacks, shape (outputs of ``task``,).
+
+    Raises:
+        RaffectError: If the other task has two names of one output, such as Happy and Happiness.
+    """
+    number: dict[str, int] = {}
+    for k, name in enumerate(target.outputs):
+        first = number.setdefault(_common(name), k)
+        require(
+            first == k,
+            f"task {target.name}: {target.outputs[first]} and {name} are one class by name; "
+            "name them apart",
+        )
     return np.array([number.get(_common(name), -1) for name in task.outputs])
 
 

@@ -126,7 +126,8 @@ def _read_kind(
     problems = list[Problem]()
     rows = _read_lines(place.lists, variants[chosen], problems)
     captions = rows if chosen in texts else []
-    lines = [f"{kind}: labels of {chosen}"]
+    why = ", which have more clips than those with captions" if plain and texts else ""
+    lines = [f"{kind}: labels are those of the lists in {kind}/{chosen}{why}"]
     if texts and not captions:
         captions = _read_lines(place.lists, variants[texts[0]], problems)
     if unused := sorted(set(variants) - {chosen, *texts[:1]}):

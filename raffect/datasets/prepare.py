@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from raffect.datasets.imported import Imported, SplitCounts
 from raffect.datasets.importers import import_dataset
 from raffect.datasets.manifest import write_manifest
 from raffect.datasets.problems import Problem, problem_lines, write_problems
-from raffect.storage.paths import has_file
-from raffect.storage.tables import table_of, write_table
+from raffect.errors import require
+from raffect.storage.paths import Damaged, has_file, read_parquet
+from raffect.storage.tables import read_metadata, table_of, write_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +85,15 @@ def prepare(config: PrepareConfig) -> PrepareReport:
 
     Raises:
         RaffectError: If no image is found, none of them has a line in the annotations, or the
-            labels are not labels.
+            labels are not labels; or if a label table that it did not write is in the way.
     """
     found = import_dataset(config)
     if config.map is not None:
         map_classes(found, config.map)
+    own, foreign = _find_tables(config.out / "labels", found)
     manifest = config.out / "manifest.parquet"
     write_manifest(found.manifest, manifest, found.synthetic)
-    labels = _write_labels(found, config.out / "labels")
+    labels = _write_labels(found, config.out / "labels", own)
     problems_file = config.out / "problems.csv"
     write_problems(found.problems, problems_file)
     return PrepareReport(
@@ -105,7 +107,7 @@ def prepare(config: PrepareConfig) -> PrepareReport:
         edition=found.edition,
         synthetic=found.synthetic,
         captions=_write_captions(found, config.out / "captions.parquet"),
-        found=(*found.lines, *_drawn_lines(found)),
+        found=(*found.lines, *_drawn_lines(found), *(f"kept: {file}" for file in foreign)),
     )
 
 
@@ -119,12 +121,35 @@ def _drawn_lines(found: Imported) -> list[str]:
     return []
 
 
-def _write_labels(found: Imported, folder: Path) -> dict[str, Path]:
-    """Write a label table for each task, and delete all others: task name -> file."""
+def _find_tables(folder: Path, found: Imported) -> tuple[list[Path], list[Path]]:
+    """Label tables that are there: those of an earlier `raffect prepare`, and all others.
+
+    Raises:
+        RaffectError: If a table that it did not write has the name of one that it will.
+    """
+    own, foreign = [], []
+    for file in sorted(folder.glob("*.parquet")):
+        try:
+            is_own = "digest" in read_metadata(read_parquet(file))
+        except Damaged:
+            is_own = False
+        (own if is_own else foreign).append(file)
+    names = {task.name for task in found.labels}
+    for file in foreign:
+        require(
+            file.stem not in names,
+            f"{file}: was not written by `raffect prepare`, which would replace it; move it, or "
+            "choose another --out",
+        )
+    return own, foreign
+
+
+def _write_labels(found: Imported, folder: Path, earlier: Sequence[Path]) -> dict[str, Path]:
+    """Write a label table for each task, and delete those of earlier ones: task name -> file."""
     files = {task.name: folder / f"{task.name}.parquet" for task in found.labels}
-    # Tables of other tasks, prepared in this folder before
-    for stale in {file.stem for file in folder.glob("*.parquet")} - files.keys():
-        (folder / f"{stale}.parquet").unlink()
+    for file in earlier:
+        if file.stem not in files:
+            file.unlink()
     for task, table in found.labels.items():
         metadata = {
             "raffect": "labels/2",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from raffect.config import EvaluateConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.evaluation.choose_rules import require_rules
+from raffect.evaluation.common_outputs import CommonOutputs, restrict
 from raffect.evaluation.inputs import SavedHead, judge_each
-from raffect.evaluation.postprocessed import judge_rules
+from raffect.evaluation.judge_rules import judge_rules
 from raffect.evaluation.results import EvaluatedHead, EvaluateResult, Evaluation, TaskResult
 from raffect.evaluation.totals import sum_tasks
 from raffect.heads.checkpoint import require_encoder
@@ -30,9 +32,10 @@ from raffect.metrics.intervals import judge
 from raffect.metrics.scores import Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.metrics.worst import find_worst
+from raffect.predictions.rules import RULES_FILE
 from raffect.provenance import describe_run
 from raffect.runs.against_erm import Baselines, difference_of
-from raffect.runs.data import Dataset, open_dataset, pick_device
+from raffect.runs.data import Dataset, fingerprint_of, open_dataset, pick_device
 from raffect.runs.metrics_file import SettingScores
 from raffect.runs.pick import PickedHead, sound_heads
 from raffect.runs.spread import group_by_settings, is_erm, spread_of, varying
@@ -40,6 +43,20 @@ from raffect.runs.windows import describe_other_samples, read_windows
 from raffect.storage.atomic import require_writable
 
 _SHOWN_OUTPUTS = 4
+
+
+class _Judged(NamedTuple):
+    """What the heads of one run are judged on.
+
+    Attributes:
+        dataset: The frames.
+        columns: Numbers of the outputs that are judged; None for all.
+        common: How these were matched; None without ``--classes common``.
+    """
+
+    dataset: Dataset
+    columns: tuple[int, ...] | None = None
+    common: CommonOutputs | None = None
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
@@ -60,8 +77,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         sound_heads(run, config.epoch, of_run, "is judged")
         for run, of_run in zip(config.run, notes, strict=True)
     ]
-    datasets = [_open(config, run, heads) for run, heads in zip(config.run, picked, strict=True)]
-    tasks = [dataset.task for dataset in datasets]
+    judged = [_open(config, run, heads) for run, heads in zip(config.run, picked, strict=True)]
+    tasks = [one.dataset.task for one in judged]
     _require_different(config.run, tasks)
     require_rules(config.postprocess, tasks)
     if config.out is not None:
@@ -69,8 +86,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
     # Their scores
     scored = tuple(
-        _evaluate_task(config, dataset, heads, of_run)
-        for dataset, heads, of_run in zip(datasets, picked, notes, strict=True)
+        _evaluate_task(config, one, heads, of_run)
+        for one, heads, of_run in zip(judged, picked, notes, strict=True)
     )
     total, why = sum_tasks(scored)
     result = EvaluateResult(tasks=scored, total=total, notes=why, out=config.out)
@@ -80,13 +97,19 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 
 def _evaluate_task(
-    config: EvaluateConfig, dataset: Dataset, heads: Sequence[PickedHead], notes: Sequence[str]
+    config: EvaluateConfig, judged: _Judged, heads: Sequence[PickedHead], notes: Sequence[str]
 ) -> TaskResult:
     """Scores of the heads of one run."""
-    statistics = count_heads(dataset, config.split, heads, pick_device(config.device))
-    evaluation = _describe(config, dataset, heads, statistics)
-    device = pick_device(config.device)
-    found, more = judge_rules(dataset, config.split, heads, config.postprocess, device)
+    dataset, device = judged.dataset, pick_device(config.device)
+    statistics = count_heads(dataset, config.split, heads, device, judged.columns)
+    evaluation = _describe(config, judged, heads, statistics)
+    # Decision rules were chosen for all outputs of the heads
+    if judged.common is None:
+        found, more = judge_rules(dataset, config.split, heads, config.postprocess, device)
+    else:
+        file = heads[0].run / RULES_FILE
+        is_left_out = config.postprocess == "auto" and file.is_file()
+        found, more = None, (f"without decision rules: {file} is for all classes",) * is_left_out
     return TaskResult(
         evaluation=replace(evaluation, postprocessed=found),
         statistics=statistics,
@@ -111,7 +134,7 @@ def _require_different(runs: Sequence[Path], tasks: Sequence[Task]) -> None:
         first[task.name] = run
 
 
-def _open(config: EvaluateConfig, run: Path, heads: Sequence[PickedHead]) -> Dataset:
+def _open(config: EvaluateConfig, run: Path, heads: Sequence[PickedHead]) -> _Judged:
     """The frames to score a run's heads on.
 
     Raises:
@@ -132,9 +155,12 @@ def _open(config: EvaluateConfig, run: Path, heads: Sequence[PickedHead]) -> Dat
     for head in heads:
         require_encoder(head.card, identity, head.folder, config.bank)
 
-    return open_labels(
-        config.bank, config.labels, config.split, run, heads, config.allow_incomplete
-    )
+    places = config.bank, config.labels, config.split
+    if config.classes == "same":
+        return _Judged(open_labels(*places, run, heads, config.allow_incomplete))
+    dataset = _open_split(*places, heads, config.allow_incomplete)
+    where = f"{run} on {config.labels}"
+    return _Judged(*restrict(dataset, config.split, heads[0].card.data.task, where))
 
 
 def open_labels(
@@ -159,19 +185,13 @@ def open_labels(
         RaffectError: If the labels are of another task, or frames are missing.
     """
     theirs = heads[0].card.data.task
-    dataset = open_dataset(
-        bank,
-        labels,
-        theirs.name,
-        [split],
-        allow_incomplete=allow_incomplete,
-        around=read_windows(head.recipe.head for head in heads),
-    )
+    dataset = _open_split(bank, labels, split, heads, allow_incomplete)
     ours = dataset.task
     if (ours.kind, ours.outputs) != (theirs.kind, theirs.outputs):
         raise RaffectError(
             f"{labels}: its task {ours.name} has other outputs than the heads of "
-            f"{run} ({_outputs(ours)} against {_outputs(theirs)})"
+            f"{run} ({_outputs(ours)} against {_outputs(theirs)}); judge heads on what both have, "
+            "by name, with `raffect evaluate --classes common`"
         )
     for facts in (head.card.data.targets for head in heads):
         if facts is not None and facts.dim != dataset.num_outputs:
@@ -182,6 +202,20 @@ def open_labels(
     return dataset
 
 
+def _open_split(
+    bank: Path, labels: Path, split: str, heads: Sequence[PickedHead], allow_incomplete: bool
+) -> Dataset:
+    """The frames of a split of the labels that have the name of the heads' task."""
+    return open_dataset(
+        bank,
+        labels,
+        heads[0].card.data.task.name,
+        [split],
+        allow_incomplete=allow_incomplete,
+        around=read_windows(head.recipe.head for head in heads),
+    )
+
+
 def _outputs(task: Task) -> str:
     """The kind of a task and its first outputs, for an error message."""
     names = ", ".join(task.outputs[:_SHOWN_OUTPUTS])
@@ -190,15 +224,27 @@ def _outputs(task: Task) -> str:
 
 
 def count_heads(
-    dataset: Dataset, split: str, heads: Sequence[PickedHead], device: torch.device
+    dataset: Dataset,
+    split: str,
+    heads: Sequence[PickedHead],
+    device: torch.device,
+    columns: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Statistics of each head and group of a split, shape (heads, groups, A, B)."""
+    """Statistics of each head and group of a split, shape (heads, groups, A, B).
+
+    Args:
+        dataset: The frames.
+        split: Its split.
+        heads: Of one task.
+        device: Where to compute.
+        columns: Numbers of the heads' outputs that are those of the dataset; all by default.
+    """
     kind = dataset.loss_kind(device)
 
     def judge(batch: HeadBatch, samples: Samples, head: SavedHead) -> np.ndarray:
         # As in its own run; a classifier made of texts is judged on what its head never saw, too
         recipes = [] if dataset.targets is None else [head.card.recipe]
-        return count(kind, batch, samples, left_out=kind.left_out(recipes))
+        return count(kind, batch, samples, left_out=kind.left_out(recipes), columns=columns)
 
     try:
         return np.concatenate(judge_each(dataset, split, heads, device, judge))
@@ -211,12 +257,13 @@ def count_heads(
 
 def _describe(
     config: EvaluateConfig,
-    dataset: Dataset,
+    judged: _Judged,
     heads: Sequence[PickedHead],
     statistics: np.ndarray,
 ) -> Evaluation:
     """Scores of each head and of each setting."""
     # Each head, with an interval over its videos or other groups
+    dataset, common = judged.dataset, judged.common
     task, kind, cards = dataset.task, kind_of(dataset.task), [head.card for head in heads]
     evaluated = tuple(
         EvaluatedHead(
@@ -224,6 +271,7 @@ def _describe(
             id=head.card.id,
             recipe=head.recipe,
             incomplete=head.card.data.incomplete,
+            trained_on=fingerprint_of(head.card.data),
             score=judge(found, task, kind, head.card.epoch),
         )
         for head, found in zip(heads, statistics, strict=True)
@@ -235,6 +283,7 @@ def _describe(
     caveats = [*dataset.facts.caveats]
     caveats += [caveat for card in cards for caveat in card.data.trained_caveats]
     caveats += describe_other_samples(cards, dataset.facts.of_clips)
+    caveats += [common.caveat(kind.parts)] if common and common.is_part else []
     return Evaluation(
         run=describe_run(),
         data=dataset.facts,
@@ -244,6 +293,7 @@ def _describe(
         heads=evaluated,
         settings=_by_settings(evaluated, statistics, cards[0].snapshot, dataset, by_group),
         worst_by_chance=find_worst(by_chance, kind, task.outputs, by_group=by_group),
+        common=common,
         caveats=tuple(dict.fromkeys(caveats)),
     )
 

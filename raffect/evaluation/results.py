@@ -11,6 +11,7 @@ import numpy as np
 
 from raffect.bank.facts import DataFacts
 from raffect.datasets.tasks import Task
+from raffect.evaluation.common_outputs import CommonOutputs
 from raffect.evaluation.postprocessed import Postprocessed
 from raffect.metrics.intervals import Interval
 from raffect.metrics.scores import Chance, JudgedScore, Snapshot
@@ -45,6 +46,8 @@ class EvaluatedHead(Record):
         id: Its name in its run.
         recipe: Its settings.
         incomplete: What was missing in the bank that it was trained on; empty if nothing.
+        trained_on: Fingerprint of the data that it was trained on, which with ``id`` names it
+            wherever its folder lies; empty in files older than this field.
         score: On the frames of the evaluation.
     """
 
@@ -52,6 +55,7 @@ class EvaluatedHead(Record):
     id: str
     recipe: Recipe
     incomplete: str = ""
+    trained_on: str = ""
     score: JudgedScore
 
 
@@ -71,6 +75,8 @@ class Evaluation(Record):
         worst_by_chance: Worst output and worst videos of the predictor of the chance level; None
             in files older than this field.
         postprocessed: The heads together, before and after decision rules; None without rules.
+        common: What was judged where outputs of heads and labels were matched by name; ``data`` is
+            then of these outputs and their samples alone. None where all had to be the same.
         caveats: Of heads and data: what the scores must not be taken for.
     """
 
@@ -84,6 +90,7 @@ class Evaluation(Record):
     settings: tuple[SettingScores, ...]
     worst_by_chance: WorstCases | None = None
     postprocessed: Postprocessed | None = None
+    common: CommonOutputs | None = None
     caveats: tuple[str, ...] = ()
 
 
@@ -131,14 +138,15 @@ class TaskResult:
     def lines(self) -> list[str]:
         """The result as lines of text."""
         found, facts = self.evaluation, self.evaluation.data
-        split, kind = facts.splits[found.split], kind_of(facts.task)
-        frames = f"{split.frames:,} frames of {split.groups} {facts.group_name}"
+        kind = kind_of(facts.task)
         lines = [
             *self.notes,
             *facts.missing_lines(),
-            f"{facts.task.name.upper()} {found.split}: {frames}; "
+            f"{facts.task.name.upper()} {found.split}: {facts.size_of(found.split)}; "
             f"snapshot {found.snapshot} of {len(found.heads)} head(s)",
         ]
+        if found.common is not None:
+            lines += found.common.lines(kind.parts, facts.samples)
 
         # Scores, and what they must not be taken for
         lacking = [h for h in found.heads if h.recipe.text.head and h.recipe.loss.leave_out]

@@ -142,6 +142,7 @@ def count(
     samples: Samples,
     workers: Workers | None = None,
     left_out: Tensor | None = None,
+    columns: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Additive statistics of every head and video; see `raffect.metrics.task_kinds`.
 
@@ -152,6 +153,8 @@ def count(
         workers: Each takes a part.
         left_out: Class of each head whose samples and targets count as if there were none, shape
             (P,), -1 for none; see `raffect.heads.loss_kind.LossKind.left_out`.
+        columns: Numbers of the outputs that are judged, those of ``kind`` in its order, so that
+            the others are never predicted; all by default.
 
     Returns:
         Shape (P, videos, A, B).
@@ -167,6 +170,7 @@ def count(
     for start in range(workers.rank * chunk, last, workers.size * chunk):
         part = samples.part(slice(min(start, len(samples)), start + chunk))
         outputs = predict(part.samples().to(heads.rows.dtype))
+        outputs = outputs if columns is None else outputs[..., list(columns)]
         found = kind.count(outputs, Truth(part.y, part.video, part.num_videos, classes))
         total = found if total is None else total + found
     assert total is not None  # every split has a sample

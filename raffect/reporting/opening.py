@@ -28,11 +28,9 @@ def _what_was_trained(run: Run) -> str:
     data = run.data
     if run.record.command == "zeroshot":
         return _what_was_made(run)
-    train = data.splits["train"]
     heads = plural(sum(map(len, run.groups)), "head")
     outputs = f"{len(run.task.outputs)} {run.kind.parts}"
-    group_name = as_text(data.group_name)
-    on = f"{train.frames:,} frames of {train.groups:,} {group_name}"
+    on = as_text(data.size_of("train"))
     sentence = f"trained {heads} for {as_text(run.title)} ({outputs}) on {on}"
 
     # By setting
@@ -71,9 +69,7 @@ def _what_came_out(run: Run, runs: Sequence[Run]) -> str:
     # The score
     found, main = run.spread(run.main.heads, "last"), run.main
     assert found is not None  # every finished head has one
-    validation = run.data.splits["validation"]
-    other = "other " if "train" in run.data.splits else ""
-    groups = f"{validation.groups:,} {other}{as_text(run.data.group_name)}"
+    other = "other" if "train" in run.data.splits else ""
     setting = as_text(run.describe(main.heads))
     which = (
         f"its main setting, {setting} ({main.why}), reaches"
@@ -85,7 +81,7 @@ def _what_came_out(run: Run, runs: Sequence[Run]) -> str:
     is_trained = run.record.command != "zeroshot"
     after = " after the last epoch" if is_trained else ""
     score = f"{run.kind.title} **{short(found.mean)}**{_interval_text(found)}{after}"
-    start = f"On {validation.frames:,} frames of {groups} {which} {score}"
+    start = f"On {as_text(run.data.size_of('validation', other))} {which} {score}"
 
     # What it is compared with
     chance = main.heads[0].chance

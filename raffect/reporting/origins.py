@@ -35,10 +35,7 @@ def _facts(run: Run) -> list[str]:
 
     # Data and encoder
     data = run.data
-    splits = [
-        f"{name} {split.frames:,} frames of {split.groups} {data.group_name}"
-        for name, split in data.splits.items()
-    ]
+    splits = [f"{name} {data.size_of(name)}" for name in data.splits]
     encoders = [
         f"{encoder.model}, weights {encoder.weights} ({encoder.weights_sha256[:12]})"
         for joined in data.encoders

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from raffect.bank.facts import DRAWN_CAVEAT
+from raffect.reporting.cross_sets import Matrix, read_matrices
+from raffect.reporting.matrix import draw_matrix, matrix_lines
 from raffect.reporting.opening import enumerate_words, opening_lines, plural
 from raffect.reporting.origins import origin_lines
 from raffect.reporting.page import as_link, as_text, contents_of, to_html
@@ -46,20 +48,27 @@ class ReportResult:
 
 
 def report(
-    paths: Sequence[Path], out: Path | None = None, *, has_gallery: bool = False
+    paths: Sequence[Path],
+    out: Path | None = None,
+    *,
+    judged: Sequence[Path] = (),
+    has_gallery: bool = False,
 ) -> ReportResult:
     """Write the report.
 
     Args:
         paths: Run folders.
         out: Folder for it; by default the first run's.
+        judged: Folders of `raffect evaluate --out`, in which heads of these runs were judged on
+            other data sets: a matrix of scores across data sets.
         has_gallery: Whether ``gallery.html`` was just written there, so that the report links it.
 
     Raises:
-        RaffectError: If a folder holds no finished head.
+        RaffectError: If a folder holds no finished head, or no scores of heads of these runs.
     """
     # All runs together, then a section for each
     runs = read_runs(paths)
+    matrices = read_matrices(judged, runs)
     out = (out or paths[0]).absolute()
     terms = Terms()
     explained = terms.explain(terms_of_opening(runs))
@@ -67,6 +76,8 @@ def report(
     body = ["## Results", "", *results_table(runs), *terms.explain(terms_of_results(runs))]
     stems = name_pictures([run.folder.path.name for run in runs])
     plots = out / "plots"
+    pictures: dict[str, bytes] = {}
+    body += _across_lines(matrices, plots, pictures)
     sections = [Section(run, runs, plots, stem) for run, stem in zip(runs, stems, strict=True)]
     body += [line for section in sections for line in section.lines()]
     body += ["## What was run", "", *origin_lines(runs)]
@@ -77,7 +88,7 @@ def report(
     # The files
     lines = [
         *_title_lines(runs),
-        *_caveat_lines(runs),
+        *_caveat_lines(runs, matrices),
         *opening,
         "Contents:",
         "",
@@ -85,8 +96,10 @@ def report(
         *body,
     ]
     text = "\n".join(lines) + "\n"
-    pictures = {address: png for part in sections for address, png in part.pictures.items()}
-    files = [address for part in sections for address in part.files]
+    files = [address.replace(".png", ".csv") for address in pictures]
+    files += [address for part in sections for address in part.files]
+    for part in sections:
+        pictures |= part.pictures
     files += [_GALLERY] if has_gallery else []
     write_atomic(out / "report.md", text.encode())
     write_atomic(out / "report.html", to_html(text, pictures, files).encode())
@@ -106,9 +119,27 @@ def _title_lines(runs: Sequence[Run]) -> list[str]:
     return [f"# raffect report: {tasks}", "", made, ""]
 
 
-def _caveat_lines(runs: Sequence[Run]) -> list[str]:
+def _across_lines(matrices: Sequence[Matrix], plots: Path, pictures: dict[str, bytes]) -> list[str]:
+    """A table and a picture of scores across data sets for each task; pictures are added."""
+    lines = ["## Across data sets", ""] if matrices else []
+    for matrix in matrices:
+        run = matrix.runs[0]
+        name = f"across-{'-'.join(name_pictures([run.task.name]))}"
+        caveat = f"\n[{'; '.join(matrix.caveats)}]" if matrix.caveats else ""
+        title = f"{run.title} {run.kind.title} across data sets{caveat}"
+        draw_matrix(matrix, title, plots / name)
+        address = f"plots/{name}.png"
+        pictures[address] = (plots / f"{name}.png").read_bytes()
+        lines += [f"![{as_text(run.title)} across data sets]({address})", ""]
+        lines += [f"Numbers: {as_link(f'plots/{name}.csv')}", "", *matrix_lines(matrix)]
+    return lines
+
+
+def _caveat_lines(runs: Sequence[Run], matrices: Sequence[Matrix]) -> list[str]:
     """What no score below may be taken for, in quotation blocks."""
-    caveats = list(dict.fromkeys(caveat for run in runs for caveat in run.data.caveats))
+    found = [caveat for run in runs for caveat in run.data.caveats]
+    found += [caveat for matrix in matrices for caveat in matrix.caveats]
+    caveats = list(dict.fromkeys(found))
     means = _DRAWN_MEANS if DRAWN_CAVEAT in caveats else ""
     lines = [f"> **{as_text('; '.join(caveats))}**{means}", ""] if caveats else []
     marks = sorted({mark for run in runs if (mark := run.data.incomplete_mark.strip())})

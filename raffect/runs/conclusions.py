@@ -196,15 +196,14 @@ class SweepResult(RunResult):
     def _opening(self) -> str:
         """How many heads on how many frames, and how many heads are in no mean."""
         data, left_out = self.data, self.metrics.left_out.items()
-        train, validation = data.splits["train"], data.splits["validation"]
+        train = data.splits["train"]
         others = "".join(
             f"; {count} {status} and left out, see heads.csv" for status, count in left_out if count
         )
         score = f" by {kind_of(data.task).title}" if not kind_of(data.task).answers else ""
         return (
-            f"{data.task.name.upper()}: {len(self.records)} heads on {train.frames:,} frames, "
-            f"judged{score} on {validation.frames:,} frames of {validation.groups} other "
-            f"{data.group_name}{others}"
+            f"{data.task.name.upper()}: {len(self.records)} heads on {train.frames:,} "
+            f"{data.samples}, judged{score} on {data.size_of('validation', 'other')}{others}"
         )
 
 

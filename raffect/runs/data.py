@@ -183,7 +183,7 @@ def open_dataset(
 
     facts = _describe(bank, bank.digest(commits), file, table, task, splits, incomplete)
     facts = replace(facts, targets=targets.facts if targets else None)
-    return Dataset(task, splits, facts, _fingerprint(facts), commits, targets, frames)
+    return Dataset(task, splits, facts, fingerprint_of(facts), commits, targets, frames)
 
 
 def targets_of(index: FeatureIndex, task: Task) -> np.ndarray:
@@ -327,7 +327,7 @@ def _describe(
     )
 
 
-def _fingerprint(facts: DataFacts) -> str:
+def fingerprint_of(facts: DataFacts) -> str:
     """A digest of what would change a score; a label table has the hash of its vectors in it."""
     key = json.dumps([facts.bank_digest, facts.labels_sha256, facts.task.name])
     return hashlib.sha256(key.encode()).hexdigest()[:16]

@@ -349,3 +349,31 @@ def test_what_is_ignored_in_folders_of_clips_is_counted_once(trees, tmp_path):
     report = run(tmp_path / "tree", tmp_path / "out", "afew")[0]
     (line,) = [line for line in report.lines() if "without a frame number" in line]
     assert "1 pictures without a frame number beside numbered ones" in line
+
+
+def test_prepare_deletes_its_own_tables_alone(trees, tmp_path):
+    run(trees["mafw"][1], tmp_path, "mafw")
+    folder = tmp_path / "labels"
+    assert {file.name for file in folder.iterdir()} == {"expr.parquet", "compound.parquet"}
+    theirs = folder / "mine.parquet"
+    pq.write_table(pq.read_table(folder / "expr.parquet", columns=["video"]), theirs)
+    rows = pq.read_table(theirs).replace_schema_metadata(None)
+    pq.write_table(rows, theirs)
+    (folder / "broken.parquet").write_bytes(b"notes")
+    report, *_ = run(trees["dfew"][1], tmp_path, "dfew")
+    found = {file.name for file in folder.iterdir()}
+    assert found == {"expr.parquet", "mine.parquet", "broken.parquet"}, "compound was its own"
+    assert f"kept: {theirs}" in report.lines()
+    # One that has the name of a task is in the way, and nothing is written
+    theirs.replace(folder / "expr.parquet")
+    before = (tmp_path / "manifest.parquet").read_bytes()
+    with pytest.raises(RaffectError, match=r"expr.parquet: was not written by `raffect prepare`"):
+        run(trees["mafw"][1], tmp_path, "mafw")
+    assert (tmp_path / "manifest.parquet").read_bytes() == before
+    assert pq.read_table(folder / "expr.parquet").equals(rows)
+
+
+def test_lines_of_mafw_say_which_lists_its_labels_are_of(prepared_sets):
+    lines = prepared_sets["mafw"][0].lines()
+    start = "single: labels are those of the lists in single/no_caption, which have more clips"
+    assert any(line.startswith(start) for line in lines)
