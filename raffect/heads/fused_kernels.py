@@ -416,7 +416,6 @@ def square_norms(
     d_outputs,  # (P, B, outputs)
     vectors,  # (P, V)
     squares,  # (P, PARTS), written
-    num_heads,
     dim,
     width,
     outputs,
@@ -434,7 +433,7 @@ def square_norms(
     part = tl.program_id(0)
     layer, first_row = part // (BLOCK_B // 16), part % (BLOCK_B // 16) * 16
     # The factors of this Linear.
-    size = num_heads.to(tl.int64) * B * width
+    size = tl.num_programs(1).to(tl.int64) * B * width
     x = inputs + head * inputs_stride
     if layer > 0:
         x = hidden + (layer - 1) * size + head * B * width

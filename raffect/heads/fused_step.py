@@ -287,7 +287,7 @@ class FusedStep:
             self.d_outputs[0],
             self.vectors[0],
             self.squares,
-            *(len(self.learner.heads), spec.dim, spec.width, spec.outputs, spec.depth),
+            *(spec.dim, spec.width, spec.outputs, spec.depth),
             PARTS=self._norm_sizes["PARTS"],
             BLOCK_K=_BLOCK_K,
             **self._rows,
@@ -345,7 +345,7 @@ class FusedStep:
         """Launch a kernel over column blocks and heads; 0: over heads alone, None: one program."""
         heads = len(self.learner.heads)
         grid = (1,) if columns is None else (columns, heads) if columns else (heads,)
-        kernel[grid](*args, **sizes)
+        kernel[grid](*args, **sizes, enable_fp_fusion=True)
         self.launches += 1
 
 
