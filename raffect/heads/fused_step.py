@@ -271,7 +271,7 @@ class FusedStep:
                 SECOND=number > 0,
                 DROPS=self.learner.noise.active,
                 IS_LAST=block + 1 == self.spec.depth,
-                **self._sizes,
+                **self._sizes | {"BLOCK_K": min(_BLOCK_K, max(16, _power(behind.outputs)))},
             )
 
     def _square_norms(self, batch: Tensor) -> None:
