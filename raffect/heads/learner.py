@@ -81,6 +81,8 @@ class Learner:
         counter: Steps so far, int32.
         loss_sum: Sum of each head's losses since `set_epoch`, shape (P,).
         first_bad: First step of each head whose loss was not finite, int32, shape (P,); -1 if none.
+        rho: SAM's radius of each head, shape (P,).
+        is_sharp: Whether any head has one.
     """
 
     def __init__(
@@ -116,8 +118,8 @@ class Learner:
         self.counter = torch.zeros((), dtype=torch.int32, device=device)
         self.loss_sum = torch.zeros(len(recipes), dtype=dtype, device=device)
         self.first_bad = torch.full((len(recipes),), -1, dtype=torch.int32, device=device)
-        self._rho = torch.tensor([r.sam.rho for r in recipes], dtype=dtype, device=device)
-        self._sharp = any(recipe.sam.rho for recipe in recipes)
+        self.rho = torch.tensor([r.sam.rho for r in recipes], dtype=dtype, device=device)
+        self.is_sharp = any(recipe.sam.rho for recipe in recipes)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_steps = 0
         self._feed: Feed | None = None
@@ -160,7 +162,7 @@ class Learner:
         heads, noise = self.heads, self.noise.draw(self.counter, second=False)
         outputs = heads.forward(heads.rows, batch, noise, update_buffers=True)
         loss_P, derivative = self.objective.gradient(outputs, target)
-        if self._sharp:
+        if self.is_sharp:
             there = self._climb(derivative)
             if self.noise.independent:
                 noise = self.noise.draw(self.counter, second=True)
@@ -178,10 +180,10 @@ class Learner:
     def _climb(self, derivative: Tensor) -> Tensor | Moved:
         """Where SAM's second pass is taken."""
         heads, perturbation = self.heads, self.recipes[0].sam.perturbation
-        if perturbation == "l2" and (moved := heads.climb(derivative, self._rho)) is not None:
+        if perturbation == "l2" and (moved := heads.climb(derivative, self.rho)) is not None:
             return moved
         heads.backward(derivative)
-        return perturb(heads.rows, heads.gradient, self._rho, perturbation, out=self._perturbed)
+        return perturb(heads.rows, heads.gradient, self.rho, perturbation, out=self._perturbed)
 
     @cached_property
     def _perturbed(self) -> Tensor:
