@@ -13,7 +13,7 @@ from torch import Tensor
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.heads import losses
-from raffect.heads.loss_kind import Prior, Terms, Truth, UnweightedLoss
+from raffect.heads.loss_kind import Losses, Prior, Terms, Truth, UnweightedLoss
 from raffect.heads.retrieval import CandidateVectors, count_hits
 from raffect.metrics.task_kinds import kind_of
 
@@ -49,9 +49,7 @@ class ContrastiveLoss(UnweightedLoss):
         counts = np.bincount(targets[:, 1], minlength=len(self.task.outputs))
         return Prior(self, torch.from_numpy(counts))
 
-    def losses(
-        self, outputs_PBC: Tensor, target: Tensor, terms: Terms
-    ) -> tuple[Tensor, Tensor | None]:
+    def losses(self, outputs_PBC: Tensor, target: Tensor, terms: Terms) -> Losses:
         """One loss a sample."""
         number_PB = target[..., 0]
         vectors_PBE = self.vectors.take(number_PB, outputs_PBC.dtype)
@@ -59,7 +57,13 @@ class ContrastiveLoss(UnweightedLoss):
             self.vectors.same[number_PB], vectors_PBE, terms.temperature, terms.valid
         )
         logits_PBB = outputs_PBC @ vectors_PBE.transpose(1, 2)
-        return losses.info_nce_losses(logits_PBB, share_PBB, terms.valid), terms.valid
+        loss_PB, of_image, of_text = losses.info_nce_losses(logits_PBB, share_PBB, terms.valid)
+
+        def by_outputs(by_PB: Tensor) -> Tensor:
+            by_PB1 = by_PB[..., None]
+            return (of_image * by_PB1 + (of_text * by_PB1).mT) @ vectors_PBE
+
+        return Losses(loss_PB, by_outputs, terms.valid)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Always refused: an output is a vector, and no answer by itself.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raffect.heads import counting, losses
-from raffect.heads.loss_kind import LossKind, Prior, Terms, Truth, UnweightedLoss
+from raffect.heads.loss_kind import Losses, LossKind, Prior, Terms, Truth, UnweightedLoss
 from raffect.recipe import LossConfig
 
 
@@ -37,11 +37,10 @@ class MulticlassLoss(LossKind):
         """Log prior of each class."""
         return losses.class_shift(prior.positive)
 
-    def losses(
-        self, outputs_PBC: Tensor, target: Tensor, terms: Terms
-    ) -> tuple[Tensor, Tensor | None]:
+    def losses(self, outputs_PBC: Tensor, target: Tensor, terms: Terms) -> Losses:
         """One loss a frame."""
-        return losses.softmax_losses(outputs_PBC, target, terms.weights), terms.valid
+        loss_PB, slope_PBC = losses.softmax_losses(outputs_PBC, target, terms.weights)
+        return Losses(loss_PB, lambda by_PB: slope_PBC * by_PB[..., None], terms.valid)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Softmax over the classes."""
@@ -76,17 +75,20 @@ class MultilabelLoss(LossKind):
         assert prior.negative is not None
         return losses.unit_shift(prior.positive, prior.negative)
 
-    def losses(
-        self, outputs_PBC: Tensor, target: Tensor, terms: Terms
-    ) -> tuple[Tensor, Tensor | None]:
+    def losses(self, outputs_PBC: Tensor, target: Tensor, terms: Terms) -> Losses:
         """One loss a label and frame, or with ``tail_over`` frames the mean over a frame's labels.
 
         Unlabelled ones do not count.
         """
-        values, mask = losses.sigmoid_losses(outputs_PBC, target, terms.weights), target >= 0
+        is_known = target >= 0
+        loss_PBU, slope_PBU = losses.sigmoid_losses(outputs_PBC, target, terms.weights)
         if terms.tail_over == "frames":
-            values, mask = losses.frame_means(values, mask)
-        return values.flatten(1), mask.flatten(1)
+            return of_frames(loss_PBU, slope_PBU, is_known)
+
+        def by_outputs(by_PN: Tensor) -> Tensor:
+            return slope_PBU * by_PN.view_as(slope_PBU)
+
+        return Losses(loss_PBU.flatten(1), by_outputs, is_known.flatten(1))
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Sigmoid of each label."""
@@ -111,17 +113,16 @@ class RegressionLoss(UnweightedLoss):
         """Zeros: there are no classes to count."""
         return Prior(self, torch.zeros(len(self.task.outputs)))
 
-    def losses(
-        self, outputs_PBC: Tensor, target: Tensor, terms: Terms
-    ) -> tuple[Tensor, Tensor | None]:
+    def losses(self, outputs_PBC: Tensor, target: Tensor, terms: Terms) -> Losses:
         """One loss a frame, or of ``ccc`` one in all.
 
         A frame without any labelled value does not count.
         """
         if terms.name == "ccc":
-            return losses.ccc_loss(outputs_PBC, target.to(outputs_PBC.dtype))[:, None], None
-        errors = losses.squared_errors(outputs_PBC, target)
-        return losses.frame_means(errors, torch.isfinite(target))
+            loss_P, slope_PBV = losses.ccc_loss(outputs_PBC, target.to(outputs_PBC.dtype))
+            return Losses(loss_P[:, None], lambda by_P1: slope_PBV * by_P1[..., None])
+        error_PBV, slope_PBV = losses.squared_errors(outputs_PBC, target)
+        return of_frames(error_PBV, slope_PBV, torch.isfinite(target))
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """The values themselves, within the task's limits.
@@ -135,3 +136,12 @@ class RegressionLoss(UnweightedLoss):
         """Moments of predictions within the task's limits."""
         predicted_PNC = self.probabilities(outputs_PNC)
         return counting.sum_moments(truth.target, predicted_PNC, truth.video, truth.num_videos)
+
+
+def of_frames(loss_PBU: Tensor, slope_PBU: Tensor, is_known_PBU: Tensor) -> Losses:
+    """One loss a frame, the mean over its labelled units; see `raffect.heads.losses.frame_means`.
+
+    A frame without any does not count.
+    """
+    loss_PB, slope_PBU, mask_PB = losses.frame_means(loss_PBU, slope_PBU, is_known_PBU)
+    return Losses(loss_PB, lambda by_PB: slope_PBU * by_PB[..., None], mask_PB)

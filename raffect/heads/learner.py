@@ -138,7 +138,7 @@ class Learner:
         owners = (
             (self.noise, ("draw",)),
             (self.heads, self.heads.fusible),
-            (self.objective, ("loss",)),
+            (self.objective, ("gradient",)),
         )
         for owner, names in owners:
             for name in names:

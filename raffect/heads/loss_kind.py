@@ -10,7 +10,7 @@ or samples that are judged, A and B the statistics of a kind.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
@@ -67,6 +67,21 @@ class Terms(NamedTuple):
     weights: Tensor | None = None
     temperature: Tensor | None = None
     valid: Tensor | None = None
+
+
+class Losses(NamedTuple):
+    """Losses that each head's tail is taken over.
+
+    Attributes:
+        values: Shape (P, N).
+        by_outputs: From a head's derivative by its losses, (P, N), to the one by its outputs,
+            (P, B, C): in closed form, since no training step records for autograd.
+        mask: Which of them count, shape (P, N); None if all do.
+    """
+
+    values: Tensor
+    by_outputs: Callable[[Tensor], Tensor]
+    mask: Tensor | None = None
 
 
 class Truth(NamedTuple):
@@ -182,18 +197,13 @@ class LossKind(ABC):
         """What full logit adjustment adds to the outputs in training, float64, shape (C,)."""
 
     @abstractmethod
-    def losses(
-        self, outputs_PBC: Tensor, target: Tensor, terms: Terms
-    ) -> tuple[Tensor, Tensor | None]:
-        """Losses that each head's tail is taken over.
+    def losses(self, outputs_PBC: Tensor, target: Tensor, terms: Terms) -> Losses:
+        """Losses that each head's tail is taken over, and their derivatives.
 
         Args:
             outputs_PBC: Of every head.
             target: Of every head, shape (P, B) or (P, B, C).
             terms: Weights and settings.
-
-        Returns:
-            Losses (P, N), and which of them count, of that shape; None if all do.
         """
 
     @abstractmethod

@@ -1,7 +1,9 @@
-"""Losses of a batch of heads: per frame or unit, weighted and masked; then the mean of the worst.
+"""Losses of a batch of heads, per frame or unit, weighted and masked, with their derivatives.
 
-Shape letters: P heads, B frames of a batch, C classes, U units, E numbers of a vector, N elements
-that a head's tail is taken over.
+Each comes with its slope in closed form, so that a training step needs no autograd.
+
+Shape letters: P heads, B frames of a batch, C classes, U units, V values, E numbers of a vector,
+Q losses of a head's own for a frame.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch.nn import functional
 
 def softmax_losses(
     logits_PBC: Tensor, target_PB: Tensor, weight_PC: Tensor | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each frame, times the weight of its class.
 
     Args:
@@ -22,19 +24,28 @@ def softmax_losses(
         weight_PC: Class weights of each head.
 
     Returns:
-        Shape (P, B), in nats.
+        Losses in nats, shape (P, B), and their derivatives by the logits, (P, B, C): softmax minus
+        one-hot, times the weight.
 
     Example:
-        >>> softmax_losses(torch.zeros(1, 2, 4), torch.tensor([[0, 3]])).exp()
-        tensor([[4., 4.]])
+        >>> softmax_losses(torch.zeros(1, 1, 4), torch.tensor([[3]]))
+        (tensor([[1.3863]]), tensor([[[ 0.2500,  0.2500,  0.2500, -0.7500]]]))
     """
-    loss_PB = -torch.log_softmax(logits_PBC, -1).gather(-1, target_PB[..., None])[..., 0]
-    return loss_PB if weight_PC is None else loss_PB * weight_PC.gather(1, target_PB)
+    own_PB1 = target_PB[..., None]
+    log_PBC = torch.log_softmax(logits_PBC, -1)
+    log_own_PB1 = log_PBC.gather(-1, own_PB1)
+    # The probability less 1 by expm1, which keeps its digits where a frame is nearly right.
+    slope_PBC = log_PBC.exp().scatter_(-1, own_PB1, log_own_PB1.expm1())
+    loss_PB = -log_own_PB1[..., 0]
+    if weight_PC is None:
+        return loss_PB, slope_PBC
+    weight_PB = weight_PC.gather(1, target_PB)
+    return loss_PB * weight_PB, slope_PBC.mul_(weight_PB[..., None])
 
 
 def sigmoid_losses(
     logits_PBU: Tensor, target_PBU: Tensor, weight_PU: Tensor | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy of each unit of each frame, positives times the unit's weight.
 
     It is 0 where a unit is unlabelled.
@@ -45,21 +56,24 @@ def sigmoid_losses(
         weight_PU: Weight of a unit's positives, of each head.
 
     Returns:
-        Shape (P, B, U), in nats.
+        Losses in nats and their derivatives by the logits, each of shape (P, B, U).
 
     Example:
-        >>> sigmoid_losses(torch.zeros(1, 1, 3), torch.tensor([[[1, 0, -1]]])).exp()
-        tensor([[[2., 2., 1.]]])
+        >>> sigmoid_losses(torch.zeros(1, 1, 3), torch.tensor([[[1, 0, -1]]]))
+        (tensor([[[0.6931, 0.6931, 0.0000]]]), tensor([[[-0.5000,  0.5000,  0.0000]]]))
     """
-    active = (target_PBU > 0).to(logits_PBU.dtype)
-    positive = functional.softplus(-logits_PBU)
+    is_active = target_PBU > 0
+    # How far a logit is on the wrong side, and the weight of that; 0 where unlabelled.
+    sign = torch.where(is_active, -1.0, 1.0).to(logits_PBU.dtype)
+    factor = (target_PBU >= 0).to(logits_PBU.dtype)
     if weight_PU is not None:
-        positive = positive * weight_PU[:, None]
-    loss = active * positive + (1 - active) * functional.softplus(logits_PBU)
-    return torch.where(target_PBU >= 0, loss, torch.zeros_like(loss))
+        factor = torch.where(is_active, weight_PU[:, None], factor)
+    wrong = sign * logits_PBU
+    # -log(sigmoid) is exact on both sides, where softplus changes its formula at 20.
+    return functional.logsigmoid(-wrong) * -factor, wrong.sigmoid() * (sign * factor)
 
 
-def squared_errors(outputs_PBV: Tensor, target_PBV: Tensor) -> Tensor:
+def squared_errors(outputs_PBV: Tensor, target_PBV: Tensor) -> tuple[Tensor, Tensor]:
     """Squared error of each value of each frame; 0 where it is not labelled (NaN).
 
     Args:
@@ -67,18 +81,17 @@ def squared_errors(outputs_PBV: Tensor, target_PBV: Tensor) -> Tensor:
         target_PBV: Of the same unit, NaN where unlabelled.
 
     Returns:
-        Shape (P, B, V), in the squared unit.
+        Losses in the squared unit and their derivatives, each of shape (P, B, V).
 
     Example:
         >>> squared_errors(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.5, torch.nan]]]))
-        tensor([[[0.2500, 0.0000]]])
+        (tensor([[[0.2500, 0.0000]]]), tensor([[[1., 0.]]]))
     """
-    # NaN is replaced before the difference, or it would return in the gradient.
-    known = torch.isfinite(target_PBV)
-    return torch.where(known, outputs_PBV - torch.where(known, target_PBV, 0), 0) ** 2
+    error = torch.where(torch.isfinite(target_PBV), outputs_PBV - target_PBV, 0)
+    return error**2, 2 * error
 
 
-def ccc_loss(outputs_PBV: Tensor, target_PBV: Tensor) -> Tensor:
+def ccc_loss(outputs_PBV: Tensor, target_PBV: Tensor) -> tuple[Tensor, Tensor]:
     """1 - concordance correlation of a batch, the mean over its values.
 
     A value that neither varies nor is predicted to vary in the batch is left out.
@@ -88,32 +101,39 @@ def ccc_loss(outputs_PBV: Tensor, target_PBV: Tensor) -> Tensor:
         target_PBV: NaN where unlabelled; that value then leaves the frame out.
 
     Returns:
-        Shape (P,), in [0, 2]; 1 for a head whose batch has no labels.
+        Loss, shape (P,), in [0, 2], 1 for a head whose batch has no labels; and its derivative by
+        the outputs, shape (P, B, V).
 
     Source:
         Lin 1989: ccc = 2 cov / (var + var' + (mean - mean')^2), with population variances, as
-        `raffect.metrics.agreement` scores it.
+        `raffect.metrics.agreement` scores it. Its derivative by an output is
+        2 / (n spread) * (target - mean_target - ccc * (output - mean_target)), spread being the
+        denominator.
 
     Example:
-        >>> ccc_loss(torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[1.0], [0.0]]]))
+        >>> ccc_loss(torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[1.0], [0.0]]]))[0]
         tensor([2.])
     """
     known = torch.isfinite(target_PBV)
-    count = known.sum(1).clamp(min=1)
+    count_PV = known.sum(1).clamp(min=1)
 
     def mean(values: Tensor) -> Tensor:
-        return torch.where(known, values, 0).sum(1) / count
+        return torch.where(known, values, 0).sum(1) / count_PV
 
     # Means and central moments over the labelled frames.
     target = torch.where(known, target_PBV, 0)
     mean_target, mean_output = mean(target), mean(outputs_PBV)
     off_target, off_output = target - mean_target[:, None], outputs_PBV - mean_output[:, None]
     spread = mean(off_target**2) + mean(off_output**2) + (mean_target - mean_output) ** 2
-    # The inner `where` keeps the gradient finite where nothing varies.
+    # A value without spread is left out, and has no slope.
     has_spread = spread > 0
-    ratio = 2 * mean(off_target * off_output) / torch.where(has_spread, spread, 1)
-    ccc = torch.where(has_spread, ratio, 0)
-    return 1 - ccc.sum(1) / has_spread.sum(1).clamp(min=1)
+    scale_PV = torch.where(has_spread, 2 / torch.where(has_spread, spread, 1), 0)
+    ccc_PV = mean(off_target * off_output) * scale_PV
+    num_P = has_spread.sum(1).clamp(min=1)
+    # How the mean of what is left rises with each output.
+    rise = off_target - ccc_PV[:, None] * (outputs_PBV - mean_target[:, None])
+    scale_PV = scale_PV / (count_PV * num_P[:, None])
+    return 1 - ccc_PV.sum(1) / num_P, torch.where(known, rise * -scale_PV[:, None], 0)
 
 
 def text_shares(
@@ -154,7 +174,7 @@ def text_shares(
 
 def info_nce_losses(
     logits_PBB: Tensor, share_PBB: Tensor, valid_PB: Tensor | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Symmetric InfoNCE of each sample: mean of that from image to text and from text to image.
 
     Args:
@@ -163,7 +183,9 @@ def info_nce_losses(
         valid_PB: Which samples count, in losses of others as well; all by default.
 
     Returns:
-        Shape (P, B), in nats, 0 or more; to be masked by ``valid_PB``.
+        Losses, shape (P, B), in nats, 0 or more, to be masked by ``valid_PB``. Then, each of shape
+        (P, B, B), the derivative of an image's loss (first index) by the logits of its row, and
+        that of a text's loss by the logits of its column.
 
     Source:
         Radford et al. 2021, figure 3, for texts that are all different. Deviation: where several
@@ -175,15 +197,16 @@ def info_nce_losses(
 
     Example:
         >>> share = text_shares(torch.tensor([[0, 1]]), torch.eye(2)[None])
-        >>> info_nce_losses(torch.zeros(1, 2, 2), share).exp()
+        >>> info_nce_losses(torch.zeros(1, 2, 2), share)[0].exp()
         tensor([[2., 2.]])
     """
-    own_entropy_PB = torch.xlogy(share_PBB, share_PBB).sum(-1)
-    loss_PB = own_entropy_PB
+    total_PB1 = share_PBB.sum(-1, keepdim=True)
+    loss_PB, slopes = torch.xlogy(share_PBB, share_PBB).sum(-1), []
     for logits in (logits_PBB, logits_PBB.transpose(1, 2)):
-        found_PBB = _hide_columns(logits, valid_PB).log_softmax(-1)
-        loss_PB = loss_PB - (share_PBB * found_PBB).sum(-1) / 2
-    return loss_PB
+        log_PBB = _hide_columns(logits, valid_PB).log_softmax(-1)
+        loss_PB = loss_PB - (share_PBB * log_PBB).sum(-1) / 2
+        slopes.append((log_PBB.exp() * total_PB1 - share_PBB) / 2)
+    return loss_PB, *slopes
 
 
 def _hide_columns(logits_PBB: Tensor, valid_PB: Tensor | None) -> Tensor:
@@ -195,66 +218,39 @@ def _hide_columns(logits_PBB: Tensor, valid_PB: Tensor | None) -> Tensor:
     return logits_PBB.masked_fill(~valid_PB[:, None], lowest)
 
 
-def frame_means(loss_PBU: Tensor, labelled_PBU: Tensor) -> tuple[Tensor, Tensor]:
+def frame_means(
+    loss_PBU: Tensor, slope_PBU: Tensor, labelled_PBU: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean over the labelled units of each frame.
 
+    Args:
+        loss_PBU: Losses, 0 where unlabelled.
+        slope_PBU: Their derivatives.
+        labelled_PBU: Which units are labelled.
+
     Returns:
-        Losses of shape (P, B), and which frames have a labelled unit, (P, B).
+        Losses of shape (P, B), their derivatives (P, B, U), and which frames have a labelled unit,
+        (P, B).
     """
-    count = labelled_PBU.sum(-1)
-    return (loss_PBU * labelled_PBU).sum(-1) / count.clamp(min=1), count > 0
+    count_PB = labelled_PBU.sum(-1)
+    divisor_PB = count_PB.clamp(min=1)
+    return loss_PBU.sum(-1) / divisor_PB, slope_PBU / divisor_PB[..., None], count_PB > 0
 
 
-def sample_means(loss_PBQ: Tensor, valid_PB: Tensor | None) -> Tensor:
+def sample_means(loss_PBQ: Tensor, valid_PB: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean of several losses a sample over all samples, or those that count.
 
     Returns:
-        Shape (P,); 0 for a head without a sample that counts.
+        Shape (P,), 0 for a head without a sample that counts; and its derivative by each of the
+        losses of a sample, shape (P, B).
     """
     mean_PB = loss_PBQ.mean(-1)
     if valid_PB is None:
-        return mean_PB.mean(1)
-    return torch.where(valid_PB, mean_PB, 0).sum(1) / valid_PB.sum(1).clamp(min=1)
-
-
-def cvar(loss_PN: Tensor, alpha_P: Tensor, mask_PN: Tensor | None = None) -> Tensor:
-    """Mean of the worst ``alpha`` share of each head's losses: conditional value at risk.
-
-    ``alpha = 1`` is the plain mean; ``alpha <= 1/n`` is the maximum. Larger alpha is closer to the
-    mean: the paper's text has it the other way round in section III-B.
-
-    Args:
-        loss_PN: Losses, shape (P, N), floating point.
-        alpha_P: Tail share of each head, shape (P,), in (0, 1].
-        mask_PN: Which losses count; all by default. ``n`` is their number.
-
-    Returns:
-        Shape (P,), differentiable in ``loss_PN``; 0 for a head without any loss that counts.
-
-    Source:
-        Lin et al. 2024, eq. (1). The minimum over lambda is reached at an order statistic, so one
-        sort is exact: with k = alpha * n, the mean of the k largest losses, the last one counted by
-        the fraction of k (Rockafellar and Uryasev 2000). Deviation: no search for lambda, and its
-        subgradient at the perturbed point is taken there.
-
-    Example:
-        >>> cvar(torch.tensor([[4.0, 1.0, 2.0, 3.0]]), torch.tensor([0.375]))
-        tensor([3.6667])
-    """
-    # Losses from the largest down; those that do not count come last.
-    if mask_PN is None:
-        count_P = torch.full_like(alpha_P, loss_PN.shape[1])
-        ranked = loss_PN.sort(dim=1, descending=True).values
+        share_PB = torch.full_like(mean_PB, 1 / mean_PB.shape[1])
     else:
-        count_P = mask_PN.sum(1).to(alpha_P.dtype)
-        lowest = torch.finfo(loss_PN.dtype).min
-        ranked = torch.where(mask_PN, loss_PN, lowest).sort(dim=1, descending=True).values
-    # The share of each in the mean: 1 within the tail, a fraction at its end, 0 beyond.
-    tail_P = alpha_P * count_P
-    rank_N = torch.arange(loss_PN.shape[1], device=loss_PN.device, dtype=alpha_P.dtype)
-    share_PN = (tail_P[:, None] - rank_N).clamp(0, 1)
-    share_PN = share_PN / share_PN.sum(1, keepdim=True).clamp(min=torch.finfo(alpha_P.dtype).tiny)
-    return (torch.where(share_PN > 0, ranked, 0) * share_PN).sum(1)
+        share_PB = valid_PB.to(mean_PB.dtype) / valid_PB.sum(1, keepdim=True).clamp(min=1)
+        mean_PB = mean_PB.masked_fill(~valid_PB, 0)
+    return (mean_PB * share_PB).sum(1), share_PB / loss_PBQ.shape[-1]
 
 
 def class_weights(counts_C: Tensor, kind: str, beta: float) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raffect.heads import losses
 from raffect.heads.loss_kind import Prior, Terms
+from raffect.heads.tail import Tail
 from raffect.heads.workers import Workers
 from raffect.recipe import Recipe
 
@@ -58,9 +59,10 @@ class Objective:
             found = torch.tensor(values, dtype=dtype, device=device)
             return found if any(values) else None
 
-        self.alpha = torch.tensor([config.alpha for config in configs], dtype=dtype, device=device)
+        self.tail = Tail([config.alpha for config in configs], device, dtype)
         self.temperature = of_each([config.soft_targets for config in configs])
-        self.order = of_each([config.order for config in configs])
+        orders = [config.order for config in configs]
+        self.order = torch.tensor(orders, dtype=dtype, device=device)
         self.weights = self.shift = None
         priors = [prior.without(number) for number in numbers]
         pairs = list(zip(configs, priors, strict=True))
@@ -71,40 +73,52 @@ class Objective:
             shifts = [config.logit_adjustment * self.kind.shift(own) for config, own in pairs]
             self.shift = torch.stack(shifts)[:, None].to(device, dtype)
 
-    def loss(self, outputs_PBC: Tensor, target: Tensor) -> Tensor:
-        """Loss of the global batch of each head, shape (P,).
+    def gradient(self, outputs_PBC: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of the global batch of each head and its derivative, in closed form.
+
+        Nothing here is recorded for autograd or waits for the host.
 
         Args:
             outputs_PBC: Of this worker's part, shape (P, B, C + Q).
             target: Its targets.
 
         Returns:
-            Differentiable in this worker's outputs.
+            Shape (P,), and the derivative by this worker's outputs, of their shape.
         """
-        # Where a sample's loss depends on others, they are those of the global batch.
-        gather = self.workers.gather
-        if couples := self.kind.couples(self.name):
-            outputs_PBC, target = gather(outputs_PBC), gather(target)
+        workers = self.workers
+        if not self.kind.couples(self.name):
+            return self._gradient(outputs_PBC, target, workers)
+        # Where a sample's loss depends on others, each worker computes the whole batch alone.
+        whole = workers.gather(outputs_PBC), workers.gather(target)
+        loss_P, derivative = self._gradient(*whole, Workers())
+        return loss_P, derivative[:, workers.share(derivative.shape[1])]
+
+    def _gradient(
+        self, outputs_PBC: Tensor, target: Tensor, workers: Workers
+    ) -> tuple[Tensor, Tensor]:
+        """`gradient`, where a sample's loss does not depend on what other workers have."""
+        # Losses of this part
         count = outputs_PBC.shape[-1] - self.num_penalties
         outputs_PBC, penalties_PBQ = outputs_PBC[..., :count], outputs_PBC[..., count:]
         if self.shift is not None:
             outputs_PBC = outputs_PBC + self.shift
         valid_PB = self._valid(target)
         terms = Terms(self.name, self.tail_over, self.weights, self.temperature, valid_PB)
-        loss_PN, mask_PN = self.kind.losses(outputs_PBC, target, terms)
+        found = self.kind.losses(outputs_PBC, target, terms)
 
-        # The tail is one of the global batch in any case.
-        if not couples:
-            loss_PN, mask_PN = gather(loss_PN), None if mask_PN is None else gather(mask_PN)
-        loss_P = losses.cvar(loss_PN, self.alpha, mask_PN)
-        if self.order is None:
-            return loss_P
+        # The tail is one of the global batch
+        mask_PN = None if found.mask is None else workers.gather(found.mask)
+        loss_P, share_PN = self.tail.cvar(workers.gather(found.values), mask_PN)
+        derivative = found.by_outputs(share_PN[:, workers.share(share_PN.shape[1])])
+        if not self.num_penalties:
+            return loss_P, derivative
 
         # The heads' own losses, over all samples that they may see
-        if not couples:
-            penalties_PBQ = gather(penalties_PBQ)
-            valid_PB = None if valid_PB is None else gather(valid_PB)
-        return loss_P + self.order * losses.sample_means(penalties_PBQ, valid_PB)
+        seen_PB = None if valid_PB is None else workers.gather(valid_PB)
+        mean_P, share_PB = losses.sample_means(workers.gather(penalties_PBQ), seen_PB)
+        share_PB = share_PB[:, workers.share(share_PB.shape[1])] * self.order[:, None]
+        by_penalties = share_PB[..., None].expand_as(penalties_PBQ)
+        return loss_P + self.order * mean_P, torch.cat([derivative, by_penalties], -1)
 
     def _valid(self, target: Tensor) -> Tensor | None:
         """Which samples each head may see, shape (P, B); None if all see all."""
@@ -113,11 +127,3 @@ class Objective:
         classes_PB = self.kind.classes(target)
         assert classes_PB is not None  # kinds without classes leave nothing out
         return classes_PB != self.left_out[:, None]
-
-    def gradient(self, outputs_PBC: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss (P,), and its derivative by this worker's outputs."""
-        outputs = outputs_PBC.detach().requires_grad_()
-        with torch.enable_grad():
-            loss_P = self.loss(outputs, target)
-            (derivative,) = torch.autograd.grad(loss_P.sum(), outputs)
-        return loss_P.detach(), derivative

@@ -58,14 +58,10 @@ class Workers:
             raise RaffectError(f"workers see different {what}: {numbers}; {remedy}")
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Join along dimension 1 in the order of ranks.
-
-        A gradient flows to this worker's own part.
-        """
+        """Join along dimension 1 in the order of ranks."""
         if self.size == 1:
             return tensor
-        # The collective call cuts the graph of derivatives; this worker's own part keeps it.
+        tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.detach().contiguous())
-        parts[self.rank] = tensor
+        dist.all_gather(parts, tensor)
         return torch.cat(parts, 1)

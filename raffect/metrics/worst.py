@@ -134,7 +134,7 @@ def tail_mean(scores: np.ndarray, share: float = TAIL) -> np.ndarray:
         Shape (...).
 
     Source:
-        As `raffect.heads.losses.cvar`, which takes the highest losses.
+        As `raffect.heads.tail.Tail.cvar`, which takes the highest losses.
 
     Example:
         >>> tail_mean(np.array([0.9, 0.2, 0.5, 0.4]), 0.375).round(4).item()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from raffect.bank.facts import DataFacts
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
@@ -17,7 +18,6 @@ from raffect.heads.fit import FitJob
 from raffect.heads.head_kinds import head_spec, read_spec
 from raffect.heads.learner import Learner
 from raffect.heads.loss_kinds import loss_kind
-from raffect.heads.losses import cvar, sigmoid_losses, softmax_losses
 from raffect.heads.random import epoch_order
 from raffect.heads.retrieval import CandidateVectors
 from raffect.heads.samples import Samples
@@ -149,6 +149,13 @@ class Mask(nn.Module):
         return x if self.scale is None else x * self.scale
 
 
+def textbook_cvar(losses, alpha):
+    """Mean of the largest ``alpha * n`` losses, a vector, by autograd; 0 of none."""
+    ranked, k = losses.sort(descending=True, stable=True).values, alpha * len(losses)
+    share = (k - torch.arange(len(losses), dtype=torch.float64)).clamp(0, 1)
+    return (ranked * share).sum() / max(k, 1e-300)
+
+
 def textbook_ccc(one, other):
     covariance = ((one - one.mean()) * (other - other.mean())).mean()
     spread = one.var(correction=0) + other.var(correction=0)
@@ -172,19 +179,19 @@ class TextbookSam:
         masks = [layer for layer in self.net if isinstance(layer, Mask)]
         for k, layer in enumerate(masks):
             layer.scale = None if scale is None else scale[:, k * width : (k + 1) * width]
-        outputs = self.net(x)[None]
-        alpha = torch.tensor([self.recipe.loss.alpha], dtype=torch.float64)
+        outputs, alpha = self.net(x), self.recipe.loss.alpha
         if self.recipe.task == "expr":
-            return cvar(softmax_losses(outputs, y[None]), alpha).sum()
+            losses = functional.cross_entropy(outputs, y, reduction="none")
+            return textbook_cvar(losses, alpha)
         if self.recipe.loss.name == "ccc":
-            return 1 - torch.stack([self.ccc(outputs[0, :, k], y[:, k]) for k in range(2)]).mean()
+            return 1 - torch.stack([self.ccc(outputs[:, k], y[:, k]) for k in range(2)]).mean()
         if self.recipe.task == "va":
             known = y.isfinite()
-            errors = outputs[0] - y.double()
+            errors = outputs - y.double()
             frames = [(errors[i, known[i]] ** 2).mean() for i in range(len(y)) if known[i].any()]
-            return cvar(torch.stack(frames)[None], alpha).sum()
-        losses, mask = sigmoid_losses(outputs, y[None]).flatten(1), (y >= 0).flatten()[None]
-        return cvar(losses, alpha, mask).sum()
+            return textbook_cvar(torch.stack(frames), alpha)
+        known, oracle = y >= 0, functional.binary_cross_entropy_with_logits
+        return textbook_cvar(oracle(outputs[known], y[known].double(), reduction="none"), alpha)
 
     @staticmethod
     def ccc(predicted, true):
