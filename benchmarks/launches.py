@@ -19,15 +19,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
-from fake_cuda import CUDA, Call, Watch, differentiated, fake_cuda
+from fake_cuda import CUDA, Call, Watch, fake_cuda
 from tools import new_parser, print_header, print_row
-from torch.utils._python_dispatch import _disable_current_modes
 
 from raffect.config import EncoderConfig
 from raffect.datasets.affwild2.tasks import EXPR
@@ -36,9 +34,7 @@ from raffect.encoders.tower import Encoder, load_encoder
 from raffect.heads.head import MlpSpec
 from raffect.heads.learner import Learner
 from raffect.heads.loss_kinds import loss_kind
-from raffect.heads.objective import Objective
 from raffect.heads.samples import Samples
-from raffect.heads.workers import Workers
 from raffect.provenance import describe_run
 from raffect.recipe import Recipe, find_recipe, read_recipe, with_settings
 
@@ -84,11 +80,6 @@ def count_step(heads: int, recipe: str = "paper") -> list[Call]:
         x = torch.empty(ROWS, DIM, dtype=torch.float16, device=CUDA)
         y = torch.empty(ROWS, dtype=torch.int64, device=CUDA)
         learner._fill_order(learner._order(ROWS, 0), 0)
-        with _disable_current_modes():
-            prior = loss_kind(EXPR).count_prior(labels)
-            meta = torch.device("meta")
-            traced = Objective(recipes, prior, meta, torch.float32, Workers())
-        learner.objective.gradient = partial(differentiated, traced.gradient)
         # The first step makes what later ones use again.
         for _ in range(2):
             with Watch(captured=True) as watch:
