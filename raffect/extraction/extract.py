@@ -49,6 +49,7 @@ from raffect.extraction.steps import (
 from raffect.extraction.summary import ExtractSummary, Tally, summarise
 from raffect.progress import Progress, stage
 from raffect.provenance import describe_run
+from raffect.ray_session.memory import GOES_ON, watch_memory
 from raffect.ray_session.session import configure_data, explain_stop, ray_session
 from raffect.storage.atomic import PREFIX, require_writable, write_atomic
 from raffect.storage.keys import Vocabulary, encode_video, positions
@@ -307,8 +308,7 @@ def _run_pipeline(
                 shards.finish(stats)
     # Ray raises an OSError if it loses this machine's node.
     except (ExecutionTimeoutError, RayError, OSError) as error:
-        remedy = "what is committed is kept, the same command goes on from there"
-        raise RaffectError(f"{explain_stop(error, placement.device)}; {remedy}") from error
+        raise RaffectError(f"{explain_stop(error, placement.device)}; {GOES_ON}") from error
     return tally, time.perf_counter() - start
 
 
@@ -335,7 +335,7 @@ def _iter_stats(
     for start in range(0, len(todo), SHARDS_PER_WAVE):
         items = list(iter_items(bank.plan, todo[start : start + SHARDS_PER_WAVE], manifest, where))
         dataset = _build_dataset(config, bank, items, load, geometry, placement, reporter)
-        yield from dataset.iter_rows()
+        yield from watch_memory(dataset.iter_rows())
 
 
 def _build_dataset(

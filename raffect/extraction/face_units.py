@@ -22,6 +22,7 @@ from raffect.datasets.frames import CRASHES, find_killers
 from raffect.errors import RaffectError
 from raffect.faces.records import Input, Unit
 from raffect.faces.work import Task, run_task
+from raffect.ray_session.memory import GOES_ON, watch_memory
 from raffect.ray_session.session import configure_data, explain_stop
 from raffect.storage.atomic import write_atomic
 from raffect.storage.keys import is_utf8
@@ -55,13 +56,12 @@ def run_units(tasks: Sequence[Task], folder: Path, config: FacesConfig) -> Itera
                 batch_format="pyarrow",
                 num_cpus=config.cpus_per_task,
             )
-            for row in dataset.iter_rows():
+            for row in watch_memory(dataset.iter_rows()):
                 if row["failure"] is not None:
                     raise RaffectError(row["failure"])
                 yield Unit.from_json(row["unit"], f"{folder}: a unit", _REMEDY)
     except (ExecutionTimeoutError, RayError, OSError) as error:
-        remedy = "what is committed is kept, the same command goes on from there"
-        raise RaffectError(f"{explain_stop(error, 'cpu')}; {remedy}") from error
+        raise RaffectError(f"{explain_stop(error, 'cpu')}; {GOES_ON}") from error
 
 
 def _run_row(table: pa.Table, folder: str) -> pa.Table:

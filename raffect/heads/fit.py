@@ -18,9 +18,9 @@ from torch import Tensor
 
 from raffect.datasets.tasks import Task
 from raffect.heads.head_batch import HeadBatch, HeadSpec
-from raffect.heads.learner import Learner
+from raffect.heads.learner import AnySamples, Learner
 from raffect.heads.loss_kind import LossKind, Prior, Truth
-from raffect.heads.samples import Samples, SampleStream
+from raffect.heads.samples import Samples
 from raffect.heads.snapshots import Fitted, History, resume, save
 from raffect.heads.workers import Workers
 from raffect.metrics.task_kinds import kind_of
@@ -40,8 +40,9 @@ class FitJob:
     """What the heads are."""
     prior: Prior
     """Counts of the training labels."""
-    train: Samples | SampleStream
-    """Samples on the device, or a stream of batches, which are the same for all heads."""
+    train: AnySamples
+    """Samples on the device or on those of all workers together, or a stream of batches, which are
+    the same for all heads."""
     validation: Samples
     """Samples on the device."""
     device: torch.device

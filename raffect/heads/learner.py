@@ -29,6 +29,7 @@ from raffect.heads.random import Noise, epoch_order
 from raffect.heads.sam import perturb
 from raffect.heads.samples import Samples, SampleStream
 from raffect.heads.sgd import Sgd
+from raffect.heads.shared_samples import SharedSamples
 from raffect.heads.workers import Workers
 from raffect.recipe import OptimConfig, Recipe, flatten
 
@@ -54,6 +55,9 @@ SHARED_SETTINGS = (
     "optim.name",
 )
 """Settings that all heads of a batch share; every other one may differ between them."""
+
+AnySamples = Samples | SharedSamples | SampleStream
+"""What heads are trained on."""
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": Adam, "sgd": Sgd}
 _EAGER_STEPS = 3
@@ -183,14 +187,14 @@ class Learner:
         """Where rows that SAM moved as a whole are written, (P, N); most runs never need it."""
         return torch.empty_like(self.heads.rows)
 
-    def run(self, samples: Samples | SampleStream, epoch: int) -> Iterator[None]:
+    def run(self, samples: AnySamples, epoch: int) -> Iterator[None]:
         """Train for an epoch (0-based); yields after each step."""
-        if isinstance(samples, Samples):
+        if isinstance(samples, Samples | SharedSamples):
             return self.run_resident(samples, epoch)
         return self.run_stream(samples.batches(epoch))
 
     @torch.no_grad()
-    def run_resident(self, samples: Samples, epoch: int) -> Iterator[None]:
+    def run_resident(self, samples: Samples | SharedSamples, epoch: int) -> Iterator[None]:
         """Train for an epoch on samples that are on the device; yields after each step."""
         order = self._order(len(samples), epoch)
         steps = order.shape[1] // self.recipes[0].batch_size
@@ -257,23 +261,23 @@ class Learner:
         if not hasattr(self, "_order_SN"):
             batch_size, seeds = self.recipes[0].batch_size, self._seeds
             seed_of_P = [seeds.index(recipe.seed) for recipe in self.recipes]
-            columns = torch.arange(batch_size, device=self.device)
             self._order_SN = torch.empty(order.shape, dtype=torch.int64, device=self.device)
             self._first_step = torch.zeros((), dtype=torch.int32, device=self.device)
             self._seed_of_P = torch.tensor(seed_of_P, device=self.device)
-            self._columns = columns[self.workers.share(batch_size)]
+            self._columns = torch.arange(batch_size, device=self.device)
         self._order_SN.copy_(torch.from_numpy(order))
         self._first_step.fill_(first_step)
 
-    def _gather_and_step(self, samples: Samples) -> None:
+    def _gather_and_step(self, samples: Samples | SharedSamples) -> None:
         """A step on the samples that the order has for it, all of it on the device."""
         step = (self.counter - self._first_step).long()
-        columns = step * self.recipes[0].batch_size + self._columns
+        batch_size = self.recipes[0].batch_size
+        columns = step * batch_size + self._columns
         index_PB = self._order_SN.index_select(1, columns)[self._seed_of_P]
-        x, target = samples.take(index_PB)
+        x, target = samples.take_share(index_PB, self.workers.share(batch_size))
         self.step(x.to(self.dtype), target)
 
-    def _launch(self, samples: Samples) -> None:
+    def _launch(self, samples: Samples | SharedSamples) -> None:
         """A step on CUDA: the first ones launch by launch, which also warms up, then as a graph."""
         if self._graph is not None:
             self._graph.replay()

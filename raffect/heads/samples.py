@@ -58,6 +58,10 @@ class Samples:
         x, y = self._gather(flat), self.y.index_select(0, flat)
         return x.view(*index.shape, *x.shape[1:]), y.view(*index.shape, *y.shape[1:])
 
+    def take_share(self, index_PB: Tensor, share: slice) -> tuple[Tensor, Tensor]:
+        """Samples and targets of one worker's columns ``share`` of a global batch."""
+        return self.take(index_PB[:, share])
+
     def part(self, which: slice) -> Samples:
         """The samples ``which``, in order."""
         y, video = self.y[which], self.video[which]

@@ -18,6 +18,7 @@ from raffect.leaving import last_act
 from raffect.progress import format_seconds, stage
 from raffect.ray_session import private
 from raffect.ray_session.guard import Guard, end_sessions
+from raffect.ray_session.memory import SHORT_OF_MEMORY
 from raffect.ray_session.watch import RayWatch
 from raffect.storage.paths import is_remote
 
@@ -263,10 +264,7 @@ def explain_stop(error: BaseException, device: str) -> str:
             "shard takes longer than that (a smaller --shard-rows, in a new bank)"
         )
     if isinstance(error, OutOfMemoryError):
-        return (
-            "Ray ended a task again and again since a machine was short of memory: end other "
-            "programs, or take fewer --num-actors, or a smaller --shard-rows in a new bank"
-        )
+        return SHORT_OF_MEMORY
     return f"Ray stopped the run: {last_line(error)}; --debug shows all"
 
 

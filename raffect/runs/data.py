@@ -30,6 +30,8 @@ from raffect.errors import RaffectError, require
 from raffect.heads.loss_kind import LossKind
 from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.samples import Samples
+from raffect.heads.shared_samples import SharedSamples, share_of
+from raffect.heads.workers import Workers
 from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import HeadConfig
 from raffect.runs.targets import TargetSet, open_targets
@@ -206,6 +208,23 @@ def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Samples:
     if isinstance(index, WindowIndex):
         window = torch.from_numpy(index.window).to(device)
     return Samples(features, targets, groups, len(index.groups), window)
+
+
+def read_shared_rows(
+    index: FeatureIndex, task: Task, device: torch.device, workers: Workers
+) -> SharedSamples:
+    """Read this worker's part of the features onto its device; all workers do so at once.
+
+    Raises:
+        RaffectError: If a feature is not finite.
+    """
+    share, keep = share_of(len(index), workers), np.zeros(len(index), bool)
+    keep[share] = True
+    own = index.select(keep)
+    x = own.read()
+    check_finite(x, own)
+    features, targets = (torch.from_numpy(a).to(device) for a in (x, targets_of(index, task)))
+    return SharedSamples(features, share.start, targets, workers)
 
 
 def check_finite(x: np.ndarray, index: FeatureIndex, rows: np.ndarray | None = None) -> None:

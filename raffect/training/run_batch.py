@@ -19,7 +19,7 @@ from raffect.errors import RaffectError, require
 from raffect.heads.fit import FitJob, fit
 from raffect.heads.head_batch import HeadSpec
 from raffect.heads.head_kinds import head_spec
-from raffect.heads.learner import SHARED_SETTINGS
+from raffect.heads.learner import SHARED_SETTINGS, AnySamples
 from raffect.heads.snapshots import History
 from raffect.heads.workers import Workers
 from raffect.ray_session.session import ray_session
@@ -30,6 +30,7 @@ from raffect.runs.data import (
     open_dataset,
     pick_device,
     read_rows,
+    read_shared_rows,
     targets_of,
 )
 from raffect.runs.folder import RunFolder
@@ -37,7 +38,7 @@ from raffect.runs.records import PlannedHead, is_finished
 from raffect.runs.windows import read_windows
 from raffect.training.batch_job import BatchJob, CvEpochs
 from raffect.training.recording import describe_training, record_batch
-from raffect.training.stream import RayStream
+from raffect.training.stream import RayStream, are_shared
 
 C = TypeVar("C", bound=LearnConfig)
 
@@ -189,11 +190,13 @@ def _plan_fit(
     check_trainable(
         targets, task, recipe.batch_size, f"the training split of {dataset.facts.labels}"
     )
-    rows = (
-        RayStream(train, task, recipe.batch_size, recipe.seed)
-        if streams
-        else read_rows(train, task, device)
-    )
+    rows: AnySamples
+    if streams:
+        rows = RayStream(train, task, recipe.batch_size, recipe.seed)
+    elif are_shared(train, device.type, workers):
+        rows = read_shared_rows(train, task, device, workers)
+    else:
+        rows = read_rows(train, task, device)
 
     # The loop's settings; the state is saved under the names of the heads
     fit_job = FitJob(

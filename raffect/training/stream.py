@@ -25,13 +25,14 @@ from raffect.bank.records import Commit
 from raffect.bank.windows import WindowIndex
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
+from raffect.heads.workers import Workers
 from raffect.ray_session.session import configure_data
 from raffect.runs.data import check_finite, targets_of
 from raffect.storage.cells import as_cell, read_cell
 
 WINDOW_ROWS = 32_768
 """Rows that are shuffled together: 50 MB of 768-d features."""
-_MEMORY_SHARE = 0.5
+MEMORY_SHARE = 0.5
 """Share of the memory that features may take before they are streamed."""
 
 Window = list[tuple[int, int, int]]
@@ -39,12 +40,12 @@ Window = list[tuple[int, int, int]]
 
 
 def decide_stream(
-    choice: str, index: FeatureIndex, device: str, share: float = 1.0
+    choice: str, index: FeatureIndex, device: str, share: float = 1.0, num_workers: int = 1
 ) -> Literal["always", "never"]:
     """Whether features are streamed.
 
-    With ``auto`` they are if they would take more than half of the memory: of the GPU, or of a
-    trial's ``share`` of it, or of the machine.
+    With ``auto`` they are if they would take more than half of the memory: of the GPUs of all
+    workers, or of a trial's ``share`` of one, or of the machine.
 
     This is decided once for a run, because it decides the order of frames; a run that goes on takes
     what was recorded.
@@ -64,21 +65,50 @@ def decide_stream(
     )
     if choice == "always" or choice == "never":  # noqa: PLR1714
         return choice
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    total = (
-        min(share, 1.0) * torch.cuda.get_device_properties(0).total_memory
-        if on_gpu
-        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    )
+    # A trial has a share of a GPU; workers on GPUs hold a part each, unless they read windows
+    memory: float = memory_bytes(device)
+    if on_gpu(device):
+        memory *= min(share, 1.0) * (num_workers if windows is None else 1)
     needed = 2 * len(index.shard) * index.dim + (0 if windows is None else windows.nbytes)
-    fits = needed <= _MEMORY_SHARE * total
+    fits = needed <= MEMORY_SHARE * memory
     require(
         windows is None or fits,
         f"head.window: windows and their features take {needed / 1e9:.1f} GB, more than half of "
-        f"the memory ({total / 1e9:.1f} GB), and are not streamed; take a shorter one, fewer "
+        f"the memory ({memory / 1e9:.1f} GB), and are not streamed; take a shorter one, fewer "
         "frames, or --stream never to try it",
     )
     return "never" if fits else "always"
+
+
+def are_shared(index: FeatureIndex, device: str, workers: Workers) -> bool:
+    """Whether each worker is to hold a part of the features, so that all fit.
+
+    All workers take the same answer. It changes no result.
+
+    Args:
+        index: Of the training samples; windows and clips are not shared.
+        device: Of each worker.
+        workers: Who calls this at once.
+    """
+    # Workers without GPUs may all be on this machine
+    copies = 1 if on_gpu(device) else workers.size
+    needed = copies * 2 * len(index.shard) * index.dim
+    is_short = needed > MEMORY_SHARE * memory_bytes(device)
+    answers = torch.tensor(float(is_short), device="cuda" if on_gpu(device) else "cpu")
+    is_plain = not isinstance(index, ClipIndex | WindowIndex)
+    return is_plain and workers.size > 1 and bool(workers.sum_(answers) > 0)
+
+
+def on_gpu(device: str) -> bool:
+    """Whether a configuration's device is a GPU here."""
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def memory_bytes(device: str) -> int:
+    """Memory of the GPU, or of the machine."""
+    if on_gpu(device):
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class RayStream:

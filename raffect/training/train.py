@@ -94,7 +94,9 @@ def train_on(
     # Whether rows are streamed, which is decided once for a run
     stream = RunFolder(config.out).recorded_stream(config.stream)
     index = dataset.rows("train", config.head)
-    stream = stream or decide_stream(config.stream, index, config.device)
+    stream = stream or decide_stream(
+        config.stream, index, config.device, num_workers=config.num_workers
+    )
     config = dataclasses.replace(config, task=dataset.task.name, stream=stream)
 
     # One recipe a class that is left out and seed, checked before anything is written

@@ -272,7 +272,7 @@ def test_windows_are_not_streamed(data, monkeypatch):
     assert decide_stream("auto", index, "cpu") == "never"
     with pytest.raises(RaffectError, match="--stream always: windows .head.window. need features"):
         decide_stream("always", index, "cpu")
-    monkeypatch.setattr("raffect.training.stream._MEMORY_SHARE", 1e-12)
+    monkeypatch.setattr("raffect.training.stream.MEMORY_SHARE", 1e-12)
     assert decide_stream("never", index, "cpu") == "never"
     with pytest.raises(RaffectError, match="head.window: windows and their features take"):
         decide_stream("auto", index, "cpu")

@@ -9,6 +9,7 @@ from torch import nn
 
 from raffect.errors import RaffectError
 from raffect.heads.learner import learning_rate, require_shared_settings
+from raffect.heads.shared_samples import SharedSamples, share_of
 from raffect.heads.workers import Workers
 from raffect.recipe import PLAIN_ERM, OptimConfig, with_settings
 from tests.helpers.small_heads import (
@@ -293,8 +294,8 @@ CASES = [
 ]
 
 
-def result_of(number, workers=None):
-    """Tensors after training the heads of a case."""
+def result_of(number, workers=None, shared=False):
+    """Tensors after training the heads of a case; features may lie with all workers together."""
     task, dtype, settings, _ = CASES[number]
     # A module on windows, with dropout, uniform numbers and a temperature.
     spec, task = (None, task) if isinstance(task, str) else (task, "expr")
@@ -306,7 +307,11 @@ def result_of(number, workers=None):
         own = {"seed": seed, "loss__alpha": alpha, "sam__rho": rho}
         recipes.append(make_recipe(task, **own, **settings))
     samples = make_windows() if spec else make_samples(task)
-    learner = run(make_learner(recipes, samples, dtype, workers, spec), samples)
+    learner = make_learner(recipes, samples, dtype, workers, spec)
+    if shared:
+        part = share_of(len(samples), workers)
+        samples = SharedSamples(samples.x[part].clone(), part.start, samples.y, workers)
+    run(learner, samples)
     return {"rows": learner.heads.rows, "loss": learner.loss_sum, **learner.heads.buffers}
 
 
@@ -323,6 +328,10 @@ def _worker(rank, size, port, folder, numbers):
         result = result_of(number, Workers.current())
         if rank == 0:
             torch.save(result, folder / f"{number}.pt")
+        if number == numbers[0]:
+            shared = result_of(number, Workers.current(), shared=True)
+            same = all(torch.equal(shared[name], tensor) for name, tensor in result.items())
+            (folder / f"shared-{rank}").write_text(str(same))
     try:
         Workers.current().require_same(7 - (rank == 1), "epochs", torch.device("cpu"))
     except RaffectError as error:
@@ -341,6 +350,8 @@ def test_four_workers_together_give_the_result_of_one(tmp_path, numbers):
     mp.spawn(_worker, (4, port, tmp_path, numbers), nprocs=4)
     refused = {(tmp_path / f"refused-{rank}").read_text().partition(";")[0] for rank in range(4)}
     assert refused == {"workers see different epochs: 7, 6, 7, 7"}
+    # Features of which each worker holds a part give the same bits as a copy for each
+    assert [(tmp_path / f"shared-{rank}").read_text() for rank in range(4)] == ["True"] * 4
     for number in numbers:
         *case, tolerance = CASES[number]
         many, one = torch.load(tmp_path / f"{number}.pt", weights_only=True), result_of(number)
@@ -361,3 +372,21 @@ def test_fused_steps_agree_with_plain_ones(settings):
     fused.fuse()
     rows = [run(learner, samples).heads.rows for learner in (plain, fused)]
     assert torch.allclose(*rows, rtol=0, atol=1e-12)
+
+
+def test_shared_samples_of_one_worker_are_all_samples_bit_by_bit():
+    samples, workers = make_samples(), Workers()
+    samples.x[0, :2] = torch.tensor([-0.0, float("nan")])
+    shared = SharedSamples(samples.x, 0, samples.y, workers)
+    index = torch.tensor([[0, 3, 3], [len(samples) - 1, 0, 1]])
+    for found, expected in zip(
+        shared.take_share(index, slice(1, 3)), samples.take(index[:, 1:]), strict=True
+    ):
+        assert found.numpy().tobytes() == expected.numpy().tobytes()
+
+
+@pytest.mark.parametrize(("num_samples", "size"), [(10, 3), (2, 4), (7, 7), (1000, 1)])
+def test_shares_of_workers_are_all_samples_in_order(num_samples, size):
+    parts = [range(num_samples)[share_of(num_samples, Workers(k, size))] for k in range(size)]
+    assert [number for part in parts for number in part] == list(range(num_samples))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

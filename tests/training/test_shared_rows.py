@@ -1,0 +1,71 @@
+"""Workers that hold the features together, each a part of a bank."""
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from raffect.errors import RaffectError
+from raffect.heads.workers import Workers
+from raffect.runs.data import open_dataset, read_rows, read_shared_rows
+from raffect.training import stream
+
+CPU = torch.device("cpu")
+
+
+def _worker(rank, port, data, folder):
+    group = {"init_method": f"tcp://127.0.0.1:{port}", "rank": rank, "world_size": 2}
+    torch.distributed.init_process_group("gloo", **group)
+    workers, dataset = Workers.current(), open_dataset(data / "bank", data, "expr")
+    index = dataset.splits["train"]
+
+    # Only one of them is short of memory; both share
+    are_shared = [stream.are_shared(index, "cpu", workers)]
+    if rank == 0:
+        stream.MEMORY_SHARE = 1e-12
+    are_shared += [stream.are_shared(index, "cpu", workers)]
+
+    # What both hold together is what one would read
+    shared = read_shared_rows(index, dataset.task, CPU, workers)
+    whole = read_rows(index, dataset.task, CPU)
+    numbers = torch.from_numpy(np.random.default_rng(0).integers(0, len(index), (3, 8)))
+    found = shared.take_share(numbers, workers.share(8))
+    expected = whole.take(numbers[:, workers.share(8)])
+    same = [torch.equal(a, b) for a, b in zip(found, expected, strict=True)]
+    torch.save((are_shared, same, len(shared.x), len(whole.x)), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.cluster
+def test_workers_short_of_memory_read_a_part_each_and_take_the_same_samples(data, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_worker, (port, data, tmp_path), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert [answers for answers, _, _, _ in found] == [[False, True]] * 2
+    assert all(all(same) for _, same, _, _ in found)
+    assert sum(own for _, _, own, _ in found) == found[0][3]
+
+
+def test_a_part_with_a_feature_that_is_not_finite_is_refused_by_name(data, monkeypatch):
+    dataset = open_dataset(data / "bank", data, "expr")
+    index, read = dataset.splits["train"], type(dataset.splits["train"]).read
+
+    def damaged(self, *arguments):
+        x = read(self, *arguments)
+        x[-1, 0] = np.inf
+        return x
+
+    monkeypatch.setattr(type(index), "read", damaged)
+    half = (len(index) - 1) // 2
+    with pytest.raises(RaffectError, match=f"{index.name_of(half)} is not finite"):
+        read_shared_rows(index, dataset.task, CPU, Workers(0, 2))
+
+
+def test_one_worker_shares_nothing(data, monkeypatch):
+    monkeypatch.setattr(stream, "MEMORY_SHARE", 1e-12)
+    index = open_dataset(data / "bank", data, "expr").splits["train"]
+    assert not stream.are_shared(index, "cpu", Workers())
