@@ -37,6 +37,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 CUDA = torch.device("cuda")
 aten = torch.ops.aten
+_TOLIST = FakeTensor.tolist
 _ATTENTION = aten.scaled_dot_product_attention.default
 _NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"} | {
     *("_unsafe_view", "lift_fresh", "detach", "resize_"),
@@ -214,21 +215,21 @@ class Watch(TorchDispatchMode):
 def fake_cuda() -> Iterator[None]:
     """Tensors made here have no values, and may be on CUDA.
 
-    Ones on the CPU are all 0 as numpy arrays, and a module moves as it does on a real device.
+    Ones on the CPU are all 0 as arrays and lists, and a module moves as it does on a real device.
     """
-    swap = mock.patch.object(FakeTensor, "numpy", _zeros, create=True)
+    values = mock.patch.multiple(FakeTensor, numpy=_zeros, tolist=_list)
     move = mock.patch.object(nn.Module, "_apply", _apply)
-    with FakeTensorMode(), swap, move:
+    with FakeTensorMode(), values, move:
         yield
 
 
-def differentiated(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function gives that uses autograd, for tensors on fake CUDA.
+def differentiated(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """A function of tensors on fake CUDA that uses autograd, as a trace of what it calls.
 
     Args:
-        function: Of tensors. What it makes or keeps has to be on the device of its arguments, so
-            that a constant of another device is seen.
-        args: Tensors on fake CUDA, or other values.
+        function: What it makes or keeps has to be on the device of its arguments, so that a
+            constant of another device is seen.
+        args: Like those of later calls: tensors on fake CUDA, or other values.
     """
     with _disable_current_modes():
         there = tree_map_only(Tensor, _on_meta, args)
@@ -245,7 +246,7 @@ def differentiated(function: Callable[..., Any], *args: Any) -> Any:
         own = torch.empty_strided(shape, kept.stride(), dtype=kept.dtype, device=device)
         delattr(trace, node.target)
         setattr(trace, node.target, own)
-    return trace(*args)
+    return trace
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:
@@ -267,6 +268,12 @@ def _zeros(self: FakeTensor, *, force: bool = False) -> np.ndarray:
     if self.is_cuda:
         raise TypeError("can't convert cuda device type tensor to numpy")
     return np.zeros(tuple(self.shape), str(self.dtype).removeprefix("torch."))
+
+
+def _list(self: FakeTensor) -> Any:
+    """A tensor on the CPU as a list; one that is on CUDA waits for the host."""
+    is_known = self.is_cuda or self.constant is not None
+    return _TOLIST(self) if is_known else _zeros(self).tolist()
 
 
 def _apply(self: nn.Module, function: Callable, recurse: bool = True) -> nn.Module:
