@@ -9,9 +9,7 @@ line; 3 done, but too many frames were rejected; 130 interrupted.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shlex
 import sys
 from collections.abc import Generator
 from typing import Annotated, Any
@@ -22,7 +20,6 @@ from raffect import config as c
 from raffect.errors import RaffectError, as_one_line
 from raffect.flags import read_flags
 from raffect.leaving import last_act
-from raffect.progress import stage
 from raffect.several import name_joined_bank
 
 _sub = tyro.conf.subcommand
@@ -74,8 +71,6 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     ),
     "models": (ModelsCommand, "list | path | pull | verify: encoders and their weights"),
 }
-_TORCH = "loading torch"
-"""What takes the first seconds of commands that train or judge."""
 DESCRIPTION = """\
 raffect: frozen CLIP features and small robust heads for facial expressions and action units.
 
@@ -199,7 +194,6 @@ def parse(command: str, words: list[str]) -> Any:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise RaffectError(f"no such command; {hint}`raffect --help` lists all")
-    words, _ = name_joined_bank(command, words)
     return read_flags(command, COMMANDS[command][0], words)
 
 
@@ -209,296 +203,9 @@ def _dispatch(command: str, words: list[str]) -> int:
     _, several = name_joined_bank(command, words)
     if several is not None:
         print(several.join().short_line(), flush=True)
-    runners = {
-        # This machine
-        "demo": _demo,
-        "doctor": _doctor,
-        # Data sets and banks
-        "synth": _synth,
-        "prepare": _prepare,
-        "faces": _faces,
-        "pack": _pack,
-        "extract": _extract,
-        "bank": _bank,
-        "models": _models,
-        # Heads and their results
-        "train": _train,
-        "tune": _tune,
-        "postprocess": _postprocess,
-        "captions": _captions,
-        "zeroshot": _zeroshot,
-        "import-emoclip": _import_emoclip,
-        "learn-prompts": _learn_prompts,
-        "probe": _probe,
-        "evaluate": _evaluate,
-        "robust": _robust,
-        "compare": _compare,
-        "predict": _predict,
-        "submit": _submit,
-        "report": _report,
-    }
-    return runners[command](config)
+    from raffect.commands import run
 
-
-def _demo(config: c.DemoConfig) -> int:
-    with stage(_TORCH):
-        from raffect.pipelines.demo import demo
-
-    demo(config, lambda line: print(line, flush=True))
-    return 0
-
-
-def _prepare(config: c.PrepareConfig) -> int:
-    from raffect.datasets.prepare import prepare
-
-    return _print(prepare(config).lines())
-
-
-def _faces(config: c.FacesConfig) -> int:
-    from raffect.extraction.find_faces import find_faces
-
-    return _print(find_faces(config).lines())
-
-
-def _pack(config: c.PackConfig) -> int:
-    from raffect.extraction.pack import pack
-
-    return _print(pack(config).lines())
-
-
-def _train(config: c.TrainConfig) -> int:
-    with stage(_TORCH):
-        from raffect.training.official_folds import train_on_official_folds
-        from raffect.training.train import train
-
-    action = train_on_official_folds if config.folds == "official" else train
-    return _print(action(config).lines())
-
-
-def _tune(config: c.TuneConfig) -> int:
-    with stage(_TORCH):
-        from raffect.training.tune import tune
-
-    return _print(tune(config).lines())
-
-
-def _postprocess(config: c.PostprocessConfig) -> int:
-    with stage(_TORCH):
-        from raffect.evaluation.postprocess import postprocess
-
-    return _print(postprocess(config).lines())
-
-
-def _captions(config: c.CaptionsConfig) -> int:
-    with stage(_TORCH):
-        from raffect.language.captions import captions
-
-    return _print(captions(config).lines())
-
-
-def _zeroshot(config: c.ZeroshotConfig) -> int:
-    with stage(_TORCH):
-        from raffect.language.zeroshot import zeroshot
-
-    return _print(zeroshot(config).lines())
-
-
-def _import_emoclip(config: c.ImportEmoclipConfig) -> int:
-    with stage(_TORCH):
-        from raffect.language.import_emoclip import import_emoclip
-
-    return _print(import_emoclip(config).lines())
-
-
-def _learn_prompts(config: c.LearnPromptsConfig) -> int:
-    with stage(_TORCH):
-        from raffect.language.learn_prompts import learn_prompts
-
-    return _print(learn_prompts(config).lines())
-
-
-def _probe(config: c.ProbeConfig) -> int:
-    with stage(_TORCH):
-        from raffect.pipelines.probe import probe
-
-    return _print(probe(config).lines())
-
-
-def _evaluate(config: c.EvaluateConfig) -> int:
-    with stage(_TORCH):
-        from raffect.evaluation.evaluate import evaluate
-
-    return _print(evaluate(config).lines())
-
-
-def _robust(config: c.RobustConfig) -> int:
-    with stage(_TORCH):
-        from raffect.pipelines.robust import robust
-
-    return _print(robust(config).lines())
-
-
-def _compare(config: c.CompareConfig) -> int:
-    with stage(_TORCH):
-        from raffect.pipelines.compare import compare
-
-    return _print(compare(config).lines())
-
-
-def _predict(config: c.PredictConfig) -> int:
-    with stage(_TORCH):
-        from raffect.pipelines.predict_files import predict
-
-    return _print(predict(config).lines())
-
-
-def _submit(config: c.SubmitConfig) -> int:
-    from raffect.predictions.challenge import submit
-
-    return _print(submit(config).lines())
-
-
-def _report(config: c.ReportConfig) -> int:
-    with stage("loading matplotlib"):
-        from raffect.reporting.report import report
-
-    if config.predictions and config.labels:  # both are there with --gallery alone
-        from raffect.reporting.gallery import write_gallery
-
-        out = config.out or config.runs[0]
-        arguments = (config.predictions, config.labels, config.images, config.split)
-        _print(write_gallery(*arguments, out.absolute()).lines())
-    options = {"judged": config.judged, "has_gallery": config.gallery}
-    return _print(report(config.runs, config.out, **options).lines())
-
-
-def _extract(config: c.ExtractConfig) -> int:
-    if config.dry_run:
-        from raffect.extraction.estimate import estimate
-
-        return _print(estimate(config).lines())
-    from raffect.extraction.extract import extract
-
-    summary = extract(config)
-    _print(summary.lines())
-
-    # Too many rejects, or the next command
-    if summary.reject_share > config.max_reject_share:
-        print(
-            f"raffect extract: {summary.reject_share:.2%} of the frames could not be read, "
-            f"more than --max-reject-share {config.max_reject_share:.2%}; "
-            f"`raffect bank rejects --bank {shlex.quote(str(config.bank))}` lists them",
-            file=sys.stderr,
-        )
-        return 3
-    if left := summary.shards_planned - summary.shards_done:
-        print(f"next: the same command encodes the other {left} shards")
-    else:
-        print(f"next: raffect bank verify --bank {shlex.quote(str(config.bank))}")
-    return 0
-
-
-def _bank(config: Any) -> int:
-    status = 0
-    match config:
-        case c.BankInfoConfig():
-            from raffect.bank.commands import info
-
-            facts = info(config)
-            lines = [json.dumps(facts.to_json(), indent=1)] if config.json else facts.lines()
-        case c.BankRejectsConfig():
-            from raffect.bank.commands import rejects
-
-            lines = rejects(config).lines()
-        case c.BankVerifyConfig():
-            from raffect.bank.commands import check
-
-            report = check(config)
-            lines, status = report.lines(), 0 if report.ok else 1
-        case c.BankJoinConfig():
-            from raffect.bank.join import join_banks
-
-            lines = join_banks(config.banks, config.bank, config.how).lines()
-        case c.BankExportConfig():
-            from raffect.bank.export import export
-
-            lines = export(config).lines()
-        case c.BankImportConfig() if config.npy is not None:
-            from raffect.bank.import_npy import import_npy
-
-            lines = import_npy(config).lines()
-        case _:
-            from raffect.bank.import_released import import_released
-
-            lines = import_released(config).lines()
-    _print(lines)
-    return status
-
-
-def _models(config: Any) -> int:
-    from raffect.encoders import catalogue as stage
-
-    actions = {
-        c.ModelsListConfig: stage.list_models,
-        c.ModelsPathConfig: stage.path,
-        c.ModelsPullConfig: stage.pull,
-        c.ModelsVerifyConfig: stage.verify,
-    }
-    return _print(actions[type(config)](config).lines())
-
-
-def _doctor(config: c.DoctorConfig) -> int:
-    from raffect.pipelines.doctor import diagnose
-
-    diagnosis = diagnose(config, lambda check: print(check.line(), flush=True))
-    print(diagnosis.conclusion)
-    return 0 if diagnosis.ok else 1
-
-
-def _synth(config: c.SynthConfig) -> int:
-    from raffect.datasets.affwild2.tasks import EXPRESSIONS
-    from raffect.datasets.synthetic.course import contact_sheet
-    from raffect.datasets.synthetic.tree import AFFWILD2, EDITION, SIZES, write_synthetic
-    from raffect.progress import Progress
-
-    # Faces and annotations
-    frames = config.frames or SIZES[config.size]
-    with Progress("synth", frames) as progress:
-        counts = write_synthetic(
-            config.out, frames, config.seed, progress=progress.advance, layout=config.layout
-        )
-
-    # A contact sheet, and a video
-    if config.sheet:
-        from PIL import Image
-
-        config.sheet.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(contact_sheet(config.seed)).save(config.sheet, format="PNG")
-        print(f"contact sheet: {config.sheet}, a row a subject, columns {', '.join(EXPRESSIONS)}")
-    if config.video:
-        from raffect.datasets.synthetic.video import write_video
-
-        frames = len(write_video(config.video, seed=config.seed).face)
-        print(f"video: {config.video}, {frames} frames; boxes: {config.video}.boxes.csv")
-
-    # What was drawn, and the next command
-    print(
-        f"{counts['videos']} videos, {counts['lines']:,} lines, {counts['images']:,} images "
-        f"in {config.out} (drawn faces)"
-    )
-    if config.layout != AFFWILD2:
-        root = shlex.quote(str(config.out))
-        print(f"next: raffect prepare --dataset auto --root {root} --out DATA")
-        return 0
-    images = shlex.quote(str(config.out / "cropped_aligned"))
-    annotations = shlex.quote(str(config.out / EDITION))
-    print(f"next: raffect prepare --images {images} --annotations {annotations} --out DATA")
-    return 0
-
-
-def _print(lines: list[str]) -> int:
-    print("\n".join(lines))
-    return 0
+    return run(command, config)
 
 
 if __name__ == "__main__":

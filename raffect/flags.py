@@ -22,6 +22,7 @@ import tyro
 from raffect import config as c
 from raffect import recipe
 from raffect.errors import RaffectError
+from raffect.several import name_joined_bank
 
 WITH_RECIPE = ("train", "tune", "learn-prompts")
 """Commands whose first word may be a recipe."""
@@ -43,6 +44,7 @@ def read_flags(command: str, kind: Any, words: list[str]) -> Any:
     takes_recipe = command in WITH_RECIPE
     if takes_recipe:
         _require_recipe_first(kind, command, words)
+    words, _ = name_joined_bank(command, words)
     with _paths_may_be_urls():
         return tyro.cli(
             kind,

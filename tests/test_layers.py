@@ -49,7 +49,7 @@ ALLOWED = {
     "evaluation": f"{_RUN} predictions heads runs",
 }
 # The command line imports the one command that is asked for.
-FREE = {"__main__", "cli", "flags", "several", "job", "__init__"}
+FREE = {"__main__", "cli", "commands", "flags", "several", "job", "__init__"}
 WITH_RAY = {"ray_session", "extraction", "training", "evaluation", "pipelines"}
 WITH_TORCH = WITH_RAY | {"encoders", "heads", "runs", "language"}
 
