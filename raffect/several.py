@@ -82,12 +82,16 @@ def name_joined_bank(command: str, words: list[str]) -> tuple[list[str], Several
 
 def _split(words: list[str], flag: str) -> tuple[list[str], list[str]]:
     """Values of a flag that may be there several times, and all other words."""
-    values, others, is_value = [], [], False
+    values: list[str] = []
+    others: list[str] = []
+    is_value = False  # behind `--bank A`; in `--bank=A` one word has all
     for word in words:
         if word.startswith("-"):
-            is_value = word == flag or word.startswith(f"{flag}=")
-            values += [word.removeprefix(f"{flag}=")] if is_value and word != flag else []
-            others += [] if is_value else [word]
+            is_value = word == flag
+            if word.startswith(f"{flag}="):
+                values.append(word.removeprefix(f"{flag}="))
+            elif not is_value:
+                others.append(word)
         else:
             (values if is_value else others).append(word)
     return values, others

@@ -60,7 +60,9 @@ def fill_bank(
     return bank
 
 
-def draw_bank(path: Path, seed: int) -> tuple[Bank, dict[tuple[str, int], np.ndarray]]:
+def draw_bank(
+    path: Path, seed: int, identity: Identity = IDENTITY, shard_rows: int = 8
+) -> tuple[Bank, dict[tuple[str, int], np.ndarray]]:
     """A bank of several generations, with gaps and rejects, and the feature of each frame.
 
     Each generation has frames of each video, so that those of one lie in many shards; names of
@@ -78,13 +80,13 @@ def draw_bank(path: Path, seed: int) -> tuple[Bank, dict[tuple[str, int], np.nda
         rows = sorted(listed)
         table = {"video": [v for v, _ in rows], "frame": pa.array([f for _, f in rows], pa.int32())}
         table |= {"path": [f"{v}/{f}" for v, f in rows], "root": ["/nowhere"] * len(rows)}
-        plan = bank.extend_plan(pa.table(table), 8)
-        bank.claim(IDENTITY)
+        plan = bank.extend_plan(pa.table(table), shard_rows)
+        bank.claim(identity)
         for shard in sorted(set(range(plan.num_shards)) - set(bank.committed())):
             keys = [tuple(row.values()) for row in plan.rows(shard).to_pylist()]
             bad = {k: "damaged" for k in range(len(keys)) if rng.random() < 0.1}
             good = [key for k, key in enumerate(keys) if k not in bad]
-            x = rng.normal(size=(len(good), IDENTITY.dim)).astype(np.float16)
-            bank.commit(shard, plan.rows(shard), x, bad, IDENTITY)
+            x = rng.normal(size=(len(good), identity.dim)).astype(np.float16)
+            bank.commit(shard, plan.rows(shard), x, bad, identity)
             features |= dict(zip(good, x, strict=True))
     return bank, features
