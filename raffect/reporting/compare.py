@@ -79,7 +79,7 @@ def _draw_scores(axes: Axes, rows: Rows, banks: Rows) -> None:
         axes.errorbar(
             [x],
             [y],
-            yerr=[[y - low], [high - y]],
+            yerr=[[max(y - low, 0.0)], [max(high - y, 0.0)]],  # below 0 by rounding of the logit
             fmt=list(_MARKERS)[number % len(_MARKERS)],
             color=color,
             markerfacecolor=color if rates[row["letter"]] else "white",
