@@ -31,6 +31,7 @@ SMALL = {
     "robust": "--frames 400 --seeds 1 --epochs 1 --corruptions blur --strengths 3",
     "compare": "--frames 400 --seeds 1 --epochs 1 --encoders raffect-faces "
     "timm:vit_tiny_patch16_224:random@64",
+    "tower": "--batch 2 --repeats 2 --builds open_clip first inplace folded scaled raffect",
     "startup": "--frames 12000 --models raffect-faces --repeats 1",
 }
 
