@@ -17,7 +17,7 @@ import pytest
 import tyro
 
 import raffect
-from raffect import cli
+from raffect import cli, commands
 from raffect.cli import COMMANDS, main, parse, usage
 from raffect.config import BankVerifyConfig, EncoderConfig, ExtractConfig, SynthConfig
 from tests.helpers.commands import error_line
@@ -401,13 +401,16 @@ def test_system_errors_name_the_path(capsys, monkeypatch):
     def refuse(config):
         raise PermissionError(13, "Permission denied", "/root/x")
 
-    monkeypatch.setattr(cli, "_models", refuse)
+    monkeypatch.setitem(commands._OTHERS, "models", refuse)
     assert main(["models", "list"]) == 2
     assert "/root/x: Permission denied" in capsys.readouterr().err
 
 
 def test_interrupted_work_says_that_it_goes_on(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_models", lambda config: (_ for _ in ()).throw(KeyboardInterrupt))
+    def stop(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands._OTHERS, "models", stop)
     assert main(["models", "list"]) == 130
     assert "goes on from there" in capsys.readouterr().err
 
