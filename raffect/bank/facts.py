@@ -63,7 +63,8 @@ class DataFacts(Record):
         labels: Path of the label table; empty where it is not known.
         bank_digest: `raffect.bank.format.Bank.digest`, which identifies the bank's content.
         labels_sha256: SHA-256 of the label table.
-        encoders: Which encoders made the features; one, until banks can be concatenated.
+        encoders: What made the features: one identity, which carries those of all parts of a joined
+            bank (`raffect.bank.joined`).
         edition: Edition of the labels.
         synthetic: Whether raffect drew every image.
         caveat: What every table and figure must say, of the encoder and of the images, as
