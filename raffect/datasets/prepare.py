@@ -18,9 +18,11 @@ from raffect.datasets.imported import Imported, SplitCounts
 from raffect.datasets.importers import import_dataset
 from raffect.datasets.manifest import write_manifest
 from raffect.datasets.problems import Problem, problem_lines, write_problems
-from raffect.errors import require
+from raffect.errors import RaffectError
 from raffect.storage.paths import Damaged, has_file, read_parquet
 from raffect.storage.tables import read_metadata, table_of, write_table
+
+_CAPTIONS = "captions.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ def prepare(config: PrepareConfig) -> PrepareReport:
         groups=found.groups,
         edition=found.edition,
         synthetic=found.synthetic,
-        captions=_write_captions(found, config.out / "captions.parquet"),
+        captions=_write_captions(found, config.out / _CAPTIONS),
         found=(*found.lines, *_drawn_lines(found), *(f"kept: {file}" for file in foreign)),
     )
 
@@ -129,19 +131,26 @@ def _find_tables(folder: Path, found: Imported) -> tuple[list[Path], list[Path]]
     """
     own, foreign = [], []
     for file in sorted(folder.glob("*.parquet")):
-        try:
-            is_own = "digest" in read_metadata(read_parquet(file))
-        except Damaged:
-            is_own = False
-        (own if is_own else foreign).append(file)
+        (own if _is_own(file) else foreign).append(file)
     names = {task.name for task in found.labels}
-    for file in foreign:
-        require(
-            file.stem not in names,
-            f"{file}: was not written by `raffect prepare`, which would replace it; move it, or "
-            "choose another --out",
+    in_the_way = [file for file in foreign if file.stem in names]
+    captions = folder.parent / _CAPTIONS
+    if found.captions is not None and has_file(captions) and not _is_own(captions):
+        in_the_way.append(captions)
+    if in_the_way:
+        raise RaffectError(
+            f"{in_the_way[0]}: was not written by `raffect prepare`, which would replace it; move "
+            "it, or choose another --out"
         )
     return own, foreign
+
+
+def _is_own(file: Path) -> bool:
+    """Whether `raffect prepare` wrote a table: it alone notes a digest of what it was read from."""
+    try:
+        return "digest" in read_metadata(read_parquet(file))
+    except Damaged:
+        return False
 
 
 def _write_labels(found: Imported, folder: Path, earlier: Sequence[Path]) -> dict[str, Path]:
@@ -168,7 +177,7 @@ def _write_labels(found: Imported, folder: Path, earlier: Sequence[Path]) -> dic
 def _write_captions(found: Imported, file: Path) -> Path | None:
     """Write the table of captions, or delete that of another data set prepared here before."""
     if found.captions is None:
-        if has_file(file):
+        if has_file(file) and _is_own(file):
             file.unlink()
         return None
     metadata = {"raffect": "captions/1", "edition": found.edition, "digest": found.digest}

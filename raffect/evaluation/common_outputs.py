@@ -164,7 +164,7 @@ def _restrict(y: np.ndarray, number: np.ndarray, task: Task) -> tuple[np.ndarray
     """
     if task.kind == "multilabel":
         found = y[:, number]
-        return found, task.is_labelled(found).any(axis=1)
+        return found, np.asarray(task.is_labelled(found).any(axis=1))
     of_class = np.full(len(task.outputs), _NO_CLASS, np.int16)
     of_class[number] = np.arange(len(number))
     found = of_class[y.astype(int)]

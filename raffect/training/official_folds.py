@@ -26,9 +26,10 @@ import pyarrow as pa
 from raffect.config import TrainConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import require
+from raffect.metrics.class_kinds import Uar, War
 from raffect.metrics.intervals import Interval, plain_interval, score_interval
 from raffect.metrics.scores import Chance
-from raffect.metrics.task_kinds import kind_of
+from raffect.metrics.task_kinds import Kind, Multiclass, kind_of
 from raffect.runs.conclusions import TrainResult
 from raffect.runs.data import open_dataset
 from raffect.runs.folder import RunFolder
@@ -57,7 +58,12 @@ class FoldScores(Record):
         sd: Score -> standard deviation over folds of the seeds' means.
         pooled: Score of all folds' answers together, the mean over seeds.
         interval_95: Of the pooled headline score, over clips or other groups of all folds.
-        chance: Of predictors that never look at a face, the mean over folds.
+        intervals: Score -> the same of each pooled score that has one: UAR, WAR and the headline.
+            Empty in files older than this field, as are the next two.
+        chances: Score -> the best of predictors that never look at a face, the mean over folds:
+            one class in as many as occur (UAR), the share of the most frequent class (WAR).
+        by_seed: Score -> the mean over folds of each seed.
+        chance: Of predictors that never look at a face, the mean over folds, for the headline.
         caveat: What must stand beside them.
     """
 
@@ -69,6 +75,9 @@ class FoldScores(Record):
     sd: dict[str, float]
     pooled: dict[str, float]
     interval_95: Interval | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    chances: dict[str, float] = field(default_factory=dict)
+    by_seed: dict[str, tuple[float, ...]] = field(default_factory=dict)
     chance: Chance
     caveat: str = ""
 
@@ -88,7 +97,7 @@ class OfficialFoldsResult:
     runs: tuple[TrainResult, ...] = field(repr=False)
 
     def to_pandas(self) -> Any:
-        """One row a fold, and rows ``mean`` and ``pooled``; a pandas DataFrame."""
+        """A row a fold and seed, and rows of mean, pooled and chance; a pandas DataFrame."""
         return table(_rows(self.scores))
 
     def lines(self) -> list[str]:
@@ -100,10 +109,17 @@ class OfficialFoldsResult:
         for key, mean in found.mean.items():
             folds = ", ".join(map(short, found.by_fold[key]))
             pooled = short(found.pooled[key])
-            if key == kind.key and found.interval_95:
-                pooled += f" [{', '.join(map(short, found.interval_95))}]"
+            if ends := found.intervals.get(key):
+                pooled += f" [{', '.join(map(short, ends))}]"
             over = f"{short(mean)} over {len(found.folds)} folds (sd {short(found.sd[key])})"
+            over += f", chance {short(found.chances[key])}" if key in found.chances else ""
             lines.append(f"{name} {_TITLES.get(key, key)} {over}, pooled {pooled}; folds {folds}")
+            if len(found.seeds) > 1:
+                seeds = [
+                    f"{seed} {short(score)}"
+                    for seed, score in zip(found.seeds, found.by_seed[key], strict=True)
+                ]
+                lines.append(f"  seeds {', '.join(seeds)}")
 
         # Chance, caveat, and what comes next
         chance = chance_text(found.chance)
@@ -249,6 +265,17 @@ def score_folds(
         key: tuple(float(np.mean([head[key] for head in heads])) for heads in each)
         for key in dict.fromkeys(keys)
     }
+    intervals = {
+        key: plain_interval(score_interval(pooled_SGAB, measure))
+        for key, measure in _measures(kind).items()
+    }
+    # What a predictor scores that never looks, which depends on the labels alone
+    chance = mean_chance([run.chance for run in runs])
+    chances = {kind.key: chance.level}
+    if isinstance(kind, Multiclass):
+        true = [fold.heads[0].sum((0, -1)) for fold in judged]
+        chances["uar"] = float(np.mean([1 / (counts > 0).sum() for counts in true]))
+        chances["accuracy"] = float(np.mean([counts.max() / counts.sum() for counts in true]))
     return FoldScores(
         task=task,
         folds=tuple(folds),
@@ -257,16 +284,39 @@ def score_folds(
         mean={key: float(np.mean(found)) for key, found in values.items()},
         sd={key: float(np.std(found, ddof=1)) for key, found in values.items()},
         pooled={key: float(np.mean([head[key] for head in pooled])) for key in values},
-        interval_95=plain_interval(score_interval(pooled_SGAB, kind)),
-        chance=mean_chance([run.chance for run in runs]),
+        interval_95=intervals[kind.key],
+        intervals={key: ends for key, ends in intervals.items() if ends is not None},
+        chances=chances,
+        by_seed={
+            key: tuple(
+                float(np.mean([heads[seed][key] for heads in each])) for seed in range(len(seeds))
+            )
+            for key in values
+        },
+        chance=chance,
         caveat=runs[0].data.caveat,
     )
 
 
+def _measures(kind: Kind) -> dict[str, Kind]:
+    """Scores that have an interval: the headline, and of classes UAR and WAR."""
+    if isinstance(kind, Multiclass):
+        return {"uar": Uar(), "accuracy": War(), kind.key: kind}
+    return {kind.key: kind}
+
+
 def _rows(scores: FoldScores) -> list[dict[str, Any]]:
-    """A row a fold, and one each for their mean and for all together."""
+    """A row a fold and a seed, and those of their mean, of all together, and of chance."""
     rows: list[dict[str, Any]] = [
         {"fold": str(fold)} | {key: found[k] for key, found in scores.by_fold.items()}
         for k, fold in enumerate(scores.folds)
     ]
-    return [*rows, {"fold": "mean"} | scores.mean, {"fold": "pooled"} | scores.pooled]
+    rows += [{"fold": "mean"} | scores.mean, {"fold": "pooled"} | scores.pooled]
+    for k, end in enumerate(("low", "high")):
+        ends = {key: interval[k] for key, interval in scores.intervals.items()}
+        rows.append({"fold": f"pooled {end}"} | {key: ends.get(key) for key in scores.mean})
+    rows.append({"fold": "chance"} | {key: scores.chances.get(key) for key in scores.mean})
+    return rows + [
+        {"fold": f"mean of seed {seed}"} | {key: found[k] for key, found in scores.by_seed.items()}
+        for k, seed in enumerate(scores.seeds)
+    ]

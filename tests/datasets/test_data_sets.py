@@ -364,6 +364,14 @@ def test_prepare_deletes_its_own_tables_alone(trees, tmp_path):
     found = {file.name for file in folder.iterdir()}
     assert found == {"expr.parquet", "mine.parquet", "broken.parquet"}, "compound was its own"
     assert f"kept: {theirs}" in report.lines()
+    # So is a table of captions
+    theirs_too = tmp_path / "captions.parquet"
+    assert not theirs_too.exists(), "that of MAFW was its own"
+    pq.write_table(rows, theirs_too)
+    run(trees["dfew"][1], tmp_path, "dfew")
+    with pytest.raises(RaffectError, match=r"captions.parquet: was not written by"):
+        run(trees["mafw"][1], tmp_path, "mafw")
+    theirs_too.unlink()
     # One that has the name of a task is in the way, and nothing is written
     theirs.replace(folder / "expr.parquet")
     before = (tmp_path / "manifest.parquet").read_bytes()

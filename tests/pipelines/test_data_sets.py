@@ -1,50 +1,21 @@
 """Data sets end to end: drawn, prepared, encoded with the embedded encoder, trained on."""
 
-from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 import raffect
-from raffect.datasets.frames import read_frames
+from raffect.bank.clips import find_clips
+from raffect.bank.features import find_features
+from raffect.datasets.labels import is_of_clips, read_label_task, read_labels
 from raffect.datasets.synthetic.layouts import LAYOUTS
-from raffect.encoders.tower import load_encoder
+from raffect.heads.checkpoint import load_head
+from raffect.runs.spread import short
 from tests.helpers.banks import TINY
-
-SHORT = {"epochs": 1, "batch_size": 8}
-
-
-def go_through(layout: str, folder: Path, num_frames: int, extract: Callable, **more):
-    """Scores after one epoch on a drawn copy."""
-    root = folder / "set"
-    raffect.write_synthetic(root, num_frames, seed=1, workers=1, layout=layout)
-    prepared = raffect.prepare(
-        raffect.PrepareConfig(dataset="auto", root=root, out=folder / "data")
-    )
-    extract(prepared.manifest, folder / "bank")
-    task = max(prepared.labels)
-    config = raffect.TrainConfig.from_recipe(
-        "erm" if task != "va" else "va",
-        SHORT,
-        bank=folder / "bank",
-        labels=prepared.labels[task],
-        out=folder / "run",
-        device="cpu",
-        **more,
-    )
-    is_official = config.folds == "official"
-    return (raffect.train_on_official_folds if is_official else raffect.train)(config)
-
-
-def encode(manifest: Path, bank_path: Path) -> None:
-    """A bank without Ray."""
-    bank, rows = raffect.Bank(bank_path), raffect.read_manifest(manifest)
-    plan, encoder = bank.extend_plan(rows, 64), load_encoder(TINY, "cpu")
-    identity = encoder.identity
-    bank.claim(identity)
-    for shard in range(plan.num_shards):
-        pictures = read_frames(rows.slice(plan.offsets[shard], 64))
-        bank.commit(shard, plan.rows(shard), encoder.encode(pictures), {}, identity)
+from tests.helpers.end_to_end import SHORT, encode, go_through
 
 
 def extract_on_ray(manifest: Path, bank_path: Path) -> None:
@@ -102,3 +73,72 @@ def test_heads_of_affectnet_are_judged_on_rafdb_by_the_names_of_classes(tmp_path
     )
     found = raffect.evaluate(config)
     assert any("absent from test: Contempt" in line for line in found.lines())
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("own", "other"), [("affectnet", "affwild2"), ("dfew", "mafw")])
+def test_heads_of_one_drawn_set_are_judged_on_the_classes_that_another_one_has(
+    own, other, tmp_path
+):
+    data = {name: prepare_drawn(name, tmp_path / name) for name in (own, other)}
+    config = raffect.TrainConfig.from_recipe(
+        "erm",
+        {"epochs": 5, "batch_size": 16},
+        bank=data[own] / "bank",
+        labels=data[own] / "data",
+        task="expr",
+        out=tmp_path / "run",
+        num_seeds=2,
+        device="cpu",
+    )
+    run = raffect.train(config)
+    config = raffect.EvaluateConfig(
+        run=(run.folder,),
+        bank=data[other] / "bank",
+        labels=data[other] / "data",
+        classes="common",
+        out=tmp_path / "judged",
+        device="cpu",
+    )
+    found = raffect.evaluate(config).tasks[0].evaluation
+
+    # Answers among the common classes by hand, scores by scikit-learn
+    table = read_labels(data[other] / "data/labels/expr.parquet")
+    theirs = read_label_task(table, tmp_path).outputs
+    bank, rows = raffect.Bank(data[other] / "bank"), run.data.task.outputs
+    common = [name for name in rows if name in theirs]
+    assert found.common.outputs == tuple(common)
+    assert len(common) == 7
+    find = find_clips if is_of_clips(table) else find_features
+    task = read_label_task(table, tmp_path)
+    index = find(bank, table, task, "validation", commits=bank.read_commits())
+    true = [theirs[k] for k in index.y[:, 0].tolist()]
+    keep = np.array([name in common for name in true])
+    assert found.common.left_out == int((~keep).sum()) > 0
+    true = np.array([common.index(name) for name in true if name in common])
+    x = torch.from_numpy(index.read()).float()
+    for head in found.heads:
+        module, _ = load_head(Path(head.folder))
+        outputs = module(x).detach().numpy()[keep][:, [rows.index(name) for name in common]]
+        said = outputs.argmax(1)
+        score = f1_score(true, said, labels=range(7), average="macro", zero_division=0)
+        assert head.score.headline == pytest.approx(score)
+        assert head.score.metrics["accuracy"] == pytest.approx(accuracy_score(true, said))
+        recalls = recall_score(true, said, labels=np.unique(true), average="macro")
+        assert head.score.metrics["uar"] == pytest.approx(recalls)
+    assert "drawn faces" in "; ".join(found.caveats)
+
+    # The same score stands in the report
+    page = raffect.report([run.folder], tmp_path / "report", judged=[tmp_path / "judged"])
+    mean = found.settings[0].scores["last"].mean
+    assert f"{short(mean)} ± " in page.markdown.read_text()
+    assert "drawn faces" in page.markdown.read_text().partition("Across data sets")[0]
+
+
+def prepare_drawn(name: str, folder: Path) -> Path:
+    """A drawn copy, its labels in ``data`` and its bank in ``bank``."""
+    root = folder / "set"
+    raffect.write_synthetic(root, 400, seed=1, workers=1, layout=name)
+    config = raffect.PrepareConfig(dataset="auto", root=root, out=folder / "data")
+    encode(raffect.prepare(config).manifest, folder / "bank")
+    return folder

@@ -16,6 +16,8 @@ from raffect.runs.folder import RunFolder
 from raffect.runs.spread import short
 from tests.helpers.two_sets import FIRST, SECOND, make_set, train_on
 
+pytestmark = pytest.mark.cluster  # two runs are trained, and a whole report is drawn
+
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):

@@ -1,6 +1,7 @@
 """`raffect train --folds official`: scores by fold, their mean and pooled."""
 
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score
 
 from raffect.bank.format import Bank
 from raffect.cli import main
@@ -17,6 +18,7 @@ from raffect.datasets.expressions import expression_task
 from raffect.datasets.labels import read_labels, write_clip_labels
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head
+from raffect.metrics.intervals import interval_around
 from raffect.metrics.scores import Chance
 from raffect.runs.data import open_dataset
 from raffect.training.official_folds import (
@@ -24,6 +26,7 @@ from raffect.training.official_folds import (
     Judged,
     mean_chance,
     pool_groups,
+    read_judged,
     train_on_official_folds,
 )
 from raffect.training.train import train
@@ -113,9 +116,48 @@ def test_uar_and_war_by_fold_and_pooled_equal_scikit_learn(data, found):
         assert found.scores.mean[key] == pytest.approx(np.mean(each), abs=1e-9)
         assert found.scores.sd[key] == pytest.approx(np.std(each, ddof=1), abs=1e-9)
         assert found.scores.pooled[key] == pytest.approx(pooled, abs=1e-9)
+        # The mean over folds of each seed
+        assert found.scores.by_seed[key] == pytest.approx(np.mean(by_seed, axis=0), abs=1e-9)
+        # An interval of each pooled score, around it
+        low, high = found.scores.intervals[key]
+        assert low < found.scores.pooled[key] < high
     assert found.scores.mean["uar"] > 0.5, "the features show the classes"
-    low, high = found.scores.interval_95
-    assert low < found.scores.pooled["macro_f1"] < high
+    assert found.scores.intervals["macro_f1"] == found.scores.interval_95
+
+
+def test_each_score_of_folds_has_the_chance_of_a_blind_predictor_by_scikit_learn(data, found):
+    by_fold = []
+    for run in found.runs:
+        index = open_dataset(data / "bank", Path(run.data.labels)).splits["validation"]
+        true = index.y[:, 0]
+        frequent = np.full(len(true), np.bincount(true).argmax())
+        recall = recall_score(true, frequent, average="macro", zero_division=0)
+        assert recall == pytest.approx(balanced_accuracy_score(true, frequent))
+        by_fold.append((recall, accuracy_score(true, frequent)))
+    uar, war = np.mean(by_fold, axis=0)
+    assert found.scores.chances["uar"] == pytest.approx(uar)
+    assert found.scores.chances["accuracy"] == pytest.approx(war)
+    assert found.scores.chances["macro_f1"] == pytest.approx(found.scores.chance.level)
+
+
+def test_the_interval_of_uar_is_the_jackknife_over_clips(data, found):
+    """Recomputed by hand: each clip left out in turn, on the logit of the score."""
+    judged = [read_judged(run, fold) for run, fold in zip(found.runs, (1, 2, 3), strict=True)]
+    pooled = pool_groups(judged)
+
+    def score(counts):
+        rows = counts.sum(1) > 0
+        return np.mean((np.diagonal(counts) / np.maximum(counts.sum(1), 1))[rows])
+
+    whole = np.mean([score(head.sum(0)) for head in pooled])
+    without = np.array(
+        [
+            np.mean([score(np.delete(head, clip, 0).sum(0)) for head in pooled])
+            for clip in range(pooled.shape[1])
+        ]
+    )
+    expected = interval_around(float(whole), without, 0.0)
+    assert found.scores.intervals["uar"] == pytest.approx(expected)
 
 
 def test_official_folds_never_leak_a_clip_and_judge_each_once(data, found):
@@ -135,14 +177,23 @@ def test_official_folds_never_leak_a_clip_and_judge_each_once(data, found):
 def test_scores_of_folds_are_printed_and_written(found, capsys):
     lines = found.lines()
     assert lines[0].startswith("EXPR UAR ")
-    assert lines[1].startswith("EXPR WAR ")
+    assert lines[1].startswith("  seeds 0 .")
+    assert lines[2].startswith("EXPR WAR ")
     assert " over 3 folds (sd " in lines[0]
+    assert ", chance .333, pooled ." in lines[0]
+    assert re.search(r"pooled \.\d{3} \[\.\d{3}, \.\d{3}\]; folds ", lines[2])
     assert any(line.startswith("EXPR chance") for line in lines)
     file = found.folder / "official_folds.json"
     assert FoldScores.from_json(file.read_bytes(), file, "") == found.scores
     rows = list(csv.DictReader((found.folder / "official_folds.csv").open()))
-    assert [row["fold"] for row in rows] == ["1", "2", "3", "mean", "pooled"]
-    assert len(found.to_pandas()) == 5
+    ends = ["pooled low", "pooled high", "chance", "mean of seed 0", "mean of seed 1"]
+    assert [row["fold"] for row in rows] == ["1", "2", "3", "mean", "pooled", *ends]
+    assert len(found.to_pandas()) == len(rows)
+    # Files from before these fields are read
+    content = found.scores.to_json()
+    for name in ("intervals", "chances", "by_seed"):
+        del content[name]
+    assert FoldScores.from_json(content, file, "").by_seed == {}
 
 
 def test_the_same_command_goes_on_and_ends_in_the_same_bytes(data, found, capsys):
