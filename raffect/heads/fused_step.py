@@ -10,7 +10,6 @@ of a head, V of them in vectors (biases, gains, offsets).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -216,9 +215,11 @@ class FusedStep:
         """Losses, and their derivative by the outputs."""
         objective = self.learner.objective
         if not _has_class_losses(self.learner):
-            self.losses[number], self.d_outputs[number] = objective.gradient(self.outputs, target)
+            loss_P, derivative = objective.gradient(self.outputs, target)
+            self.losses[number].copy_(loss_P)
+            self.d_outputs[number].copy_(derivative)
             return
-        unused = objective.alpha
+        unused = alpha = objective.tail.alpha
         shift, weights, left_out = objective.shift, objective.weights, objective.left_out
         self._launch(
             self.kernels.class_losses,
@@ -228,7 +229,7 @@ class FusedStep:
             unused if shift is None else shift,
             unused if weights is None else weights,
             unused if left_out is None else left_out,
-            objective.alpha,
+            alpha,
             self.losses[number],
             self.d_outputs[number],
             target.stride(0),
@@ -352,7 +353,7 @@ class FusedStep:
 def _has_class_losses(learner: Learner) -> bool:
     """Whether the kernel of classes computes this learner's loss."""
     objective = learner.objective
-    is_plain = objective.order is None and objective.temperature is None
+    is_plain = not objective.num_penalties and objective.temperature is None
     few = learner.heads.spec.outputs <= _MOST_CLASSES  # ty: ignore[unresolved-attribute]
     return type(objective.kind) is MulticlassLoss and is_plain and few
 

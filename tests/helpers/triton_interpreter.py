@@ -1,7 +1,5 @@
 """Triton kernels without a GPU: by its interpreter, or compiled for cards that are not here."""
 
-import types
-
 import pytest
 import torch
 
@@ -32,8 +30,7 @@ class Recorder:
         self._module, self.launches = module, []
 
     def __getattr__(self, name):
-        kernel = getattr(self._module, name)
-        return types.SimpleNamespace(**{"kernel": kernel, "recorder": self}) and _Noted(self, kernel)
+        return _Noted(self, getattr(self._module, name))
 
 
 class _Noted:
