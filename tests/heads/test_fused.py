@@ -26,8 +26,8 @@ from tests.helpers.small_heads import (
 from tests.helpers.triton_interpreter import Recorder, compile_for, interpret
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from raffect.heads import fused_backward, fused_forward, fused_update  # noqa: E402
-from raffect.heads import fused_kernels as kernels  # noqa: E402
+from raffect.heads import fused_backward, fused_forward, fused_update
+from raffect.heads import fused_kernels as kernels
 
 EVERY_CARD = {80: 166_912, 86: 101_376, 90: 232_448}
 """Shared memory of a block in bytes, from NVIDIA's tables of compute capabilities."""
