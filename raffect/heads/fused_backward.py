@@ -76,6 +76,63 @@ def class_losses(
 
 
 @triton.jit
+def label_losses(
+    outputs,  # (P, B, OUT)
+    target,  # (P, B, OUT), int8: 1 there, 0 not, negative unlabelled
+    shift,  # (P, OUT), read if SHIFTS
+    weights,  # (P, OUT) of positives, read if WEIGHS
+    alpha,  # (P,)
+    loss,  # (P,), written
+    derivative,  # (P, B, OUT), written
+    target_stride,
+    B: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SHIFTS: tl.constexpr,
+    WEIGHS: tl.constexpr,
+):
+    """`class_losses` for binary cross-entropies, whose tail is one of (frame, label) elements."""
+    # Cross-entropies and their slopes.
+    head = tl.program_id(0).to(tl.int64)
+    b, c = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_C)
+    is_there = (b < B)[:, None] & (c < OUT)[None, :]
+    number_BC = b[:, None] * OUT + c[None, :]
+    at_BC = head * B * OUT + number_BC
+    logits_BC = tl.load(outputs + at_BC, mask=is_there, other=0.0)
+    if SHIFTS:
+        logits_BC += tl.load(shift + head * OUT + c, mask=c < OUT, other=0.0)[None, :]
+    label_BC = tl.load(target + head * target_stride + number_BC, mask=is_there, other=-1)
+    is_active, is_valid = label_BC > 0, is_there & (label_BC >= 0)
+    wrong_BC = tl.where(is_active, -logits_BC, logits_BC)
+    small_BC = tl.exp(-tl.abs(wrong_BC))
+    loss_BC = tl.maximum(wrong_BC, 0.0) + tl.log(1.0 + small_BC)
+    slope_BC = tl.where(wrong_BC > 0, 1.0, small_BC) / (1.0 + small_BC)
+    slope_BC = tl.where(is_active, -slope_BC, slope_BC)
+    if WEIGHS:
+        weight_C = tl.load(weights + head * OUT + c, mask=c < OUT, other=1.0)
+        weight_BC = tl.where(is_active, weight_C[None, :], 1.0)
+        loss_BC *= weight_BC
+        slope_BC *= weight_BC
+    # Ranks, by comparing with one label of all frames at a time.
+    ranked_BC = tl.where(is_valid, loss_BC, -_INFINITY)
+    rank_BC = tl.full((BLOCK_B, BLOCK_C), 0.0, tl.float32)
+    for label in range(OUT):
+        other_B = tl.max(tl.where(c[None, :] == label, ranked_BC, -_INFINITY), 1)[None, None, :]
+        is_larger = other_B > ranked_BC[:, :, None]
+        is_before = (b * OUT + label)[None, None, :] < number_BC[:, :, None]
+        is_before &= other_B == ranked_BC[:, :, None]
+        rank_BC += tl.sum((is_larger | is_before).to(tl.float32), 2)
+    tail = tl.load(alpha + head) * tl.sum(tl.sum(is_valid.to(tl.float32), 1), 0)
+    share_BC = tl.minimum(tl.maximum(tail - rank_BC, 0.0), 1.0)
+    share_BC = tl.where(is_valid, share_BC, 0.0)
+    share_BC /= tl.maximum(tl.sum(tl.sum(share_BC, 1), 0), 1e-37)
+    total = tl.sum(tl.sum(tl.where(share_BC > 0, loss_BC * share_BC, 0.0), 1), 0)
+    tl.store(loss + head, total)
+    tl.store(derivative + at_BC, slope_BC * share_BC, mask=is_there)
+
+
+@triton.jit
 def block_backward(
     rows,
     row_stride,

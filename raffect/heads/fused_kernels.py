@@ -10,7 +10,12 @@ Shape letters of names: B samples, N columns of a block, K terms of a product's 
 Linear, A 16 samples, C classes, P heads. Sizes in capitals are constants of a compiled kernel.
 """
 
-from raffect.heads.fused_backward import block_backward, class_losses, square_norms
+from raffect.heads.fused_backward import (
+    block_backward,
+    class_losses,
+    label_losses,
+    square_norms,
+)
 from raffect.heads.fused_forward import block_forward, last_forward
 from raffect.heads.fused_update import count_step, layer_update
 
@@ -19,6 +24,7 @@ __all__ = [
     "block_forward",
     "class_losses",
     "count_step",
+    "label_losses",
     "last_forward",
     "layer_update",
     "square_norms",

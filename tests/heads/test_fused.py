@@ -81,6 +81,16 @@ CASES = {
         {"loss__weighting": "inverse", "loss__logit_adjustment": 1.0, "sam__rho": 0.0},
     ),
     "labels": (1, {"task": "au", "sam__rho": 0.1, "batch_size": 5}),
+    "labels weighted": (
+        2,
+        {
+            "task": "au",
+            "loss__weighting": "inverse",
+            "loss__logit_adjustment": 1.0,
+            "sam__rho": 0.0,
+        },
+    ),
+    "values": (1, {"task": "va", "sam__rho": 0.0, "batch_size": 5}),
 }
 WIDE = {
     "sam": (3, {"sam__rho": 0.5, "head__width": 64, "head__depth": 2, "batch_size": 33}),
@@ -289,10 +299,11 @@ class Counter(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
+@pytest.mark.parametrize("task", ["expr", "au"])
 @pytest.mark.parametrize("heads", [1, 10, 50])
-def test_a_step_of_sam_is_at_most_40_launches(heads):
-    recipe = make_recipe(head__depth=3, batch_size=32, sam__rho=0.1)
-    samples, learner = make_samples(), make_pair([recipe] * heads)[0]
+def test_a_step_of_sam_is_at_most_40_launches(task, heads):
+    recipe = make_recipe(task, head__depth=3, batch_size=32, sam__rho=0.1)
+    samples, learner = make_samples(task), make_pair([recipe] * heads, task)[0]
     by_kernels = FusedStep(learner)
     by_kernels.kernels = Recorder(kernels)
     learner._way = by_kernels.step

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-_TYPES = {torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64"}
+_TYPES = {torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64", torch.int8: "*i8"}
 
 
 def interpret(monkeypatch, *modules):
