@@ -39,7 +39,7 @@ class StepCount:
 
 
 def count_step(heads: int, spec: MlpSpec = PAPER, batch: int = 32, sharp: bool = True) -> StepCount:
-    """Count a step of EXPR's loss.
+    """Count a step with a loss of classes or labels, which has a kernel of its own.
 
     Bytes: each kernel reads what it needs once (column blocks of one layer share inputs by the
     cache) and writes its results once. For a matrix of M numbers, i inputs, o outputs, v numbers in
