@@ -10,15 +10,13 @@ of a head, V of them in vectors (biases, gains, offsets).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from raffect.heads.head_batch import normalise
-from raffect.heads.label_losses import MulticlassLoss
+from raffect.heads.label_losses import MulticlassLoss, MultilabelLoss
 from raffect.heads.mlp import MlpSpec, linear_name, norm_name
 
 if TYPE_CHECKING:
@@ -28,8 +26,8 @@ _BLOCK_K = 32
 """Terms of a product's sum at a time."""
 _TILE = (32, 64)
 """Outputs and inputs of a matrix that one program updates."""
-_MOST_CLASSES = 64
-"""Of the loss's kernel, which holds all logits of a head."""
+_MOST_OUTPUTS = 64
+"""Of the losses' kernels, which hold all outputs of a head."""
 _PROGRAMS = 132
 """Multiprocessors of an H100: with fewer programs narrower column blocks are faster."""
 
@@ -149,7 +147,7 @@ class FusedStep:
 
     def _forward(self, batch: Tensor, number: int) -> None:
         """Outputs of pass ``number``: 0 at the rows, 1 where SAM goes."""
-        heads, buffers, dropout = self.learner.heads, self.learner.heads.buffers, self.learner.noise.dropout
+        buffers, dropout = self.learner.heads.buffers, self.learner.noise.dropout
         for block, layer in enumerate(self.layers[:-1]):
             name, width = norm_name(block), self.spec.width
             self._launch(
@@ -214,29 +212,36 @@ class FusedStep:
 
     def _differentiate(self, target: Tensor, number: int) -> None:
         """Losses, and their derivative by the outputs."""
-        objective = self.learner.objective
-        if not _has_class_losses(self.learner):
-            self.losses[number], self.d_outputs[number] = objective.gradient(self.outputs, target)
+        # A loss without a kernel is the objective's own
+        objective, spec = self.learner.objective, self.spec
+        loss_P, derivative = self.losses[number], self.d_outputs[number]
+        is_plain = not objective.num_penalties and objective.temperature is None
+        has_classes = type(objective.kind) is MulticlassLoss
+        has_labels = type(objective.kind) is MultilabelLoss and objective.tail_over != "frames"
+        if spec.outputs > _MOST_OUTPUTS or not is_plain or not (has_classes or has_labels):
+            for memory, found in zip(
+                (loss_P, derivative), objective.gradient(self.outputs, target), strict=True
+            ):
+                memory.copy_(found)
             return
-        unused = objective.alpha
-        shift, weights, left_out = objective.shift, objective.weights, objective.left_out
+
+        # What a kernel does not read may be anything
+        alpha, shift, weights = objective.tail.alpha, objective.shift, objective.weights
+        read = [alpha if tensor is None else tensor for tensor in (shift, weights)]
+        sizes = {"SHIFTS": shift is not None, "WEIGHS": weights is not None}
+        kernel = self.kernels.label_losses
+        if has_classes:
+            kernel, left_out = self.kernels.class_losses, objective.left_out
+            read.append(alpha if left_out is None else left_out)
+            sizes["LEAVES_OUT"] = left_out is not None
         self._launch(
-            self.kernels.class_losses,
+            kernel,
             0,
-            self.outputs,
-            target,
-            unused if shift is None else shift,
-            unused if weights is None else weights,
-            unused if left_out is None else left_out,
-            objective.alpha,
-            self.losses[number],
-            self.d_outputs[number],
-            target.stride(0),
-            OUT=self.spec.outputs,
-            BLOCK_C=_power(self.spec.outputs),
-            SHIFTS=shift is not None,
-            WEIGHS=weights is not None,
-            LEAVES_OUT=left_out is not None,
+            *(self.outputs, target, *read, alpha),
+            *(loss_P, derivative, target.stride(0)),
+            OUT=spec.outputs,
+            BLOCK_C=_power(spec.outputs),
+            **sizes,
             **self._rows,
         )
 
@@ -347,14 +352,6 @@ class FusedStep:
         grid = (1,) if columns is None else (columns, heads) if columns else (heads,)
         kernel[grid](*args, **sizes, enable_fp_fusion=True)
         self.launches += 1
-
-
-def _has_class_losses(learner: Learner) -> bool:
-    """Whether the kernel of classes computes this learner's loss."""
-    objective = learner.objective
-    is_plain = objective.order is None and objective.temperature is None
-    few = learner.heads.spec.outputs <= _MOST_CLASSES  # ty: ignore[unresolved-attribute]
-    return type(objective.kind) is MulticlassLoss and is_plain and few
 
 
 def _power(number: int) -> int:

@@ -12,6 +12,7 @@ import torch
 import torch.multiprocessing as mp
 
 from raffect.heads.fit import count, fit
+from raffect.heads.fused_step import FusedStep
 from raffect.heads.learner import Learner
 from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.mlp import MlpSpec
@@ -322,3 +323,10 @@ def test_nccl_sums_and_gathers():
         Workers.current().require_same(3, "epochs", CUDA)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("settings", [{"sam__rho": 0.5}, {"sam__rho": 0.0}, {"task": "au"}])
+def test_triton_kernels_are_taken_on_this_card(settings, caplog):
+    recipes, rows = make_recipes(settings, 3), make_samples(settings.get("task", "expr"))
+    learner = train(make_learner(recipes, rows, CUDA, torch.float32), rows, epochs=1)
+    assert learner._way.__func__ is FusedStep.step, caplog.text

@@ -1,11 +1,9 @@
 """Triton kernels without a GPU: by its interpreter, or compiled for cards that are not here."""
 
-import types
-
 import pytest
 import torch
 
-_TYPES = {torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64"}
+_TYPES = {torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64", torch.int8: "*i8"}
 
 
 def interpret(monkeypatch, *modules):
@@ -32,8 +30,7 @@ class Recorder:
         self._module, self.launches = module, []
 
     def __getattr__(self, name):
-        kernel = getattr(self._module, name)
-        return types.SimpleNamespace(**{"kernel": kernel, "recorder": self}) and _Noted(self, kernel)
+        return _Noted(self, getattr(self._module, name))
 
 
 class _Noted:
@@ -50,7 +47,8 @@ class _Noted:
 def compile_for(capability, kernel, args, sizes):
     """Compile one noted launch as Triton would on a card of this capability (90 for sm_90)."""
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
+    from triton.compiler import ASTSource
+    from triton.compiler import compile as compile_kernel
 
     # As Triton specialises: 1 is a constant, multiples of 16 are known as such
     signature, constants, known = {}, {}, {}
@@ -71,4 +69,4 @@ def compile_for(capability, kernel, args, sizes):
         constants[(kernel.arg_names.index(name),)] = sizes[name]
     options = {name: value for name, value in sizes.items() if name not in signature}
     source = ASTSource(kernel, signature, constants, known)
-    return compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return compile_kernel(source, target=GPUTarget("cuda", capability, 32), options=options)
