@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from open_clip.transformer import ResidualAttentionBlock
 from tools import new_parser, print_header, print_row
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -264,8 +265,9 @@ def use_quick(tower: Any) -> None:
 
     Weights stay scaled, which does not change the time but shows in `difference`.
     """
-    for block in tower.transformer.resblocks:
-        block.mlp.gelu = Scaled()
+    for block in tower.modules():
+        if isinstance(block, ResidualAttentionBlock):
+            block.mlp.gelu = Scaled()
 
 
 def make_conv(patches: Any) -> nn.Module:

@@ -1,7 +1,7 @@
 """A frozen tower's blocks in fewer passes over memory: the same sums, faster.
 
-There is one product for query, key and value, one fused softmax, one QuickGELU, and one product for
-the patches of a picture.
+There is one product for query, key and value, one fused softmax, one QuickGELU, one product for the
+patches of a picture, and a last block that computes the class token alone.
 """
 
 from __future__ import annotations
@@ -9,10 +9,28 @@ from __future__ import annotations
 import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 _QUICK = 1.702
 """QuickGELU's factor: ``x * sigmoid(1.702 x)``."""
+_ARITHMETIC = 2
+"""Version of the sums of open_clip's own transformers; other towers have 1, as all had before.
+
+Raise it when they change by more than their order does, so that no bank holds vectors of both.
+"""
+
+
+def arithmetic_of(tower: nn.Module) -> int:
+    """Version of a tower's sums, which a bank records: vectors of two versions are not mixed."""
+    return _ARITHMETIC if isinstance(tower, VisionTransformer) else 1
+
+
+def fuse(tower: nn.Module) -> nn.Module:
+    """Everything below, in place, for a tower in float32 whose weights are not rounded yet.
+
+    Towers that are not open_clip's own transformers stay as they are.
+    """
+    return skip_tokens(fuse_patches(fuse_gelu(fuse_attention(tower))))
 
 
 class FusedAttention(nn.Module):
@@ -63,6 +81,32 @@ class FusedAttention(nn.Module):
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out(mixed.transpose(1, 2).reshape(pictures, tokens, width)), None
 
+    def first(self, x: Tensor) -> Tensor:
+        """Attention of each picture's first token to all tokens.
+
+        No token is projected to a key or a value. A query ``q`` scores ``q . (K x + b)``, which is
+        ``(K' q) . x`` and a number that all tokens share, so it falls out of the softmax; its
+        answer, a mean of values, is the value of the tokens' mean.
+
+        Args:
+            x: Shape (pictures, tokens, width).
+
+        Returns:
+            Shape (pictures, 1, width).
+        """
+        pictures, _, width = x.shape
+        depth = width // self.heads
+        weight_q, weight_k, weight_v = self.qkv.weight.view(3, self.heads, depth, width)
+        bias_q, _, bias_v = self.qkv.bias.chunk(3)
+        # A query of each head, as a direction among tokens.
+        q = linear(x[:, 0], weight_q.flatten(0, 1), bias_q).view(pictures, self.heads, depth)
+        q = torch.einsum("phd,hdw->phw", q, weight_k)
+        # Heads share the tokens, so they are the queries of one head as wide as a token.
+        tokens = x[:, None]
+        means = scaled_dot_product_attention(q[:, None], tokens, tokens, scale=depth**-0.5)[:, 0]
+        mixed = torch.einsum("phw,hdw->phd", means, weight_v).reshape(pictures, 1, width)
+        return self.out(mixed + bias_v)
+
 
 def fuse_attention(tower: nn.Module) -> nn.Module:
     """Replace the self-attention of a transformer's blocks in place.
@@ -78,6 +122,49 @@ def fuse_attention(tower: nn.Module) -> nn.Module:
             and _is_plain(block.attn)
         ):
             block.add_module("attn", FusedAttention(block.attn))
+    return tower
+
+
+class LastBlock(nn.Module):
+    """A last block whose tower reads the class token alone, as CLIP's do: no other is computed.
+
+    Args:
+        block: Its attention is fused; its modules are shared, not copied.
+    """
+
+    def __init__(self, block: ResidualAttentionBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, attn_mask: None = None) -> Tensor:
+        """The class token behind the block.
+
+        Args:
+            x: Shape (pictures, tokens, width), the class token first.
+            attn_mask: Not available.
+
+        Returns:
+            Shape (pictures, 1, width).
+        """
+        block = self.block
+        token = x[:, :1] + block.ls_1(block.attn.first(block.ln_1(x)))
+        return token + block.ls_2(block.mlp(block.ln_2(token)))
+
+
+def skip_tokens(tower: nn.Module) -> nn.Module:
+    """Replace the last block in place, if its attention is fused and its tower reads one token.
+
+    Towers that pool by means or by attention, and those that return their tokens, read all.
+    """
+    if (
+        isinstance(tower, VisionTransformer)
+        and tower.pool_type == "tok"
+        and tower.attn_pool is None
+        and not tower.output_tokens
+    ):
+        blocks = tower.transformer.resblocks
+        if isinstance(getattr(blocks[-1], "attn", None), FusedAttention):
+            blocks[-1] = LastBlock(blocks[-1])
     return tower
 
 
@@ -122,7 +209,7 @@ class Patches(nn.Module):
         whole = x[:, :, : rows * self.side, : columns * self.side]
         windows = whole.reshape(pictures, channels, rows, self.side, columns, self.side)
         flat = windows.permute(0, 2, 4, 1, 3, 5).reshape(pictures, rows * columns, -1)
-        out = nn.functional.linear(flat, self.weight.flatten(1))
+        out = linear(flat, self.weight.flatten(1))
         return out.transpose(1, 2).view(pictures, -1, rows, columns)
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from raffect.datasets.frames import resized_shape, shrink
+from raffect.encoders.rounding import round_sum
 from raffect.encoders.weights import view_side
 from raffect.errors import RaffectError
 
@@ -87,9 +88,10 @@ class Preprocess:
             float32 of whole numbers 0-255, shape (B, 3, S, S), on the same device.
         """
         height, width = pixels_BHWC.shape[1:3]
-        x = pixels_BHWC.permute(0, 3, 1, 2).float()
+        # In the layout that resized pictures have: convolutions choose their kernels by it.
+        options = {"dtype": torch.float32, "memory_format": torch.contiguous_format}
+        x = pixels_BHWC.permute(0, 3, 1, 2).to(**options)
         if (height, width) == (self.side, self.side):
-            # In the layout that resized pictures have: convolutions choose their kernels by it.
             start = round((self.side - self.size) / 2.0)
             centre = slice(start, start + self.size)
             return self._turn(x[:, :, centre, centre].contiguous())
@@ -97,8 +99,8 @@ class Preprocess:
         rows, columns = _matrices(height, width, *kind, x.device)
         # Columns first and rounded, then rows, as PIL has it.
         with _tensor_cores():
-            x = _round(*(x @ half for half in columns))
-            return self._turn(_round(*(half @ x for half in rows)))
+            x = round_sum(*(x @ half for half in columns))
+            return self._turn(round_sum(*(half @ x for half in rows)))
 
     def _turn(self, pixels_BCSS: Tensor) -> Tensor:
         """Mirror the encoder's input, where that is the view."""
@@ -115,9 +117,9 @@ class Preprocess:
 
     def normalise(self, pixels_BCSS: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scale 0-255 to the encoder's range in float32, then round to ``dtype``; same shape."""
-        mean, std = (_channels(values, pixels_BCSS.device) for values in (self.mean, self.std))
+        offset, scale = _range(self.mean, self.std, pixels_BCSS.device)
         out = torch.empty_like(pixels_BCSS, dtype=dtype)
-        return torch.div((pixels_BCSS / 255).sub_(mean), std, out=out)
+        return torch.addcmul(offset, pixels_BCSS, scale, out=out)
 
 
 @contextlib.contextmanager
@@ -131,22 +133,18 @@ def _tensor_cores() -> Generator[None]:
         flags.allow_tf32 = before
 
 
-def _round(coarse: Tensor, fine: Tensor) -> Tensor:
-    """``coarse + fine`` to the nearest whole number in 0-255, halves up; overwrites both.
-
-    The sum itself would lose bits, so whole and fractional parts are added apart.
-    """
-    whole = coarse.floor()
-    return whole.add_(fine.add_(coarse.sub_(whole)).add_(0.5).floor_()).clamp_(0, 255)
-
-
 @lru_cache(maxsize=8)
-def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A number a channel, shape (3, 1, 1), kept on the device.
+def _range(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """``-mean / std`` and ``1 / (255 std)`` of each channel, shape (3, 1, 1), kept on the device.
 
     A copy to the device would wait for all that is queued there.
     """
-    return torch.tensor(values, device=device).view(3, 1, 1)
+    mean_C, std_C = np.array(mean), np.array(std)
+    both = np.stack([-mean_C / std_C, 1 / (255 * std_C)]).astype(np.float32)
+    offset, scale = torch.from_numpy(both).to(device).view(2, 3, 1, 1)
+    return offset, scale
 
 
 @lru_cache(maxsize=256)

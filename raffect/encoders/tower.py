@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raffect.bank.format import Identity
 from raffect.config import EMBEDDED_MODEL, EncoderConfig
-from raffect.encoders.attention import fuse_attention, fuse_gelu, fuse_patches
+from raffect.encoders.attention import arithmetic_of, fuse
 from raffect.encoders.preprocess import Preprocess
 from raffect.encoders.timm_tower import build_timm, measure_dim, read_timm_preprocess
 from raffect.encoders.weights import (
@@ -34,9 +34,6 @@ from raffect.errors import RaffectError
 
 Clip: TypeAlias = Any  # CLIP, CustomTextCLIP or CoCa, which share no base class but nn.Module
 CUDA_BATCH, CPU_BATCH = 256, 8
-ARITHMETIC = 1
-"""Version of the tower's sums. Raise it when they change by more than their order does, so that no
-bank holds vectors of both."""
 _PROBE_S = 0.5
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 """Numbers in OpenAI's archives that are not part of the model."""
@@ -114,23 +111,26 @@ class Encoder:
         size = self.preprocess.size
         frames = [self.preprocess.shrink(frame) for frame in frames]
         shapes = [frame.shape for frame in frames]
-        # A full batch of one size, which is almost every batch, takes no copy.
-        if len(frames) == self.batch_size and len(set(shapes)) == 1:
-            return self.preprocess.normalise(self._enlarge(frames), self._dtype)
+        # A batch of one size, which is almost every batch, is padded first and takes no copy.
+        if len(set(shapes)) == 1:
+            return self.preprocess.normalise(self._enlarge(frames, self.batch_size), self._dtype)
         # Otherwise frames of each size are resized together, and put where they belong.
         batch = torch.zeros(self.batch_size, 3, size, size, device=self.device)
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
-            # A list would be copied to the device, which waits for it.
-            where = slice(len(rows)) if len(rows) == len(frames) else rows
-            batch[where] = self._enlarge([frames[row] for row in rows])
+            batch[rows] = self._enlarge([frames[row] for row in rows], len(rows))
         return self.preprocess.normalise(batch, self._dtype)
 
-    def _enlarge(self, frames: Sequence[np.ndarray]) -> Tensor:
-        """Frames of one size as float32 pixels of the encoder's input, on the device."""
-        shape, pinned = (len(frames), *frames[0].shape), self.device.type == "cuda"
+    def _enlarge(self, frames: Sequence[np.ndarray], count: int) -> Tensor:
+        """Frames of one size, and black ones up to a count, as the encoder's input.
+
+        Returns:
+            float32 pixels on the device, shape (count, 3, size, size).
+        """
+        shape, pinned = (count, *frames[0].shape), self.device.type == "cuda"
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-        np.stack(frames, out=pixels.numpy())
+        np.stack(frames, out=pixels.numpy()[: len(frames)])
+        pixels[len(frames) :] = 0
         return self.preprocess.resize(pixels.to(self.device, non_blocking=True))
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -193,12 +193,10 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
         precision=precision,
         dim=dim,
         caveat=source.caveat,
-        arithmetic=ARITHMETIC,
+        arithmetic=arithmetic_of(visual),
     )
     # The tower on its device, in fewer kernels.
-    if on_cuda:
-        fuse_patches(fuse_gelu(visual))
-    tower = _put(fuse_attention(visual), device, precision, source.model)
+    tower = _put(fuse(visual), device, precision, source.model)
     if config.compile:
         tower.compile(dynamic=False)  # every batch has one shape
     if on_cuda:

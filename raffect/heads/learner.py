@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from raffect.heads.objective import Objective
 from raffect.heads.optimizer import Optimizer
 from raffect.heads.random import Noise, epoch_order
 from raffect.heads.sam import perturb
-from raffect.heads.samples import Samples, SampleStream
+from raffect.heads.samples import Feed, Samples, SampleStream
 from raffect.heads.sgd import Sgd
 from raffect.heads.shared_samples import SharedSamples
 from raffect.heads.workers import Workers
@@ -120,6 +120,7 @@ class Learner:
         self._sharp = any(recipe.sam.rho for recipe in recipes)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_steps = 0
+        self._feed: Feed | None = None
 
     def fuse(self) -> None:
         """Have torch compile what lies between the products, before the first step.
@@ -200,20 +201,19 @@ class Learner:
         steps = order.shape[1] // self.recipes[0].batch_size
         self._fill_order(order, int(self.counter))
         for _ in range(steps):
-            if self.device.type == "cuda" and self.workers.size == 1:
-                self._launch(samples)
-            else:
-                self._gather_and_step(samples)
+            self._launch(partial(self._gather_and_step, samples))
             yield
 
     @torch.no_grad()
     def run_stream(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[None]:
         """Train for an epoch on global batches, the same for all heads; yields after each step."""
         # Each worker takes its part; all heads see the same samples.
-        part, count = self.workers.share(self.recipes[0].batch_size), len(self.recipes)
+        part = self.workers.share(self.recipes[0].batch_size)
         for x, y in batches:
-            own, target = x[part].to(self.device, self.dtype), y[part].to(self.device)
-            self.step(own.expand(count, *own.shape), target.expand(count, *target.shape))
+            if self._feed is None:
+                self._feed = Feed(x[part], y[part], self.device)
+            self._feed.put(x[part], y[part])
+            self._launch(partial(self._widen_and_step, self._feed))
             yield
 
     def set_epoch(self, epoch: int) -> list[float]:
@@ -277,22 +277,32 @@ class Learner:
         x, target = samples.take_share(index_PB, self.workers.share(batch_size))
         self.step(x.to(self.dtype), target)
 
-    def _launch(self, samples: Samples | SharedSamples) -> None:
-        """A step on CUDA: the first ones launch by launch, which also warms up, then as a graph."""
-        if self._graph is not None:
+    def _widen_and_step(self, feed: Feed) -> None:
+        """A step on the batch of a stream that is on the device."""
+        self.step(*feed.take(len(self.recipes), self.dtype))
+
+    def _launch(self, step: Callable[[], None]) -> None:
+        """A step, the same in all calls.
+
+        On CUDA the first ones go launch by launch, which also warms up, then all as one graph.
+        Workers together exchange what no graph holds.
+        """
+        if self.device.type != "cuda" or self.workers.size > 1:
+            step()
+        elif self._graph is not None:
             self._graph.replay()
         elif self._eager_steps < _EAGER_STEPS:
             # On a stream of its own, as torch asks for before a capture.
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                self._gather_and_step(samples)
+                step()
             torch.cuda.current_stream().wait_stream(side)
             self._eager_steps += 1
         else:
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
-                self._gather_and_step(samples)
+                step()
             self._graph.replay()
 
 

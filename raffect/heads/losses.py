@@ -87,7 +87,8 @@ def squared_errors(outputs_PBV: Tensor, target_PBV: Tensor) -> tuple[Tensor, Ten
         >>> squared_errors(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.5, torch.nan]]]))
         (tensor([[[0.2500, 0.0000]]]), tensor([[[1., 0.]]]))
     """
-    error = torch.where(torch.isfinite(target_PBV), outputs_PBV - target_PBV, 0)
+    difference = outputs_PBV - target_PBV.to(outputs_PBV.dtype)
+    error = torch.where(torch.isfinite(target_PBV), difference, 0)
     return error**2, 2 * error
 
 

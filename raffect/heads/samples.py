@@ -115,5 +115,30 @@ class SampleStream(Protocol):
     """Where training samples come from when the device does not hold them."""
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Global batches of an epoch: samples (B, ...) and targets (B, *target)."""
+        """Global batches of an epoch: samples (B, ...) and targets (B, *target), B the same."""
         ...
+
+
+class Feed:
+    """Where each batch of a stream lies on the device: the same memory, which a graph reads again.
+
+    Args:
+        x: Samples of a first batch, on the CPU, float16 as they come: half of float32's way.
+        y: Its targets.
+        device: Where the batches go.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, device: torch.device) -> None:
+        self.x, self.y = (torch.empty_like(tensor, device=device) for tensor in (x, y))
+
+    def put(self, x: Tensor, y: Tensor) -> None:
+        """Take the next batch, without a wait for the one before on CUDA."""
+        for held, new in ((self.x, x), (self.y, y)):
+            # torch keeps pinned memory as it is until it has been copied.
+            source = new.pin_memory() if held.is_cuda else new
+            held.copy_(source, non_blocking=True)
+
+    def take(self, num_heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Samples of a type and targets, the same for each head, shape (P, B, ...)."""
+        x, y = self.x.to(dtype), self.y
+        return x.expand(num_heads, *x.shape), y.expand(num_heads, *y.shape)

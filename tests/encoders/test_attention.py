@@ -1,11 +1,18 @@
+import copy
+
 import open_clip
 import pytest
 import torch
+from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from raffect.encoders.attention import (
     FusedAttention,
+    LastBlock,
     Patches,
+    arithmetic_of,
+    fuse,
     fuse_attention,
     fuse_gelu,
     fuse_patches,
@@ -71,3 +78,85 @@ def test_a_patch_embedding_as_a_product_is_the_same_function(name, side, replace
         found = fuse_patches(tower)(pictures)
     assert isinstance(tower.conv1, Patches) == replaced
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def build_transformer(**changes):
+    """A small tower of open_clip's whose every weight counts, biases and factors too."""
+    shape = {"image_size": 64, "patch_size": 16, "width": 48, "layers": 3, "heads": 3}
+    torch.manual_seed(0)
+    tower = VisionTransformer(**shape | {"mlp_ratio": 4.0, "output_dim": 24} | changes)
+    for name, weight in tower.named_parameters():
+        nn.init.normal_(weight, 1.0 if ".ln_" in name and "weight" in name else 0.0, 0.3)
+    return tower.eval().requires_grad_(False)
+
+
+def difference(tower, oracle, side, dtype=torch.float32):
+    """Largest relative distance of a vector to open_clip's."""
+    torch.manual_seed(1)
+    pictures = torch.randn(4, 3, side, side, dtype=dtype)
+    with torch.inference_mode():
+        found, expected = tower(pictures), oracle(pictures)
+    if isinstance(expected, tuple):  # vectors and tokens
+        found, expected = (torch.cat([x.flatten(1) for x in out], 1) for out in (found, expected))
+    return ((found - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, QuickGELU])
+@pytest.mark.parametrize("changes", [{}, {"image_size": 70}, {"patch_size": 32, "layers": 1}])
+def test_a_fused_transformer_is_open_clips_to_1e_6(activation, changes):
+    oracle = build_transformer(act_layer=activation, **changes)
+    tower, side = fuse(copy.deepcopy(oracle)), changes.get("image_size", 64)
+    assert isinstance(tower.transformer.resblocks[-1], LastBlock)
+    assert difference(tower, oracle, side) < 1e-6
+    # In float64 nothing is left of it, so the function is the same.
+    oracle = oracle.double()
+    assert difference(fuse(copy.deepcopy(oracle)), oracle, side, torch.float64) < 1e-14
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu"])
+def test_a_real_tower_is_open_clips_to_1e_6(name):
+    torch.manual_seed(0)
+    oracle = open_clip.create_model(name, pretrained=None).visual.eval()
+    tower = fuse(copy.deepcopy(oracle))
+    assert isinstance(tower.transformer.resblocks[-1], LastBlock)
+    assert difference(tower, oracle, 224) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_skipped"),
+    [
+        ({"final_ln_after_pool": True}, True),
+        ({"ls_init_value": 0.5, "no_ln_pre": True}, True),
+        ({"pool_type": "avg"}, False),
+        ({"pool_type": "avg", "final_ln_after_pool": True}, False),
+        ({"output_tokens": True}, False),
+        ({"attentional_pool": True, "attn_pooler_heads": 3}, False),
+        ({"attentional_pool": "parallel", "attn_pooler_heads": 3, "output_dim": 48}, False),
+        ({"qk_norm": True}, False),
+    ],
+)
+def test_only_towers_that_read_the_class_token_skip_the_others(changes, is_skipped):
+    oracle = build_transformer(act_layer=QuickGELU, **changes).double()
+    tower = fuse(copy.deepcopy(oracle))
+    assert isinstance(tower.transformer.resblocks[-1], LastBlock) == is_skipped
+    assert difference(tower, oracle, 64, torch.float64) < 1e-13
+    assert arithmetic_of(tower) == arithmetic_of(oracle) == 2
+
+
+def test_the_last_block_has_less_to_do():
+    """A twelfth of the sums of a tower of twelve blocks, so nearly the whole last block."""
+    oracle = build_transformer(width=96, layers=12, image_size=112)
+    pictures = torch.randn(2, 3, 112, 112)
+    sums = []
+    for tower in (fuse_attention(copy.deepcopy(oracle)), fuse(copy.deepcopy(oracle))):
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            tower(pictures)
+        sums.append(counter.get_total_flops())
+    assert 1 - 1 / 12 < sums[1] / sums[0] < 1 - 0.9 / 12
+
+
+def test_other_towers_keep_their_sums():
+    tower = open_clip.create_model("RN50", pretrained=None).visual
+    kinds = [type(module) for module in tower.modules()]
+    assert [type(module) for module in fuse(tower).modules()] == kinds
+    assert arithmetic_of(tower) == 1

@@ -16,10 +16,11 @@ from raffect.heads.fit import count, fit
 from raffect.heads.head_batch import EmbeddingSpec, normalise
 from raffect.heads.loss_kind import Terms, Truth
 from raffect.heads.loss_kinds import loss_kind
-from raffect.heads.losses import cvar, info_nce_losses, sample_means, text_shares
+from raffect.heads.losses import info_nce_losses, sample_means, text_shares
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.objective import Objective
 from raffect.heads.retrieval import CandidateVectors, count_hits
+from raffect.heads.tail import Tail
 from raffect.heads.workers import Workers
 from raffect.metrics.retrieval import find_candidates
 from raffect.recipe import Recipe, with_settings
@@ -50,7 +51,7 @@ def draw(seed=0, size=B, dim=6, heads=2):
 def info_nce(outputs, text, same=None, **options):
     count = outputs.shape[1]
     same = torch.arange(count).expand(len(outputs), count) if same is None else same
-    return info_nce_losses(outputs @ text.transpose(1, 2), text_shares(same, text, **options))
+    return info_nce_losses(outputs @ text.transpose(1, 2), text_shares(same, text, **options))[0]
 
 
 # Against other code
@@ -118,7 +119,7 @@ def test_soft_targets_have_the_gradient_of_soft_cross_entropy():
     outputs, text, same = with_copies()
     shares = text_shares(same, text, torch.full((2,), 0.2, dtype=torch.float64))
     logits = outputs @ text.transpose(1, 2)
-    losses = info_nce_losses(logits, shares)
+    losses, _, _ = info_nce_losses(logits, shares)
     (found,) = torch.autograd.grad(losses.mean(), outputs, retain_graph=True)
     flat, target = logits.flatten(0, 1), shares.flatten(0, 1)
     back = logits.transpose(1, 2).flatten(0, 1)
@@ -133,10 +134,10 @@ def test_samples_that_do_not_count_are_as_if_they_were_not_there():
     valid[:, [0, 7, 10]] = False
     temperature = torch.tensor([0.0, 0.3], dtype=torch.float64)
     shares = text_shares(same, text, temperature, valid)
-    found = info_nce_losses(outputs @ text.transpose(1, 2), shares, valid)
+    found, _, _ = info_nce_losses(outputs @ text.transpose(1, 2), shares, valid)
     keep = valid[0].nonzero()[:, 0]
     small, few = outputs[:, keep], text[:, keep]
-    expected = info_nce_losses(
+    expected, _, _ = info_nce_losses(
         small @ few.transpose(1, 2), text_shares(same[:, keep], few, temperature)
     )
     torch.testing.assert_close(found[:, keep], expected, rtol=0, atol=1e-12)
@@ -146,10 +147,11 @@ def test_a_batch_of_which_no_sample_counts_has_no_loss_and_no_gradient():
     outputs, text, same = with_copies()
     valid = torch.zeros(2, B, dtype=torch.bool)
     shares = text_shares(same, text, torch.full((2,), 0.3, dtype=torch.float64), valid)
-    losses = info_nce_losses(outputs @ text.transpose(1, 2), shares, valid)
-    loss = cvar(losses, torch.full((2,), 0.5, dtype=torch.float64), valid)
+    found = info_nce_losses(outputs @ text.transpose(1, 2), shares, valid)
+    assert all(part.isfinite().all() for part in found)
+    loss, share = Tail([0.5, 1.0], CPU, torch.float64).cvar(found[0], valid)
     assert loss.tolist() == [0, 0]
-    assert torch.autograd.grad(loss.sum(), outputs)[0].abs().max() == 0
+    assert not share.any()
 
 
 # The objective
@@ -268,16 +270,17 @@ def test_penalties_are_weighed_by_each_heads_order():
     outputs = torch.randn(2, B, DIM + 2, dtype=torch.float64)
     target = samples.y[:B].expand(2, B, 2)
     loss, derivative = objective.gradient(outputs, target)
-    without = Objective(recipes, prior, CPU, torch.float64, Workers(), 2)
-    without.order = None
+    none = [make_recipe("captions") for _ in recipes]
+    without = Objective(none, prior, CPU, torch.float64, Workers(), 2)
     plain, _ = without.gradient(outputs, target)
     mean = outputs[1, :, -2:].mean()
     torch.testing.assert_close(loss - plain, torch.stack([0 * mean, 0.5 * mean]))
     expected = torch.tensor([0.0, 0.5 / (2 * B)]).double()[:, None, None].expand(2, B, 2)
     torch.testing.assert_close(derivative[..., -2:], expected)
     valid = torch.arange(B).expand(2, B) < 3
-    found = sample_means(outputs[..., -2:], valid)
+    found, share = sample_means(outputs[..., -2:], valid)
     torch.testing.assert_close(found, outputs[:, :3, -2:].mean((1, 2)))
+    torch.testing.assert_close(share, valid.double() / 6)
 
 
 # A class that is left out
@@ -438,11 +441,11 @@ def test_losses_of_a_kind_are_those_of_its_vectors():
     samples, vectors = make_samples("captions"), make_vectors()
     kind = prior_of("captions", samples).kind
     outputs, target = torch.randn(1, B, DIM, dtype=torch.float64), samples.y[None, :B]
-    found, mask = kind.losses(outputs, target, Terms())
+    found = kind.losses(outputs, target, Terms())
     text = normalise(torch.from_numpy(vectors).double(), "l2")[target[..., 0]]
     same = torch.tensor([[k - (k % 4 == 3) for k in target[0, :, 0].tolist()]])
-    torch.testing.assert_close(found, info_nce(outputs, text, same))
-    assert mask is None
+    torch.testing.assert_close(found.values, info_nce(outputs, text, same))
+    assert found.mask is None
 
 
 @pytest.mark.parametrize("count", [5, 3000])

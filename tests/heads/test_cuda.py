@@ -77,7 +77,7 @@ def trained(recipes, rows, device, dtype=torch.float32, epochs=2, eager=False, f
     if fused:
         learner.fuse()
     if eager:
-        learner._launch = learner._gather_and_step
+        learner._launch = lambda step: step()
     return train(learner, rows, epochs)
 
 
@@ -265,6 +265,20 @@ def test_a_stream_takes_the_same_step():
     streamed = run_fit("expr", CUDA, recipes, rows=Batches(rows, 3)).snapshots["last"].rows
     resident = run_fit("expr", CUDA, recipes, rows=rows).snapshots["last"].rows
     torch.testing.assert_close(streamed, resident, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stream_as_a_graph_has_the_bytes_of_single_launches():
+    rows, found = make_samples(), []
+    for eager in (True, False):
+        learner = make_learner(make_recipes({}, 3), rows, CUDA, torch.float32)
+        if eager:
+            learner._launch = lambda step: step()
+        learner.set_epoch(0)
+        for _ in learner.run(Batches(rows, 0), 0):
+            pass
+        found.append(learner.state())
+        assert (learner._graph is None) == eager
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
 
 
 def test_a_head_that_diverges_stops_alone():

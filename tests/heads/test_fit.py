@@ -17,6 +17,7 @@ from tests.helpers.small_heads import (
     Killed,
     kill_after,
     make_job,
+    make_learner,
     make_recipe,
     make_samples,
     spec_of,
@@ -174,6 +175,23 @@ def test_a_stream_takes_the_same_step(shape):
     recipes = [make_recipe(seed=3, loss__alpha=alpha, **shape) for alpha in (0.3, 1.0)]
     streamed = fit(make_job(recipes, train=Batches(make_samples(), 3))).snapshots["last"]
     assert torch.equal(streamed.rows, fit(make_job(recipes)).snapshots["last"].rows)
+
+
+@pytest.mark.parametrize("task", ["expr", "au", "va"])
+def test_a_stream_has_the_bytes_of_steps_on_its_batches(task):
+    recipes = [make_recipe(task, loss__alpha=alpha, sam__rho=0.1) for alpha in (0.3, 1.0)]
+    samples = make_samples(task)
+    streamed, direct = (make_learner(recipes, samples, torch.float32) for _ in range(2))
+    places = set()
+    for _ in streamed.run(Batches(samples, 3), 0):
+        places.add((streamed._feed.x.data_ptr(), streamed._feed.y.data_ptr()))
+    with torch.no_grad():
+        for x, y in Batches(samples, 3).batches(0):
+            own = x.float()
+            direct.step(own.expand(2, *own.shape), y.expand(2, *y.shape))
+    found = direct.state()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in streamed.state().items())
+    assert len(places) == 1  # the memory that a graph would read
 
 
 def test_unlabelled_units_do_not_matter():

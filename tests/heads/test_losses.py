@@ -1,6 +1,6 @@
 """Losses against scipy, a linear program, torch and finite differences.
 
-Degenerate tails, and weights and priors by hand.
+Degenerate tails, and weights and priors by hand. Derivatives are in test_slopes.py.
 """
 
 import doctest
@@ -15,14 +15,13 @@ from sklearn.metrics import confusion_matrix
 from torch.nn import functional as F
 
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
-from raffect.heads import losses, sam
+from raffect.heads import losses, sam, tail
 from raffect.heads.loss_kind import Terms, Truth
 from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.losses import (
     ccc_loss,
     class_shift,
     class_weights,
-    cvar,
     frame_means,
     sigmoid_losses,
     softmax_losses,
@@ -34,9 +33,14 @@ from raffect.heads.losses import (
 ALPHAS = (1e-6, 0.01, 0.1, 0.3, 0.5, 0.7, 0.95, 1.0)
 
 
+def cvar(loss, alpha, mask=None):
+    """CVaR of each head, and its derivative by each loss."""
+    return tail.Tail(alpha.tolist(), loss.device, loss.dtype).cvar(loss, mask)
+
+
 def cvar_of(values, alpha):
     """CVaR of one head in float64."""
-    return cvar(torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64)).item()
+    return cvar(torch.tensor(values)[None], torch.tensor([alpha], dtype=torch.float64))[0].item()
 
 
 def eq_1(values, alpha, lam):
@@ -81,13 +85,14 @@ def test_cvar_agrees_with_a_search_for_lambda_as_released(alpha):
 
 def test_cvar_of_alpha_one_is_the_mean_and_of_a_tiny_alpha_the_maximum():
     loss = torch.rand(3, 10, dtype=torch.float64)
-    assert torch.allclose(cvar(loss, torch.ones(3, dtype=torch.float64)), loss.mean(1), rtol=1e-14)
-    assert torch.equal(cvar(loss, torch.full((3,), 1e-9, dtype=torch.float64)), loss.max(1).values)
+    ones, tiny = (torch.full((3,), alpha, dtype=torch.float64) for alpha in (1, 1e-9))
+    assert torch.allclose(cvar(loss, ones)[0], loss.mean(1), rtol=1e-14)
+    assert torch.equal(cvar(loss, tiny)[0], loss.max(1).values)
 
 
 def test_cvar_falls_as_alpha_grows_whatever_the_papers_text_says():
     loss = torch.rand(1, 32)
-    values = [cvar(loss, torch.tensor([alpha])).item() for alpha in (0.1, 0.3, 0.6, 1.0)]
+    values = [cvar(loss, torch.tensor([alpha]))[0].item() for alpha in (0.1, 0.3, 0.6, 1.0)]
     assert values == sorted(values, reverse=True)
 
 
@@ -95,18 +100,23 @@ def test_each_head_has_its_own_alpha():
     loss = torch.rand(4, 32)
     alpha = torch.tensor([0.1, 0.3, 0.31, 1.0])
     alone = [cvar(loss[p : p + 1], alpha[p : p + 1]) for p in range(4)]
-    assert torch.equal(cvar(loss, alpha), torch.cat(alone))
+    for together, parts in zip(cvar(loss, alpha), zip(*alone, strict=True), strict=True):
+        assert torch.equal(together, torch.cat(parts))
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.77, 1.0])
-def test_gradient_of_cvar_agrees_with_finite_differences(alpha):
+def test_shares_of_cvar_agree_with_finite_differences(alpha):
     values = np.random.default_rng(3).permutation(13) * 0.37 + 0.1
-    loss = torch.tensor(values, dtype=torch.float64)[None].requires_grad_()
+    loss, tail = torch.from_numpy(values)[None], torch.tensor([alpha], dtype=torch.float64)
     mask = torch.ones(1, 13, dtype=torch.bool)
     mask[0, ::4] = False
-    tail = torch.tensor([alpha], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: cvar(x, tail), loss)
-    assert torch.autograd.gradcheck(lambda x: cvar(x, tail, mask), loss)
+    for which in (None, mask):
+        moves = torch.eye(13).double()[:, None] * 1e-4
+        pairs = (
+            (cvar(loss + move, tail, which)[0], cvar(loss - move, tail, which)[0]) for move in moves
+        )
+        numeric = [(ahead - behind).item() / 2e-4 for ahead, behind in pairs]
+        assert cvar(loss, tail, which)[1][0].tolist() == pytest.approx(numeric, abs=1e-9)
 
 
 def released_loss(values, alpha):
@@ -118,9 +128,10 @@ def released_loss(values, alpha):
 def test_a_fixed_lambda_gives_the_marginal_frame_no_weight_and_ours_its_fraction():
     values = torch.from_numpy(np.random.default_rng(5).exponential(size=32)).requires_grad_()
     tail = torch.tensor([0.3], dtype=torch.float64)  # 9.6 frames
-    ours, released = cvar(values[None], tail).sum(), released_loss(values, 0.3)
+    ours, (own,) = cvar(values.detach()[None], tail)
+    released = released_loss(values, 0.3)
     assert ours.item() == pytest.approx(released.item(), rel=1e-12)
-    (own,), (theirs,) = (torch.autograd.grad(loss, values) for loss in (ours, released))
+    (theirs,) = torch.autograd.grad(released, values)
     marginal = values.argsort(descending=True)[9]
     assert (own.sum().item(), theirs.sum().item()) == pytest.approx((1, 9 / 9.6))
     assert (own[marginal].item(), theirs[marginal].item()) == pytest.approx((0.6 / 9.6, 0))
@@ -135,8 +146,7 @@ def test_our_gradient_is_the_derivative_in_any_direction_and_a_fixed_lambdas_is_
     ahead, behind = (cvar_of(values + step * direction, 0.3) for step in (1e-6, -1e-6))
     numeric = (ahead - behind) / 2e-6
     loss = torch.from_numpy(values).requires_grad_()
-    tail = torch.tensor([0.3], dtype=torch.float64)
-    (own,) = torch.autograd.grad(cvar(loss[None], tail).sum(), loss)
+    _, (own,) = cvar(loss.detach()[None], torch.tensor([0.3], dtype=torch.float64))
     (theirs,) = torch.autograd.grad(released_loss(loss, 0.3), loss)
     assert own.numpy() @ direction == pytest.approx(numeric, abs=1e-8)
     assert abs(theirs.numpy() @ direction - numeric) > 1e-3
@@ -146,23 +156,26 @@ def test_masked_losses_take_no_part_and_n_counts_the_others():
     loss = torch.rand(2, 20, dtype=torch.float64)
     mask = torch.rand(2, 20) > 0.4
     alpha = torch.tensor([0.3, 0.8], dtype=torch.float64)
-    expected = torch.cat([cvar(loss[p, mask[p]][None], alpha[p : p + 1]) for p in range(2)])
-    assert torch.allclose(cvar(loss, alpha, mask), expected, rtol=1e-14)
-    huge = torch.where(mask, loss, 1e30)
-    assert torch.allclose(cvar(huge, alpha, mask), expected, rtol=1e-14)
+    alone = [cvar(loss[p, mask[p]][None], alpha[p : p + 1]) for p in range(2)]
+    expected = torch.cat([value for value, _ in alone])
+    for hidden in (0.0, 1e30, torch.inf, torch.nan):
+        value, share = cvar(torch.where(mask, loss, hidden), alpha, mask)
+        assert torch.allclose(value, expected, rtol=1e-14)
+        assert all(torch.equal(share[p, mask[p]], alone[p][1][0]) for p in range(2))
+        assert not share[~mask].any()
 
 
 def test_without_any_label_the_loss_is_zero_with_a_zero_gradient():
-    loss = torch.rand(1, 5, requires_grad=True)
-    value = cvar(loss, torch.tensor([0.3]), torch.zeros(1, 5, dtype=torch.bool))
-    value.sum().backward()
-    assert value.item() == 0
-    assert torch.equal(loss.grad, torch.zeros(1, 5))
+    for alpha in (0.3, 1.0):
+        mask = torch.zeros(1, 5, dtype=torch.bool)
+        value, share = cvar(torch.rand(1, 5), torch.tensor([alpha]), mask)
+        assert value.item() == 0
+        assert torch.equal(share, torch.zeros(1, 5))
 
 
 def test_softmax_losses_are_torchs_weighted_cross_entropy():
     logits, target, weight = torch.randn(3, 16, 8), torch.randint(0, 8, (3, 16)), torch.rand(3, 8)
-    weighted, plain = softmax_losses(logits, target, weight), softmax_losses(logits, target)
+    weighted, plain = (softmax_losses(logits, target, own)[0] for own in (weight, None))
     for p in range(3):
         for found, own in ((weighted, weight[p]), (plain, None)):
             expected = F.cross_entropy(logits[p], target[p], own, reduction="none")
@@ -172,7 +185,7 @@ def test_softmax_losses_are_torchs_weighted_cross_entropy():
 def test_sigmoid_losses_are_torchs_where_labelled_and_zero_elsewhere():
     logits, target = torch.randn(2, 16, 12), torch.randint(-1, 2, (2, 16, 12))
     weight = torch.rand(2, 12) * 5
-    found = sigmoid_losses(logits, target, weight)
+    found, _ = sigmoid_losses(logits, target, weight)
     oracle = F.binary_cross_entropy_with_logits
     for p in range(2):
         active, known = target[p].clamp(min=0).float(), target[p] >= 0
@@ -183,15 +196,18 @@ def test_sigmoid_losses_are_torchs_where_labelled_and_zero_elsewhere():
 
 def test_extreme_logits_stay_finite():
     logits = torch.tensor([[[1e4, -1e4]]])
-    assert sigmoid_losses(logits, torch.tensor([[[0, 1]]])).tolist() == [[[1e4, 1e4]]]
-    assert softmax_losses(logits, torch.tensor([[1]])).tolist() == [[2e4]]
+    loss, slope = sigmoid_losses(logits, torch.tensor([[[0, 1]]]))
+    assert (loss.tolist(), slope.tolist()) == ([[[1e4, 1e4]]], [[[1, -1]]])
+    loss, slope = softmax_losses(logits, torch.tensor([[1]]))
+    assert (loss.tolist(), slope.tolist()) == ([[2e4]], [[[1, -1]]])
 
 
 def test_frame_means_leave_out_unlabelled_units_and_frames():
-    loss = torch.tensor([[[1.0, 3.0], [5.0, 7.0], [2.0, 2.0]]])
+    loss = torch.tensor([[[1.0, 3.0], [5.0, 0.0], [0.0, 0.0]]])
     labelled = torch.tensor([[[True, True], [True, False], [False, False]]])
-    values, known = frame_means(loss, labelled)
+    values, slope, known = frame_means(loss, 2 * loss, labelled)
     assert values.tolist() == [[2.0, 5.0, 0.0]]
+    assert slope.tolist() == [[[1.0, 3.0], [10.0, 0.0], [0.0, 0.0]]]
     assert known.tolist() == [[True, True, False]]
 
 
@@ -217,7 +233,7 @@ def test_shifts_are_log_priors_and_log_odds():
     assert unit_shift(torch.tensor([1]), torch.tensor([4])).exp().item() == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("module", [losses, sam])
+@pytest.mark.parametrize("module", [losses, sam, tail])
 def test_examples_in_docstrings_run(module):
     assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0
 
@@ -233,7 +249,7 @@ def values_case(seed=0, heads=3, frames=20, values=2):
 def test_squared_errors_are_torchs_where_labelled_and_nothing_elsewhere():
     outputs, target = values_case()
     known = target.isfinite()
-    found = squared_errors(outputs, target)
+    found, _ = squared_errors(outputs, target)
     assert torch.allclose(found[known], F.mse_loss(outputs[known], target[known], reduction="none"))
     assert (found[~known] == 0).all()
 
@@ -248,21 +264,16 @@ def test_ccc_loss_is_numpys_over_the_labelled_frames_of_each_value(seed):
             t, o = target[p, known, k].numpy(), outputs[p, known, k].numpy()
             spread = t.var() + o.var() + (t.mean() - o.mean()) ** 2
             parts.append(2 * np.cov(t, o, ddof=0)[0, 1] / spread)
-        assert ccc_loss(outputs, target)[p].item() == pytest.approx(1 - np.mean(parts))
+        assert ccc_loss(outputs, target)[0][p].item() == pytest.approx(1 - np.mean(parts))
 
 
-def test_gradients_of_losses_of_values_are_those_of_differences_and_never_nan():
+def test_losses_of_values_without_labels_or_spread_have_no_slope():
     outputs, target = values_case(heads=2, frames=6)
-    outputs.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: ccc_loss(x, target), outputs)
-    assert torch.autograd.gradcheck(lambda x: squared_errors(x, target), outputs)
-    # Nothing is labelled; nothing varies.
     for constant in (torch.full_like(target, torch.nan), torch.zeros_like(target)):
-        flat = torch.zeros_like(outputs, requires_grad=True)
-        loss = ccc_loss(flat, constant)
-        (gradient,) = torch.autograd.grad(loss.sum(), flat)
+        loss, slope = ccc_loss(torch.zeros_like(outputs), constant)
         assert (loss == 1).all()
-        assert gradient.isfinite().all()
+        assert not slope.any()
+    assert not squared_errors(outputs, torch.full_like(target, torch.nan))[1].any()
 
 
 @pytest.mark.parametrize("shape", [(8,), (5, 8), (3, 4, 8), (0, 8)])
@@ -316,16 +327,15 @@ def test_what_is_predicted_from_probabilities_is_what_is_counted():
 def test_values_are_clipped_where_they_are_judged_and_not_where_they_are_learnt():
     # A head that is far too large but right in its order: judged as if it were at the limits
     true = torch.tensor([[-1.0, -0.5], [1.0, 0.5], [0.0, 0.0]])
-    outputs, video = (40 * true[None]).requires_grad_(), torch.zeros(3).long()
+    outputs, video = 40 * true[None], torch.zeros(3).long()
     kind = loss_kind(VA)
-    moments = kind.count(outputs.detach(), Truth(true, video, 1))
+    moments = kind.count(outputs, Truth(true, video, 1))
     assert torch.equal(moments, kind.count(40 * true[None].sign(), Truth(true, video, 1)))
     assert moments[..., 2:5].abs().max() <= 2
     # In training the loss is that of the outputs themselves, and pulls each back
-    losses_PN, _ = kind.losses(outputs, true, Terms())
-    losses_PN.sum().backward()
-    assert losses_PN.max().item() == pytest.approx(39**2 * 1.25 / 2)
-    assert torch.equal(outputs.grad.sign()[0], true.sign())
+    found = kind.losses(outputs, true, Terms())
+    assert found.values.max().item() == pytest.approx(39**2 * 1.25 / 2)
+    assert torch.equal(found.by_outputs(torch.ones(1, 3)).sign()[0], true.sign())
 
 
 def eight_labels():
@@ -338,10 +348,10 @@ def probabilities_of(task, outputs):
 
 def test_perfect_agreement_costs_nothing_and_its_opposite_two():
     target = torch.linspace(-1, 1, 9, dtype=torch.float64)[None, :, None]
-    assert ccc_loss(target, target).item() == pytest.approx(0)
-    assert ccc_loss(-target, target).item() == pytest.approx(2)
+    assert ccc_loss(target, target)[0].item() == pytest.approx(0)
+    assert ccc_loss(-target, target)[0].item() == pytest.approx(2)
     # Shifted, which Pearson's correlation would not see.
-    assert 0 < ccc_loss(target + 0.5, target).item() < 1
+    assert 0 < ccc_loss(target + 0.5, target)[0].item() < 1
 
 
 def test_the_class_that_a_head_leaves_out_is_not_counted_by_any_kind_of_classes():
