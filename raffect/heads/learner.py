@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raffect.heads import fused
 from raffect.heads.adam import Adam
 from raffect.heads.head_batch import HeadSpec, Moved, to_cpu
 from raffect.heads.loss_kind import Prior
@@ -81,6 +82,8 @@ class Learner:
         counter: Steps so far, int32.
         loss_sum: Sum of each head's losses since `set_epoch`, shape (P,).
         first_bad: First step of each head whose loss was not finite, int32, shape (P,); -1 if none.
+        rho: SAM's radius of each head, shape (P,).
+        is_sharp: Whether any head has one.
     """
 
     def __init__(
@@ -116,8 +119,10 @@ class Learner:
         self.counter = torch.zeros((), dtype=torch.int32, device=device)
         self.loss_sum = torch.zeros(len(recipes), dtype=dtype, device=device)
         self.first_bad = torch.full((len(recipes),), -1, dtype=torch.int32, device=device)
-        self._rho = torch.tensor([r.sam.rho for r in recipes], dtype=dtype, device=device)
-        self._sharp = any(recipe.sam.rho for recipe in recipes)
+        self.rho = torch.tensor([r.sam.rho for r in recipes], dtype=dtype, device=device)
+        self.is_sharp = any(recipe.sam.rho for recipe in recipes)
+        # How a step is taken; None where the first one decides.
+        self._way: fused.Step | None = None if fused.serves(self) else self.eager_step
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_steps = 0
         self._feed: Feed | None = None
@@ -129,6 +134,7 @@ class Learner:
         to 30 seconds, a C compiler and Triton; without them a step stays as it is. Only last bits
         differ.
         """
+        self._way = self.eager_step  # kernels of our own leave nothing to compile
         # Forget earlier batches of heads, or torch gives up at the ninth.
         torch._dynamo.reset()
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # float32 is meant
@@ -150,17 +156,24 @@ class Learner:
                 setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))
 
     def step(self, batch: Tensor, target: Tensor) -> None:
-        """One update of every head.
+        """One update of every head, by kernels where `raffect.heads.fused` has found them equal.
 
         Args:
             batch: This worker's samples of each head, shape (P, B, ...), of the learner's type.
             target: Their targets, shape (P, B, *target).
         """
+        if self._way is None:
+            self._way = fused.first_step(self, batch, target)
+        else:
+            self._way(batch, target)
+
+    def eager_step(self, batch: Tensor, target: Tensor) -> None:
+        """`step` by operations of torch."""
         # The loss where the weights are, then with SAM where it is highest nearby.
         heads, noise = self.heads, self.noise.draw(self.counter, second=False)
         outputs = heads.forward(heads.rows, batch, noise, update_buffers=True)
         loss_P, derivative = self.objective.gradient(outputs, target)
-        if self._sharp:
+        if self.is_sharp:
             there = self._climb(derivative)
             if self.noise.independent:
                 noise = self.noise.draw(self.counter, second=True)
@@ -178,10 +191,10 @@ class Learner:
     def _climb(self, derivative: Tensor) -> Tensor | Moved:
         """Where SAM's second pass is taken."""
         heads, perturbation = self.heads, self.recipes[0].sam.perturbation
-        if perturbation == "l2" and (moved := heads.climb(derivative, self._rho)) is not None:
+        if perturbation == "l2" and (moved := heads.climb(derivative, self.rho)) is not None:
             return moved
         heads.backward(derivative)
-        return perturb(heads.rows, heads.gradient, self._rho, perturbation, out=self._perturbed)
+        return perturb(heads.rows, heads.gradient, self.rho, perturbation, out=self._perturbed)
 
     @cached_property
     def _perturbed(self) -> Tensor:
@@ -226,7 +239,7 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a later step depends on, by name: copies on the CPU."""
-        return {name: to_cpu(tensor) for name, tensor in self._tensors().items()}
+        return {name: to_cpu(tensor) for name, tensor in self._saved().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from a `state`.
@@ -234,10 +247,14 @@ class Learner:
         Raises:
             ValueError: If a tensor is missing, or of another shape or type.
         """
-        for name, tensor in self._tensors().items():
+        for name, tensor in self._saved().items():
             copy_same(tensor, state.get(name), name)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a step changes, by name: what `state` copies, and what an epoch counts."""
+        return self._saved() | {"loss_sum": self.loss_sum}
+
+    def _saved(self) -> dict[str, Tensor]:
         tensors = dict(self.optimizer.state)
         tensors |= {f"buffers.{name}": buffer for name, buffer in self.heads.buffers.items()}
         return tensors | {

@@ -25,6 +25,10 @@ class Optimizer(ABC):
         configs: One a head; all of one ``name``.
         weights_PN: Updated in place.
         gradient_PN: Read at each step.
+
+    Attributes:
+        state: What it keeps of earlier steps; see `initial_state`.
+        rates: Each head's rate of this step, on the device, shape (P,).
     """
 
     def __init__(
@@ -35,15 +39,16 @@ class Optimizer(ABC):
     ) -> None:
         self.state = self.initial_state(weights_PN)
         self._on_cuda = weights_PN.is_cuda
+        self.rates = torch.tensor([config.lr for config in configs], device=weights_PN.device)
         # One group of heads for each distinct configuration: its rate, and its rows as lists.
-        self._rates: dict[OptimConfig, float | Tensor] = {}
-        for config in configs:
-            on_device = torch.tensor(config.lr, device=weights_PN.device)
-            self._rates[config] = on_device if self._on_cuda else config.lr
         tensors = (weights_PN, gradient_PN, *self.state.values())
+        self._rates: dict[OptimConfig, float | Tensor] = {}
+        self._heads: dict[OptimConfig, list[int]] = {}
         self._rows: dict[OptimConfig, tuple[list[Tensor], ...]] = {}
-        for config in self._rates:
+        for config in configs:
             heads = [p for p, other in enumerate(configs) if other == config]
+            self._rates[config] = self.rates[heads[0]] if self._on_cuda else config.lr
+            self._heads[config] = heads
             self._rows[config] = tuple([tensor[p] for p in heads] for tensor in tensors)
 
     def set_rate(self, config: OptimConfig, rate: float) -> None:
@@ -51,10 +56,8 @@ class Optimizer(ABC):
 
         On CUDA a captured graph reads it from the same memory.
         """
-        held = self._rates[config]
-        if isinstance(held, Tensor):
-            held.fill_(rate)
-        else:
+        self.rates[self._heads[config]] = rate
+        if not self._on_cuda:
             self._rates[config] = rate
 
     @torch.no_grad()

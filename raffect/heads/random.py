@@ -119,9 +119,9 @@ class Noise:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
         # What each kind of noise is drawn from; nothing where a head has none of it.
-        dropout_keys = integers([dropout_key(seed) for seed in seeds])
+        self._keys = integers([dropout_key(seed) for seed in seeds])
         uniform_keys = integers([uniform_key(seed) for seed in seeds])
-        self._dropout = _Stream(dropout_keys, rank, size, num_factors if drops else 0)
+        self._dropout = _Stream(self._keys, rank, size, num_factors if drops else 0)
         self._uniform = _Stream(uniform_keys, rank, size, num_uniform)
         self._threshold = integers([keep_threshold(rate) for rate in rates])[:, None, None]
         factors = [[[1 / (1 - rate)]] for rate in rates]
@@ -133,6 +133,16 @@ class Noise:
         kept = (len(seeds), size, self._dropout.count)
         self._kept = torch.empty(kept, dtype=torch.bool, device=device)
         self._factors, self._numbers = self._noise.split((columns - num_uniform, num_uniform), 2)
+
+    @property
+    def dropout(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `draw` makes factors of, for kernels that do so themselves.
+
+        Returns:
+            Of each head its key, the least bits that are kept, the factor of what is kept, and 1
+            where SAM's second pass has noise of its own: each of P numbers.
+        """
+        return self._keys, self._threshold, self._factor, self._independent
 
     def draw(self, step: Tensor, second: bool) -> Tensor | None:
         """Noise of a step, shape (P, B, K + U), or None where heads have none.

@@ -1,0 +1,305 @@
+"""Triton kernels of a training step: by the interpreter they take the eager step, or are refused.
+
+No GPU is needed: the interpreter runs them on the CPU, and Triton compiles them for cards that are
+not here. What the interpreter cannot show is speed, and order within a program.
+"""
+
+import logging
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from raffect.heads import fused
+from raffect.heads.fused_step import FusedStep, column_block, layers_of
+from raffect.heads.head import MlpSpec
+from raffect.heads.learner import Learner
+from raffect.heads.workers import Workers
+from tests.helpers.small_heads import (
+    CPU,
+    make_learner,
+    make_recipe,
+    make_samples,
+    prior_of,
+    spec_of,
+)
+from tests.helpers.triton_interpreter import Recorder, compile_for, interpret
+
+kernels = pytest.importorskip("raffect.heads.fused_kernels", reason="Triton is not installed")
+EVERY_CARD = {80: 166_912, 86: 101_376, 90: 232_448}
+"""Shared memory of a block in bytes, from NVIDIA's tables of compute capabilities."""
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    interpret(monkeypatch, kernels)
+
+
+def make_recipes(heads, task="expr", **settings):
+    """Heads that differ in what may differ."""
+    own = [{"loss__alpha": 0.3}, {"loss__alpha": 1.0, "optim__lr": 1e-2}, {"head__dropout": 0.2}]
+    base = {"head__width": 48, "head__depth": 1, "batch_size": 20}
+    each = [{"seed": head, **base, **own[head % 3]} for head in range(heads)]
+    return [make_recipe(task, **one | settings) for one in each]
+
+
+def make_pair(recipes, task="expr"):
+    return [make_learner(recipes, make_samples(task), torch.float32) for _ in range(2)]
+
+
+def batch_of(recipes, step, task="expr"):
+    samples = make_samples(task)
+    size = (len(recipes), recipes[0].batch_size)
+    index = torch.randint(0, len(samples), size, generator=torch.manual_seed(step))
+    x, target = samples.take(index)
+    return x.float(), target
+
+
+CASES = {
+    "sam": (2, {"sam__rho": 0.5}),
+    "deep, other noise in the second pass": (
+        1,
+        {"sam__rho": 0.2, "sam__independent_dropout": True, "head__depth": 2, "batch_size": 16},
+    ),
+    "plain": (3, {"sam__rho": 0.0, "head__dropout": 0.0, "loss__alpha": 1.0}),
+    "decay apart, l2": (
+        1,
+        {
+            "optim__name": "adamw",
+            "optim__weight_decay": 0.1,
+            "head__width": 64,
+            "head__normalise": "l2",
+        },
+    ),
+    "decay in the gradient": (1, {"optim__weight_decay": 0.1, "sam__rho": 0.0, "head__width": 64}),
+    "weights, priors, a class left out": (
+        1,
+        {"loss__weighting": "inverse", "loss__logit_adjustment": 1.0, "sam__rho": 0.0},
+    ),
+    "labels": (2, {"task": "au", "sam__rho": 0.1, "batch_size": 5, "head__width": 20}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_three_steps_by_kernels_are_three_eager_steps(interpreted, case):
+    heads, settings = CASES[case]
+    settings = dict(settings)
+    task = settings.pop("task", "expr")
+    recipes = make_recipes(heads, task, **settings)
+    eager, other = make_pair(recipes, task)
+    by_kernels, start = FusedStep(other), eager.heads.rows.clone()
+    for step in range(3):
+        batch = batch_of(recipes, step, task)
+        eager.step(*batch)
+        by_kernels.step(*batch)
+    # Sums of other orders differ in float32's last bits: of 48 terms by some 1e-7 of their size;
+    # Adam divides by the gradient's size, which makes more of it in the smallest gradients alone
+    for name, tensor in eager.tensors().items():
+        found = other.tensors()[name]
+        assert torch.allclose(found, tensor, rtol=1e-4, atol=3e-6), name
+    assert (eager.heads.rows - start).norm() > 100 * (eager.heads.rows - other.heads.rows).norm()
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_dropout_of_the_kernels_is_that_of_the_noise_bit_by_bit(interpreted, second):
+    settings = {"sam__rho": 0.1, "sam__independent_dropout": True, "head__depth": 2}
+    recipes = make_recipes(2, **settings)
+    learner = make_pair(recipes)[0]
+    learner.counter.fill_(123_456)
+    # With gain 0 and offset 1 what comes out is the factor itself
+    views = learner.heads.spec.views(learner.heads.rows)
+    for block in (1, 5):
+        views[f"layers.{block}.weight"].zero_()
+        views[f"layers.{block}.bias"].fill_(1)
+    by_kernels = FusedStep(learner)
+    by_kernels.squares.fill_(1)
+    for memory in (by_kernels.delta, by_kernels.d_outputs, by_kernels.hidden):
+        memory.zero_()
+    x, _ = batch_of(recipes, 0)
+    by_kernels._forward(x, int(second))
+    expected = learner.noise.draw(learner.counter, second=second)
+    found = torch.cat(list(by_kernels.hidden[int(second)]), -1)
+    assert torch.equal(found, expected)
+    assert 0 < (found == 0).float().mean() < 1
+
+
+def test_the_first_batch_lets_equal_kernels_take_all_later_steps(interpreted, caplog, monkeypatch):
+    recipes = make_recipes(1, sam__rho=0.1)
+    eager, other = make_pair(recipes)
+    monkeypatch.setattr(fused, "serves", fused.fits)
+    learner = make_pair(recipes)[0]
+    FusedStep(other).step(*batch_of(recipes, 0))
+    learner.step(*batch_of(recipes, 0))
+    assert learner._way.__func__ is FusedStep.step
+    for name, tensor in other.tensors().items():
+        assert torch.equal(learner.tensors()[name], tensor), name
+    assert int(learner.counter) == 1
+    assert not caplog.records
+    assert eager._way == eager.eager_step
+
+
+def wrong_weight(learner):
+    learner.heads.spec.views(learner.heads.rows)["layers.0.weight"][0, 0] += 1e-3
+
+
+def wrong_variance(learner):
+    learner.heads.buffers["layers.1.running_var"] += 1e-3
+
+
+def wrong_moment(learner):
+    learner.optimizer.state["exp_avg_sq"] *= 1.1
+
+
+def wrong_bias(learner):
+    learner.heads.spec.views(learner.heads.rows)["layers.0.bias"][0, 3] = 1e-3
+
+
+def not_a_number(learner):
+    learner.heads.rows[0, 5] = float("nan")
+
+
+def wrong_count(learner):
+    learner.counter += 1
+
+
+WRONG = [wrong_weight, wrong_variance, wrong_moment, wrong_bias, not_a_number, wrong_count]
+
+
+@pytest.mark.parametrize("harm", WRONG, ids=lambda harm: harm.__name__)
+def test_wrong_kernels_leave_the_learner_as_the_eager_step_does(harm, monkeypatch, caplog):
+    recipes = make_recipes(1, sam__rho=0.1)
+    eager, learner = make_pair(recipes)
+
+    def step(self, batch, target):
+        self.learner.eager_step(batch, target)
+        harm(self.learner)
+
+    monkeypatch.setattr(FusedStep, "step", step)
+    require_eager(eager, learner, recipes, caplog, " differs by ")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no compiler\nmore"), ImportError(), OSError("x")])
+def test_an_error_of_triton_leaves_the_learner_as_the_eager_step_does(error, monkeypatch, caplog):
+    recipes = make_recipes(1, sam__rho=0.1)
+    eager, learner = make_pair(recipes)
+
+    def step(self, batch, target):
+        wrong_weight(self.learner)
+        raise error
+
+    monkeypatch.setattr(FusedStep, "step", step)
+    require_eager(eager, learner, recipes, caplog, type(error).__name__)
+
+
+def require_eager(eager, learner, recipes, caplog, text):
+    """The learner goes on eagerly from the eager step's state, and says so in one line."""
+    with caplog.at_level(logging.WARNING, "raffect"):
+        way = fused.first_step(learner, *batch_of(recipes, 0))
+    eager.step(*batch_of(recipes, 0))
+    assert way == learner.eager_step
+    for name, tensor in eager.tensors().items():
+        assert torch.equal(learner.tensors()[name], tensor), name
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert line.startswith("training goes on without Triton kernels (")
+    assert text in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "fits"),
+    [
+        ({}, True),
+        ({"optim__name": "adamw"}, True),
+        ({"optim__name": "sgd"}, False),
+        ({"head__depth": 0}, False),
+        ({"batch_size": 64}, True),
+        ({"batch_size": 65}, False),
+        ({"sam__perturbation": "sign", "sam__rho": 0.1}, False),
+        ({"sam__perturbation": "sign", "sam__rho": 0.0}, True),
+    ],
+    ids=str,
+)
+def test_kernels_serve_what_they_compute_and_nothing_else(settings, fits):
+    recipes = [make_recipe(**settings)]
+    prior, spec = prior_of("expr", make_samples()), spec_of(recipes[0])
+    assert fused.fits(make_learner(recipes, make_samples(), torch.float32)) == fits
+    assert not fused.fits(make_learner(recipes, make_samples(), torch.float64))
+    assert not fused.serves(make_learner(recipes, make_samples(), torch.float32))
+    many = Learner(recipes, spec, prior, CPU, torch.float32, Workers(0, 2))
+    assert not fused.fits(many)
+
+
+def test_the_switch_turns_kernels_off(monkeypatch):
+    learner = make_pair(make_recipes(1))[0]
+    learner.device = torch.device("cuda")
+    assert fused.serves(learner)
+    monkeypatch.setenv(fused.SWITCH, "0")
+    assert not fused.serves(learner)
+
+
+def test_layers_lie_in_a_row_as_the_spec_has_them():
+    spec = MlpSpec(12, 20, 2, 8)
+    rows = torch.arange(2 * spec.num_weights, dtype=torch.float32).view(2, -1)
+    views = spec.views(rows)
+    for block, layer in enumerate(layers_of(spec)):
+        weight = views[f"layers.{4 * block}.weight"]
+        assert weight[1, 0, 0] == rows[1, layer.weight_at]
+        assert weight.shape[1:] == (layer.outputs, layer.inputs)
+        behind = rows[1, layer.weight_at + layer.inputs * layer.outputs :]
+        assert torch.equal(behind[: layer.outputs], views[f"layers.{4 * block}.bias"][1])
+    assert layer.vector_at + layer.count == spec.num_weights - 12 * 20 - 20 * 20 - 20 * 8
+
+
+def test_one_head_has_more_and_narrower_programs_than_fifty():
+    assert [column_block(heads, 768) for heads in (1, 3, 6, 10, 50)] == [16, 16, 32, 32, 64]
+
+
+class Counter(TorchDispatchMode):
+    """Counts operations that launch something."""
+
+    def __init__(self):
+        super().__init__()
+        self.launches = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        silent = ("detach", "empty", "_unsafe_view", "new_empty")
+        self.launches += not func.is_view and func.overloadpacket.__name__ not in silent
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("heads", [1, 10, 50])
+def test_a_step_of_sam_is_at_most_40_launches(heads):
+    recipes = make_recipes(heads, sam__rho=0.1, head__depth=3, batch_size=32, head__width=16)
+    recipes = [make_recipe(seed=0, head__depth=3, batch_size=32, sam__rho=0.1) for _ in recipes]
+    samples, learner = make_samples(), make_pair(recipes)[0]
+    by_kernels = FusedStep(learner)
+    by_kernels.kernels = Recorder(kernels)
+    learner._way = by_kernels.step
+    learner._fill_order(learner._order(len(samples), 0), 0)
+    with Counter() as counter:
+        learner._gather_and_step(samples)
+    assert by_kernels.launches == len(by_kernels.kernels.launches) == 22
+    print(f"{heads} heads: 22 kernels and {counter.launches} operations of torch")
+    assert by_kernels.launches + counter.launches <= 40
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("capability", EVERY_CARD)
+@pytest.mark.parametrize(("heads", "batch"), [(1, 32), (50, 32), (50, 64)])
+def test_every_kernel_compiles_within_a_cards_shared_memory(capability, heads, batch):
+    recipes = [make_recipe(seed=seed, batch_size=batch, sam__rho=0.1) for seed in range(heads)]
+    spec, prior = MlpSpec(768, 768, 3, 8), prior_of("expr", make_samples())
+    meta = torch.device("meta")
+    by_kernels = FusedStep(Learner(recipes, spec, prior, meta, torch.float32))
+    by_kernels.kernels = Recorder(kernels)
+    x = torch.empty(heads, batch, 768, device=meta)
+    by_kernels.step(x, torch.empty(heads, batch, dtype=torch.int64, device=meta))
+    compiled = set()
+    for kernel, _, args, sizes in by_kernels.kernels.launches:
+        key = kernel.__name__, tuple(sizes.items())
+        if key not in compiled:
+            compiled.add(key)
+            found = compile_for(capability, kernel, args, sizes)
+            assert found.metadata.shared <= EVERY_CARD[capability], key
+    assert len(compiled) == 13
