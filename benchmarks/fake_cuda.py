@@ -34,6 +34,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from triton.runtime.jit import JITFunction
 
 CUDA = torch.device("cuda")
 aten = torch.ops.aten
@@ -94,7 +95,28 @@ class Watch(TorchDispatchMode):
         self.calls: list[Call] = []
         self.waits: list[str] = []
         self._parts: list[str] = []
+        self._outer: Watch | None = None
         self._pinned: dict[int, Tensor] = {}
+
+    def __enter__(self) -> Watch:
+        global _current
+        self._outer, _current = _current, self
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        global _current  # noqa: PLW0603
+        _current = self._outer
+        super().__exit__(*error)
+
+    def note_kernel(self, name: str, operands: dict[str, Any]) -> None:
+        """Add a launch of one of our Triton kernels, whose tensors must be on CUDA."""
+        for value in operands.values():
+            if isinstance(value, Tensor) and not value.is_cuda:
+                what = f"{_shown(value)} among the operands of {name}"
+                raise NotCapturedError(f"{what} at {_place()}")
+        read, written, flop = kernel_costs(operands)
+        part = self._parts[-1] if self._parts else "the rest"
+        self.calls.append(Call(name, part, read, written, flop, "float32"))
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -211,6 +233,39 @@ class Watch(TorchDispatchMode):
         self.calls.append(Call(name, part, read, written, int(flop), dtype))
 
 
+_current: Watch | None = None
+"""The innermost watch, for what does not go through aten."""
+
+
+def kernel_costs(operands: dict[str, Any]) -> tuple[int, int, int]:
+    """Bytes read and written and arithmetic of one of our Triton kernels, by its operands' names.
+
+    Each operand counts once; of matrices as long as ``rows`` those of the one Linear (IN, OUT),
+    which `layer_update` also writes. Pixels are read and overwritten.
+    """
+    tensors = {name: value for name, value in operands.items() if isinstance(value, Tensor)}
+    rows = tensors.get("rows")
+    whole = [name for name, one in tensors.items() if rows is not None and one.shape == rows.shape]
+    read = sum(_size(one) for name, one in tensors.items() if name not in whole)
+    written = _size(tensors["coarse_ptr"]) if "coarse_ptr" in tensors else 0
+    if rows is None:
+        return read, written, 0
+    # A layer's matrix and vectors; SAM's second pass also multiplies by two thin factors.
+    heads, batch, size = len(rows), operands["B"], operands["IN"] * operands["OUT"]
+    own = 4 * heads * (size + operands.get("COUNT", 0))
+    flop = 2 * heads * batch * size
+    if operands.get("SECOND"):
+        flop += 2 * heads * batch * batch * (operands["IN"] + operands["OUT"])
+    return read + own * len(whole), written + own * len(whole) * ("means" in whole), flop
+
+
+def _run_kernel(kernel: Any, *args: Any, **named: Any) -> None:
+    """`triton.JITFunction.run` without a card: the launch is noted."""
+    if _current is not None:
+        operands = dict(zip(kernel.arg_names, args, strict=False)) | named
+        _current.note_kernel(kernel.fn.__name__, operands)
+
+
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[None]:
     """Tensors made here have no values, and may be on CUDA.
@@ -219,7 +274,8 @@ def fake_cuda() -> Iterator[None]:
     """
     values = mock.patch.multiple(FakeTensor, numpy=_zeros, tolist=_list)
     move = mock.patch.object(nn.Module, "_apply", _apply)
-    with FakeTensorMode(), values, move:
+    kernels = mock.patch.object(JITFunction, "run", _run_kernel)
+    with FakeTensorMode(), values, move, kernels:
         yield
 
 
