@@ -196,8 +196,11 @@ class Watch(TorchDispatchMode):
         if not self.captured and name == "index" and _has_mask(args[1]):
             self.waits.append(f"{func} at {_place()}")
             return _index_all(args[0], args[1])
-        out = func(*args, **kwargs)
-        if kwargs.get("pin_memory"):
+        if name == "_pin_memory":
+            out = torch.empty_like(args[0])
+        else:
+            out = func(*args, **kwargs)
+        if name == "_pin_memory" or kwargs.get("pin_memory"):
             self._pinned[out.untyped_storage()._cdata] = out
         return out
 

@@ -147,8 +147,11 @@ def _against_measured(before: Counts) -> Iterator[str]:
             f"{calls} launches counted here ({kernels / calls:.2f} kernels a launch)."
         )
     yield from (
-        "- Steps take 1.3 to 2.6 times as long as computed: a kernel of a step took about 2 us or "
-        "more, and float32 products of 32 rows reach",
-        "  less than large ones. Whoever plans by this page should take the upper end of each "
-        "range, and more for a step.",
+        "- So a step took 1.2 to 2.4 times as long as computed, and the tower 1.3 to 1.8 times: "
+        "kernels of a step took 2 us or more, and products of 32 rows",
+        "  in float32 reach less than large ones. Take the upper end of each range, and more.",
+        "- What a Triton kernel of *one* head takes is further from its bound than this shows: it "
+        "has 48 programs for 132 multiprocessors, and each adds up 24",
+        "  blocks of a product one after the other, which counts neither as a launch nor as bytes. "
+        "Only a card can tell; `benchmarks/gpu.py` asks it.",
     )
