@@ -40,7 +40,7 @@ _PARTS = ("rows", "exp_avg", "exp_avg_sq")
 
 
 def serves(learner: Learner) -> bool:
-    """Whether kernels are to be tried: on CUDA, for a learner that they fit, if not switched off."""
+    """Whether kernels are to be tried: on CUDA, where they fit the learner and are not off."""
     return learner.device.type == "cuda" and os.environ.get(SWITCH) != "0" and fits(learner)
 
 

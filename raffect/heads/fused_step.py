@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from raffect.heads.head_batch import normalise
@@ -148,7 +147,7 @@ class FusedStep:
 
     def _forward(self, batch: Tensor, number: int) -> None:
         """Outputs of pass ``number``: 0 at the rows, 1 where SAM goes."""
-        heads, buffers, dropout = self.learner.heads, self.learner.heads.buffers, self.learner.noise.dropout
+        buffers, dropout = self.learner.heads.buffers, self.learner.noise.dropout
         for block, layer in enumerate(self.layers[:-1]):
             name, width = norm_name(block), self.spec.width
             self._launch(
@@ -214,7 +213,7 @@ class FusedStep:
     def _differentiate(self, target: Tensor, number: int) -> None:
         """Losses, and their derivative by the outputs."""
         objective = self.learner.objective
-        if not _has_class_losses(self.learner):
+        if self.spec.outputs > _MOST_CLASSES or not _has_class_losses(self.learner):
             loss_P, derivative = objective.gradient(self.outputs, target)
             self.losses[number].copy_(loss_P)
             self.d_outputs[number].copy_(derivative)
@@ -354,8 +353,7 @@ def _has_class_losses(learner: Learner) -> bool:
     """Whether the kernel of classes computes this learner's loss."""
     objective = learner.objective
     is_plain = not objective.num_penalties and objective.temperature is None
-    few = learner.heads.spec.outputs <= _MOST_CLASSES  # ty: ignore[unresolved-attribute]
-    return type(objective.kind) is MulticlassLoss and is_plain and few
+    return type(objective.kind) is MulticlassLoss and is_plain
 
 
 def _power(number: int) -> int:

@@ -251,7 +251,7 @@ class Learner:
             copy_same(tensor, state.get(name), name)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a step changes, by name: what `state` copies, and what an epoch counts."""
+        """All that a step changes, by name: what `state` copies, and what an epoch counts."""
         return self._saved() | {"loss_sum": self.loss_sum}
 
     def _saved(self) -> dict[str, Tensor]:

@@ -47,7 +47,8 @@ class _Noted:
 def compile_for(capability, kernel, args, sizes):
     """Compile one noted launch as Triton would on a card of this capability (90 for sm_90)."""
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
+    from triton.compiler import ASTSource
+    from triton.compiler import compile as compile_kernel
 
     # As Triton specialises: 1 is a constant, multiples of 16 are known as such
     signature, constants, known = {}, {}, {}
@@ -68,4 +69,4 @@ def compile_for(capability, kernel, args, sizes):
         constants[(kernel.arg_names.index(name),)] = sizes[name]
     options = {name: value for name, value in sizes.items() if name not in signature}
     source = ASTSource(kernel, signature, constants, known)
-    return compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return compile_kernel(source, target=GPUTarget("cuda", capability, 32), options=options)
