@@ -6,6 +6,8 @@ patches of a picture, and a last block that computes the class token alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
@@ -147,7 +149,8 @@ class LastBlock(nn.Module):
             Shape (pictures, 1, width).
         """
         block = self.block
-        token = x[:, :1] + block.ls_1(block.attn.first(block.ln_1(x)))
+        attention: Any = block.attn
+        token = x[:, :1] + block.ls_1(attention.first(block.ln_1(x)))
         return token + block.ls_2(block.mlp(block.ln_2(token)))
 
 
@@ -163,8 +166,9 @@ def skip_tokens(tower: nn.Module) -> nn.Module:
         and not tower.output_tokens
     ):
         blocks = tower.transformer.resblocks
-        if isinstance(getattr(blocks[-1], "attn", None), FusedAttention):
-            blocks[-1] = LastBlock(blocks[-1])
+        last = blocks[-1]
+        if isinstance(last, ResidualAttentionBlock) and isinstance(last.attn, FusedAttention):
+            blocks[-1] = LastBlock(last)
     return tower
 
 

@@ -89,8 +89,8 @@ class Preprocess:
         """
         height, width = pixels_BHWC.shape[1:3]
         # In the layout that resized pictures have: convolutions choose their kernels by it.
-        options = {"dtype": torch.float32, "memory_format": torch.contiguous_format}
-        x = pixels_BHWC.permute(0, 3, 1, 2).to(**options)
+        x = pixels_BHWC.permute(0, 3, 1, 2)
+        x = x.to(torch.float32, memory_format=torch.contiguous_format)
         if (height, width) == (self.side, self.side):
             start = round((self.side - self.size) / 2.0)
             centre = slice(start, start + self.size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,5 +28,6 @@ def round_kernel(coarse_ptr, fine_ptr, count, BLOCK: tl.constexpr):
 def round_in_one(coarse: Tensor, fine: Tensor) -> Tensor:
     """`raffect.encoders.rounding.round_sum` in one kernel, on CUDA."""
     count = coarse.numel()
-    round_kernel[(triton.cdiv(count, BLOCK),)](coarse, fine, count, BLOCK=BLOCK, **OPTIONS)
+    launch: Any = round_kernel[(-(-count // BLOCK),)]
+    launch(coarse, fine, count, BLOCK=BLOCK, **OPTIONS)
     return coarse
