@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import fused_counts
 import launches
 from fake_cuda import CUDA, Call, Watch, fake_cuda
 from roofline import CARDS, seconds
 
-PAGE = BENCHMARKS / "results" / "roofline_202611.md"
+PAGE = Path(launches.__file__).parent / "results" / "roofline_202611.md"
 
 
 def committed():
@@ -41,6 +41,15 @@ def test_launches_and_bytes_do_not_creep_up(name):
 
 def test_the_step_of_our_kernels_keeps_to_its_aim():
     assert all(committed()[f"step of {heads}"][0] <= 40 for heads in launches.HEADS)
+
+
+@pytest.mark.parametrize("heads", [1, 10])
+def test_a_count_from_shapes_alone_agrees(heads):
+    """Another count of the kernels' step, written apart from this one."""
+    ours, theirs = launches.count_step(heads), fused_counts.count_step(heads)
+    assert len(ours) == theirs.launches
+    assert launches.megabytes(ours) * 1e6 == pytest.approx(theirs.bytes, rel=0.03)
+    assert sum(call.flop for call in ours) == pytest.approx(theirs.operations, rel=0.03)
 
 
 def test_a_head_more_is_no_launch_more():
