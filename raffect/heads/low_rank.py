@@ -26,10 +26,13 @@ class Lift:
     Attributes:
         inputs: What the Linear was given in the first pass, shape (P, B, in).
         delta: The gradient by its outputs, times the length of the step, shape (P, B, out).
+        outputs: What it gave for those inputs where the step begins, shape (P, B, out); None where
+            that is not kept.
     """
 
     inputs: Tensor
     delta: Tensor
+    outputs: Tensor | None = None
 
     def add_to_outputs(self, outputs: Tensor, inputs: Tensor) -> None:
         """Add what the step does to the Linear's outputs for other inputs."""
@@ -50,9 +53,14 @@ def linear(views: Mapping[str, Tensor], name: str, inputs: Tensor, lifts: Lifts 
         lifts: Steps to take from those weights; None for none.
     """
     weight, bias = views[f"{name}.weight"], views[f"{name}.bias"]
-    outputs = torch.baddbmm(bias[:, None], inputs, weight.mT)
-    if lifts is not None:
-        lifts[name].add_to_outputs(outputs, inputs)
+    lift = None if lifts is None else lifts[name]
+    # The same product again, where the first layer is given the same samples
+    if lift is not None and lift.outputs is not None and lift.inputs is inputs:
+        outputs = lift.outputs.clone()
+    else:
+        outputs = torch.baddbmm(bias[:, None], inputs, weight.mT)
+    if lift is not None:
+        lift.add_to_outputs(outputs, inputs)
     return outputs
 
 

@@ -27,12 +27,23 @@ Views = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class _Block:
-    """What the backward pass needs of a block's forward pass."""
+    """What the backward pass needs of a block's forward pass.
+
+    Attributes:
+        inputs: Of its Linear.
+        linear: What that gave.
+        normal: The same with mean 0 and variance 1.
+        rstd: One over its standard deviation.
+        hidden: What the block gave.
+        noise: Dropout's factors; None without dropout.
+    """
 
     inputs: Tensor
+    linear: Tensor
     normal: Tensor
     rstd: Tensor
-    open: Tensor
+    hidden: Tensor
+    noise: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -82,10 +93,10 @@ class MlpBatch(HeadBatch):
         hidden = normalise(batch, self.spec.normalise)
         width, count = self.spec.width, batch.shape[1] * self.workers.size
         for block in range(self.spec.depth):
-            # The inputs of BatchNorm, moved to mean 0 and scaled to variance 1 in place.
-            z = linear(views, linear_name(block), hidden, lifts)
-            mean = self.workers.sum_(z.sum(1)) / count
-            z -= mean[:, None]
+            # The inputs of BatchNorm, moved to mean 0 and scaled to variance 1.
+            inputs, outputs = hidden, linear(views, linear_name(block), hidden, lifts)
+            mean = self.workers.sum_(outputs.sum(1)) / count
+            z = outputs - mean[:, None]
             var = self.workers.sum_(z.square().sum(1)) / count
             if update_buffers:
                 self.buffers[f"{norm_name(block)}.running_mean"].lerp_(mean, MOMENTUM)
@@ -95,14 +106,13 @@ class MlpBatch(HeadBatch):
                 )
             rstd = (var + EPS).rsqrt()
             normal = z.mul_(rstd[:, None])
-            # BatchNorm's own scale and offset, then ReLU and dropout as one factor.
+            # BatchNorm's own scale and offset, then ReLU and dropout.
             gain, offset = (views[f"{norm_name(block)}.{kind}"] for kind in ("weight", "bias"))
-            out = torch.addcmul(offset[:, None], normal, gain[:, None])
-            is_open = (out > 0).to(out.dtype)
-            if noise is not None:
-                is_open *= noise[:, :, block * width : (block + 1) * width]
-            self._blocks.append(_Block(hidden, normal, rstd, is_open))
-            hidden = out.mul_(is_open)
+            hidden = torch.addcmul(offset[:, None], normal, gain[:, None]).relu_()
+            own = None if noise is None else noise[:, :, block * width : (block + 1) * width]
+            if own is not None:
+                hidden *= own
+            self._blocks.append(_Block(inputs, outputs, normal, rstd, hidden, own))
         self._top = hidden
         return linear(views, linear_name(self.spec.depth), hidden, lifts)
 
@@ -135,7 +145,11 @@ class MlpBatch(HeadBatch):
             if len(shape) == 1:
                 vectors[name] = self.workers.sum_(self._gradient_views[name].contiguous())
         moved, deltas = self._move(factors, vectors, rho_P)
-        lifts = {name: Lift(factors[name][0], delta) for name, delta in deltas.items()}
+        # The second pass sees the same samples, so the first block's Linear gives the same there.
+        kept = {linear_name(0): self._blocks[0].linear} if self._blocks else {}
+        lifts = {
+            name: Lift(factors[name][0], delta, kept.get(name)) for name, delta in deltas.items()
+        }
         return _Point(dict(self._point.views) | moved, lifts)
 
     def _move(
@@ -205,10 +219,13 @@ class MlpBatch(HeadBatch):
 
         Writes the gradients by BatchNorm's vectors.
         """
-        delta *= kept.open
-        sums = torch.stack([delta.sum(1), (delta * kept.normal).sum(1)])
-        by_offset.copy_(sums[0])
-        by_gain.copy_(sums[1])
+        # Back through dropout and ReLU, which let through what is above 0.
+        if kept.noise is not None:
+            delta *= kept.noise
+        torch.ops.aten.threshold_backward.grad_input(delta, kept.hidden, 0, grad_input=delta)
+        torch.sum(delta, 1, out=by_offset)
+        torch.sum(delta * kept.normal, 1, out=by_gain)
+        sums = torch.stack([by_offset, by_gain])
         # Back through the batch's mean and variance, which the inputs decide.
         mean_delta, mean_product = self.workers.sum_(sums) / (delta.shape[1] * self.workers.size)
         delta -= mean_delta[:, None]

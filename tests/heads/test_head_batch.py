@@ -90,6 +90,20 @@ def one_step(heads, x, noise, upstream, rho, judged):
 
 
 @EACH_SHAPE
+def test_the_first_product_is_taken_once_and_no_bit_tells(spec):
+    heads = make_heads(spec)
+    x, noise, upstream = make_pass(spec)
+    heads.forward(heads.rows, x, noise, update_buffers=True)
+    moved = heads.climb(upstream, torch.tensor([0.5, 0.0, 0.1], dtype=torch.float64))
+    lifts = {name: dataclasses.replace(lift, outputs=None) for name, lift in moved.lifts.items()}
+    plain = dataclasses.replace(moved, lifts=lifts)
+    # A linear probe's only Linear has an offset that moves, and l2 makes samples of its own.
+    assert any(lift.outputs is not None for lift in moved.lifts.values()) == (spec.depth > 0)
+    both = (heads.forward(point, x, noise, update_buffers=False) for point in (moved, plain))
+    assert torch.equal(*both)
+
+
+@EACH_SHAPE
 def test_backward_agrees_with_autograd_through_the_module(spec):
     heads = make_heads(spec)
     x, noise, upstream = make_pass(spec)
