@@ -1,10 +1,10 @@
-"""A tower in another runtime, for rows of encode.py.
+"""A tower in another runtime, for rows of tower.py.
 
 They are no options of raffect: each would be another arithmetic for every bank. Their packages are
 asked for where they are measured:
 
     uv run --with onnx --with onnxscript --with onnxruntime --with openvino \\
-        python benchmarks/encode.py --towers open_clip raffect onnxruntime openvino
+        python benchmarks/tower.py --builds open_clip raffect onnxruntime openvino
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ SMALL = {
     "emoclip_loop": "--steps 2 --window 4 --batch 4 --dim 64",
     "language": "--frames 800 --num-seeds 0",
     "robust": "--frames 400 --seeds 1 --epochs 1 --corruptions blur --strengths 3",
+    "tower": "--batch 2 --repeats 2 --builds open_clip first inplace folded scaled raffect",
     "startup": "--frames 12000 --models raffect-faces --repeats 1",
 }
 
