@@ -47,8 +47,8 @@ def page(counts: Counts, before: Counts, tables: str, commits: tuple[str, str]) 
         "memory, or one of our Triton kernels; a sort, a large sum or Adam",
         "of many heads is one launch here and may be several kernels on a card. Bytes are each "
         "operand and each result once (of a gather what it returns), without",
-        "what a cache saves; those of our Triton kernels follow from their operands' sizes (fused_counts.py, "
-        "written apart, agrees to 2 %). The "
+        "what a cache saves; those of our Triton kernels follow from their operands' sizes "
+        "(fused_counts.py, written apart, agrees to 2 %). The "
         "recipe is `paper` (CVaR, SAM), 768 wide, three blocks, batch 32;",
         f"the encoder ViT-L/14 in float16 on {PICTURES} pictures of 112x112. MB and GFLOP are a "
         "head's, or a batch's of pictures. `eager` is the step where our kernels",
@@ -173,6 +173,6 @@ def _if_as_far_off(counts: Counts, before: Counts) -> str:
         shown = f"Figure 2 {time / 50 * FIGURE_2 / 60:.0f} minutes"
         found.append(f"{what} {off:.2f}x: {rate if counted == _BATCH else shown}")
     return (
-        f"- If the code now is as far from its bound as that before ({'; '.join(found)}), the aims "
-        "of 15 minutes and 3,400 frames/s are not both met: an extrapolation,\n  not a bound."
+        f"- If the code now is as far from its bound as that before ({'; '.join(found)}), it "
+        "reaches\n  neither 15 minutes nor 3,400 frames/s: an extrapolation, not a bound."
     )
