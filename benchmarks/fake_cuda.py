@@ -22,6 +22,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from call_costs import bytes_of, kernel_costs, name_of
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
@@ -34,6 +35,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from triton.runtime.jit import JITFunction
 
 CUDA = torch.device("cuda")
 aten = torch.ops.aten
@@ -43,12 +45,6 @@ _NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_st
     *("_unsafe_view", "lift_fresh", "detach", "resize_"),
 }
 """Calls that launch nothing, beside views: new memory, and other names of the same memory."""
-_GATHERS = {"index_select", "gather", "index", "embedding"}
-"""Calls that read as much of their first operand as they return, not all of it."""
-_ONLY_WRITE = {"copy_", "fill_", "zero_", "_foreach_copy_"}
-"""In-place calls that do not read what they overwrite."""
-_ONLY_SHAPE = {"new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like"}
-"""Calls that take no more than the shape of their operand."""
 
 
 class NotCapturedError(AssertionError):
@@ -94,7 +90,28 @@ class Watch(TorchDispatchMode):
         self.calls: list[Call] = []
         self.waits: list[str] = []
         self._parts: list[str] = []
+        self._outer: Watch | None = None
         self._pinned: dict[int, Tensor] = {}
+
+    def __enter__(self) -> Watch:
+        global _current
+        self._outer, _current = _current, self
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        global _current  # noqa: PLW0603
+        _current = self._outer
+        super().__exit__(*error)
+
+    def note_kernel(self, name: str, operands: dict[str, Any]) -> None:
+        """Add a launch of one of our Triton kernels, whose tensors must be on CUDA."""
+        for value in operands.values():
+            if isinstance(value, Tensor) and not value.is_cuda:
+                what = f"{_shown(value)} among the operands of {name}"
+                raise NotCapturedError(f"{what} at {_place()}")
+        read, written, flop = kernel_costs(operands)
+        part = self._parts[-1] if self._parts else "the rest"
+        self.calls.append(Call(name, part, read, written, flop, "float32"))
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -142,7 +159,7 @@ class Watch(TorchDispatchMode):
 
     def _check_operands(self, func: OpOverload, tensors: list[Tensor]) -> None:
         """Refuse or note operands that are not on CUDA."""
-        name = _name(func)
+        name = name_of(func)
         foreign = [one for one in tensors if not one.is_cuda]
         if foreign and (self.captured or name.startswith("_fused_")):
             what = f"{_shown(foreign[0])} among the operands of {func}"
@@ -161,7 +178,7 @@ class Watch(TorchDispatchMode):
 
     def _run(self, func: OpOverload, args: tuple, kwargs: dict) -> Any:
         """The call's result; of those whose shape depends on values the largest there may be."""
-        name = _name(func)
+        name = name_of(func)
         if name.startswith("_fused_"):
             return None
         if func is _ATTENTION:
@@ -174,17 +191,18 @@ class Watch(TorchDispatchMode):
         if not self.captured and name == "index" and _has_mask(args[1]):
             self.waits.append(f"{func} at {_place()}")
             return _index_all(args[0], args[1])
-        out = func(*args, **kwargs)
-        if kwargs.get("pin_memory"):
+        pins = name == "_pin_memory"
+        out = torch.empty_like(args[0]) if pins else func(*args, **kwargs)
+        if pins or kwargs.get("pin_memory"):
             self._pinned[out.untyped_storage()._cdata] = out
         return out
 
     def _copy(self, func: OpOverload, args: tuple, kwargs: dict) -> Tensor:
         """A copy, perhaps to another device."""
         out = func(*args, **kwargs)
-        source = args[1] if _name(func) == "copy_" else args[0]
+        source = args[1] if name_of(func) == "copy_" else args[0]
         if source.device.type != out.device.type:
-            asked = kwargs.get("non_blocking") or (_name(func) == "copy_" and args[2:] == (True,))
+            asked = kwargs.get("non_blocking") or (name_of(func) == "copy_" and args[2:] == (True,))
             is_pinned = source.untyped_storage()._cdata in self._pinned
             # Another type is made on the host, in memory that is not pinned.
             if not (asked and is_pinned and source.dtype == out.dtype):
@@ -193,11 +211,11 @@ class Watch(TorchDispatchMode):
 
     def _note(self, func: OpOverload, args: tuple, kwargs: dict, out: Any) -> None:
         """Add a call that launches something on CUDA."""
-        name = _name(func)
+        name = name_of(func)
         if func.is_view or name in _NO_KERNEL:
             return
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        read, written = _bytes(func, args, kwargs, made)
+        read, written = bytes_of(func, args, kwargs, made)
         if func is _ATTENTION:
             flop = sdpa_flop_count(*(one.shape for one in args[:3]))
         else:
@@ -211,6 +229,17 @@ class Watch(TorchDispatchMode):
         self.calls.append(Call(name, part, read, written, int(flop), dtype))
 
 
+_current: Watch | None = None
+"""The innermost watch, for what does not go through aten."""
+
+
+def _run_kernel(kernel: Any, *args: Any, **named: Any) -> None:
+    """`triton.JITFunction.run` without a card: the launch is noted."""
+    if _current is not None:
+        operands = dict(zip(kernel.arg_names, args, strict=False)) | named
+        _current.note_kernel(kernel.fn.__name__, operands)
+
+
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[None]:
     """Tensors made here have no values, and may be on CUDA.
@@ -219,7 +248,8 @@ def fake_cuda() -> Iterator[None]:
     """
     values = mock.patch.multiple(FakeTensor, numpy=_zeros, tolist=_list)
     move = mock.patch.object(nn.Module, "_apply", _apply)
-    with FakeTensorMode(), values, move:
+    kernels = mock.patch.object(JITFunction, "run", _run_kernel)
+    with FakeTensorMode(), values, move, kernels:
         yield
 
 
@@ -288,10 +318,6 @@ def _apply(self: nn.Module, function: Callable, recurse: bool = True) -> nn.Modu
     return self
 
 
-def _name(func: OpOverload) -> str:
-    return func.overloadpacket.__name__
-
-
 def _has_mask(index: list[Tensor | None]) -> bool:
     return any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in index)
 
@@ -303,35 +329,6 @@ def _index_all(tensor: Tensor, index: list[Tensor | None]) -> Tensor:
     assert mask is not None
     shape = (*tensor.shape[:axis], mask.numel(), *tensor.shape[axis + mask.ndim :])
     return tensor.new_empty(shape)
-
-
-def _size(tensor: Tensor) -> int:
-    """Bytes of a tensor, of which an expanded one holds each number once."""
-    shape = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
-    return int(np.prod(shape, dtype=np.int64)) * tensor.element_size() if tensor.numel() else 0
-
-
-def _bytes(func: OpOverload, args: tuple, kwargs: dict, made: list[Tensor]) -> tuple[int, int]:
-    """Bytes that a call reads and writes at least: each operand once."""
-    name = _name(func)
-    read = written = 0
-    for argument in func._schema.arguments:
-        position = func._schema.arguments.index(argument)
-        value = args[position] if position < len(args) else kwargs.get(argument.name)
-        size = sum(_size(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
-        # Optimisers' kernels are declared to write gradients, which they do only to scale them.
-        is_gradient = name.startswith("_fused_") and argument.name == "grads"
-        alias = argument.alias_info
-        writes = alias is not None and alias.is_write and not is_gradient
-        written += size if writes else 0
-        is_read = not writes or not (argument.is_out or name in _ONLY_WRITE)
-        if name in _GATHERS and position == 0:
-            size = sum(_size(one) for one in made)
-        read += size if is_read and name not in _ONLY_SHAPE else 0
-    # New tensors
-    if not func._schema.is_mutable:
-        written += sum(_size(one) for one in made)
-    return read, written
 
 
 def _shown(tensor: Tensor) -> str:

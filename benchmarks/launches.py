@@ -15,6 +15,8 @@ batches of 32; and of ViT-L/14 in float16, 256 pictures of 112x112.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 from collections import Counter
@@ -25,12 +27,14 @@ from unittest import mock
 import numpy as np
 import torch
 from fake_cuda import CUDA, Call, Watch, fake_cuda
+from roofline_page import PICTURES, page
 from tools import new_parser, print_header, print_row
 
 from raffect.config import EncoderConfig
 from raffect.datasets.affwild2.tasks import EXPR
-from raffect.encoders import tower
+from raffect.encoders import rounding, tower
 from raffect.encoders.tower import Encoder, load_encoder
+from raffect.heads.fused_step import FusedStep
 from raffect.heads.head import MlpSpec
 from raffect.heads.learner import Learner
 from raffect.heads.loss_kinds import loss_kind
@@ -40,10 +44,10 @@ from raffect.recipe import Recipe, find_recipe, read_recipe, with_settings
 
 DIM, CLASSES, ROWS = 768, 8, 4_096
 HEADS = (1, 10, 50)
-MODEL, PICTURES, SIDE = "ViT-L-14-quickgelu", 256, 112
+MODEL, SIDE = "ViT-L-14-quickgelu", 112
 BATCH, TOWER = "batch of pictures", "the rest of the tower"
-FIGURE_2 = 10 * 5 * 32 * (587_000 // 32)
-"""Head-steps of the paper's Figure 2: 10 alphas, 5 seeds, 32 epochs."""
+EAGER = "eager "
+"""Before names of steps without our kernels, which is all that there was before."""
 _MODULES = (
     (r"conv1$", "patches"),
     (r"(gelu|act)$", "activation"),
@@ -60,16 +64,22 @@ Counts = dict[str, list[Call]]
 def count_all() -> Counts:
     """All that the page shows."""
     found = {f"step of {heads}": count_step(heads) for heads in HEADS}
+    found |= {f"{EAGER}step of {heads}": count_step(heads, eager=True) for heads in HEADS}
     # What lent cards ran
-    found |= {f"released step of {heads}": count_step(heads, "released") for heads in (1, 50)}
+    for heads in (1, 50):
+        name = f"released step of {heads}"
+        found[EAGER + name] = count_step(heads, "released", eager=True)
     return found | {BATCH: count_encoder()}
 
 
 # A step of heads
 
 
-def count_step(heads: int, recipe: str = "paper") -> list[Call]:
-    """Calls of one step of so many heads, as a CUDA graph would capture it."""
+def count_step(heads: int, recipe: str = "paper", *, eager: bool = False) -> list[Call]:
+    """Calls of one step of so many heads, as a CUDA graph would capture it.
+
+    By our Triton kernels, as where the first batch has found them equal, or by torch alone.
+    """
     settings = read_recipe(find_recipe(recipe))
     base = with_settings(Recipe(task="expr"), settings)
     recipes = [with_settings(base, {"seed": seed}) for seed in range(heads)]
@@ -80,6 +90,7 @@ def count_step(heads: int, recipe: str = "paper") -> list[Call]:
         x = torch.empty(ROWS, DIM, dtype=torch.float16, device=CUDA)
         y = torch.empty(ROWS, dtype=torch.int64, device=CUDA)
         learner._fill_order(learner._order(ROWS, 0), 0)
+        learner._way = learner.eager_step if eager else FusedStep(learner).step
         # The first step makes what later ones use again.
         for _ in range(2):
             with Watch(captured=True) as watch:
@@ -89,6 +100,10 @@ def count_step(heads: int, recipe: str = "paper") -> list[Call]:
 
 
 def _label_step(watch: Watch, learner: Learner) -> None:
+    if isinstance(own := getattr(learner._way, "__self__", None), FusedStep):
+        watch.label(own, _forward="forward", _differentiate="loss", _backward="backward")
+        watch.label(own, _square_norms="SAM's climb", _update="Adam")
+        return
     watch.label(learner.noise, draw="noise")
     watch.label(learner.heads, forward="forward", backward="backward")
     watch.label(learner.objective, gradient="loss")
@@ -103,7 +118,9 @@ def count_encoder(model: str = MODEL) -> list[Call]:
     """Calls of one full batch of pictures of one size, from uint8 to vectors."""
     config = EncoderConfig(model=model, weights="random:0", batch_size=PICTURES)
     frames = [np.zeros((SIDE, SIDE, 3), np.uint8)] * PICTURES
-    with fake_cuda(), mock.patch.object(tower, "fingerprint", return_value="0" * 64):
+    digest = mock.patch.object(tower, "fingerprint", return_value="0" * 64)
+    kernel = mock.patch.object(rounding, "_has_kernel", return_value=True)
+    with fake_cuda(), digest, kernel:
         encoder = load_encoder(config, CUDA)
         encoder.encode(frames)  # makes what later batches use again
         with Watch(captured=False) as watch:
@@ -160,11 +177,11 @@ def print_counts(counts: Counts, before: Counts) -> None:
     print_header("", *names)
     for name, calls in counts.items():
         heads = heads_of(name)
-        print_row(name, *_cells(calls, before.get(name, []), heads))
+        print_row(name, *_cells(calls, earlier_of(before, name), heads))
     for name in (f"step of {HEADS[0]}", BATCH):
         print(f"\nParts of a {name}:\n")
         print_header("part", *names)
-        own, earlier = parts_of(counts[name]), parts_of(before.get(name, []))
+        own, earlier = parts_of(counts[name]), parts_of(earlier_of(before, name))
         for part in dict.fromkeys([*earlier, *own]):
             print_row(part, *_cells(own.get(part, []), earlier.get(part, []), 1))
 
@@ -173,6 +190,11 @@ def _cells(calls: list[Call], before: list[Call], heads: int) -> list[str]:
     flop = sum(call.flop for call in calls) / 1e9 / heads
     sizes = [f"{megabytes(own) / heads:,.1f}" if own else "-" for own in (before, calls)]
     return [f"{len(before) or '-'}", f"{len(calls)}", *sizes, f"{flop:,.2f}"]
+
+
+def earlier_of(before: Counts, name: str) -> list[Call]:
+    """What was counted before under a name."""
+    return before.get(name) or before.get(name.removeprefix(EAGER), [])
 
 
 def heads_of(name: str) -> int:
@@ -184,11 +206,23 @@ def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--save", type=Path, help="file for the counts")
     parser.add_argument("--before", type=Path, help="counts to stand beside")
+    parser.add_argument("--page", type=Path, help="file for the page; needs --before")
     options = parser.parse_args()
+    if options.page is not None and options.before is None:
+        parser.error("--page needs --before")
     counts = count_all()
     if options.save is not None:
         save(counts, options.save)
-    print_counts(counts, {} if options.before is None else load(options.before))
+    before = {} if options.before is None else load(options.before)
+    tables = io.StringIO()
+    with contextlib.redirect_stdout(tables):
+        print_counts(counts, before)
+    print(tables.getvalue())
+    if options.page is not None:
+        earlier = json.loads(options.before.read_text())["commit"][:7]
+        commits = (f"{earlier} (the code of af4b002)", describe_run().git_commit[:7])
+        lines = page(counts, before, tables.getvalue().strip(), commits)
+        options.page.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,12 @@ CARDS = {
         _rates(66.9, 494.7, 989.4),
         "NVIDIA H100 Tensor Core GPU Architecture, whitepaper, SXM5",
     ),
+    "H200": Card(
+        "H200 141 GB SXM",
+        4.8e12,
+        _rates(66.9, 494.7, 989.4),
+        "NVIDIA H200 Tensor Core GPU datasheet; products as of the H100",
+    ),
 }
 REACHED = {"bytes": 2.99 / 3.35, "float32": 51 / 66.9, "tf32": 404 / 494.7, "half": 746 / 989.4}
 """What a large copy and large products reached of an H100's limits in gpu_h100_202611.md.

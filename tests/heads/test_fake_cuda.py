@@ -12,6 +12,7 @@ import torch
 from raffect.heads import adam as adam_module
 from raffect.heads.fit import count
 from raffect.heads.predicting import predict
+from raffect.heads.samples import Feed
 from tests.helpers.fake_cuda import (
     CUDA,
     NotCapturedError,
@@ -72,6 +73,43 @@ def test_a_step_keeps_to_cuda_and_never_waits(settings, heads):
     assert len(updates) == min(heads, 2)  # one for each rate
 
 
+KERNELS = [{}, {"sam__rho": 0.0}, {"task": "au", "loss__alpha": 0.3}, {"task": "va"}]
+
+
+@pytest.mark.parametrize("settings", KERNELS, ids=str)
+def test_a_step_of_our_kernels_keeps_to_cuda_and_never_waits(settings):
+    with fake_cuda():
+        watch = capture_step(*fake_learner(make_recipes(settings, 3), kernels=True))
+    assert not watch.waits
+    kernels = [call.op for call in watch.calls]
+    assert kernels.count("block_forward") == (2 if settings.get("sam__rho") == 0.0 else 4)
+    assert kernels.count("count_step") == 1
+
+
+def test_what_a_kernel_reads_from_the_cpu_is_named():
+    with fake_cuda(), torch.no_grad():
+        learner, samples = fake_learner(make_recipes({}, 2), kernels=True)
+        learner.rho = torch.zeros(2)
+        with pytest.raises(NotCapturedError, match=r"a tensor \(2,\) on cpu among the operands of"):
+            capture_step(learner, samples)
+
+
+def test_a_stream_is_copied_from_pinned_memory_and_takes_the_same_step():
+    """What the host does for each batch waits for nothing; the rest is captured."""
+    with fake_cuda(), torch.no_grad():
+        learner, samples = fake_learner(make_recipes({}, 3))
+        x, y = torch.zeros(16, DIM, dtype=torch.float16), torch.zeros(16, dtype=torch.int64)
+        feed = Feed(x, y, CUDA)
+        with Watch(captured=False) as host:
+            feed.put(x, y)
+        with Watch(captured=True) as graph:
+            learner._widen_and_step(feed)
+        resident = capture_step(learner, samples)
+    assert not host.waits
+    assert len(host.calls) == 2
+    assert len(graph.calls) < len(resident.calls)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_adam_reads_rates_and_steps_from_cuda(name):
     """Its kernel has no fake: what it is given is looked at instead."""
@@ -89,10 +127,12 @@ def test_adam_reads_rates_and_steps_from_cuda(name):
 def test_a_new_rate_is_written_where_the_graph_reads_it():
     with fake_cuda(), torch.no_grad():
         learner, _ = fake_learner(make_recipes({}, 3))
-        before = [id(rate) for rate in learner.optimizer._rates.values()]
-        with Watch(captured=True):
+        optimizer = learner.optimizer
+        before = optimizer.rates.untyped_storage()._cdata
+        with Watch(captured=False):
             learner.set_epoch(1)
-        assert [id(rate) for rate in learner.optimizer._rates.values()] == before
+        read = [optimizer.rates, *optimizer._rates.values()]
+    assert all(rate.untyped_storage()._cdata == before for rate in read)
 
 
 TEMPORAL = {"head__kind": "temporal", "head__attention_heads": 2, "head__window": 3}

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from raffect.encoders import preprocess, tower
+from raffect.heads.fused_step import FusedStep
 from raffect.heads.learner import Learner
 from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.module_batch import ModuleBatch
@@ -51,10 +52,14 @@ def to_cuda(samples):
     return Samples(x, y, video, samples.num_videos, window)
 
 
-def fake_learner(recipes, spec=None):
-    """A learner on CUDA at the start of an epoch, and its samples."""
+def fake_learner(recipes, spec=None, *, kernels=False):
+    """A learner on CUDA at the start of an epoch, and its samples.
+
+    It steps by torch's calls, or by our Triton kernels.
+    """
     task = recipes[0].task
     learner = Learner(recipes, spec or spec_of(recipes[0]), fake_prior(task), CUDA)
+    learner._way = FusedStep(learner).step if kernels else learner.eager_step
     samples = to_cuda(make_samples(task))
     learner._fill_order(learner._order(len(samples), 0), 0)
     return learner, samples
