@@ -30,7 +30,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from gpu_rows import PARTS, ROWS, SIZES, Row, Size
+from gpu_parts import PARTS, SIZES, Size
+from gpu_rows import ROWS, Row
 from tools import new_parser
 
 from raffect.errors import RaffectError, require

@@ -4,9 +4,9 @@
 
 DATA is the folder that holds Aff-Wild2 as it comes: `cropped_aligned`,
 `cropped_aligned_new_50_vids` and the annotations of one ABAW edition, nested as they may be.
-WEIGHTS is the file with OpenAI's ViT-L/14 (`raffect models pull` fetches it, `raffect models path` prints where it lies), the word
-`openai` for where raffect keeps it, or `embedded` for the small encoder that comes with raffect, to
-try this on drawn faces (`raffect synth --out DATA`).
+WEIGHTS is the file with OpenAI's ViT-L/14 (`raffect models pull` fetches it, `raffect models path`
+prints where it lies), the word `openai` for where raffect keeps it, or `embedded` for the small
+encoder that comes with raffect, to try this on drawn faces (`raffect synth --out DATA`).
 
 Stages, each a command of raffect that is printed and goes on where it stopped: prepare; extract;
 train paper, released and erm on EXPR and AU (Table I); tune paper over alpha on EXPR (Figure 2);

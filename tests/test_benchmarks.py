@@ -13,7 +13,7 @@ from raffect.errors import RaffectError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import gpu
-import gpu_rows
+import gpu_parts
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
@@ -81,9 +81,10 @@ def test_a_part_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, 
     bad, good = gpu.Done(commit="c", seconds=1.0, failed="status 1: boom"), {}
     for row in gpu.ROWS:
         good.setdefault(row.part, {})[row.value] = row.aim
-    runs = lambda name, size: (
-        bad if name == "steps" else gpu.Done(commit="c", seconds=1.0, values=good[name])
-    )
+
+    def runs(name, size):
+        return bad if name == "steps" else gpu.Done(commit="c", seconds=1.0, values=good[name])
+
     monkeypatch.setattr(gpu, "run_part", runs)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--cpu", "--out", str(tmp_path)])
     assert gpu.main() == 1
@@ -138,7 +139,7 @@ def test_without_a_gpu_the_command_says_so_in_one_line():
 
 def test_the_tests_of_a_gpu_are_collected_by_the_command_that_runs_them():
     """Both files have one name, which pytest refuses unless it is asked to import them apart."""
-    command = [sys.executable, "-m", "pytest", "-q", *gpu_rows.TEST_OPTIONS, *gpu_rows.CUDA_TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", *gpu_parts.TEST_OPTIONS, *gpu_parts.CUDA_TESTS]
     done = subprocess.run(
         [*command, "--collect-only"],
         cwd=BENCHMARKS.parent,
@@ -147,5 +148,5 @@ def test_the_tests_of_a_gpu_are_collected_by_the_command_that_runs_them():
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:]
-    for file in gpu_rows.CUDA_TESTS:
+    for file in gpu_parts.CUDA_TESTS:
         assert f"{file}::" in done.stdout
