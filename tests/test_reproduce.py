@@ -98,11 +98,10 @@ def test_the_papers_own_settings_are_no_trial_and_train_by_its_recipe():
     assert "--space loss.alpha=0.1:1:0.1 seed=0:4" in next(w for w in words if w[:4] == "tune")
 
 
-def test_what_is_missing_is_said_in_one_line(tmp_path):
-    done = run(tmp_path / "gone", "openai")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "no such folder" in done.stderr
-    done = run(tmp_path, tmp_path / "gone.pt", "--out", tmp_path / "out")
-    assert "raffect models pull" in done.stderr
+def test_what_is_missing_is_said_before_anything_is_written(tmp_path):
+    with pytest.raises(RaffectError, match=r"gone: no such folder; expected that of Aff-Wild2"):
+        reproduce.main([str(tmp_path / "gone"), "openai"])
+    words = [str(tmp_path), str(tmp_path / "gone.pt"), "--out", str(tmp_path / "out")]
+    with pytest.raises(RaffectError, match="raffect models pull"):
+        reproduce.main(words)
     assert not (tmp_path / "out").exists()

@@ -14,6 +14,12 @@ CPU = torch.device("cpu")
 EMBEDDED = EncoderConfig(model="raffect-faces", weights="embedded")
 
 
+@pytest.fixture(autouse=True)
+def small_heads(monkeypatch):
+    """On a GPU heads are as wide as the paper's."""
+    monkeypatch.setattr(gpu_checks, "DIM", 64)
+
+
 def found_by(run):
     return {found.name: found for found in run}
 
