@@ -59,6 +59,7 @@ def test_a_benchmark_runs_to_its_end_and_prints_a_table(name):
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(1800)
 def test_all_that_a_gpu_is_asked_runs_on_a_cpu_and_ends_in_a_page(tmp_path):
     words = [sys.executable, str(BENCHMARKS / "gpu.py"), "--cpu", "--out", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -27,7 +27,7 @@ def run(*words):
 def reproduced(tmp_path_factory):
     """A trial on a drawn tree, run to its end."""
     folder = tmp_path_factory.mktemp("reproduce")
-    write_synthetic(folder / "tree", 1200, 0)
+    write_synthetic(folder / "tree", 800, 0)
     words = (folder / "tree", "embedded", "--out", folder / "out", *TRIAL)
     done = run(*words)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -35,6 +35,7 @@ def reproduced(tmp_path_factory):
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(900)
 def test_a_drawn_tree_goes_from_prepare_to_a_page_without_the_papers_scores(reproduced):
     out, _ = reproduced
     (page,) = out.glob("reproduce_*.md")
@@ -51,6 +52,7 @@ def test_a_drawn_tree_goes_from_prepare_to_a_page_without_the_papers_scores(repr
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(900)
 def test_the_same_command_again_trains_nothing_anew(reproduced):
     out, words = reproduced
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*/heads/*.json")}
@@ -64,6 +66,7 @@ def test_the_same_command_again_trains_nothing_anew(reproduced):
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(900)
 def test_the_papers_scores_stand_there_only_beside_a_whole_validation_split(reproduced):
     out, _ = reproduced
     runs = {}
