@@ -115,7 +115,7 @@ def check_steps(size: Size) -> Values:
 
 def time_tower(size: Size) -> Values:
     """The tower, the encoder from uint8 frames, and a script with a DataLoader beside them."""
-    towers = ["raffect"] if size.name == "quick" else ["raffect", "raffect-compiled"]
+    towers = ["raffect", "raffect-compiled"] if size.name == "full" else ["raffect"]
     sides = "c" if size.name == "quick" else "ac"
     options = Namespace(
         **{"device": size.device, "model": size.model, "precision": "auto"},
