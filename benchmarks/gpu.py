@@ -1,193 +1,277 @@
-"""Runs everything that only a GPU can answer, as steps with a time limit each, and prints a table.
+"""Everything that only a GPU can answer, beside what it should be: one command, one page.
 
-    python benchmarks/gpu.py [--out FOLDER] [--list] GROUP...
+    python benchmarks/gpu.py            # 30 minutes on one GPU
+    python benchmarks/gpu.py --quick    # 5 minutes: fewer parts, smaller ones
+    python benchmarks/gpu.py --list     # parts with their limits, and rows
 
-A group is one step, or several joined by ``+`` that run side by side (for checks, never for
-timings). Made for a lent machine: a step that hangs or fails costs its limit and no more, what each
-printed is in FOLDER/logs.txt, and the end of it is shown here. `--list` shows the steps.
+Each part runs in a process of its own with a time limit; one that fails or hangs is the row
+"failed: why", and the rest goes on. The page is benchmarks/results/gpu_<card>_<yyyymm>.md (and
+..._quick.md), with reached, aimed and computed bound of each row; finished parts are kept in a JSON
+file beside it, so that the same command at the same commit goes on after a stop (--again measures
+anew). The last lines are one a row: pass, short (an aim that was not reached), or FAIL (a check).
+Weights are random: nothing is downloaded. For which kernels take the time: gpu_profile.py.
+
+Exit status: 0; 1 if a check fails or could not be made; 2 without a GPU, or for wrong words.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from tools import new_parser, print_header, print_row
+import torch
+from gpu_parts import PARTS, SIZES, Size
+from gpu_rows import ROWS, Row
+from tools import new_parser
 
-PY = sys.executable
-OPTIONS = "-p no:cacheprovider -o addopts= --import-mode=importlib -o timeout=250"
-TEST = f"{PY} -m pytest --durations=5 -q {OPTIONS}"
-RAFFECT = f"{PY} -m raffect.cli"
-BENCH = f"{PY} benchmarks"
-ENCODE = f"{BENCH}/encode.py --device cuda --frames 4096 --repeats 2"
-CUDA_TESTS = "tests/heads/test_cuda.py tests/encoders/test_cuda.py"
-DRAWN = "/tmp/drawn"
-NOT_ON_CUDA = {
-    "bad_data_and_settings": "hides CUDA itself",
-    "workers_of_ray_train": "wants two GPUs",
-    "trains_each_head_once": "equal bytes in another batch of heads, which CUDA does not give",
-}
-"""Parts of names of tests that hold on a CPU alone, and why."""
+from raffect.errors import RaffectError, require
+from raffect.provenance import describe_run
+from raffect.storage.atomic import write_atomic
+from raffect.storage.records import Record
+
+RESULTS = Path(__file__).parent / "results"
+_REMEDY = "delete it, or give --again"
+_ON_A_CPU = 4
+"""Times as long may a trial take there, beside other work."""
 
 
-def on_cuda(folder: str, name: str) -> str:
-    """Tests of whole runs, on the device instead of the CPU, in a copy of the checkout.
+@dataclass(frozen=True, kw_only=True)
+class Done(Record):
+    """A part that ran: its numbers, or why it failed."""
 
-    In the copy Ray has a GPU, and commands that name ``cpu`` name ``cuda``.
-    """
-    chosen = " and ".join(f"not {part}" for part in NOT_ON_CUDA)
-    copy, helpers = f"/tmp/on-cuda-{name}", "tests/training/test_t*.py tests/helpers/learning.py"
-    # `num_gpus=0` or `"num_gpus": 0`; `--device cpu` in one string or in two
-    gpu = r"""sed -E -i 's/(num_gpus"?[:=] ?)0/\11/' tests/conftest.py"""
-    device = r"""sed -E -i 's/(--device"?,? "?)cpu/\1cuda/'"""
-    lines = (
-        f"rm -rf {copy} && cp -r . {copy} && cd {copy}",
-        gpu,
-        f"{device} {helpers}",
-        f"PYTHONPATH={copy}:$PYTHONPATH {TEST} -m 'not cluster' -k '{chosen}' "
-        f"tests/{folder}/test_{name}.py",
+    commit: str
+    seconds: float
+    values: dict[str, float] = field(default_factory=dict)
+    failed: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept(Record):
+    """All parts that ran, by name; the file beside the page."""
+
+    parts: dict[str, Done] = field(default_factory=dict)
+
+
+# Parts
+
+
+def limit_of(name: str, size: Size) -> int:
+    """Seconds that a part may take; 0 if this run leaves it out."""
+    seconds = PARTS[name].quick_seconds if size.name == "quick" else PARTS[name].seconds
+    return seconds * _ON_A_CPU if size.name == "cpu" else seconds
+
+
+def run_part(name: str, size: Size) -> Done:
+    """Run a part in a process of its own, whose children end with it."""
+    start, commit = time.monotonic(), describe_run().git_commit or "unknown"
+    with tempfile.TemporaryDirectory(prefix="raffect-gpu-") as folder:
+        log, out = Path(folder) / "log", Path(folder) / "values.json"
+        command = [sys.executable, __file__, "--part", name, "--size", size.name, "--to", str(out)]
+        with log.open("w") as sink:
+            streams = {"stdout": sink, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(command, start_new_session=True, **streams)
+        try:
+            status = process.wait(limit_of(name, size))
+            why = f"status {status}" if status else ""
+        except subprocess.TimeoutExpired:
+            why = f"took longer than {limit_of(name, size)} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # what it left running, Ray's too
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        seconds = time.monotonic() - start
+        if not why:
+            found = Done.from_json(out.read_bytes(), out, _REMEDY)
+            return Done(commit=commit, seconds=seconds, values=found.values)
+        last = ([line for line in log.read_text(errors="replace").splitlines() if line] or [""])[-1]
+        return Done(commit=commit, seconds=seconds, failed=f"{why}: {last[:160]}".rstrip(": "))
+
+
+def run_child(options: argparse.Namespace) -> None:
+    """Measure one part, and write its numbers."""
+    start = time.monotonic()
+    values = PARTS[options.part].run(SIZES[options.size])
+    done = Done(commit="", seconds=time.monotonic() - start, values=values)
+    write_atomic(options.to, done.to_bytes())
+
+
+# The page
+
+
+def verdict(row: Row, done: Done | None) -> str:
+    """``pass``, ``short``, ``FAIL``, ``failed: why``, or that there is no aim."""
+    if done is None:
+        return "not in this run"
+    if done.failed:
+        return f"failed: {done.failed}"
+    if row.value not in done.values:
+        return "not in this run"
+    if not row.bound:
+        return "no aim"
+    if row.holds(done.values[row.value]):
+        return "pass"
+    return "FAIL" if row.is_check else "short"
+
+
+def is_wrong(row: Row, found: str) -> bool:
+    """Whether a verdict makes the command fail."""
+    return row.is_check and found.startswith(("FAIL", "failed"))
+
+
+def cells(row: Row, parts: dict[str, Done]) -> list[str]:
+    """A row's cells, after its text."""
+    done, roofline = parts.get(row.part), parts.get("roofline")
+    value = done.values.get(row.value) if done else None
+    bound = None
+    if roofline is not None and row.part != "roofline":
+        bound = roofline.values.get(row.value)
+    reached = "-" if value is None else _short(value)
+    aim = f"{row.bound} {_short(row.aim)}" if row.bound else "-"
+    return [reached, aim, "-" if bound is None else _short(bound), verdict(row, done), row.source]
+
+
+def _short(value: float) -> str:
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1e}" if abs(value) < 0.001 else f"{value:.3g}"
+
+
+def write_page(path: Path, size: Size, parts: dict[str, Done]) -> None:
+    """Write the page from the parts that ran so far."""
+    run, on_cuda = describe_run(), size.device == "cuda"
+    trial = "**A trial on a CPU with tiny sizes: no number here says anything about a GPU.**"
+    card = torch.cuda.get_device_name() if on_cuda else "CPU, trial"
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    commits = ", ".join(sorted({done.commit for done in parts.values()})) or "-"
+    rows = [f"| {' | '.join([row.text, *cells(row, parts)])} |" for row in ROWS]
+    times = ", ".join(f"{name} {done.seconds:.0f} s" for name, done in parts.items())
+    known = "one us" in parts["roofline"].values if "roofline" in parts else False
+    without = (
+        "" if known else " It is left out: roofline.py does not know this card, or did not run."
     )
-    return " && ".join(lines)
+    lines = [
+        f"# {card}, {datetime.now(UTC):%B %Y}",
+        "",
+        *([] if on_cuda else [trial, ""]),
+        f"Command: `python benchmarks/gpu.py{_words(size)}`. Commit: {commits}. {_describe_card()}",
+        f"{versions}; {run.machine.system}, {run.machine.cores} cores.",
+        f"{size.model}, random weights, batch {size.batch}. One run of each part on one machine; "
+        "Figure 2's minutes are extrapolated.",
+        "Bound: computed by roofline.py from counted launches and bytes, never measured." + without,
+        "",
+        "| | reached | aim | bound | | source of the aim |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+        f"Parts: {times}.",
+        "Not shown: several GPUs, real weights, another day.",
+    ]
+    write_atomic(path, ("\n".join(lines) + "\n").encode())
 
 
-def check_encoder() -> str:
-    """Vectors against open_clip's, in both precisions."""
-    command = f"{PY} scripts/check_encoder.py --frames 64 --device cuda --precision"
-    return f"{command} float32 && {command} float16"
+def _words(size: Size) -> str:
+    return {"full": "", "quick": " --quick", "cpu": " --cpu"}[size.name]
 
 
-def draw(frames: int) -> str:
-    """Drawn faces and their manifest, for the step ``extract``."""
-    synth = f"{RAFFECT} synth --out {DRAWN} --frames {frames}"
-    images, annotations = f"{DRAWN}/cropped_aligned", f"{DRAWN}/8th_ABAW_Annotations"
-    prepare = f"{RAFFECT} prepare --images {images} --annotations {annotations}"
-    return f"rm -rf {DRAWN}; {synth} && {prepare} --out {DRAWN}/data | tail -3"
+def _describe_card() -> str:
+    if not torch.cuda.is_available():
+        return ""
+    found = torch.cuda.get_device_properties(0)
+    cudnn, memory = torch.backends.cudnn.version(), found.total_memory / 1e9
+    return f"{memory:.0f} GB, CUDA {torch.version.cuda}, cuDNN {cudnn}."
 
 
-def extract() -> str:
-    """A bank of ViT-L/14 from what ``draw`` made."""
-    encoder = "--encoder.model ViT-L-14-quickgelu --encoder.weights random:0"
-    data = f"--manifest {DRAWN}/data/manifest.parquet --bank /tmp/bank"
-    return f"rm -rf /tmp/bank; {RAFFECT} extract {data} {encoder}"
+def page_of(folder: Path, size: Size) -> Path:
+    """Where the page is written."""
+    words = {"nvidia", "geforce", "rtx", "tesla", "graphics", "hbm3", "pcie", "sxm"}
+    name = torch.cuda.get_device_name() if size.device == "cuda" else "cpu"
+    kept = [word for word in re.findall(r"[a-z0-9]+", name.lower()) if word not in words]
+    card = next(iter(kept), "card")
+    more = "" if size.name == "full" else f"_{size.name}"
+    return folder / f"gpu_{card}_{datetime.now(UTC):%Y%m}{more}.md"
 
 
-def model_tests() -> str:
-    """Tests of heads and encoders, but for those that ``cuda-tests`` runs."""
-    skipped = " ".join(f"--deselect {file}" for file in CUDA_TESTS.split())
-    return f"{TEST} tests/heads tests/encoders {skipped}"
+# The command
 
 
-def stage_tests() -> str:
-    """Tests of whole runs, on the CPU."""
-    files = "training/test_train training/test_tune extraction/test_extract extraction/test_steps"
-    paths = " ".join(f"tests/{file}.py" for file in files.split())
-    return f"{TEST} -m 'not cluster' {paths}"
+def measure(page: Path, size: Size, names: list[str], again: bool) -> dict[str, Done]:
+    """Run the parts that are not kept from this commit; the page and its file grow with each."""
+    file = page.with_suffix(".json")
+    has_file = file.exists()
+    if page.exists() and not has_file:
+        raise RaffectError(f"{page}: not a page of this command; name another folder with --out")
+    kept = Kept.from_json(file.read_bytes(), file, _REMEDY) if has_file and not again else Kept()
+    commit = describe_run().git_commit or "unknown"
+    parts = dict(kept.parts)
+    for name in names:
+        done = parts.get(name)
+        if done is not None and done.commit == commit and not done.failed:
+            print(f"{name}: kept, {done.seconds:.0f} s", flush=True)
+            continue
+        print(f"{name}: at most {limit_of(name, size)} s ...", flush=True)
+        parts[name] = done = run_part(name, size)
+        print(f"{name}: {done.failed or 'done'}, {done.seconds:.0f} s", flush=True)
+        write_atomic(file, Kept(parts=parts).to_bytes())
+        write_page(page, size, parts)
+    write_page(page, size, parts)
+    return parts
 
 
-def variants() -> str:
-    """Builds of the tower that are worth comparing."""
-    patch = "silu-patch silu-patch-flash silu-patch-compiled silu-patch-bfloat16-compiled"
-    return f"{BENCH}/gpu_profile.py variants --variants plain {patch}"
-
-
-TOWERS = "open_clip raffect raffect-compiled bfloat16"
-STEPS: dict[str, tuple[int, str]] = {
-    # name: seconds, command
-    "doctor": (40, f"nvidia-smi -L; {RAFFECT} doctor"),
-    "cuda-tests": (240, f"{TEST} -s {CUDA_TESTS}"),
-    "model-tests": (240, model_tests()),
-    "stage-tests": (300, stage_tests()),
-    "train-on-cuda": (240, on_cuda("training", "train")),
-    "tune-on-cuda": (150, on_cuda("training", "tune")),
-    "tasks-on-cuda": (150, on_cuda("training", "tasks")),
-    "extract-on-cuda": (200, on_cuda("extraction", "extract")),
-    "results-on-cuda": (100, on_cuda("extraction", "results")),
-    "demo": (240, f"rm -rf /tmp/demo; {RAFFECT} demo --frames 3000 --out /tmp/demo"),
-    "check-encoder": (165, check_encoder()),
-    "kills": (165, f"{PY} scripts/kill_extract.py --frames 4000 --kills 6"),
-    "profile-learner": (120, f"{BENCH}/gpu_profile.py learner"),
-    "profile-encoder": (120, f"{BENCH}/gpu_profile.py encoder"),
-    "variants": (170, variants()),
-    "steps": (170, f"{BENCH}/gpu_profile.py steps --batches 50 1"),
-    "train": (200, f"{BENCH}/train.py --device cuda --steps 200 --batches 1 10 50 64"),
-    "encode": (200, f"{ENCODE} --batches 256 --towers {TOWERS}"),
-    "batches": (200, f"{ENCODE} --batches 64 128 512 1024 --towers raffect --sides c"),
-    "feed": (240, f"{BENCH}/feed.py --frames 20000"),
-    "startup": (300, f"{BENCH}/startup.py --repeats 2"),
-    "draw": (120, draw(20_000)),
-    "extract": (200, extract()),
-    "resume": (150, f"{BENCH}/gpu_resume.py"),
-    "figure2": (400, f"{BENCH}/gpu_figure2.py"),
-}
-
-
-def start(name: str, folder: Path, beside: bool) -> tuple[subprocess.Popen, Path, float]:
-    """Start a step, with few threads if others run beside it; its process, log and start."""
-    log = folder / f"{name}.log"
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
-    if beside:
-        environment["OMP_NUM_THREADS"] = "2"
-    with log.open("w") as sink:
-        output = {"stdout": sink, "stderr": subprocess.STDOUT}
-        command = ["bash", "-c", STEPS[name][1]]
-        process = subprocess.Popen(command, env=environment, start_new_session=True, **output)
-    return process, log, time.monotonic()
-
-
-def finish(name: str, process: subprocess.Popen, began: float) -> tuple[str, float]:
-    """Wait for a step until its limit; its status and seconds."""
-    left = STEPS[name][0] - (time.monotonic() - began)
-    try:
-        status = str(process.wait(max(1.0, left)))
-    except subprocess.TimeoutExpired:
-        status = "time limit"
-    took = time.monotonic() - began
-    with contextlib.suppress(ProcessLookupError):  # whatever it left running, Ray's processes too
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return status, took
-
-
-def main() -> None:
+def main() -> int:
     parser = new_parser(__doc__)
-    where = "for logs.txt; by default $OUT, or else a temporary folder"
-    shown_part = "characters of each log that are shown"
-    parser.add_argument("--out", type=Path, default=os.environ.get("OUT"), help=where)
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--tail", type=int, default=1500, help=shown_part)
-    parser.add_argument("groups", nargs="*")
+    parser.add_argument("--quick", action="store_true", help="five minutes")
+    parser.add_argument("--cpu", action="store_true", help="try this script on a CPU, tiny")
+    parser.add_argument("--again", action="store_true", help="measure finished parts anew")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="these parts alone")
+    parser.add_argument("--list", action="store_true", help="print parts and rows, and end")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for page and JSON file")
+    for hidden in ("--part", "--size"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.part:
+        run_child(options)
+        return 0
+
+    # What to run, and where
+    size = SIZES["cpu" if options.cpu else "quick" if options.quick else "full"]
+    unknown = set(options.only) - PARTS.keys()
+    require(not unknown, f"--only {' '.join(unknown)}: expected {', '.join(PARTS)}")
+    names = [name for name in options.only or PARTS if limit_of(name, size)]
     if options.list:
-        for name, (limit, command) in STEPS.items():
-            print(f"{name:22} {limit:4} s  {command[:140]}")
-        return
+        for name in names:
+            rows = [row.text for row in ROWS if row.part == name]
+            print(f"{name:12} {limit_of(name, size):4} s  {'; '.join(rows)}")
+        return 0
+    if not options.cpu and not torch.cuda.is_available():
+        print("gpu.py: no CUDA device is here; --cpu tries the script itself", file=sys.stderr)
+        return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    page = page_of(options.out, size)
+    parts = measure(page, size, names, options.again)
 
-    # Group after group
-    out = options.out or Path(tempfile.mkdtemp(prefix="raffect-gpu-"))
-    folder, table, shown = Path(tempfile.mkdtemp(prefix="raffect-logs-")), [], []
-    for group in options.groups:
-        under_way = [(name, *start(name, folder, "+" in group)) for name in group.split("+")]
-        for name, process, log, began in under_way:
-            status, took = finish(name, process, began)
-            text = log.read_text(errors="replace")
-            with (out / "logs.txt").open("a") as sink:
-                sink.write(f"===== {name}: {status}, {took:.0f} s\n{STEPS[name][1]}\n{text}\n")
-            table.append((name, status, f"{took:.0f}"))
-            shown.append(f"----- {name}\n{text[-options.tail :]}")
-            print(f"{name}: {status}, {took:.0f} s", flush=True)
-
-    # What they printed, and a table
-    print("\n".join(shown), end="\n\n")
-    print_header("step", "status", "s")
-    for cells in table:
-        print_row(*cells)
+    # A line a row
+    found = [(row, verdict(row, parts.get(row.part))) for row in ROWS if row.part in names]
+    for row, result in found:
+        print(f"{result:6} {row.text}: {' '.join(cells(row, parts)[:2])}")
+    wrong = sum(is_wrong(row, result) for row, result in found)
+    print(f"wrote {page}; {wrong} check(s) failed" if wrong else f"wrote {page}; every check holds")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except RaffectError as error:
+        print(f"gpu.py: {error}", file=sys.stderr)
+        sys.exit(2)

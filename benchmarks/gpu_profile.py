@@ -1,14 +1,11 @@
-"""Where a GPU's time goes, and what single changes give.
+"""Which kernels a GPU's time goes to: what to look at where gpu.py finds a row short.
 
     python benchmarks/gpu_profile.py learner [--batches 1 10 50] [--top 12]
     python benchmarks/gpu_profile.py encoder [--batch 256] [--top 12]
-    python benchmarks/gpu_profile.py variants [--batch 256]
-    python benchmarks/gpu_profile.py steps [--batches 1 50]
 
-`learner` profiles one step of batches of heads, `encoder` one batch of pictures. `variants` times
-builds of the tower and ways to prepare a batch against raffect's own, and the largest relative
-difference of a vector to them; `steps` the learner's step as it is, fused, and with products in
-TF32. `ceilings` prints the card's own rates alone, which the others print first.
+`learner` profiles one step of batches of heads, `encoder` one batch of pictures. `ceilings` prints
+the card's own rates alone, which the others print first. What other builds of the tower and fused
+steps give is in encode.py (`--towers`) and train.py.
 """
 
 from __future__ import annotations
@@ -21,9 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from open_clip.transformer import ResidualAttentionBlock
-from tools import new_parser, print_header, print_row
-from torch import nn
+from tools import new_parser
 from torch.profiler import ProfilerActivity, profile
 
 from raffect.config import EncoderConfig
@@ -38,10 +33,6 @@ from raffect.recipe import Recipe, find_recipe, read_recipe, with_settings
 CUDA = torch.device("cuda")
 DIM, CLASSES, ROWS = 768, 8, 40_000
 MODEL = "ViT-L-14-quickgelu"
-VARIANTS = [
-    *("plain", "silu", "silu-patch", "silu-patch-flash", "quick-compiled"),
-    *("silu-patch-compiled", "silu-patch-bfloat16", "silu-patch-bfloat16-compiled"),
-]
 
 # Clocks
 
@@ -161,49 +152,6 @@ def profile_learner(options: argparse.Namespace) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def time_parts(options: argparse.Namespace) -> None:
-    """A step of each batch of heads, as it is, fused and with TF32."""
-    times = "us a step", "us a head-step", "kernels", "busy us", "first steps s"
-    print_header("heads", "how", *times, "difference")
-    for heads in options.batches:
-        plain = None
-        for parts in ([], ["tf32"], ["fused"], ["fused", "tf32"]):
-            how = " + ".join(parts) or "as it is"
-            try:
-                plain = time_part(heads, parts, how, plain)
-            except Exception as error:
-                print_row(heads, how, f"failed: {str(error).splitlines()[0][:200]}")
-
-
-def time_part(heads: int, parts: list[str], how: str, plain: torch.Tensor | None) -> torch.Tensor:
-    """A row of `time_parts`; returns the weights that the others are compared with."""
-    # First steps, which compile and capture
-    torch._dynamo.reset()
-    learner, samples = make_learner(heads)
-    torch.backends.cuda.matmul.allow_tf32 = "tf32" in parts
-    start = time.perf_counter()
-    if "fused" in parts:
-        learner.fuse()
-    epoch = learner.run_resident(samples, 0)
-    for _ in range(20):
-        next(epoch)
-    torch.cuda.synchronize()
-    began = time.perf_counter() - start
-
-    # Difference of the weights after them
-    weights = learner.heads.rows.clone()
-    plain = weights if plain is None else plain
-    error = ((weights - plain).norm() / plain.norm()).item()
-
-    # Steps in a row, and kernels of one
-    learner.counter.zero_()
-    wall = time_steps(learner, samples) * 1e3
-    count, busy = show_profile(partial(next, learner.run_resident(samples, 1)), 10, 0)
-    times = f"{wall:.0f}", f"{wall / heads:.1f}", f"{count:.0f}", f"{busy:.0f}", f"{began:.1f}"
-    print_row(heads, how, *times, f"{error:.1e}")
-    return plain
-
-
 # The encoder
 
 
@@ -253,104 +201,18 @@ def profile_encoder(options: argparse.Namespace) -> None:
     print(f"encode of {num_batches} batches {whole:.1f} ms, bare {bare:.1f} ms, {ratio}")
 
 
-class Scaled(nn.Module):
-    """QuickGELU of inputs that are 1.702 times as large, in open_clip's three kernels."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.sigmoid(1.0 * x)
-
-
-def use_quick(tower: Any) -> None:
-    """QuickGELU as open_clip has it again.
-
-    Weights stay scaled, which does not change the time but shows in `difference`.
-    """
-    for block in tower.modules():
-        if isinstance(block, ResidualAttentionBlock):
-            block.mlp.gelu = Scaled()
-
-
-def make_conv(patches: Any) -> nn.Module:
-    """The patch embedding as open_clip has it again."""
-    width, channels, side, _ = patches.weight.shape
-    conv = nn.Conv2d(channels, width, side, side, bias=False)
-    conv.weight = patches.weight
-    return conv
-
-
-def build(name: str, batch: int) -> Encoder:
-    """An encoder whose tower is built as the words of its name say."""
-    torch._dynamo.reset()
-    encoder = load(batch, "bfloat16" if "bfloat16" in name else "auto")
-    tower: Any = encoder.tower
-    if "plain" in name or "quick" in name:
-        use_quick(tower)
-    if "patch" not in name:
-        tower.conv1 = make_conv(tower.conv1)
-    if "compiled" in name:
-        tower.compile(dynamic=False)
-    if "overhead" in name:
-        tower.compile(mode="reduce-overhead", dynamic=False)
-    if "tuned" in name:
-        tower.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
-    return encoder
-
-
-@torch.inference_mode()
-def time_variants(options: argparse.Namespace) -> None:
-    """A batch of each build of the tower."""
-    frames, first = make_frames(options.batch), None
-    title = f"tower, batch {options.batch}"
-    print_header(title, "ms", "frames/s", "difference", "GB", "first call s")
-    for name in options.variants:
-        try:
-            first = time_variant(name, frames, first)
-        except Exception as error:
-            print_row(name, f"failed: {str(error).splitlines()[0][:200]}")
-
-
-def time_variant(name: str, frames: list[np.ndarray], first: torch.Tensor | None) -> torch.Tensor:
-    """A row of `time_variants`; returns the vectors that the others are compared with."""
-    # The first call, which compiles
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    encoder = build(name, len(frames))
-    batch = encoder.prepare(frames)
-    torch.backends.cuda.enable_cudnn_sdp("flash" not in name)
-    start = time.perf_counter()
-    out = encoder.forward(batch).float()
-    torch.cuda.synchronize()
-    began = time.perf_counter() - start
-    first = out if first is None else first
-    error = ((out - first).norm(dim=1) / first.norm(dim=1)).max().item()
-
-    # Later ones
-    took = milliseconds(partial(encoder.forward, batch), 15)
-    if "graph" in name:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            encoder.forward(batch)
-        took = milliseconds(graph.replay, 15)
-    memory, rate = torch.cuda.max_memory_allocated() / 1e9, len(frames) / took * 1e3
-    print_row(name, f"{took:.2f}", f"{rate:,.0f}", f"{error:.1e}", f"{memory:.1f}", f"{began:.1f}")
-    return first
-
-
 def main() -> None:
     parser = new_parser(__doc__)
     runs: dict[str, Callable[[argparse.Namespace], None]] = {
         "ceilings": lambda options: None,
         "learner": profile_learner,
         "encoder": profile_encoder,
-        "variants": time_variants,
-        "steps": time_parts,
     }
     side_by_side, pictures = "heads side by side, one after the other", "pictures of the encoder"
     parser.add_argument("what", choices=tuple(runs))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 10, 50], help=side_by_side)
     parser.add_argument("--batch", type=int, default=256, help=pictures)
     parser.add_argument("--top", type=int, default=12, help="kernels that are shown")
-    parser.add_argument("--variants", nargs="+", default=VARIANTS)
     options = parser.parse_args()
     print_ceilings()
     runs[options.what](options)

@@ -1,17 +1,19 @@
 """Each benchmark runs to its end at a small size and prints its table, so that none breaks."""
 
 import os
-import re
-import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+
+from raffect.errors import RaffectError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import gpu
+import gpu_parts
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
@@ -59,23 +61,93 @@ def test_a_benchmark_runs_to_its_end_and_prints_a_table(name):
     assert not left, "left its files behind"
 
 
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)
+def test_all_that_a_gpu_is_asked_runs_on_a_cpu_and_ends_in_a_page(tmp_path):
+    words = [sys.executable, str(BENCHMARKS / "gpu.py"), "--cpu", "--out", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    (page,) = tmp_path.glob("gpu_cpu_*_cpu.md")
+    text = page.read_text()
+    assert "no number here says anything about a GPU" in text
+    assert "failed" not in text.replace("tests failed", "")
+    for row in gpu.ROWS:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {row.text} |")]
+        if row.is_check:
+            assert "| pass |" in line, line
+        assert row.text in done.stdout
+    # What is finished is kept
+    again = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert again.stdout.count(": kept, ") == len(gpu.PARTS)
+
+
+def test_a_part_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    bad, good = gpu.Done(commit="c", seconds=1.0, failed="status 1: boom"), {}
+    for row in gpu.ROWS:
+        good.setdefault(row.part, {})[row.value] = row.aim
+
+    def runs(name, size):
+        return bad if name == "steps" else gpu.Done(commit="c", seconds=1.0, values=good[name])
+
+    monkeypatch.setattr(gpu, "run_part", runs)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--cpu", "--out", str(tmp_path)])
+    assert gpu.main() == 1
+    out = capsys.readouterr().out
+    assert out.count("failed: status 1: boom") == sum(row.part == "steps" for row in gpu.ROWS)
+    assert "pass   bare tower, frames/s: 3,400 >= 3,400" in out
+    assert out.splitlines()[-1].endswith("4 check(s) failed")
+
+
+def test_an_aim_that_is_missed_is_short_and_a_check_that_is_missed_fails():
+    for row in gpu.ROWS:
+        missed = row.aim - 1 if row.bound == ">=" else row.aim + 1
+        for value in (missed, float("nan")):
+            done = gpu.Done(commit="c", seconds=1.0, values={row.value: value})
+            found = gpu.verdict(row, done)
+            if row.bound:
+                assert found == ("FAIL" if row.is_check else "short")
+            assert gpu.is_wrong(row, found) == row.is_check
+
+
+def test_a_run_takes_thirty_minutes_and_a_quick_one_five():
+    full, quick = gpu.SIZES["full"], gpu.SIZES["quick"]
+    assert sum(gpu.limit_of(name, full) for name in gpu.PARTS) <= 1800
+    assert sum(gpu.limit_of(name, quick) for name in gpu.PARTS) <= 300
+    assert {row.part for row in gpu.ROWS} == gpu.PARTS.keys()
+
+
+def test_a_part_that_hangs_costs_its_limit(monkeypatch):
+    monkeypatch.setattr(gpu, "limit_of", lambda name, size: 1)
+    found = gpu.run_part("tower", gpu.SIZES["cpu"])
+    assert found.failed.startswith("took longer than 1 s")
+
+
+def test_a_page_that_the_command_did_not_write_is_never_overwritten(tmp_path):
+    page = tmp_path / "gpu_h100_202611.md"
+    page.write_text("by hand")
+    with pytest.raises(RaffectError, match="not a page of this command"):
+        gpu.measure(page, gpu.SIZES["cpu"], [], again=True)
+    assert page.read_text() == "by hand"
+
+
+def test_without_a_gpu_the_command_says_so_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    assert gpu.main() == 2
+    line = "gpu.py: no CUDA device is here; --cpu tries the script itself\n"
+    assert capsys.readouterr() == ("", line)
+
+
 def test_the_tests_of_a_gpu_are_collected_by_the_command_that_runs_them():
     """Both files have one name, which pytest refuses unless it is asked to import them apart."""
-    command = shlex.split(gpu.STEPS["cuda-tests"][1])
-    root = BENCHMARKS.parent
+    command = [sys.executable, "-m", "pytest", "-q", *gpu_parts.TEST_OPTIONS, *gpu_parts.CUDA_TESTS]
     done = subprocess.run(
-        [*command, "--collect-only"], cwd=root, capture_output=True, text=True, check=False
+        [*command, "--collect-only"],
+        cwd=BENCHMARKS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:]
-    for file in gpu.CUDA_TESTS.split():
+    for file in gpu_parts.CUDA_TESTS:
         assert f"{file}::" in done.stdout
-
-
-def test_steps_of_a_gpu_name_files_and_tests_that_exist():
-    root = BENCHMARKS.parent
-    commands = " ".join(command for _, command in gpu.STEPS.values())
-    for file in re.findall(r"(?:tests|benchmarks|scripts)/[\w/]+\.py", commands):
-        assert (root / file).is_file(), file
-    tests = "".join(file.read_text() for file in (root / "tests" / "training").glob("*.py"))
-    for part in gpu.NOT_ON_CUDA:
-        assert re.search(rf"def test_\w*{part}", tests), part

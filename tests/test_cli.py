@@ -141,7 +141,7 @@ FLAGS = {
         "--cpus-per-task",
     },
     "demo": {"--out", "--frames", "--seed"},
-    "doctor": ENCODER | {"--data", "--bank", "--start-ray"},
+    "doctor": ENCODER | {"--data", "--bank", "--start-ray", "--gpu"},
     "bank": {
         "--banks",
         "--how",

@@ -15,6 +15,8 @@ class DoctorConfig:
     """Check this machine: versions, GPU, Ray, disk, weights, data; output for a bug report.
 
     Example: `raffect doctor --data data --bank bank`
+
+    Or, in two minutes on a GPU: `raffect doctor --gpu`
     """
 
     data: Path | None = None
@@ -24,6 +26,9 @@ class DoctorConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     start_ray: bool = True
     """Also start and stop a local Ray."""
+    gpu: bool = False
+    """Also check what only a GPU can show: its vectors and training steps against the CPU's, steps
+    as a graph against single ones, nccl. With random weights where the encoder's are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)

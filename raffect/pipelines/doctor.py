@@ -16,7 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raffect.config import DoctorConfig, EncoderConfig
 from raffect.encoders.timm_models import list_present
@@ -24,6 +26,9 @@ from raffect.encoders.weights import find_tag_file, list_tags, model_configs, re
 from raffect.errors import RaffectError
 from raffect.progress import format_bytes
 from raffect.provenance import git_commit, versions
+
+if TYPE_CHECKING:
+    from raffect.pipelines.gpu_checks import Found
 
 _MIN_FREE_BYTES = 10_000_000_000
 _MIN_SHM_BYTES = 1_000_000_000
@@ -103,6 +108,8 @@ def _run_checks(config: DoctorConfig) -> Iterator[Check]:
     ]
     if config.start_ray:
         checks.append(("ray", _check_ray))
+    if config.gpu:
+        checks += _list_gpu_checks(config.encoder)
     for name, check in checks:
         try:
             yield from check()
@@ -166,6 +173,29 @@ def _gpus_of_driver() -> str:
         return ""
     done = subprocess.run([driver, "-L"], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 and "GPU" in done.stdout else ""
+
+
+def _list_gpu_checks(encoder: EncoderConfig) -> list[tuple[str, Callable[[], Iterator[Check]]]]:
+    """Checks of ``--gpu``, each by its name; without a GPU one that fails."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return [("cuda", _lack_gpu)]
+    from raffect.pipelines.gpu_checks import checks
+
+    found = checks(encoder, torch.device("cuda"))
+    return [(name, partial(_check_on_gpu, run)) for name, run in found.items()]
+
+
+def _lack_gpu() -> Iterator[Check]:
+    fix = "run it on a machine with a GPU and a torch build for CUDA, or leave --gpu out"
+    yield Check("cuda", False, f"--gpu: torch sees no CUDA device here, nothing was checked; {fix}")
+
+
+def _check_on_gpu(run: Callable[[], Iterator[Found]]) -> Iterator[Check]:
+    for found in run():
+        fix = "" if found.ok else "; please report it with this output"
+        yield Check(found.name.split()[0], found.ok, found.line + fix)
 
 
 def _check_disk() -> Iterator[Check]:
