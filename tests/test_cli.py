@@ -17,7 +17,7 @@ import pytest
 import tyro
 
 import raffect
-from raffect import cli, commands
+from raffect import commands
 from raffect.cli import COMMANDS, main, parse, usage
 from raffect.config import BankVerifyConfig, EncoderConfig, ExtractConfig, SynthConfig
 from tests.helpers.commands import error_line
