@@ -81,10 +81,10 @@ def main() -> None:
             times["join"].append(seconds(lambda out=out: join_banks(parts, out)))
             times["up to date"].append(seconds(lambda out=out: join_banks(parts, out)))
     read = median(times["read"])
+    print("| work | s | of reading both | frames/s |\n|---|---|---|---|")
     for name, found in times.items():
-        rate = options.frames / median(found)
-        print(f"{name:10} {median(found):7.2f} s, {median(found) / read:5.2f} of reading both")
-        print(f"{'':10} {rate:,.0f} frames/s; rounds {', '.join(f'{s:.2f}' for s in found)}")
+        middle = median(found)
+        print(f"| {name} | {middle:.2f} | {middle / read:.2f} | {options.frames / middle:,.0f} |")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ SMALL = {
     "feed": "--frames 800 --times 2",
     "bank": "--rows 3000 --samples 20",
     "hashing": "--frames 9000 --repeats 2",
+    "joining": "--frames 4096",
     "train": "--steps 10 --batches 1 2",
     "tune": "--heads 4 --frames 4096 --epochs 1 --width 32",
     "memory": "--extract 3000 --train 12000",
