@@ -320,17 +320,31 @@ def test_a_step_of_sam_is_at_most_40_launches(task, heads):
 @pytest.mark.parametrize(("heads", "batch"), [(1, 32), (50, 32), (50, 64)])
 def test_every_kernel_compiles_within_a_cards_shared_memory(capability, heads, batch):
     recipes = [make_recipe(seed=seed, batch_size=batch, sam__rho=0.1) for seed in range(heads)]
-    spec, prior = MlpSpec(768, 768, 3, 8), prior_of("expr", make_samples())
-    meta = torch.device("meta")
+    target = torch.empty(heads, batch, dtype=torch.int64, device="meta")
+    compiled = compile_step(capability, recipes, MlpSpec(768, 768, 3, 8), target)
+    assert len(compiled) == 13
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("capability", EVERY_CARD)
+def test_the_kernel_of_labels_compiles_within_a_cards_shared_memory(capability):
+    target = torch.empty(1, 64, 12, dtype=torch.int8, device="meta")
+    recipe = make_recipe("au", batch_size=64, sam__rho=0.0)
+    assert "label_losses" in compile_step(capability, [recipe], MlpSpec(64, 64, 1, 12), target)
+
+
+def compile_step(capability, recipes, spec, target):
+    """Compile what a step launches; names of kernels, one for each set of constants."""
+    heads, batch = target.shape[:2]
+    task, meta = recipes[0].task, torch.device("meta")
+    prior = prior_of(task, make_samples(task))
     by_kernels = FusedStep(Learner(recipes, spec, prior, meta, torch.float32))
     by_kernels.kernels = Recorder(kernels)
-    x = torch.empty(heads, batch, 768, device=meta)
-    by_kernels.step(x, torch.empty(heads, batch, dtype=torch.int64, device=meta))
-    compiled = set()
+    by_kernels.step(torch.empty(heads, batch, spec.dim, device=meta), target)
+    compiled = {}
     for kernel, _, args, sizes in by_kernels.kernels.launches:
         key = kernel.__name__, tuple(sizes.items())
         if key not in compiled:
-            compiled.add(key)
-            found = compile_for(capability, kernel, args, sizes)
+            found = compiled[key] = compile_for(capability, kernel, args, sizes)
             assert found.metadata.shared <= EVERY_CARD[capability], key
-    assert len(compiled) == 13
+    return [name for name, _ in compiled]
