@@ -163,10 +163,7 @@ def _warnings(settings: Settings, first: Metrics, has_paper: bool) -> list[str]:
     """What the scores must not be taken for, before anything else."""
     found = []
     if settings.is_trial:
-        asked = (
-            f"{settings.seeds} seeds, {settings.epochs or EPOCHS} epochs, alpha {settings.alphas}"
-        )
-        found.append(f"**A trial run, not the paper's: {asked}.**")
+        found.append(f"**A trial run, not the paper's: {settings.text}.**")
     if first.data.caveat:
         found.append(f"**Caveat: {first.data.caveat}.**")
     if not has_paper:
