@@ -111,18 +111,20 @@ def _difference(
 ) -> str | None:
     """Where both ways differ most, if by more than the tolerance.
 
-    A tensor's difference is its norm over that of what the step changed. NaN equals nothing.
+    A tensor's difference is its norm over that of what the step changed. NaN equals NaN alone: a
+    head that diverged before a stop is NaN either way.
     """
     names, excesses, differences = [], [], []
     spec = learner.heads.spec
     found = dict(_named(spec, learner.tensors()))
     start = dict(_named(spec, before))
     for name, tensor in _named(spec, expected):
-        changed = (tensor.double() - start[name].double()).norm()
-        distance = (found[name].double() - tensor.double()).norm()
+        changed = _finite(tensor.double() - start[name].double()).norm()
+        is_nan = tensor.isnan() & found[name].isnan()
+        distance = (found[name].double() - tensor.double()).masked_fill(is_nan, 0).norm()
         is_forward = name.startswith(("buffers.", "loss_sum"))
         tolerance = FORWARD_TOLERANCE if is_forward else TOLERANCE
-        allowed = tolerance * changed + _ROUNDING * tensor.double().norm()
+        allowed = tolerance * changed + _ROUNDING * _finite(tensor.double()).norm()
         names.append(name)
         excesses.append(torch.where(distance == 0, 0, distance / allowed))
         differences.append(distance / changed)
@@ -133,6 +135,11 @@ def _difference(
     if excess[worst] <= 1:
         return None
     return f"{names[worst]} differs by {values[1, worst]:.1e} of what the first batch changed"
+
+
+def _finite(values: Tensor) -> Tensor:
+    """The values, 0 for those that are not finite."""
+    return values.nan_to_num(0, 0, 0)
 
 
 def _named(spec: object, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

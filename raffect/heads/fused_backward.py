@@ -59,7 +59,7 @@ def class_losses(
         weight_B = tl.load(weights + head * OUT + class_B, mask=is_row, other=0.0)
         loss_B *= weight_B
         slope_BC *= weight_B[:, None]
-    # The share of each frame in the mean of the worst; see `raffect.heads.losses.cvar`.
+    # The share of each frame in the mean of the worst; see `raffect.heads.tail.Tail`.
     is_valid = is_row
     if LEAVES_OUT:
         is_valid &= class_B != tl.load(left_out + head)
@@ -205,7 +205,7 @@ def block_backward(
     hidden_BN = tl.load(hidden + at_BN, mask=is_there, other=0.0)
     if DROPS:
         product_BN *= tl.load(factors + head)
-    delta_BN = tl.where(hidden_BN > 0, product_BN, 0.0)
+    delta_BN = tl.where(hidden_BN <= 0, 0.0, product_BN)
     # The gradients by BatchNorm's vectors, then through the batch's mean and variance.
     normal_BN = tl.load(normal + at_BN, mask=is_there, other=0.0)
     rstd_N = tl.load(rstd + head * IN + n, mask=is_column, other=0.0)

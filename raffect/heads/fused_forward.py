@@ -36,7 +36,9 @@ def step_length(squares, rho, head, PARTS: tl.constexpr, BLOCK_PARTS: tl.constex
     """SAM's rho / |g| of a head, from the parts of |g|^2."""
     part = tl.arange(0, BLOCK_PARTS)
     found = tl.load(squares + head * PARTS + part, mask=part < PARTS, other=0.0)
-    norm = tl.sqrt(tl.maximum(tl.sum(found, 0), 0.0))
+    total = tl.sum(found, 0)
+    # Not `tl.maximum`, which makes 0 of NaN.
+    norm = tl.sqrt(tl.where(total < 0, 0.0, total))
     return tl.load(rho + head) / (norm + 1e-12)
 
 
@@ -165,7 +167,9 @@ def block_forward(
     if SECOND:
         gain_N += scale * tl.load(vector + OUT + n, mask=is_column, other=0.0)
         offset_N += scale * tl.load(vector + 2 * OUT + n, mask=is_column, other=0.0)
-    out_BN = tl.maximum(normal_BN * gain_N[None, :] + offset_N[None, :], 0.0)
+    out_BN = normal_BN * gain_N[None, :] + offset_N[None, :]
+    # Not `tl.maximum`, which makes 0 of NaN: a head that diverges would go on unseen.
+    out_BN = tl.where(out_BN < 0, 0.0, out_BN)
     if DROPS:
         number = 2 * tl.load(counter)
         if SECOND:

@@ -169,6 +169,39 @@ def test_the_first_batch_lets_equal_kernels_take_all_later_steps(interpreted, ca
     assert eager._way == eager.eager_step
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")  # of the interpreter
+def test_a_head_that_diverges_is_seen_by_kernels_and_leaves_the_others_alone(
+    interpreted, caplog, monkeypatch
+):
+    # NaN in one unit of a hidden block must reach the loss, as it does through torch's ReLU
+    recipes = make_recipes(2, sam__rho=0.1)
+    eager, other = make_pair(recipes)
+    for learner in (eager, other):
+        learner.heads.rows[1, 0] = float("nan")
+    monkeypatch.setattr(fused, "serves", fused.fits)
+    other._way = None
+    for step in range(2):
+        for learner in (eager, other):
+            learner.step(*batch_of(recipes, step))
+    # NaN on both sides is no difference: a resumed batch of heads keeps its kernels
+    assert other._way.__func__ is FusedStep.step, caplog.text
+    for learner in (eager, other):
+        assert learner.first_bad.tolist() == [-1, 0]
+        assert learner.loss_sum.isnan().tolist() == [False, True]
+    assert torch.allclose(other.heads.rows[0], eager.heads.rows[0], rtol=1e-4, atol=3e-6)
+
+
+def test_a_norm_that_is_not_a_number_moves_no_weights_far(interpreted):
+    # rho / |g| of a gradient with NaN is NaN, not rho / 1e-12
+    recipes = make_recipes(1, sam__rho=0.1)
+    by_kernels = FusedStep(make_pair(recipes)[0])
+    for memory in (by_kernels.delta, by_kernels.d_outputs, by_kernels.hidden):
+        memory.zero_()
+    by_kernels.squares.fill_(float("nan"))
+    by_kernels._forward(batch_of(recipes, 0)[0], 1)
+    assert by_kernels.outputs.isnan().all()
+
+
 def wrong_weight(learner):
     learner.heads.spec.views(learner.heads.rows)["layers.0.weight"][0, 0] += 1e-3
 
