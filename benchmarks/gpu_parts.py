@@ -256,7 +256,6 @@ def sweep(size: Size) -> Values:
         bank, labels = make_bank(folder, *_parts(size.frames))
         words = flags(task="expr", bank=bank, labels=labels, out=folder / "sweep", epochs=epochs)
         words += flags(device=size.device)
-        words += ["--compile"] if size.device == "cuda" else []
         start = time.perf_counter()
         command = [*RAFFECT, "tune", "paper", *words, "--space", *space]
         subprocess.run(command, stdout=sys.stderr, check=True)

@@ -191,14 +191,7 @@ def _facts(settings: Settings, runs: dict[str, Metrics]) -> list[str]:
 
 
 def _table(runs: dict[str, Metrics], has_paper: bool) -> list[str]:
-    titles = [
-        "task",
-        "recipe",
-        "val-last ± sd (seeds)",
-        "95 % over videos",
-        "val-best (optimistic)",
-    ]
-    titles += ["chance", *(["paper"] if has_paper else [])]
+    titles = ["task", "recipe", *SCORES, "chance", *(["paper"] if has_paper else [])]
     rows = []
     for task in TASKS:
         for recipe in RECIPES:
