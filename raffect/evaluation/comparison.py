@@ -180,13 +180,13 @@ class CompareResult:
     def lines(self) -> list[str]:
         """The result as lines of text that a phone shows."""
         found, data = self.comparison, self.comparison.banks[0].data
-        kind, split = kind_of(data.task), data.splits["validation"]
+        kind = kind_of(data.task)
         seeds = f"{len(found.seeds)} seed(s)"
         lines = [
             *found.notes,
             *data.missing_lines(),
-            f"{data.task.name.upper()} validation: {split.frames:,} frames of {split.groups} "
-            f"{data.group_name}; heads of {seeds} on each bank, the same ones on all",
+            f"{data.task.name.upper()} validation: {data.size_of('validation')}; "
+            f"heads of {seeds} on each bank, the same ones on all",
             f"{kind.title}: mean ± sd over seeds, 95 % interval over {data.group_name}; "
             f"{how_chosen(found.snapshot, False)}",
         ]
