@@ -208,12 +208,15 @@ def _choose_encoder(config: PredictConfig, heads: Sequence[PickedHead]) -> Ident
         RaffectError: If they are of different features, of some that cannot be computed, or of the
             embedded encoder, which is not for photographs.
     """
-    found = {head.card.data.encoders[0].weights_sha256: head for head in heads}
-    folders = " and ".join(str(head.folder) for head in found.values())
-    require(len(found) == 1, f"--head: {folders} are of different encoders; predict each alone")
-    (head,) = found.values()
-    identity = head.card.data.encoders[0]
-    require_loadable(identity, config.weights, head.folder)
+    first = heads[0]
+    (identity,) = first.card.data.encoders
+    for head in heads:
+        require(
+            not identity.differences(head.card.data.encoders[0]),
+            f"--head: {first.folder} and {head.folder} are of different encoders or views; predict "
+            "each alone",
+        )
+    require_loadable(identity, config.weights, first.folder)
     weights = [
         config.weights or encoder.weights
         for encoder in identity.encoders
@@ -222,7 +225,7 @@ def _choose_encoder(config: PredictConfig, heads: Sequence[PickedHead]) -> Ident
     if any(not name.startswith("random") for name in weights):
         require(
             config.allow_embedded,
-            f"{head.folder}: a head of the embedded encoder, which has never seen a photograph; "
+            f"{first.folder}: a head of the embedded encoder, which has never seen a photograph; "
             "train on a bank of a real encoder (`raffect models list`), or pass --allow-embedded "
             f"to try it all the same (results are labelled {EMBEDDED_CAVEAT!r})",
         )

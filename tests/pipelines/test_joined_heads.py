@@ -54,6 +54,20 @@ def predict_words(world, run, out):
     return ["predict", *inputs, "--out", str(out), *boxes, "--allow-embedded"]
 
 
+def test_heads_of_two_views_are_refused_before_a_face_is_looked_for(
+    world, prepared, tmp_path, capsys
+):
+    words = ["--labels", str(prepared), "--task", "expr", "--epochs", "1"]
+    runs = [str(tmp_path / name) for name in VIEWS]
+    for name, run in zip(VIEWS, runs, strict=True):
+        assert main(["train", "erm", "--bank", str(world / name), *words, "--out", run]) == 0
+    capsys.readouterr()
+    given = ["--head", *runs, "--out", str(tmp_path / "out"), "--allow-embedded"]
+    assert main(["predict", str(world / "person.mp4"), *given]) == 2
+    assert "are of different encoders or views; predict each alone" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("run", ["both", "mean"])
 def test_a_video_is_predicted_from_the_features_of_all_parts(world, run, tmp_path):
     assert main(predict_words(world, run, tmp_path / "out")) == 0
