@@ -52,6 +52,7 @@ ROWS = (
     _check("encoder", "encode float16", "float16 vectors off the CPU's float32, relative"),
     _check("steps", "graph", "tensors with other bytes by a graph than by single steps"),
     _check("steps", "waits", "training steps in which the host waits"),
+    _check("steps", "kernels", "learners whose first batch refused the Triton kernels"),
     _check("steps", "step", "weights off the CPU's after 3 steps in float64, relative"),
     _check("steps", "group", "error of sums over one process, nccl"),
     _check("tests", "tests failed", "tests of CUDA that fail"),

@@ -90,7 +90,7 @@ def count_step(heads: int, recipe: str = "paper", *, eager: bool = False) -> lis
         x = torch.empty(ROWS, DIM, dtype=torch.float16, device=CUDA)
         y = torch.empty(ROWS, dtype=torch.int64, device=CUDA)
         learner._fill_order(learner._order(ROWS, 0), 0)
-        learner._way = learner.eager_step if eager else FusedStep(learner).step
+        learner.way = learner.eager_step if eager else FusedStep(learner).step
         # The first step makes what later ones use again.
         for _ in range(2):
             with Watch(captured=True) as watch:
@@ -100,7 +100,7 @@ def count_step(heads: int, recipe: str = "paper", *, eager: bool = False) -> lis
 
 
 def _label_step(watch: Watch, learner: Learner) -> None:
-    if isinstance(own := getattr(learner._way, "__self__", None), FusedStep):
+    if isinstance(own := getattr(learner.way, "__self__", None), FusedStep):
         watch.label(own, _forward="forward", _differentiate="loss", _backward="backward")
         watch.label(own, _square_norms="SAM's climb", _update="Adam")
         return

@@ -62,6 +62,11 @@ def fits(learner: Learner) -> bool:
     )
 
 
+def was_refused(learner: Learner) -> bool:
+    """Whether kernels were to be tried, and the first batch decided against them."""
+    return serves(learner) and learner.way == learner.eager_step
+
+
 def first_step(learner: Learner, batch: Tensor, target: Tensor) -> Step:
     """Take a step both ways, keep that of the kernels if both agree, else the learner's own.
 

@@ -28,6 +28,9 @@ _TILE = (32, 64)
 """Outputs and inputs of a matrix that one program updates."""
 _MOST_OUTPUTS = 64
 """Of the losses' kernels, which hold all outputs of a head."""
+_MOST_COMPARED = 2**15
+"""Of the kernel of labels, which compares that many numbers at once: 32 labels of 32 samples, 8 of
+64. For 12 of 64 it took half a minute to compile on two busy cores."""
 _PROGRAMS = 132
 """Multiprocessors of an H100: with fewer programs narrower column blocks are faster."""
 
@@ -217,7 +220,11 @@ class FusedStep:
         loss_P, derivative = self.losses[number], self.d_outputs[number]
         is_plain = not objective.num_penalties and objective.temperature is None
         has_classes = type(objective.kind) is MulticlassLoss
-        has_labels = type(objective.kind) is MultilabelLoss and objective.tail_over != "frames"
+        has_labels = (
+            type(objective.kind) is MultilabelLoss
+            and objective.tail_over != "frames"
+            and self._rows["BLOCK_B"] ** 2 * _power(spec.outputs) <= _MOST_COMPARED
+        )
         if spec.outputs > _MOST_OUTPUTS or not is_plain or not (has_classes or has_labels):
             for memory, found in zip(
                 (loss_P, derivative), objective.gradient(self.outputs, target), strict=True

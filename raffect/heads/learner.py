@@ -84,6 +84,7 @@ class Learner:
         first_bad: First step of each head whose loss was not finite, int32, shape (P,); -1 if none.
         rho: SAM's radius of each head, shape (P,).
         is_sharp: Whether any head has one.
+        way: How a step is taken: `eager_step` or by kernels; None until a first one decides.
     """
 
     def __init__(
@@ -121,8 +122,7 @@ class Learner:
         self.first_bad = torch.full((len(recipes),), -1, dtype=torch.int32, device=device)
         self.rho = torch.tensor([r.sam.rho for r in recipes], dtype=dtype, device=device)
         self.is_sharp = any(recipe.sam.rho for recipe in recipes)
-        # How a step is taken; None where the first one decides.
-        self._way: fused.Step | None = None if fused.serves(self) else self.eager_step
+        self.way: fused.Step | None = None if fused.serves(self) else self.eager_step
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_steps = 0
         self._feed: Feed | None = None
@@ -134,7 +134,7 @@ class Learner:
         to 30 seconds, a C compiler and Triton; without them a step stays as it is. Only last bits
         differ.
         """
-        self._way = self.eager_step  # kernels of our own leave nothing to compile
+        self.way = self.eager_step  # kernels of our own leave nothing to compile
         # Forget earlier batches of heads, or torch gives up at the ninth.
         torch._dynamo.reset()
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # float32 is meant
@@ -162,10 +162,10 @@ class Learner:
             batch: This worker's samples of each head, shape (P, B, ...), of the learner's type.
             target: Their targets, shape (P, B, *target).
         """
-        if self._way is None:
-            self._way = fused.first_step(self, batch, target)
+        if self.way is None:
+            self.way = fused.first_step(self, batch, target)
         else:
-            self._way(batch, target)
+            self.way(batch, target)
 
     def eager_step(self, batch: Tensor, target: Tensor) -> None:
         """`step` by operations of torch."""

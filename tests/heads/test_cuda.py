@@ -329,4 +329,4 @@ def test_nccl_sums_and_gathers():
 def test_triton_kernels_are_taken_on_this_card(settings, caplog):
     recipes, rows = make_recipes(settings, 3), make_samples(settings.get("task", "expr"))
     learner = train(make_learner(recipes, rows, CUDA, torch.float32), rows, epochs=1)
-    assert learner._way.__func__ is FusedStep.step, caplog.text
+    assert learner.way.__func__ is FusedStep.step, caplog.text

@@ -161,12 +161,12 @@ def test_the_first_batch_lets_equal_kernels_take_all_later_steps(interpreted, ca
     learner = make_pair(recipes)[0]
     FusedStep(other).step(*batch_of(recipes, 0))
     learner.step(*batch_of(recipes, 0))
-    assert learner._way.__func__ is FusedStep.step
+    assert learner.way.__func__ is FusedStep.step
     for name, tensor in other.tensors().items():
         assert torch.equal(learner.tensors()[name], tensor), name
     assert int(learner.counter) == 1
     assert not caplog.records
-    assert eager._way == eager.eager_step
+    assert eager.way == eager.eager_step
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")  # of the interpreter
@@ -179,12 +179,12 @@ def test_a_head_that_diverges_is_seen_by_kernels_and_leaves_the_others_alone(
     for learner in (eager, other):
         learner.heads.rows[1, 0] = float("nan")
     monkeypatch.setattr(fused, "serves", fused.fits)
-    other._way = None
+    other.way = None
     for step in range(2):
         for learner in (eager, other):
             learner.step(*batch_of(recipes, step))
     # NaN on both sides is no difference: a resumed batch of heads keeps its kernels
-    assert other._way.__func__ is FusedStep.step, caplog.text
+    assert other.way.__func__ is FusedStep.step, caplog.text
     for learner in (eager, other):
         assert learner.first_bad.tolist() == [-1, 0]
         assert learner.loss_sum.isnan().tolist() == [False, True]
@@ -339,7 +339,7 @@ def test_a_step_of_sam_is_at_most_40_launches(task, heads):
     samples, learner = make_samples(task), make_pair([recipe] * heads, task)[0]
     by_kernels = FusedStep(learner)
     by_kernels.kernels = Recorder(kernels)
-    learner._way = by_kernels.step
+    learner.way = by_kernels.step
     learner._fill_order(learner._order(len(samples), 0), 0)
     with Counter() as counter:
         learner._gather_and_step(samples)
@@ -361,9 +361,22 @@ def test_every_kernel_compiles_within_a_cards_shared_memory(capability, heads, b
 @pytest.mark.cluster
 @pytest.mark.parametrize("capability", EVERY_CARD)
 def test_the_kernel_of_labels_compiles_within_a_cards_shared_memory(capability):
-    target = torch.empty(1, 64, 12, dtype=torch.int8, device="meta")
-    recipe = make_recipe("au", batch_size=64, sam__rho=0.0)
-    assert "label_losses" in compile_step(capability, [recipe], MlpSpec(64, 64, 1, 12), target)
+    target = torch.empty(1, 32, 32, dtype=torch.int8, device="meta")
+    recipe = make_recipe("au", batch_size=32, sam__rho=0.0)
+    assert "label_losses" in compile_step(capability, [recipe], MlpSpec(64, 64, 1, 32), target)
+
+
+@pytest.mark.parametrize(("batch", "labels", "is_kernel"), [(32, 32, True), (64, 12, False)])
+def test_losses_of_many_labels_are_torchs_since_their_kernel_compiles_for_long(
+    batch, labels, is_kernel
+):
+    recipe = make_recipe("au", batch_size=batch, sam__rho=0.0)
+    prior = prior_of("au", make_samples("au"))
+    by_kernels = FusedStep(Learner([recipe], MlpSpec(8, 16, 1, labels), prior, CPU, torch.float32))
+    by_kernels.kernels = Recorder(kernels)
+    target = torch.ones(1, batch, labels, dtype=torch.int8)
+    by_kernels._differentiate(target, 0)
+    assert len(by_kernels.kernels.launches) == is_kernel
 
 
 def compile_step(capability, recipes, spec, target):

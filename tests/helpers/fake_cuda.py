@@ -59,7 +59,7 @@ def fake_learner(recipes, spec=None, *, kernels=False):
     """
     task = recipes[0].task
     learner = Learner(recipes, spec or spec_of(recipes[0]), fake_prior(task), CUDA)
-    learner._way = FusedStep(learner).step if kernels else learner.eager_step
+    learner.way = FusedStep(learner).step if kernels else learner.eager_step
     samples = to_cuda(make_samples(task))
     learner._fill_order(learner._order(len(samples), 0), 0)
     return learner, samples

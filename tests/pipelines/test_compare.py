@@ -245,6 +245,17 @@ def test_table_figure_and_record_are_written_with_caveats_wherever_a_score_is(wo
     assert "A, B: GFLOP blank" in text
 
 
+def test_lines_of_clips_say_clips(result):
+    assert " frames of 6 videos; heads of 3 seed(s)" in "\n".join(result.lines())
+    banks = [
+        replace(bank, data=replace(bank.data, of_clips=True, group_name="clips"))
+        for bank in result.banks
+    ]
+    clips = replace(result, comparison=replace(result.comparison, banks=tuple(banks)))
+    assert " clips; heads of 3 seed(s)" in "\n".join(clips.lines())
+    assert " frames of " not in "\n".join(clips.lines())
+
+
 def test_the_same_command_again_has_nothing_to_do(world, result):
     files = [path for path in (world / "compare").rglob("*") if path.is_file()]
     before = {path: path.stat().st_mtime_ns for path in files}

@@ -7,6 +7,7 @@ import torch
 
 from raffect.cli import main
 from raffect.config import DoctorConfig, EncoderConfig
+from raffect.heads import fused
 from raffect.heads.learner import Learner
 from raffect.pipelines import doctor, gpu_checks
 
@@ -57,6 +58,18 @@ def test_steps_that_differ_from_single_ones_are_seen(monkeypatch):
 
     monkeypatch.setattr(Learner, "_gather_and_step", skip_one)
     assert not found_by(gpu_checks.compare_steps(CPU))["graph"].ok
+
+
+def test_kernels_that_the_first_batch_refuses_are_seen(monkeypatch):
+    def fail(learner):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(fused, "serves", fused.fits)
+    monkeypatch.setattr(fused, "FusedStep", fail)
+    found = found_by(gpu_checks.compare_steps(CPU))
+    assert found["kernels"].value == 2
+    assert not found["kernels"].ok
+    assert found["graph"].ok
 
 
 def test_without_a_gpu_one_line_says_so(capsys):
