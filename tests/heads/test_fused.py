@@ -366,6 +366,16 @@ def test_the_kernel_of_labels_compiles_within_a_cards_shared_memory(capability):
     assert "label_losses" in compile_step(capability, [recipe], MlpSpec(64, 64, 1, 32), target)
 
 
+def test_triton_compiles_in_a_process_whose_kernels_were_interpreted(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    recipe = make_recipe(batch_size=16, head__width=16, head__depth=1, sam__rho=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        interpret(patch, kernels, fused_forward, fused_backward, fused_update)
+        FusedStep(make_pair([recipe])[0]).step(*batch_of([recipe], 0))
+    target = torch.empty(1, 16, dtype=torch.int64, device="meta")
+    assert "class_losses" in compile_step(90, [recipe], MlpSpec(16, 16, 1, 8), target)
+
+
 @pytest.mark.parametrize(("batch", "labels", "is_kernel"), [(32, 32, True), (64, 12, False)])
 def test_losses_of_many_labels_are_torchs_since_their_kernel_compiles_for_long(
     batch, labels, is_kernel
