@@ -137,7 +137,7 @@ def _make_bank(folder: Path) -> None:
     found = Imported(manifest=manifest, labels={}, edition="made up", digest="", groups="videos")
     found.labels[EXPR] = pa.table(keys | {EXPR.columns[0]: classes.astype(np.int8)})
     found.labels[VA] = pa.table(keys | values)
-    _write_labels(found, folder / "labels")
+    _write_labels(found, folder / "labels", earlier=[])
 
 
 def _make_targets(folder: Path) -> None:

@@ -74,6 +74,8 @@ def explain_unreadable(error: Exception) -> str:
     torch, safetensors, pickle and zipfile have errors of their own; all mean an unusable file.
     """
     reason = " ".join(str(error).split())
+    if "Unsupported operand" in reason or isinstance(error, KeyError):
+        return "is not a file of tensors as torch writes them, or is damaged"
     if any(sign in reason for sign in ("weights_only", "Weights only", "WeightsUnpickler")):
         return "holds Python objects instead of tensors, which raffect never loads"
     return reason or type(error).__name__

@@ -143,6 +143,13 @@ def refused(file, bank):
     return text
 
 
+@pytest.mark.parametrize("content", [bytes(range(149, 256)) * 20, b"no weights at all"])
+def test_bytes_of_something_else_are_not_called_code(tmp_path, bank, content):
+    file = tmp_path / "4.pth"
+    file.write_bytes(content)
+    assert "is not a file of tensors as torch writes them, or is damaged" in refused(file, bank)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path, bank, monkeypatch, legacy):
     monkeypatch.chdir(tmp_path)

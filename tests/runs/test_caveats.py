@@ -53,7 +53,7 @@ def test_no_score_of_photographs_calls_them_drawn(photographs, tmp_path, capsys)
 
     # Its report, and every picture in it
     found = read_runs([run])[0]
-    assert _caveat_lines([found]) == [f"> **{EMBEDDED_CAVEAT}**", ""]
+    assert _caveat_lines([found], []) == [f"> **{EMBEDDED_CAVEAT}**", ""]
     assert found.mark == f"\n[{EMBEDDED_CAVEAT}]"
 
 
@@ -62,7 +62,7 @@ def test_scores_of_drawn_faces_say_both(drawn, capsys):
     lines = capsys.readouterr().out.splitlines()
     found = [line for line in lines if line.startswith("caveat")]
     assert found == [f"caveat: {EMBEDDED_CAVEAT}", "caveat: drawn faces"]
-    page = "\n".join(_caveat_lines(read_runs([drawn / "expr"])))
+    page = "\n".join(_caveat_lines(read_runs([drawn / "expr"]), []))
     assert f"> **{EMBEDDED_CAVEAT}; drawn faces**: these scores say nothing about photo" in page
 
 
