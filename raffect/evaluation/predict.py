@@ -101,8 +101,8 @@ def open_frames(bank: Path, heads: Sequence[PickedHead], allow_incomplete: bool)
     require(
         allow_incomplete or not incomplete,
         f"{bank}: {incomplete} are planned and not there, not extracted yet or damaged; "
-        f"finish `raffect extract` (`{frames.bank.repair_command}` withdraws what is damaged), "
-        "or add --allow-incomplete, and the table will lack them and say so",
+        f"finish `{frames.bank.fill_command}` (`{frames.bank.repair_command}` withdraws what is "
+        "damaged), or add --allow-incomplete, and the table will lack them and say so",
     )
     require(len(frames) > 0, f"{bank}: has no frame; run `raffect extract` on it")
     return frames

@@ -230,10 +230,11 @@ def _open(config: CompareConfig, found: Candidate, recipes: Mapping[str, TrainCo
     first = next(iter(recipes.values()))
     settings = replace(first, bank=found.path, allow_incomplete=True)
     dataset = open_data(settings, [recipe.head for recipe in recipes.values()])
+    bank = Bank(found.path)
     require(
         not dataset.facts.incomplete,
         f"{found.path}: {dataset.facts.incomplete} are planned and not there; finish the bank with "
-        f"`raffect extract` (`{Bank(found.path).repair_command}` withdraws what is damaged)",
+        f"`{bank.fill_command}` (`{bank.repair_command}` withdraws what is damaged)",
     )
     return dataset
 

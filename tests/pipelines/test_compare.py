@@ -23,6 +23,7 @@ from raffect.datasets.affwild2.tasks import EXPR
 from raffect.datasets.manifest import read_manifest, write_manifest
 from raffect.errors import RaffectError
 from raffect.evaluation.comparison import Comparison, JudgedRun, compare_runs
+from raffect.evaluation.predict import open_frames
 from raffect.extraction.rates import read_rate
 from raffect.extraction.summary import ExtractSummary
 from raffect.metrics.scores import Chance
@@ -320,6 +321,21 @@ def test_banks_of_other_frames_are_refused_with_the_first_one(world, tmp_path):
         raffect.compare(config)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out" / "compare.json").exists()
+
+
+def test_an_incomplete_joined_bank_is_refused_with_the_command_that_fills_it(world, tmp_path):
+    part, identity = Bank(tmp_path / "part"), replace(IDENTITY, weights_sha256="c" * 64)
+    part.claim(identity)
+    plan = part.extend_plan(Bank(world / "bank").plan.table, 64)
+    for shard in range(1, plan.num_shards):
+        keys = plan.rows(shard)
+        part.commit(shard, keys, np.ones((len(keys), identity.dim), np.float16), {}, identity)
+    joined = tmp_path / "joined"
+    raffect.join_banks([world / "bank", part.path], joined)
+    with pytest.raises(RaffectError, match="finish the bank with `raffect bank join`"):
+        raffect.compare(config_of(world, banks=(joined,), out=tmp_path / "out"))
+    with pytest.raises(RaffectError, match=r"finish `raffect bank join` \(`raffect bank verify"):
+        open_frames(joined, [], False)
 
 
 @pytest.mark.parametrize(
