@@ -34,8 +34,8 @@ from raffect.bank.running import note_of_run
 from raffect.bank.verify import withdraw
 from raffect.errors import require
 from raffect.progress import Progress
-from raffect.storage.paths import is_remote
 from raffect.storage.keys import Vocabulary, absent, positions
+from raffect.storage.paths import is_remote
 
 _REJECTED, _WAITING, _LACKING = -1, -2, -3
 """Instead of the shard of a frame: it could not be read, is not extracted yet, is not planned."""

@@ -317,6 +317,7 @@ def test_banks_of_other_frames_are_refused_with_the_first_one(world, tmp_path):
         ({"against": "other"}, "--against other: expected best, first, or one of noisy, bank"),
         ({"recipe": ("emr",)}, "emr: no such recipe; did you mean erm"),
         ({"banks": ("noisy", "no-bank")}, "no-bank: no bank there"),
+        ({"banks": ("noisy", "bank", "noisy")}, "--banks: .*noisy is there twice; give it once"),
         (
             {"encoders": ("ViT-B-23:random",), "manifest": "."},
             "--encoders ViT-B-23:random:0: .*no ",
