@@ -17,7 +17,8 @@ validation split is Aff-Wild2's own and whole; never beside drawn faces.
 
 On one GPU extraction of 2.9 million frames is the longest part: `raffect extract --dry-run` says
 how long. `--epochs` and `--seeds` other than the paper's 32 and 5 make it a trial run, which the
-page says. Exit status: 0; else that of the stage that failed.
+page says. Exit status: 0; else that of the stage that failed, or 2 for wrong words; 130
+after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Settings(Record):
     def text(self) -> str:
         """How many heads, for how long, and which alphas."""
         epochs = self.epochs or EPOCHS
-        return f"{self.seeds} seeds, {epochs} epochs, alpha {self.alphas} in Figure 2"
+        return f"{self.seeds} seed(s), {epochs} epoch(s), alpha {self.alphas} in Figure 2"
 
     @property
     def encoder(self) -> list[str]:
@@ -235,8 +236,10 @@ def claim(settings: Settings, out: Path) -> None:
     file = out / "reproduce.json"
     if file.exists():
         found = Settings.from_json(file.read_bytes(), file, "name another --out")
-        what = f"--out {out}: was made with {found.to_json()}, not {settings.to_json()}"
-        require(found == settings, f"{what}; give the same words, or name another --out")
+        ours, theirs = vars(settings), vars(found)
+        other = [f"{k} {theirs[k]}, not {ours[k]}" for k in ours if theirs[k] != ours[k]]
+        what = f"--out {out}: was made with {'; '.join(other)}"
+        require(not other, f"{what}; give the same words, or name another --out")
         return
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(file, settings.to_bytes())
@@ -256,6 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     require(options.data.is_dir(), f"{options.data}: no such folder; expected that of Aff-Wild2")
     require(options.seeds >= 1, f"--seeds {options.seeds}: expected 1 or more")
+    is_some = options.epochs is None or options.epochs >= 1
+    require(is_some, f"--epochs {options.epochs}: expected 1 or more")
     weights = options.weights
     if weights not in ("openai", "embedded"):
         require(Path(weights).is_file(), f"{weights}: no such file; see `raffect models pull`")
@@ -277,3 +282,6 @@ if __name__ == "__main__":
     except RaffectError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # the stage has said so too
+        print("reproduce: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -1,5 +1,7 @@
 """`scripts/reproduce.py`: Table I and Figure 2 from a data set and weights, by one command."""
 
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -40,7 +42,9 @@ def test_a_drawn_tree_goes_from_prepare_to_a_page_without_the_papers_scores(repr
     out, _ = reproduced
     (page,) = out.glob("reproduce_*.md")
     text = page.read_text()
-    assert "**A trial run, not the paper's: 2 seeds, 1 epochs, alpha 0.3,1 in Figure 2.**" in text
+    assert (
+        "**A trial run, not the paper's: 2 seed(s), 1 epoch(s), alpha 0.3,1 in Figure 2.**" in text
+    )
     assert "**Caveat: embedded encoder, not CLIP; drawn faces.**" in text
     assert "The paper's scores are left out: images are drawn." in text
     assert "paper |" not in text.split("## Table I")[1].splitlines()[2]
@@ -87,7 +91,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
     first = reproduce.Settings(data="/a", weights="openai")
     reproduce.claim(first, tmp_path)
     reproduce.claim(first, tmp_path)
-    with pytest.raises(RaffectError, match="was made with"):
+    with pytest.raises(RaffectError, match="was made with seeds 5, not 3; give"):
         reproduce.claim(replace(first, seeds=3), tmp_path)
 
 
@@ -107,4 +111,22 @@ def test_what_is_missing_is_said_before_anything_is_written(tmp_path):
     words = [str(tmp_path), str(tmp_path / "gone.pt"), "--out", str(tmp_path / "out")]
     with pytest.raises(RaffectError, match="raffect models pull"):
         reproduce.main(words)
+    words[1:2] = ["embedded", "--epochs", "0"]
+    with pytest.raises(RaffectError, match="--epochs 0: expected 1 or more"):
+        reproduce.main(words)
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_ends_it_in_one_line(tmp_path):
+    write_synthetic(tmp_path / "tree", 200, 0)
+    words = [str(tmp_path / "tree"), "embedded", "--out", str(tmp_path / "out"), *TRIAL]
+    command = [sys.executable, str(SCRIPT), *words]
+    # A group of its own, which Ctrl-C reaches as a whole, as in a terminal
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    assert process.stdout.readline().startswith("[1/10] raffect prepare")
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == "reproduce: interrupted; the same command goes on"
+    assert "reproduce.py" not in error

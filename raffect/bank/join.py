@@ -35,6 +35,7 @@ from raffect.bank.verify import withdraw
 from raffect.errors import require
 from raffect.progress import Progress
 from raffect.storage.keys import Vocabulary, absent, positions
+from raffect.storage.paths import is_remote
 
 _REJECTED, _WAITING, _LACKING = -1, -2, -3
 """Instead of the shard of a frame: it could not be read, is not extracted yet, is not planned."""
@@ -54,9 +55,11 @@ def join_banks(parts: Sequence[Path], path: Path, how: How = "concatenate") -> J
 
     Raises:
         RaffectError: If a part is missing or damaged, two parts are of one encoder and view, no
-            frame is in all of them, the bank was joined of others, or another run writes into it.
+            frame is in all of them, the bank lies in a part or was joined of others, or another run
+            writes into it.
     """
     banks = [Bank(part.absolute()).require() for part in parts]
+    _require_outside(path, banks)
     identity = join_identities([bank.require_identity() for bank in banks], how)
     joined, vocabulary = Bank(path.absolute()), Vocabulary()
     sources = [_open_source(bank, vocabulary) for bank in banks]
@@ -75,6 +78,23 @@ def join_banks(parts: Sequence[Path], path: Path, how: How = "concatenate") -> J
                 _plan(joined, banks[0])
             written, replaced = _Join(joined, sources, vocabulary).run(identity)
     return _Join(joined, sources, vocabulary).report(identity, written, replaced)
+
+
+def _require_outside(path: Path, parts: Sequence[Bank]) -> None:
+    """Refuse to write into a part, or below it.
+
+    Raises:
+        RaffectError: Names the part.
+    """
+    if is_remote(path):
+        return
+    place = path.resolve()
+    for part in parts:
+        own = part.path if is_remote(part.path) else part.path.resolve()
+        require(
+            own != place and own not in place.parents,
+            f"--bank {path}: is in {part.path}, which is joined; name a folder outside all --banks",
+        )
 
 
 @dataclass

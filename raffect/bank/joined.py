@@ -22,8 +22,8 @@ def join_identities(parts: Sequence[Identity], how: How) -> Identity:
             ``average``: their mean, as they are, in float32.
 
     Raises:
-        RaffectError: If there are fewer than two, two are of one encoder and view, lengths to
-            average differ, or the vector would be too long.
+        RaffectError: If there are fewer than two, two are of one encoder and view, one is also
+            part of another, lengths to average differ, or the vector would be too long.
     """
     require(len(parts) >= 2, "expected two banks or more, to join them")
     for number, part in enumerate(parts):
@@ -33,6 +33,14 @@ def join_identities(parts: Sequence[Identity], how: How) -> Identity:
             f"banks {others[0] + 1 if others else 0} and {number + 1} are both of "
             f"{name_of(part)}, with the same weights and preprocessing; name each encoder and view "
             "once (banks of imported vectors are told apart by --name)",
+        )
+    for number, part in enumerate(parts, 1):
+        own = _parts_of(part, how)
+        inside = [one for one in own for other in parts if not one.differences(other)]
+        require(
+            not inside,
+            f"bank {number} has {name_of(inside[0]) if inside else ''} in it, which is also named "
+            "by itself; name each encoder and view once",
         )
     dims = [part.dim for part in parts]
     lengths = ", ".join(f"{name_of(part)} has {part.dim:,}" for part in parts)
@@ -64,6 +72,13 @@ def name_of(identity: Identity) -> str:
 def _name(parts: Sequence[Identity], how: How) -> str:
     names = [name_of(part) for part in parts]
     return " + ".join(names) if how == "concatenate" else f"mean({', '.join(names)})"
+
+
+def _parts_of(identity: Identity, how: How) -> list[Identity]:
+    """Parts of a bank that is joined in a way, and theirs; empty for any other bank."""
+    if identity.joined is None or identity.joined.how != how:
+        return []
+    return [one for part in identity.joined.parts for one in (part, *_parts_of(part, how))]
 
 
 def describe_join(how: How) -> str:

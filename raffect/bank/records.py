@@ -108,6 +108,8 @@ class Identity(Record):
                 if name == "weights_sha256":
                     ours = f"{ours[:12]} ({self.weights})"
                     theirs = f"{theirs[:12]} ({other.weights})"
+                elif name == "preprocess" and ours and theirs:
+                    ours, theirs = _that_differ(ours, theirs), _that_differ(theirs, ours)
                 out.append(f"{name}: {ours} against {theirs}")
         return out
 
@@ -157,6 +159,13 @@ def _without_joined(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 _CAVEAT, _FIRST_CAVEAT = "embedded encoder, not CLIP", "embedded encoder, drawn faces"
+
+
+def _that_differ(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of our settings that they have otherwise or not at all."""
+    return {k: v for k, v in ours.items() if k not in theirs or theirs[k] != v}
+
+
 _COMPARED = ("model", "weights_sha256", "preprocess", "precision", "arithmetic", "dim")
 
 

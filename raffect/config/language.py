@@ -33,7 +33,8 @@ class ZeroshotConfig:
     """
 
     bank: Path
-    """Bank of `raffect extract`, of a CLIP model."""
+    """Bank of `raffect extract`, of a CLIP model. Several views of it, as --bank A B --how average,
+    are averaged."""
     labels: Path
     """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote; a table with
     video, start and end instead of frame is judged clip by clip."""
@@ -95,7 +96,8 @@ class ProbeConfig:
     """
 
     bank: Path
-    """Bank of `raffect extract`."""
+    """Bank of `raffect extract`. Several, as --bank A B, are joined: one behind another, or with
+    --how average their mean."""
     labels: Path
     """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote; or a table of
     clips."""

@@ -25,7 +25,8 @@ class LearnConfig(Recipe):
     """What training and sweeps have in common: a recipe, the data, and where and how to run."""
 
     bank: MayChange[Path]
-    """Bank of `raffect extract`."""
+    """Bank of `raffect extract`. Several, as --bank A B, are joined: one behind another, or with
+    --how average their mean."""
     labels: MayChange[Path]
     """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
     out: MayChange[Path]

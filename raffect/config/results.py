@@ -29,7 +29,8 @@ class EvaluateConfig:
     tasks. Expressions, action units and valence with arousal together also have the sum of their
     scores, which is that of ABAW's multi-task challenge."""
     bank: Path
-    """Bank made by the encoder that the heads were trained on."""
+    """Bank made by the encoder that the heads were trained on. Several, as --bank A B, are joined:
+    one behind another, or with --how average their mean."""
     labels: Path
     """labels/<task>.parquet of `raffect prepare`, or the folder that prepare wrote."""
     split: Literal["train", "validation", "test"] = "validation"
@@ -176,7 +177,8 @@ class PredictConfig:
     """Of inputs the folder to write; of a bank the table, .parquet or .csv, whose rows are sorted
     by video, then frame."""
     bank: Path | None = None
-    """Bank made by the encoder that the heads were trained on, in place of inputs."""
+    """Bank made by the encoder that the heads were trained on, in place of inputs. Several, as
+    --bank A B, are joined as the heads' was; --how average for their mean."""
     epoch: Literal["last", "best", "cv"] = "last"
     """Which snapshot of each head: last epoch, best on validation, or the cross-validated epoch."""
     postprocess: str = "auto"

@@ -96,6 +96,7 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     manifest = config.out / "manifest.parquet"
     write_manifest(found.manifest, manifest, found.synthetic)
     labels = _write_labels(found, config.out / "labels", own)
+    gone = [file for file in own if file not in labels.values()]
     problems_file = config.out / "problems.csv"
     write_problems(found.problems, problems_file)
     return PrepareReport(
@@ -109,7 +110,10 @@ def prepare(config: PrepareConfig) -> PrepareReport:
         edition=found.edition,
         synthetic=found.synthetic,
         captions=_write_captions(found, config.out / _CAPTIONS),
-        found=(*found.lines, *_drawn_lines(found), *(f"kept: {file}" for file in foreign)),
+        found=(
+            *(*found.lines, *_drawn_lines(found), *(f"kept: {file}" for file in foreign)),
+            *(f"deleted: {file}, of an earlier `raffect prepare`" for file in gone),
+        ),
     )
 
 

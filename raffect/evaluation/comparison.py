@@ -191,7 +191,7 @@ class CompareResult:
             f"{how_chosen(found.snapshot, False)}",
         ]
         for recipe, epochs in found.epochs.items():
-            lines.append(f"{recipe}, {epochs} epochs:")
+            lines.append(f"{recipe}, {epochs} epoch(s):")
             lines += self._score_lines(recipe)
         lines.append(f"chance: {chance_text(found.chance)}")
         lines += self._cost_lines()

@@ -48,14 +48,16 @@ def list_candidates(config: CompareConfig) -> list[Candidate]:
     """Encoders, given banks, and the joined one, each with a name and a letter of its own.
 
     Raises:
-        RaffectError: If two have one name.
+        RaffectError: If a bank is there twice, or two have one name.
     """
     banks = config.out.absolute() / "banks"
     found: list[tuple[str, Path, Origin, EncoderConfig | None]] = []
     for encoder in map(read_encoder, config.encoders):
         name = name_encoder(encoder)
         found.append((name, banks / _as_folder(name), "encoded", encoder))
-    paths = list(dict.fromkeys(path.absolute() for path in config.banks))
+    paths = [path.absolute() for path in config.banks]
+    doubled = [path for path in paths if paths.count(path) > 1]
+    require(not doubled, f"--banks: {doubled[0] if doubled else ''} is there twice; give it once")
     names = [path.name for path in paths]
     for path in paths:
         name = path.name if names.count(path.name) == 1 else str(path)

@@ -151,6 +151,8 @@ def test_identities_compare_by_what_makes_vectors():
     assert IDENTITY.differences(replace(IDENTITY, weights="other name", caveat="x")) == []
     other = replace(IDENTITY, preprocess={"size": 5}, dim=7)
     assert [line.partition(":")[0] for line in IDENTITY.differences(other)] == ["preprocess", "dim"]
+    flip = replace(IDENTITY, preprocess={**IDENTITY.preprocess, "view": "flip"})
+    assert IDENTITY.differences(flip) == ["preprocess: {} against {'view': 'flip'}"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"spec": {"generator": "2"}}', b"[" * 100_000])

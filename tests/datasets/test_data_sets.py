@@ -364,6 +364,8 @@ def test_prepare_deletes_its_own_tables_alone(trees, tmp_path):
     found = {file.name for file in folder.iterdir()}
     assert found == {"expr.parquet", "mine.parquet", "broken.parquet"}, "compound was its own"
     assert f"kept: {theirs}" in report.lines()
+    gone = f"deleted: {folder / 'compound.parquet'}, of an earlier `raffect prepare`"
+    assert [line for line in report.lines() if line.startswith("deleted")] == [gone]
     # So is a table of captions
     theirs_too = tmp_path / "captions.parquet"
     assert not theirs_too.exists(), "that of MAFW was its own"
