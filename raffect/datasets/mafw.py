@@ -126,7 +126,7 @@ def _read_kind(
     problems = list[Problem]()
     rows = _read_lines(place.lists, variants[chosen], problems)
     captions = rows if chosen in texts else []
-    why = ", which have more clips than those with captions" if plain and texts else ""
+    why = ", not those of the lists with captions" if plain and texts else ""
     lines = [f"{kind}: labels are those of the lists in {kind}/{chosen}{why}"]
     if texts and not captions:
         captions = _read_lines(place.lists, variants[texts[0]], problems)

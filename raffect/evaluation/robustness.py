@@ -164,12 +164,12 @@ class RobustResult:
     def lines(self) -> list[str]:
         """The result as lines of text: a table that a phone shows whole, then sentences."""
         found, data = self.robustness, self.robustness.data
-        kind, split = kind_of(data.task), data.splits[found.split]
+        kind = kind_of(data.task)
         lines = [
             *found.notes,
             *data.missing_lines(),
-            f"{data.task.name.upper()} {found.split}: {split.frames:,} frames of {split.groups} "
-            f"{data.group_name}, and {len(found.corruptions) * len(found.strengths)} damaged "
+            f"{data.task.name.upper()} {found.split}: {data.size_of(found.split)}, "
+            f"and {len(found.corruptions) * len(found.strengths)} damaged "
             f"copies of each ({', '.join(found.corruptions)})",
             f"{kind.title} by strength, mean over corruptions; {how_chosen(found.snapshot, False)}",
             *self._table_lines(),

@@ -141,7 +141,7 @@ def take_fingerprint(
         path = path / "manifest.parquet" if path.is_dir() else path
         require(path.is_file(), f"{path}: no such manifest; make one with `raffect prepare`")
         files.append(path)
-    parts: list[Any] = [_VERSION, [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]]
+    parts: list[Any] = [_VERSION, [_digest(file) for file in files]]
     parts += [[config.join, config.num_seeds, config.select, config.against]]
     parts += [{name: flatten(plain(recipe)) for name, recipe in recipes.items()}]
     for found in candidates:
@@ -150,3 +150,9 @@ def take_fingerprint(
         digest = Bank(found.path).require().digest() if given else ""
         parts.append([found.name, encoder, str(found.path) if given else "", digest])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, which may be larger than memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -81,7 +81,8 @@ def draw_matrix(matrix: Matrix, title: str, stem: Path) -> None:
         for k, column in enumerate(columns):
             if (cell := matrix.cells.get((run.name, column))) is not None:
                 level = cell.chance.level
-                shares[row, k] = max(cell.score.mean - level, 0) / (1 - level)
+                # Of a chance level of 1 nothing is left to gain
+                shares[row, k] = max(cell.score.mean - level, 0) / max(1 - level, 1e-9)
     plt.style.use(_STYLE)
     size = (1.4 + 1.4 * len(columns), 1.2 + 0.8 * len(matrix.runs))
     figure, axes = plt.subplots(figsize=size)

@@ -385,5 +385,5 @@ def test_prepare_deletes_its_own_tables_alone(trees, tmp_path):
 
 def test_lines_of_mafw_say_which_lists_its_labels_are_of(prepared_sets):
     lines = prepared_sets["mafw"][0].lines()
-    start = "single: labels are those of the lists in single/no_caption, which have more clips"
+    start = "single: labels are those of the lists in single/no_caption, not those"
     assert any(line.startswith(start) for line in lines)
