@@ -277,3 +277,6 @@ if __name__ == "__main__":
     except RaffectError as error:
         print(f"gpu.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"gpu.py: {error.filename}: {error.strerror}; check the path", file=sys.stderr)
+        sys.exit(2)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from raffect.errors import require
+from raffect.errors import RaffectError, require
 
 if TYPE_CHECKING:
     from raffect.bank.join_report import JoinReport
@@ -47,11 +48,19 @@ class SeveralBanks:
         """Make the joined bank, or bring it up to date.
 
         Raises:
-            RaffectError: As `raffect.bank.join.join_banks`.
+            RaffectError: As `raffect.bank.join.join_banks`, or without the right to write there.
         """
         from raffect.bank.join import join_banks
 
-        return join_banks(self.parts, self.path, self.how)
+        try:
+            return join_banks(self.parts, self.path, self.how)
+        except PermissionError as error:
+            parts = shlex.join(map(str, self.parts))
+            raise RaffectError(
+                f"{self.path}: no right to write there, beside the first of several banks; make "
+                f"it elsewhere, `raffect bank join --banks {parts} --bank BANK --how {self.how}`, "
+                "and name that one"
+            ) from error
 
 
 def name_joined_bank(command: str, words: list[str]) -> tuple[list[str], SeveralBanks | None]:

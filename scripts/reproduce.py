@@ -282,6 +282,9 @@ if __name__ == "__main__":
     except RaffectError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"reproduce: {error.filename}: {error.strerror}; check the path", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:  # the stage has said so too
         print("reproduce: interrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)

@@ -140,6 +140,16 @@ def test_without_a_gpu_the_command_says_so_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr() == ("", line)
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    words = [sys.executable, str(BENCHMARKS / "gpu.py"), "--cpu", "--only", "roofline"]
+    words += ["--out", str(tmp_path / "file" / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("file/out: Not a directory; check the path")
+    assert "Traceback" not in done.stderr
+
+
 def test_the_tests_of_a_gpu_are_collected_by_the_command_that_runs_them():
     """Both files have one name, which pytest refuses unless it is asked to import them apart."""
     command = [sys.executable, "-m", "pytest", "-q", *gpu_parts.TEST_OPTIONS, *gpu_parts.CUDA_TESTS]

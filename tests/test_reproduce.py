@@ -130,3 +130,11 @@ def test_ctrl_c_ends_it_in_one_line(tmp_path):
     assert process.returncode == 130
     assert error.splitlines()[-1] == "reproduce: interrupted; the same command goes on"
     assert "reproduce.py" not in error
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    done = run(tmp_path, "embedded", "--out", tmp_path / "file" / "out")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("file/out: Not a directory; check the path\n")

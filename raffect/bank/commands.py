@@ -51,12 +51,14 @@ class VerifyReport(Verification):
         pictures: The comparison with a manifest's pictures; None if that was not asked for.
         unreadable: What was wrong with ``bank.json`` and the plan, of which the damaged files were
             withdrawn; then nothing else was verified.
+        fill_command: The command that makes again what is withdrawn or missing.
     """
 
     repaired: tuple[int, ...] | None = None
     retried: tuple[int, ...] | None = None
     pictures: PictureCheck | None = None
     unreadable: tuple[str, ...] = ()
+    fill_command: str = "raffect extract"
 
     @property
     def ok(self) -> bool:
@@ -89,14 +91,14 @@ class VerifyReport(Verification):
         # What was done about it
         if self.repaired is not None:
             what = f"{len(self.repaired)} shard(s) withdrawn"
-            out.append(f"repaired: {what}; run `raffect extract` to encode them again")
+            out.append(f"repaired: {what}; run `{self.fill_command}` to make them again")
         return out + self._closing_lines()
 
     def _closing_lines(self) -> list[str]:
         """What was withdrawn, and the conclusion or the next command."""
         if self.retried:
             what = f"{len(self.retried)} shard(s) with rejects"
-            remedy = "run `raffect extract` to read their frames again"
+            remedy = f"run `{self.fill_command}` to read their frames again"
             return [f"withdrawn: {what}; {remedy}"]
         out = ["withdrawn: nothing, no frame was rejected"] if self.retried is not None else []
         if self.complete:
@@ -104,11 +106,11 @@ class VerifyReport(Verification):
             found = "every byte is as committed, every planned frame is there once"
             out.append(f"sound and complete: {found}{rejects if self.rejects else ''}")
         elif self.sound:
-            out.append("sound but not complete; run `raffect extract` again")
+            out.append(f"sound but not complete; run `{self.fill_command}` again")
         elif not self.damaged:
             out.append("not right, see above; no shard is damaged and --repair cannot help")
         elif self.repaired is None:
-            commands = "`raffect bank verify --repair`, then `raffect extract`"
+            commands = f"`raffect bank verify --repair`, then `{self.fill_command}`"
             out.append(f"damaged; {commands}, repairs shards")
         return out
 
@@ -140,4 +142,10 @@ def check(config: BankVerifyConfig) -> VerifyReport:
     if config.retry_rejects:
         rejected = [shard for shard, commit in bank.read_commits().items() if commit.rejects]
         retried = tuple(withdraw(bank, rejected))
-    return VerifyReport(**vars(found), repaired=repaired, retried=retried, pictures=pictures)
+    return VerifyReport(
+        **vars(found),
+        repaired=repaired,
+        retried=retried,
+        pictures=pictures,
+        fill_command=bank.fill_command,
+    )

@@ -223,7 +223,7 @@ def test_a_damaged_part_stops_the_join_and_a_repaired_one_goes_on(tmp_path):
     assert verify(Bank(tmp_path / "joined")).complete
 
 
-def test_a_damaged_joined_bank_is_repaired_by_the_next_join(tmp_path):
+def test_a_damaged_joined_bank_is_repaired_by_the_next_join(tmp_path, capsys):
     parts = two_banks(tmp_path)
     path = tmp_path / "joined"
     join_banks(parts, path)
@@ -232,7 +232,11 @@ def test_a_damaged_joined_bank_is_repaired_by_the_next_join(tmp_path):
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(RaffectError, match="then `raffect bank join` again"):
         join_banks([path, fill_bank(tmp_path / "C", MANIFEST, identity=FLIP).path], tmp_path / "D")
+    assert main(["bank", "verify", "--bank", str(path)]) == 1
+    assert "`raffect bank verify --repair`, then `raffect bank join`" in capsys.readouterr().out
     assert main(["bank", "verify", "--bank", str(path), "--repair"]) == 1
+    out = capsys.readouterr().out
+    assert "1 shard(s) withdrawn; run `raffect bank join` to make them again" in out
     assert join_banks(parts, path).written == 16
     assert Bank(path).digest() == digest
 

@@ -136,3 +136,15 @@ def test_one_bank_is_left_alone_and_what_writes_banks_takes_no_more(capsys):
     assert "B" in capsys.readouterr().err
     with pytest.raises(RaffectError, match="--how mean: expected concatenate or average"):
         name_joined_bank("train", ["--bank", "A", "B", "--how", "mean"])
+
+
+def test_without_the_right_to_write_beside_the_first_bank_the_remedy_is_named(monkeypatch):
+    # The superuser may write anywhere, so the operating system's refusal is raised here
+    def refused(*_):
+        raise PermissionError(13, "Permission denied", "/ro/A+B")
+
+    monkeypatch.setattr("raffect.bank.join.join_banks", refused)
+    _, several = name_joined_bank("train", ["--bank", "/ro/A", "/ro/B"])
+    remedy = "raffect bank join --banks /ro/A /ro/B --bank BANK --how concatenate"
+    with pytest.raises(RaffectError, match=remedy):
+        several.join()
