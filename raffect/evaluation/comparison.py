@@ -27,6 +27,8 @@ from raffect.storage.records import Record
 Origin = Literal["encoded", "given", "joined"]
 """Where a bank is from: this command made it, it was finished before, or it is all of the others
 concatenated."""
+FEW_GROUPS = 10
+"""Videos, or other groups, below which a line warns of the intervals over them."""
 _INDENT = "   "
 _WIDTH = 88
 """Characters of a line of notes; a phone breaks it."""
@@ -194,6 +196,11 @@ class CompareResult:
             lines.append(f"{recipe}, {epochs} epoch(s):")
             lines += self._score_lines(recipe)
         lines.append(f"chance: {chance_text(found.chance)}")
+        if (groups := data.splits["validation"].groups) < FEW_GROUPS:
+            lines.append(
+                f"{groups} {data.group_name} are few: an interval over fewer than {FEW_GROUPS} is "
+                "itself uncertain, and so is what is higher or lower"
+            )
         lines += self._cost_lines()
         written = f"{self.out}: compare.json, compare.csv, compare.png, banks/, runs/"
         old = f"nothing to do: an earlier run wrote {written}"

@@ -248,6 +248,7 @@ def test_table_figure_and_record_are_written_with_caveats_wherever_a_score_is(wo
 
 def test_lines_of_clips_say_clips(result):
     assert " frames of 6 videos; heads of 3 seed(s)" in "\n".join(result.lines())
+    assert "6 videos are few: an interval over fewer than 10" in "\n".join(result.lines())
     banks = [
         replace(bank, data=replace(bank.data, of_clips=True, group_name="clips"))
         for bank in result.banks
