@@ -35,15 +35,19 @@ from pathlib import Path
 from raffect.config import EMBEDDED_MODEL
 from raffect.errors import RaffectError, require
 from raffect.provenance import describe_run
+from raffect.recipe import Recipe
 from raffect.runs.metrics_file import Metrics, SettingScores
 from raffect.runs.spread import chance_text, settings_text, short
 from raffect.storage.atomic import write_atomic
 from raffect.storage.records import Record
+from raffect.training.space import list_recipes
 
 RECIPES, TASKS, FIGURE = ("paper", "released", "erm"), ("expr", "au"), "figure2"
 SEEDS, EPOCHS = 5, 32
 L14 = "ViT-L-14-quickgelu"
 ALPHAS = "0.1:1:0.1"
+PREPARED = Path("data/problems.csv")
+"""What `raffect prepare` writes last, in the folder of all."""
 SCORES = ("val-last ± sd (seeds)", "95 % over videos", "val-best (optimistic)")
 
 
@@ -90,7 +94,7 @@ def stages(settings: Settings, out: Path) -> list[Stage]:
     manifest = data / "manifest.parquet"
     prepare = ["prepare", "--root", settings.data, "--out", str(data)]
     extract = ["extract", "--manifest", str(manifest), "--bank", str(bank), *settings.encoder]
-    found = [Stage(prepare, data / "problems.csv"), Stage(extract)]  # problems.csv is written last
+    found = [Stage(prepare, out / PREPARED), Stage(extract)]
     epochs = [] if settings.epochs is None else ["--epochs", str(settings.epochs)]
     for task in TASKS:
         common = ["--task", task, "--bank", str(bank), "--labels", str(data), *epochs]
@@ -232,9 +236,12 @@ def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 
 def claim(settings: Settings, out: Path) -> None:
-    """Note what a folder is made with, or refuse one that was made with something else."""
+    """Note what a folder is made with, or refuse one that was made with something else.
+
+    Until the data are prepared nothing is, and other words take the place of the earlier ones.
+    """
     file = out / "reproduce.json"
-    if file.exists():
+    if file.exists() and (out / PREPARED).exists():
         found = Settings.from_json(file.read_bytes(), file, "name another --out")
         ours, theirs = vars(settings), vars(found)
         other = [f"{k} {theirs[k]}, not {ours[k]}" for k in ours if theirs[k] != ours[k]]
@@ -265,6 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if weights not in ("openai", "embedded"):
         require(Path(weights).is_file(), f"{weights}: no such file; see `raffect models pull`")
         weights = str(Path(weights).absolute())
+    axes = [f"loss.alpha={options.alphas}"]
+    list_recipes(Recipe(), axes, 0)  # a wrong one is refused now, not after days of encoding
     settings = Settings(
         **{"data": str(options.data.absolute()), "weights": weights, "seeds": options.seeds},
         **{"epochs": options.epochs, "alphas": options.alphas},

@@ -89,7 +89,10 @@ def test_the_papers_scores_stand_there_only_beside_a_whole_validation_split(repr
 
 def test_a_folder_of_other_settings_is_refused(tmp_path):
     first = reproduce.Settings(data="/a", weights="openai")
-    reproduce.claim(first, tmp_path)
+    reproduce.claim(replace(first, data="/wrong"), tmp_path)
+    reproduce.claim(first, tmp_path)  # nothing was made of the wrong folder
+    (tmp_path / reproduce.PREPARED).parent.mkdir()
+    (tmp_path / reproduce.PREPARED).touch()
     reproduce.claim(first, tmp_path)
     with pytest.raises(RaffectError, match="was made with seeds 5, not 3; give"):
         reproduce.claim(replace(first, seeds=3), tmp_path)
@@ -113,6 +116,9 @@ def test_what_is_missing_is_said_before_anything_is_written(tmp_path):
         reproduce.main(words)
     words[1:2] = ["embedded", "--epochs", "0"]
     with pytest.raises(RaffectError, match="--epochs 0: expected 1 or more"):
+        reproduce.main(words)
+    words[2:4] = ["--alphas", "high"]
+    with pytest.raises(RaffectError, match="loss.alpha 'high': expected a number"):
         reproduce.main(words)
     assert not (tmp_path / "out").exists()
 
