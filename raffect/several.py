@@ -55,11 +55,10 @@ class SeveralBanks:
         try:
             return join_banks(self.parts, self.path, self.how)
         except PermissionError as error:
-            parts = shlex.join(map(str, self.parts))
+            words = ["--banks", *map(str, self.parts), "--how", self.how, "--bank"]
             raise RaffectError(
                 f"{self.path}: no right to write there, beside the first of several banks; make "
-                f"it elsewhere, `raffect bank join --banks {parts} --bank BANK --how {self.how}`, "
-                "and name that one"
+                f"it elsewhere, `raffect bank join {shlex.join(words)} BANK`, and name that one"
             ) from error
 
 

@@ -145,6 +145,6 @@ def test_without_the_right_to_write_beside_the_first_bank_the_remedy_is_named(mo
 
     monkeypatch.setattr("raffect.bank.join.join_banks", refused)
     _, several = name_joined_bank("train", ["--bank", "/ro/A", "/ro/B"])
-    remedy = "raffect bank join --banks /ro/A /ro/B --bank BANK --how concatenate"
+    remedy = "raffect bank join --banks /ro/A /ro/B --how concatenate --bank BANK"
     with pytest.raises(RaffectError, match=remedy):
         several.join()
