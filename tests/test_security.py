@@ -234,6 +234,7 @@ with ray_session(None):
 """
 
 
+@pytest.mark.cluster
 def test_rays_token_is_not_left_readable_and_its_dashboard_takes_no_jobs(tmp_path):
     environment = {name: os.environ[name] for name in os.environ if "RAY_AUTH" not in name}
     done = subprocess.run(

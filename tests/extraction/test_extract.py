@@ -129,6 +129,7 @@ def test_another_encoder_on_a_bank_is_refused_finished_or_not(bank, config):
         commit.write_bytes(content)
 
 
+@pytest.mark.cluster
 def test_another_file_of_the_same_name_is_refused_by_a_finished_bank(bank, config, tmp_path):
     own, encoders = replace(config, bank=tmp_path / "own"), []
     for number in (0, 1):
@@ -293,6 +294,7 @@ def test_an_encoder_that_never_starts_ends_the_run_with_one_line(
         extract(replace(config, bank=tmp_path / "bank"), load=load, geometry=Geometry(size=32))
 
 
+@pytest.mark.cluster
 def test_a_run_in_which_nothing_moves_ends_with_one_line(config, tmp_path, monkeypatch, local_ray):
     class Stuck(Encoder):
         def encode(self, frames):
@@ -310,6 +312,7 @@ def test_a_run_in_which_nothing_moves_ends_with_one_line(config, tmp_path, monke
         extract(replace(config, bank=tmp_path / "bank"), load=load)
 
 
+@pytest.mark.cluster
 def test_encoders_that_die_while_they_load_are_started_again(config, tmp_path, local_ray):
     """As on a node that is lost or out of memory."""
 
@@ -337,6 +340,7 @@ def load_stand_in(config, device, threads):
     )
 
 
+@pytest.mark.cluster
 def test_a_dry_run_probes_with_the_threads_priority_and_environment_of_the_run(
     config, tmp_path, local_ray, monkeypatch
 ):
