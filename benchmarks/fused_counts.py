@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from roofline import CARDS
+from tools import FIGURE_2
+
 from raffect.heads.fused_step import column_block, layers_of
 from raffect.heads.head import MlpSpec
 
-CARDS = {"A6000": (0.768e12, 38.7e12), "A100": (2.04e12, 19.5e12), "H100": (3.35e12, 67e12)}
-"""Bytes a second and float32 operations a second."""
+SHOWN = ("A6000", "A100", "H100")
 PAPER = MlpSpec(768, 768, 3, 8)
 TORCH_LAUNCHES = 9
 """Of the gather of a batch: counted in tests/heads/test_fused.py."""
-FIGURE2 = 29.3e6
-"""Head-steps of the paper's Figure 2."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class StepCount:
     operations: int
 
     def seconds(self, card: str, per_launch: float) -> float:
-        """Computed time on a card of `CARDS`."""
-        bandwidth, rate = CARDS[card]
-        busy = max(self.bytes / bandwidth, self.operations / rate)
+        """Computed time on a card of `roofline.CARDS`."""
+        limits = CARDS[card]
+        busy = max(self.bytes / limits.bytes_s, self.operations / limits.flop_s["float32"])
         return self.launches * per_launch + busy
 
 
@@ -93,10 +93,10 @@ def lines() -> list[str]:
     for heads in (1, 10, 50):
         count = count_step(heads)
         sizes = f"{count.bytes / heads / 1e6:.1f} | {count.operations / heads / 1e6:.0f}"
-        for card in CARDS:
+        for card in SHOWN:
             low, high = (count.seconds(card, each) / heads * 1e6 for each in (1e-6, 2e-6))
             out.append(f"| {heads} | {count.launches} | {sizes} | {card} | {low:.1f}-{high:.1f} |")
-    low, high = (count_step(50).seconds("H100", each) / 50 * FIGURE2 / 60 for each in (1e-6, 2e-6))
+    low, high = (count_step(50).seconds("H100", each) / 50 * FIGURE_2 / 60 for each in (1e-6, 2e-6))
     return [*out, "", f"Figure 2, fifty heads at a time on an H100: {low:.1f}-{high:.1f} minutes."]
 
 

@@ -20,7 +20,7 @@ import torch
 from encode import Comparison
 from made import AFF_WILD2, draw_faces, make_bank
 from startup import FIRST_STEP, time_command, time_extract
-from tools import flags, scratch
+from tools import FIGURE_2, flags, scratch
 
 from raffect.bank.format import Bank
 from raffect.config import EncoderConfig, ExtractConfig
@@ -30,8 +30,6 @@ from raffect.runs.folder import RunFolder
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from kill_extract import stable_bytes
 
-HEAD_STEPS = 10 * 5 * 32 * (587_000 // 32)
-"""Of the paper's Figure 2: 10 alphas, 5 seeds, 32 epochs, batches of 32."""
 ROOT = Path(__file__).parents[1]
 RAFFECT = [sys.executable, "-m", "raffect.cli"]
 CUDA_TESTS = ["tests/heads/test_cuda.py", "tests/encoders/test_cuda.py"]
@@ -159,7 +157,7 @@ def time_heads(size: Size) -> Values:
         costs = [train.time_raffect(samples, labels, size.steps, heads, way) for way in ways]
         best = min(costs, key=lambda cost: cost.wall_s)
         values |= {f"{name} us": best.wall_s * 1e6, f"{name} launches": best.launches}
-    values["figure 2"] = HEAD_STEPS * values["many us"] / 60e6
+    values["figure 2"] = FIGURE_2 * values["many us"] / 60e6
     if size.device == "cuda":
         values["step GB"] = torch.cuda.max_memory_allocated() / 1e9
     if size.name != "quick":
@@ -263,7 +261,7 @@ def sweep(size: Size) -> Values:
         records = RunFolder(folder / "sweep").read_records()
     trained = max(record.trained_by.wall_s for record in records)
     head_steps = len(records) * (size.train_frames // 32) * epochs
-    whole = wall - trained + trained / head_steps * HEAD_STEPS * len(records) / 50
+    whole = wall - trained + trained / head_steps * FIGURE_2 * len(records) / 50
     return {"sweep us": trained / head_steps * 1e6, "sweep minutes": whole / 60}
 
 
@@ -309,7 +307,7 @@ def compute_roofline(size: Size) -> Values:
         return values
     one, many = (seconds(calls, known[0], LAUNCH_US[0]) * 1e6 for calls in steps)
     values |= {"one us": one, "many us": many / size.heads[1]}
-    values["sweep us"], minutes = values["many us"], HEAD_STEPS * values["many us"] / 60e6
+    values["sweep us"], minutes = values["many us"], FIGURE_2 * values["many us"] / 60e6
     values |= {"figure 2": minutes, "sweep minutes": minutes}
     return values | {"tower": 256 / seconds(pictures, known[0], LAUNCH_US[0])}
 

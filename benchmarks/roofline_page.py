@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from fake_cuda import Call
 from roofline import CARDS, LAUNCH_US, REACHED, Card, seconds
+from tools import FIGURE_2
 
-FIGURE_2 = 10 * 5 * 32 * (587_000 // 32)
-"""Head-steps of the paper's Figure 2: 10 alphas, 5 seeds, 32 epochs."""
 PICTURES = 256
 _BATCH = "batch of pictures"
 _MEASURED = (

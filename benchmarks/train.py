@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 import torch
 from scipy.optimize import fminbound
-from tools import new_parser, print_header, print_row
+from tools import FIGURE_2, new_parser, print_header, print_row
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity
@@ -44,8 +44,6 @@ PASSES = 12
 
 Forward and backward by inputs twice, backward by weights once, Adam 7.
 """
-FIGURE_2 = 10 * 5 * 32 * (587_000 // BATCH)
-"""Head-steps of the paper's Figure 2: 10 alphas, 5 seeds, 32 epochs."""
 LAUNCHES = (
     "cudaLaunchKernel",
     "cudaGraphLaunch",
