@@ -337,6 +337,11 @@ def write_manifest(table: pa.Table, path: Path, synthetic: bool) -> None:
     write_table(table, path, metadata | {SYNTHETIC: str(synthetic).lower()})
 
 
+def find_manifest(path: Path) -> Path:
+    """The manifest's file: ``path`` itself, or the one in the folder that prepare wrote."""
+    return path / "manifest.parquet" if path.is_dir() else path
+
+
 def read_manifest(path: Path) -> pa.Table:
     """Read and check a manifest; its metadata record whether it is synthetic.
 
@@ -347,7 +352,7 @@ def read_manifest(path: Path) -> pa.Table:
         RaffectError: If it is not a manifest, or a frame lacks its number, is doubled or is out of
             order.
     """
-    path = path / "manifest.parquet" if path.is_dir() else path
+    path = find_manifest(path)
     table = read_table(path, COLUMNS, "manifest", "raffect prepare")
 
     # Cells

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
@@ -40,6 +39,7 @@ from raffect.encoders.weights import (
 )
 from raffect.errors import RaffectError
 from raffect.progress import format_bytes
+from raffect.storage.paths import sha256_of
 from raffect.storage.tables import table_of
 
 
@@ -268,7 +268,7 @@ def verify(config: ModelsVerifyConfig) -> WeightsReport:
     """
     # The file against its authors' hash.
     source = resolve(config.encoder)
-    sha256 = _sha256(source.file) if source.file else ""
+    sha256 = sha256_of(source.file) if source.file else ""
     published = _published_sha256(source.model, source.name, source.file) if source.file else None
     if published and not sha256.startswith(published):
         what = f"{source.file}: SHA-256 begins with {sha256[:8]}"
@@ -305,8 +305,3 @@ def _published_sha256(model: str, tag: str, file: Path) -> str | None:
     # OpenAI has a folder of the whole hash, open_clip the start of it in the file's name.
     match = re.search(r"/([0-9a-f]{64})/", url) or re.search(r"-([0-9a-f]{8})\.pt$", url)
     return match[1] if match else None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -33,7 +33,7 @@ from raffect.encoders.weights import Source, is_timm, read_model_config, resolve
 from raffect.errors import RaffectError, require
 from raffect.progress import stage
 from raffect.storage.atomic import write_atomic
-from raffect.storage.paths import Damaged, read_parquet
+from raffect.storage.paths import Damaged, read_parquet, sha256_of
 from raffect.storage.records import Record
 
 _BATCH = 16
@@ -274,11 +274,7 @@ def _cache_folder() -> Path:
 
 def _name_of(source: Source) -> str:
     """Name of the cache of some weights, from their content."""
-    if source.file is None:
-        content = source.name
-    else:
-        with source.file.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+    content = source.name if source.file is None else sha256_of(source.file)
     return hashlib.sha256(f"{source.model} {content}".encode()).hexdigest()[:16]
 
 

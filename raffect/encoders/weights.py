@@ -8,7 +8,6 @@ the Hugging Face hub keep theirs. Nothing is downloaded except by `raffect model
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import math
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from raffect.config import EMBEDDED_MODEL, TIMM_PREFIX, EncoderConfig
 from raffect.errors import RaffectError
+from raffect.storage.paths import sha256_of
 from raffect.storage.records import parse_object
 
 if TYPE_CHECKING:
@@ -286,8 +286,7 @@ def require_openais(file: Path) -> None:
     Raises:
         RaffectError: If its SHA-256 is in no address of open_clip's table.
     """
-    with file.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    digest = sha256_of(file)
     if digest not in openai_digests():
         kind = "a TorchScript archive, which may bring code along, and not one of OpenAI's"
         what = f"--encoder.weights {file}: {kind} (SHA-256 {digest[:12]}...)"

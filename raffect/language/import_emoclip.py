@@ -6,7 +6,6 @@ not say, such as how it was trained, its card does not say either.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -37,6 +36,7 @@ from raffect.recipe import (
     read_recipe,
     with_settings,
 )
+from raffect.storage.paths import sha256_of
 
 _LAYER = re.compile(r"temporal\.temporal_transformer\.layers\.([0-9]{1,4})\.", re.A)
 _QKV = "temporal.temporal_transformer.layers.0.0.fn.fn.to_qkv.weight"
@@ -122,9 +122,7 @@ def import_emoclip(config: ImportEmoclipConfig) -> ImportedHead:
 
     # The head
     state = {name: value.detach().to(torch.float32).clone() for name, value in own.items()}
-    with config.file.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    save_head(config.out, _card(config, identity, spec, sha256), state)
+    save_head(config.out, _card(config, identity, spec, sha256_of(config.file)), state)
     return ImportedHead(
         folder=config.out,
         file=config.file,

@@ -45,6 +45,7 @@ from raffect.pipelines.compared import (
     read_recipes,
     take_fingerprint,
 )
+from raffect.pipelines.known import read_known
 from raffect.provenance import describe_run
 from raffect.ray_session.session import ray_session
 from raffect.reporting.compare import draw_comparison
@@ -72,7 +73,7 @@ def compare(config: CompareConfig) -> CompareResult:
     labels = find_labels(config.labels, config.task)
     recipes = read_recipes(config)
     fingerprint = take_fingerprint(config, labels, candidates, recipes)
-    if (known := _read_known(config.out, fingerprint)) is not None:
+    if (known := read_known(Comparison, config.out, _FILES, fingerprint)) is not None:
         return CompareResult(comparison=known, out=config.out, is_old=True)
 
     # Banks
@@ -264,15 +265,6 @@ def _write(out: Path, found: Comparison) -> None:
         title += "; frames/s of joined banks are computed"
     draw_comparison(found.rows(), found.chance, title, kind_of(data.task), out / "compare")
     write_atomic(out / "compare.json", found.to_bytes())
-
-
-def _read_known(out: Path, fingerprint: str) -> Comparison | None:
-    """What an earlier run of the same command found; None without one, or without a file of it."""
-    if not all((out / name).is_file() for name in _FILES):
-        return None
-    file, remedy = out / "compare.json", "delete it and run the same command again"
-    found = Comparison.from_json(file.read_bytes(), file, remedy)
-    return found if found.fingerprint == fingerprint else None
 
 
 def _say(line: str) -> None:

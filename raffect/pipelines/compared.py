@@ -16,6 +16,7 @@ from raffect.config import CompareConfig, EncoderConfig, TrainConfig
 from raffect.config.compare import name_encoder, read_encoder
 from raffect.errors import RaffectError, require
 from raffect.evaluation.comparison import Origin
+from raffect.pipelines.known import digest_inputs
 from raffect.recipe import flatten, plain
 
 _JOINED = "joined"
@@ -134,14 +135,8 @@ def take_fingerprint(
     recipes: Mapping[str, TrainConfig],
 ) -> str:
     """SHA-256 of all that decides the results, as far as files say it."""
-    require(labels.is_file(), f"{labels}: no such label table; make one with `raffect prepare`")
-    files = [labels]
-    if config.manifest is not None and config.encoders:
-        path = config.manifest
-        path = path / "manifest.parquet" if path.is_dir() else path
-        require(path.is_file(), f"{path}: no such manifest; make one with `raffect prepare`")
-        files.append(path)
-    parts: list[Any] = [_VERSION, [_digest(file) for file in files]]
+    manifest = config.manifest if config.encoders else None
+    parts: list[Any] = [_VERSION, digest_inputs(labels, manifest)]
     parts += [[config.join, config.num_seeds, config.select, config.against]]
     parts += [{name: flatten(plain(recipe)) for name, recipe in recipes.items()}]
     for found in candidates:
@@ -150,9 +145,3 @@ def take_fingerprint(
         digest = Bank(found.path).require().digest() if given else ""
         parts.append([found.name, encoder, str(found.path) if given else "", digest])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file, which may be larger than memory."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -47,6 +47,7 @@ from raffect.heads.checkpoint import require_encoder
 from raffect.heads.contrastive import require_answers
 from raffect.metrics.task_kinds import kind_of
 from raffect.metrics.worst import find_worst
+from raffect.pipelines.known import digest_inputs, read_known
 from raffect.progress import Progress, stage
 from raffect.provenance import describe_run
 from raffect.ray_session.session import ray_session
@@ -77,7 +78,7 @@ def robust(config: RobustConfig) -> RobustResult:
     labels = find_labels(config.labels, task.name)
     identity = _choose_encoder(everything, config.weights)
     fingerprint = _fingerprint(config, labels, everything)
-    if (known := _read_known(config.out, fingerprint)) is not None:
+    if (known := read_known(Robustness, config.out, _FILES, fingerprint)) is not None:
         return RobustResult(robustness=known, out=config.out, is_old=True)
 
     # A bank a copy
@@ -341,20 +342,13 @@ def _write(out: Path, found: Robustness) -> None:
 
 def _fingerprint(config: RobustConfig, labels: Path, heads: Sequence[PickedHead]) -> str:
     """SHA-256 of all that decides scores, as far as files say it."""
-    manifest = config.manifest / "manifest.parquet" if config.manifest.is_dir() else config.manifest
-    require(manifest.is_file(), f"{manifest}: no such manifest; make one with `raffect prepare`")
-    require(labels.is_file(), f"{labels}: no such label table; make one with `raffect prepare`")
-    files = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (manifest, labels)]
+    of_labels, of_manifest = digest_inputs(labels, config.manifest)
     names = ("corruptions", "strengths", "split", "epoch", "weights", "seed")
     settings = [getattr(config, name) for name in names]
-    parts = [VERSION, files, settings, [(str(h.run), h.card.sha256) for h in heads]]
+    parts = [
+        VERSION,
+        [of_manifest, of_labels],
+        settings,
+        [(str(h.run), h.card.sha256) for h in heads],
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _read_known(out: Path, fingerprint: str) -> Robustness | None:
-    """What an earlier run of the same command found; None without one, or without a file of it."""
-    if not all((out / name).is_file() for name in _FILES):
-        return None
-    file, remedy = out / "robust.json", "delete it and run the same command again"
-    found = Robustness.from_json(file.read_bytes(), file, remedy)
-    return found if found.fingerprint == fingerprint else None

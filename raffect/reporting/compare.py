@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 
 from raffect.metrics.scores import Chance
 from raffect.metrics.task_kinds import Kind
-from raffect.reporting.figures import _PALETTE, _STYLE, INK, MUTED, Rows
-from raffect.reporting.figures import _save as save_figure
+from raffect.reporting.figures import INK, MUTED, PALETTE, STYLE, Rows, save_figure
 
 _WIDTH = 4.6
 """Inches: on a phone the letters then have nearly the size of its own text."""
@@ -38,7 +37,7 @@ def draw_comparison(rows: Rows, chance: Chance, title: str, kind: Kind, stem: Pa
     """
     # What is known of a bank alone stands in each of its rows
     banks = list({row["letter"]: row for row in rows}.values())
-    plt.style.use(_STYLE)
+    plt.style.use(STYLE)
     height = 0.24 * len(banks)
     figure = plt.figure(figsize=(_WIDTH, 3.9 + height))
     grid = figure.add_gridspec(2, 2, height_ratios=(3.0, 0.3 + height), hspace=0.42, wspace=0.12)
@@ -68,7 +67,7 @@ def _draw_scores(axes: Axes, rows: Rows, banks: Rows) -> None:
     unknown = [letter for letter, rate in rates.items() if not rate]
     left = min(known, default=1.0) / 1.8
     places = {letter: rate or left / 1.3 ** unknown.index(letter) for letter, rate in rates.items()}
-    colors = {letter: _PALETTE(k / len(rates) * 0.8) for k, letter in enumerate(rates)}
+    colors = {letter: PALETTE(k / len(rates) * 0.8) for k, letter in enumerate(rates)}
 
     # Points with their intervals; several recipes stand side by side
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from raffect.metrics.task_kinds import Kind
 from raffect.reporting.figures import (
-    _BELOW,
-    _PALETTE,
     ACCENT,
+    BELOW,
     MUTED,
+    PALETTE,
     Rows,
     _draw_references,
     _new,
-    _save,
+    save_figure,
 )
 
 
@@ -32,7 +32,7 @@ def draw_few_shot(rows: Rows, lines: dict[str, float], title: str, kind: Kind, s
     place = {number: k for k, number in enumerate(shots)}
     figure, axes = _new(7.2, 4.2)
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    colors = [ACCENT, MUTED, _PALETTE(0.65), _PALETTE(0.1), _PALETTE(0.4)]
+    colors = [ACCENT, MUTED, PALETTE(0.65), PALETTE(0.1), PALETTE(0.4)]
     for method, color in zip(methods, colors, strict=False):
         found = [row for row in rows if row["method"] == method]
         x = [place[row["shots"]] for row in found]
@@ -48,5 +48,5 @@ def draw_few_shot(rows: Rows, lines: dict[str, float], title: str, kind: Kind, s
         ylabel=f"{kind.title}, validation; band ± 1 sd over draws",
         title=title,
     )
-    axes.legend(ncols=2, bbox_to_anchor=(-0.05, -0.16), **_BELOW)
-    _save(figure, rows, stem)
+    axes.legend(ncols=2, bbox_to_anchor=(-0.05, -0.16), **BELOW)
+    save_figure(figure, rows, stem)

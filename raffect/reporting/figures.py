@@ -26,7 +26,7 @@ mpl.rcParams["text.parse_math"] = False
 Rows = list[dict[str, Any]]
 
 INK, GRID, ACCENT, SECOND, MUTED = "#1f2933", "#d9dee4", "#1f6feb", "#d1495b", "#8a94a0"
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -45,7 +45,7 @@ _STYLE: dict[str, Any] = {
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
 }
-_PALETTE = plt.get_cmap("viridis")
+PALETTE = plt.get_cmap("viridis")
 _LIGHTEST = 0.8
 """Share of the palette that can be seen on white, and on black in a page's inverted colors."""
 MOST_CURVES = 12
@@ -54,7 +54,7 @@ _LONG = 36
 """Characters of a label above which a legend has one column."""
 _ABSENT: dict[str, Any] = {"facecolor": "none", "edgecolor": GRID, "hatch": "///", "linewidth": 0}
 """Where a class would be that no frame shows."""
-_BELOW: dict[str, Any] = {"loc": "upper left", "fontsize": 8}
+BELOW: dict[str, Any] = {"loc": "upper left", "fontsize": 8}
 """A legend below the axes: it covers no curve, and the picture stays narrow."""
 
 
@@ -80,8 +80,8 @@ def draw_alpha(rows: Rows, lines: dict[str, float], title: str, kind: Kind, stem
         ylabel=f"{kind.title}, validation",
         title=title,
     )
-    axes.legend(ncols=2, bbox_to_anchor=(-0.05, -0.16), **_BELOW)
-    _save(figure, rows, stem)
+    axes.legend(ncols=2, bbox_to_anchor=(-0.05, -0.16), **BELOW)
+    save_figure(figure, rows, stem)
 
 
 def _draw_last_epochs(axes: Axes, rows: Rows, kind: Kind) -> None:
@@ -171,7 +171,7 @@ def draw_outputs(rows: Rows, title: str, kind: Kind, stem: Path) -> None:
     axes.set_xticks(places, [f"{row['name']}\n{row['frames']:,}" for row in rows], fontsize=8)
     axes.set_xlim(-0.6, len(rows) - 0.4)
     axes.grid(axis="x", visible=False)
-    _save(figure, rows, stem)
+    save_figure(figure, rows, stem)
 
 
 def draw_confusion(matrices: np.ndarray, names: Sequence[str], title: str, stem: Path) -> None:
@@ -208,7 +208,7 @@ def draw_confusion(matrices: np.ndarray, names: Sequence[str], title: str, stem:
     axes.grid(visible=False)
     counts = [dict(zip(names, map(int, row), strict=True)) for row in matrix]
     rows = [{"true": name, **row} for name, row in zip(names, counts, strict=True)]
-    _save(figure, rows, stem)
+    save_figure(figure, rows, stem)
 
 
 def draw_curves(rows: Rows, title: str, how_many: str, kind: Kind, stem: Path) -> None:
@@ -221,7 +221,7 @@ def draw_curves(rows: Rows, title: str, how_many: str, kind: Kind, stem: Path) -
         kind: Of the task.
         stem: Path without suffix of the PNG and the CSV.
     """
-    plt.style.use(_STYLE)
+    plt.style.use(STYLE)
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.0, 3.4))
     labels = list(dict.fromkeys(row["label"] for row in rows))
 
@@ -229,7 +229,7 @@ def draw_curves(rows: Rows, title: str, how_many: str, kind: Kind, stem: Path) -
     for k, label in enumerate(labels):
         part = [row for row in rows if row["label"] == label]
         epochs = [row["epoch"] for row in part]
-        color = _PALETTE(k / max(len(labels) - 1, 1) * _LIGHTEST)
+        color = PALETTE(k / max(len(labels) - 1, 1) * _LIGHTEST)
         for axes, name in ((left, "train_loss"), (right, kind.curve_key)):
             values = [row[name] for row in part]
             axes.plot(epochs, values, color=color, linewidth=1.3, label=label)
@@ -238,8 +238,8 @@ def draw_curves(rows: Rows, title: str, how_many: str, kind: Kind, stem: Path) -
     right.set(xlabel="epoch", ylabel=f"{kind.title}, validation")
     figure.tight_layout()
     columns = 1 if max(map(len, labels)) > _LONG else 3
-    left.legend(title=how_many or None, ncols=columns, bbox_to_anchor=(-0.1, -0.16), **_BELOW)
-    _save(figure, rows, stem)
+    left.legend(title=how_many or None, ncols=columns, bbox_to_anchor=(-0.1, -0.16), **BELOW)
+    save_figure(figure, rows, stem)
 
 
 def draw_scores(rows: Rows, chance: float, title: str, kind: Kind, stem: Path) -> None:
@@ -270,8 +270,8 @@ def draw_scores(rows: Rows, chance: float, title: str, kind: Kind, stem: Path) -
     axes.axvline(chance, color=INK, linestyle=":", linewidth=1.2, label=f"chance {chance:.3f}")
     axes.set_yticks(places, [row["label"] for row in rows], fontsize=8)
     axes.set(xlabel=f"{kind.title}, validation; bars: {meaning}", title=title)
-    axes.legend(bbox_to_anchor=(-0.05, _under(figure)), **_BELOW)
-    _save(figure, rows, stem)
+    axes.legend(bbox_to_anchor=(-0.05, _under(figure)), **BELOW)
+    save_figure(figure, rows, stem)
 
 
 def draw_unseen(rows: Rows, chance: float, title: str, stem: Path) -> None:
@@ -305,8 +305,8 @@ def draw_unseen(rows: Rows, chance: float, title: str, stem: Path) -> None:
     ]
     axes.set_yticks(places, names, fontsize=8)
     axes.set(xlabel="recall, validation; bars: 95 % interval", title=title, xlim=(-0.03, 1.03))
-    axes.legend(ncols=3, bbox_to_anchor=(-0.05, _under(figure)), **_BELOW)
-    _save(figure, rows, stem)
+    axes.legend(ncols=3, bbox_to_anchor=(-0.05, _under(figure)), **BELOW)
+    save_figure(figure, rows, stem)
 
 
 def draw_window(rows: Rows, chosen: Collection[int], title: str, kind: Kind, stem: Path) -> None:
@@ -335,12 +335,12 @@ def draw_window(rows: Rows, chosen: Collection[int], title: str, kind: Kind, ste
     axes.set_xticks(places, [str(row["window"]) for row in rows])
     axes.margins(y=0.18)
     axes.set(xlabel="mean over ± so many frames", ylabel=kind.title, title=title)
-    axes.legend(bbox_to_anchor=(-0.05, -0.2), **_BELOW)
-    _save(figure, rows, stem)
+    axes.legend(bbox_to_anchor=(-0.05, -0.2), **BELOW)
+    save_figure(figure, rows, stem)
 
 
 def _new(width: float, height: float) -> tuple[Figure, Axes]:
-    plt.style.use(_STYLE)
+    plt.style.use(STYLE)
     return plt.subplots(figsize=(width, height))
 
 
@@ -349,7 +349,7 @@ def _under(figure: Figure) -> float:
     return -0.62 / figure.get_size_inches()[1]
 
 
-def _save(figure: Figure, rows: Rows, stem: Path) -> None:
+def save_figure(figure: Figure, rows: Rows, stem: Path) -> None:
     """Write a picture, and its numbers beside it."""
     write_csv(stem.with_name(f"{stem.name}.csv"), rows)
     with atomic_path(stem.with_name(f"{stem.name}.png")) as temporary:

@@ -13,8 +13,7 @@ from matplotlib.patches import Rectangle
 
 from raffect.metrics.task_kinds import Kind
 from raffect.reporting.cross_sets import Cell, Matrix
-from raffect.reporting.figures import _STYLE, INK, MUTED
-from raffect.reporting.figures import _save as save_figure
+from raffect.reporting.figures import INK, MUTED, STYLE, save_figure
 from raffect.reporting.page import as_text
 from raffect.reporting.results import table_of
 from raffect.runs.spread import mean_and_sd, short
@@ -83,7 +82,7 @@ def draw_matrix(matrix: Matrix, title: str, stem: Path) -> None:
                 level = cell.chance.level
                 # Of a chance level of 1 nothing is left to gain
                 shares[row, k] = max(cell.score.mean - level, 0) / max(1 - level, 1e-9)
-    plt.style.use(_STYLE)
+    plt.style.use(STYLE)
     size = (1.4 + 1.4 * len(columns), 1.2 + 0.8 * len(matrix.runs))
     figure, axes = plt.subplots(figsize=size)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")

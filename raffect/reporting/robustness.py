@@ -8,8 +8,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from raffect.metrics.task_kinds import Kind
-from raffect.reporting.figures import _BELOW, _PALETTE, _STYLE, ACCENT, INK, MUTED, SECOND, Rows
-from raffect.reporting.figures import _save as save_figure
+from raffect.reporting.figures import (
+    ACCENT,
+    BELOW,
+    INK,
+    MUTED,
+    PALETTE,
+    SECOND,
+    STYLE,
+    Rows,
+    save_figure,
+)
 
 _COLUMNS = 3
 
@@ -30,7 +39,7 @@ def draw_robustness(
     # A panel each
     shown = [row for row in rows if row["strength"] is not None]
     names = [name for name in dict.fromkeys(row["corruption"] for row in shown) if name != "clean"]
-    plt.style.use(_STYLE)
+    plt.style.use(STYLE)
     columns = min(_COLUMNS, len(names))
     lines = -(-len(names) // columns)
     figure, panels = plt.subplots(
@@ -42,7 +51,7 @@ def draw_robustness(
     )
     runs = list(dict.fromkeys(row["run"] for row in shown))
     fixed = [MUTED, ACCENT, SECOND]
-    colors = fixed + [_PALETTE(k / max(len(runs), 1) * 0.8) for k in range(len(runs))]
+    colors = fixed + [PALETTE(k / max(len(runs), 1) * 0.8) for k in range(len(runs))]
 
     # A line a run, from the frames without damage on
     for name, axes in zip(names, panels.flat, strict=False):
@@ -69,5 +78,5 @@ def draw_robustness(
     figure.supylabel(kind.title, fontsize=9)
     figure.tight_layout()
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=2, bbox_to_anchor=(0.02, 0.0), **_BELOW)
+    figure.legend(handles, labels, ncols=2, bbox_to_anchor=(0.02, 0.0), **BELOW)
     save_figure(figure, rows, stem)

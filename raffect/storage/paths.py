@@ -10,6 +10,7 @@ instance), never from a URL or a flag.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import stat
@@ -295,3 +296,9 @@ def explain(error: BaseException) -> str | None:
     what = " ".join(str(error).split())[:200]
     remedy = "check AWS_ENDPOINT_URL, the credentials and the bucket on every machine"
     return f"object storage: {what}; {remedy}"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, which may be larger than memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

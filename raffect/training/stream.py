@@ -66,8 +66,8 @@ def decide_stream(
     if choice == "always" or choice == "never":  # noqa: PLR1714
         return choice
     # A trial has a share of a GPU; workers on GPUs hold a part each, unless they read windows
-    memory: float = memory_bytes(device)
-    if on_gpu(device):
+    memory: float = _memory_bytes(device)
+    if _on_gpu(device):
         memory *= min(share, 1.0) * (num_workers if windows is None else 1)
     needed = 2 * len(index.shard) * index.dim + (0 if windows is None else windows.nbytes)
     fits = needed <= MEMORY_SHARE * memory
@@ -91,22 +91,22 @@ def are_shared(index: FeatureIndex, device: str, workers: Workers) -> bool:
         workers: Who calls this at once.
     """
     # Workers without GPUs may all be on this machine
-    copies = 1 if on_gpu(device) else workers.size
+    copies = 1 if _on_gpu(device) else workers.size
     needed = copies * 2 * len(index.shard) * index.dim
-    is_short = needed > MEMORY_SHARE * memory_bytes(device)
-    answers = torch.tensor(float(is_short), device="cuda" if on_gpu(device) else "cpu")
+    is_short = needed > MEMORY_SHARE * _memory_bytes(device)
+    answers = torch.tensor(float(is_short), device=device)
     is_plain = not isinstance(index, ClipIndex | WindowIndex)
     return is_plain and workers.size > 1 and bool(workers.sum_(answers) > 0)
 
 
-def on_gpu(device: str) -> bool:
+def _on_gpu(device: str) -> bool:
     """Whether a configuration's device is a GPU here."""
     return device != "cpu" and torch.cuda.is_available()
 
 
-def memory_bytes(device: str) -> int:
+def _memory_bytes(device: str) -> int:
     """Memory of the GPU, or of the machine."""
-    if on_gpu(device):
+    if _on_gpu(device):
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
