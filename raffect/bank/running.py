@@ -10,6 +10,7 @@ machines may differ.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import re
@@ -65,13 +66,15 @@ def note_of_run(bank: Path, join: bool | None = False) -> Generator[None]:
     ours = Writer(host=socket.gethostname(), machine=_machine(), pid=os.getpid())
     host = re.sub(r"[^\w.-]", "_", ours.host)[:60]
     file = bank / "running" / f"{host}-{ours.pid}-{uuid.uuid4().hex[:6]}.json"
-    write_atomic(file, ours.to_bytes())
     stop = threading.Event()
     renewal = threading.Thread(target=_renew, args=(file, ours, stop), daemon=True)
+    advice = ", or add --join to share the work" if join is False else ""
     try:
-        if not join:
-            _require_alone(file, ours, ", or add --join to share the work" if join is False else "")
-        write_atomic(file, replace(ours, renewed=1).to_bytes())
+        write_atomic(file, ours.to_bytes())
+        with _one_at_a_time(file.parent):
+            if not join:
+                _require_alone(file, ours, advice)
+            write_atomic(file, replace(ours, renewed=1).to_bytes())
         renewal.start()
         with last_act(lambda _: file.unlink(missing_ok=True), "after"):
             yield
@@ -81,6 +84,22 @@ def note_of_run(bank: Path, join: bool | None = False) -> Generator[None]:
             renewal.join()
         with contextlib.suppress(Exception):
             file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Generator[None]:
+    """Locks a folder against other runs of this machine; nothing where its storage has no locks.
+
+    Between two machines only the order of notes decides: two that start within one tick of the
+    storage's clock may then both go on, which costs work done twice and nothing else.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _renew(file: Path, ours: Writer, stop: threading.Event) -> None:

@@ -1,6 +1,5 @@
 """`raffect doctor` and `raffect models`: every failing line says how to fix it."""
 
-import hashlib
 import shutil
 import socket
 import sys
@@ -115,7 +114,6 @@ def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "get_tag_config", lambda model, tag: {"url": url})
     with pytest.raises(RaffectError, match="its authors published 00000000"):
         models.verify(ModelsVerifyConfig(encoder=EncoderConfig(model="ViT-B-32-quickgelu")))
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == models._sha256(file)
 
 
 def models_source(file):
