@@ -59,13 +59,13 @@ if TYPE_CHECKING:
     from raffect.extraction.pack import PackReport, pack
     from raffect.extraction.summary import ExtractSummary
     from raffect.heads.checkpoint import HeadCard, load_head
-    from raffect.language.captions import captions
-    from raffect.language.captions_result import CaptionsResult
+    from raffect.language.captions.captions import captions
+    from raffect.language.captions.result import CaptionsResult
     from raffect.language.import_emoclip import ImportedHead, import_emoclip
     from raffect.language.learn_prompts import learn_prompts
     from raffect.language.learnt_result import LearnPromptsResult
-    from raffect.language.zeroshot import zeroshot
-    from raffect.language.zeroshot_result import ZeroshotResult
+    from raffect.language.zeroshot.result import ZeroshotResult
+    from raffect.language.zeroshot.zeroshot import zeroshot
     from raffect.pipelines.compare import compare
     from raffect.pipelines.predict_files import PredictFilesResult, predict
     from raffect.pipelines.probe import ProbeResult, probe

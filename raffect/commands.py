@@ -26,8 +26,8 @@ STAGES = {
     # Heads
     "tune": ("raffect.training.tune:tune", _TORCH),
     "postprocess": ("raffect.evaluation.postprocess:postprocess", _TORCH),
-    "captions": ("raffect.language.captions:captions", _TORCH),
-    "zeroshot": ("raffect.language.zeroshot:zeroshot", _TORCH),
+    "captions": ("raffect.language.captions.captions:captions", _TORCH),
+    "zeroshot": ("raffect.language.zeroshot.zeroshot:zeroshot", _TORCH),
     "import-emoclip": ("raffect.language.import_emoclip:import_emoclip", _TORCH),
     "learn-prompts": ("raffect.language.learn_prompts:learn_prompts", _TORCH),
     # Their results

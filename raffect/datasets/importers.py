@@ -1,4 +1,4 @@
-"""The importers: one module a data set; a new one is a module beside this one and a line here."""
+"""The importers: one module a data set; a new one is a module in ``sets/`` and a line here."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from raffect.config import PrepareConfig
-from raffect.datasets import afew, affectnet, dfew, disfa, ferv39k, mafw, rafdb
 from raffect.datasets.affwild2 import importer as affwild2
 from raffect.datasets.affwild2.annotations import IMAGES
-from raffect.datasets.folder import import_folder
 from raffect.datasets.imported import Imported
 from raffect.datasets.root import Root, scan_root
-from raffect.datasets.table import import_table
+from raffect.datasets.sets import afew, affectnet, dfew, disfa, ferv39k, mafw, rafdb
+from raffect.datasets.sets.folder import import_folder
+from raffect.datasets.sets.table import import_table
 from raffect.errors import RaffectError, require
 
 

@@ -21,7 +21,7 @@ from annotated_types import Ge
 from raffect.datasets.labels import read_label_task, read_labels
 from raffect.datasets.targets import is_targets_file
 from raffect.errors import RaffectError
-from raffect.language.captioned import Captioned
+from raffect.language.captions.captioned import Captioned
 from raffect.storage.keys import of_each_name
 from raffect.storage.paths import locate, read_parquet
 from raffect.storage.records import Record

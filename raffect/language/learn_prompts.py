@@ -34,7 +34,7 @@ from raffect.language.learnt_result import (
     write_result,
 )
 from raffect.language.prompt_sets import prompts_for, shipped_for
-from raffect.language.zeroshot import zeroshot
+from raffect.language.zeroshot.zeroshot import zeroshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.progress import stage
 from raffect.runs.conclusions import TrainResult

@@ -14,7 +14,7 @@ from raffect.datasets.tasks import Task
 from raffect.encoders.text_tower import TextTower
 from raffect.heads.checkpoint import load_batch
 from raffect.heads.prompts import PromptSpec
-from raffect.language.zeroshot_result import ZeroshotResult
+from raffect.language.zeroshot.result import ZeroshotResult
 from raffect.metrics.class_kinds import F1Of
 from raffect.metrics.intervals import (
     Headline,

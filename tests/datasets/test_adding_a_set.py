@@ -13,7 +13,7 @@ from raffect.datasets.importers import BY_ROOT, Importer
 from tests.helpers.layouts import PIXELS, labels_of, run
 
 ROOT = Path(__file__).parents[2]
-DATASETS = ROOT / "raffect" / "datasets"
+SETS = ROOT / "raffect" / "datasets" / "sets"
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def moods(monkeypatch):
     """The module and the line that docs/datasets.md shows as a diff, as they would be there."""
     page = (ROOT / "docs" / "datasets.md").read_text()
     (diff,) = re.findall(r"```diff\n(.*?)```", page, re.S)
-    lines, _, module = diff.partition("+++ b/raffect/datasets/moods.py\n")
+    lines, _, module = diff.partition("+++ b/raffect/datasets/sets/moods.py\n")
     code = "".join(f"{line[1:]}\n" for line in module.splitlines())
-    found = types.ModuleType("raffect.datasets.moods")
+    found = types.ModuleType("raffect.datasets.sets.moods")
     exec(compile(code, "moods.py", "exec"), found.__dict__)
     monkeypatch.setitem(sys.modules, found.__name__, found)
     (entry,) = re.findall(r"^\+ +(\"moods\": .*),$", lines, re.M)
@@ -54,11 +54,11 @@ def test_a_thirteenth_set_goes_through_prepare_by_its_module_and_a_line(moods, t
 def test_no_other_module_of_raffect_imports_that_of_a_data_set():
     """Except for the importers; Aff-Wild2's tasks are also those of heads of November 2026."""
     sets = {Path(sys.modules[one.read.__module__].__file__) for one in BY_ROOT.values()}
-    names = {file.stem for file in sets if file.parent == DATASETS}
+    names = {file.stem for file in sets if file.parent == SETS}
     assert {"dfew", "mafw", "rafdb", "disfa"} <= names
     for file in sorted((ROOT / "raffect").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 found = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-                used = {name for name in names if f"raffect.datasets.{name}" in found}
+                used = {name for name in names if f"raffect.datasets.sets.{name}" in found}
                 assert not used or file == Path(importers.__file__), (file, used)

@@ -24,7 +24,7 @@ from raffect.datasets.labels import read_labels
 from raffect.datasets.targets import read_targets
 from raffect.errors import RaffectError
 from raffect.extraction.steps import EncodeShard, Geometry, commit_shard, read_shard, to_item
-from raffect.language.captions import captions
+from raffect.language.captions.captions import captions
 from raffect.recipe import HeadConfig, LossConfig, SamConfig
 from raffect.storage import atomic
 from raffect.training import train as training

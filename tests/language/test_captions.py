@@ -19,8 +19,8 @@ from raffect.datasets.targets import read_targets
 from raffect.datasets.tasks import Task
 from raffect.encoders.text import open_text_encoder
 from raffect.errors import RaffectError
-from raffect.language.caption_labels import Labelled, caption_units
-from raffect.language.captions_result import CaptionFacts
+from raffect.language.captions.labels import Labelled, caption_units
+from raffect.language.captions.result import CaptionFacts
 from raffect.language.classifiers import build_classifier
 from raffect.language.prompt_sets import TaskPhrases, prompts_for, read_prompt_set
 from raffect.storage.tables import read_metadata

@@ -21,7 +21,7 @@ from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head, read_card, save_head
 from raffect.heads.projection import SCALE
 from raffect.language.prompt_sets import prompts_for
-from raffect.language.trained import read_trained, seen_lines
+from raffect.language.zeroshot.trained import read_trained, seen_lines
 from raffect.metrics.intervals import Headline
 from raffect.recipe import HeadConfig, LossConfig, OptimConfig, SamConfig
 from raffect.runs.against_erm import Difference

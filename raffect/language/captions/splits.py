@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from raffect.datasets.imported import deal_split
 from raffect.errors import require
-from raffect.language.captioned import Captioned
+from raffect.language.captions.captioned import Captioned
 from raffect.language.leaks import base_of, is_split
 from raffect.storage.keys import encode_video, of_each_name
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from annotated_types import Ge
 
 from raffect.datasets.labels import is_of_clips
-from raffect.language.captioned import LeftOut
+from raffect.language.captions.captioned import LeftOut
 from raffect.language.leaks import LeakGuard, bases_of, is_split
 from raffect.storage.records import Record
 

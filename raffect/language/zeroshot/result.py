@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from raffect.language.judging import Judged
-from raffect.language.prompt_scores import PromptScores, score_prompts
-from raffect.language.trained import TrainedHeads
+from raffect.language.zeroshot.judging import Judged
+from raffect.language.zeroshot.prompt_scores import PromptScores, score_prompts
+from raffect.language.zeroshot.trained import TrainedHeads
 from raffect.metrics.scores import Chance, Score
 from raffect.metrics.task_kinds import Multiclass, kind_of
 from raffect.runs.conclusions import SweepResult

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 
 from raffect.config import PrepareConfig
-from raffect.datasets.clip_lists import Entry, clip_name, merge_entries, read_list
-from raffect.datasets.clip_sets import ClipSet
 from raffect.datasets.expressions import BASIC, expression_task, find_expression
 from raffect.datasets.imported import Imported
 from raffect.datasets.problems import Line, Problem, note_unknown
 from raffect.datasets.root import Root, open_place
+from raffect.datasets.sets.clip_lists import Entry, clip_name, merge_entries, read_list
+from raffect.datasets.sets.clip_sets import ClipSet
 from raffect.errors import RaffectError, require
 
 _LISTS = (

@@ -10,7 +10,7 @@ import pyarrow as pa
 from raffect.bank.clips import between
 from raffect.bank.features import Location, locate
 from raffect.bank.format import Bank
-from raffect.language.captioned import ends_of
+from raffect.language.captions.captioned import ends_of
 from raffect.storage.keys import Vocabulary, of_each_name
 
 Ranges = tuple[np.ndarray, np.ndarray]

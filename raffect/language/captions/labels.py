@@ -14,7 +14,7 @@ import pyarrow as pa
 from raffect.datasets.labels import is_of_clips, read_values
 from raffect.datasets.tasks import Task
 from raffect.errors import require
-from raffect.language.captioned import Captioned, LeftOut
+from raffect.language.captions.captioned import Captioned, LeftOut
 from raffect.language.prompt_sets import TaskPhrases
 from raffect.metrics.task_kinds import kind_of
 from raffect.storage.equal_rows import number_equal

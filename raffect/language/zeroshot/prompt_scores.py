@@ -10,7 +10,7 @@ import numpy as np
 
 from raffect.bank.windows import Window
 from raffect.datasets.tasks import Task
-from raffect.language.judging import Judged
+from raffect.language.zeroshot.judging import Judged
 from raffect.metrics.class_kinds import Uar, War
 from raffect.metrics.intervals import Headline
 from raffect.metrics.recalls import only

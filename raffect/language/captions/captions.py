@@ -20,22 +20,22 @@ from raffect.datasets.labels import CLIP_COLUMNS, is_of_clips, read_label_task, 
 from raffect.datasets.targets import TargetFacts, contrastive_task, write_targets
 from raffect.encoders.text import open_text_encoder
 from raffect.errors import require
-from raffect.language.caption_labels import (
+from raffect.language.captions.captioned import Captioned
+from raffect.language.captions.in_bank import BankFrames, find_frames
+from raffect.language.captions.labels import (
     caption_classes,
     caption_units,
     cut_runs,
     cut_stretches,
     read_labelled,
 )
-from raffect.language.caption_splits import require_both_splits, splits_from
-from raffect.language.caption_table import read_captions
-from raffect.language.caption_vectors import TargetVectors, encode_captions, encode_classes
-from raffect.language.captioned import Captioned
-from raffect.language.captions_result import CaptionFacts, CaptionsResult
-from raffect.language.in_bank import BankFrames, find_frames
+from raffect.language.captions.result import CaptionFacts, CaptionsResult
+from raffect.language.captions.splits import require_both_splits, splits_from
+from raffect.language.captions.table import read_captions
+from raffect.language.captions.teacher import read_teacher
+from raffect.language.captions.vectors import TargetVectors, encode_captions, encode_classes
 from raffect.language.leaks import find_tables, guard, is_split
 from raffect.language.prompt_sets import TaskPhrases, phrases_for, require_templates
-from raffect.language.teacher import read_teacher
 from raffect.progress import stage
 from raffect.storage.atomic import require_writable
 from raffect.storage.tables import read_metadata

@@ -16,9 +16,9 @@ import numpy as np
 from raffect.config import ZeroshotConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import require
-from raffect.language.judging import Judged
 from raffect.language.prompt_sets import TaskPrompts, key
-from raffect.language.trained import TrainedHeads
+from raffect.language.zeroshot.judging import Judged
+from raffect.language.zeroshot.trained import TrainedHeads
 from raffect.metrics.class_kinds import RecallOf, Uar
 from raffect.metrics.f1 import divide
 from raffect.metrics.intervals import Headline

@@ -14,8 +14,8 @@ from raffect.bank.format import Bank
 from raffect.datasets.labels import is_of_clips
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
-from raffect.language.captioned import Captioned
-from raffect.language.in_bank import find_frames
+from raffect.language.captions.captioned import Captioned
+from raffect.language.captions.in_bank import find_frames
 from raffect.storage.equal_rows import number_equal
 
 _ROW = Task(name="teacher", kind="regression", outputs=("row",), columns=("row",), unlabelled=None)

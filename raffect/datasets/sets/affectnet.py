@@ -17,9 +17,15 @@ from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.tasks import VA
 from raffect.datasets.expressions import expression_task
 from raffect.datasets.imported import SPLIT_NAMES, Imported
-from raffect.datasets.picture_sets import Picture, PictureSet, Values, read_class, unlabelled_of
 from raffect.datasets.problems import Line
 from raffect.datasets.root import PICTURE, Place, Root, open_place
+from raffect.datasets.sets.picture_sets import (
+    Picture,
+    PictureSet,
+    Values,
+    read_class,
+    unlabelled_of,
+)
 from raffect.errors import require
 from raffect.progress import stage
 from raffect.storage.arrays import read_npy

@@ -21,13 +21,13 @@ from raffect.datasets.tasks import Task
 from raffect.encoders.text import TextEncoder, open_text_encoder
 from raffect.errors import require
 from raffect.language.classifiers import build_classifier
-from raffect.language.judging import Group, Judge, Judged, read_splits
-from raffect.language.leave_one_out import judge_left_out, require_left_out
 from raffect.language.prompt_sets import TaskPrompts, prompts_for, shipped_for
 from raffect.language.sources import plain_source
-from raffect.language.trained import TrainedHeads, read_trained, seen_lines
-from raffect.language.zeroshot_folder import open_folder
-from raffect.language.zeroshot_result import ZeroshotResult, describe_scores
+from raffect.language.zeroshot.folder import open_folder
+from raffect.language.zeroshot.judging import Group, Judge, Judged, read_splits
+from raffect.language.zeroshot.leave_one_out import judge_left_out, require_left_out
+from raffect.language.zeroshot.result import ZeroshotResult, describe_scores
+from raffect.language.zeroshot.trained import TrainedHeads, read_trained, seen_lines
 from raffect.progress import Progress, stage
 from raffect.recipe import TextConfig
 from raffect.runs.conclusions import conclude_sweep

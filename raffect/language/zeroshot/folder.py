@@ -17,7 +17,7 @@ import tomli_w
 
 from raffect.config import ZeroshotConfig
 from raffect.errors import require
-from raffect.language.trained import Origins
+from raffect.language.zeroshot.trained import Origins
 from raffect.provenance import describe_run
 from raffect.runs.data import Dataset
 from raffect.runs.folder import RunFolder

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.config import PrepareConfig
-from raffect.datasets.clip_lists import Clip
 from raffect.datasets.expressions import describe_classes
 from raffect.datasets.imported import Imported, count_splits, describe_counts, hold_out
 from raffect.datasets.manifest import Listing, Video, build_manifest
 from raffect.datasets.problems import Problem
 from raffect.datasets.root import Place
+from raffect.datasets.sets.clip_lists import Clip
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 

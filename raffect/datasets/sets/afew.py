@@ -6,12 +6,12 @@ Frames lie in ``<split>/<emotion>/<clip>/``, such as ``AFEW_Face/train/Angry/000
 from __future__ import annotations
 
 from raffect.config import PrepareConfig
-from raffect.datasets.clip_lists import Entry, merge_entries
-from raffect.datasets.clip_sets import ClipFolders, ClipSet
 from raffect.datasets.expressions import BASIC, expression_task, find_expression
 from raffect.datasets.imported import SPLIT_NAMES, Imported
 from raffect.datasets.problems import Line, Problem
 from raffect.datasets.root import Root, open_place
+from raffect.datasets.sets.clip_lists import Entry, merge_entries
+from raffect.datasets.sets.clip_sets import ClipFolders, ClipSet
 from raffect.errors import require
 
 _COMPLETE = "a complete copy has 773 to train on and 383 to validate on (EmotiW 2017)"

@@ -15,8 +15,8 @@ import pyarrow.csv
 
 from raffect.datasets.imported import SPLIT_NAMES
 from raffect.errors import RaffectError, require
-from raffect.language.captioned import Captioned, ends_of
-from raffect.language.in_bank import BankFrames
+from raffect.language.captions.captioned import Captioned, ends_of
+from raffect.language.captions.in_bank import BankFrames
 from raffect.storage.keys import encode_video, of_each_name
 from raffect.storage.paths import Damaged, read_parquet, read_regular
 
