@@ -8,7 +8,8 @@ Each part runs in a process of its own with a time limit; one that fails or hang
 "failed: why", and the rest goes on. The page is benchmarks/results/gpu_<card>_<yyyymm>.md (and
 ..._quick.md), with reached, aimed and computed bound of each row; finished parts are kept in a JSON
 file beside it, so that the same command at the same commit goes on after a stop (--again measures
-anew). The last lines are one a row: pass, short (an aim that was not reached), or FAIL (a check).
+anew). The last lines are one a row: pass, short (an aim that was not reached), FAIL (a check), or
+missing (a part ran and left no number, which fails where it is a check).
 Weights are random: nothing is downloaded. For which kernels take the time: gpu_profile.py.
 
 Exit status: 0; 1 if a check fails or could not be made; 2 without a GPU, or for wrong words.
@@ -31,7 +32,7 @@ from pathlib import Path
 
 import torch
 from gpu_parts import PARTS, SIZES, Size
-from gpu_rows import ROWS, Row
+from gpu_rows import NOT_QUICK, ROWS, Row
 from tools import new_parser
 
 from raffect.errors import RaffectError, require
@@ -108,36 +109,49 @@ def run_child(options: argparse.Namespace) -> None:
 # The page
 
 
-def verdict(row: Row, done: Done | None) -> str:
-    """``pass``, ``short``, ``FAIL``, ``failed: why``, or that there is no aim."""
+def verdict(row: Row, done: Done | None, size: Size) -> str:
+    """``pass``, ``short``, ``FAIL``, ``failed: why``, ``missing``, or why there is no number."""
     if done is None:
         return "not in this run"
     if done.failed:
         return f"failed: {done.failed}"
-    if row.value not in done.values:
-        return "not in this run"
-    if not row.bound:
-        return "no aim"
+    if is_left_out(row, size):
+        return "not run (CPU)" if size.device == "cpu" else "not in this run"
+    if row.value not in done.values or not row.bound:
+        return "no aim" if row.value in done.values else "missing"
     if row.holds(done.values[row.value]):
         return "pass"
     return "FAIL" if row.is_check else "short"
 
 
+def is_left_out(row: Row, size: Size) -> bool:
+    """Whether a run of this size has no number for a row, even where its part ran."""
+    if size.device == "cpu":
+        return row.needs_cuda
+    return size.name == "quick" and row.value in NOT_QUICK
+
+
 def is_wrong(row: Row, found: str) -> bool:
     """Whether a verdict makes the command fail."""
-    return row.is_check and found.startswith(("FAIL", "failed"))
+    return row.is_check and found.startswith(("FAIL", "failed", "missing"))
 
 
-def cells(row: Row, parts: dict[str, Done]) -> list[str]:
+def cells(row: Row, parts: dict[str, Done], size: Size) -> list[str]:
     """A row's cells, after its text."""
     done, roofline = parts.get(row.part), parts.get("roofline")
-    value = done.values.get(row.value) if done else None
+    value = done.values.get(row.value) if done and not is_left_out(row, size) else None
     bound = None
     if roofline is not None and row.part != "roofline":
         bound = roofline.values.get(row.value)
     reached = "-" if value is None else _short(value)
     aim = f"{row.bound} {_short(row.aim)}" if row.bound else "-"
-    return [reached, aim, "-" if bound is None else _short(bound), verdict(row, done), row.source]
+    return [
+        reached,
+        aim,
+        "-" if bound is None else _short(bound),
+        verdict(row, done, size),
+        row.source,
+    ]
 
 
 def _short(value: float) -> str:
@@ -153,7 +167,7 @@ def write_page(path: Path, size: Size, parts: dict[str, Done]) -> None:
     card = torch.cuda.get_device_name() if on_cuda else "CPU, trial"
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     commits = ", ".join(sorted({done.commit for done in parts.values()})) or "-"
-    rows = [f"| {' | '.join([row.text, *cells(row, parts)])} |" for row in ROWS]
+    rows = [f"| {' | '.join([row.text, *cells(row, parts, size)])} |" for row in ROWS]
     times = ", ".join(f"{name} {done.seconds:.0f} s" for name, done in parts.items())
     known = "one us" in parts["roofline"].values if "roofline" in parts else False
     without = (
@@ -261,9 +275,9 @@ def main() -> int:
     parts = measure(page, size, names, options.again)
 
     # A line a row
-    found = [(row, verdict(row, parts.get(row.part))) for row in ROWS if row.part in names]
+    found = [(row, verdict(row, parts.get(row.part), size)) for row in ROWS if row.part in names]
     for row, result in found:
-        print(f"{result:6} {row.text}: {' '.join(cells(row, parts)[:2])}")
+        print(f"{result:6} {row.text}: {' '.join(cells(row, parts, size)[:2])}")
     wrong = sum(is_wrong(row, result) for row, result in found)
     trial = "" if size.device == "cuda" else "; a trial on a CPU, which says nothing about a GPU"
     checks = f"{wrong} check(s) failed" if wrong else "every check holds"

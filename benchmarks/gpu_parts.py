@@ -24,7 +24,12 @@ from tools import FIGURE_2, flags, scratch
 
 from raffect.bank.format import Bank
 from raffect.config import EncoderConfig, ExtractConfig
-from raffect.pipelines.gpu_checks import compare_encoding, compare_group, compare_steps
+from raffect.pipelines.gpu_checks import (
+    compare_encoding,
+    compare_group,
+    compare_kernels,
+    compare_steps,
+)
 from raffect.runs.folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -105,9 +110,11 @@ def check_encoder(size: Size) -> Values:
 
 
 def check_steps(size: Size) -> Values:
-    """Training steps against the CPU's, as a graph against single ones; a group of one process."""
+    """Training steps against the CPU's, as a graph and by kernels against single ones; a group."""
     device = torch.device(size.device)
     found = [*compare_steps(device), *compare_group(device)]
+    if size.device == "cuda":
+        found += compare_kernels(device)
     return {one.name: one.value for one in found}
 
 

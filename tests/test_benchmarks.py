@@ -75,7 +75,7 @@ def test_all_that_a_gpu_is_asked_runs_on_a_cpu_and_ends_in_a_page(tmp_path):
     for row in gpu.ROWS:
         (line,) = [line for line in text.splitlines() if line.startswith(f"| {row.text} |")]
         if row.is_check:
-            assert "| pass |" in line, line
+            assert ("| not run (CPU) |" if row.needs_cuda else "| pass |") in line, line
         assert row.text in done.stdout
     # What is finished is kept
     again = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -106,10 +106,27 @@ def test_an_aim_that_is_missed_is_short_and_a_check_that_is_missed_fails():
         missed = row.aim - 1 if row.bound == ">=" else row.aim + 1
         for value in (missed, float("nan")):
             done = gpu.Done(commit="c", seconds=1.0, values={row.value: value})
-            found = gpu.verdict(row, done)
+            found = gpu.verdict(row, done, gpu.SIZES["full"])
             if row.bound:
                 assert found == ("FAIL" if row.is_check else "short")
             assert gpu.is_wrong(row, found) == row.is_check
+
+
+def test_a_check_without_a_number_fails_unless_this_run_leaves_it_out():
+    full, quick, cpu = (gpu.SIZES[name] for name in ("full", "quick", "cpu"))
+    ran = gpu.Done(commit="c", seconds=1.0, values={})
+    for row in gpu.ROWS:
+        found = gpu.verdict(row, ran, full)
+        assert found == "missing"
+        assert gpu.is_wrong(row, found) == row.is_check
+        expected = "not in this run" if row.value in gpu.NOT_QUICK else "missing"
+        assert gpu.verdict(row, ran, quick) == expected
+        # A CPU that compares itself with itself shows nothing, whatever number it has
+        equal = gpu.Done(commit="c", seconds=1.0, values={row.value: row.aim})
+        assert (gpu.verdict(row, equal, cpu) == "not run (CPU)") == row.needs_cuda
+        assert (gpu.cells(row, {row.part: equal}, cpu)[0] == "-") == row.needs_cuda
+    checks = {row.value for row in gpu.ROWS if row.is_check}
+    assert checks & gpu.NOT_QUICK == {"bank differs", "kept shards"}
 
 
 def test_a_run_takes_thirty_minutes_and_a_quick_one_five():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -111,15 +112,34 @@ def _shortage(learner: Learner) -> str | None:
     return f"checking them takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
 
 
-def _difference(
-    learner: Learner, before: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> str | None:
-    """Where both ways differ most, if by more than the tolerance.
+@dataclass(frozen=True)
+class Difference:
+    """How far a tensor of a learner is from the eager step's.
 
-    A tensor's difference is its norm over that of what the step changed. NaN equals NaN alone: a
-    head that diverged before a stop is NaN either way.
+    Attributes:
+        name: Of the tensor, or of a layer's part of it.
+        value: Norm of the difference over that of what the steps changed, rounding included.
+        tolerance: Largest value that passes.
     """
-    names, excesses, differences = [], [], []
+
+    name: str
+    value: float
+    tolerance: float
+
+
+def differences(
+    learner: Learner, before: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> list[Difference]:
+    """How far each tensor of the learner's state is from the expected one.
+
+    NaN equals NaN alone: a head that diverged before a stop is NaN either way.
+
+    Args:
+        learner: That stepped by kernels.
+        before: Its `tensors` before the steps.
+        expected: Its tensors after the same steps, taken eagerly.
+    """
+    names, tolerances, values = [], [], []
     spec = learner.heads.spec
     found = dict(_named(spec, learner.tensors()))
     start = dict(_named(spec, before))
@@ -129,17 +149,24 @@ def _difference(
         distance = (found[name].double() - tensor.double()).masked_fill(is_nan, 0).norm()
         is_forward = name.startswith(("buffers.", "loss_sum"))
         tolerance = FORWARD_TOLERANCE if is_forward else TOLERANCE
-        allowed = tolerance * changed + _ROUNDING * _finite(tensor.double()).norm()
+        changed = changed + _ROUNDING / tolerance * _finite(tensor.double()).norm()
         names.append(name)
-        excesses.append(torch.where(distance == 0, 0, distance / allowed))
-        differences.append(distance / changed)
+        tolerances.append(tolerance)
+        values.append(torch.where(distance == 0, 0, distance / changed))
     # One wait for the host
-    values = torch.stack([torch.stack(excesses), torch.stack(differences)]).cpu()
-    excess = values[0].nan_to_num(nan=torch.inf)
-    worst = int(excess.argmax())
-    if excess[worst] <= 1:
+    numbers = torch.stack(values).nan_to_num(nan=torch.inf).tolist()
+    return [Difference(*parts) for parts in zip(names, numbers, tolerances, strict=True)]
+
+
+def _difference(
+    learner: Learner, before: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> str | None:
+    """Where both ways differ most, if by more than the tolerance."""
+    found = differences(learner, before, expected)
+    worst = max(found, key=lambda one: one.value / one.tolerance)
+    if worst.value <= worst.tolerance:
         return None
-    return f"{names[worst]} differs by {values[1, worst]:.1e} of what the first batch changed"
+    return f"{worst.name} differs by {worst.value:.1e} of what the first batch changed"
 
 
 def _finite(values: Tensor) -> Tensor:

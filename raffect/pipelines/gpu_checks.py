@@ -1,8 +1,9 @@
 """What only a GPU can show, as numbers beside a limit: `raffect doctor --gpu`.
 
 Each check is a function of a device, so that all of it but CUDA itself runs on a CPU too: there a
-step is no graph, and the group of processes is gloo's. `benchmarks/gpu.py` has the same checks as
-rows. Weights may be random: nothing here depends on what an encoder was trained on.
+step is no graph, Triton's kernels are left out, and the group of processes is gloo's.
+`benchmarks/gpu.py` has the same checks as rows. Weights may be random: nothing here depends on what
+an encoder was trained on.
 
 Shape letters: P heads, B samples of a batch.
 """
@@ -24,7 +25,8 @@ from raffect.datasets.affwild2.tasks import EXPR
 from raffect.encoders.tower import load_encoder
 from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
-from raffect.heads.fused import was_refused
+from raffect.heads.fused import FORWARD_TOLERANCE, TOLERANCE, differences, was_refused
+from raffect.heads.fused_step import FusedStep
 from raffect.heads.head import MlpSpec
 from raffect.heads.learner import Learner
 from raffect.heads.loss_kinds import loss_kind
@@ -47,6 +49,8 @@ LIMITS = {
     "step": 1e-6,
     "waits": 0.0,
     "kernels": 0.0,
+    "kernels forward": FORWARD_TOLERANCE,
+    "kernels weights": TOLERANCE,
     "group": 0.0,
 }
 """Largest value of each check that passes. On an H100 float32 was 1.3e-6 and float16 1.6e-3 away
@@ -93,11 +97,14 @@ def checks(
         encoder: Which tower; random weights take the place of such as are not on this machine.
         device: Where.
     """
-    return {
+    found = {
         "encode": lambda: compare_encoding(encoder, device),
         "step": lambda: compare_steps(device),
         "group": lambda: compare_group(device),
     }
+    if device.type == "cuda":
+        found["kernels"] = lambda: compare_kernels(device)
+    return found
 
 
 # Encoding
@@ -170,6 +177,28 @@ def compare_steps(device: torch.device) -> Iterator[Found]:
     yield Found("step", float((one - other).norm() / other.norm()), text)
 
 
+@torch.no_grad()
+def compare_kernels(device: torch.device) -> Iterator[Found]:
+    """Steps by Triton kernels against eager ones, whatever the guard of the first batch finds.
+
+    Forward are losses and BatchNorm's buffers, weights all that lies behind a derivative (rows,
+    Adam's moments); tolerances are the guard's. Triton needs CUDA, or its interpreter.
+    """
+    samples = _samples(device)
+    eager, fused = (_learner(device, torch.float32) for _ in range(2))
+    before = {name: tensor.clone() for name, tensor in eager.tensors().items()}
+    by_kernels = FusedStep(fused)
+    for x, target in _batches(eager, samples, _FEW_STEPS):
+        eager.eager_step(x, target)
+        by_kernels.step(x, target)
+    found = differences(fused, before, eager.tensors())
+    for name, limit in (("kernels forward", FORWARD_TOLERANCE), ("kernels weights", TOLERANCE)):
+        worst = max((one for one in found if one.tolerance == limit), key=lambda one: one.value)
+        size = f"{HEADS} heads, {DIM} wide, {_FEW_STEPS} float32 steps on {device}"
+        text = "Triton kernels against eager steps, largest relative difference"
+        yield Found(name, worst.value, f"{size}: {text} ({worst.name})")
+
+
 def _samples(device: torch.device) -> Samples:
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((ROWS, DIM)).astype(np.float16))
@@ -198,17 +227,23 @@ def _train(learner: Learner, samples: Samples, steps: int) -> None:
 @torch.no_grad()
 def _step_alone(learner: Learner, samples: Samples, steps: int) -> int:
     """The same steps, each called by itself; how many of them waited for the host."""
-    size, waits = learner.recipes[0].batch_size, 0
-    orders = [epoch_order(recipe.seed, 0, len(samples)) for recipe in learner.recipes]
-    order_PN = torch.from_numpy(np.stack(orders)).to(learner.device)
-    for step in range(steps):
-        x, target = samples.take(order_PN[:, step * size : (step + 1) * size])
-        x = x.to(learner.dtype)
+    waits = 0
+    for step, (x, target) in enumerate(_batches(learner, samples, steps)):
         # The first step loads libraries, which waits
         with _counted_waits(learner.device if step else CPU) as found:
             learner.step(x, target)
         waits += len(found) > 0
     return waits
+
+
+def _batches(learner: Learner, samples: Samples, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first batches of an epoch and their targets."""
+    size = learner.recipes[0].batch_size
+    orders = [epoch_order(recipe.seed, 0, len(samples)) for recipe in learner.recipes]
+    order_PN = torch.from_numpy(np.stack(orders)).to(learner.device)
+    for step in range(steps):
+        x, target = samples.take(order_PN[:, step * size : (step + 1) * size])
+        yield x.to(learner.dtype), target
 
 
 @contextlib.contextmanager

@@ -8,8 +8,10 @@ import torch
 from raffect.cli import main
 from raffect.config import DoctorConfig, EncoderConfig
 from raffect.heads import fused
+from raffect.heads.fused_step import FusedStep
 from raffect.heads.learner import Learner
 from raffect.pipelines import doctor, gpu_checks
+from tests.helpers.triton_interpreter import interpret
 
 CPU = torch.device("cpu")
 EMBEDDED = EncoderConfig(model="raffect-faces", weights="embedded")
@@ -29,7 +31,7 @@ def test_every_check_passes_on_the_cpu_and_states_its_number_and_limit():
     found = {}
     for run in gpu_checks.checks(EMBEDDED, CPU).values():
         found |= found_by(run())
-    assert found.keys() == gpu_checks.LIMITS.keys()
+    assert gpu_checks.LIMITS.keys() - found.keys() == {"kernels forward", "kernels weights"}
     for check in found.values():
         assert check.ok, check.line
         assert f"{check.value:.1e}, at most {check.limit:g}" in check.line
@@ -70,6 +72,37 @@ def test_kernels_that_the_first_batch_refuses_are_seen(monkeypatch):
     assert found["kernels"].value == 2
     assert not found["kernels"].ok
     assert found["graph"].ok
+
+
+def test_three_steps_by_kernels_show_their_difference_beside_the_tolerance(monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from raffect.heads import fused_backward, fused_forward, fused_kernels, fused_update
+
+    interpret(monkeypatch, fused_kernels, fused_forward, fused_backward, fused_update)
+    monkeypatch.setattr(gpu_checks, "DIM", 16)
+    monkeypatch.setattr(gpu_checks, "HEADS", 1)
+    found = found_by(gpu_checks.compare_kernels(CPU))
+    forward, weights = found["kernels forward"], found["kernels weights"]
+    assert 0 < forward.value < forward.limit == fused.FORWARD_TOLERANCE
+    assert 0 < weights.value < weights.limit == fused.TOLERANCE
+    assert "1 heads, 16 wide, 3 float32 steps on cpu" in weights.line
+    assert weights.line.endswith(f"{weights.value:.1e}, at most 0.02")
+
+
+def test_kernels_that_go_wrong_behind_the_first_batch_are_seen(monkeypatch):
+    # Which the guard of the first batch cannot see
+    pytest.importorskip("triton", reason="Triton is not installed")
+
+    def step(self, batch, target):
+        self.learner.eager_step(batch, target)
+        if int(self.learner.counter) == 3:
+            self.learner.heads.rows *= 1.01
+
+    monkeypatch.setattr(FusedStep, "step", step)
+    found = found_by(gpu_checks.compare_kernels(CPU))
+    assert found["kernels forward"].value == 0
+    assert not found["kernels weights"].ok
+    assert "(rows of layers." in found["kernels weights"].text
 
 
 def test_without_a_gpu_one_line_says_so(capsys):
