@@ -90,6 +90,9 @@ class FusedAttention(nn.Module):
         ``(K' q) . x`` and a number that all tokens share, so it falls out of the softmax; its
         answer, a mean of values, is the value of the tokens' mean.
 
+        Its one head is as wide as a token. On CUDA that is too wide for flash attention, which ends
+        at 256; torch takes its memory-efficient kernel, which holds up to 65,536.
+
         Args:
             x: Shape (pictures, tokens, width).
 

@@ -1,13 +1,20 @@
 """A batch of pictures on CUDA, from uint8 to vectors, checked without a card."""
 
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from raffect.config import EncoderConfig
 from raffect.encoders import preprocess
+from raffect.encoders.attention import FusedAttention
 from tests.helpers.encoders import faces
-from tests.helpers.fake_cuda import Watch, fake_encoder
+from tests.helpers.fake_cuda import CUDA, Watch, fake_cuda, fake_encoder
 
 TIMM = EncoderConfig(model="timm:test_vit.r160_in1k", weights="random:0", batch_size=4)
 EMBEDDED = EncoderConfig(model="raffect-faces", weights="embedded", batch_size=4)
@@ -38,6 +45,39 @@ def test_a_batch_waits_for_its_vectors_alone(tiny_vit, precision):
 def test_other_towers_wait_for_their_vectors_alone(config):
     _, watch = encode_watched(config, FULL, FULL, SHORT)
     assert len(watch.waits) == 2, watch.waits
+
+
+@pytest.mark.parametrize("width", [768, 1024])
+def test_a_class_token_attends_in_float16_with_one_head_as_wide_as_a_token(width):
+    with fake_cuda(), torch.inference_mode():
+        torchs = nn.MultiheadAttention(width, width // 64, batch_first=True, device=CUDA)
+        attention = FusedAttention(torchs.half())
+        x = torch.empty(256, 257, width, dtype=torch.float16, device=CUDA)
+        with (
+            Watch(captured=True),
+            mock.patch(
+                "raffect.encoders.attention.scaled_dot_product_attention",
+                side_effect=scaled_dot_product_attention,
+            ) as called,
+        ):
+            found = attention.first(x)
+    assert found.shape == (256, 1, width)
+    assert found.dtype == torch.float16
+    (call,) = called.call_args_list
+    shapes = [tuple(tensor.shape) for tensor in call.args]
+    assert shapes == [(256, 1, width // 64, width), *[(256, 1, 257, width)] * 2]
+
+
+@pytest.mark.cluster
+def test_torchs_build_has_an_attention_kernel_for_a_head_as_wide_as_a_token():
+    """Of float16 from sm_80 on, whose template names 65,536 as the widest head; no card needed."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"
+    if not library.exists():
+        pytest.skip("torch is built without CUDA")
+    kernel = b"AttentionKernelIN7cutlass6half_tENS1_4arch4Sm80ELb1ELi32ELi128ELi65536E"
+    with library.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as found:
+        assert found.find(kernel) >= 0
+    assert {"sm_80", "sm_86", "sm_90"} <= set(torch._C._cuda_getArchFlags().split())
 
 
 def test_pictures_of_several_sizes_share_a_batch(tiny_vit):
