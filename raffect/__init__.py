@@ -82,7 +82,7 @@ _HOME = {
     "Bank": "bank.format",
     "BankFacts": "bank.inspect",
     "CaptionsConfig": "config",
-    "CaptionsResult": "language.captions_result",
+    "CaptionsResult": "language.captions.result",
     "CompareConfig": "config",
     "CompareResult": "evaluation.comparison",
     "EXPR": "datasets.affwild2.tasks",
@@ -128,8 +128,8 @@ _HOME = {
     "VA": "datasets.affwild2.tasks",
     "Verification": "bank.verify",
     "ZeroshotConfig": "config",
-    "ZeroshotResult": "language.zeroshot_result",
-    "captions": "language.captions",
+    "ZeroshotResult": "language.zeroshot.result",
+    "captions": "language.captions.captions",
     "compare": "pipelines.compare",
     "count_videos": "bank.inspect",
     "describe_bank": "bank.inspect",
@@ -159,7 +159,7 @@ _HOME = {
     "tune": "training.tune",
     "verify": "bank.verify",
     "write_synthetic": "datasets.synthetic.tree",
-    "zeroshot": "language.zeroshot",
+    "zeroshot": "language.zeroshot.zeroshot",
 }
 """Where each public name lives, below ``raffect``."""
 
