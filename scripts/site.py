@@ -16,12 +16,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from scripts.documentation.api import write_api
 from scripts.documentation.commands import write_commands, write_recipes
-from scripts.documentation.pages import copy_pages
+from scripts.documentation.links import check_site
+from scripts.documentation.pages import ROOT, copy_pages
 
 DOCS, SITE = ROOT / "build" / "docs", ROOT / "build" / "site"
 
@@ -31,7 +31,11 @@ def main() -> int:
     gather(DOCS)
     shutil.rmtree(SITE, ignore_errors=True)
     words = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-    return subprocess.run(words, cwd=ROOT, check=False).returncode
+    if status := subprocess.run(words, cwd=ROOT, check=False).returncode:
+        return status
+    wrong = check_site(SITE, "/raffect/")
+    print("\n".join([*wrong, f"{len(list(SITE.rglob('*.html')))} pages, {len(wrong)} faults"]))
+    return 1 if wrong else 0
 
 
 def gather(docs: Path) -> None:

@@ -7,10 +7,11 @@ and the texts below their fields.
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from tyro.conf import Positional
 from raffect import recipe
 from raffect.cli import COMMANDS
 from raffect.flags import WITH_RECIPE, set_help
-from raffect.recipe.settings import Recipe, flatten
+from raffect.recipe.settings import Recipe
 from scripts.documentation.pages import write_navigation
 
 _WORDS = {int: "whole number", float: "number", str: "text", Path: "path", bool: "switch"}
@@ -52,12 +53,20 @@ def write_commands(out: Path) -> None:
     """Write a page a command to ``out``, and a list of them."""
     set_help()
     out.mkdir(parents=True, exist_ok=True)
-    rows = ["# Commands", "", "Each is `raffect COMMAND`, and explains itself: `raffect COMMAND --help`.", ""]
+    rows = [
+        "# Commands",
+        "",
+        "Each is `raffect COMMAND`, and explains itself: `raffect COMMAND --help`.",
+        "",
+    ]
     rows += ["| command | what it does |", "|---|---|"]
     for name, (kind, summary) in COMMANDS.items():
         (out / f"{name}.md").write_text("\n".join(command_page(name, kind, summary)))
         rows.append(f"| [{name}]({name}.md) | {as_text(summary).replace('|', '&#124;')} |")
-    rows += ["", "Exit status, what is printed while one waits, and encoders: [Using raffect](../using.md)."]
+    rows += [
+        "",
+        "Exit status, what is printed while one waits, and encoders: [Using raffect](../using.md).",
+    ]
     (out / "index.md").write_text("\n".join(rows) + "\n")
     write_navigation(out, {"index.md": "All commands", **{f"{name}.md": name for name in COMMANDS}})
 
@@ -67,26 +76,28 @@ def command_page(name: str, kind: Any, summary: str) -> list[str]:
     lines = ["---", f"title: raffect {name}", "---", f"# raffect {name}", ""]
     if dataclasses.is_dataclass(kind):
         return lines + config_lines(kind, name)
-    lines += [sentence(as_text(summary)), ""]
+    lines += [sentence(summary.rpartition(": ")[2]), ""]
     for part in typing.get_args(kind):
         config, sub = typing.get_args(part)
-        lines += [f"## {name} {sub.name}", "", *config_lines(config, f"{name} {sub.name}", sub.name)]
+        lines += [
+            f"## {name} {sub.name}",
+            "",
+            *config_lines(config, f"{name} {sub.name}", sub.name),
+        ]
     return lines
 
 
 def config_lines(kind: Any, command: str, prefix: str = "") -> list[str]:
     """What a configuration is for, with its examples, and its flags in groups."""
     lines = about_lines(kind.__doc__)
-    groups: dict[str, list[Flag]] = {}
-    for flag in flags_of(kind):
-        group, dot, _ = flag.name.removeprefix("--").rpartition(".")
-        groups.setdefault(group if dot else "", []).append(flag)
-    for group, flags in groups.items():
+    for group, flags in grouped(
+        sorted(flags_of(kind), key=lambda flag: flag.default != "")
+    ).items():
         if not prefix:
             title = f"`--{group}.*`" if group else "Flags"
             lines += [f"## {title} {{ #{group or 'flags'} }}", ""]
-        if group in flatten_groups() and command in WITH_RECIPE:
-            lines += [f"Of the [recipe](../recipes.md).", ""]
+        if command in WITH_RECIPE and group in typing.get_type_hints(Recipe):
+            lines += ["Of the [recipe](../recipes.md).", ""]
         for flag in flags:
             text = flag.lines()
             if prefix:  # several configurations on one page
@@ -95,9 +106,13 @@ def config_lines(kind: Any, command: str, prefix: str = "") -> list[str]:
     return lines
 
 
-def flatten_groups() -> set[str]:
-    """Names of a recipe's groups of settings."""
-    return {name.partition(".")[0] for name in flatten(Recipe()) if "." in name}
+def grouped(flags: Iterable[Flag]) -> dict[str, list[Flag]]:
+    """Flags by what stands in front of their dot; those without one first."""
+    groups: dict[str, list[Flag]] = {"": []}
+    for flag in flags:
+        group, _, _ = flag.name.removeprefix("--").rpartition(".")
+        groups.setdefault(group, []).append(flag)
+    return groups
 
 
 def flags_of(kind: Any, prefix: str = "", values: Any = None) -> Iterator[Flag]:
@@ -159,7 +174,7 @@ def kind_of(hint: Any) -> str:
 
 
 def text_of(value: Any, name: str) -> str:
-    """A default as Markdown; of a switch the flag that means it, of one that must be given, none."""
+    """A default as Markdown; empty for what must be given."""
     if value is dataclasses.MISSING:
         return ""
     if value is None or value in ("", ()):
@@ -175,8 +190,7 @@ def text_of(value: Any, name: str) -> str:
 def about_lines(text: str) -> list[str]:
     """A configuration's docstring as Markdown: its examples become blocks of code."""
     lines: list[str] = []
-    for paragraph in text.split("\n\n"):
-        paragraph = " ".join(paragraph.split())
+    for paragraph in (" ".join(part.split()) for part in text.split("\n\n")):
         if match := re.fullmatch(r"(Example|Or)[^`]*: `([^`]+)`\.?", paragraph):
             lines += ["```bash", match[2], "```", ""]
         else:
@@ -185,10 +199,11 @@ def about_lines(text: str) -> list[str]:
 
 
 def as_text(text: str) -> str:
-    """Help as Markdown: what a browser would take for a tag or emphasis is shown as it is."""
+    """Help as Markdown: flags become code; what Markdown would take for its own is escaped."""
     parts = re.split(r"(`[^`]*`)", text)
     for index in range(0, len(parts), 2):
-        parts[index] = re.sub(r"([*_<\[\]])", r"\\\1", parts[index])
+        escaped = re.sub(r"([*_\[\]])", r"\\\1", html.escape(parts[index], quote=False))
+        parts[index] = re.sub(r"(?<![\w-])--[a-z][\w.-]*\w", r"`\g<0>`", escaped)
     return "".join(parts)
 
 
@@ -200,22 +215,20 @@ def sentence(text: str) -> str:
 def write_recipes(out: Path) -> None:
     """Write the page of recipes: every setting with its values in those that ship with raffect."""
     set_help()
-    shipped = {file.stem: recipe.read_recipe(file) for file in sorted(recipe.RECIPES.glob("*.toml"))}
+    shipped = {
+        file.stem: recipe.read_recipe(file) for file in sorted(recipe.RECIPES.glob("*.toml"))
+    }
     lines = [
         "# Recipes",
         "",
-        "A recipe is a TOML file of the settings below, or the name of one that ships with raffect: "
-        + ", ".join(f"`{name}`" for name in shipped)
-        + ". `raffect train`, `raffect tune` and `raffect learn-prompts` take it as their first word; "
-        "flags override it: `--loss.alpha 0.5`. What each is for: [Training](training.md#recipes).",
+        "A recipe is a TOML file of the settings below, or the name of one that ships with "
+        "raffect: " + ", ".join(f"`{name}`" for name in shipped) + ". `raffect train`, "
+        "`raffect tune` and `raffect learn-prompts` take it as their first word; flags override "
+        "it: `--loss.alpha 0.5`. What each is for: [Training](training.md#recipes).",
         "",
     ]
-    groups: dict[str, list[Flag]] = {}
-    for flag in flags_of(Recipe):
-        group, dot, _ = flag.name.removeprefix("--").rpartition(".")
-        groups.setdefault(group if dot else "", []).append(flag)
     hints = typing.get_type_hints(Recipe)
-    for group, flags in groups.items():
+    for group, flags in grouped(flags_of(Recipe)).items():
         about = about_lines(hints[group].__doc__) if group else []
         lines += [f"## {group or 'Training'}", "", *about]
         for flag in flags:

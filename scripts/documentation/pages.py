@@ -26,7 +26,7 @@ _ITEM = re.compile(r"[-*] |\d+\. ")
 
 
 def places() -> dict[str, str]:
-    """Where each written page and picture stands below build/docs, by its path in the repository."""
+    """Places of written pages and pictures below build/docs, by their path in the repository."""
     found = dict(_ELSEWHERE)
     for file in sorted((ROOT / "docs").iterdir()):
         if file.suffix in (".md", ".png", ".svg"):
