@@ -4,8 +4,8 @@
 
 Pictures show drawn faces, and say so. Runs behind them lie in --work, are of fixed seeds, and go on
 after a stop; what is finished there is not run again, so delete the folder after a change of what
-is computed. From nothing all take about an hour on 2 idle cores: the demo 3 minutes, compare 8,
-robust 15, figure2 30, everything else seconds. Pages are taken in Debian's Chromium (`apt-get
+is computed. From nothing all take about half an hour on 2 idle cores, most of it compare, robust
+and figure2; pictures of the demo take 3 minutes. Pages are taken in Debian's Chromium (`apt-get
 install chromium`). docs/pictures.json records which command and commit made each file.
 """
 
@@ -34,7 +34,7 @@ DOCS, RECORD = ROOT / "docs", ROOT / "docs" / "pictures.json"
 DESKTOP, PHONE = (1280, 860), (390, 780)
 """Width and height of a browser's window."""
 MOST_BYTES, COLORS = 160_000, 256
-FRAMES, SEEDS = 100_000, "seed=0:2"
+FRAMES, SEEDS = 20_000, "seed=0:2"
 """Of Figure 2; the demo, compare and robust have sizes of their own."""
 
 

@@ -30,8 +30,9 @@ def outputs_of(notebook):
 def test_a_notebook_runs_to_its_end_and_shows_scores_beside_chance(name, folder, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     found = outputs_of(notebooks.execute(notebooks.NOTEBOOKS / f"{name}.py", folder))
-    pictures = [output for output in found if "image/png" in output.get("data", {})]
-    pictures += [output for output in found if "image/jpeg" in output.get("data", {})]
+    pictures = [
+        output for output in found if {"image/png", "image/jpeg"} & output.get("data", {}).keys()
+    ]
     assert len(pictures) == SHOWS[name]
     text = "".join(output.get("text", "") for output in found)
     for words in ("chance", "drawn faces", "over videos"):

@@ -24,11 +24,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import polars as pl
-import ray
 
 import raffect
 
-ray.init(include_dashboard=False, log_to_driver=False)  # one Ray for all calls
 folder = Path("drawn")  # the notebooks share it: what one has made another finds
 sweep = folder / "figure2"
 

@@ -23,14 +23,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import ray
 from IPython.display import Image, display
 from PIL import Image as Picture
 
 import raffect
 from raffect.reporting.colors import color_of
 
-ray.init(include_dashboard=False, log_to_driver=False)  # one Ray for all calls
 folder = Path("drawn")  # the notebooks share it: what one has made another finds
 
 # %% [markdown]
@@ -52,18 +50,20 @@ print("\n".join(prepared.lines()))
 # %%
 manifest = raffect.read_manifest(prepared.manifest).to_pandas()
 labels = raffect.read_labels(prepared.labels["expr"]).to_pandas()
+labels = labels[labels.expression >= 0]  # -1: not labelled
 frames = labels.merge(manifest, on=["video", "frame"])
 names = raffect.EXPR.outputs
 
 
 def show(rows, titles, colors):
     """Frames in a row, each with a title in a color."""
-    figure, cells = plt.subplots(1, len(rows), figsize=(1.5 * len(rows), 2.2))
+    size = (1.4 * len(rows), 2.2)
+    figure, cells = plt.subplots(1, len(rows), figsize=size, layout="constrained")
     for axes, (_, row), title, color in zip(cells, rows.iterrows(), titles, colors, strict=True):
         axes.imshow(np.asarray(Picture.open(Path(row.root) / row.path)))
         axes.set_title(title, fontsize=10, color=color)
         axes.set_axis_off()
-    figure.suptitle("drawn faces", x=0.5, y=0.02, fontsize=9)
+    figure.supxlabel("drawn faces", fontsize=9)
 
 
 shown = frames.groupby("expression").sample(1, random_state=0)
@@ -161,7 +161,7 @@ from raffect.datasets.synthetic.video import write_video
 from raffect.faces.video import decode_frames, scan_video
 
 clip, out = folder / "clip.mp4", folder / "predictions"
-write_video(clip, seconds=4)
+write_video(clip)
 shown = raffect.predict(
     clip,
     head=folder / "expr",
@@ -174,7 +174,7 @@ print("\n".join(shown.lines()))
 
 # %%
 overlay = out / "overlay" / "clip.mp4"
-((_, frame),) = decode_frames(overlay, scan_video(overlay), 60, 61)
+((_, frame),) = decode_frames(overlay, scan_video(overlay), 125, 126)
 display(Picture.fromarray(frame))
 
 # %% [markdown]

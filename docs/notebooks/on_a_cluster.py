@@ -45,7 +45,13 @@ checkout = Path(raffect.__file__).parents[1]
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 if not (Path.home() / ".ray" / "auth_token").exists():
     subprocess.run(["ray", "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
-cluster = ray.init(num_cpus=4, include_dashboard=True, dashboard_port=0, log_to_driver=False)
+cluster = ray.init(
+    num_cpus=4,
+    include_dashboard=True,
+    dashboard_port=0,
+    log_to_driver=False,
+    logging_level="ERROR",
+)
 print(ray.cluster_resources().get("CPU"), "cores,", ray.cluster_resources().get("GPU", 0), "GPUs")
 
 # %% [markdown]

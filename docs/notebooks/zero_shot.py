@@ -23,12 +23,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import ray
 from PIL import Image as Picture
 
 import raffect
 
-ray.init(include_dashboard=False, log_to_driver=False)  # one Ray for all calls
 folder = Path("drawn")  # the notebooks share it: what one has made another finds
 
 # %%
