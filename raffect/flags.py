@@ -40,7 +40,7 @@ def read_flags(command: str, kind: Any, words: list[str]) -> Any:
         RaffectError: If a value is out of range, or a recipe is wrong or not in front.
         SystemExit: After ``--help`` or a wrong flag, as argparse does.
     """
-    _set_help()
+    set_help()
     takes_recipe = command in WITH_RECIPE
     if takes_recipe:
         _require_recipe_first(kind, command, words)
@@ -54,7 +54,7 @@ def read_flags(command: str, kind: Any, words: list[str]) -> Any:
 
 
 @functools.cache
-def _set_help() -> None:
+def set_help() -> None:
     """Make the text below each field of a configuration its help, as one paragraph.
 
     tyro reads these texts and the classes' own itself, but keeps line breaks of some of them.

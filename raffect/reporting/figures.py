@@ -69,25 +69,25 @@ def draw_alpha(rows: Rows, lines: dict[str, float], title: str, kind: Kind, stem
         kind: Of the task.
         stem: Path without suffix of the PNG and the CSV.
     """
-    figure, axes = _new(7.2, 4.2)
+    figure, axes = _new(5.6, 4.0)  # on a phone its letters are still read
     _draw_last_epochs(axes, [row for row in rows if row["score"] == "val-last"], kind)
     _draw_best_epochs(axes, [row for row in rows if row["score"] == "val-best"], kind)
     _draw_references(axes, lines)
     if min(row["alpha"] for row in rows) <= PAPER_ALPHA <= max(row["alpha"] for row in rows):
         _mark_papers_alpha(axes)
     axes.set(
-        xlabel="alpha (1: mean over all frames; smaller: mean of the worst frames only)",
+        xlabel="alpha\n(1: mean over all frames; smaller: mean of the worst frames only)",
         ylabel=f"{kind.title}, validation",
         title=title,
     )
-    axes.legend(ncols=2, bbox_to_anchor=(-0.05, -0.16), **BELOW)
+    axes.legend(bbox_to_anchor=(-0.05, -0.22), **BELOW)
     save_figure(figure, rows, stem)
 
 
 def _draw_last_epochs(axes: Axes, rows: Rows, kind: Kind) -> None:
     """Mean with a band of one standard deviation, and a dot for each head."""
     alphas, mean, sd, seeds = _over_seeds(rows, kind)
-    label = f"val-last, mean over {seeds} seeds, band ± 1 sd\n(last epoch)"
+    label = f"val-last, mean over {seeds} seeds, band ± 1 sd (last epoch)"
     axes.plot(alphas, mean, color=ACCENT, marker="o", markersize=4, label=label)
     axes.fill_between(alphas, mean - sd, mean + sd, color=ACCENT, alpha=0.16, linewidth=0)
     x, y = [row["alpha"] for row in rows], [row[kind.key] for row in rows]
@@ -97,7 +97,7 @@ def _draw_last_epochs(axes: Axes, rows: Rows, kind: Kind) -> None:
 def _draw_best_epochs(axes: Axes, rows: Rows, kind: Kind) -> None:
     """The mean alone, dashed: these scores are optimistic."""
     alphas, mean, _, seeds = _over_seeds(rows, kind)
-    label = f"val-best, mean over {seeds} seeds\n(epoch chosen on validation)"
+    label = f"val-best, mean over {seeds} seeds (epoch chosen on validation)"
     axes.plot(alphas, mean, "--", color=MUTED, marker="o", markersize=4, label=label)
 
 

@@ -20,7 +20,8 @@ from raffect.reporting.figures import (
     save_figure,
 )
 
-_COLUMNS = 3
+_COLUMNS = 2
+"""Of panels: on a phone their letters are still read."""
 
 
 def draw_robustness(

@@ -1,0 +1,143 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A run on a cluster
+# The same calls run on this machine and on a Ray cluster. Here a cluster of one machine is started,
+# features are extracted on it from this notebook, and a sweep is submitted to it as a job. What to
+# change for Slurm, Kubernetes or your own machines stands at the end.
+#
+# Faces are **drawn**, and the encoder is the small one that ships with raffect: scores here say
+# nothing about photographs.
+
+# %%
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import ray
+import yaml
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+import raffect
+
+folder = Path("drawn").absolute()  # the notebooks share it: what one has made another finds
+checkout = Path(raffect.__file__).parents[1]
+
+# %% [markdown]
+# ## The cluster
+# Whoever reaches a Ray cluster without a token can run anything as you, so the token comes first.
+# On machines of your own `ray start --head` and `ray start --address HEAD:6379` take the place of
+# this cell, and every machine has the same token.
+
+# %%
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+if not (Path.home() / ".ray" / "auth_token").exists():
+    subprocess.run(["ray", "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
+cluster = ray.init(
+    num_cpus=4,
+    include_dashboard=True,
+    dashboard_port=0,
+    log_to_driver=False,
+    logging_level="ERROR",
+)
+print(ray.cluster_resources().get("CPU"), "cores,", ray.cluster_resources().get("GPU", 0), "GPUs")
+
+# %% [markdown]
+# ## Features
+# Every machine has to see the frames, the bank and the labels under the same paths: a shared file
+# system, or `s3://`.
+#
+# `address="auto"` joins the cluster of this machine; `extract` then has an encoder on each of its
+# GPUs, here on the CPU.
+
+# %%
+raffect.write_synthetic(folder / "faces", num_frames=1000, seed=0)
+prepared = raffect.prepare(
+    raffect.PrepareConfig(
+        images=(folder / "faces" / "cropped_aligned",),
+        annotations=folder / "faces" / "8th_ABAW_Annotations",
+        out=folder / "data",
+    )
+)
+encoded = raffect.extract(
+    raffect.ExtractConfig(
+        manifest=prepared.manifest,
+        bank=folder / "bank",
+        encoder=raffect.EncoderConfig(model="raffect-faces"),
+        shard_rows=256,
+        address="auto",
+    )
+)
+print("\n".join(encoded.lines()))
+
+# %% [markdown]
+# ## A sweep as a job
+# A job runs on the cluster, whether this notebook lives or not. In a shell it is
+# ```bash
+# ray job submit --working-dir . --runtime-env cluster/runtime-env.yaml -- \
+#     python jobs/tune.py paper --task expr --bank BANK --labels DATA --out RUN
+# ```
+# `runtime-env.yaml` says what of the checkout is uploaded. The same from Python:
+
+# %%
+environment = yaml.safe_load((checkout / "cluster" / "runtime-env.yaml").read_text())
+client = JobSubmissionClient(f"http://{cluster.dashboard_url}")
+words = [
+    *("--task", "expr", "--bank", str(folder / "bank"), "--labels", str(folder / "data")),
+    *("--out", str(folder / "cluster-sweep"), "--epochs", "4"),
+    *("--space", "loss.alpha=0.3,1", "seed=0:1"),
+]
+job = client.submit_job(
+    entrypoint="python jobs/tune.py paper " + " ".join(words),
+    runtime_env=environment | {"working_dir": str(checkout)},
+)
+while not (status := client.get_job_status(job)).is_terminal():
+    time.sleep(1)
+log = client.get_job_logs(job)
+print(log)
+assert status == JobStatus.SUCCEEDED, status
+
+# %% [markdown]
+# The last line of a job is JSON, for programs:
+
+# %%
+result = json.loads(log.strip().splitlines()[-1])
+score, chance = result["headline"]["scores"]["last"], result["chance"]
+print("run     ", Path(result["run"]).name)
+print("setting ", result["headline"]["settings"])
+print(f"macro F1 {score['mean']:.3f}, 95 % over videos {score['interval_95']}")
+print("chance  ", chance)
+print("caveat  ", result["caveat"])
+
+# %% [markdown]
+# What a stop costs is what was under way: the same job again goes on, or, as here, has nothing to
+# do.
+
+# %% [markdown]
+# ## What to change
+# | you have | what runs a job there |
+# |---|---|
+# | Slurm | `sbatch --nodes=1 --gpus-per-node=4 cluster/slurm/submit.sh jobs/tune.py paper ...` |
+# | Kubernetes | KubeRay: `kubectl -n raffect apply -f cluster/kuberay/rayjob-tune.yaml` |
+# | machines to SSH into | `ray up -y cluster/onprem.yaml`, then `ray job submit` as above |
+# | AWS | `ray up -y cluster/aws.yaml`, then the same, with paths in `s3://` |
+#
+# In each: `--device cuda`, so that a run without GPUs ends with one line instead of going on on
+# CPUs; paths that all machines see; and CLIP's weights where they see them (`raffect models pull`),
+# since a job never fetches them. `cluster/README.md` has every command.
+
+# %%
+client.delete_job(job)
+ray.shutdown()

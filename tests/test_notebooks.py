@@ -1,0 +1,65 @@
+"""The notebooks run from their first cell to their last, in a kernel, on drawn faces."""
+
+import sys
+from pathlib import Path
+
+import jupytext
+import pytest
+from nbclient.exceptions import CellExecutionError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import notebooks
+
+ROOT = Path(__file__).parents[1]
+SHOWS = {"first_look": 5, "figure2": 1, "zero_shot": 3, "on_a_cluster": 0}
+"""Pictures of each."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all of them work, one after another."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
+def outputs_of(notebook):
+    return [output for cell in notebook.cells for output in cell.get("outputs", ())]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", notebooks.NAMES)
+def test_a_notebook_runs_to_its_end_and_shows_scores_beside_chance(name, folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    found = outputs_of(notebooks.execute(notebooks.NOTEBOOKS / f"{name}.py", folder))
+    pictures = [
+        output for output in found if {"image/png", "image/jpeg"} & output.get("data", {}).keys()
+    ]
+    assert len(pictures) == SHOWS[name]
+    text = "".join(output.get("text", "") for output in found)
+    for words in ("chance", "drawn faces", "over videos"):
+        assert words in text, f"{name} prints no {words!r}"
+
+
+@pytest.mark.cluster
+def test_a_cell_that_fails_ends_it_with_its_text(tmp_path):
+    source = tmp_path / "broken.py"
+    source.write_text("# %%\nwhole = 1\n\n# %%\nbroken = whole / 0\n\n# %%\nprint('never')\n")
+    with pytest.raises(CellExecutionError) as raised:
+        notebooks.execute(source, tmp_path)
+    assert "broken = whole / 0" in str(raised.value)
+    assert "ZeroDivisionError" in str(raised.value)
+
+
+def test_every_notebook_is_named_and_says_that_faces_are_drawn():
+    files = {path.stem: path for path in notebooks.NOTEBOOKS.glob("*.py")}
+    assert set(files) == set(notebooks.NAMES) == set(SHOWS)
+    for name, path in files.items():
+        first = jupytext.read(path).cells[0]
+        assert first.cell_type == "markdown"
+        assert "**drawn**" in first.source, name
+        assert "say nothing about photographs" in first.source.replace("\n", " ") or (
+            "says nothing about photographs" in first.source.replace("\n", " ")
+        )
+
+
+def test_output_is_built_and_not_committed():
+    assert list(notebooks.NOTEBOOKS.glob("*.ipynb")) == []
