@@ -330,12 +330,19 @@ def _iter_stats(
     reporter: Reporter,
 ) -> Iterator[dict]:
     """Yield what `commit_shard` reported of each shard, wave after wave."""
-    vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
-    where = positions(vocabulary.keys(bank.plan.table), vocabulary.keys(manifest))
-    for start in range(0, len(todo), SHARDS_PER_WAVE):
-        items = list(iter_items(bank.plan, todo[start : start + SHARDS_PER_WAVE], manifest, where))
+    for items in iter_waves(bank.plan, todo, manifest):
         dataset = _build_dataset(config, bank, items, load, geometry, placement, reporter)
         yield from watch_memory(dataset.iter_rows())
+
+
+def iter_waves(
+    plan: Plan, todo: list[int], manifest: pa.Table
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of one dataset after the other; see `iter_items`."""
+    vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
+    where = positions(vocabulary.keys(plan.table), vocabulary.keys(manifest))
+    for start in range(0, len(todo), SHARDS_PER_WAVE):
+        yield list(iter_items(plan, todo[start : start + SHARDS_PER_WAVE], manifest, where))
 
 
 def _build_dataset(
