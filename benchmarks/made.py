@@ -24,6 +24,7 @@ def make_bank(
     validation: int,
     shard_rows: int | None = None,
     identity: Identity = IDENTITY,
+    frames_a_video: int = FRAMES_A_VIDEO,
 ) -> tuple[Path, Path]:
     """Write ``bank/`` and ``data/labels/expr.parquet``, from which a head can learn.
 
@@ -34,7 +35,7 @@ def make_bank(
     """
     # Keys of all frames, in videos that lie in one split each
     rng, rows = np.random.default_rng(0), train + validation
-    length = min(FRAMES_A_VIDEO, train // 4, validation // 4)
+    length = min(frames_a_video, train // 4, validation // 4)
     number = np.arange(rows) // length
     names = pa.array([f"video{k:05d}" for k in range(number[-1] + 1)])
     video = pa.DictionaryArray.from_arrays(number.astype(np.int32), names)

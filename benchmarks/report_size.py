@@ -54,17 +54,17 @@ def list_recipes(heads: int) -> list[Recipe]:
     ]
 
 
-def draw_statistics(rng: np.random.Generator) -> np.ndarray:
+def draw_statistics(rng: np.random.Generator, videos: int) -> np.ndarray:
     """Confusion matrices of one head by video, shape (videos, 8, 8)."""
     shares = np.array(COMPLETE_EXPR_COUNTS["validation"], float)
-    true = rng.multinomial(FRAMES, rng.dirichlet(shares / shares.sum() * 4, VIDEOS))
-    right = rng.uniform(0.2, 0.8, (VIDEOS, 8, 1))
+    true = rng.multinomial(FRAMES, rng.dirichlet(shares / shares.sum() * 4, videos))
+    right = rng.uniform(0.2, 0.8, (videos, 8, 1))
     probability = right * np.eye(8) + (1 - right) / 8
     return rng.multinomial(true, probability)
 
 
-def make_run(path: Path, heads: int) -> None:
-    """Write a run folder of so many heads."""
+def make_run(path: Path, heads: int, videos: int = VIDEOS) -> None:
+    """Write a run folder of so many heads, judged on so many videos."""
     folder, rng, kind = RunFolder(path), np.random.default_rng(1), kind_of(EXPR)
     facts = DataFacts(
         task=EXPR,
@@ -77,18 +77,18 @@ def make_run(path: Path, heads: int) -> None:
         synthetic=True,
         splits={
             "train": SplitFacts(frames=585_317, groups=248),
-            "validation": SplitFacts(frames=VIDEOS * FRAMES, groups=VIDEOS),
+            "validation": SplitFacts(frames=videos * FRAMES, groups=videos),
         },
     )
     run = RunRecord(command="tune", fingerprint="f" * 16, run=describe_run(), data=facts)
     write_atomic(path / "env.json", run.to_bytes())
 
     # A file of statistics a batch, a record a head
-    planned, names = [PlannedHead(one) for one in list_recipes(heads)], _names()
+    planned, names = [PlannedHead(one) for one in list_recipes(heads)], _names(videos)
     for begin in range(0, len(planned), BATCH):
         batch = planned[begin : begin + BATCH]
         found = {
-            head.id: {BEST_EPOCH: draw_statistics(rng), EPOCHS: draw_statistics(rng)}
+            head.id: {epoch: draw_statistics(rng, videos) for epoch in (BEST_EPOCH, EPOCHS)}
             for head in batch
         }
         file = folder.write_statistics(Statistics(names, found))
@@ -117,8 +117,8 @@ def make_run(path: Path, heads: int) -> None:
             folder.write_record(record)
 
 
-def _names() -> list[str]:
-    return [f"video{k:03d}" for k in range(VIDEOS)]
+def _names(videos: int) -> list[str]:
+    return [f"video{k:03d}" for k in range(videos)]
 
 
 def measure(run: Path) -> None:

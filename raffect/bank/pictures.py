@@ -19,8 +19,9 @@ import pyarrow as pa
 from raffect.bank.format import Bank, Commit, Plan
 from raffect.config import count_cores
 from raffect.datasets.frames import BadFrame, read_contents
+from raffect.datasets.manifest_paths import Manifest, take_frames
 from raffect.errors import RaffectError
-from raffect.storage.keys import Vocabulary, positions
+from raffect.storage.keys import Vocabulary, is_ascending, positions
 
 
 class PictureDigest:
@@ -71,7 +72,7 @@ class PictureCheck:
 
 def check_pictures(
     bank: Bank,
-    manifest: pa.Table,
+    manifest: pa.Table | Manifest,
     sample: int | None = None,
     progress: Callable[[int], None] = lambda n: None,
 ) -> PictureCheck:
@@ -110,7 +111,7 @@ def check_pictures(
     )
 
 
-def require_same_pictures(bank: Bank, manifest: pa.Table) -> PictureCheck:
+def require_same_pictures(bank: Bank, manifest: pa.Table | Manifest) -> PictureCheck:
     """Refuse to continue a bank with other pictures, by those of one shard.
 
     Pictures that are gone stop nothing: their features are there, and others may be added.
@@ -132,27 +133,31 @@ def require_same_pictures(bank: Bank, manifest: pa.Table) -> PictureCheck:
 
 
 def _digests(
-    bank: Bank, plan: Plan, manifest: pa.Table, commits: Mapping[int, Commit]
+    bank: Bank, plan: Plan, manifest: pa.Table | Manifest, commits: Mapping[int, Commit]
 ) -> Iterator[tuple[int, str | None]]:
     """Each shard, and the digest of the manifest's pictures for it; None if one is unreadable."""
-    # Row of the manifest of each planned frame
+    # Keys of the manifest, which are ascending unless it was made by hand
+    frames = manifest.frames if isinstance(manifest, Manifest) else manifest
     vocabulary = Vocabulary()
-    planned, listed = vocabulary.keys(plan.table), vocabulary.keys(manifest)
-    order = np.argsort(listed, kind="stable")
-    found = positions(planned, listed[order])
-    if (found < 0).any():
-        lost = int((found < 0).sum())
+    listed = vocabulary.keys(frames)
+    order = None if is_ascending(listed) else np.argsort(listed, kind="stable")
+    listed = listed if order is None else listed[order]
+    rejected = np.sort(vocabulary.keys(bank.read_rejects(commits.values())))
+
+    # Rows of the manifest that became features of each shard, without those that were rejected
+    rows, lost = {}, 0
+    for shard in commits:
+        planned = vocabulary.keys(plan.rows(shard))
+        found = positions(planned, listed)
+        lost += int((found < 0).sum())
+        found = found[positions(planned, rejected) < 0]
+        rows[shard] = found if order is None else order[found]
+    if lost:
         raise RaffectError(f"{bank.path} holds {lost} frames that the manifest lacks")
-    rejected = np.isin(planned, vocabulary.keys(bank.read_rejects(commits.values())))
-    offsets = plan.offsets
 
     def read(shard: int) -> tuple[int, str | None]:
-        own = slice(offsets[shard], offsets[shard + 1])
-        places, keep = order[found[own]], pa.array(~rejected[own])
-        # `take` is slow on a table of many chunks.
-        is_slice = (np.diff(places) == 1).all()
-        rows = manifest.slice(places[0], len(places)) if is_slice else manifest.take(places)
-        return shard, _digest(read_contents(rows.filter(keep)))
+        own = rows[shard]
+        return shard, _digest(read_contents(take_frames(manifest, own)) if len(own) else ())
 
     with ThreadPoolExecutor(count_cores()) as pool:
         yield from pool.map(read, commits)

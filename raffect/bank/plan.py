@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from raffect.errors import RaffectError
 from raffect.storage.atomic import PREFIX
-from raffect.storage.keys import digest_keys, encode_video
+from raffect.storage.keys import digest_keys, encode_video, without_others
 from raffect.storage.paths import Damaged, read_parquet
 from raffect.storage.tables import conform, read_metadata
 
@@ -58,7 +58,7 @@ def key_table(table: pa.Table) -> pa.Table:
 
     Equal keys become equal bytes, whatever table they came from.
     """
-    video = encode_video(table["video"]).cast(pa.string()).dictionary_encode()
+    video = without_others(encode_video(table["video"]))
     return pa.table({"video": video, "frame": table["frame"].cast(pa.int32()).combine_chunks()})
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from raffect.datasets.problems import Ignored, Problem
 from raffect.errors import RaffectError
-from raffect.storage.keys import Vocabulary, digest_keys, is_utf8
+from raffect.storage.keys import Vocabulary, digest_keys, first_not_above, is_utf8
 from raffect.storage.paths import Damaged, printable
 from raffect.storage.tables import check_cells, read_metadata, read_table, write_table
 
@@ -28,7 +28,8 @@ SYNTHETIC = "synthetic"
 
 _FRAME = re.compile(r"0*([0-9]{1,9})\.(?:jpe?g|png|bmp|webp|tiff?)", re.I | re.A)
 _PICTURE = re.compile(r"\.(?:jpe?g|png|bmp|webp|tiff?)$", re.I)
-_REMEDY = "make it again with `raffect prepare`"
+REMEDY = "make it again with `raffect prepare`"
+"""What an error of a manifest ends with."""
 
 
 @dataclass
@@ -342,36 +343,38 @@ def find_manifest(path: Path) -> Path:
     return path / "manifest.parquet" if path.is_dir() else path
 
 
-def read_manifest(path: Path) -> pa.Table:
+def read_manifest(path: Path, *, with_paths: bool = True) -> pa.Table:
     """Read and check a manifest; its metadata record whether it is synthetic.
 
     Args:
         path: The file, or the folder that `raffect prepare` or `raffect pack` wrote.
+        with_paths: Whether the column ``path``, which is most of it, is read and checked too.
 
     Raises:
         RaffectError: If it is not a manifest, or a frame lacks its number, is doubled or is out of
             order.
     """
     path = find_manifest(path)
-    table = read_table(path, COLUMNS, "manifest", "raffect prepare")
+    texts = ("video", "path", "root") if with_paths else ("video", "root")
+    only = None if with_paths else ("video", "frame", "root")
+    table = read_table(path, COLUMNS, "manifest", "raffect prepare", only)
 
     # Cells
     try:
-        check_cells(table, ("video", "path", "root"), ("frame",))
+        check_cells(table, texts, ("frame",))
     except Damaged as error:
-        raise RaffectError(f"{path}: {error}; {_REMEDY}") from error
+        raise RaffectError(f"{path}: {error}; {REMEDY}") from error
     if not len(table):
-        raise RaffectError(f"{path}: the manifest has no rows; {_REMEDY}")
+        raise RaffectError(f"{path}: the manifest has no rows; {REMEDY}")
     if table["frame"].type != pa.int32():
         what = f"column 'frame' is {table['frame'].type}, expected int32"
-        raise RaffectError(f"{path}: {what}; {_REMEDY}")
+        raise RaffectError(f"{path}: {what}; {REMEDY}")
 
     # Order
     keys = Vocabulary(sorted(table["video"].unique().to_pylist())).keys(table)
-    wrong = np.flatnonzero(np.diff(keys) <= 0)
-    if len(wrong):
+    if (row := first_not_above(keys)) is not None:
         raise RaffectError(
-            f"{path}: row {int(wrong[0]) + 1} is not after the row before it in (video, frame); "
+            f"{path}: row {row} is not after the row before it in (video, frame); "
             "sort it and drop doubles, or make it with `raffect prepare`"
         )
     return table

@@ -25,7 +25,8 @@ from raffect.bank.format import Bank, Identity, Plan
 from raffect.bank.pictures import require_same_pictures
 from raffect.bank.running import note_of_run
 from raffect.config import EMBEDDED_MODEL, EncoderConfig, ExtractConfig, count_cores
-from raffect.datasets.manifest import is_synthetic_manifest, read_manifest
+from raffect.datasets.manifest import is_synthetic_manifest
+from raffect.datasets.manifest_paths import Manifest, take_frames
 from raffect.encoders.weights import (
     EMBEDDED_CAVEAT,
     Source,
@@ -52,7 +53,7 @@ from raffect.provenance import describe_run
 from raffect.ray_session.memory import GOES_ON, watch_memory
 from raffect.ray_session.session import configure_data, explain_stop, ray_session
 from raffect.storage.atomic import PREFIX, require_writable, write_atomic
-from raffect.storage.keys import Vocabulary, encode_video, positions
+from raffect.storage.keys import Vocabulary, encode_video, positions, without_others
 
 SHARDS_PER_WAVE = 16_384
 """Most shards of one dataset: 33 million frames.
@@ -92,8 +93,8 @@ def extract(
     """
     # Everything that can be checked without an encoder is checked before anything is written.
     with stage(f"reading {config.manifest}"):
-        manifest = read_manifest(config.manifest)
-    bank = Bank(config.bank.absolute())
+        listed = Manifest(config.manifest)
+    manifest, bank = listed.frames, Bank(config.bank.absolute())
     check_embedded(config, manifest)
     if not bank.exists and _is_taken(bank.path):
         what = "exists and is not a bank"
@@ -109,11 +110,11 @@ def extract(
     with note_of_run(bank.path, config.join):
         # A run that is refused leaves the plan and the records as they are.
         with stage("comparing pictures with the bank's"):
-            known = _compare_pictures(bank, manifest)
+            known = _compare_pictures(bank, listed)
         with stage(f"planning {config.bank}"):
             plan = bank.extend_plan(manifest, config.shard_rows)
             if not known:  # which shard holds what is known only now if the plan was withdrawn
-                _compare_pictures(bank, manifest)
+                _compare_pictures(bank, listed)
             done = bank.read_commits()
             todo = choose_shards(plan, done, config.limit)
         if not todo:
@@ -121,7 +122,7 @@ def extract(
         with ray_session(config.address):
             placement = _place(config, len(todo), threads)
             with open_progress(plan, done, todo) as progress:
-                arguments = (config, bank, todo, manifest, load, geometry, placement, progress)
+                arguments = (config, bank, todo, listed, load, geometry, placement, progress)
                 tally, wall_s = _run_pipeline(*arguments)
     # Its summary
     _check_shared(bank, tally)
@@ -131,7 +132,7 @@ def extract(
     return summary
 
 
-def _compare_pictures(bank: Bank, manifest: pa.Table) -> int:
+def _compare_pictures(bank: Bank, manifest: Manifest) -> int:
     """Refuse other pictures than the bank's; a note if those that were drawn cannot be read.
 
     Returns:
@@ -286,7 +287,7 @@ def _run_pipeline(
     config: ExtractConfig,
     bank: Bank,
     todo: list[int],
-    manifest: pa.Table,
+    manifest: Manifest,
     load: LoadEncoder,
     geometry: Geometry,
     placement: Placement,
@@ -323,19 +324,27 @@ def _iter_stats(
     config: ExtractConfig,
     bank: Bank,
     todo: list[int],
-    manifest: pa.Table,
+    manifest: Manifest,
     load: LoadEncoder,
     geometry: Geometry,
     placement: Placement,
     reporter: Reporter,
 ) -> Iterator[dict]:
     """Yield what `commit_shard` reported of each shard, wave after wave."""
-    vocabulary = Vocabulary(sorted(manifest["video"].unique().to_pylist()))
-    where = positions(vocabulary.keys(bank.plan.table), vocabulary.keys(manifest))
-    for start in range(0, len(todo), SHARDS_PER_WAVE):
-        items = list(iter_items(bank.plan, todo[start : start + SHARDS_PER_WAVE], manifest, where))
+    for items in iter_waves(bank.plan, todo, manifest):
         dataset = _build_dataset(config, bank, items, load, geometry, placement, reporter)
         yield from watch_memory(dataset.iter_rows())
+
+
+def iter_waves(
+    plan: Plan, todo: list[int], manifest: Manifest
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of one dataset after the other; see `iter_items`."""
+    frames = manifest.frames
+    vocabulary = Vocabulary(sorted(frames["video"].unique().to_pylist()))
+    where = positions(vocabulary.keys(plan.table), vocabulary.keys(frames))
+    for start in range(0, len(todo), SHARDS_PER_WAVE):
+        yield list(iter_items(plan, todo[start : start + SHARDS_PER_WAVE], manifest, where))
 
 
 def _build_dataset(
@@ -374,7 +383,7 @@ def _build_dataset(
 
 
 def iter_items(
-    plan: Plan, todo: list[int], manifest: pa.Table, where: np.ndarray
+    plan: Plan, todo: list[int], manifest: Manifest | pa.Table, where: np.ndarray
 ) -> Iterator[dict[str, Any]]:
     """Yield a dataset row for each shard.
 
@@ -385,18 +394,13 @@ def iter_items(
         where: Row of the manifest for each row of the plan.
     """
     for shard in todo:
-        # Rows of the manifest. They are one slice of it unless a later generation fills gaps, and
-        # `take` is slow on a table of many chunks.
-        places = where[plan.offsets[shard] : plan.offsets[shard + 1]]
-        if places[-1] - places[0] + 1 == len(places):
-            rows = manifest.slice(places[0], len(places))
-        else:
-            rows = manifest.take(places)
+        # Rows of the manifest: one slice of it, unless a later generation fills gaps
+        rows = take_frames(manifest, where[plan.offsets[shard] : plan.offsets[shard + 1]])
         # Dictionaries hold the names of this shard alone, since each row is sent to a worker.
         columns = {}
         for name in ("video", "frame", "root", "path"):
             if name in ("video", "root"):
-                columns[name] = encode_video(rows[name]).cast(pa.string()).dictionary_encode()
+                columns[name] = without_others(encode_video(rows[name]))
             else:
                 columns[name] = rows[name].combine_chunks()
         yield to_item(shard, pa.table(columns))

@@ -20,7 +20,7 @@ from raffect.provenance import describe_run
 from raffect.recipe import PLAIN_ERM
 from raffect.runs.against_erm import Baselines, difference_of
 from raffect.runs.cross_validation import select_by_cv
-from raffect.runs.folder import RunFolder
+from raffect.runs.folder import RunFolder, in_reading_order
 from raffect.runs.main_setting import by_highest, choose_main_setting
 from raffect.runs.metrics_file import HeadScores, Metrics, SettingScores, table
 from raffect.runs.records import STOPPED, HeadRecord
@@ -265,10 +265,13 @@ def conclude_sweep(
     if any(is_erm(group[0].recipe) for group in groups):
         names += [name for name in PLAIN_ERM if name in differing and name not in axes]
     baselines = Baselines(groups)
-    rows = [_row(folder, group, names, baselines.beside(group)) for group in groups]
+    row_of = {
+        group[0].id: _row(folder, group, names, baselines.beside(group))
+        for group in in_reading_order(groups)
+    }
+    rows = [row_of[group[0].id] for group in groups]
 
     # The best setting, the one that cross-validation chose, and the one that stands for the sweep
-    row_of = {group[0].id: row for group, row in zip(groups, rows, strict=True)}
     selected = select_by_cv(folder, groups, every)
     main = choose_main_setting(folder, groups, selected)
     metrics = _describe(facts, records, tuple(rows))

@@ -29,7 +29,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import tomli_w
@@ -47,6 +47,7 @@ from raffect.runs.fold_predictions import (
 )
 from raffect.runs.group_statistics import (
     ByEpoch,
+    Recent,
     Statistics,
     read_statistics,
     require_shapes,
@@ -56,6 +57,8 @@ from raffect.runs.records import HeadRecord, NamedFile, RunRecord
 from raffect.storage.atomic import PREFIX, write_atomic
 from raffect.storage.paths import Damaged
 from raffect.storage.records import Record, parse_object
+
+G = TypeVar("G", bound=Sequence[HeadRecord])
 
 _RERUN = "delete it and run the same command again"
 _BEGIN_AGAIN = "delete it and the file beside it, to train these heads from the start"
@@ -82,7 +85,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._statistics: dict[str, Statistics] = {}
+        self._statistics = Recent()
         self._sums: dict[str, dict[str, ByEpoch]] = {}
         self._groups: dict[tuple[int | None, int], Sequence[str]] = {}
 
@@ -286,11 +289,8 @@ class RunFolder:
         """
         if record.statistics is None and record.format != 1:
             return None
-        # Kept: all heads of a batch have the same file, and each of their snapshots asks for it
         key = record.statistics.sha256 if record.statistics else record.id
-        if key not in self._statistics:
-            self._statistics[key] = self._load_statistics(record)
-        found = self._statistics[key]
+        found = self._statistics.get(key, lambda: self._load_statistics(record))
         self._require_fit(record, found)
         return found if found.heads.get(record.id) or record.statistics else None
 
@@ -298,16 +298,19 @@ class RunFolder:
         """Refuse statistics of another task than a head's, or of other groups than its fellows'."""
         if not (by_epoch := found.heads.get(record.id, {})):
             return
-        now, first = self._record_paths(record.id)
-        path = now if now.exists() else first
         try:
             require_shapes(by_epoch, found.groups, record.task)
         except Damaged as error:
-            raise RaffectError(f"{path}: {error}; {_RERUN}") from error
+            raise RaffectError(f"{self._path_of(record)}: {error}; {_RERUN}") from error
         groups = self._groups.setdefault((record.fold, record.num_folds), found.groups)
         if groups is not found.groups and list(groups) != list(found.groups):
             what = f"its statistics are of other {record.group_name} than those of other heads"
-            raise RaffectError(f"{path}: {what}; {_RERUN}")
+            raise RaffectError(f"{self._path_of(record)}: {what}; {_RERUN}")
+
+    def _path_of(self, record: HeadRecord) -> Path:
+        """Where a record was read."""
+        now, first = self._record_paths(record.id)
+        return now if now.exists() else first
 
     def _load_statistics(self, record: HeadRecord) -> Statistics:
         if record.statistics is not None:
@@ -425,6 +428,15 @@ def _settings(config: LearnConfig) -> dict[str, Any]:
             value = str(value.absolute())
         flat[item.name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def in_reading_order(groups: Iterable[G]) -> list[G]:
+    """Groups of records in an order that reads each file of statistics once, or nearly so."""
+
+    def file_of(group: G) -> str:
+        return group[0].statistics.name if group[0].statistics else ""
+
+    return sorted(groups, key=file_of)
 
 
 def find_records(folder: RunFolder, ids: Sequence[str]) -> list[HeadRecord]:

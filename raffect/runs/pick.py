@@ -109,7 +109,8 @@ def sound_heads(path: Path, snapshot: Snapshot, notes: list[str], verb: str) -> 
     if len(heads) == 1 and not sound:
         notes.append(f"note: {path} diverged; its last sound epoch {verb}")
         return heads
-    notes += [f"left out: {head.folder}, which diverged" for head in heads if head not in sound]
+    lost = [head for head in heads if head.card.status != "done"]
+    notes += [f"left out: {head.folder}, which diverged" for head in lost]
     if not sound:
         raise RaffectError(
             f"{path}: every head diverged; train again with a smaller optim.lr or sam.rho"

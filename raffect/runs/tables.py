@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from raffect.metrics.scores import SNAPSHOTS
 from raffect.metrics.task_kinds import Kind
-from raffect.runs.folder import RunFolder
+from raffect.runs.folder import RunFolder, in_reading_order
 from raffect.runs.records import HeadRecord
 from raffect.storage.tables import write_csv, write_table
 
@@ -22,9 +22,19 @@ def write_tables(folder: RunFolder, records: Sequence[HeadRecord]) -> None:
     rows = [head_row(record) for record in records]
     write_table(pa.Table.from_pylist(rows), folder.path / "heads.parquet", {"raffect": "heads/2"})
     write_csv(folder.path / "heads.csv", [_flat(row) for row in rows])
-    epochs = [row for record in records for row in _epoch_rows(record)]
-    write_csv(folder.path / "results.csv", epochs)
-    groups = [row for record in records for row in _group_rows(folder, record)]
+    write_csv(folder.path / "results.csv", (row for one in records for row in _epoch_rows(one)))
+
+    # Numbers of groups, from files that are read one after the other, and rows in order of heads
+    found = {
+        record.id: _group_scores(folder, record)
+        for (record,) in in_reading_order([record] for record in records)
+    }
+    groups = (
+        {"id": record.id, **row}
+        for record in records
+        if (scores := found[record.id]) is not None
+        for row in _iter_group_rows(record.kind, *scores)
+    )
     write_csv(folder.path / "per_group.csv", groups)
 
 
@@ -53,33 +63,38 @@ def head_row(record: HeadRecord) -> Row:
     }
 
 
-def group_rows(kind: Kind, statistics: np.ndarray, names: Sequence[str]) -> list[Row]:
+def group_rows(kind: Kind, statistics: np.ndarray, names: Sequence[str]) -> Iterator[Row]:
     """Rows of one head's statistics, shape (groups, A, B), one a group.
 
     A row has the group's frames, and its headline score over all classes or values.
     """
-    frames, scores = kind.count_frames(statistics), kind.headline(statistics)
+    return _iter_group_rows(kind, names, kind.count_frames(statistics), kind.headline(statistics))
+
+
+def _iter_group_rows(
+    kind: Kind, names: Sequence[str], frames: np.ndarray, scores: np.ndarray
+) -> Iterator[Row]:
     column = f"{kind.key}_over_all_{kind.parts}"
-    return [
-        {"group": name, "frames": int(frames[k]), column: round(float(scores[k]), 4)}
-        for k, name in enumerate(names)
-    ]
+    for k, name in enumerate(names):
+        yield {"group": name, "frames": int(frames[k]), column: round(float(scores[k]), 4)}
 
 
-def _epoch_rows(record: HeadRecord) -> list[Row]:
+def _epoch_rows(record: HeadRecord) -> Iterator[Row]:
     curve, score = record.curve, record.kind.curve_key
-    rows: list[Row] = []
     for k, lr in enumerate(curve.lr):
         row = {"id": record.id, "epoch": k + 1, "lr": lr}
-        rows.append(row | {"train_loss": curve.train_loss[k], score: curve.validation[k]})
-    return rows
+        yield row | {"train_loss": curve.train_loss[k], score: curve.validation[k]}
 
 
-def _group_rows(folder: RunFolder, record: HeadRecord) -> list[Row]:
+def _group_scores(
+    folder: RunFolder, record: HeadRecord
+) -> tuple[Sequence[str], np.ndarray, np.ndarray] | None:
+    """Names of groups, and frames and last score of each; None without statistics."""
     statistics, found = folder.read_statistics(record), folder.statistics_of(record, "last")
     if statistics is None or found is None:
-        return []
-    return [{"id": record.id, **row} for row in group_rows(record.kind, found, statistics.groups)]
+        return None
+    kind = record.kind
+    return statistics.groups, kind.count_frames(found), kind.headline(found)
 
 
 def _flat(row: Row) -> Row:

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+_AT_ONCE = 1 << 20
+"""Rows that are worked on at a time, so that no list is copied whole."""
+
 
 def is_utf8(name: str) -> bool:
     """Whether a file name can be stored as text; Python puts surrogates into one that cannot."""
@@ -46,7 +49,10 @@ class Vocabulary:
         codes = video.indices.to_numpy(zero_copy_only=False)
         if not len(codes):
             return np.empty(0, np.int64)
-        return (numbers[codes] << 32) | table["frame"].to_numpy().astype(np.int64)
+        # In place: a list of frames may be so long that no second array of it fits.
+        keys = (numbers << 32)[codes]
+        frame = table["frame"].to_numpy()
+        return np.bitwise_or(keys, frame, out=keys, dtype=np.int64, casting="unsafe")
 
 
 def encode_video(column: pa.ChunkedArray) -> pa.DictionaryArray:
@@ -59,6 +65,16 @@ def encode_video(column: pa.ChunkedArray) -> pa.DictionaryArray:
     if column.num_chunks == 0:
         return pa.array([], pa.dictionary(pa.int32(), pa.string()))
     return pa.concat_arrays(column.chunks)
+
+
+def without_others(column: pa.DictionaryArray) -> pa.DictionaryArray:
+    """The same rows, with the names that occur alone, as text in the order of their first row."""
+    codes = column.indices
+    used = codes.unique()
+    number = np.empty(len(column.dictionary), np.int32)
+    number[used.to_numpy(zero_copy_only=False)] = np.arange(len(used), dtype=np.int32)
+    indices = number[codes.to_numpy(zero_copy_only=False)]
+    return pa.DictionaryArray.from_arrays(indices, column.dictionary.take(used).cast(pa.string()))
 
 
 def of_each_name(column: pa.ChunkedArray, find: Callable[[str], Any], dtype: Any) -> np.ndarray:
@@ -76,18 +92,35 @@ def positions(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
         among: int64, ascending, shape (M,).
 
     Returns:
-        int64, shape (N,); -1 for a key that ``among`` lacks.
+        Shape (N,); -1 for a key that ``among`` lacks. int32 where indices fit, else int64.
     """
-    if not len(among):
-        return np.full(len(keys), -1, np.int64)
-    found = np.minimum(np.searchsorted(among, keys), len(among) - 1)
-    return np.where(among[found] == keys, found, -1)
+    out = np.full(len(keys), -1, np.int32 if len(among) < 1 << 31 else np.int64)
+    for start in range(0, len(keys) if len(among) else 0, _AT_ONCE):
+        part = keys[start : start + _AT_ONCE]
+        found = np.minimum(np.searchsorted(among, part), len(among) - 1)
+        out[start : start + _AT_ONCE] = np.where(among[found] == part, found, -1)
+    return out
 
 
 def absent(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
     """Which keys the array ``among``, in any order, lacks: bool, shape (N,)."""
     # numpy's set functions hash, which takes ten times as long.
-    return positions(keys, np.sort(among)) < 0
+    return positions(keys, among if is_ascending(among) else np.sort(among)) < 0
+
+
+def is_ascending(keys: np.ndarray) -> bool:
+    """Whether no key is smaller than the one before it."""
+    return first_not_above(keys, np.less) is None
+
+
+def first_not_above(keys: np.ndarray, below: np.ufunc = np.less_equal) -> int | None:
+    """Index of the first key that is not above the one before it; None if there is no such key."""
+    for start in range(1, len(keys), _AT_ONCE):
+        stop = min(start + _AT_ONCE, len(keys))
+        wrong = below(keys[start:stop], keys[start - 1 : stop - 1])
+        if wrong.any():
+            return start + int(wrong.argmax())
+    return None
 
 
 def digest_keys(table: pa.Table) -> str:
@@ -100,6 +133,9 @@ def digest_keys(table: pa.Table) -> str:
     rank[order] = np.arange(len(order))
     digest = hashlib.sha256("\n".join(names[i] for i in order).encode())
     if len(table):
-        digest.update(rank[video.indices.to_numpy(zero_copy_only=False)].tobytes())
-        digest.update(table["frame"].to_numpy().astype("<i4").tobytes())
+        codes, frame = video.indices.to_numpy(zero_copy_only=False), table["frame"].to_numpy()
+        for start in range(0, len(codes), _AT_ONCE):
+            digest.update(rank[codes[start : start + _AT_ONCE]].tobytes())
+        for start in range(0, len(frame), _AT_ONCE):
+            digest.update(frame[start : start + _AT_ONCE].astype("<i4").tobytes())
     return digest.hexdigest()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raffect.errors import RaffectError
-from raffect.storage.atomic import atomic_path, write_atomic
+from raffect.storage.atomic import atomic_path
 from raffect.storage.paths import Damaged, has_file, read_parquet
 
 
@@ -27,7 +27,13 @@ def write_table(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> Non
         pq.write_table(table, temporary, compression="zstd", row_group_size=1 << 20)
 
 
-def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> pa.Table:
+def read_table(
+    path: Path,
+    columns: tuple[str, ...],
+    kind: str,
+    maker: str,
+    only: tuple[str, ...] | None = None,
+) -> pa.Table:
     """Read a table.
 
     Args:
@@ -35,6 +41,7 @@ def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> p
         columns: Columns that it must have.
         kind: What it should be, such as ``manifest``, for errors.
         maker: The command that makes such a table, for errors.
+        only: Those of ``columns`` that are read; by default the whole table.
 
     Raises:
         RaffectError: If it is missing or unreadable, or lacks a column.
@@ -42,11 +49,13 @@ def read_table(path: Path, columns: tuple[str, ...], kind: str, maker: str) -> p
     if not has_file(path):
         raise RaffectError(f"{path}: no such {kind}; make it with `{maker}`")
     try:
-        table = read_parquet(path)
+        table = read_parquet(path, only)
     except Damaged as error:
+        if only is not None:
+            return read_table(path, columns, kind, maker)  # which says what is wrong
         what = f"not a readable Parquet file ({error})"
         raise RaffectError(f"{path}: {what}; make it again with `{maker}`") from error
-    for name in columns:
+    for name in only or columns:
         if fault := _fault_of_name(table, name):
             raise RaffectError(f"{path}: not a {kind}, {fault}; make it with `{maker}`")
     return table
@@ -137,15 +146,20 @@ def read_metadata(table: pa.Table) -> dict[str, str]:
 
 
 def write_csv(
-    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+    path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None
 ) -> None:
-    """Write rows with the given columns, or those of the first row; without both an empty file."""
-    sink = io.StringIO()
-    if rows or columns:
-        writer = csv.DictWriter(sink, list(columns or rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_atomic(path, sink.getvalue().encode())
+    """Write rows with the given columns, or those of the first row; without both an empty file.
+
+    Rows are taken one by one: of millions none has to be in memory.
+    """
+    rows = iter(rows)
+    first = list(itertools.islice(rows, 1))
+    names = columns or (list(first[0]) if first else [])
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        if names:
+            writer = csv.DictWriter(file, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(itertools.chain(first, rows))
 
 
 def table_of(rows: Iterable[Any], kind: Any) -> pa.Table:
