@@ -26,9 +26,7 @@ import subprocess
 import time
 from pathlib import Path
 
-import ray
 import yaml
-from ray.job_submission import JobStatus, JobSubmissionClient
 
 import raffect
 
@@ -39,12 +37,16 @@ checkout = Path(raffect.__file__).parents[1]
 # ## The cluster
 # Whoever reaches a Ray cluster without a token can run anything as you, so the token comes first.
 # On machines of your own `ray start --head` and `ray start --address HEAD:6379` take the place of
-# this cell, and every machine has the same token.
+# this cell, and every machine has the same token. Ray reads the environment when it is imported.
 
 # %%
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 if not (Path.home() / ".ray" / "auth_token").exists():
     subprocess.run(["ray", "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
+
+import ray
+from ray.job_submission import JobStatus, JobSubmissionClient
+
 cluster = ray.init(
     num_cpus=4,
     include_dashboard=True,
