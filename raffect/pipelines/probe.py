@@ -124,12 +124,12 @@ class ProbeResult:
     def lines(self) -> list[str]:
         """The result as lines of text."""
         data = self.probe.data
-        kind, validation = kind_of(data.task), data.splits["validation"]
-        frames = f"{validation.frames:,} validation frames of {validation.groups}"
+        kind = kind_of(data.task)
+        shots = f"k training {data.samples} a {kind.part}"
         lines = [
             *data.missing_lines(),
-            f"{data.task.name.upper()} probes on {frames} {data.group_name}; k training frames a "
-            f"{kind.part}, each of another one of the {data.group_name}",
+            f"{data.task.name.upper()} probes, validation: {data.size_of('validation')}; {shots}, "
+            f"each of another one of the {data.group_name}",
         ]
         width = max(len(point.method) for point in self.points)
         for point in self.points:

@@ -180,7 +180,8 @@ def test_scores_of_folds_are_printed_and_written(found, capsys):
     assert lines[1].startswith("  seeds 0 .")
     assert lines[2].startswith("EXPR WAR ")
     assert " over 3 folds (sd " in lines[0]
-    assert ", chance .333, pooled ." in lines[0]
+    assert ", chance .333 (always one class), pooled ." in lines[0]
+    assert " (always the most frequent class), pooled ." in lines[2]
     assert re.search(r"pooled \.\d{3} \[\.\d{3}, \.\d{3}\]; folds ", lines[2])
     assert any(line.startswith("EXPR chance") for line in lines)
     file = found.folder / "official_folds.json"
