@@ -20,6 +20,8 @@ from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head
 from raffect.metrics.intervals import interval_around
 from raffect.metrics.scores import Chance
+from raffect.reporting.cross_sets import _matrix
+from raffect.reporting.run import read_runs
 from raffect.runs.data import open_dataset
 from raffect.training.official_folds import (
     FoldScores,
@@ -250,3 +252,9 @@ def test_a_head_that_diverges_stops_before_the_next_fold(data, tmp_path):
         train_on_official_folds(config)
     assert (tmp_path / "run/fold-1").exists()
     assert not (tmp_path / "run/fold-2").exists()
+
+
+def test_a_fold_is_named_by_its_data_set_where_scores_stand_across_sets(found):
+    runs = read_runs([run.folder for run in found.runs])
+    names = list(_matrix(runs, {}).columns.values())
+    assert names == [f"{found.folder.name}, official fold {fold}" for fold in found.scores.folds]
