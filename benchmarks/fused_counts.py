@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from roofline import CARDS
 from tools import FIGURE_2
 
-from raffect.heads.fused_step import column_block, layers_of
+from raffect.heads.fused_layout import column_block, layers_of
 from raffect.heads.head import MlpSpec
 
 SHOWN = ("A6000", "A100", "H100")

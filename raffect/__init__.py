@@ -70,7 +70,8 @@ if TYPE_CHECKING:
     from raffect.language.zeroshot.zeroshot import zeroshot
     from raffect.pipelines.compare import compare
     from raffect.pipelines.predict_files import PredictFilesResult, predict
-    from raffect.pipelines.probe import ProbeResult, probe
+    from raffect.pipelines.probe import probe
+    from raffect.pipelines.probe_result import ProbeResult
     from raffect.pipelines.robust import robust
     from raffect.predictions.challenge import SubmitResult, submit
     from raffect.reporting.report import ReportResult, report
@@ -116,7 +117,7 @@ _HOME = {
     "PrepareConfig": "config",
     "PrepareReport": "datasets.prepare",
     "ProbeConfig": "config",
-    "ProbeResult": "pipelines.probe",
+    "ProbeResult": "pipelines.probe_result",
     "RaffectError": "errors",
     "RejectList": "bank.rejects",
     "ReportResult": "reporting.report",

@@ -10,10 +10,13 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from raffect import config as c
+from raffect.errors import require
 from raffect.progress import stage
+from raffect.several import READ_BANKS
 
 _TORCH, _MATPLOTLIB = "loading torch", "loading matplotlib"
 """What takes the first seconds of commands that train or judge, and of those that draw."""
@@ -43,16 +46,43 @@ STAGES = {
 what loading it is called where that takes seconds."""
 
 
+_INPUTS = {
+    "labels": ("label table", "raffect prepare"),
+    "run": ("run folder", "raffect train"),
+    "head": ("run folder or head", "raffect train"),
+}
+"""Settings that are paths of inputs: what is there, and the command that makes it."""
+
+
 def run(command: str, config: Any) -> int:
     """Run a command and print its result.
 
     Returns:
         The exit status.
     """
+    if command in (*READ_BANKS, "robust"):
+        _require_inputs(config)
     if command not in STAGES:
         return _OTHERS[command](config)
     where, loading = STAGES[command]
     return _print(_load(where, loading)(config).lines())
+
+
+def _require_inputs(config: Any) -> None:
+    """Refuse inputs that are not there before torch is loaded, which takes seconds.
+
+    Raises:
+        RaffectError: Names the first one, in the order of the flags below.
+    """
+    if (bank := getattr(config, "bank", None)) is not None:
+        from raffect.bank.format import Bank
+
+        Bank(bank).require()
+    for name, (what, maker) in _INPUTS.items():
+        value = getattr(config, name, None)
+        for path in value if isinstance(value, tuple) else (value,):
+            is_there = not isinstance(path, Path) or path.exists()
+            require(is_there, f"{path}: no such {what}; make it with `{maker}`")
 
 
 def _load(where: str, loading: str) -> Callable[..., Any]:

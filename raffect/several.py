@@ -66,17 +66,24 @@ def name_joined_bank(command: str, words: list[str]) -> tuple[list[str], Several
     """Replace several banks among the words of a command by the one that joins them.
 
     They are those of ``--bank A B`` or ``--bank A --bank B``; ``--how average`` behind them is as
-    of `raffect bank join`. Nothing is read or written.
+    of `raffect bank join`. Nothing is read or written, but a file in place of a bank is seen.
 
     Returns:
         The words, and what is to be joined; None for one bank at most.
 
     Raises:
-        RaffectError: If the command takes one bank, or ``--how`` is something else.
+        RaffectError: If a file is among the banks, or ``--how`` is something else.
     """
     values, others = _split(words, _FLAG)
     if command not in READ_BANKS or len(values) < 2:
         return words, None
+    files = [value for value in values[1:] if os.path.isfile(value)]
+    require(
+        not files,
+        f"{_FLAG} {' '.join(values)}: {' and '.join(files)} is no bank but a file; give several "
+        f"banks, or leave {_FLAG} out: `raffect predict {shlex.join(files)} --head ...` predicts "
+        "pictures and videos",
+    )
     how, others = _split(others, _HOW)
     require(
         len(how) <= 1 and set(how) <= set(_KNOWN),

@@ -19,8 +19,10 @@ import tyro
 
 import raffect
 from raffect import commands
+from raffect.bank.format import Bank
 from raffect.cli import COMMANDS, main, parse, usage
 from raffect.config import BankVerifyConfig, EncoderConfig, ExtractConfig, SynthConfig
+from tests.helpers.banks import IDENTITY
 from tests.helpers.commands import error_line
 
 ROOT = Path(__file__).parents[1]
@@ -589,7 +591,7 @@ LEARN_FROM_NOTHING = "paper --task expr --bank gone --labels l --out o"
         ("extract", "--manifest m --bank b", "m: no such manifest; make it with `raffect prepare`"),
         ("train", LEARN_FROM_NOTHING, "gone: no bank there"),
         ("tune", LEARN_FROM_NOTHING, "gone: no bank there"),
-        ("predict", "a.mp4 --head gone --out o", "gone: no head in weights/*/last"),
+        ("predict", "a.mp4 --head gone --out o", "gone: no such run folder or head"),
     ],
 )
 def test_the_job_scripts_take_the_words_of_their_commands(
@@ -606,6 +608,27 @@ def test_the_job_scripts_take_the_words_of_their_commands(
     *stages, last = capsys.readouterr().err.splitlines()
     assert last.startswith(f"raffect {command}: {message}")
     assert all(line.startswith("loading torch") for line in stages)  # on a slow machine
+
+
+def test_inputs_that_are_not_there_are_refused_before_torch_is_loaded(tmp_path):
+    Bank(tmp_path / "bank").claim(IDENTITY)
+    bank = f"--bank {tmp_path / 'bank'}"
+    cases = {
+        "train paper --bank gone --labels l --out o": "gone: no bank there; make one with ",
+        f"train paper {bank} --labels gone --out o": "gone: no such label table; make it with ",
+        f"evaluate {bank} --labels . --run . gone": "gone: no such run folder; make it with ",
+        "predict a.mp4 --head gone --out o": "gone: no such run folder or head; make it with ",
+        "robust --run gone --labels . --manifest m --out o": "gone: no such run folder; make it ",
+    }
+    code = (
+        "import sys\nfrom raffect.cli import main\n"
+        f"print([main(words.split()) for words in {list(cases)!r}], 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout.strip() == f"{[2] * len(cases)} False", done.stderr
+    for line, message in zip(done.stderr.splitlines(), cases.values(), strict=True):
+        assert f": {message}" in line
 
 
 def test_documents_mention_only_flags_and_files_that_exist():

@@ -34,6 +34,22 @@ def join_caveats(encoder: str, synthetic: bool) -> str:
     return _BETWEEN.join(part for part in (encoder, images) if part)
 
 
+def size_text(number: int, samples: str, groups: int, group_name: str, other: str = "") -> str:
+    """``8,000 frames of 60 videos``; ``300 clips`` where each is its own group.
+
+    Args:
+        number: Of frames or clips.
+        samples: ``frames`` or ``clips``.
+        groups: What they belong to.
+        group_name: What these are called.
+        other: A word before the groups, such as ``other``.
+    """
+    name = f"{other} {group_name}".strip()
+    if samples == group_name:
+        return f"{number:,} {name}"
+    return f"{number:,} {samples} of {groups:,} {name}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SplitFacts(Record):
     """Frames of one split.
@@ -116,16 +132,9 @@ class DataFacts(Record):
         return "clips" if self.of_clips else "frames"
 
     def size_of(self, split: str, other: str = "") -> str:
-        """``8,000 frames of 60 videos``; ``300 clips`` where each is its own group.
-
-        Args:
-            split: Its name.
-            other: A word before the groups, such as ``other``.
-        """
-        part, groups = self.splits[split], f"{other} {self.group_name}".strip()
-        if self.samples == self.group_name:
-            return f"{part.frames:,} {groups}"
-        return f"{part.frames:,} {self.samples} of {part.groups:,} {groups}"
+        """`size_text` of a split, by its name."""
+        part = self.splits[split]
+        return size_text(part.frames, self.samples, part.groups, self.group_name, other)
 
     def missing_lines(self) -> list[str]:
         """A line for each split of which many labelled frames lack an image that can be read."""

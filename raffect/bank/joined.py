@@ -86,6 +86,29 @@ def describe_join(how: How) -> str:
     return _DONE[how]
 
 
+def suggest_join(wanted: Identity, given: Identity) -> str:
+    """How banks are to be named so that the one that joins them is as wanted.
+
+    Args:
+        wanted: Identity of the joined bank that is needed.
+        given: That of another one.
+
+    Returns:
+        Empty unless both join the same encoders and views, in another order or way.
+    """
+    if wanted.joined is None or given.joined is None:
+        return ""
+    ours, theirs = (
+        [(part.weights_sha256, name_of(part)) for part in joined.parts]
+        for joined in (wanted.joined, given.joined)
+    )
+    if sorted(ours) != sorted(theirs):
+        return ""
+    order = " ".join(f"<{name}>" for _, name in ours)
+    how = " --how average" if wanted.joined.how == "average" else ""
+    return f"name the same banks as the head's, in its order: --bank {order}{how}"
+
+
 def text_space(identity: Identity) -> Identity | None:
     """The encoder whose texts a bank's vectors can be compared with.
 

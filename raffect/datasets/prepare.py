@@ -18,7 +18,7 @@ from raffect.datasets.imported import Imported, SplitCounts
 from raffect.datasets.importers import import_dataset
 from raffect.datasets.manifest import write_manifest
 from raffect.datasets.problems import Problem, problem_lines, write_problems
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, require
 from raffect.storage.paths import Damaged, has_file, read_parquet
 from raffect.storage.tables import read_metadata, table_of, write_table
 
@@ -89,13 +89,19 @@ def prepare(config: PrepareConfig) -> PrepareReport:
         RaffectError: If no image is found, none of them has a line in the annotations, or the
             labels are not labels; or if a label table that it did not write is in the way.
     """
+    folder = config.out / "labels"
+    require(
+        not folder.is_file(),
+        f"{folder}: a file is where the folder of label tables goes; move it, or choose another "
+        "--out",
+    )
     found = import_dataset(config)
     if config.map is not None:
         map_classes(found, config.map)
-    own, foreign = _find_tables(config.out / "labels", found)
+    own, foreign = _find_tables(folder, found)
     manifest = config.out / "manifest.parquet"
     write_manifest(found.manifest, manifest, found.synthetic)
-    labels = _write_labels(found, config.out / "labels", own)
+    labels = _write_labels(found, folder, own)
     gone = [file for file in own if file not in labels.values()]
     problems_file = config.out / "problems.csv"
     write_problems(found.problems, problems_file)

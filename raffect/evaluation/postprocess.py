@@ -62,8 +62,7 @@ class PostprocessResult:
         mark = f" [INCOMPLETE BANK, it lacks {found.incomplete}]" if found.incomplete else ""
         task, heads = found.rules.task.name.upper(), f"{found.num_candidates} head(s)"
         lines = [
-            f"{task}: decision rules chosen on {found.where}; {found.frames:,} frames of "
-            f"{found.groups} {found.group_name}, {heads}",
+            f"{task}: decision rules chosen on {found.where}; {found.size}, {heads}",
             f"single heads       {title} {short(found.single)}{mark}",
             f"their mean         {title} {headline_text(found.before)}{mark}",
         ]
@@ -130,6 +129,7 @@ def postprocess(config: PostprocessConfig) -> PostprocessResult:
         frames=len(held.target),
         groups=held.num_groups,
         group_name=runs[0].record.data.group_name,
+        samples=runs[0].record.data.samples,
         num_parts=held.num_parts,
         num_candidates=len(heads),
         chance=held.kind.chance(choice.before.sum(0), held.task),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raffect.bank.facts import DataFacts
 from raffect.bank.format import Identity
+from raffect.bank.joined import suggest_join
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.heads import first_format
@@ -196,7 +197,8 @@ def require_encoder(card: HeadCard, bank: Identity, folder: Path, bank_path: Pat
     if differences := encoder.differences(bank):
         what = f"{folder} was trained on features of another encoder than {bank_path} holds"
         differing = f"head against bank: {'; '.join(differences)}"
-        raise RaffectError(f"{what}; {differing}; use a bank of the head's encoder")
+        remedy = suggest_join(encoder, bank) or "use a bank of the head's encoder"
+        raise RaffectError(f"{what}; {differing}; {remedy}")
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ class FitJob:
     """What `fit` is to train, and on what."""
 
     recipes: Sequence[Recipe]
-    """One a head; they agree in `raffect.heads.learner.SHARED_SETTINGS`."""
+    """One a head; they agree in `raffect.heads.shared_settings.SHARED_SETTINGS`."""
     spec: HeadSpec
     """What the heads are."""
     prior: Prior

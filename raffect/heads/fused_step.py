@@ -10,14 +10,14 @@ of a head, V of them in vectors (biases, gains, offsets).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from raffect.heads.fused_layout import column_block, layers_of
 from raffect.heads.head_batch import normalise
 from raffect.heads.label_losses import MulticlassLoss, MultilabelLoss
-from raffect.heads.mlp import MlpSpec, linear_name, norm_name
+from raffect.heads.mlp import MlpSpec, norm_name
 
 if TYPE_CHECKING:
     from raffect.heads.learner import Learner
@@ -31,46 +31,6 @@ _MOST_OUTPUTS = 64
 _MOST_COMPARED = 2**15
 """Of the kernel of labels, which compares that many numbers at once: 32 labels of 32 samples, 8 of
 64. For 12 of 64 it took half a minute to compile on two busy cores."""
-_PROGRAMS = 132
-"""Multiprocessors of an H100: with fewer programs narrower column blocks are faster."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One Linear, its BatchNorm if a block's, and where they lie in a row.
-
-    Attributes:
-        inputs: Of the Linear.
-        outputs: Of the Linear.
-        weight_at: Where its matrix starts; its vectors lie behind it.
-        vector_at: Where its vectors start among all of a head's.
-        count: Numbers in its vectors: bias, gain and offset, or the last bias alone.
-    """
-
-    inputs: int
-    outputs: int
-    weight_at: int
-    vector_at: int
-    count: int
-
-
-def layers_of(spec: MlpSpec) -> list[Layer]:
-    """The L + 1 Linears of a head, in order."""
-    out, weight_at, vector_at = [], 0, 0
-    for block in range(spec.depth + 1):
-        outputs, inputs = spec.weights[f"{linear_name(block)}.weight"]
-        count = 3 * outputs if block < spec.depth else outputs
-        out.append(Layer(inputs, outputs, weight_at, vector_at, count))
-        weight_at, vector_at = weight_at + outputs * inputs + count, vector_at + count
-    return out
-
-
-def column_block(num_heads: int, width: int) -> int:
-    """Columns that one program computes: many where heads fill the card, few for one head."""
-    for columns in (64, 32):
-        if num_heads * -(-width // columns) >= _PROGRAMS:
-            return columns
-    return 16
 
 
 class FusedStep:

@@ -31,31 +31,9 @@ from raffect.heads.sam import perturb
 from raffect.heads.samples import Feed, Samples, SampleStream
 from raffect.heads.sgd import Sgd
 from raffect.heads.shared_samples import SharedSamples
+from raffect.heads.shared_settings import require_shared_settings
 from raffect.heads.workers import Workers
-from raffect.recipe import OptimConfig, Recipe, flatten
-
-SHARED_SETTINGS = (
-    "task",
-    "epochs",
-    "batch_size",
-    "head.kind",
-    "head.width",
-    "head.depth",
-    "head.layers",
-    "head.attention_heads",
-    "head.window",
-    "head.stride",
-    "head.pool",
-    "head.snippets",
-    "head.tokens",
-    "head.descriptors",
-    "head.normalise",
-    "loss.name",
-    "loss.tail_over",
-    "sam.perturbation",
-    "optim.name",
-)
-"""Settings that all heads of a batch share; every other one may differ between them."""
+from raffect.recipe import OptimConfig, Recipe
 
 AnySamples = Samples | SharedSamples | SampleStream
 """What heads are trained on."""
@@ -350,14 +328,3 @@ def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:
     half_period = epochs / 4 if config.schedule == "released" else epochs
     cosine = math.cos(math.pi * epoch / half_period)
     return config.min_lr + (config.lr - config.min_lr) * (1 + cosine) / 2
-
-
-def require_shared_settings(recipes: Sequence[Recipe]) -> None:
-    """Raise unless recipes can train side by side.
-
-    Raises:
-        ValueError: If they differ in one of `SHARED_SETTINGS`.
-    """
-    for name in SHARED_SETTINGS:
-        if len(found := {flatten(recipe)[name] for recipe in recipes}) > 1:
-            raise ValueError(f"heads of one batch differ in {name}: {sorted(found, key=str)}")

@@ -150,11 +150,15 @@ class Contrastive(Kind):
         )
 
     def chance(self, statistics: np.ndarray, task: Task) -> Chance:
-        """A guess among the candidates, or always the most frequent one: the better of both."""
-        column = _better(statistics)
-        answer = "a guess among the candidates"
+        """A guess among the candidates, or always the most frequent one: the better of both.
+
+        Where samples have different candidates their number is the harmonic mean.
+        """
+        column, total = _better(statistics), statistics.sum(0)
+        number = f"{divide(total[SAMPLES], total[GUESSED]):,.0f}"
+        answer = f"a guess among {number} candidates"
         if column == CONSTANT:
-            answer = "always the most frequent target"
+            answer = f"always the most frequent of {number} candidates"
         return Chance(answer=answer, majority=float(_mean_recall(statistics, column)))
 
     def statistics_by_chance(self, statistics: np.ndarray) -> np.ndarray:

@@ -76,9 +76,16 @@ def compare(config: CompareConfig) -> CompareResult:
     if (known := read_known(Comparison, config.out, _FILES, fingerprint)) is not None:
         return CompareResult(comparison=known, out=config.out, is_old=True)
 
-    # Banks
+    # Inputs, all of them before anything is made
+    require(
+        not Bank(config.out).exists,
+        f"--out {config.out}: is a bank; name a folder of its own for the comparison",
+    )
     _require_weights(candidates)
+    _require_alike([found for found in candidates if found.origin == "given"], recipes)
     require_writable(config.out)
+
+    # Banks
     with note_of_run(config.out):
         _extract_banks(config, candidates)
         if config.join:
@@ -86,6 +93,8 @@ def compare(config: CompareConfig) -> CompareResult:
             join_banks(parts, candidates[-1].path, "concatenate")
 
         # Heads, then all of them beside each other
+        if any(found.origin != "given" for found in candidates):
+            _require_alike(candidates, recipes)
         found = _judge(config, candidates, recipes, against, fingerprint)
         _write(config.out, found)
     return CompareResult(comparison=found, out=config.out)
@@ -103,6 +112,15 @@ def _require_weights(candidates: Sequence[Candidate]) -> None:
             resolve(found.encoder)
         except RaffectError as error:
             raise RaffectError(f"--encoders {found.name}: {error}") from error
+
+
+def _require_alike(candidates: Sequence[Candidate], recipes: Mapping[str, TrainConfig]) -> None:
+    """Refuse banks of other frames than the first one's before any head is trained."""
+    first = None
+    for found in candidates:
+        frames = found.path, list_frames(_open(found, recipes).splits)
+        first = first or frames
+        require_same_frames(first, frames)
 
 
 def _extract_banks(config: CompareConfig, candidates: Sequence[Candidate]) -> None:
@@ -190,13 +208,10 @@ def _judge(
     banks: list[ComparedBank] = []
     runs: list[JudgedRun] = []
     notes: list[str] = []
-    chance, first = None, None
+    chance = None
     for number, found in enumerate(candidates, 1):
         _say(f"heads on bank {number} of {len(candidates)}: {found.name}")
-        dataset = _open(config, found, recipes)
-        frames = found.path, list_frames(dataset.splits)
-        first = first or frames
-        require_same_frames(first, frames)
+        dataset = _open(found, recipes)
         for name, recipe in recipes.items():
             out = config.out.absolute() / "runs" / found.folder / name
             result = train_on(replace(recipe, bank=found.path, out=out), dataset)
@@ -226,7 +241,7 @@ def _judge(
     )
 
 
-def _open(config: CompareConfig, found: Candidate, recipes: Mapping[str, TrainConfig]) -> Dataset:
+def _open(found: Candidate, recipes: Mapping[str, TrainConfig]) -> Dataset:
     """The labelled frames of a bank, all of which have to be there."""
     first = next(iter(recipes.values()))
     settings = replace(first, bank=found.path, allow_incomplete=True)

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 import numpy as np
 
+from raffect.bank.facts import size_text
 from raffect.metrics.intervals import Headline, Interval, difference_interval, plain_interval
 from raffect.metrics.scores import Chance, Snapshot
 from raffect.metrics.task_kinds import Kind, kind_of
@@ -80,6 +81,7 @@ class Postprocessing(Record):
         curve: Half-width of the window and score of the ensemble with it, on all frames.
         incomplete: What a bank lacked; empty if nothing.
         caveats: What the scores must not be taken for.
+        samples: What is labelled: ``frames`` or ``clips``.
     """
 
     format: Literal[1] = 1
@@ -102,6 +104,12 @@ class Postprocessing(Record):
     curve: tuple[tuple[int, float], ...]
     incomplete: str = ""
     caveats: tuple[str, ...] = ()
+    samples: str = "frames"
+
+    @property
+    def size(self) -> str:
+        """What the rules were chosen on: ``8,000 frames of 60 videos``."""
+        return size_text(self.frames, self.samples, self.groups, self.group_name)
 
     @property
     def kind(self) -> Kind:

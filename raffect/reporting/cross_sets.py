@@ -5,6 +5,7 @@ Those on other sets are read from folders that `raffect evaluate --out` wrote.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from raffect.reporting.run import Run, name_runs
 from raffect.runs.spread import Spread, group_by_settings
 
 _FILE = "metrics.json"
+_FOLD = re.compile(r"fold-([0-9]+)", re.A)
 _REMEDY = "judge again with `raffect evaluate --out`"
 
 Column = tuple[str, str]
@@ -161,14 +163,14 @@ def _matrix(runs: Sequence[Run], judged: Mapping[tuple[str, Column], Cell]) -> M
 
 
 def _name_columns(cells: Iterable[Cell]) -> dict[Column, str]:
-    """A name for each data set: the folder of its labels; other splits than validation named."""
+    """A name for each data set: the folder of its labels; splits but validation, folds named."""
     facts = {cell.column: cell.data for cell in cells}
     labels = {sha: Path(data.labels) for (sha, _), data in facts.items()}
-    folders = [
-        path.parent.parent if path.parent.name == "labels" else path.parent
-        for path in labels.values()
-    ]
-    names = dict(zip(labels, name_runs(folders), strict=True))
+    places = {sha: _data_set_of(path) for sha, path in labels.items()}
+    found = name_runs([folder for folder, _ in places.values()])
+    names = {
+        sha: f"{name}{fold}" for name, (sha, (_, fold)) in zip(found, places.items(), strict=True)
+    }
     # Tables that were written to one place after each other
     known = list(names.values())
     names = {
@@ -178,6 +180,17 @@ def _name_columns(cells: Iterable[Cell]) -> dict[Column, str]:
         (sha, split): names[sha] if split == "validation" else f"{names[sha]} ({split})"
         for sha, split in facts
     }
+
+
+def _data_set_of(labels: Path) -> tuple[Path, str]:
+    """The folder that names a label table's data set, and which official fold of it this is.
+
+    Official folds are in ``OUT/labels/fold-k`` (`raffect.training.official_folds`).
+    """
+    folder = labels.parent
+    if folder.parent.name == "labels" and (fold := _FOLD.fullmatch(folder.name)):
+        return folder.parent.parent, f", official fold {fold[1]}"
+    return (folder.parent if folder.name == "labels" else folder), ""
 
 
 def _own_cell(run: Run) -> Cell:

@@ -14,7 +14,7 @@ def rules_lines(found: Postprocessing) -> list[str]:
     """How the rules were chosen, and a row for each step from single heads to all rules."""
     title, groups = found.kind.title, as_text(found.group_name)
     about = (
-        f"Chosen on {as_text(found.where)}: {found.frames:,} frames of {found.groups} {groups}. "
+        f"Chosen on {as_text(found.where)}: {as_text(found.size)}. "
         "Each rule is cross-fitted: chosen on the other parts of these frames, judged on the part "
         "that was left out; and kept if it gains more than about one standard error. Differences "
         f"are paired by {groups.removesuffix('s')}."

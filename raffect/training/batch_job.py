@@ -19,8 +19,8 @@ class BatchJob:
 
     Attributes:
         config: Data, run folder, device and threads; the recipe in it is not used.
-        heads: Those of the batch, which have the same `raffect.heads.learner.SHARED_SETTINGS` and
-            the same fold.
+        heads: Those of the batch, which have the same
+            `raffect.heads.shared_settings.SHARED_SETTINGS` and the same fold.
         cv_epochs: Epochs that cross-validation chose.
         threads: Of this process; 0 is all cores.
         spec: What the heads are, where their recipes alone do not decide it; else None.

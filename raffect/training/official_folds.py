@@ -42,6 +42,8 @@ from raffect.storage.tables import read_metadata, read_table, write_csv, write_t
 from raffect.training.train import train
 
 _COLUMN = "fold"
+_PREDICTORS = {"uar": "always one class", "accuracy": "always the most frequent class"}
+"""Which predictor that never looks at a face is best at a score; others name it themselves."""
 _TITLES = {"uar": "UAR", "accuracy": "WAR", "macro_f1": "macro F1", "ccc": "CCC", "pcc": "PCC"}
 
 
@@ -112,7 +114,9 @@ class OfficialFoldsResult:
             if ends := found.intervals.get(key):
                 pooled += f" [{', '.join(map(short, ends))}]"
             over = f"{short(mean)} over {len(found.folds)} folds (sd {short(found.sd[key])})"
-            over += f", chance {short(found.chances[key])}" if key in found.chances else ""
+            if key in found.chances:
+                by = _PREDICTORS.get(key, found.chance.name)
+                over += f", chance {short(found.chances[key])} ({by})"
             lines.append(f"{name} {_TITLES.get(key, key)} {over}, pooled {pooled}; folds {folds}")
             if len(found.seeds) > 1:
                 seeds = [

@@ -19,7 +19,8 @@ from raffect.errors import RaffectError, require
 from raffect.heads.fit import FitJob, fit
 from raffect.heads.head_batch import HeadSpec
 from raffect.heads.head_kinds import head_spec
-from raffect.heads.learner import SHARED_SETTINGS, AnySamples
+from raffect.heads.learner import AnySamples
+from raffect.heads.shared_settings import SHARED_SETTINGS
 from raffect.heads.snapshots import History
 from raffect.heads.workers import Workers
 from raffect.ray_session.session import ray_session

@@ -239,6 +239,16 @@ def test_nothing_is_written_when_an_input_is_missing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_in_the_way_of_the_label_tables_is_named(tmp_path):
+    annotate(tmp_path / "a", {"v00": 1})
+    images = (one_image(tmp_path / "images"),)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "labels").write_text("notes")
+    with pytest.raises(RaffectError, match="out/labels: a file is where .* move it, or choose"):
+        prepare(PrepareConfig(images=images, annotations=tmp_path / "a", out=tmp_path / "out"))
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["labels"]
+
+
 def test_a_split_without_lines_counts_zero():
     keys = {"video": ["a"], "frame": np.array([1], np.int32), "split": ["train"]}
     labels = pa.table({**keys, "expression": np.array([1], np.int8)})

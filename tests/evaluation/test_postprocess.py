@@ -303,8 +303,13 @@ def test_clips_have_no_windows(clips, chosen):
     assert [gain.rule for gain in result.found.gains] == ["bias"]
     assert set(result.rules.windows) == {0}
     assert result.found.curve == ()
-    assert result.lines()
     report([clips / "one"], clips / "report")
+    # What they were chosen on is called clips, in the lines and in the report
+    size = f"{result.found.frames:,} clips of {result.found.groups:,} videos"
+    assert size in result.lines()[0]
+    assert size in (clips / "report" / "report.md").read_text()
+    own = dataclasses.replace(result.found, group_name="clips")
+    assert own.size == f"{result.found.frames:,} clips"
     with pytest.raises(RaffectError, match="--per-output: the labels of expr are of clips"):
         postprocess(PostprocessConfig(run=(clips / "one",), per_output=True))
 

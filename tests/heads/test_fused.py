@@ -11,7 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raffect.heads import fused
-from raffect.heads.fused_step import FusedStep, column_block, layers_of
+from raffect.heads.fused_layout import column_block, layers_of
+from raffect.heads.fused_step import FusedStep
 from raffect.heads.head import MlpSpec
 from raffect.heads.learner import Learner
 from raffect.heads.workers import Workers

@@ -8,8 +8,9 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from raffect.errors import RaffectError
-from raffect.heads.learner import learning_rate, require_shared_settings
+from raffect.heads.learner import learning_rate
 from raffect.heads.shared_samples import SharedSamples, share_of
+from raffect.heads.shared_settings import require_shared_settings
 from raffect.heads.workers import Workers
 from raffect.recipe import PLAIN_ERM, OptimConfig, with_settings
 from tests.helpers.small_heads import (

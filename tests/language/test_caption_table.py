@@ -14,7 +14,7 @@ from raffect.datasets.targets import read_targets
 from raffect.encoders.tower import build_model
 from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
-from raffect.storage.tables import read_metadata
+from raffect.storage.tables import read_metadata, write_table
 from tests.helpers.banks import TINY, fill_bank, make_manifest
 from tests.helpers.caption_tables import (
     make_captions,
@@ -37,6 +37,17 @@ LINES = [
 def as_text(lines, delimiter=","):
     quoted = [[f'"{cell}"' if "," in cell else cell for cell in line] for line in lines]
     return "\n".join(delimiter.join(line) for line in quoted) + "\n"
+
+
+@pytest.mark.parametrize("drawn", ["true", "false"])
+def test_captions_that_prepare_wrote_of_drawn_faces_say_so_without_labels(texts, tmp_path, drawn):
+    columns = dict(zip(LINES[0], zip(*LINES[1:], strict=True), strict=True))
+    table = pa.table({name: list(columns[name]) for name in ("video", "caption", "split")})
+    write_table(table, tmp_path / "captions.parquet", {"synthetic": drawn})
+    found = make_captions(texts, tmp_path / "c.parquet", table=tmp_path / "captions.parquet")
+    assert ("drawn faces" in found.caveat.split("; ")) == (drawn == "true")
+    # Heads that are trained on it say so as well
+    assert read_metadata(read_labels(found.out)).get("synthetic", "false") == drawn
 
 
 def test_a_table_is_the_same_in_every_encoding_and_format(texts, tmp_path):

@@ -56,12 +56,12 @@ def test_chance_is_the_better_of_a_guess_and_the_most_frequent_target():
     # Class a: 8 samples, class b: 2; all of b have the most frequent target, as half of a
     often = np.array([[[5, 8, 2.0, 4], [1, 2, 0.5, 2], [0, 0, 0, 0]]])
     chance = KIND.chance(often[0], TASK)
-    assert (chance.answer, chance.level) == ("always the most frequent target", 0.75)
+    assert (chance.answer, chance.level) == ("always the most frequent of 4 candidates", 0.75)
     assert KIND.headline(KIND.statistics_by_chance(often).sum(0)) == pytest.approx(0.75)
     seldom = often.copy()
     seldom[..., 3] = 0
     chance = KIND.chance(seldom[0], TASK)
-    assert (chance.answer, chance.level) == ("a guess among the candidates", 0.25)
+    assert (chance.answer, chance.level) == ("a guess among 4 candidates", 0.25)
     assert KIND.headline(KIND.statistics_by_chance(seldom).sum(0)) == pytest.approx(0.25)
     assert KIND.count_frames(often).tolist() == [10]
 

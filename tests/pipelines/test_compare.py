@@ -321,7 +321,15 @@ def test_banks_of_other_frames_are_refused_with_the_first_one(world, tmp_path):
     with pytest.raises(RaffectError, match=f"fewer: lacks 2 labelled train .*{first}") as error:
         raffect.compare(config)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "out" / "compare.json").exists()
+    assert not (tmp_path / "out").exists()  # no head was trained on the first bank
+
+
+def test_a_bank_is_no_folder_for_a_comparison(world, tmp_path):
+    rewrite_bank(world / "bank", tmp_path / "other", noisy)
+    there = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RaffectError, match="--out .*other: is a bank; name a folder of its own"):
+        raffect.compare(config_of(world, out=tmp_path / "other"))
+    assert sorted(tmp_path.rglob("*")) == there
 
 
 def test_an_incomplete_joined_bank_is_refused_with_the_command_that_fills_it(world, tmp_path):

@@ -178,6 +178,7 @@ def test_expressions_from_few_frames_all_frames_and_texts(texts, tmp_path):
 
     # Lines, table and files
     lines = "\n".join(result.lines())
+    assert f"probes, validation: {result.probe.data.size_of('validation')}; k training" in lines
     assert "chance: .125 (guesses by the class shares)" in lines
     assert "caveat: embedded encoder, not CLIP\ncaveat: drawn faces" in lines
     assert len(result.to_pandas()) == len(found)

@@ -20,6 +20,8 @@ from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head
 from raffect.metrics.intervals import interval_around
 from raffect.metrics.scores import Chance
+from raffect.reporting.cross_sets import _matrix
+from raffect.reporting.run import read_runs
 from raffect.runs.data import open_dataset
 from raffect.training.official_folds import (
     FoldScores,
@@ -180,7 +182,8 @@ def test_scores_of_folds_are_printed_and_written(found, capsys):
     assert lines[1].startswith("  seeds 0 .")
     assert lines[2].startswith("EXPR WAR ")
     assert " over 3 folds (sd " in lines[0]
-    assert ", chance .333, pooled ." in lines[0]
+    assert ", chance .333 (always one class), pooled ." in lines[0]
+    assert " (always the most frequent class), pooled ." in lines[2]
     assert re.search(r"pooled \.\d{3} \[\.\d{3}, \.\d{3}\]; folds ", lines[2])
     assert any(line.startswith("EXPR chance") for line in lines)
     file = found.folder / "official_folds.json"
@@ -249,3 +252,9 @@ def test_a_head_that_diverges_stops_before_the_next_fold(data, tmp_path):
         train_on_official_folds(config)
     assert (tmp_path / "run/fold-1").exists()
     assert not (tmp_path / "run/fold-2").exists()
+
+
+def test_a_fold_is_named_by_its_data_set_where_scores_stand_across_sets(found):
+    runs = read_runs([run.folder for run in found.runs])
+    names = list(_matrix(runs, {}).columns.values())
+    assert names == [f"{found.folder.name}, official fold {fold}" for fold in found.scores.folds]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from raffect.bank.format import Bank
+from raffect.bank.joined import join_identities, suggest_join
 from raffect.cli import main, parse
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head
@@ -79,6 +80,30 @@ def test_training_on_two_banks_is_training_on_the_bank_that_joins_them(both, tmp
     error = error_line(capsys.readouterr().err)
     assert "part 1 model: m against other; " in error
     assert "part 2 dim: 5 against 24" in error
+    remedy = "; name the same banks as the head's, in its order: --bank <m> <other>"
+    assert error.endswith(remedy)
+
+
+def test_heads_of_a_mean_of_views_suggest_it_where_views_are_concatenated():
+    flip = replace(IDENTITY, preprocess={**IDENTITY.preprocess, "view": "flip"})
+    mean = join_identities([IDENTITY, flip], "average")
+    turned = join_identities([flip, IDENTITY], "concatenate")
+    remedy = "name the same banks as the head's, in its order: --bank <m> <m flip>"
+    assert suggest_join(mean, turned) == f"{remedy} --how average"
+    assert suggest_join(join_identities([IDENTITY, flip], "concatenate"), mean) == remedy
+    # Other encoders, or one alone, are no matter of order
+    assert suggest_join(mean, IDENTITY) == suggest_join(IDENTITY, mean) == ""
+    assert suggest_join(mean, join_identities([IDENTITY, OTHER], "concatenate")) == ""
+
+
+def test_an_input_among_the_banks_of_predict_suggests_the_command_that_takes_it(tmp_path, capsys):
+    clip = tmp_path / "clip.mp4"
+    clip.touch()
+    words = ["predict", "--head", "run", "--out", "o.csv", "--bank", "A", str(clip)]
+    assert main(words) == 2
+    error = error_line(capsys.readouterr().err)
+    assert f"--bank A {clip}: {clip} is no bank but a file; give several banks, or " in error
+    assert f"leave --bank out: `raffect predict {clip} --head ...`" in error
 
 
 def test_an_incomplete_part_is_said_of_the_joined_bank(both, tmp_path, capsys):

@@ -29,7 +29,8 @@ from raffect.runs.records import Curve, HeadRecord, PlannedHead
 from raffect.runs.spread import group_by_settings, is_erm, short, signed, spread
 from raffect.training.run_batch import partition, plan_batches
 from raffect.training.space import add_baseline, list_recipes, read_space
-from raffect.training.tune import _axis_text, _build_scheduler
+from raffect.training.trial import _axis_text
+from raffect.training.tune import _build_scheduler
 from raffect.training.watch import ended_batches, move_progress, watched
 from tests.helpers.learning import scores_of, words
 

@@ -31,7 +31,7 @@ from raffect.language.captions.labels import (
 )
 from raffect.language.captions.result import CaptionFacts, CaptionsResult
 from raffect.language.captions.splits import require_both_splits, splits_from
-from raffect.language.captions.table import read_captions
+from raffect.language.captions.table import is_of_drawn_faces, read_captions
 from raffect.language.captions.teacher import read_teacher
 from raffect.language.captions.vectors import TargetVectors, encode_captions, encode_classes
 from raffect.language.leaks import find_tables, guard, is_split
@@ -54,6 +54,7 @@ class _Source:
         labels: The label table that rows or splits are from; None without.
         phrases: Those of classes; None for all else.
         has_splits: Whether rows have splits of their own, and not those of ``labels``.
+        is_drawn: Whether the table of captions says that its faces are drawn.
     """
 
     rows: Captioned
@@ -61,11 +62,7 @@ class _Source:
     labels: pa.Table | None = None
     phrases: TaskPhrases | None = None
     has_splits: bool = False
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether its faces are drawn."""
-        return self.labels is not None and read_metadata(self.labels).get("synthetic") == "true"
+    is_drawn: bool = False
 
 
 def captions(config: CaptionsConfig) -> CaptionsResult:
@@ -129,13 +126,15 @@ def _read_source(config: CaptionsConfig, frames: BankFrames) -> _Source:
         if labels is not None and file is not None:
             rows = splits_from(rows, labels, file)
         facts = CaptionFacts(source="table", file=config.table.name, seed=config.seed)
-        return _Source(rows, facts, labels, has_splits=has_splits)
+        is_drawn = is_of_drawn_faces(config.table) or _is_drawn(labels)
+        return _Source(rows, facts, labels, has_splits=has_splits, is_drawn=is_drawn)
     assert config.teacher is not None  # CaptionsConfig has checked both
     assert labels is not None
     own = CLIP_COLUMNS if is_of_clips(labels) else ("frame",)
     names = [name for name in ("video", *own, "split", "group") if name in labels.column_names]
     facts = CaptionFacts(source="teacher", file=config.teacher.name, seed=config.seed)
-    return _Source(Captioned(labels.select(names), f"--labels {file}"), facts, labels)
+    rows = Captioned(labels.select(names), f"--labels {file}")
+    return _Source(rows, facts, labels, is_drawn=_is_drawn(labels))
 
 
 def _read_labels(config: CaptionsConfig, file: Path) -> _Source:
@@ -176,9 +175,15 @@ def _read_labels(config: CaptionsConfig, file: Path) -> _Source:
         seed=config.seed,
     )
     if not is_classes:
-        return _Source(caption_units(rows, sets, config.seed), facts, labels)
-    described = sets[0].fill().described
-    return _Source(caption_classes(rows, task, described), facts, labels, sets[0])
+        rows, phrases = caption_units(rows, sets, config.seed), None
+    else:
+        rows, phrases = caption_classes(rows, task, sets[0].fill().described), sets[0]
+    return _Source(rows, facts, labels, phrases, is_drawn=_is_drawn(labels))
+
+
+def _is_drawn(labels: pa.Table | None) -> bool:
+    """Whether a label table says that its faces are drawn."""
+    return labels is not None and read_metadata(labels).get("synthetic") == "true"
 
 
 def _deal(config: CaptionsConfig, source: _Source, frames: BankFrames) -> _Source:
@@ -254,6 +259,8 @@ def _write(
     has_group = source.labels is not None and "group" in source.labels.column_names
     if "group" in table.column_names and not has_group:
         about["groups"] = "groups"
+    if source.is_drawn:
+        about["synthetic"] = "true"
     return write_targets(
         out,
         table,

@@ -19,6 +19,7 @@ from raffect.language.captions.captioned import Captioned, ends_of
 from raffect.language.captions.in_bank import BankFrames
 from raffect.storage.keys import encode_video, of_each_name
 from raffect.storage.paths import Damaged, read_parquet, read_regular
+from raffect.storage.tables import read_metadata
 
 COLUMNS = ("video", "start", "end", "frame", "caption", "split", "group")
 """Columns that are read; others are not looked at."""
@@ -74,6 +75,13 @@ def read_captions(file: Path, encoding: str, frames: BankFrames) -> Captioned:
             "a split other than train, validation or test",
         )
     return _number_texts(found)
+
+
+def is_of_drawn_faces(file: Path) -> bool:
+    """Whether `raffect prepare` wrote a table, of faces that raffect drew."""
+    if file.suffix.lower() != ".parquet":
+        return False
+    return read_metadata(read_parquet(file)).get("synthetic") == "true"
 
 
 def _read_cells(file: Path, encoding: str) -> pa.Table:
