@@ -104,7 +104,9 @@ def show(
         shown = ["-"] * 3
         if len(whole) == len(sizes) > 1:
             many = sizes[-1] - sizes[0]
-            grown = [(whole[-1][key] - whole[0][key]) * 1e6 / many for key in ("peak_mb", "kept_mb")]
+            grown = [
+                (whole[-1][key] - whole[0][key]) * 1e6 / many for key in ("peak_mb", "kept_mb")
+            ]
             shown[1:] = [f"{value:,.0f}" for value in grown]
         if len(whole) == len(sizes) == 3:
             shown[0] = exponent(sizes, [p["cpu_s"] for p in whole], LEAST_CPU_S)

@@ -219,7 +219,9 @@ def verify_bank(folder: Path) -> Measured:
     """`raffect bank verify`."""
     from raffect.bank.verify import verify
 
-    return partial(verify, Bank(folder / "one" / "bank"), read_manifest(folder / "manifest.parquet"))
+    return partial(
+        verify, Bank(folder / "one" / "bank"), read_manifest(folder / "manifest.parquet")
+    )
 
 
 def join_two(folder: Path) -> Measured:

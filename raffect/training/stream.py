@@ -210,7 +210,7 @@ def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
     in pages of its own text.
     """
     item: dict[str, Any] = batch.to_pylist()[0]
-    rows = np.frombuffer(item["rows"], np.int64)
+    rows = np.frombuffer(item["rows"], np.int32)
     out = np.empty((len(rows), dim), np.float16)
     start, failure = 0, None
     try:
