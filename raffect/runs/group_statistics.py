@@ -66,6 +66,9 @@ class Recent:
         self._kept: dict[str, Statistics] = {}
         self._sizes: dict[str, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def get(self, key: str, read: Callable[[], Statistics]) -> Statistics:
         """What ``read`` gives, which is called unless what it gave last is kept."""
         found = self._kept.pop(key, None)
