@@ -340,3 +340,26 @@ def test_tables_and_scores_are_the_same_with_one_file_of_statistics_in_memory(
     assert kept[0][0].count(b"\n") == 1 + 6 * 6
     order = [line.split(b",")[0].decode() for line in kept[0][0].splitlines()[1::6]]
     assert order == [record.id for record in RunFolder(tmp_path).read_records()]
+
+
+def test_a_record_is_parsed_again_only_if_it_was_replaced(tmp_path, monkeypatch):
+    folder, parsed = RunFolder(tmp_path), []
+    from_json = HeadRecord.from_json
+    monkeypatch.setattr(
+        HeadRecord, "from_json", lambda *words: parsed.append(words) or from_json(*words)
+    )
+    assert folder.read_record(RECORD.id) is None
+    folder.write_record(RECORD)
+    first = folder.read_record(RECORD.id)
+    assert first == RECORD
+    assert folder.read_records() == [RECORD]
+    assert len(parsed) == 1
+
+    # Another one of as many bytes, written by another process
+    other = replace(RECORD, fingerprint="g")
+    RunFolder(tmp_path).write_record(other)
+    assert folder.read_record(RECORD.id) == other
+    assert len(parsed) == 2
+    folder.forget_record(RECORD.id)
+    assert folder.read_record(RECORD.id) is None
+    assert folder.read_records() == []
