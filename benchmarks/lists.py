@@ -1,7 +1,7 @@
 """What grows faster than its list, or stays in memory: frames, heads and videos.
 
-    uv run python benchmarks/lists.py [--frames 1000000 3162278 10000000] [--tree ...]
-                                      [--heads 100 316 1000] [--videos 100 316 1000]
+    uv run python benchmarks/lists.py [--manifests 1000000 3162278 10000000] [--frames ...]
+                                      [--tree ...] [--heads 100 316 1000] [--videos ...]
 
 Every step that goes through all frames, heads or videos, at three sizes in a geometric row, each in
 a process of its own: CPU seconds, and megabytes at the peak above what was there before. Of costs
@@ -37,6 +37,7 @@ Step = Callable[[Path], Callable[[], Any]]
 """Prepares what a step needs in a folder, and gives what is measured."""
 
 KINDS: dict[str, tuple[Callable[[Path, int], None], dict[str, Step]]] = {
+    "manifests": (lists_frames.make_manifests, lists_frames.MANIFEST_STEPS),
     "frames": (lists_frames.make_frames, lists_frames.STEPS),
     "tree": (lists_frames.make_tree, lists_frames.TREE_STEPS),
     "heads": (lists_heads.make_heads, lists_heads.STEPS),
@@ -64,7 +65,8 @@ def run_child(*words: str, timeout_s: float) -> dict[str, float] | None:
     """This file with other arguments, in a process of its own; None if it failed or took long."""
     command = [sys.executable, __file__, *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        kept = {"capture_output": True, "text": True}
+        done = subprocess.run(command, check=False, timeout=timeout_s, **kept)
     except subprocess.TimeoutExpired:
         return None
     if done.returncode:
@@ -104,7 +106,9 @@ def show(
         shown = ["-"] * 3
         if len(whole) == len(sizes) > 1:
             many = sizes[-1] - sizes[0]
-            grown = [(whole[-1][key] - whole[0][key]) * 1e6 / many for key in ("peak_mb", "kept_mb")]
+            grown = [
+                (whole[-1][key] - whole[0][key]) * 1e6 / many for key in ("peak_mb", "kept_mb")
+            ]
             shown[1:] = [f"{value:,.0f}" for value in grown]
         if len(whole) == len(sizes) == 3:
             shown[0] = exponent(sizes, [p["cpu_s"] for p in whole], LEAST_CPU_S)
@@ -115,7 +119,8 @@ def main() -> None:
     parser = new_parser(__doc__)
     tenth = [1_000_000, 3_162_278, 10_000_000]
     hundredth, thousand = [size // 10 for size in tenth], [100, 316, 1000]
-    defaults = {"frames": tenth, "tree": hundredth, "heads": thousand, "videos": thousand}
+    defaults = {"manifests": tenth, "frames": tenth, "tree": hundredth}
+    defaults |= {"heads": thousand, "videos": thousand}
     for kind, sizes in defaults.items():
         parser.add_argument(f"--{kind}", type=int, nargs="*", default=sizes)
     parser.add_argument("--steps", nargs="*", default=[], help="only these")

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from made import make_bank
 from stand_in import IDENTITY
 
-from raffect.bank.format import Bank
+from raffect.bank.format import Bank, Identity
 from raffect.datasets.manifest import read_manifest, write_manifest
+from raffect.datasets.manifest_paths import Manifest
 
 DIM, FRAMES_A_VIDEO, BATCH = 8, 10_000, 4096
 SHARE_OF_TRAINING = 0.8
@@ -27,26 +29,33 @@ Measured = Callable[[], Any]
 # What there is
 
 
-def make_frames(folder: Path, frames: int) -> None:
-    """``manifest.parquet``, two banks of different encoders, labels, and a bank without shards."""
-    for name, identity in (("one", _ENCODER), ("two", _OTHER)):
-        train = int(frames * SHARE_OF_TRAINING)
-        make_bank(
-            folder / name, train, frames - train, identity=identity, frames_a_video=FRAMES_A_VIDEO
-        )
-    plan = Bank(folder / "one" / "bank").plan.table
-
-    # Paths as long as those of Aff-Wild2
-    frame = plan["frame"].to_numpy()
-    video = plan["video"].combine_chunks()
-    folders = video.cast(pa.string())
-    files = pa.compute.binary_join_element_wise(
-        folders, pa.compute.utf8_lpad(pa.array(frame).cast(pa.string()), 5, "0"), "-30-1280x720/"
-    )
-    paths = pa.compute.binary_join_element_wise(files, "jpg", ".")
-    roots = pa.DictionaryArray.from_arrays(np.zeros(len(frame), np.int32), pa.array(["/images"]))
-    columns = {"video": video, "frame": frame, "path": paths, "root": roots}
+def make_manifests(folder: Path, frames: int) -> None:
+    """``manifest.parquet`` alone, with paths as long as those of Aff-Wild2."""
+    number, frame = np.divmod(np.arange(frames), FRAMES_A_VIDEO)
+    names = pa.array([f"video{k:05d}" for k in range(number[-1] + 1)])
+    video = pa.DictionaryArray.from_arrays(number.astype(np.int32), names)
+    frame = pa.array((frame + 1).astype(np.int32))
+    digits = pc.utf8_lpad(frame.cast(pa.string()), 5, "0")
+    path = pc.binary_join_element_wise(video.cast(pa.string()), "-1280x720/", digits, ".jpg", "")
+    root = pa.DictionaryArray.from_arrays(np.zeros(frames, np.int32), pa.array(["/images"]))
+    columns = {"video": video, "frame": frame, "path": path, "root": root}
     write_manifest(pa.table(columns), folder / "manifest.parquet", synthetic=True)
+
+
+def make_frames(folder: Path, frames: int) -> None:
+    """A manifest, a bank of it, and labels."""
+    make_manifests(folder, frames)
+    _make_bank(folder / "one", frames, _ENCODER)
+
+
+def _make_bank(folder: Path, frames: int, identity: Identity) -> None:
+    train, fsync = int(frames * SHARE_OF_TRAINING), os.fsync
+    os.fsync = lambda handle: None  # these data need not outlive the machine
+    try:
+        made = {"identity": identity, "frames_a_video": FRAMES_A_VIDEO}
+        make_bank(folder, train, frames - train, **made)
+    finally:
+        os.fsync = fsync
 
 
 def make_tree(folder: Path, frames: int) -> None:
@@ -108,17 +117,15 @@ def resume_extract(folder: Path) -> Measured:
     return run
 
 
-def _drive(folder: Path, bank: Path) -> None:
+def _drive(folder: Path, path: Path) -> None:
     from raffect.extraction import extract as stage
 
-    manifest = read_manifest(folder / "manifest.parquet")
-    bank = Bank(bank)
-    if bank.exists:
-        stage.is_finished(bank, manifest)
-    stage._compare_pictures(bank, manifest)
-    plan = bank.extend_plan(manifest)
+    listed, bank = Manifest(folder / "manifest.parquet"), Bank(path)
+    stage.is_finished(bank, listed.frames)
+    stage._compare_pictures(bank, listed)
+    plan = bank.extend_plan(listed.frames)
     todo = stage.choose_shards(plan, bank.read_commits(), None)
-    for items in stage.iter_waves(plan, todo, manifest):
+    for items in stage.iter_waves(plan, todo, listed):
         del items
 
 
@@ -219,20 +226,22 @@ def verify_bank(folder: Path) -> Measured:
     """`raffect bank verify`."""
     from raffect.bank.verify import verify
 
-    return partial(verify, Bank(folder / "one" / "bank"), read_manifest(folder / "manifest.parquet"))
+    return partial(
+        verify, Bank(folder / "one" / "bank"), read_manifest(folder / "manifest.parquet")
+    )
 
 
 def join_two(folder: Path) -> Measured:
     """`raffect bank join` of two."""
     from raffect.bank.join import join_banks
 
+    frames = len(Bank(folder / "one" / "bank").plan.table)
+    _make_bank(folder / "two", frames, _OTHER)
     parts = tuple(folder / name / "bank" for name in ("one", "two"))
     return partial(join_banks, parts, folder / "joined")
 
 
 STEPS = {
-    "read_manifest": load_manifest,
-    "driver of a first extract": start_extract,
     "driver of a resumed extract": resume_extract,
     "bank info": describe,
     "bank verify": verify_bank,
@@ -248,4 +257,5 @@ STEPS = {
     "postprocess": choose_rules,
     "predict --bank": predict_bank,
 }
+MANIFEST_STEPS = {"read_manifest": load_manifest, "driver of a first extract": start_extract}
 TREE_STEPS = {"prepare": prepare_tree}

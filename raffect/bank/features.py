@@ -25,7 +25,7 @@ from raffect.config import count_cores
 from raffect.datasets.labels import read_values, select_split
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
-from raffect.storage.keys import Vocabulary, encode_video, positions
+from raffect.storage.keys import Vocabulary, encode_video, is_ascending, positions
 from raffect.storage.paths import Damaged
 
 MOST_GROUPS = 1000
@@ -176,6 +176,7 @@ def find_features(
             f"first {first}; run `raffect prepare` again"
         )
     shard = location.shard[rows]
+    groups = labels.select([name for name in labels.column_names if name == "group"])
     return FeatureIndex(
         bank=bank,
         dim=identity.dim,
@@ -183,7 +184,7 @@ def find_features(
         row=location.row[rows],
         commits={number: commits[number] for number in np.unique(shard).tolist()},
         y=values[picked],
-        **describe_samples(keys, labels.take(pa.array(picked)), vocabulary),
+        **describe_samples(keys, groups.take(pa.array(picked)), vocabulary),
         missing=_count_missing(label_keys[is_missing], location),
     )
 
@@ -193,12 +194,11 @@ def describe_samples(keys: np.ndarray, labels: pa.Table, vocabulary: Vocabulary)
 
     Args:
         keys: Key of each sample, shape (N,).
-        labels: Its row of the label table.
+        labels: Its row of the label table, of which only ``group`` is read.
         vocabulary: Of the keys.
     """
     # Videos and groups, renumbered to those that occur
-    numbers, video = np.unique(keys >> 32, return_inverse=True)
-    video, names = video.astype(np.int32), [vocabulary.names[number] for number in numbers]
+    video, names = _renumber((keys >> 32).astype(np.int32), vocabulary.names)
     group, groups = _read_groups(labels, video, names)
     frame = (keys & 0xFFFFFFFF).astype(np.int32)
     return {"video": video, "videos": names, "frame": frame, "group": group, "groups": groups}
@@ -218,11 +218,16 @@ def _join(
         Indices into ``keys``, ascending, and for each the index into ``label_keys``; and which
         labels have no frame.
     """
-    order = np.argsort(keys, kind="stable")
-    found = positions(label_keys, keys[order])
-    rows, picked = order[found[found >= 0]], np.flatnonzero(found >= 0)
-    by_row = np.argsort(rows, kind="stable")[:limit]
-    return rows[by_row], picked[by_row], found < 0
+    # A bank of one generation is in order, and so are labels that `raffect prepare` wrote.
+    order = None if is_ascending(keys) else np.argsort(keys, kind="stable")
+    rows = positions(label_keys, keys if order is None else keys[order])
+    is_missing = rows < 0
+    picked = np.flatnonzero(~is_missing)
+    rows = rows[picked] if order is None else order[rows[picked]]
+    if not is_ascending(rows):
+        by_row = np.argsort(rows, kind="stable")
+        rows, picked = rows[by_row], picked[by_row]
+    return rows[:limit], picked[:limit], is_missing
 
 
 def select_labelled(
@@ -273,8 +278,10 @@ def _hash(name: str) -> int:
 
 def _renumber(number: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Numbers and names, without the names that do not occur."""
-    kept, new = np.unique(number, return_inverse=True)
-    return new.astype(np.int32), [names[k] for k in kept]
+    kept = np.flatnonzero(np.bincount(number, minlength=len(names)))
+    new = np.empty(len(names), np.int32)
+    new[kept] = np.arange(len(kept), dtype=np.int32)
+    return new[number], [names[k] for k in kept.tolist()]
 
 
 def read_features(
@@ -315,8 +322,8 @@ class Location:
 
     Attributes:
         keys: Key of each extracted frame.
-        shard: Its shard.
-        row: Its row in the shard.
+        shard: Its shard, int32.
+        row: Its row in the shard, int32.
         rejected: Keys of frames that could not be read.
         not_extracted: Keys of planned frames whose shard is not committed.
     """
@@ -339,33 +346,40 @@ def locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) ->
     Raises:
         RaffectError: If plan, records and rejects do not fit each other.
     """
-    # The shard of each planned frame, and whether it is committed
+    # Which planned frames are committed
     plan = bank.plan
-    keys = vocabulary.keys(plan.table)
-    lengths = np.diff(plan.offsets)
-    shard = np.repeat(np.arange(plan.num_shards), lengths)
+    keys, lengths = vocabulary.keys(plan.table), np.diff(plan.offsets)
     is_committed = np.repeat(np.isin(np.arange(plan.num_shards), list(commits)), lengths)
     for number, record in commits.items():
         if number >= plan.num_shards or record.rows + record.rejects != lengths[number]:
             what = f"shard {number:06d} does not fit the plan"
             raise RaffectError(f"{bank.path}: {what}; run `raffect bank verify`")
+
     # A shard holds its planned frames in order, without the rejects.
-    is_rejected = np.isin(keys, vocabulary.keys(bank.read_rejects(commits.values())))
+    listed = np.sort(vocabulary.keys(bank.read_rejects(commits.values())))
+    is_rejected = positions(keys, listed) >= 0
     keep = is_committed & ~is_rejected
-    kept_before = np.concatenate([[0], np.cumsum(keep)])
-    row = kept_before[:-1] - kept_before[plan.offsets[shard]]
-    kept = np.diff(kept_before[plan.offsets])
+    kept = np.add.reduceat(keep, plan.offsets[:-1], dtype=np.int64) if len(keep) else lengths
     for number, record in commits.items():
         if kept[number] != record.rows:
             what = f"rejects of shard {number:06d} are not frames of it"
             raise RaffectError(f"{bank.path}: {what}; run `raffect bank verify`")
     return Location(
-        keys=keys[keep],
-        shard=shard[keep],
-        row=row[keep],
+        keys=keys if keep.all() else keys[keep],
+        shard=np.repeat(np.arange(plan.num_shards, dtype=np.int32), kept),
+        row=_count_up(kept),
         rejected=keys[is_committed & is_rejected],
         not_extracted=keys[~is_committed],
     )
+
+
+def _count_up(lengths: np.ndarray) -> np.ndarray:
+    """``0, 1 ... n - 1`` for each n, one behind another, int32."""
+    lengths = lengths[lengths > 0]
+    steps = np.ones(lengths.sum(), np.int32)
+    starts = np.cumsum(lengths) - lengths
+    steps[starts] = 1 - np.concatenate([[1], lengths[:-1]])[: len(lengths)]
+    return np.cumsum(steps, out=steps, dtype=np.int32)
 
 
 def _count_missing(keys: np.ndarray, location: Location) -> Missing:

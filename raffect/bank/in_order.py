@@ -15,7 +15,7 @@ import pyarrow as pa
 from raffect.bank.features import locate
 from raffect.bank.format import Bank
 from raffect.bank.records import Commit, Identity
-from raffect.storage.keys import Vocabulary
+from raffect.storage.keys import Vocabulary, is_ascending
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,20 @@ def frames_in_order(bank: Bank, commits: Mapping[int, Commit] | None = None) -> 
 
     # Frames that were read, and those that were not
     key = np.concatenate([found.keys, found.rejected])
-    key = (rank[key >> 32] << 32) | (key & 0xFFFFFFFF)
-    order = np.argsort(key, kind="stable")
     rejected = np.full(len(found.rejected), -1, np.int32)
+    shard, row = np.concatenate([found.shard, rejected]), np.concatenate([found.row, rejected])
+    if by_name != list(range(len(rank))):
+        key = (rank[key >> 32] << 32) | (key & 0xFFFFFFFF)
+    if not is_ascending(key):  # as a bank of one generation is
+        order = np.argsort(key, kind="stable")
+        key, shard, row = key[order], shard[order], row[order]
     return FramesInOrder(
         bank=bank,
         identity=identity,
         commits=commits,
         videos=[vocabulary.names[number] for number in by_name],
-        key=key[order],
-        shard=np.concatenate([found.shard, rejected]).astype(np.int32)[order],
-        row=np.concatenate([found.row, rejected]).astype(np.int32)[order],
+        key=key,
+        shard=shard,
+        row=row,
         not_extracted=len(found.not_extracted),
     )

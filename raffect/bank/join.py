@@ -34,7 +34,7 @@ from raffect.bank.running import note_of_run
 from raffect.bank.verify import withdraw
 from raffect.errors import require
 from raffect.progress import Progress
-from raffect.storage.keys import Vocabulary, absent, positions
+from raffect.storage.keys import Vocabulary, absent, is_ascending, positions
 from raffect.storage.paths import is_remote
 
 _REJECTED, _WAITING, _LACKING = -1, -2, -3
@@ -159,17 +159,21 @@ def _open_source(bank: Bank, vocabulary: Vocabulary) -> _Source:
     commits = bank.read_commits()
     found, table = locate(bank, vocabulary, commits), bank.read_rejects(commits.values())
     keys = np.concatenate([found.keys, found.rejected, found.not_extracted])
-    codes = [np.full(len(found.rejected), _REJECTED), np.full(len(found.not_extracted), _WAITING)]
-    none = np.full(len(keys) - len(found.keys), -1)
-    order = np.argsort(keys, kind="stable")
+    lacking = ((found.rejected, _REJECTED), (found.not_extracted, _WAITING))
+    codes = [np.full(len(of_kind), code, np.int32) for of_kind, code in lacking]
+    shard = np.concatenate([found.shard, *codes])
+    row = np.concatenate([found.row, np.full(len(keys) - len(found.keys), -1, np.int32)])
+    if not is_ascending(keys):  # as a bank of one generation without rejects is
+        order = np.argsort(keys, kind="stable")
+        keys, shard, row = keys[order], shard[order], row[order]
     reasons = zip(vocabulary.keys(table).tolist(), table["reason"].to_pylist(), strict=True)
     return _Source(
         bank=bank,
         identity=bank.require_identity(),
         commits=commits,
-        keys=keys[order],
-        shard=np.concatenate([found.shard, *codes])[order],
-        row=np.concatenate([found.row, none])[order],
+        keys=keys,
+        shard=shard,
+        row=row,
         reasons=dict(reasons),
     )
 

@@ -23,7 +23,7 @@ from raffect.bank.shard_file import (
 )
 from raffect.errors import RaffectError
 from raffect.storage.atomic import PREFIX, write_atomic
-from raffect.storage.keys import Vocabulary, absent
+from raffect.storage.keys import Vocabulary, absent, first_not_above
 from raffect.storage.paths import Damaged, list_sizes, parse_parquet
 from raffect.storage.records import OtherFormat
 from raffect.storage.tables import conform
@@ -99,7 +99,9 @@ def verify(
     if commits and identity is None:
         problems.append("bank.json is missing although shards are committed")
     problems += shards.problems
-    if doubled := len(plan.table) - len(np.unique(Vocabulary().keys(plan.table))):
+    keys = Vocabulary().keys(plan.table)
+    is_once = first_not_above(keys) is None  # so it is in a bank of one generation
+    if doubled := 0 if is_once else len(keys) - len(np.unique(keys)):
         problems.append(f"{doubled} frames are planned twice")
     problems += [
         f"{shard:06d}: committed but not planned" for shard in commits if shard >= plan.num_shards

@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raffect.datasets.problems import Ignored, Problem
 from raffect.errors import RaffectError
-from raffect.storage.keys import Vocabulary, digest_keys, first_not_above, is_utf8
+from raffect.storage.keys import Vocabulary, digest_keys, first_not_above, is_ascending, is_utf8
 from raffect.storage.paths import Damaged, printable
 from raffect.storage.tables import check_cells, read_metadata, read_table, write_table
 
@@ -28,6 +29,8 @@ SYNTHETIC = "synthetic"
 
 _FRAME = re.compile(r"0*([0-9]{1,9})\.(?:jpe?g|png|bmp|webp|tiff?)", re.I | re.A)
 _PICTURE = re.compile(r"\.(?:jpe?g|png|bmp|webp|tiff?)$", re.I)
+_TEXTS = 1 << 20
+"""Texts that are taken at a time."""
 REMEDY = "make it again with `raffect prepare`"
 """What an error of a manifest ends with."""
 
@@ -79,14 +82,14 @@ class Video(NamedTuple):
         root: Image root, an absolute path.
         folder: Path of the video's folder below ``root``.
         frames: Frame numbers, int32, shape (frames,).
-        files: File name of each frame.
+        files: File name of each frame; as Python's objects they would take 60 bytes more each.
     """
 
     name: str
     root: str
     folder: str
     frames: np.ndarray
-    files: list[str]
+    files: pa.StringArray
 
 
 def list_images(roots: Iterable[Path]) -> Listing:
@@ -198,7 +201,7 @@ def _list_root(folder: str, listing: Listing, depth: int, root: str | None = Non
         else:
             own = Listing(pa.table({}))
             frames, files, has_folders = _list_video(entry.path, own, root)
-            if not files and has_folders and depth:
+            if not len(files) and has_folders and depth:
                 videos += _list_root(entry.path, listing, depth - 1, root)
                 continue
             listing.extend(own)
@@ -224,7 +227,9 @@ def _is_video(entry: os.DirEntry, count: int, has_folders: bool, listing: Listin
     return is_utf8(entry.name) and count > 0
 
 
-def _list_video(folder: str, listing: Listing, root: str) -> tuple[np.ndarray, list[str], bool]:
+def _list_video(
+    folder: str, listing: Listing, root: str
+) -> tuple[np.ndarray, pa.StringArray, bool]:
     """Frame numbers and file names of one folder, and whether folders lie beside them."""
     frames, files, has_folders = [], [], False
     for entry in scan_folder(folder, listing):
@@ -239,7 +244,7 @@ def _list_video(folder: str, listing: Listing, root: str) -> tuple[np.ndarray, l
             has_folders = True
         else:
             _ignore(entry, root, listing)
-    return np.array(frames, np.int32), files, has_folders
+    return np.array(frames, np.int32), pa.array(files, pa.string()), has_folders
 
 
 def may_follow(link: os.DirEntry, root: str, listing: Listing) -> bool:
@@ -299,15 +304,14 @@ def build_manifest(videos: list[Video], listing: Listing) -> pa.Table:
     name = np.repeat(np.array([rank[video.name] for video in videos], np.int32), lengths)
     root = np.repeat(np.array([roots.index(video.root) for video in videos], np.int32), lengths)
     frame = np.concatenate([video.frames for video in videos])
-    paths = [[f"{video.folder}/{file}" for file in video.files] for video in videos]
-    path = pa.concat_arrays([pa.array(part, pa.string()) for part in paths])
+    paths = [pc.binary_join_element_wise(one.folder, one.files, "/") for one in videos]
+    path = pa.chunked_array(paths, pa.string())
 
     # Rows by (video, frame), of which the first root's counts
     order = np.lexsort((np.arange(len(frame)), root, frame, name))
     keep = np.ones(len(order), bool)
     keep[1:] = (np.diff(name[order]) != 0) | (np.diff(frame[order]) != 0)
-    doubles = path.take(pa.array(order[~keep]))
-    for double in doubles.to_pylist():
+    for double in _take_texts(path, order[~keep]).to_pylist():
         listing.note(double, "another file shows the same frame, this one left out")
 
     order = order[keep]
@@ -315,10 +319,20 @@ def build_manifest(videos: list[Video], listing: Listing) -> pa.Table:
         {
             "video": pa.DictionaryArray.from_arrays(name[order], pa.array(names, pa.string())),
             "frame": frame[order],
-            "path": path.take(pa.array(order)),
+            "path": _take_texts(path, order),
             "root": pa.DictionaryArray.from_arrays(root[order], pa.array(roots, pa.string())),
         }
     )
+
+
+def _take_texts(column: pa.ChunkedArray, rows: np.ndarray) -> pa.ChunkedArray:
+    """Some rows of a column of text, all of which may be more than the 2 GB of an Arrow array."""
+    if len(rows) == len(column) and is_ascending(rows):
+        return column
+    long = column.cast(pa.large_string()).combine_chunks()
+    starts = range(0, len(rows), _TEXTS)
+    parts = [long.take(pa.array(rows[k : k + _TEXTS])).cast(pa.string()) for k in starts]
+    return pa.chunked_array(parts, pa.string())
 
 
 def _check_root(root: str) -> None:

@@ -38,7 +38,9 @@ class Manifest:
 
     def __init__(self, path: Path) -> None:
         path = find_manifest(path)
-        self.frames = read_manifest(path, with_paths=False)
+        found = read_manifest(path, with_paths=False)
+        # One chunk, of which a column is used without a copy
+        self.frames = found.unify_dictionaries().combine_chunks()
         self._file = open_parquet(path)
         _check_paths(self._file, path)
         groups = range(self._file.num_row_groups)

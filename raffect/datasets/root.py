@@ -178,7 +178,8 @@ class Root:
         if frames[0] == 0:
             self.listing.ignored.add("folders whose pictures count from 0 (one added)", folder)
             frames += 1
-        return Video(folder, self.path, folder, frames, [name for _, name in numbered])
+        files = pa.array([name for _, name in numbered], pa.string())
+        return Video(folder, self.path, folder, frames, files)
 
     def find_pictures(self) -> Iterator[str]:
         """Paths below the root of all pictures, in order."""

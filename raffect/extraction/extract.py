@@ -336,9 +336,7 @@ def _iter_stats(
         yield from watch_memory(dataset.iter_rows())
 
 
-def iter_waves(
-    plan: Plan, todo: list[int], manifest: Manifest
-) -> Iterator[list[dict[str, Any]]]:
+def iter_waves(plan: Plan, todo: list[int], manifest: Manifest) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of one dataset after the other; see `iter_items`."""
     frames = manifest.frames
     vocabulary = Vocabulary(sorted(frames["video"].unique().to_pylist()))

@@ -169,7 +169,7 @@ def count(
     last = len(samples) + (workers.size - 1) * chunk
     for start in range(workers.rank * chunk, last, workers.size * chunk):
         part = samples.part(slice(min(start, len(samples)), start + chunk))
-        outputs = predict(part.samples().to(heads.rows.dtype))
+        outputs = predict(part.samples().to(heads.rows))
         outputs = outputs if columns is None else outputs[..., list(columns)]
         found = kind.count(outputs, Truth(part.y, part.video, part.num_videos, classes))
         total = found if total is None else total + found

@@ -30,7 +30,7 @@ def predict(kind: LossKind, heads: HeadBatch, samples: Samples) -> np.ndarray:
     is_values = kind.task.kind == "regression"
     parts = []
     for start in range(0, len(samples), chunk):
-        part = samples.part(slice(start, start + chunk)).samples().to(heads.rows.dtype)
+        part = samples.part(slice(start, start + chunk)).samples().to(heads.rows)
         found = kind.probabilities(run(part))
         parts.append(found.to(torch.float32 if is_values else torch.float16).cpu().numpy())
     return np.concatenate(parts, 1)

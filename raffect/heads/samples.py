@@ -21,7 +21,8 @@ class Samples:
 
     Attributes:
         x: Samples, float16, shape (N, ...); or where ``window`` says so the features that windows
-            are made of, shape (M, D).
+            are made of, shape (M, D). They and ``window`` may be on the CPU where the others are
+            on a GPU, if they are judged alone.
         y: Targets of the task's kind: classes, int64 (N,); labels, int8 (N, L), negative where
             unlabelled; or values, float32 (N, V), NaN where unlabelled.
         video: Number of each sample's video, or other group that intervals keep together, int64,

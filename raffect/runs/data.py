@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -200,14 +201,33 @@ def read_rows(index: FeatureIndex, task: Task, device: torch.device) -> Samples:
     Raises:
         RaffectError: If a feature is not finite.
     """
-    x = index.read()
+    return _as_samples(index.read(), index, task, device, device)
+
+
+def read_mapped_rows(index: FeatureIndex, task: Task, device: torch.device) -> Samples:
+    """As `read_rows`, but features are a file in the folder for temporary ones, and mapped.
+
+    Only what is being judged is then in memory; the file is gone with the process.
+
+    Raises:
+        RaffectError: If a feature is not finite.
+    """
+    with tempfile.TemporaryDirectory(prefix="raffect-") as folder:
+        x = index.read(Path(folder) / "features.npy")
+    return _as_samples(x, index, task, device, torch.device("cpu"))
+
+
+def _as_samples(
+    x: np.ndarray, index: FeatureIndex, task: Task, device: torch.device, place: torch.device
+) -> Samples:
+    """Samples of features, which are at ``place`` with the windows, and all else on the device."""
     check_finite(x, index)
-    arrays = (x, targets_of(index, task), index.group.astype(np.int64))
-    features, targets, groups = (torch.from_numpy(array).to(device) for array in arrays)
+    arrays = (targets_of(index, task), index.group.astype(np.int64))
+    targets, groups = (torch.from_numpy(array).to(device) for array in arrays)
     window = None
     if isinstance(index, WindowIndex):
-        window = torch.from_numpy(index.window).to(device)
-    return Samples(features, targets, groups, len(index.groups), window)
+        window = torch.from_numpy(index.window).to(place)
+    return Samples(torch.from_numpy(x).to(place), targets, groups, len(index.groups), window)
 
 
 def read_shared_rows(

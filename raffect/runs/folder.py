@@ -21,6 +21,7 @@ Folders of November 2026 have other names; they are read, continued and reported
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -55,7 +56,7 @@ from raffect.runs.group_statistics import (
 )
 from raffect.runs.records import HeadRecord, NamedFile, RunRecord
 from raffect.storage.atomic import PREFIX, write_atomic
-from raffect.storage.paths import Damaged
+from raffect.storage.paths import Damaged, is_remote
 from raffect.storage.records import Record, parse_object
 
 G = TypeVar("G", bound=Sequence[HeadRecord])
@@ -85,6 +86,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._records: dict[Path, tuple[tuple[int, ...] | None, HeadRecord]] = {}
         self._statistics = Recent()
         self._sums: dict[str, dict[str, ByEpoch]] = {}
         self._groups: dict[tuple[int | None, int], Sequence[str]] = {}
@@ -222,9 +224,10 @@ class RunFolder:
 
     def read_record(self, head_id: str) -> HeadRecord | None:
         """A head's record, or None."""
-        found = (path for path in self._record_paths(head_id) if path.exists())
-        path = next(found, None)
-        return None if path is None else self._read_record(path)
+        for path in self._record_paths(head_id):
+            with contextlib.suppress(FileNotFoundError):
+                return self._read_record(path)
+        return None
 
     def read_records(self) -> list[HeadRecord]:
         """All records, by id."""
@@ -352,11 +355,23 @@ class RunFolder:
         return self.path / "heads" / file, self.path / first_format.HEADS / file
 
     def _read_record(self, path: Path) -> HeadRecord:
+        """A record, which is parsed again only if the file is another one.
+
+        A sweep looks through all of its records half a dozen times. They are replaced whole, so
+        that a file's number, size and time tell which it is; an object store has no numbers.
+        """
+        version = None if is_remote(path) else _version_of(path)
+        known = self._records.get(path)
+        if version is not None and known is not None and known[0] == version:
+            return known[1]
         text = path.read_bytes()
         content = parse_object(text, path, _RERUN)
         if first_format.is_first(content):
-            return first_format.read_head(content, path)
-        return HeadRecord.from_json(text, path, _RERUN)
+            record = first_format.read_head(content, path)
+        else:
+            record = HeadRecord.from_json(text, path, _RERUN)
+        self._records[path] = version, record
+        return record
 
     def _require_same(self, config: LearnConfig, fingerprint: str, command: str) -> None:
         """Refuse to go on in a folder of another command, other data or other settings."""
@@ -391,6 +406,12 @@ class RunFolder:
                 raise RaffectError(
                     f"{wrong}: a run with {name} {had}, this one has {value}; name a new folder"
                 )
+
+
+def _version_of(path: Path) -> tuple[int, ...]:
+    """What tells a file from another one that has taken its place."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def command_of(config: LearnConfig) -> Any:

@@ -26,8 +26,8 @@ _COLUMNS = ("head", "epoch", "group", "statistics")
 _COLUMNS_OF = {"multilabel": 4, "regression": 6, "contrastive": 4}
 """Columns of a kind's statistics; of classes as many as rows."""
 
-_MOST_BYTES = 1 << 30
-"""Of the files that `Recent` keeps: 10,000 heads on 70 videos have 0.7 GB, on 1,000 ten."""
+_MOST_BYTES = 1 << 28
+"""Of the files that `Recent` keeps: 10,000 heads on 70 videos have 0.7 GB, on 1,000 videos ten."""
 
 ByEpoch = Mapping[int, np.ndarray]
 """Statistics of one head by 1-based epoch, each of shape (groups, A, B)."""
@@ -65,6 +65,9 @@ class Recent:
         self.most_bytes = most_bytes
         self._kept: dict[str, Statistics] = {}
         self._sizes: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
 
     def get(self, key: str, read: Callable[[], Statistics]) -> Statistics:
         """What ``read`` gives, which is called unless what it gave last is kept."""

@@ -30,6 +30,7 @@ from raffect.runs.data import (
     check_trainable,
     open_dataset,
     pick_device,
+    read_mapped_rows,
     read_rows,
     read_shared_rows,
     targets_of,
@@ -39,7 +40,7 @@ from raffect.runs.records import PlannedHead, is_finished
 from raffect.runs.windows import read_windows
 from raffect.training.batch_job import BatchJob, CvEpochs
 from raffect.training.recording import describe_training, record_batch
-from raffect.training.stream import RayStream, are_shared
+from raffect.training.stream import RayStream, are_short, can_share
 
 C = TypeVar("C", bound=LearnConfig)
 
@@ -192,9 +193,10 @@ def _plan_fit(
         targets, task, recipe.batch_size, f"the training split of {dataset.facts.labels}"
     )
     rows: AnySamples
+    is_short = not streams and are_short(train, device.type, workers)
     if streams:
         rows = RayStream(train, task, recipe.batch_size, recipe.seed)
-    elif are_shared(train, device.type, workers):
+    elif is_short and can_share(train):
         rows = read_shared_rows(train, task, device, workers)
     else:
         rows = read_rows(train, task, device)
@@ -205,7 +207,7 @@ def _plan_fit(
         spec=job.spec or spec_of(dataset, recipe),
         prior=dataset.loss_kind(device).count_prior(targets),
         train=rows,
-        validation=read_rows(validation, task, device),
+        validation=(read_mapped_rows if is_short else read_rows)(validation, task, device),
         device=device,
         workers=workers,
         cv_epochs=[job.cv_epochs.get(name, 0) for name in job.ids] if job.cv_epochs else None,

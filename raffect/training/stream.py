@@ -80,13 +80,14 @@ def decide_stream(
     return "never" if fits else "always"
 
 
-def are_shared(index: FeatureIndex, device: str, workers: Workers) -> bool:
-    """Whether each worker is to hold a part of the features, so that all fit.
+def are_short(index: FeatureIndex, device: str, workers: Workers) -> bool:
+    """Whether the features of several workers do not all fit, so that each must do with a part.
 
-    All workers take the same answer. It changes no result.
+    Then training features are shared (`can_share`), and those for validation are mapped. All
+    workers take the same answer. It changes no result.
 
     Args:
-        index: Of the training samples; windows and clips are not shared.
+        index: Of the training samples.
         device: Of each worker.
         workers: Who calls this at once.
     """
@@ -95,8 +96,12 @@ def are_shared(index: FeatureIndex, device: str, workers: Workers) -> bool:
     needed = copies * 2 * len(index.shard) * index.dim
     is_short = needed > MEMORY_SHARE * _memory_bytes(device)
     answers = torch.tensor(float(is_short), device=device)
-    is_plain = not isinstance(index, ClipIndex | WindowIndex)
-    return is_plain and workers.size > 1 and bool(workers.sum_(answers) > 0)
+    return workers.size > 1 and bool(workers.sum_(answers) > 0)
+
+
+def can_share(index: FeatureIndex) -> bool:
+    """Whether workers can hold a part of the training features each: not of windows and clips."""
+    return not isinstance(index, ClipIndex | WindowIndex)
 
 
 def _on_gpu(device: str) -> bool:
@@ -210,7 +215,7 @@ def _read_window(batch: pa.Table, bank: str, dim: int) -> pa.Table:
     in pages of its own text.
     """
     item: dict[str, Any] = batch.to_pylist()[0]
-    rows = np.frombuffer(item["rows"], np.int64)
+    rows = np.frombuffer(item["rows"], np.int32)
     out = np.empty((len(rows), dim), np.float16)
     start, failure = 0, None
     try:

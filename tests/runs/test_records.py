@@ -23,13 +23,15 @@ from raffect.heads.checkpoint import read_card
 from raffect.metrics.scores import Chance, JudgedScore
 from raffect.metrics.task_kinds import kind_of
 from raffect.recipe import NAMES, LossConfig, Recipe, digest, in_todays_words, with_settings
+from raffect.runs.conclusions import conclude_sweep
 from raffect.runs.folder import RunFolder
-from raffect.runs.group_statistics import Statistics, read_statistics, write_statistics
+from raffect.runs.group_statistics import Recent, Statistics, read_statistics, write_statistics
 from raffect.runs.metrics_file import Metrics, SettingScores
 from raffect.runs.pick import find_heads
 from raffect.runs.records import Curve, HeadRecord
 from raffect.runs.spread import Spread
 from raffect.runs.tables import write_tables
+from tests.helpers.runs import draw_confusion, make_run
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "first"
 CONFUSION = np.arange(64).reshape(8, 8)
@@ -313,3 +315,51 @@ def test_a_folder_of_official_folds_names_its_runs(tmp_path):
     (tmp_path / "fold-1" / "env.json").write_text("{}")
     with pytest.raises(RaffectError, match=r"it holds official folds; .*fold-1"):
         RunFolder(tmp_path).read_run()
+
+
+def test_tables_and_scores_are_the_same_with_one_file_of_statistics_in_memory(
+    tmp_path, monkeypatch
+):
+    settings = [{"loss.alpha": alpha} for alpha in (1.0, 0.5, 0.3)]
+    make_run(tmp_path, settings, lambda rng, _: draw_confusion(rng.uniform(0.3, 0.9)))
+
+    def conclude(most_bytes):
+        folder, reads = RunFolder(tmp_path), []
+        folder._statistics = Recent(most_bytes)
+        load = folder._load_statistics
+        monkeypatch.setattr(folder, "_load_statistics", lambda one: reads.append(one) or load(one))
+        records = folder.read_records()
+        result = conclude_sweep(folder, folder.read_run().data, records, ["loss.alpha"], False)
+        tables = [(tmp_path / name).read_bytes() for name in ("per_group.csv", "results.csv")]
+        return tables, result.settings, len(folder._statistics), len(reads)
+
+    kept, dropped = conclude(1 << 30), conclude(1)
+    assert kept[:2] == dropped[:2]
+    assert (kept[2], dropped[2]) == (6, 1)
+    assert kept[3] == 6
+    assert kept[0][0].count(b"\n") == 1 + 6 * 6
+    order = [line.split(b",")[0].decode() for line in kept[0][0].splitlines()[1::6]]
+    assert order == [record.id for record in RunFolder(tmp_path).read_records()]
+
+
+def test_a_record_is_parsed_again_only_if_it_was_replaced(tmp_path, monkeypatch):
+    folder, parsed = RunFolder(tmp_path), []
+    from_json = HeadRecord.from_json
+    monkeypatch.setattr(
+        HeadRecord, "from_json", lambda *words: parsed.append(words) or from_json(*words)
+    )
+    assert folder.read_record(RECORD.id) is None
+    folder.write_record(RECORD)
+    first = folder.read_record(RECORD.id)
+    assert first == RECORD
+    assert folder.read_records() == [RECORD]
+    assert len(parsed) == 1
+
+    # Another one of as many bytes, written by another process
+    other = replace(RECORD, fingerprint="g")
+    RunFolder(tmp_path).write_record(other)
+    assert folder.read_record(RECORD.id) == other
+    assert len(parsed) == 2
+    folder.forget_record(RECORD.id)
+    assert folder.read_record(RECORD.id) is None
+    assert folder.read_records() == []
