@@ -51,8 +51,7 @@ _FRAME_FAULTS = _MISSING | _NOT_READABLE
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 CRASHES |= {signal.SIGKILL}  # what the system sends to a process that takes too much memory
 """Signals by which a decoder ends its process."""
-_MANIFEST = ("root", "path", "video", "frame")
-_PLAIN = pa.schema(
+_MANIFEST = pa.schema(
     [("root", pa.string()), ("path", pa.string()), ("video", pa.string()), ("frame", pa.int32())]
 )
 _PACKED = ("image", "reason", "video", "frame")
@@ -167,8 +166,8 @@ def read_contents(rows: pa.Table) -> list[bytes | BadFrame]:
     """Encoded pictures of manifest rows, in order; packed files are read a row group at a time."""
     groups: dict[tuple[str, str], dict[str, list]] = {}
     out: list[bytes | BadFrame] = []
-    # Dictionaries become lists an entry at a time, plain columns at once.
-    plain = rows.select(_MANIFEST).cast(_PLAIN)
+    # Dictionaries would become lists an entry at a time, plain columns do at once.
+    plain = rows.select(_MANIFEST.names).cast(_MANIFEST)
     for root, path, *key in zip(*plain.to_pydict().values(), strict=True):
         if root.endswith(PACKED_SUFFIX):
             group, _, row = path.partition("/")
@@ -312,7 +311,7 @@ def _run_trial(rows: pa.Table) -> tuple[int, int]:
     Returns:
         How many rows passed, and the child's exit status, negative for a crash.
     """
-    jobs = table_to_bytes(rows.select(_MANIFEST))
+    jobs = table_to_bytes(rows.select(_MANIFEST.names))
     command = [sys.executable, "-c", _TRIAL]
     done = subprocess.run(command, input=jobs, capture_output=True, check=False)
     begun, passed = done.stdout.count(b">"), done.stdout.count(b".")
