@@ -4,8 +4,8 @@
 
 1. Steps, CPU time a frame: one process, no Ray: read, decode, hand-off (the Arrow cell), commit,
    for loose files and packed Parquet, against PIL decode + open_clip's transform.
-2. Pipeline with a trivial encoder: CPU seconds of *all* of Ray's processes below this one, divided
-   by frames, and which processes spend them.
+2. Pipeline with a trivial encoder, for loose files and packed Parquet: CPU seconds of *all* of
+   Ray's processes below this one, divided by frames, and which processes spend them.
 3. Pipeline with an encoder that is the bottleneck (it sleeps like a GPU that is busy): its rate
    over its bare rate.
 """
@@ -151,13 +151,16 @@ def role_of(title: str) -> str:
     return "Ray's other processes"
 
 
-def repeat_manifest(manifest: pa.Table, times: int) -> pa.Table:
-    """The same files under the names of so many more videos."""
+def repeat_manifest(manifest: pa.Table, times: int, folder: Path) -> tuple[pa.Table, pa.Table]:
+    """The same files under the names of so many more videos; and their pictures packed."""
     videos, parts = encode_video(manifest["video"]).cast(pa.string()), []
     for k in range(times):
         renamed = pc.binary_join_element_wise(f"{k:03d}", videos, "-").dictionary_encode()
         parts.append(manifest.set_column(0, "video", renamed))
-    return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+    loose = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+    write_manifest(loose, folder / "repeated.parquet", synthetic=True)
+    report = pack(PackConfig(manifest=folder / "repeated.parquet", out=folder / "packed"))
+    return loose, read_manifest(report.manifest)
 
 
 def run_pipeline(
@@ -171,25 +174,34 @@ def run_pipeline(
     return summary, by_role(watch.used)
 
 
-def show_trivial(manifest: pa.Table, folder: Path, times: int) -> None:
+def show_trivial(name: str, manifest: pa.Table, folder: Path, times: int) -> None:
     """CPU time a frame of the whole pipeline, by role, with an encoder that takes no time."""
-    paths = {count: folder / f"{count}.parquet" for count in (1, times // 2, times)}
-    for count, path in paths.items():
-        write_manifest(repeat_manifest(manifest, count), path, synthetic=True)
-    run_pipeline(paths[1], folder / "warm", 0.0)  # start-up of workers is not a cost of frames
-    half, used_by_half = run_pipeline(paths[times // 2], folder / "half", 0.0)
-    full, used = run_pipeline(paths[times], folder / "full", 0.0)
+
+    def run(size: str, rows: int) -> tuple[ExtractSummary, Counter[str]]:
+        path = folder / f"{size}.parquet"
+        write_manifest(manifest.slice(0, rows), path, synthetic=True)
+        return run_pipeline(path, folder / size, 0.0)
+
+    folder.mkdir()
+    run("warm", len(manifest) // times)  # start-up of workers is not a cost of frames
+    half, used_by_half = run("half", len(manifest) // 2)
+    full, used = run("full", len(manifest))
 
     # The difference of two sizes leaves out what every run pays once, and what readers queue while
     # the encoder loads.
     frames = full.encoded - half.encoded
     used.subtract(used_by_half)
     seconds = full.encoded / full.steady_frames_per_s - half.encoded / half.steady_frames_per_s
-    title = f"whole pipeline, trivial encoder, {frames / seconds:,.0f} frames/s"
+    title = f"whole pipeline, {name}, trivial encoder, {frames / seconds:,.0f} frames/s"
     print()
     print_header(f"{title} over {frames:,} frames", "CPU microseconds a frame")
     for role, value in [*used.most_common(), ("together", used.total())]:
         print_row(role, f"{value / frames * 1e6:,.0f}")
+
+    # Whether every frame is in the bank
+    commits = Bank(folder / "full").read_commits().values()
+    rows = sum(commit.rows for commit in commits)
+    print(f"rows: {rows:,} of {len(manifest):,}")
 
 
 def show_bottleneck(manifest: Path, bank: Path, frames_per_s: float) -> None:
@@ -207,26 +219,27 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=8, help=longest)
     slow = "rate of the stand-in that is the bottleneck"
     parser.add_argument("--slow-frames-per-s", type=float, default=1000.0, help=slow)
+    parts = ("steps", "pipeline", "bottleneck")
+    parser.add_argument("--parts", nargs="+", default=parts, choices=parts, help="1., 2. and 3.")
     args = parser.parse_args()
     with scratch("feed") as folder:
         # Drawn faces, loose and packed
         path = draw_faces(folder, args.frames)
         manifest = read_manifest(path)
-        pack(PackConfig(manifest=path, out=folder / "packed"))
-        packed = read_manifest(folder / "packed" / "manifest.parquet")
+        loose, packed = repeat_manifest(manifest, args.times, folder)
 
         # Tables
-        print_header("one process, 112x112 JPEG, quality 90", "CPU microseconds a frame")
-        for name, value in measure_steps(manifest, packed, folder).items():
-            print_row(name, f"{value:,.0f}")
-        with ray_session(None):
-            show_trivial(manifest, folder, args.times)
-            show_bottleneck(path, folder / "slow", args.slow_frames_per_s)
-
-        # Whether every frame is in the bank
-        commits = Bank(folder / "full").read_commits().values()
-        rows, expected = sum(commit.rows for commit in commits), len(manifest) * args.times
-        print(f"rows: {rows:,} of {expected:,}")
+        if "steps" in args.parts:
+            print_header("one process, 112x112 JPEG, quality 90", "CPU microseconds a frame")
+            for name, value in measure_steps(loose, packed, folder).items():
+                print_row(name, f"{value:,.0f}")
+        if {"pipeline", "bottleneck"} & set(args.parts):
+            with ray_session(None):
+                if "pipeline" in args.parts:
+                    show_trivial("loose files", loose, folder / "loose", args.times)
+                    show_trivial("packed Parquet", packed, folder / "from-packed", args.times)
+                if "bottleneck" in args.parts:
+                    show_bottleneck(path, folder / "slow", args.slow_frames_per_s)
         print_machine()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
@@ -71,7 +72,8 @@ class Sampler(threading.Thread, ABC):
 class CpuWatch(Sampler):
     """CPU seconds of this process and each below it while a block runs.
 
-    Processes that end within the block are included.
+    Processes that end within the block are included, this watch's own looks (8 ms each beside 160
+    processes) are not.
 
     Attributes:
         used: By process id: title and seconds.
@@ -80,11 +82,15 @@ class CpuWatch(Sampler):
     def __init__(self, every_s: float = 0.2) -> None:
         super().__init__(every_s)
         self.used: dict[int, tuple[str, float]] = {}
+        self._looking_s = 0.0
         self._before = {pid: seconds for pid, (_, seconds) in tree().items()}
 
     def look(self) -> None:
+        start = time.thread_time()
         for pid, (title, seconds) in tree().items():
-            self.used[pid] = title, seconds - self._before.get(pid, 0.0)
+            own = self._looking_s if pid == os.getpid() else 0.0
+            self.used[pid] = title, seconds - self._before.get(pid, 0.0) - own
+        self._looking_s += time.thread_time() - start
 
 
 def machine_cpu_s() -> float:

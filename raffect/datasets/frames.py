@@ -19,7 +19,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -51,7 +51,9 @@ _FRAME_FAULTS = _MISSING | _NOT_READABLE
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 CRASHES |= {signal.SIGKILL}  # what the system sends to a process that takes too much memory
 """Signals by which a decoder ends its process."""
-_MANIFEST = ("root", "path", "video", "frame")
+_MANIFEST = pa.schema(
+    [("root", pa.string()), ("path", pa.string()), ("video", pa.string()), ("frame", pa.int32())]
+)
 _PACKED = ("image", "reason", "video", "frame")
 _TRIAL = "import sys; from raffect.datasets.frames import _trial; _trial(sys.stdin.buffer)"
 
@@ -68,7 +70,7 @@ def read_bytes(root: str, path: str) -> bytes:
             regular file or larger than `raffect.storage.paths.MAX_BYTES`.
         RaffectError: If the root or its disk is at fault: then nothing is wrong with the frame.
     """
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\0" in path:
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
         raise BadFrame("path points outside its root")
     try:
         content = read_regular(f"{root}/{path}")
@@ -164,7 +166,9 @@ def read_contents(rows: pa.Table) -> list[bytes | BadFrame]:
     """Encoded pictures of manifest rows, in order; packed files are read a row group at a time."""
     groups: dict[tuple[str, str], dict[str, list]] = {}
     out: list[bytes | BadFrame] = []
-    for root, path, *key in zip(*(rows[name].to_pylist() for name in _MANIFEST), strict=True):
+    # Dictionaries would become lists an entry at a time, plain columns do at once.
+    plain = rows.select(_MANIFEST.names).cast(_MANIFEST)
+    for root, path, *key in zip(*plain.to_pydict().values(), strict=True):
         if root.endswith(PACKED_SUFFIX):
             group, _, row = path.partition("/")
             if (root, group) not in groups:
@@ -307,7 +311,7 @@ def _run_trial(rows: pa.Table) -> tuple[int, int]:
     Returns:
         How many rows passed, and the child's exit status, negative for a crash.
     """
-    jobs = table_to_bytes(rows.select(_MANIFEST))
+    jobs = table_to_bytes(rows.select(_MANIFEST.names))
     command = [sys.executable, "-c", _TRIAL]
     done = subprocess.run(command, input=jobs, capture_output=True, check=False)
     begun, passed = done.stdout.count(b">"), done.stdout.count(b".")

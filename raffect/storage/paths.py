@@ -119,12 +119,18 @@ def open_regular(path: str | Path) -> io.FileIO:
         Damaged: If it is not a regular file.
         OSError: If it cannot be opened.
     """
+    return io.FileIO(_open_regular(path)[0])
+
+
+def _open_regular(path: str | Path) -> tuple[int, int]:
+    """File descriptor and size in bytes of a regular file."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    kind = stat.S_IFMT(os.fstat(handle).st_mode)
+    about = os.fstat(handle)
+    kind = stat.S_IFMT(about.st_mode)
     if kind != stat.S_IFREG:
         os.close(handle)
         raise Damaged(f"not a regular file but {_KINDS.get(kind, 'something else')}")
-    return io.FileIO(handle)
+    return handle, about.st_size
 
 
 def read_regular(path: str | Path, most_bytes: int = MAX_BYTES) -> bytes:
@@ -134,16 +140,21 @@ def read_regular(path: str | Path, most_bytes: int = MAX_BYTES) -> bytes:
         Damaged: If it is not a regular file, or has more bytes than ``most_bytes``.
         OSError: If it cannot be opened or read.
     """
-    with open_regular(path) as file:
-        left = most_bytes - (size := os.fstat(file.fileno()).st_size)
-        parts = [file.read(size + 1)] if left >= 0 else []
-        # More than its size: the file grew, or is in /proc, where a size is 0
-        while left >= 0 and (more := file.read(_CHUNK)):
-            parts.append(more)
-            left -= len(more)
-    if left < 0:
+    # System calls alone: a file object of Python's costs as much as opening a picture.
+    handle, size = _open_regular(path)
+    content, asked = b"", size + 1
+    try:
+        # Once, unless the file grew, or is in /proc, where a size is 0
+        while max(size, len(content)) <= most_bytes and (more := os.read(handle, asked)):
+            content += more
+            if len(content) == size:
+                return content
+            asked = _CHUNK
+    finally:
+        os.close(handle)
+    if max(size, len(content)) > most_bytes:
         raise Damaged(f"larger than {most_bytes // 1_000_000} MB")
-    return b"".join(parts) if len(parts) > 1 else parts[0]
+    return content
 
 
 def read_buffer(path: Path) -> pa.Buffer:

@@ -7,7 +7,7 @@ import io
 import os
 import socket
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -147,6 +147,15 @@ def test_files_are_read_in_order_with_a_reason_for_each_bad_one(tmp_path):
     assert "No such file" in reasons[1]
     assert "directory" in reasons[2]
     assert reasons[3:] == ["path points outside its root"] * 3
+
+
+@given(st.text(alphabet="./ab", max_size=8))
+def test_a_path_leaves_its_root_where_pathlib_sees_that(path):
+    parts = PurePosixPath(path)
+    leaves = parts.is_absolute() or ".." in parts.parts
+    with pytest.raises(BadFrame) as error:  # the root holds nothing
+        read_bytes("/proc/self/fdinfo", path)
+    assert (str(error.value) == "path points outside its root") == leaves
 
 
 @pytest.mark.timeout(20)
