@@ -1,23 +1,30 @@
 """Seconds from a typed command to its first act.
 
     python benchmarks/startup.py [--frames 866708] [--models raffect-faces] [--repeats 3]
+    python benchmarks/startup.py --trees /path/to/main . --repeats 5
 
 The acts are help, the first training step on a bank of Aff-Wild2's size, and the first frames of an
-extraction. Every command is a process of its own; the fastest of --repeats counts, the first one
-reads files that later ones find in memory. CPU is of the command's own process. Milestones of
-extract are files in the bank: plan (before Ray), a reader's note, bank.json (the encoder is
-loaded), the first commit.
+extraction. Every command is a process of its own. --trees names checkouts, such as before and after
+a change, whose commands take turns; of each there is the fastest and the median. The first one
+reads files that later ones find in memory. CPU is of the command's own process, or for extract of
+all its processes until the first commit. Milestones of extract are files in the bank: plan (before
+Ray), a reader's note, bank.json (the encoder is loaded), the first commit. Weights of another
+encoder than the embedded one are random numbers in a file.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from made import AFF_WILD2, draw_faces, make_bank
+from processes import tree_cpu_s
 from tools import flags, new_parser, print_header, print_machine, print_row, scratch
 
 # A thread waits until the class is there and wraps its step, so that nothing is imported earlier
@@ -46,6 +53,16 @@ try:
 finally:
     print("end", time.time(), time.process_time(), "torch" in sys.modules)
 """
+SAVE_WEIGHTS = """
+import sys
+from safetensors.torch import save_file
+from raffect.encoders.tower import build_model
+from raffect.encoders.weights import random_source
+state = build_model(random_source(sys.argv[1], "random:0")).state_dict()
+save_file({name: tensor.contiguous() for name, tensor in state.items()}, sys.argv[2])
+"""
+Times = dict[str, tuple[float, float]]
+"""Seconds and CPU seconds by act."""
 MILESTONES = {
     "plan": "plan/*.parquet",
     "first frames read": "attempts/*",
@@ -54,32 +71,37 @@ MILESTONES = {
 }
 
 
-def time_command(code: str, *arguments: str) -> tuple[float, float]:
+def environment(tree: Path) -> dict[str, object]:
+    """Arguments of `subprocess` that run the raffect of a checkout."""
+    return {"cwd": tree, "env": os.environ | {"PYTHONPATH": str(tree)}}
+
+
+def time_command(tree: Path, name: str, code: str, arguments: Sequence[str]) -> Times:
     """Seconds to the child's last line, and CPU seconds of the child until then."""
     start, command = time.time(), [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **environment(tree))
     last = done.stdout.splitlines()[-1:] or [done.stderr]
     fields = last[0].split()
     if len(fields) < 4:
         raise SystemExit(f"raffect {' '.join(arguments)}: {done.stderr[-500:]}")
-    return float(fields[-3]) - start, float(fields[-2])
+    return {name: (float(fields[-3]) - start, float(fields[-2]))}
 
 
-def time_extract(manifest: Path, bank: Path, model: str) -> dict[str, float]:
-    """Seconds to each milestone."""
-    weights = "embedded" if model == "raffect-faces" else "random:0"
+def time_extract(tree: Path, manifest: Path, bank: Path, model: str, weights: str) -> Times:
+    """Seconds to each milestone, and CPU seconds of all processes."""
     command = [sys.executable, "-m", "raffect.cli", "extract"]
-    command += flags(manifest=manifest, bank=bank, shard_rows=64)
+    rows = 64 if weights == "embedded" else 8  # of a large encoder one batch
+    command += flags(manifest=manifest, bank=bank, shard_rows=rows)
     command += ["--encoder.model", model, "--encoder.weights", weights]
 
     # Look for each file until all are there
     start, found = time.time(), {}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, start_new_session=True, **quiet)
+    process = subprocess.Popen(command, start_new_session=True, **quiet, **environment(tree))
     while len(found) < len(MILESTONES) and process.poll() is None:
         for name, pattern in MILESTONES.items():
             if name not in found and any(bank.glob(pattern)):
-                found[name] = time.time() - start
+                found[name] = time.time() - start, tree_cpu_s(process.pid)
         time.sleep(0.01)
 
     # Stop it
@@ -88,11 +110,20 @@ def time_extract(manifest: Path, bank: Path, model: str) -> dict[str, float]:
     if len(found) < len(MILESTONES):
         status = f"ended with status {process.returncode} before its first commit"
         raise SystemExit(f"{' '.join(command)} {status}")
-    found["stopped by Ctrl-C then"] = time.time() - start
-    return found
+    return {f"raffect extract, {model}, {name}": times for name, times in found.items()}
 
 
-def show_commands(folder: Path, frames: int, repeats: int) -> None:
+def show(trees: Sequence[Path], repeats: int, measure: Callable[[Path, int], Times]) -> None:
+    """Rows of what each checkout takes, measured in turn."""
+    runs = [[measure(tree, k) for tree in trees] for k in range(repeats)]
+    for name in sorted(runs[0][0], key=lambda name: runs[0][0][name]):
+        for number, tree in enumerate(trees):
+            wall, cpu = zip(*(run[number][name] for run in runs), strict=True)
+            values = (min(wall), statistics.median(wall), min(cpu), statistics.median(cpu))
+            print_row(name, tree, *(f"{value:.2f}" for value in values))
+
+
+def show_commands(trees: Sequence[Path], folder: Path, frames: int, repeats: int) -> None:
     """Rows of commands that run in one process."""
     train = frames * AFF_WILD2[0] // sum(AFF_WILD2)
     bank, labels = make_bank(folder, train, frames - train)
@@ -104,37 +135,52 @@ def show_commands(folder: Path, frames: int, repeats: int) -> None:
         ("raffect bank info", PLAIN, ["bank", "info", str(bank)]),
         (to_first_step, FIRST_STEP, ["train", "paper", *data]),
     ):
-        times = []
-        for k in range(repeats):
-            out = flags(out=folder / f"run{k}") if code == FIRST_STEP else []
-            times.append(time_command(code, *arguments, *out))
-        wall, cpu = min(times)
-        print_row(name, f"{wall:.2f}", f"{cpu:.2f}")
+
+        def measure(tree: Path, k: int, name=name, code=code, words=tuple(arguments)) -> Times:
+            out = folder / f"run{k}-{trees.index(tree)}"
+            return time_command(
+                tree, name, code, [*words, *(flags(out=out) if code == FIRST_STEP else [])]
+            )
+
+        show(trees, repeats, measure)
 
 
-def show_extract(manifest: Path, folder: Path, model: str, repeats: int) -> None:
-    """Rows of the milestones of the fastest extraction."""
-    banks = [folder / f"bank-{model}-{k}" for k in range(repeats)]
-    runs = [time_extract(manifest, bank, model) for bank in banks]
-    best = min(runs, key=lambda run: run["first shard committed"])
-    for name, seconds in sorted(best.items(), key=lambda item: item[1]):
-        print_row(f"raffect extract, {model}, {name}", f"{seconds:.2f}", "")
+def show_extract(
+    trees: Sequence[Path], manifest: Path, folder: Path, model: str, repeats: int
+) -> None:
+    """Rows of the milestones of an extraction."""
+    weights = "embedded"
+    if model != "raffect-faces":
+        weights = str(folder / f"{model}--openai.safetensors")
+        save = [sys.executable, "-c", SAVE_WEIGHTS, model, weights]
+        subprocess.run(save, check=True, **environment(trees[0]))
+
+    def measure(tree: Path, k: int) -> Times:
+        bank = folder / f"bank-{model}-{k}-{trees.index(tree)}"
+        return time_extract(tree, manifest, bank, model, weights)
+
+    show(trees, repeats, measure)
 
 
 def main() -> None:
     parser = new_parser(__doc__)
-    of_train, frames = "of the bank that is trained on", sum(AFF_WILD2)
+    of_train, frames = "of the bank that is trained on; 0 leaves that out", sum(AFF_WILD2)
     parser.add_argument("--frames", type=int, default=frames, help=of_train)
     models, of_extract = ["raffect-faces", "ViT-L-14-quickgelu"], "encoders of the extraction"
     parser.add_argument("--models", nargs="*", default=models, help=of_extract)
     parser.add_argument("--repeats", type=int, default=3)
+    here = [Path(__file__).parents[1]]
+    parser.add_argument("--trees", nargs="*", type=Path, default=here, help="checkouts in turn")
     args = parser.parse_args()
+    trees = [tree.absolute() for tree in args.trees]
     with scratch("startup") as folder:
-        print_header("command", "seconds", "CPU seconds")
-        show_commands(folder, args.frames, args.repeats)
+        print_header("act", "checkout", "s", "median s", "CPU s", "median CPU s")
+        if args.frames:
+            show_commands(trees, folder, args.frames, args.repeats)
         manifest = draw_faces(folder / "drawn", 400)
         for model in args.models:
-            show_extract(manifest, folder, model, args.repeats)
+            show_extract(trees, manifest, folder, model, args.repeats)
+        print(f"\nload: {' '.join(f'{load:.1f}' for load in os.getloadavg())}")
         print_machine()
 
 

@@ -5,16 +5,18 @@ A stage is imported only where its command runs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 from raffect import config as c
 from raffect.errors import require
+from raffect.imports import quick_imports
 from raffect.progress import stage
 from raffect.several import READ_BANKS
 
@@ -90,12 +92,19 @@ def _load(where: str, loading: str) -> Callable[..., Any]:
     module, _, name = where.partition(":")
     if not loading:
         return getattr(importlib.import_module(module), name)
-    with stage(loading):
+    with _loads(loading):
         return getattr(importlib.import_module(module), name)
 
 
+@contextlib.contextmanager
+def _loads(what: str) -> Generator[None]:
+    """Imports that take seconds."""
+    with stage(what), quick_imports():
+        yield
+
+
 def _demo(config: c.DemoConfig) -> int:
-    with stage(_TORCH):
+    with _loads(_TORCH):
         from raffect.pipelines.demo import demo
 
     demo(config, lambda line: print(line, flush=True))
@@ -103,7 +112,7 @@ def _demo(config: c.DemoConfig) -> int:
 
 
 def _train(config: c.TrainConfig) -> int:
-    with stage(_TORCH):
+    with _loads(_TORCH):
         from raffect.training.official_folds import train_on_official_folds
         from raffect.training.train import train
 
@@ -112,7 +121,7 @@ def _train(config: c.TrainConfig) -> int:
 
 
 def _report(config: c.ReportConfig) -> int:
-    with stage(_MATPLOTLIB):
+    with _loads(_MATPLOTLIB):
         from raffect.reporting.report import report
 
     if config.predictions and config.labels:  # both are there with --gallery alone

@@ -20,6 +20,7 @@ ALLOWED = {
     "errors": "",
     "storage": "",
     "leaving": "",
+    "imports": "",
     "progress": "storage leaving",
     "provenance": "storage",
     "recipe": "storage",
@@ -33,7 +34,9 @@ ALLOWED = {
     "predictions": "storage config provenance datasets metrics bank",
     "heads": "storage recipe datasets.tasks datasets.affwild2.tasks metrics bank",
     "runs": "storage config recipe provenance datasets metrics bank heads",
-    "extraction": "storage config progress provenance ray_session datasets bank faces encoders",
+    "extraction": (
+        "storage imports config progress provenance ray_session datasets bank faces encoders"
+    ),
     "training": f"{_RUN} heads runs",
     "reporting": (
         "storage config progress datasets metrics bank faces predictions runs evaluation.results"

@@ -48,6 +48,7 @@ from raffect.extraction.steps import (
     to_item,
 )
 from raffect.extraction.summary import ExtractSummary, Tally, summarise
+from raffect.imports import quick_imports
 from raffect.progress import Progress, stage
 from raffect.provenance import describe_run
 from raffect.ray_session.memory import GOES_ON, watch_memory
@@ -65,9 +66,10 @@ one is done. A new wave costs loading the encoders again.
 
 def load_clip(config, device, threads):
     """Load the encoder that actors use by default; only here torch is imported."""
-    import torch
+    with quick_imports():
+        import torch
 
-    from raffect.encoders.tower import load_encoder
+        from raffect.encoders.tower import load_encoder
 
     if device == "cpu":  # Ray gives an actor one thread
         torch.set_num_threads(threads)
