@@ -180,7 +180,8 @@ def _rules(task: ExportedTask) -> str:
         lines.append(f"  - a label is decided from these probabilities on: {levels}")
     if any(task.bias):
         lines.append(f"  - added to log probabilities before the largest is decided: {levels}")
-    lines.append(f"  - chosen on {task.chosen_on}")
+    optimistic = ": optimistic there" if task.chosen_on == "validation" else ""
+    lines.append(f"  - chosen on {task.chosen_on}{optimistic}")
     if any(task.windows):
         widths = ", ".join(
             f"{output} ± {width}"
