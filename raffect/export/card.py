@@ -12,22 +12,23 @@ from raffect.runs.spread import chance_text, headline_text
 _NUMPY = (Path(__file__).parent / "loader.py").read_text().partition('"""\n\n')[2]
 _USE = {
     "model.safetensors": _NUMPY.replace("  # noqa: SIM118", "")
-    + '\nprint(predict("model.safetensors", np.zeros((2, {dim}), np.float32)))',
+    + '\n\nprint(predict("model.safetensors", np.zeros(SHAPE, np.float32)))',
     "model.onnx": """\
 import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
 names = [output.name for output in session.get_outputs()]
-samples = np.zeros({shape}, np.{dtype})
-print(dict(zip(names, session.run(names, {{"{input}": samples}}))))""",
+samples = np.zeros(SHAPE, np.DTYPE)
+print(dict(zip(names, session.run(names, {"INPUT": samples}))))""",
     "model.pt2": """\
 import torch
 
 model = torch.export.load("model.pt2").module()
-samples = torch.zeros({shape}, dtype=torch.{dtype})
+samples = torch.zeros(SHAPE, dtype=torch.DTYPE)
 print(model(samples))""",
 }
+"""How each file is run; words in capitals stand for its input."""
 
 
 def write_card(record: ExportRecord, name: str, licence: str) -> str:
@@ -41,7 +42,10 @@ def write_card(record: ExportRecord, name: str, licence: str) -> str:
     sections = [
         f"---\n{_front_matter(record, name, licence)}\n---",
         f"# {name}",
-        *(f"> **{caveat}**: scores below must not be taken for more." for caveat in record.caveats),
+        *(
+            f"> **Caveat: {caveat}.** No score below says more than that."
+            for caveat in record.caveats
+        ),
         _summary(record),
         "## Outputs\n" + "\n".join(map(_outputs, record.tasks)),
         "## Use\n```python\n" + _use(record) + "\n```\n" + _input(record),
@@ -65,6 +69,7 @@ def _front_matter(record: ExportRecord, name: str, licence: str) -> str:
     results = []
     for task in record.tasks:
         kind, found = kind_of(task.task), _headline(task)
+        where = ", ".join([_dataset(task), task.samples or "validation split", *record.caveats])
         if found is None:
             continue
         results.append(
@@ -72,7 +77,8 @@ def _front_matter(record: ExportRecord, name: str, licence: str) -> str:
                 task_type="image-classification",
                 task_name=task.task.name.upper(),
                 dataset_type=_dataset(task),
-                dataset_name=f"{_dataset(task)}, {task.samples or 'validation split'}",
+                dataset_name=where,
+                dataset_config=task.task.name,  # or the Hub's writer would join all tasks
                 dataset_split="validation",
                 metric_type="f1" if "F1" in kind.title else kind.key,
                 metric_name=f"{kind.title}, {headline_text(found)}, mean of single heads",
@@ -111,7 +117,7 @@ def _headline(task: ExportedTask) -> Headline | None:
 
 
 def _summary(record: ExportRecord) -> str:
-    names = " and ".join(task.task.name.upper() for task in record.tasks)
+    names = ", ".join(task.task.name.upper() for task in record.tasks)
     heads = sum(len(task.heads) for task in record.tasks)
     reads = "uint8 pictures of faces" if record.input == "pixels" else "features"
     return (
@@ -132,12 +138,12 @@ def _outputs(task: ExportedTask) -> str:
 
 
 def _use(record: ExportRecord) -> str:
-    _, *rest = record.shape
+    shape = (2, *record.shape[1:])
     dtype = "uint8" if record.input == "pixels" else "float32"
-    shape = "(" + ", ".join(map(str, [2, *rest])) + ")"
-    return _USE[record.file].format(
-        shape=shape, dtype=dtype, input=record.input, dim=record.encoder.dim
-    )
+    text = _USE[record.file]
+    for word, value in {"SHAPE": shape, "DTYPE": dtype, "INPUT": record.input}.items():
+        text = text.replace(word, str(value))
+    return text
 
 
 def _input(record: ExportRecord) -> str:
@@ -174,7 +180,8 @@ def _rules(task: ExportedTask) -> str:
         lines.append(f"  - a label is decided from these probabilities on: {levels}")
     if any(task.bias):
         lines.append(f"  - added to log probabilities before the largest is decided: {levels}")
-    lines.append(f"  - chosen on {task.chosen_on}")
+    optimistic = ": optimistic there" if task.chosen_on == "validation" else ""
+    lines.append(f"  - chosen on {task.chosen_on}{optimistic}")
     if any(task.windows):
         widths = ", ".join(
             f"{output} ± {width}"

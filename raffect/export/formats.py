@@ -135,7 +135,7 @@ class Onnx(Format):
         import onnxruntime
 
         providers = ["CPUExecutionProvider"]
-        session = onnxruntime.InferenceSession(folder / self.file, providers=providers)
+        session: Any = onnxruntime.InferenceSession(folder / self.file, providers=providers)
         (given,) = session.get_inputs()
         names = [output.name for output in session.get_outputs()]
         return lambda x: dict(zip(names, session.run(names, {given.name: x}), strict=True))

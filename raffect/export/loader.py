@@ -14,7 +14,7 @@ def predict(file, features):
     x, found = np.asarray(features, np.float32), {}
     unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     for task in tasks:
-        kind, limits, scores = task["task"]["kind"], task["task"]["limits"], 0
+        kind, limits, scores = task["task"]["kind"], task["task"]["limits"], np.float32(0)
         for head in task["heads"]:
             y = unit if head["normalise"] == "l2" else x
             for k in range(head["layers"]):

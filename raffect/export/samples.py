@@ -25,7 +25,6 @@ from raffect.runs.pick import PickedHead
 _FEATURES, _PICTURES = 10_000, 64
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _SEED = 0
-_SHOWN = 120
 
 
 def take_features(head: PickedHead, window: Window, count: int) -> tuple[Inputs, str]:
@@ -42,12 +41,11 @@ def take_features(head: PickedHead, window: Window, count: int) -> tuple[Inputs,
     count, facts = count or _FEATURES, head.card.data
     try:
         return _of_validation(head, window, count), f"validation {facts.samples} of the bank"
-    except (RaffectError, OSError) as error:
+    except (RaffectError, OSError):
         dim, rows = facts.encoders[0].dim, count * window.length
         drawn = np.random.default_rng(_SEED).normal(size=(rows, dim)).astype(np.float16)
         places = np.arange(rows).reshape(count, window.length)
-        reason = str(error).partition(";")[0][:_SHOWN]
-        return Inputs(drawn, places), f"features drawn at random, since not read: {reason}"
+        return Inputs(drawn, places), "features drawn at random (bank or labels cannot be read)"
 
 
 def _of_validation(head: PickedHead, window: Window, count: int) -> Inputs:
