@@ -31,7 +31,7 @@ from raffect.storage.records import Record
 
 ROOT = Path(__file__).parents[1]
 DOCS, RECORD = ROOT / "docs", ROOT / "docs" / "pictures.json"
-DESKTOP, PHONE = (1280, 860), (390, 780)
+DESKTOP, HALF, PHONE = (1280, 860), (720, 800), (390, 780)
 """Width and height of a browser's window."""
 MOST_BYTES, COLORS = 160_000, 256
 FRAMES, SEEDS = 20_000, "seed=0:2"
@@ -150,7 +150,7 @@ def draw_gallery(work: Path) -> Image.Image:
     out.mkdir(exist_ok=True)
     images = (demo / "faces" / "cropped_aligned",)
     gallery = write_gallery(demo / "bank.parquet", demo / "data", images, "validation", out)
-    return take(gallery.html, DESKTOP)
+    return take(gallery.html, HALF)
 
 
 def take(page: Path, size: tuple[int, int]) -> Image.Image:
