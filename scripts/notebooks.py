@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import jupytext
 import nbformat
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -37,7 +39,12 @@ def execute(source: Path, folder: Path) -> nbformat.NotebookNode:
     """
     notebook = jupytext.read(source)
     place = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=_CELL_S, kernel_name="python3", resources=place).execute()
+    # Sockets that this user alone can open; ports of the machine are everyone's
+    with tempfile.TemporaryDirectory() as sockets:
+        kernel = AsyncKernelManager(
+            kernel_name="python3", transport="ipc", connection_file=f"{sockets}/kernel.json"
+        )
+        NotebookClient(notebook, km=kernel, timeout=_CELL_S, resources=place).execute()
     return notebook
 
 

@@ -31,7 +31,7 @@ from raffect.storage.records import Record
 
 ROOT = Path(__file__).parents[1]
 DOCS, RECORD = ROOT / "docs", ROOT / "docs" / "pictures.json"
-DESKTOP, PHONE = (1280, 860), (390, 780)
+DESKTOP, HALF, PHONE = (1280, 860), (720, 800), (390, 780)
 """Width and height of a browser's window."""
 MOST_BYTES, COLORS = 160_000, 256
 FRAMES, SEEDS = 20_000, "seed=0:2"
@@ -106,8 +106,7 @@ def run_figure2(work: Path) -> Image.Image:
     """Figure 2 on many frames, 8 epochs instead of 32."""
     out = work / "figure2"
     faces, data, bank, sweep = (out / name for name in ("faces", "data", "bank", "sweep"))
-    file = out / "report" / "plots" / "sweep-alpha.png"
-    if not file.exists():
+    if not (sweep / "metrics.json").exists():
         _raffect("synth", "--out", faces, "--frames", FRAMES)
         annotations = faces / "8th_ABAW_Annotations"
         images = faces / "cropped_aligned"
@@ -116,7 +115,8 @@ def run_figure2(work: Path) -> Image.Image:
         _raffect("extract", "--manifest", data, "--bank", bank, *encoder, "--join")
         inputs = ("--task", "expr", "--bank", bank, "--labels", data, "--out", sweep)
         _raffect("tune", "paper", *inputs, "--space", "loss.alpha=0.1:1:0.1", SEEDS, "--epochs", 8)
-        _raffect("report", "--runs", sweep, "--out", out / "report")
+    _raffect("report", "--runs", sweep, "--out", out / "report")
+    (file,) = (out / "report" / "plots").glob("*-alpha.png")
     return _open(file)
 
 
@@ -124,8 +124,10 @@ def run_figure2(work: Path) -> Image.Image:
 
 
 def draw_alpha(work: Path) -> Image.Image:
-    """The curve of the demo's report."""
-    return _open(run_demo(work) / "plots" / "expr-alpha-alpha.png")
+    """The curve of the demo's report, which is drawn anew."""
+    demo, out = run_demo(work), work / "report"
+    _raffect("report", "--runs", demo / "expr-alpha", demo / "au", "--out", out)
+    return _open(out / "plots" / "expr-alpha-alpha.png")
 
 
 def draw_overlay(work: Path) -> Image.Image:
@@ -150,7 +152,7 @@ def draw_gallery(work: Path) -> Image.Image:
     out.mkdir(exist_ok=True)
     images = (demo / "faces" / "cropped_aligned",)
     gallery = write_gallery(demo / "bank.parquet", demo / "data", images, "validation", out)
-    return take(gallery.html, DESKTOP)
+    return take(gallery.html, HALF)
 
 
 def take(page: Path, size: tuple[int, int]) -> Image.Image:

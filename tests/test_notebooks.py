@@ -1,5 +1,6 @@
 """The notebooks run from their first cell to their last, in a kernel, on drawn faces."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -35,8 +36,9 @@ def test_a_notebook_runs_to_its_end_and_shows_scores_beside_chance(name, folder,
     ]
     assert len(pictures) == SHOWS[name]
     text = "".join(output.get("text", "") for output in found)
-    for words in ("chance", "drawn faces", "over videos"):
-        assert words in text, f"{name} prints no {words!r}"
+    interval = r"\[[+-]?\.\d{3}, [+-]?\.\d{3}\]"
+    for what in ("chance", "drawn faces", interval):
+        assert re.search(what, text), f"{name} prints no {what}"
 
 
 @pytest.mark.cluster
@@ -59,7 +61,3 @@ def test_every_notebook_is_named_and_says_that_faces_are_drawn():
         assert "say nothing about photographs" in first.source.replace("\n", " ") or (
             "says nothing about photographs" in first.source.replace("\n", " ")
         )
-
-
-def test_output_is_built_and_not_committed():
-    assert list(notebooks.NOTEBOOKS.glob("*.ipynb")) == []

@@ -149,7 +149,7 @@ show(
 page = raffect.report([folder / "expr"], folder / "report")
 (confusion,) = [path for path in page.pictures if path.stem.endswith("confusion")]
 print(page.html)
-display(Image(confusion))
+display(Image(confusion, width=600))
 
 # %% [markdown]
 # ## A video

@@ -22,13 +22,13 @@
 # %%
 import json
 import os
+import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 
-import ray
 import yaml
-from ray.job_submission import JobStatus, JobSubmissionClient
 
 import raffect
 
@@ -39,13 +39,20 @@ checkout = Path(raffect.__file__).parents[1]
 # ## The cluster
 # Whoever reaches a Ray cluster without a token can run anything as you, so the token comes first.
 # On machines of your own `ray start --head` and `ray start --address HEAD:6379` take the place of
-# this cell, and every machine has the same token.
+# this cell, and every machine has the same token. Ray reads the environment when it is imported.
 
 # %%
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 if not (Path.home() / ".ray" / "auth_token").exists():
     subprocess.run(["ray", "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
+
+import ray
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+private = Path(f"/tmp/raffect-{os.getuid()}")  # Ray's own folder, /tmp/ray, is open to everyone
+private.mkdir(mode=0o700, exist_ok=True)
 cluster = ray.init(
+    _temp_dir=str(private / "ray"),
     num_cpus=4,
     include_dashboard=True,
     dashboard_port=0,
@@ -89,7 +96,8 @@ print("\n".join(encoded.lines()))
 # ray job submit --working-dir . --runtime-env cluster/runtime-env.yaml -- \
 #     python jobs/tune.py paper --task expr --bank BANK --labels DATA --out RUN
 # ```
-# `runtime-env.yaml` says what of the checkout is uploaded. The same from Python:
+# `runtime-env.yaml` says what of the checkout is uploaded. The same from
+# Python; on a cluster `python` is the one of its machines:
 
 # %%
 environment = yaml.safe_load((checkout / "cluster" / "runtime-env.yaml").read_text())
@@ -100,7 +108,7 @@ words = [
     *("--space", "loss.alpha=0.3,1", "seed=0:1"),
 ]
 job = client.submit_job(
-    entrypoint="python jobs/tune.py paper " + " ".join(words),
+    entrypoint=shlex.join([sys.executable, "jobs/tune.py", "paper", *words]),
     runtime_env=environment | {"working_dir": str(checkout)},
 )
 while not (status := client.get_job_status(job)).is_terminal():

@@ -110,13 +110,13 @@ manifest = raffect.read_manifest(prepared.manifest).to_pandas()
 pictures = manifest.set_index(["video", "frame"])
 
 
-def ask(sentence, count=6):
+def ask(sentence, count=4):
     """Show the frames that are nearest to a sentence, one a video."""
     vector = encoder.encode([sentence])[0]
     cosines = features @ (vector / np.linalg.norm(vector))
     order = np.argsort(-cosines)
     first = np.sort(np.unique(split.video[order], return_index=True)[1])[:count]
-    figure, cells = plt.subplots(1, count, figsize=(1.6 * count, 2.3))
+    figure, cells = plt.subplots(1, count, figsize=(1.6 * count, 2.4), layout="constrained")
     for axes in cells:
         axes.set_axis_off()
     for axes, place in zip(cells, order[first], strict=False):
@@ -129,4 +129,4 @@ def ask(sentence, count=6):
 
 ask("a face with cheeks raised and lip corners pulled up")
 ask("a face with brows lowered and drawn together")
-ask("a face with the jaw dropped and eyes wide open")
+ask("a face with the jaw dropped and outer brows raised")
