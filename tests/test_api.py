@@ -35,6 +35,7 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = raffect.trian
 
 
+@pytest.mark.cluster
 def test_every_python_block_of_readme_and_documents_runs_as_printed(
     tmp_path, monkeypatch, local_ray
 ):

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -576,16 +577,18 @@ LEARN_FROM_NOTHING = "paper --task expr --bank gone --labels l --out o"
         ("predict", "a.mp4 --head gone --out o", "gone: no head in weights/*/last"),
     ],
 )
-def test_the_job_scripts_take_the_words_of_their_commands(command, words, message):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{command}.py"), *words.split()],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT / "jobs",
-    )
-    assert done.returncode == 2
-    *stages, last = done.stderr.splitlines()
+def test_the_job_scripts_take_the_words_of_their_commands(
+    command, words, message, monkeypatch, capsys
+):
+    """In this process: tests of whole jobs start them as Ray does."""
+    script = ROOT / "jobs" / f"{command}.py"
+    monkeypatch.setattr(sys, "argv", [str(script), *words.split()])
+    monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
+    monkeypatch.chdir(script.parent)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 2
+    *stages, last = capsys.readouterr().err.splitlines()
     assert last.startswith(f"raffect {command}: {message}")
     assert all(line.startswith("loading torch") for line in stages)  # on a slow machine
 

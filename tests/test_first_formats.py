@@ -138,6 +138,7 @@ def test_a_first_bank_that_is_raised_to_format_2_has_the_fingerprint_that_its_ru
     assert bank.digest() == FIRST_DIGEST
 
 
+@pytest.mark.cluster
 def test_the_first_bank_is_continued_as_one_of_format_2_and_keeps_its_shards(
     first, tree, local_ray
 ):

@@ -20,6 +20,25 @@ def tiny_vit(tmp_path_factory):
         towers = {"vision_cfg": vision, "text_cfg": text}
         config = {"embed_dim": 24, "quick_gelu": quick, **towers}
         (folder / f"{name}.json").write_text(json.dumps(config))
+    # Kinds of open_clip's ViT-B CoCa and SigLIP, with as little in them
+    pooled = {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+    coca = {
+        "embed_dim": 32,
+        "vision_cfg": vision | pooled,
+        "text_cfg": text | {"width": 32, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": text | {"width": 32, "attn_pooler_heads": 2},
+        "custom_text": True,
+    }
+    timms = {"timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"}
+    siglip = {
+        "embed_dim": 96,
+        "vision_cfg": {"image_size": 160, "timm_model_pretrained": False} | timms,
+        "text_cfg": text | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+        "init_logit_bias": -10,
+        "custom_text": True,
+    }
+    for name, config in (("coca_tiny-vit", coca), ("tiny-vit-SigLIP", siglip)):
+        (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
     from raffect.encoders import weights
 

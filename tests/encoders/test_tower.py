@@ -55,8 +55,8 @@ def test_the_embedded_encoder_loads_like_any_other_and_is_open_clips(tiny_vit):
     np.testing.assert_allclose(ours, reference(EMBEDDED, frames), rtol=2e-3, atol=2e-3)
 
 
-def test_coca_and_timm_towers_give_one_vector_a_frame():
-    for model in ("coca_ViT-B-32", "ViT-B-16-SigLIP"):
+def test_coca_and_timm_towers_give_one_vector_a_frame(tiny_vit):
+    for model in ("coca_tiny-vit", "tiny-vit-SigLIP"):
         config = EncoderConfig(model=model, weights="random:0", batch_size=2)
         frames = faces((112, 112))
         ours = load_encoder(config, "cpu").encode(frames).astype(np.float32)

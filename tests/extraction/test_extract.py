@@ -256,6 +256,7 @@ def test_threads_are_the_cores_of_the_smallest_node_over_its_encoders(
     assert share_cores(actors, share, nodes) == threads
 
 
+@pytest.mark.cluster
 def test_threads_are_decided_once_a_bank_and_kept_in_reruns(config, tmp_path, local_ray):
     config = replace(config, bank=tmp_path / "bank", threads=3, limit=100)
     extract(config)

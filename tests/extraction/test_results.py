@@ -89,6 +89,7 @@ def test_prepare_prints_its_lines(report, tree, capsys):
     assert lines[0] == lines[1]
 
 
+@pytest.mark.cluster
 def test_a_notebook_prepares_extracts_and_reads(report, tmp_path, local_ray):
     config = raffect.ExtractConfig(
         manifest=report.manifest, bank=tmp_path / "bank", encoder=TINY, shard_rows=100

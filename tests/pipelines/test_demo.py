@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from raffect.cli import main
 
 
+@pytest.mark.cluster
 def test_the_demo_shows_that_features_carry_the_signal(tmp_path, local_ray, capsys):
     out = tmp_path / "demo"
     command = ["demo", "--out", str(out), "--frames", "1200"]
