@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         CompareConfig,
         EncoderConfig,
         EvaluateConfig,
+        ExportConfig,
         ExtractConfig,
         FacesConfig,
         ImportEmoclipConfig,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from raffect.evaluation.predict import PredictResult
     from raffect.evaluation.results import EvaluateResult
     from raffect.evaluation.robustness import RobustResult
+    from raffect.export.export import ExportResult, export_heads
     from raffect.extraction.estimate import Estimate, estimate
     from raffect.extraction.extract import extract
     from raffect.extraction.find_faces import FacesResult, find_faces
@@ -90,6 +92,8 @@ _HOME = {
     "Estimate": "extraction.estimate",
     "EvaluateConfig": "config",
     "EvaluateResult": "evaluation.results",
+    "ExportConfig": "config",
+    "ExportResult": "export.export",
     "ExtractConfig": "config",
     "ExtractSummary": "extraction.summary",
     "FacesConfig": "config",
@@ -135,6 +139,7 @@ _HOME = {
     "describe_bank": "bank.inspect",
     "estimate": "extraction.estimate",
     "evaluate": "evaluation.evaluate",
+    "export_heads": "export.export",
     "extract": "extraction.extract",
     "find_faces": "extraction.find_faces",
     "import_emoclip": "language.import_emoclip",
@@ -177,6 +182,8 @@ __all__ = [
     "Estimate",
     "EvaluateConfig",
     "EvaluateResult",
+    "ExportConfig",
+    "ExportResult",
     "ExtractConfig",
     "ExtractSummary",
     "FacesConfig",
@@ -222,6 +229,7 @@ __all__ = [
     "describe_bank",
     "estimate",
     "evaluate",
+    "export_heads",
     "extract",
     "find_faces",
     "import_emoclip",

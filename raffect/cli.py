@@ -63,6 +63,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
         c.PredictConfig,
         "pictures, videos or a bank -> what heads answer: table, overlays, pages",
     ),
+    "export": (c.ExportConfig, "heads -> safetensors, ONNX or pt2, with a model card"),
     "submit": (c.SubmitConfig, "predictions -> an entry of an ABAW challenge"),
     "report": (c.ReportConfig, "tables and figures of runs"),
     "bank": (

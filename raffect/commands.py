@@ -36,6 +36,7 @@ STAGES = {
     "robust": ("raffect.pipelines.robust:robust", _TORCH),
     "compare": ("raffect.pipelines.compare:compare", _TORCH),
     "predict": ("raffect.pipelines.predict_files:predict", _TORCH),
+    "export": ("raffect.export.export:export_heads", _TORCH),
     "submit": ("raffect.predictions.challenge:submit", ""),
 }
 """Commands that are one function of their configuration, whose result has lines: the function, and

@@ -36,6 +36,7 @@ SMALL = {
     "compare": "--frames 400 --seeds 1 --epochs 1 --encoders raffect-faces "
     "timm:vit_tiny_patch16_224:random@64",
     "tower": "--batch 2 --repeats 2 --builds open_clip first inplace folded scaled raffect",
+    "export": "--features 300 --pictures 4 --frames 400 --epochs 1 --encoders raffect-faces",
     "startup": "--frames 12000 --models raffect-faces --repeats 1",
 }
 

@@ -47,11 +47,15 @@ ALLOWED = {
         " training"
     ),
     "evaluation": f"{_RUN} predictions heads runs",
+    "export": (
+        "storage config progress provenance datasets metrics bank predictions encoders heads runs"
+        " evaluation"
+    ),
 }
 # The command line imports the one command that is asked for.
 FREE = {"__main__", "cli", "commands", "flags", "several", "job", "__init__"}
 WITH_RAY = {"ray_session", "extraction", "training", "evaluation", "pipelines"}
-WITH_TORCH = WITH_RAY | {"encoders", "heads", "runs", "language"}
+WITH_TORCH = WITH_RAY | {"encoders", "heads", "runs", "language", "export"}
 
 
 def place(file: Path) -> str:

@@ -25,6 +25,7 @@ from raffect.config.encoders import (
     ModelsPullConfig,
     ModelsVerifyConfig,
 )
+from raffect.config.export import ExportConfig
 from raffect.config.faces import FacesConfig
 from raffect.config.language import (
     CaptionsConfig,
@@ -61,6 +62,7 @@ __all__ = [
     "DoctorConfig",
     "EncoderConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "ExtractConfig",
     "FacesConfig",
     "ImportEmoclipConfig",

@@ -176,7 +176,7 @@ class MlpBatch(HeadBatch):
 
     def predictor(self, rows: Tensor, buffers: Buffers) -> Callable[[Tensor], Tensor]:
         """See `raffect.heads.head_batch.HeadBatch.predictor`; BatchNorm is fused once for all."""
-        layers = _fuse(self.spec, rows, buffers)
+        layers = fuse_norms(self.spec, rows, buffers)
 
         def predict(batch: Tensor) -> Tensor:
             hidden = normalise(batch, self.spec.normalise).expand(len(rows), *batch.shape)
@@ -234,7 +234,7 @@ class MlpBatch(HeadBatch):
         return delta
 
 
-def _fuse(spec: MlpSpec, rows: Tensor, buffers: Buffers) -> list[tuple[Tensor, Tensor]]:
+def fuse_norms(spec: MlpSpec, rows: Tensor, buffers: Buffers) -> list[tuple[Tensor, Tensor]]:
     """Layers in use: each BatchNorm fused into the Linear before it.
 
     Returns:

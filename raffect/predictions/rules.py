@@ -31,7 +31,7 @@ RULES_FILE = "decision_rules.json"
 """Name of the rules of a run, in its folder."""
 THRESHOLD = 0.5
 """Probability from which on a label is predicted where no rule says otherwise."""
-_TINY = 1e-12
+TINY = 1e-12
 """Probability below which differences do not count any more."""
 
 
@@ -149,7 +149,7 @@ class DecisionRules(Record):
 
 def log_scores(scores: np.ndarray) -> np.ndarray:
     """Log probabilities as a bias is added to them: float32, of the shape of ``scores``."""
-    return np.log(np.maximum(scores, _TINY, dtype=np.float32))
+    return np.log(np.maximum(scores, TINY, dtype=np.float32))
 
 
 def plain_rules(task: Task, heads: tuple[WeightedHead, ...] = ()) -> DecisionRules:

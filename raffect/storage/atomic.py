@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -48,6 +49,27 @@ def atomic_path(path: Path) -> Generator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Generator[Path]:
+    """Yield a temporary folder, which becomes ``path`` in one step when the block ends.
+
+    If the block raises, nothing is left of it.
+
+    Args:
+        path: A folder of this machine that is empty or not there.
+    """
+    temporary = _temporary(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.iterdir():
+            _sync(file)
+        temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:

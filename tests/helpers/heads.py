@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from raffect.bank.facts import DataFacts
+from raffect.bank.records import Identity
 from raffect.datasets.tasks import Task
 from raffect.heads.checkpoint import HeadCard, load_head, save_head
 from raffect.heads.head_kinds import head_spec
@@ -17,7 +18,13 @@ from tests.helpers.banks import IDENTITY
 
 
 def make_head(
-    folder: Path, task: Task, *, recipe: Recipe | None = None, seed: int = 0, **card: object
+    folder: Path,
+    task: Task,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    encoder: Identity = IDENTITY,
+    **card: object,
 ) -> nn.Module:
     """Write a head with drawn weights, as training would; returns it as a module.
 
@@ -26,10 +33,11 @@ def make_head(
         task: What it predicts.
         recipe: Its settings; a narrow MLP by default.
         seed: Of its weights.
+        encoder: Whose features it reads.
         card: Of its card, in place of the usual ones.
     """
     recipe = recipe or Recipe(task=task.name, seed=seed, head=HeadConfig(width=5, depth=2))
-    spec = head_spec(recipe.head, IDENTITY.dim, len(task.outputs))
+    spec = head_spec(recipe.head, encoder.dim, len(task.outputs))
     row = spec.initial_row(seed, recipe.head)
     generator = torch.Generator().manual_seed(seed)
     row += 0.3 * torch.randn(row.shape, generator=generator)
@@ -42,7 +50,7 @@ def make_head(
         labels="labels",
         bank_digest="b" * 64,
         labels_sha256="c" * 64,
-        encoders=(IDENTITY,),
+        encoders=(encoder,),
         splits={},
     )
     score = JudgedScore(metrics={"f1": 0.5}, headline=0.5, outputs={}, epoch=1)

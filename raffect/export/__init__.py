@@ -1,0 +1,1 @@
+"""Heads, and encoders with heads, as files that other tools read."""
