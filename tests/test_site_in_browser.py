@@ -20,9 +20,9 @@ pytestmark = pytest.mark.browser
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 780}
 SITE = ROOT / "build" / "site"
 MAIN_PAGES = (
-    ["", "tutorial/", "using/", "datasets/", "training/", "bank/", "metrics/", "reproduce/"]
-    + ["decisions/", "benchmarks/", "notebooks/first_look/", "recipes/", "commands/"]
-    + ["commands/train/", "commands/bank/", "python/", "python/banks/", "python/configurations/"]
+    *("tutorial/", "using/", "datasets/", "training/", "bank/", "metrics/", "reproduce/"),
+    *("decisions/", "benchmarks/", "notebooks/first_look/", "recipes/", "commands/"),
+    *("commands/train/", "commands/bank/", "python/", "python/banks/", "python/configurations/"),
 )
 
 
@@ -30,7 +30,11 @@ MAIN_PAGES = (
 def address():
     """The site, built without a warning or fault, on a server."""
     built = subprocess.run(
-        [sys.executable, "scripts/build_site.py"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "scripts/build_site.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert built.returncode == 0, built.stdout + built.stderr
     handler = functools.partial(Quiet, directory=str(SITE))
@@ -82,7 +86,7 @@ def visit(address, browser):
 
 
 def test_a_phone_never_scrolls_sideways(visit):
-    for name in MAIN_PAGES:
+    for name in ("", *MAIN_PAGES):
         page = visit(name, PHONE)
         width = page.evaluate("document.scrollingElement.scrollWidth")
         assert width <= PHONE["width"], f"{name} is {width} pixels wide"
