@@ -155,6 +155,16 @@ def draw_gallery(work: Path) -> Image.Image:
     return take(gallery.html, HALF)
 
 
+def draw_site(name: str, size: tuple[int, int]) -> Callable[[Path], Image.Image]:
+    """A page of the documentation site, which is built anew."""
+
+    def draw(_: Path) -> Image.Image:
+        _run(ROOT / "scripts" / "build_site.py")
+        return take(ROOT / "build" / "site" / name / "index.html", size)
+
+    return draw
+
+
 def take(page: Path, size: tuple[int, int]) -> Image.Image:
     """The first screen of a page."""
     from playwright.sync_api import sync_playwright
@@ -186,6 +196,12 @@ PICTURES = {
         draw_timeline(PHONE), "raffect demo: the page of its video on a phone"
     ),
     "gallery": Picture(draw_gallery, "raffect demo: validation frames with the highest loss"),
+    "site_desktop": Picture(
+        draw_site("commands/train", DESKTOP), "the documentation site: a command's reference"
+    ),
+    "site_phone": Picture(
+        draw_site("tutorial", PHONE), "the documentation site on a phone: the tutorial"
+    ),
     "compare_drawn": Picture(
         lambda work: run_benchmark(work, "compare"), "benchmarks/compare.py --frames 4000"
     ),

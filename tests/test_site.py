@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
+import jupytext
+import nbformat
 import pytest
+from nbformat import v4
 
 import raffect
 from raffect.cli import COMMANDS
@@ -12,6 +15,7 @@ from raffect.recipe import NAMES
 from scripts.documentation.api import names_by_theme, write_api
 from scripts.documentation.commands import write_commands, write_recipes
 from scripts.documentation.links import check_site
+from scripts.documentation.notebooks import cell_lines, read_notebook
 from scripts.documentation.pages import ROOT, adapt, copy_pages, places
 from tests.test_cli import FLAGS
 
@@ -106,6 +110,35 @@ def test_links_of_a_page_lead_from_its_place_on_the_site():
 def test_a_list_below_a_line_of_text_stands_apart_from_it():
     assert adapt("Text:\n- a\n  b\n- c\n\n- d", "README.md", {}) == "Text:\n\n- a\n  b\n- c\n\n- d"
     assert adapt("# T\n1. a\n2. b", "README.md", {}) == "# T\n1. a\n2. b"
+
+
+def test_a_notebook_shows_its_output_as_long_as_no_cell_has_changed(tmp_path):
+    source, executed = tmp_path / "look.py", tmp_path / "look.ipynb"
+    source.write_text("# %% [markdown]\n# # Title\n# Text\n\n# %%\nprint(6 * 7)\n")
+    notebook = jupytext.read(source)
+    notebook.cells[1].outputs = [
+        v4.new_output("stream", name="stderr", text="a warning"),
+        v4.new_output("stream", name="stdout", text="42\n"),
+        v4.new_output("display_data", {"image/png": "aGVsbG8=", "text/plain": "<Figure>"}),
+        v4.new_output("execute_result", {"text/html": "<b>", "text/plain": "   x\n0  1"}),
+    ]
+    nbformat.write(notebook, executed)
+    assert read_notebook(source, tmp_path / "gone.ipynb")[1] is False
+    found, is_executed = read_notebook(source, executed)
+    assert is_executed
+    page = [part for cell in found.cells for part in cell_lines(cell, "look", tmp_path)]
+    (picture,) = tmp_path.glob("look_*.png")
+    assert page == [
+        "# Title",
+        "Text",
+        "```python\nprint(6 * 7)\n```",
+        "```text\n42\n```",
+        f"![Output of the cell above]({picture.name})",
+        "```text\n   x\n0  1\n```",
+    ]
+    assert picture.read_bytes() == b"hello"
+    source.write_text(source.read_text().replace("7", "8"))
+    assert read_notebook(source, executed)[1] is False
 
 
 FAULTS = {

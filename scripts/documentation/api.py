@@ -13,6 +13,7 @@ _THEMES = {
     "Heads": ("training", "runs", "heads"),
     "Judging and predicting": ("evaluation", "predictions", "reporting", "pipelines"),
     "Texts": ("language",),
+    "Export": ("export",),
     "Configurations": ("config",),
     "Errors": ("errors",),
 }

@@ -203,7 +203,7 @@ def as_text(text: str) -> str:
     parts = re.split(r"(`[^`]*`)", text)
     for index in range(0, len(parts), 2):
         escaped = re.sub(r"([*_\[\]])", r"\\\1", html.escape(parts[index], quote=False))
-        parts[index] = re.sub(r"(?<![\w-])--[a-z][\w.-]*\w", r"`\g<0>`", escaped)
+        parts[index] = re.sub(r"(?<![\w-])--[a-z][\w.-]*\w", r"`\g<0>`{ .word }", escaped)
     return "".join(parts)
 
 

@@ -21,6 +21,13 @@ _ELSEWHERE = {
     "cluster/README.md": "cluster-files.md",
 }
 """Pages outside docs/ and benchmarks/results/, and their places."""
+_FOLDERS = {
+    "docs/notebooks": "notebooks/index.md",
+    "benchmarks": "benchmarks/index.md",
+    "benchmarks/results": "benchmarks/index.md",
+    "cluster": "cluster-files.md",
+}
+"""Folders that pages link to, and the pages that show them."""
 _LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 _ITEM = re.compile(r"[-*] |\d+\. ")
 
@@ -68,8 +75,8 @@ def adapt(text: str, source: str, where: dict[str, str]) -> str:
     def lead(match: re.Match[str]) -> str:
         name, anchor = match[1], match[2] or ""
         path = os.path.normpath(os.path.join(os.path.dirname(source), name))
-        if path in where:
-            return os.path.relpath(where[path], os.path.dirname(where[source])) + anchor
+        if place := where.get(path) or _FOLDERS.get(path):
+            return os.path.relpath(place, os.path.dirname(where[source])) + anchor
         return f"{BLOB}/{path}{anchor}"
 
     return _outside_code(text, lambda prose: _apart(_LINK.sub(lead, prose)))

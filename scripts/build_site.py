@@ -1,6 +1,6 @@
 """Build the documentation site in build/site, and check it.
 
-    uv run python scripts/site.py
+    uv run python scripts/build_site.py
     uv run python -m http.server -d build/site       # to look at it
 
 Pages are gathered and generated in build/docs: docs/ and other Markdown of the repository, a page a
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from scripts.documentation.api import write_api
 from scripts.documentation.commands import write_commands, write_recipes
 from scripts.documentation.links import check_site
+from scripts.documentation.notebooks import write_notebooks
 from scripts.documentation.pages import ROOT, copy_pages
 
 DOCS, SITE = ROOT / "build" / "docs", ROOT / "build" / "site"
@@ -42,6 +43,7 @@ def gather(docs: Path) -> None:
     """Write every page of the site, as Markdown, into a new folder."""
     shutil.rmtree(docs, ignore_errors=True)
     copy_pages(docs)
+    write_notebooks(docs / "notebooks")
     write_commands(docs / "commands")
     write_recipes(docs / "recipes.md")
     write_api(docs / "python")
