@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from raffect.datasets.problems import Ignored, Problem
 from raffect.errors import RaffectError
@@ -23,6 +23,7 @@ from raffect.storage.keys import Vocabulary, digest_keys, first_not_above, is_as
 from raffect.storage.paths import Damaged, printable
 from raffect.storage.tables import check_cells, read_metadata, read_table, write_table
 
+_pc: Any = pa.compute
 COLUMNS = ("video", "frame", "path", "root")
 SYNTHETIC = "synthetic"
 """Metadata key: whether every image of the manifest was drawn."""
@@ -304,7 +305,7 @@ def build_manifest(videos: list[Video], listing: Listing) -> pa.Table:
     name = np.repeat(np.array([rank[video.name] for video in videos], np.int32), lengths)
     root = np.repeat(np.array([roots.index(video.root) for video in videos], np.int32), lengths)
     frame = np.concatenate([video.frames for video in videos])
-    paths = [pc.binary_join_element_wise(one.folder, one.files, "/") for one in videos]
+    paths = [_pc.binary_join_element_wise(one.folder, one.files, "/") for one in videos]
     path = pa.chunked_array(paths, pa.string())
 
     # Rows by (video, frame), of which the first root's counts
