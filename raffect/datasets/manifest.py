@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raffect.datasets.problems import Ignored, Problem
 from raffect.errors import RaffectError
@@ -304,7 +303,10 @@ def build_manifest(videos: list[Video], listing: Listing) -> pa.Table:
     name = np.repeat(np.array([rank[video.name] for video in videos], np.int32), lengths)
     root = np.repeat(np.array([roots.index(video.root) for video in videos], np.int32), lengths)
     frame = np.concatenate([video.frames for video in videos])
-    paths = [pc.binary_join_element_wise(one.folder, one.files, "/") for one in videos]
+    paths = [
+        pa.array([f"{one.folder}/{name}" for name in one.files.to_pylist()], pa.string())
+        for one in videos
+    ]
     path = pa.chunked_array(paths, pa.string())
 
     # Rows by (video, frame), of which the first root's counts
