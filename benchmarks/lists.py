@@ -21,7 +21,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ LEAST_CPU_S = 0.2
 Step = Callable[..., Callable[[], Any]]
 """Prepares what a step needs in a folder, and gives what is measured."""
 
-KINDS: dict[str, tuple[Callable[..., None], dict[str, Step]]] = {
+KINDS: Mapping[str, tuple[Callable[..., None], Mapping[str, Step]]] = {
     "manifests": (lists_frames.make_manifests, lists_frames.MANIFEST_STEPS),
     "frames": (lists_frames.make_frames, lists_frames.STEPS),
     "tree": (lists_frames.make_tree, lists_frames.TREE_STEPS),
