@@ -21,7 +21,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from tools import new_parser, print_header, print_machine, print_row, scratch
 LEAST_CPU_S = 0.2
 """Differences in CPU seconds below it are noise, of which no exponent is made."""
 
-Step = Callable[[Path], Callable[[], Any]]
+Step = Callable[..., Callable[[], Any]]
 """Prepares what a step needs in a folder, and gives what is measured."""
 
-KINDS: dict[str, tuple[Callable[[Path, int], None], dict[str, Step]]] = {
+KINDS: Mapping[str, tuple[Callable[..., None], Mapping[str, Step]]] = {
     "manifests": (lists_frames.make_manifests, lists_frames.MANIFEST_STEPS),
     "frames": (lists_frames.make_frames, lists_frames.STEPS),
     "tree": (lists_frames.make_tree, lists_frames.TREE_STEPS),
@@ -65,8 +65,9 @@ def run_child(*words: str, timeout_s: float) -> dict[str, float] | None:
     """This file with other arguments, in a process of its own; None if it failed or took long."""
     command = [sys.executable, __file__, *words]
     try:
-        kept = {"capture_output": True, "text": True}
-        done = subprocess.run(command, check=False, timeout=timeout_s, **kept)
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=timeout_s
+        )
     except subprocess.TimeoutExpired:
         return None
     if done.returncode:

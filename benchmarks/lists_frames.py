@@ -8,10 +8,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from made import make_bank
 from stand_in import IDENTITY
 
@@ -34,11 +34,15 @@ def make_manifests(folder: Path, frames: int) -> None:
     number, frame = np.divmod(np.arange(frames), FRAMES_A_VIDEO)
     names = pa.array([f"video{k:05d}" for k in range(number[-1] + 1)])
     video = pa.DictionaryArray.from_arrays(number.astype(np.int32), names)
-    frame = pa.array((frame + 1).astype(np.int32))
-    digits = pc.utf8_lpad(frame.cast(pa.string()), 5, "0")
-    path = pc.binary_join_element_wise(video.cast(pa.string()), "-1280x720/", digits, ".jpg", "")
+    files = [f"-1280x720/{k + 1:05d}.jpg" for k in range(FRAMES_A_VIDEO)]
+    counts = np.bincount(number).tolist()
+    parts = (
+        [name + file for file in files[:count]]
+        for name, count in zip(names.to_pylist(), counts, strict=True)
+    )
+    path = pa.chunked_array([pa.array(part) for part in parts])
     root = pa.DictionaryArray.from_arrays(np.zeros(frames, np.int32), pa.array(["/images"]))
-    columns = {"video": video, "frame": frame, "path": path, "root": root}
+    columns = {"video": video, "frame": (frame + 1).astype(np.int32), "path": path, "root": root}
     write_manifest(pa.table(columns), folder / "manifest.parquet", synthetic=True)
 
 
@@ -49,13 +53,9 @@ def make_frames(folder: Path, frames: int) -> None:
 
 
 def _make_bank(folder: Path, frames: int, identity: Identity) -> None:
-    train, fsync = int(frames * SHARE_OF_TRAINING), os.fsync
-    os.fsync = lambda handle: None  # these data need not outlive the machine
-    try:
-        made = {"identity": identity, "frames_a_video": FRAMES_A_VIDEO}
-        make_bank(folder, train, frames - train, **made)
-    finally:
-        os.fsync = fsync
+    train = int(frames * SHARE_OF_TRAINING)
+    with mock.patch("os.fsync"):  # these data need not outlive the machine
+        make_bank(folder, train, frames - train, identity=identity, frames_a_video=FRAMES_A_VIDEO)
 
 
 def make_tree(folder: Path, frames: int) -> None:
@@ -193,8 +193,9 @@ def evaluate_heads(folder: Path) -> Measured:
     from raffect.config import EvaluateConfig
     from raffect.evaluation.evaluate import evaluate
 
-    places = {"bank": folder / "one" / "bank", "labels": folder / "one" / "data"}
-    return partial(evaluate, EvaluateConfig(run=(folder / "run",), split="train", **places))
+    bank, labels = folder / "one" / "bank", folder / "one" / "data"
+    config = EvaluateConfig(run=(folder / "run",), split="train", bank=bank, labels=labels)
+    return partial(evaluate, config)
 
 
 def choose_rules(folder: Path) -> Measured:

@@ -335,6 +335,7 @@ def _iter_stats(
     """Yield what `commit_shard` reported of each shard, wave after wave."""
     for items in iter_waves(bank.plan, todo, manifest):
         dataset = _build_dataset(config, bank, items, load, geometry, placement, reporter)
+        del items  # Ray's store has them
         yield from watch_memory(dataset.iter_rows())
 
 
