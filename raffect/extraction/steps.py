@@ -27,6 +27,7 @@ from raffect.datasets.frames import BadFrame, decode, find_killers, read_content
 from raffect.errors import RaffectError
 from raffect.extraction.board import Reporter
 from raffect.extraction.notes import EncodeNotes, ReadNotes, ShardStats, as_notes, read_notes
+from raffect.extraction.pile import Pile, split_pixels
 from raffect.storage.atomic import write_atomic
 from raffect.storage.cells import as_cell, read_cell, table_from_bytes, table_to_bytes
 from raffect.storage.paths import explain
@@ -164,48 +165,6 @@ def decode_frames(
         except BadFrame as error:
             bad[place] = str(error)
     return pile, bad
-
-
-class Pile:
-    """Frames one after another in one buffer of Arrow, whose pool keeps and reuses its pages.
-
-    New pages from the system would cost more time than the pixels.
-    """
-
-    def __init__(self, num_frames: int) -> None:
-        self.shapes: list[tuple[int, ...]] = []
-        self._num_frames = num_frames
-        self._buffer = np.empty(0, np.uint8)
-        self._used = 0
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """All frames, uint8."""
-        return self._buffer[: self._used]
-
-    @property
-    def frames(self) -> list[np.ndarray]:
-        """Views of the frames, each of shape (height, width, 3)."""
-        return split_pixels(np.array(self.shapes, np.int32).reshape(-1, 2), self.pixels)
-
-    def room(self, size: int) -> np.ndarray:
-        """A view of the next ``size`` bytes, for a decoder to write into."""
-        if self._used + size > self._buffer.size:
-            # Room for all frames if they are as large as this one, and at least twice as much
-            most = max(size * self._num_frames, 2 * self._buffer.size, self._used + size)
-            larger = np.frombuffer(pa.allocate_buffer(most), np.uint8)
-            larger[: self._used] = self.pixels
-            self._buffer = larger
-        return self._buffer[self._used : self._used + size]
-
-    def add(self, frame: np.ndarray) -> None:
-        """Append a frame, which may be in `room` already."""
-        target = self.room(frame.size)
-        # Asking for addresses would cost ten times as much.
-        if not np.may_share_memory(frame, target):
-            target[:] = frame.reshape(-1)
-        self._used += frame.size
-        self.shapes.append(frame.shape[:2])
 
 
 class EncodeShard:
@@ -358,18 +317,3 @@ def _rows(table: pa.Table) -> pa.Table:
 def _keys(rows: pa.Table) -> list[tuple[str, int]]:
     """Video and frame number of rows of the manifest."""
     return list(zip(rows["video"].to_pylist(), rows["frame"].to_pylist(), strict=True))
-
-
-def split_pixels(shapes: np.ndarray, pixels: np.ndarray) -> list[np.ndarray]:
-    """Views of the frames, each of shape (height, width, 3), in pixels that follow one another.
-
-    Args:
-        shapes: Height and width of each frame, shape (frames, 2).
-        pixels: uint8, shape (bytes,).
-    """
-    # Frames may differ in size, so their ends are sums of the sizes before.
-    stops = np.cumsum(shapes.prod(1, dtype=np.int64) * 3)
-    return [
-        pixels[stop - height * width * 3 : stop].reshape(height, width, 3)
-        for stop, (height, width) in zip(stops.tolist(), shapes.tolist(), strict=True)
-    ]
