@@ -275,9 +275,10 @@ class _WithoutDraws(TorchFunctionMode):
     """Leaves what a model is to be initialised with at random as its memory happens to be."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func.__name__ in _DRAWS and args:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func.__name__ in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def make_known(model: str) -> None:

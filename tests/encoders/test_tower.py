@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raffect.bank.format import Bank
 from raffect.config import EncoderConfig
@@ -135,6 +136,31 @@ class Archive(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
+
+
+class Draws(TorchDispatchMode):
+    """Counts what torch's kernels draw."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += any(name in str(func) for name in ("normal_", "uniform_"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_of_a_file_are_not_drawn_first_and_replace_everything(tiny_vit, tmp_path):
+    with Draws() as draws:
+        model = build_model(resolve(tiny_vit))
+    assert draws.count
+    save_file(contiguous(model.state_dict()), tmp_path / "weights.safetensors")
+    source = resolve(replace(tiny_vit, weights=str(tmp_path / "weights.safetensors")))
+    with Draws() as draws:
+        loaded = build_model(source)
+    assert not draws.count
+    expected = dict(model.named_parameters()) | dict(model.named_buffers())
+    found = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_openais_torchscript_archive_is_read(tiny_vit, tmp_path, monkeypatch):
