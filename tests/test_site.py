@@ -13,10 +13,11 @@ import raffect
 from raffect.cli import COMMANDS
 from raffect.recipe import NAMES
 from scripts.documentation.api import names_by_theme, write_api
-from scripts.documentation.commands import write_commands, write_recipes
+from scripts.documentation.commands import write_commands
 from scripts.documentation.links import check_site
 from scripts.documentation.notebooks import cell_lines, read_notebook
 from scripts.documentation.pages import ROOT, adapt, copy_pages, places
+from scripts.documentation.recipes import write_recipes
 from tests.test_cli import FLAGS
 
 
