@@ -183,4 +183,4 @@ display(Picture.fromarray(frame))
 
 # %%
 print(out / "pages" / "clip.html")
-display(Image(out / "previews" / "clip.jpg"))
+display(Picture.open(out / "previews" / "clip.jpg"))

@@ -107,10 +107,22 @@ words = [
     *("--out", str(folder / "cluster-sweep"), "--epochs", "4"),
     *("--space", "loss.alpha=0.3,1", "seed=0:1"),
 ]
-job = client.submit_job(
-    entrypoint=shlex.join([sys.executable, "jobs/tune.py", "paper", *words]),
-    runtime_env=environment | {"working_dir": str(checkout)},
-)
+
+
+def submit(entrypoint, patience_s=120):
+    """Submit a job. A cluster that has just started takes none for some seconds."""
+    limit = time.monotonic() + patience_s
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=entrypoint, runtime_env=environment | {"working_dir": str(checkout)}
+            )
+        except RuntimeError as error:  # Ray has no class of its own for it
+            if "No available agent" not in str(error) or time.monotonic() > limit:
+                raise
+
+
+job = submit(shlex.join([sys.executable, "jobs/tune.py", "paper", *words]))
 while not (status := client.get_job_status(job)).is_terminal():
     time.sleep(1)
 log = client.get_job_logs(job)
