@@ -42,10 +42,7 @@ def write_card(record: ExportRecord, name: str, licence: str) -> str:
     sections = [
         f"---\n{_front_matter(record, name, licence)}\n---",
         f"# {name}",
-        *(
-            f"> **Caveat: {caveat}.** No score below says more than that."
-            for caveat in record.caveats
-        ),
+        *(f"> **Caveat: {caveat}.** It applies to every score below." for caveat in record.caveats),
         _summary(record),
         "## Outputs\n" + "\n".join(map(_outputs, record.tasks)),
         "## Use\n```python\n" + _use(record) + "\n```\n" + _input(record),
@@ -180,7 +177,8 @@ def _rules(task: ExportedTask) -> str:
         lines.append(f"  - a label is decided from these probabilities on: {levels}")
     if any(task.bias):
         lines.append(f"  - added to log probabilities before the largest is decided: {levels}")
-    lines.append(f"  - chosen on {task.chosen_on}")
+    optimistic = ": optimistic there" if task.chosen_on == "validation" else ""
+    lines.append(f"  - chosen on {task.chosen_on}{optimistic}")
     if any(task.windows):
         widths = ", ".join(
             f"{output} ± {width}"
@@ -230,9 +228,10 @@ def _licence(record: ExportRecord, licence: str) -> str:
 def _origin(record: ExportRecord) -> str:
     data = {head.data_fingerprint for task in record.tasks for head in task.heads}
     heads = {head.sha256[:16] for task in record.tasks for head in task.heads}
+    files = "\n".join(f"- {name}: SHA-256 {sha256}" for name, sha256 in record.sha256.items())
     versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
     return (
-        f"## Origin\n- file: SHA-256 {record.sha256}\n- encoder: {record.encoder.weights_sha256}\n"
+        f"## Origin\n{files}\n- encoder: {record.encoder.weights_sha256}\n"
         f"- heads: {', '.join(sorted(heads))}\n- data: {', '.join(sorted(data))}\n"
         f"- raffect commit {record.git_commit}; {versions}"
     )

@@ -139,12 +139,17 @@ def export_heads(config: ExportConfig) -> ExportResult:
                 runtime=written_as.runtime_version,
                 source=source.where,
             )
-        sha256 = hashlib.file_digest((folder / about.file).open("rb"), "sha256").hexdigest()
-        record = ExportRecord(**vars(about), sha256=sha256, agreement=agreement)
+        digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+        record = ExportRecord(**vars(about), sha256=digests, agreement=agreement)
         (folder / RECORD_FILE).write_bytes(record.to_bytes())
         (folder / "README.md").write_text(write_card(record, out.name, config.licence))
         size = sum(file.stat().st_size for file in folder.iterdir())
     return ExportResult(out=out, record=record, size_bytes=size, notes=(*notes, *chosen))
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _from_features(

@@ -194,8 +194,8 @@ def _explained(file: str) -> Generator[None]:
     except Exception as error:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise RaffectError(
-            f"{file}: torch cannot export this encoder or head ({reason}); expected heads of kind "
-            "mlp or temporal, and encoders of open_clip's own transformers; or export --input "
+            f"{file}: torch cannot export this encoder or head ({reason}); what always can are "
+            "heads of kind mlp and open_clip's own transformers; try another --format, or --input "
             "features"
         ) from error
     finally:

@@ -42,7 +42,8 @@ class FoldedMlp(nn.Module):
         self.layers = nn.ModuleList()
         for weight, bias in layers:
             linear = nn.Linear(weight.shape[1], weight.shape[0])
-            linear.weight.data, linear.bias.data = weight.float(), bias.float()
+            # Copies: views would be saved with all that lies in the same memory
+            linear.weight.data, linear.bias.data = weight.float().clone(), bias.float().clone()
             self.layers.append(linear)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -154,9 +154,9 @@ class ExportRecord(About):
     """``export.json``: what the file says of itself, and how it was checked.
 
     Attributes:
-        sha256: Of the file.
+        sha256: Of the file, and of that with its weights where they lie beside it, by name.
         agreement: With what raffect predicts.
     """
 
-    sha256: str
+    sha256: dict[str, str]
     agreement: Agreement

@@ -58,7 +58,7 @@ class Snippets(nn.Module):
         """
         # Snippets are samples of the block; a window's features stand one after the other.
         # No size is -1, which torch cannot infer where there are 0 samples.
-        samples, features, width = len(tokens), len(self.position), tokens.shape[-1]
+        samples, features, width = tokens.shape[0], len(self.position), tokens.shape[-1]
         there = is_there.reshape(samples * self.snippets, features)
         x = tokens.reshape(*there.shape, width) + self.position
         x = self.block(

@@ -154,7 +154,7 @@ class Encoder(nn.Module):
         Returns:
             Shape (B, W).
         """
-        cls = self.cls.expand(len(tokens), 1, -1)
+        cls = self.cls.expand(tokens.shape[0], 1, -1)  # `len` would make it a constant of exports
         x = torch.cat([cls, tokens + self.position], 1)
         is_there = torch.cat([torch.ones_like(is_there[:, :1]), is_there], 1)
         for number, block in enumerate(self.blocks):
