@@ -25,7 +25,7 @@ from raffect.errors import RaffectError
 from raffect.leaving import last_act
 from raffect.progress import format_seconds
 from raffect.storage.atomic import write_atomic
-from raffect.storage.paths import list_sizes, read_files
+from raffect.storage.paths import is_remote, list_sizes, read_files
 from raffect.storage.records import Count, Record
 
 RENEWED_S = 60.0
@@ -93,6 +93,9 @@ def _one_at_a_time(folder: Path) -> Generator[None]:
     Between two machines only the order of notes decides: two that start within one tick of the
     storage's clock may then both go on, which costs work done twice and nothing else.
     """
+    if is_remote(folder):
+        yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

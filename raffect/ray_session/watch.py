@@ -138,6 +138,8 @@ def _children(parent: int) -> Iterator[tuple[int, list[str]]]:
 
 def _pids_of_cluster(node: Any, address: str) -> dict[int, str]:
     """The raylet on this machine, named by its socket; none where the system does not say."""
+    if not hasattr(socket, "SO_PEERCRED"):  # macOS
+        return {}
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(CONNECT_EVERY_S)
         client.connect(node.raylet_socket_name)

@@ -48,9 +48,9 @@ def test_a_face_is_a_pure_function_of_its_arguments():
     assert not np.array_equal(one, draw_face(look, {"AU12": 0.5}, Pose(), seed=6))
 
 
-def test_the_same_seed_draws_the_same_files(tmp_path):
-    for name, seed in (("one", 7), ("two", 7), ("three", 8)):
-        write_synthetic(tmp_path / name, 240, seed, workers=2)
+def test_the_same_seed_draws_the_same_files_with_any_number_of_workers(tmp_path):
+    for name, seed, workers in (("one", 7, 1), ("two", 7, 2), ("three", 8, 1)):
+        write_synthetic(tmp_path / name, 200, seed, workers=workers)
 
     def contents(root):
         files = (file for file in root.rglob("*") if file.is_file())

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.populations import POPULATIONS
 from raffect.metrics.intervals import difference_interval, score_interval
 from raffect.metrics.task_kinds import KINDS
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from populations import POPULATIONS
 
 CLASSES, LABELS, VALUES = KINDS["multiclass"], KINDS["multilabel"], KINDS["regression"]
 BY_NAME = {population.name: population for population in POPULATIONS}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import doctest
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,6 @@ import torch
 from scipy.optimize import linprog
 from sklearn.metrics import f1_score
 
-from benchmarks.populations import POPULATIONS
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.heads.loss_kind import Truth
 from raffect.heads.loss_kinds import loss_kind
@@ -23,6 +24,9 @@ from raffect.metrics.worst import (
     tail_difference,
     tail_mean,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from populations import POPULATIONS
 
 VIDEOS, HEADS = 9, 3
 TASKS = {"expr": EXPR, "au": AU, "va": VA}

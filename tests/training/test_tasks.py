@@ -54,7 +54,7 @@ PAINS = Task(
 TASKS = (MOODS, SIGNS, PAINS)
 DIM = 24
 HEAD = ["--head.width", "32", "--head.depth", "2", "--head.dropout", "0"]
-FAST = ["--epochs", "40", *HEAD, "--optim.lr", "0.01", "--loss.alpha", "1", "--device", "cpu"]
+FAST = ["--epochs", "12", *HEAD, "--optim.lr", "0.01", "--loss.alpha", "1", "--device", "cpu"]
 
 
 def make_values(task: Task, x: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
