@@ -19,10 +19,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from scripts.documentation.api import write_api
-from scripts.documentation.commands import write_commands, write_recipes
+from scripts.documentation.commands import write_commands
 from scripts.documentation.links import check_site
 from scripts.documentation.notebooks import write_notebooks
 from scripts.documentation.pages import ROOT, copy_pages
+from scripts.documentation.recipes import write_recipes
 
 DOCS, SITE = ROOT / "build" / "docs", ROOT / "build" / "site"
 

@@ -13,10 +13,11 @@ import raffect
 from raffect.cli import COMMANDS
 from raffect.recipe import NAMES
 from scripts.documentation.api import names_by_theme, write_api
-from scripts.documentation.commands import write_commands, write_recipes
+from scripts.documentation.commands import write_commands
 from scripts.documentation.links import check_site
 from scripts.documentation.notebooks import cell_lines, read_notebook
-from scripts.documentation.pages import ROOT, adapt, copy_pages, places
+from scripts.documentation.pages import ROOT, adapt, copy_pages, places, title_of
+from scripts.documentation.recipes import write_recipes
 from tests.test_cli import FLAGS
 
 
@@ -110,6 +111,12 @@ def test_links_of_a_page_lead_from_its_place_on_the_site():
 def test_a_list_below_a_line_of_text_stands_apart_from_it():
     assert adapt("Text:\n- a\n  b\n- c\n\n- d", "README.md", {}) == "Text:\n\n- a\n  b\n- c\n\n- d"
     assert adapt("# T\n1. a\n2. b", "README.md", {}) == "# T\n1. a\n2. b"
+
+
+def test_a_page_without_a_heading_is_refused_by_name(tmp_path):
+    (tmp_path / "empty.md").write_text("text")
+    with pytest.raises(raffect.RaffectError, match="empty.md: has no heading"):
+        title_of(tmp_path / "empty.md")
 
 
 def test_a_notebook_shows_its_output_as_long_as_no_cell_has_changed(tmp_path):

@@ -1,52 +1,21 @@
-"""Reference of the command line: a page a command, and one of recipes, from configuration classes.
+"""Reference of the command line: a page a command, from its configuration class.
 
-What stands on these pages is what `raffect COMMAND --help` reads: the classes, their checks' limits
-and the texts below their fields.
+What stands on these pages is what `raffect COMMAND --help` reads: fields, their types and defaults,
+and the texts below them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import html
-import re
-import types
 import typing
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tyro.conf import Positional
-
-from raffect import recipe
 from raffect.cli import COMMANDS
 from raffect.flags import WITH_RECIPE, set_help
 from raffect.recipe.settings import Recipe
+from scripts.documentation.flags import about_lines, as_text, flags_of, grouped
 from scripts.documentation.pages import write_navigation
-
-_WORDS = {int: "whole number", float: "number", str: "text", Path: "path", bool: "switch"}
-_POSITIONAL = typing.get_args(Positional[int])[1]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Flag:
-    """One flag of a command, as its page shows it."""
-
-    name: str
-    """As it is typed, such as ``--loss.alpha``; of a positional argument its name alone."""
-    kind: str
-    """What it takes, in words."""
-    default: str
-    """As it is typed; empty for a flag that must be given."""
-    help: str
-    """The text below its field."""
-
-    def lines(self) -> list[str]:
-        """Its heading, its kind and default, and its help, as Markdown."""
-        anchor = self.name.removeprefix("--").replace(".", "-")
-        default = f"default {self.default}" if self.default else "**required**"
-        about = f"{self.kind} · {default}"
-        heading = f"### `{self.name}` {{ #{anchor} data-toc-label='{self.name}' }}"
-        return [heading, "", about, "{ .flag }", "", as_text(self.help), ""]
 
 
 def write_commands(out: Path) -> None:
@@ -88,160 +57,26 @@ def command_page(name: str, kind: Any, summary: str) -> list[str]:
 
 
 def config_lines(kind: Any, command: str, prefix: str = "") -> list[str]:
-    """What a configuration is for, with its examples, and its flags in groups."""
+    """What a configuration is for, with its examples, and its flags in groups.
+
+    Args:
+        kind: The configuration class.
+        command: What is typed for it.
+        prefix: In front of anchors, where a page has several commands.
+    """
     lines = about_lines(kind.__doc__)
-    for group, flags in grouped(
-        sorted(flags_of(kind), key=lambda flag: flag.default != "")
-    ).items():
+    required_first = sorted(flags_of(kind), key=lambda flag: flag.default != "")
+    for group, flags in grouped(required_first).items():
         if not prefix:
             title = f"`--{group}.*`" if group else "Flags"
             lines += [f"## {title} {{ #{group or 'flags'} }}", ""]
         if command in WITH_RECIPE and group in typing.get_type_hints(Recipe):
             lines += ["Of the [recipe](../recipes.md).", ""]
         for flag in flags:
-            text = flag.lines()
-            if prefix:  # several configurations on one page
-                text[0] = text[0].replace("{ #", f"{{ #{prefix}-")
-            lines += text
+            lines += flag.lines(f"{prefix}-" if prefix else "")
     return lines
-
-
-def grouped(flags: Iterable[Flag]) -> dict[str, list[Flag]]:
-    """Flags by what stands in front of their dot; those without one first."""
-    groups: dict[str, list[Flag]] = {"": []}
-    for flag in flags:
-        group, _, _ = flag.name.removeprefix("--").rpartition(".")
-        groups.setdefault(group, []).append(flag)
-    return groups
-
-
-def flags_of(kind: Any, prefix: str = "", values: Any = None) -> Iterator[Flag]:
-    """Flags of a configuration; of settings that are a group, one each behind a dot.
-
-    Args:
-        kind: A configuration class, or one of its groups.
-        prefix: Name of the group and a dot.
-        values: The group's defaults, where the configuration has others than the group's class.
-    """
-    hints, nested = typing.get_type_hints(kind, include_extras=True), []
-    for field in dataclasses.fields(kind):
-        default = getattr(values, field.name) if values is not None else default_of(field)
-        hint, is_positional = _bare(hints[field.name])
-        name = f"{prefix}{field.name}".replace("_", "-")
-        if dataclasses.is_dataclass(hint):
-            nested.append((hint, f"{name}.", None if default is dataclasses.MISSING else default))
-            continue
-        yield Flag(
-            name=name if is_positional else f"--{name}",
-            kind=kind_of(hint),
-            default=text_of(default, name),
-            help=field.metadata.get("help", ""),
-        )
-    for hint, name, default in nested:
-        yield from flags_of(hint, name, default)
-
-
-def default_of(field: dataclasses.Field[Any]) -> Any:
-    """What a field is if nothing is given; ``dataclasses.MISSING`` if something must be."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def _bare(hint: Any) -> tuple[Any, bool]:
-    """A type without what annotates it, and whether it is of a positional argument."""
-    is_positional = False
-    while typing.get_origin(hint) is typing.Annotated:
-        is_positional |= _POSITIONAL in hint.__metadata__
-        hint = hint.__origin__
-    return hint, is_positional
-
-
-def kind_of(hint: Any) -> str:
-    """A type in words."""
-    hint, _ = _bare(hint)
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(f"`{part}`" for part in parts)
-    if origin in (typing.Union, types.UnionType):
-        kinds = [kind_of(part) for part in parts if part is not types.NoneType]
-        return " or ".join(kinds)
-    if origin is tuple:
-        repeated = parts[-1] is Ellipsis
-        inner = kind_of(parts[0])
-        return f"any number of: {inner}" if repeated else f"{len(parts)} of: {inner}"
-    return _WORDS[hint]
-
-
-def text_of(value: Any, name: str) -> str:
-    """A default as Markdown; empty for what must be given."""
-    if value is dataclasses.MISSING:
-        return ""
-    if value is None or value in ("", ()):
-        return "none"
-    if isinstance(value, bool):
-        group, dot, key = name.rpartition(".")
-        return f"on, `--{group}{dot}no-{key}` turns it off" if value else "off"
-    if isinstance(value, tuple):
-        return "`" + " ".join(map(str, value)) + "`"
-    return f"`{value}`"
-
-
-def about_lines(text: str) -> list[str]:
-    """A configuration's docstring as Markdown: its examples become blocks of code."""
-    lines: list[str] = []
-    for paragraph in (" ".join(part.split()) for part in text.split("\n\n")):
-        if match := re.fullmatch(r"(Example|Or)[^`]*: `([^`]+)`\.?", paragraph):
-            lines += ["```bash", match[2], "```", ""]
-        else:
-            lines += [as_text(paragraph), ""]
-    return lines
-
-
-def as_text(text: str) -> str:
-    """Help as Markdown: flags become code; what Markdown would take for its own is escaped."""
-    parts = re.split(r"(`[^`]*`)", text)
-    for index in range(0, len(parts), 2):
-        escaped = re.sub(r"([*_\[\]])", r"\\\1", html.escape(parts[index], quote=False))
-        parts[index] = re.sub(r"(?<![\w-])--[a-z][\w.-]*\w", r"`\g<0>`{ .word }", escaped)
-    return "".join(parts)
 
 
 def sentence(text: str) -> str:
     """A text that begins with a capital letter and ends with a full stop."""
     return f"{text[0].upper()}{text[1:]}."
-
-
-def write_recipes(out: Path) -> None:
-    """Write the page of recipes: every setting with its values in those that ship with raffect."""
-    set_help()
-    shipped = {
-        file.stem: recipe.read_recipe(file) for file in sorted(recipe.RECIPES.glob("*.toml"))
-    }
-    lines = [
-        "# Recipes",
-        "",
-        "A recipe is a TOML file of the settings below, or the name of one that ships with "
-        "raffect: " + ", ".join(f"`{name}`" for name in shipped) + ". `raffect train`, "
-        "`raffect tune` and `raffect learn-prompts` take it as their first word; flags override "
-        "it: `--loss.alpha 0.5`. What each is for: [Training](training.md#recipes).",
-        "",
-    ]
-    hints = typing.get_type_hints(Recipe)
-    for group, flags in grouped(flags_of(Recipe)).items():
-        about = about_lines(hints[group].__doc__) if group else []
-        lines += [f"## {group or 'Training'}", "", *about]
-        for flag in flags:
-            setting = flag.name.removeprefix("--").replace("-", "_")
-            written = flag.lines()
-            anchor = setting.replace(".", "-").replace("_", "-")
-            written[0] = f"### `{setting}` {{ #{anchor} data-toc-label='{setting}' }}"
-            given: dict[str, list[str]] = {}
-            for name, values in shipped.items():
-                if setting in values:
-                    given.setdefault(str(values[setting]), []).append(name)
-            if given:
-                texts = [f"`{value}` in {', '.join(names)}" for value, names in given.items()]
-                written += ["Recipes: " + "; ".join(texts) + ".", ""]
-            lines += written
-    out.write_text("\n".join(lines))

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from raffect.errors import RaffectError
+
 ROOT = Path(__file__).parents[2]
 BLOB = "https://github.com/raffect/raffect/blob/main"
 _ELSEWHERE = {
@@ -65,8 +67,14 @@ def write_navigation(folder: Path, pages: dict[str, str | None]) -> None:
 
 
 def title_of(page: Path) -> str:
-    """The first heading of a page."""
-    return re.findall(r"(?m)^# (.*)", page.read_text())[0]
+    """The first heading of a page.
+
+    Raises:
+        RaffectError: If it has none.
+    """
+    if found := re.search(r"(?m)^# (.*)", page.read_text()):
+        return found[1]
+    raise RaffectError(f"{page.name}: has no heading; begin it with one: # Title")
 
 
 def adapt(text: str, source: str, where: dict[str, str]) -> str:
