@@ -18,7 +18,7 @@ from scripts.documentation.links import check_site
 from scripts.documentation.notebooks import cell_lines, read_notebook
 from scripts.documentation.pages import ROOT, adapt, copy_pages, places, title_of
 from scripts.documentation.recipes import write_recipes
-from tests.test_cli import FLAGS
+from tests.helpers.flags import FLAGS
 
 
 @pytest.fixture(scope="module")
