@@ -31,10 +31,11 @@ Measured = Callable[[], Any]
 
 def make_manifests(folder: Path, frames: int) -> None:
     """``manifest.parquet`` alone, with paths as long as those of Aff-Wild2."""
-    number, frame = np.divmod(np.arange(frames), FRAMES_A_VIDEO)
+    length = min(FRAMES_A_VIDEO, frames // 20)  # as `make_bank` has it
+    number, frame = np.divmod(np.arange(frames), length)
     names = pa.array([f"video{k:05d}" for k in range(number[-1] + 1)])
     video = pa.DictionaryArray.from_arrays(number.astype(np.int32), names)
-    files = [f"-1280x720/{k + 1:05d}.jpg" for k in range(FRAMES_A_VIDEO)]
+    files = [f"-1280x720/{k + 1:05d}.jpg" for k in range(length)]
     counts = np.bincount(number).tolist()
     parts = (
         [name + file for file in files[:count]]
