@@ -16,10 +16,12 @@ from raffect.datasets import frames
 from raffect.errors import RaffectError
 from raffect.extraction.board import Board, Reporter, ShardProgress
 from raffect.extraction.notes import EncodeNotes, ReadNotes, ShardStats, read_notes
+from raffect.extraction.pile import Memory
 from raffect.extraction.probe import probe, time_encoder
 from raffect.extraction.steps import EncodeShard, Geometry, commit_shard, read_shard, to_item
 from raffect.extraction.summary import Tally, summarise
 from raffect.progress import Progress
+from raffect.storage.cells import as_cell, read_cell
 from tests.helpers.banks import IDENTITY
 
 SIZES = [(112, 112), (40, 30), (112, 112), (300, 260), (1, 1)]
@@ -316,3 +318,31 @@ def test_negative_times_are_refused(kind, bank, rows):
     fault = f"x: damaged, {name} -1.0: .*greater than or equal to 0; do"
     with pytest.raises(RaffectError, match=fault):
         kind.from_json(notes.to_json() | {name: -1.0}, "x", "do")
+
+
+@pytest.mark.parametrize("hold", [lambda one: one[9:39].reshape(2, 5, 3), as_cell])
+def test_memory_of_frames_is_lent_again_once_nobody_holds_them_and_never_before(hold):
+    memory = Memory()
+    first = memory.lend(1000)
+    first[:] = 1
+    held = hold(first)
+    del first
+
+    # Another piece of memory, as long as something of the first is held
+    other = memory.lend(1000)
+    other[:] = 2
+    values = held if isinstance(held, np.ndarray) else read_cell(pa.chunked_array([held]))
+    assert (values == 1).all()
+
+    # The same piece, if it is free and large enough
+    address = other.ctypes.data
+    del other
+    assert memory.lend(800).ctypes.data == address
+    assert memory.lend(2000).size == 2000
+
+
+def test_a_shard_that_is_still_held_is_not_overwritten_by_the_next(bank, rows):
+    table = read_shard(as_table(rows), str(bank.path), Geometry(size=224))
+    before = table["pixels"][0].as_py()
+    other = read_shard(as_table(rows.take([4, 3, 2, 1, 0])), str(bank.path), Geometry(size=224))
+    assert table["pixels"][0].as_py() == before != other["pixels"][0].as_py()
