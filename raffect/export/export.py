@@ -109,7 +109,7 @@ def export_heads(config: ExportConfig) -> ExportResult:
     # What is exported
     ensembles, chosen = load_ensembles(heads, torch.device("cpu"), config.postprocess)
     window = _one_window(ensembles)
-    graph = HeadsGraph(ensembles).eval()
+    graph = HeadsGraph(ensembles)
     if config.input == "pixels":
         source = _from_pixels(config, identity, ensembles, graph, window)
     else:
@@ -130,7 +130,8 @@ def export_heads(config: ExportConfig) -> ExportResult:
     # The folder, which is there once the file in it was checked
     with atomic_folder(out) as folder:
         with stage(f"writing {about.file}"):
-            written_as.write(folder, source.graph, torch.from_numpy(source.given), about)
+            graph = source.graph.eval().requires_grad_(requires_grad=False)
+            written_as.write(folder, graph, torch.from_numpy(source.given), about)
         with stage(f"checking {about.file}"):
             agreement = compare(
                 written_as.open(folder),
@@ -185,7 +186,7 @@ def _from_pixels(
         features = encoder.encode(list(pictures))
     expected = expected_of_file(ensembles, Inputs(features), window)
     shape = ("N", *pictures.shape[1:])
-    return _Source(PixelsGraph(encoder, heads).eval(), pictures, expected, where, shape)
+    return _Source(PixelsGraph(encoder, heads), pictures, expected, where, shape)
 
 
 def _load(config: ExportConfig, identity: Identity) -> Encoder:
