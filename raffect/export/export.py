@@ -248,11 +248,13 @@ def _known_licence(identity: Identity, config: ExportConfig) -> str:
 def _describe(ensemble: Ensemble) -> ExportedTask:
     rules, cards = ensemble.rules, [head.card for head in ensemble.heads]
     facts, heads = cards[0].data, []
+    sizes = {split: facts.size_of(split) for split in facts.splits}
     for place, (card, share) in enumerate(zip(cards, shares(rules), strict=True)):
         heads.append(
             ExportedHead(
                 name=f"{rules.task.name}.{place}",
                 id=card.id,
+                seed=card.recipe.seed,
                 snapshot=card.snapshot,
                 sha256=card.sha256,
                 weight=share,
@@ -273,7 +275,8 @@ def _describe(ensemble: Ensemble) -> ExportedTask:
         windows=rules.windows,
         chosen_on=rules.chosen_on,
         chance=cards[0].chance,
-        samples=facts.size_of("validation") if "validation" in facts.splits else "",
+        trained_on=sizes.get("train", ""),
+        judged_on=sizes.get("validation", ""),
         synthetic=facts.synthetic,
         edition=facts.edition,
     )

@@ -293,7 +293,9 @@ def test_validation_frames_of_the_bank_are_what_is_compared_on(tmp_path):
     result = export(tmp_path, (tmp_path / "h",), "safetensors")
     agreement = result.record.agreement
     assert (agreement.samples, agreement.source) == (50, "validation frames of the bank")
-    assert result.record.tasks[0].samples == "160 frames of 4 videos"
+    (task,) = result.record.tasks
+    sizes = "320 frames of 8 videos", "160 frames of 4 videos"
+    assert (task.trained_on, task.judged_on) == sizes
     shutil.rmtree(data / "bank")
     again = export(tmp_path, (tmp_path / "h",), "safetensors", out=tmp_path / "again")
     assert again.record.agreement.source.startswith("features drawn at random")
