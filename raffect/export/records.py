@@ -129,7 +129,8 @@ class Agreement(Record):
         samples: How many were compared.
         source: What they are.
         tolerance: Largest difference that is accepted.
-        difference: By output of probabilities or values, the largest absolute difference.
+        difference: By output of probabilities or values, the largest absolute difference; where
+            values are above 1, beside the largest of them.
         decided_otherwise: By output of decisions, how many differ.
     """
 
