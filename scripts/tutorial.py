@@ -45,8 +45,8 @@ def main() -> None:
             found = run_step(command, Path(name).resolve())
             block = f"```bash\n{command}\n```\n\n```text\n"
             text = text.replace(f"{block}{printed}```", f"{block}{found}```")
+            PAGE.write_text(text)
             print(f"{command}\n{found}", flush=True)
-    PAGE.write_text(text)
 
 
 if __name__ == "__main__":
