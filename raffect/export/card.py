@@ -66,7 +66,7 @@ def _front_matter(record: ExportRecord, name: str, licence: str) -> str:
     results = []
     for task in record.tasks:
         kind, found = kind_of(task.task), _headline(task)
-        where = ", ".join([_dataset(task), task.samples or "validation split", *record.caveats])
+        where = ", ".join([_dataset(task), task.judged_on or "validation split", *record.caveats])
         if found is None:
             continue
         results.append(
@@ -193,15 +193,16 @@ def _rules(task: ExportedTask) -> str:
 
 def _scores(task: ExportedTask) -> str:
     kind, name = kind_of(task.task), task.task.name.upper()
+    trained = f"trained on {task.trained_on}, " if task.trained_on else ""
     lines = [
-        f"- {name}, {kind.title} on {task.samples or 'the validation split'}; "
+        f"- {name}, {kind.title}: {trained}judged on {task.judged_on or 'the validation split'}; "
         f"chance {chance_text(task.chance)}"
     ]
     for head in task.heads:
         score = "not known, it was imported"
         if head.score is not None:
             score = headline_text(Headline(score=head.score, interval_95=head.interval_95))
-        lines.append(f"  - {head.id}, epoch {head.snapshot}: {score}")
+        lines.append(f"  - {head.id}, seed {head.seed}, epoch {head.snapshot}: {score}")
     return "\n".join(lines)
 
 

@@ -109,7 +109,7 @@ def export_heads(config: ExportConfig) -> ExportResult:
     # What is exported
     ensembles, chosen = load_ensembles(heads, torch.device("cpu"), config.postprocess)
     window = _one_window(ensembles)
-    graph = HeadsGraph(ensembles).eval()
+    graph = HeadsGraph(ensembles)
     if config.input == "pixels":
         source = _from_pixels(config, identity, ensembles, graph, window)
     else:
@@ -130,7 +130,8 @@ def export_heads(config: ExportConfig) -> ExportResult:
     # The folder, which is there once the file in it was checked
     with atomic_folder(out) as folder:
         with stage(f"writing {about.file}"):
-            written_as.write(folder, source.graph, torch.from_numpy(source.given), about)
+            graph = source.graph.eval().requires_grad_(requires_grad=False)
+            written_as.write(folder, graph, torch.from_numpy(source.given), about)
         with stage(f"checking {about.file}"):
             agreement = compare(
                 written_as.open(folder),
@@ -185,7 +186,7 @@ def _from_pixels(
         features = encoder.encode(list(pictures))
     expected = expected_of_file(ensembles, Inputs(features), window)
     shape = ("N", *pictures.shape[1:])
-    return _Source(PixelsGraph(encoder, heads).eval(), pictures, expected, where, shape)
+    return _Source(PixelsGraph(encoder, heads), pictures, expected, where, shape)
 
 
 def _load(config: ExportConfig, identity: Identity) -> Encoder:
@@ -247,11 +248,13 @@ def _known_licence(identity: Identity, config: ExportConfig) -> str:
 def _describe(ensemble: Ensemble) -> ExportedTask:
     rules, cards = ensemble.rules, [head.card for head in ensemble.heads]
     facts, heads = cards[0].data, []
+    sizes = {split: facts.size_of(split) for split in facts.splits}
     for place, (card, share) in enumerate(zip(cards, shares(rules), strict=True)):
         heads.append(
             ExportedHead(
                 name=f"{rules.task.name}.{place}",
                 id=card.id,
+                seed=card.recipe.seed,
                 snapshot=card.snapshot,
                 sha256=card.sha256,
                 weight=share,
@@ -272,7 +275,8 @@ def _describe(ensemble: Ensemble) -> ExportedTask:
         windows=rules.windows,
         chosen_on=rules.chosen_on,
         chance=cards[0].chance,
-        samples=facts.size_of("validation") if "validation" in facts.splits else "",
+        trained_on=sizes.get("train", ""),
+        judged_on=sizes.get("validation", ""),
         synthetic=facts.synthetic,
         edition=facts.edition,
     )

@@ -126,6 +126,12 @@ class Onnx(Format):
         assert program is not None
         for node in program.model.graph:
             node.metadata_props.clear()  # stack traces, with paths of this machine
+        # The number of samples by its name, where the exporter has one of its own
+        from onnxscript import ir
+
+        for value in (*program.model.graph.inputs, *program.model.graph.outputs):
+            assert value.shape is not None
+            value.shape = ir.Shape(["N", *value.shape[1:]])
         program.model.metadata_props.update(about.as_texts())
         size = sum(weight.nbytes for weight in graph.state_dict().values())
         program.save(folder / self.file, external_data=size > _MOST_IN_ONE)
@@ -157,10 +163,7 @@ class Pt2(Format):
     def open(self, folder: Path) -> Callable[[np.ndarray], Outputs]:
         """See `Format.open`."""
         run = torch.export.load(folder / self.file).module()
-        with torch.no_grad():
-            return lambda x: {
-                name: value.detach().numpy() for name, value in run(torch.from_numpy(x)).items()
-            }
+        return lambda x: {name: out.numpy() for name, out in run(torch.from_numpy(x)).items()}
 
 
 FORMATS: dict[str, Format] = {"safetensors": Safetensors(), "onnx": Onnx(), "pt2": Pt2()}

@@ -22,6 +22,7 @@ class ExportedHead(Record):
     Attributes:
         name: In front of the names of its tensors in a safetensors file, ``expr.0``.
         id: Names it in its run.
+        seed: Of its weights and of the order of frames.
         snapshot: Which of its epochs it is.
         sha256: Of its weights as they were trained.
         weight: Its share of the mean; shares of a task add up to 1.
@@ -35,6 +36,7 @@ class ExportedHead(Record):
 
     name: str
     id: str
+    seed: int
     snapshot: str
     sha256: str
     weight: float
@@ -61,7 +63,8 @@ class ExportedTask(Record):
             before deciding.
         chosen_on: What thresholds, bias, weights and windows were chosen on.
         chance: Scores of predictors that do not look at the frames.
-        samples: What was judged, such as ``8,000 frames of 60 videos``; empty if not known.
+        trained_on: Such as ``8,000 frames of 60 videos``; empty if not known.
+        judged_on: The same of the validation split.
         synthetic: Whether raffect drew every image.
         edition: Edition of the labels.
     """
@@ -74,7 +77,8 @@ class ExportedTask(Record):
     windows: tuple[int, ...]
     chosen_on: str
     chance: Chance
-    samples: str
+    trained_on: str
+    judged_on: str
     synthetic: bool
     edition: str
 
@@ -125,7 +129,8 @@ class Agreement(Record):
         samples: How many were compared.
         source: What they are.
         tolerance: Largest difference that is accepted.
-        difference: By output of probabilities or values, the largest absolute difference.
+        difference: By output of probabilities or values, the largest absolute difference; where
+            values are above 1, beside the largest of them.
         decided_otherwise: By output of decisions, how many differ.
     """
 

@@ -263,6 +263,18 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_as_it_is(tmp_path, runs)
     assert len(list((tmp_path / "empty").iterdir())) == 3
 
 
+@pytest.mark.cluster
+def test_inputs_and_outputs_of_onnx_have_the_names_and_shapes_of_the_record(tmp_path, runs):
+    record = export(tmp_path, runs, "onnx").record
+    graph = onnx.load(tmp_path / "onnx" / "model.onnx").graph
+    (given,), outputs = graph.input, graph.output
+    dims = [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim]
+    assert (given.name, tuple(dims)) == (record.input, record.shape) == ("features", ("N", 6))
+    assert [value.name for value in outputs] == [o for task in record.tasks for o in task.outputs]
+    sizes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in outputs]
+    assert sizes == [["N", 8], ["N"], ["N", 12], ["N", 12], ["N", 2]]
+
+
 def test_two_exports_of_the_same_heads_have_the_same_tensors(tmp_path, runs):
     # The file itself has its metadata in another order each time, as safetensors writes it
     first, second = (
@@ -281,7 +293,9 @@ def test_validation_frames_of_the_bank_are_what_is_compared_on(tmp_path):
     result = export(tmp_path, (tmp_path / "h",), "safetensors")
     agreement = result.record.agreement
     assert (agreement.samples, agreement.source) == (50, "validation frames of the bank")
-    assert result.record.tasks[0].samples == "160 frames of 4 videos"
+    (task,) = result.record.tasks
+    sizes = "320 frames of 8 videos", "160 frames of 4 videos"
+    assert (task.trained_on, task.judged_on) == sizes
     shutil.rmtree(data / "bank")
     again = export(tmp_path, (tmp_path / "h",), "safetensors", out=tmp_path / "again")
     assert again.record.agreement.source.startswith("features drawn at random")
@@ -357,7 +371,7 @@ def test_prompts_and_zero_shot_heads_are_exported(tmp_path, kind, form):
     save_head(tmp_path / "h", card, batch.state(0))
     export(tmp_path, (tmp_path / "h",), form)
     x = torch.randn(4, IDENTITY.dim, generator=dice)
-    expected = load_head(tmp_path / "h")[0](x).softmax(1).numpy()
+    expected = load_head(tmp_path / "h")[0](x).softmax(1).detach().numpy()
     found = formats.FORMATS[form].open(tmp_path / form)(x.numpy())["expr_probabilities"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
