@@ -2,8 +2,8 @@
 
     uv run python scripts/tutorial.py
 
-The page's blocks of bash are run one after another in a temporary folder; the block of text below
-each becomes its standard output. Two minutes on two idle cores.
+Blocks of bash that have a block of text below are run one after another in a temporary folder, and
+the text becomes what each printed to its standard output.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main() -> None:
             found = run_step(command, Path(name).resolve())
             block = f"```bash\n{command}\n```\n\n```text\n"
             text = text.replace(f"{block}{printed}```", f"{block}{found}```")
+            PAGE.write_text(text)
             print(f"{command}\n{found}", flush=True)
-    PAGE.write_text(text)
 
 
 if __name__ == "__main__":

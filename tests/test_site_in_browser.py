@@ -12,7 +12,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from markdown_it import MarkdownIt
-from playwright.sync_api import sync_playwright
 
 from scripts.documentation.pages import ROOT, places
 
@@ -49,23 +48,13 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox"]
-        )
-        yield found
-        found.close()
-
-
 @pytest.fixture
-def visit(address, browser):
+def visit(address, chromium):
     """Opens pages; at the end nothing may have gone wrong, nor another site have been asked."""
     wrong, contexts = [], []
 
     def open_page(name, viewport=DESKTOP, **options):
-        contexts.append(browser.new_context(viewport=viewport, **options))
+        contexts.append(chromium.new_context(viewport=viewport, **options))
         page = contexts[-1].new_page()
         page.on("console", lambda message: wrong.append(f"{name}: {message.text}"))
         page.on("pageerror", lambda error: wrong.append(f"{name}: {error}"))

@@ -17,7 +17,7 @@ def skeleton(text):
 
 def test_every_block_of_output_stands_below_a_command():
     text = PAGE.read_text()
-    assert len(steps(text)) == text.count("```text\n") == text.count("```bash\nraffect")
+    assert len(steps(text)) == text.count("```text\n") >= 7
     assert all(printed.strip() for _, printed in steps(text))
 
 

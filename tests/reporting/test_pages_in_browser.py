@@ -1,7 +1,4 @@
-"""The pages in a browser: they load, draw, follow clicks and keys, and reach no network.
-
-The browser is Debian's Chromium (`apt-get install chromium`), which plays H.264.
-"""
+"""The pages in a browser: they load, draw, follow clicks and keys, and reach no network."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from raffect.reporting.course import read_course
 from raffect.reporting.index import Entry, draw_preview, write_index
@@ -48,17 +44,6 @@ def folder(tmp_path_factory) -> Path:
     entry = Entry(name="clip.mp4", about="2 faces", page="clip #1.html", preview="clip.jpg")
     write_index([entry], facts_of(), "one input", out / "index.html")
     return out
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with sync_playwright() as playwright:
-        # Root may not use Chromium's own sandbox in a container
-        browser = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
