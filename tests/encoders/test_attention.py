@@ -148,7 +148,7 @@ def test_only_towers_that_read_the_class_token_skip_the_others(changes, is_skipp
     oracle = build_transformer(act_layer=QuickGELU, **changes).double()
     tower = fuse(copy.deepcopy(oracle))
     assert isinstance(tower.transformer.resblocks[-1], LastBlock) == is_skipped
-    assert difference(tower, oracle, 64, torch.float64) < 1e-13
+    assert difference(tower, oracle, 64, torch.float64) < 1e-12  # of torch 2.11 2e-13
     assert arithmetic_of(tower) == arithmetic_of(oracle) == 2
 
 
