@@ -135,10 +135,12 @@ assert status == JobStatus.SUCCEEDED, status
 # %%
 result = json.loads(log.strip().splitlines()[-1])
 score, chance = result["headline"]["scores"]["last"], result["chance"]
+low, high = score["interval_95"]
 print("run     ", Path(result["run"]).name)
 print("setting ", result["headline"]["settings"])
-print(f"macro F1 {score['mean']:.3f}, 95 % over videos {score['interval_95']}")
-print("chance  ", chance)
+print(f"macro F1 {score['mean']:.3f}, 95 % over videos [{low:.3f}, {high:.3f}]")
+print(f"chance   {chance['prior']:.3f} by the class shares, {chance['majority']:.3f}", end=" ")
+print(chance["answer"])
 print("caveat  ", result["caveat"])
 
 # %% [markdown]
