@@ -27,6 +27,7 @@ def test_the_tutorials_commands_print_what_it_shows_but_for_numbers(tmp_path):
         assert skeleton(run_step(command, tmp_path)) == skeleton(printed), command
 
 
+@pytest.mark.cluster
 def test_a_command_that_fails_is_shown_with_its_error(tmp_path):
     with pytest.raises(RuntimeError, match=r"raffect bank info .*status 2\n.*no bank there"):
         run_step(f"raffect bank info --bank {tmp_path}/gone", tmp_path)
