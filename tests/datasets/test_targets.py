@@ -140,7 +140,11 @@ def test_missing_or_other_vectors_are_refused(path):
         (lists(VECTORS * [[1], [1], [np.nan], [1], [1]], 7), {}, "vector 2 is not finite"),
         (lists(VECTORS * [[1], [0], [1], [1], [1]], 7), {}, "vector 1 is not finite or all 0"),
         (pa.array(["a"] * 5), {}, "'vector' is string"),
-        (pa.array([[1.0] * 7, None] * 2 + [None], pa.list_(pa.float16(), 7)), {}, "empty cells"),
+        (
+            pa.array([[np.float16(1)] * 7, None] * 2 + [None], pa.list_(pa.float16(), 7)),
+            {},
+            "empty cells",
+        ),
         (lists(VECTORS, 7), {"file": "../x.targets.parquet"}, "expected the name of a file"),
         (lists(VECTORS, 7), {"file": "/etc/passwd"}, "expected the name of a file"),
         (lists(VECTORS, 7), {"count": 0}, "count 0: "),
