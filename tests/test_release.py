@@ -201,6 +201,12 @@ def test_the_citation_has_what_its_format_requires_and_names_the_paper():
     assert [each["value"] for each in paper["identifiers"]] == ["arXiv:2403.09915"]
 
 
+MAY_WRITE = {
+    "publish": {"id-token": "write"},
+    "deploy": {"id-token": "write", "pages": "write"},
+}
+
+
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
 def test_a_workflow_pins_every_action_to_a_commit_and_may_read_alone(file):
     flow = yaml.safe_load(file.read_text())
@@ -211,8 +217,7 @@ def test_a_workflow_pins_every_action_to_a_commit_and_may_read_alone(file):
         assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
     for name, job in flow["jobs"].items():
         assert job["timeout-minutes"] <= 90, name
-        allowed = {"id-token": "write"} if name == "publish" else None
-        assert job.get("permissions") == allowed, name
+        assert job.get("permissions") == MAY_WRITE.get(name), name
 
 
 def test_ci_runs_what_contributors_run_and_a_release_what_is_described():

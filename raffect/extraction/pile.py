@@ -21,7 +21,7 @@ class Memory:
     def lend(self, size: int) -> np.ndarray:
         """At least ``size`` bytes, uint8, of whatever content."""
         if self._lent() is not None or len(self._bytes) < size:
-            self._bytes = memoryview(np.empty(size, np.uint8))
+            self._bytes = np.empty(size, np.uint8).data
         # Views of an array of a memoryview's hold that array, which is how long it is lent.
         lent = np.frombuffer(self._bytes, np.uint8)
         self._lent = weakref.ref(lent)
