@@ -7,6 +7,7 @@ the shards in use are read, each once, by threads that write straight into the a
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -401,6 +402,7 @@ def gather(index: FeatureIndex, memmap: Path | None, threads: int) -> np.ndarray
     else:
         memmap.parent.mkdir(parents=True, exist_ok=True)
         out = np.lib.format.open_memmap(memmap, mode="w+", dtype=np.float16, shape=shape)
+        _reserve(memmap)
     # One job a shard
     shards, starts = np.unique(index.shard, return_index=True)
     stops = np.append(starts[1:], len(index.shard))
@@ -412,6 +414,21 @@ def gather(index: FeatureIndex, memmap: Path | None, threads: int) -> np.ndarray
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill, zip(shards.tolist(), starts.tolist(), stops.tolist(), strict=True)))
     return out
+
+
+def _reserve(file: Path) -> None:
+    """Take the space that a new file's size claims: a write to mapped pages without it is a crash.
+
+    Raises:
+        OSError: If the disk is too small; it names the file.
+    """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with file.open("r+b") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def read_rows(bank: Bank, commit: Commit, rows: np.ndarray, out: np.ndarray) -> None:

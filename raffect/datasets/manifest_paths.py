@@ -5,7 +5,9 @@ They are most of a manifest: 34 bytes a frame of Aff-Wild2, beside 12 for video,
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raffect.datasets.manifest import REMEDY, find_manifest, read_manifest
-from raffect.errors import RaffectError
-from raffect.storage.paths import open_parquet
+from raffect.errors import RaffectError, require
+from raffect.storage.paths import has_file, open_parquet
 from raffect.storage.tables import check_cells
 
 _ROWS = 1 << 18
@@ -37,12 +39,15 @@ class Manifest:
     """
 
     def __init__(self, path: Path) -> None:
-        path = find_manifest(path)
+        # Opened before all else is read, and looked at again after: paths are of these frames
+        self._path = path = find_manifest(path)
+        self._file = _open(path)
         found = read_manifest(path, with_paths=False)
+        _check_paths(self._file, path)
+        is_same = open_parquet(path).metadata.equals(self._file.metadata)
+        require(is_same, f"{path}: was replaced while it was read; run the same command again")
         # One chunk, of which a column is used without a copy
         self.frames = found.unify_dictionaries().combine_chunks()
-        self._file = open_parquet(path)
-        _check_paths(self._file, path)
         groups = range(self._file.num_row_groups)
         self._ends = np.cumsum([self._file.metadata.row_group(k).num_rows for k in groups])
         self._kept: dict[int, pa.ChunkedArray] = {}
@@ -69,7 +74,8 @@ class Manifest:
         return take_rows(self.frames, places).append_column("path", paths)
 
     def _read_group(self, number: int) -> pa.ChunkedArray:
-        return self._file.read_row_group(number, ["path"])["path"]
+        with _explained(self._path):
+            return self._file.read_row_group(number, ["path"])["path"]
 
 
 def take_frames(manifest: Manifest | pa.Table, places: np.ndarray) -> pa.Table:
@@ -85,25 +91,38 @@ def take_rows(table: pa.Table | pa.ChunkedArray, places: np.ndarray) -> pa.Table
     return table.take(pa.array(places))
 
 
+def _open(path: Path) -> pq.ParquetFile:
+    with _explained(path):
+        if not has_file(path):  # nor a pipe, on which opening would wait
+            raise FileNotFoundError(path)
+        return open_parquet(path)
+
+
 def _check_paths(file: pq.ParquetFile, path: Path) -> None:
     """Check every path, whatever the file claims of itself.
 
     Raises:
         RaffectError: If there is no such column, or a cell is empty or no text in UTF-8.
     """
-    try:
+    with _explained(path):
         for batch in file.iter_batches(_ROWS, columns=["path"]):
             check_cells(pa.Table.from_batches([batch]), ("path",), ())
-    except OSError as error:
-        if error.errno is not None:
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Generator[None]:
+    """What is wrong with a manifest, in the words of `read_manifest` if it sees it.
+
+    Raises:
+        RaffectError: Of whatever Arrow raises, which of wrong bytes is nearly anything.
+        OSError: If the disk, the network or the file's permissions are at fault.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_missing = isinstance(error, FileNotFoundError)
+        if isinstance(error, OSError) and error.errno is not None and not is_missing:
             raise
-        raise _describe(path, error) from error
-    except Exception as error:  # of wrong bytes Arrow raises nearly anything
-        raise _describe(path, error) from error
-
-
-def _describe(path: Path, error: Exception) -> RaffectError:
-    """What is wrong with the paths of a manifest, in the words of `read_manifest` if it sees it."""
-    read_manifest(path)
-    what = str(error).splitlines()[0][:120]
-    return RaffectError(f"{path}: {what}; {REMEDY}")
+        read_manifest(path)
+        what = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise RaffectError(f"{path}: {what}; {REMEDY}") from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 
 import numpy as np
 
 
-class Memory:
-    """Bytes that a process lends out again once nobody holds the frames that were in them.
+class Memory(threading.local):
+    """Bytes that a thread lends out again once nobody holds the frames that were in them.
 
     New pages from the system, which clears each, would cost a fifth of decoding the pixels in them;
     allocators give large ones back between two shards.

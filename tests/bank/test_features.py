@@ -1,5 +1,8 @@
 """Reading a task's features: exact join, filters, memory map, and errors for damaged shards."""
 
+import errno
+import os
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -90,6 +93,16 @@ def test_limit_takes_the_first_ones_and_memmap_the_same_numbers(bank, tmp_path):
     assert isinstance(mapped.x, np.memmap)
     assert np.array_equal(mapped.x, whole.x)
     assert np.array_equal(np.load(tmp_path / "x.npy"), whole.x)
+
+
+def test_a_full_disk_is_an_error_before_anything_is_mapped(bank, tmp_path, monkeypatch):
+    def refuse(handle, start, size):
+        assert (start, size) == (0, os.fstat(handle).st_size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    with pytest.raises(OSError, match="No space left on device: .*x.npy"):
+        read_features(bank, make_labels(), EXPR, "train", memmap=tmp_path / "x.npy")
 
 
 def test_a_bank_that_is_not_finished_gives_what_it_has(bank):

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raffect.datasets import manifest
+from raffect.datasets import manifest, manifest_paths
 from raffect.datasets.manifest import Listing, Video, build_manifest, read_manifest
 from raffect.datasets.manifest_paths import Manifest, take_frames
 from raffect.errors import RaffectError
@@ -54,6 +54,27 @@ def test_another_file_in_its_place_changes_nothing(path):
     pq.write_table(pa.table(rows | {"path": pa.array(["x"] * len(rows["path"]))}), other)
     other.replace(path)
     assert found.take(np.arange(len(before)))["path"].to_pylist() == before
+
+
+def test_another_file_while_frames_are_read_is_refused(path, monkeypatch):
+    def read(*args, **options):
+        found = read_manifest(*args, **options)
+        rows = _rows() | {"path": pa.array(["x"] * len(found))}
+        pq.write_table(pa.table(rows), path.with_name("other.parquet"))
+        path.with_name("other.parquet").replace(path)
+        return found
+
+    monkeypatch.setattr(manifest_paths, "read_manifest", read)
+    with pytest.raises(RaffectError, match="was replaced while it was read; run the same command"):
+        Manifest(path)
+
+
+def test_bytes_that_are_lost_later_are_an_error_of_one_line(path):
+    found = Manifest(path)
+    with path.open("r+b") as file:
+        file.truncate(8)
+    with pytest.raises(RaffectError, match="manifest.parquet: not a readable Parquet file"):
+        found.take(np.arange(len(found)))
 
 
 @pytest.mark.parametrize(

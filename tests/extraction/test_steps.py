@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -339,6 +340,14 @@ def test_memory_of_frames_is_lent_again_once_nobody_holds_them_and_never_before(
     del other
     assert memory.lend(800).ctypes.data == address
     assert memory.lend(2000).size == 2000
+
+
+def test_memory_of_one_thread_is_never_that_of_another():
+    memory = Memory()
+    address = memory.lend(1000).ctypes.data  # free again, for this thread
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: memory.lend(1000).ctypes.data).result() != address
+    assert memory.lend(1000).ctypes.data == address
 
 
 def test_a_shard_that_is_still_held_is_not_overwritten_by_the_next(bank, rows):
