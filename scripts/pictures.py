@@ -1,4 +1,4 @@
-"""Every picture of README.md and docs/, by one command, so that none is stale.
+"""Every picture of README.md, CONTRIBUTING.md and docs/, by one command, so that none is stale.
 
     uv run python scripts/pictures.py [--only NAME ...] [--work runs/pictures]
 

@@ -1,4 +1,4 @@
-"""Every picture of README.md and docs/ is one that `scripts/pictures.py` made."""
+"""Every picture of README.md, CONTRIBUTING.md and docs/ is one that `scripts/pictures.py` made."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ import pictures
 from raffect.errors import RaffectError
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 
 
 def shown():
