@@ -18,7 +18,8 @@ from torch import Tensor
 
 from raffect.config import EncoderConfig
 from raffect.datasets.synthetic.course import sample_pose
-from raffect.datasets.synthetic.faces import DRAWN_UNITS, draw_face, draw_look
+from raffect.datasets.synthetic.faces import DRAWN_UNITS, draw_face
+from raffect.datasets.synthetic.looks import draw_look
 from raffect.encoders.tower import build_model, load_encoder
 from raffect.encoders.weights import resolve
 

@@ -37,7 +37,8 @@ from raffect.datasets.synthetic.course import (
     sample_pose,
     sample_prototype,
 )
-from raffect.datasets.synthetic.faces import DRAWN_UNITS, draw_face, draw_look
+from raffect.datasets.synthetic.faces import DRAWN_UNITS, draw_face
+from raffect.datasets.synthetic.looks import draw_look
 from raffect.datasets.synthetic.plan import plan_videos
 
 EMBEDDED = Path(__file__).parents[1] / "raffect" / "encoders" / "embedded"

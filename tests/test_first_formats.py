@@ -21,7 +21,8 @@ from raffect.bank.verify import verify
 from raffect.cli import main
 from raffect.datasets.affwild2.tasks import AU, EXPR
 from raffect.datasets.labels import read_labels
-from raffect.datasets.manifest import list_images, read_manifest, write_manifest
+from raffect.datasets.listing import list_images
+from raffect.datasets.manifest import read_manifest, write_manifest
 from raffect.datasets.synthetic.tree import write_synthetic
 
 FIRST = Path(__file__).parent / "fixtures" / "first"

@@ -15,16 +15,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.features import (
-    FeatureIndex,
-    Location,
-    Missing,
-    describe_samples,
-    gather,
-    locate,
-    select_labelled,
-)
+from raffect.bank.features import FeatureIndex, Missing, describe_samples, gather, select_labelled
 from raffect.bank.format import Bank
+from raffect.bank.locate import Location, locate
 from raffect.bank.records import Commit
 from raffect.config import count_cores
 from raffect.datasets.tasks import Task

@@ -6,10 +6,8 @@ the shards in use are read, each once, by threads that write straight into the a
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,18 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raffect.bank.format import Bank
+from raffect.bank.groups import drop_unused, read_groups
+from raffect.bank.locate import Location, locate
 from raffect.bank.records import Commit
 from raffect.bank.shard_file import parse_features
 from raffect.config import count_cores
 from raffect.datasets.labels import read_values, select_split
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
-from raffect.storage.keys import Vocabulary, encode_video, is_ascending, positions
+from raffect.storage.keys import Vocabulary, is_ascending, positions
 from raffect.storage.paths import Damaged
-
-MOST_GROUPS = 1000
-"""Most groups that statistics are kept of; more of them (pictures, clips) are put into blocks."""
-_BLOCK = re.compile(r"block [0-9]{3}")
 
 
 @dataclass(frozen=True)
@@ -119,8 +115,8 @@ class FeatureIndex:
 
     def describe_kept(self, keep: np.ndarray) -> dict[str, Any]:
         """The fields of some samples that do not say where they are stored."""
-        video, videos = _renumber(self.video[keep], self.videos)
-        group, groups = _renumber(self.group[keep], self.groups)
+        video, videos = drop_unused(self.video[keep], self.videos)
+        group, groups = drop_unused(self.group[keep], self.groups)
         return {
             "y": self.y[keep],
             "video": video,
@@ -199,8 +195,8 @@ def describe_samples(keys: np.ndarray, labels: pa.Table, vocabulary: Vocabulary)
         vocabulary: Of the keys.
     """
     # Videos and groups, renumbered to those that occur
-    video, names = _renumber((keys >> 32).astype(np.int32), vocabulary.names)
-    group, groups = _read_groups(labels, video, names)
+    video, names = drop_unused((keys >> 32).astype(np.int32), vocabulary.names)
+    group, groups = read_groups(labels, video, names)
     frame = (keys & 0xFFFFFFFF).astype(np.int32)
     return {"video": video, "videos": names, "frame": frame, "group": group, "groups": groups}
 
@@ -244,47 +240,6 @@ def select_labelled(
     return labels.filter(pa.array(known)), values[known]
 
 
-def _read_groups(
-    labels: pa.Table, video: np.ndarray, videos: list[str]
-) -> tuple[np.ndarray, list[str]]:
-    """Group of each row, and the names of groups."""
-    if "group" in labels.column_names:
-        column = encode_video(labels["group"])
-        numbers = column.indices.to_numpy(zero_copy_only=False)
-        group, groups = _renumber(numbers, column.dictionary.to_pylist())
-    else:
-        group, groups = video, videos
-    if len(groups) <= MOST_GROUPS:
-        return group, groups
-    blocks, number = np.unique([block_of(name) for name in groups], return_inverse=True)
-    return _renumber(number[group], blocks.tolist())
-
-
-def block_of(group: str) -> str:
-    """Name of the block that holds a group, where there are more than `MOST_GROUPS`.
-
-    It follows from the group's own name, whatever other groups there are.
-    """
-    return f"block {_hash(group) % MOST_GROUPS:03d}"
-
-
-def are_blocks(groups: Iterable[str]) -> bool:
-    """Whether these are names of blocks, not of single groups."""
-    return all(_BLOCK.fullmatch(name) for name in groups)
-
-
-def _hash(name: str) -> int:
-    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
-
-
-def _renumber(number: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Numbers and names, without the names that do not occur."""
-    kept = np.flatnonzero(np.bincount(number, minlength=len(names)))
-    new = np.empty(len(names), np.int32)
-    new[kept] = np.arange(len(kept), dtype=np.int32)
-    return new[number], [names[k] for k in kept.tolist()]
-
-
 def read_features(
     bank: Bank,
     labels: pa.Table,
@@ -315,72 +270,6 @@ def read_features(
     return Features(
         index.read(memmap, threads), index.y, index.video, index.frame, index.videos, index.missing
     )
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where every extracted frame is, in the order of the bank, and the keys of the other frames.
-
-    Attributes:
-        keys: Key of each extracted frame.
-        shard: Its shard, int32.
-        row: Its row in the shard, int32.
-        rejected: Keys of frames that could not be read.
-        not_extracted: Keys of planned frames whose shard is not committed.
-    """
-
-    keys: np.ndarray
-    shard: np.ndarray
-    row: np.ndarray
-    rejected: np.ndarray
-    not_extracted: np.ndarray
-
-
-def locate(bank: Bank, vocabulary: Vocabulary, commits: Mapping[int, Commit]) -> Location:
-    """Find every frame of a bank from its plan and its rejects alone.
-
-    Args:
-        bank: The bank.
-        vocabulary: Numbers videos for the keys.
-        commits: The result of `Bank.read_commits`.
-
-    Raises:
-        RaffectError: If plan, records and rejects do not fit each other.
-    """
-    # Which planned frames are committed
-    plan = bank.plan
-    keys, lengths = vocabulary.keys(plan.table), np.diff(plan.offsets)
-    is_committed = np.repeat(np.isin(np.arange(plan.num_shards), list(commits)), lengths)
-    for number, record in commits.items():
-        if number >= plan.num_shards or record.rows + record.rejects != lengths[number]:
-            what = f"shard {number:06d} does not fit the plan"
-            raise RaffectError(f"{bank.path}: {what}; run `raffect bank verify`")
-
-    # A shard holds its planned frames in order, without the rejects.
-    listed = np.sort(vocabulary.keys(bank.read_rejects(commits.values())))
-    is_rejected = positions(keys, listed) >= 0
-    keep = is_committed & ~is_rejected
-    kept = np.add.reduceat(keep, plan.offsets[:-1], dtype=np.int64) if len(keep) else lengths
-    for number, record in commits.items():
-        if kept[number] != record.rows:
-            what = f"rejects of shard {number:06d} are not frames of it"
-            raise RaffectError(f"{bank.path}: {what}; run `raffect bank verify`")
-    return Location(
-        keys=keys if keep.all() else keys[keep],
-        shard=np.repeat(np.arange(plan.num_shards, dtype=np.int32), kept),
-        row=_count_up(kept),
-        rejected=keys[is_committed & is_rejected],
-        not_extracted=keys[~is_committed],
-    )
-
-
-def _count_up(lengths: np.ndarray) -> np.ndarray:
-    """``0, 1 ... n - 1`` for each n, one behind another, int32."""
-    lengths = lengths[lengths > 0]
-    steps = np.ones(lengths.sum(), np.int32)
-    starts = np.cumsum(lengths) - lengths
-    steps[starts] = 1 - np.concatenate([[1], lengths[:-1]])[: len(lengths)]
-    return np.cumsum(steps, out=steps, dtype=np.int32)
 
 
 def _count_missing(keys: np.ndarray, location: Location) -> Missing:

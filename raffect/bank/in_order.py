@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.features import locate
 from raffect.bank.format import Bank
+from raffect.bank.locate import locate
 from raffect.bank.records import Commit, Identity
 from raffect.storage.keys import Vocabulary, is_ascending
 

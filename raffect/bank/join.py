@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.features import locate, read_shard_features
+from raffect.bank.features import read_shard_features
 from raffect.bank.format import Bank
 from raffect.bank.import_released import BY_FRAME
 from raffect.bank.join_report import JoinReport, PartReport
 from raffect.bank.joined import join_identities, name_of
+from raffect.bank.locate import locate
 from raffect.bank.plan import list_generations
 from raffect.bank.records import Commit, How, Identity
 from raffect.bank.running import note_of_run

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from raffect.bank.clips import ClipIndex, between
-from raffect.bank.features import FeatureIndex, locate
+from raffect.bank.features import FeatureIndex
 from raffect.bank.in_order import FramesInOrder
+from raffect.bank.locate import locate
 from raffect.storage.keys import Vocabulary, positions
 
 

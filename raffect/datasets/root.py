@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.config import PrepareConfig
-from raffect.datasets.manifest import Listing, Video, may_follow, scan_folder
+from raffect.datasets.listing import Listing, Video, may_follow, scan_folder
 from raffect.datasets.problems import Line
 from raffect.errors import RaffectError
 from raffect.progress import stage

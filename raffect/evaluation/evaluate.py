@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from raffect.bank.features import are_blocks
 from raffect.bank.format import Bank
+from raffect.bank.groups import are_blocks
 from raffect.config import EvaluateConfig
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raffect.bank.features import are_blocks, block_of
+from raffect.bank.groups import are_blocks, block_of
 from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.datasets.tasks import Task
 from raffect.evaluation.results import SumOfTasks, TaskResult

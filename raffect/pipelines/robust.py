@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.features import are_blocks
 from raffect.bank.format import Bank
+from raffect.bank.groups import are_blocks
 from raffect.bank.records import Identity
 from raffect.bank.running import note_of_run
 from raffect.config import ExtractConfig, RobustConfig

@@ -15,7 +15,8 @@ import pyarrow as pa
 from PIL import Image
 
 from raffect.datasets.frames import BadFrame, read_frames
-from raffect.datasets.manifest import list_images, list_pictures, read_manifest
+from raffect.datasets.listing import list_images, list_pictures
+from raffect.datasets.manifest import read_manifest
 from raffect.errors import RaffectError
 from raffect.predictions.table import read_facts
 from raffect.reporting.hardest import Hard, find_hardest

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from raffect.bank.facts import DataFacts
-from raffect.bank.features import are_blocks
+from raffect.bank.groups import are_blocks
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.metrics.scores import Snapshot

@@ -6,12 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raffect.datasets.manifest import (
-    is_synthetic_manifest,
-    list_images,
-    read_manifest,
-    write_manifest,
-)
+from raffect.datasets.listing import list_images
+from raffect.datasets.manifest import is_synthetic_manifest, read_manifest, write_manifest
 from raffect.errors import RaffectError
 from raffect.storage.keys import Vocabulary, digest_keys, positions
 from tests.helpers.banks import make_manifest

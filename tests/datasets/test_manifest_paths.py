@@ -5,8 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raffect.datasets import manifest, manifest_paths
-from raffect.datasets.manifest import Listing, Video, build_manifest, read_manifest
+from raffect.datasets import listing as listings
+from raffect.datasets import manifest_paths
+from raffect.datasets.listing import Listing, Video, build_manifest
+from raffect.datasets.manifest import read_manifest
 from raffect.datasets.manifest_paths import Manifest, take_frames
 from raffect.errors import RaffectError
 
@@ -100,7 +102,7 @@ def test_damaged_paths_are_refused_before_anything_is_taken(tmp_path, column, fa
 
 @pytest.mark.parametrize("at_once", [1, 2, 100])
 def test_frames_of_two_roots_are_sorted_with_their_paths(monkeypatch, at_once):
-    monkeypatch.setattr(manifest, "_TEXTS", at_once)
+    monkeypatch.setattr(listings, "_TEXTS", at_once)
     videos = [
         Video("b", "/one", "b", np.array([3, 1], np.int32), pa.array(["3.jpg", "1.jpg"])),
         Video("a", "/one", "a", np.array([2], np.int32), pa.array(["2.jpg"])),

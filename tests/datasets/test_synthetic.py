@@ -10,9 +10,10 @@ from PIL import Image
 
 from raffect.datasets.affwild2.annotations import read_annotations
 from raffect.datasets.affwild2.tasks import ACTION_UNITS, EXPRESSIONS
-from raffect.datasets.manifest import list_images, list_pictures
+from raffect.datasets.listing import list_images, list_pictures
 from raffect.datasets.synthetic.course import contact_sheet, draw_course
-from raffect.datasets.synthetic.faces import DRAWN_UNITS, Pose, draw_face, draw_look
+from raffect.datasets.synthetic.faces import DRAWN_UNITS, draw_face
+from raffect.datasets.synthetic.looks import Pose, draw_look
 from raffect.datasets.synthetic.plan import plan_videos
 from raffect.datasets.synthetic.tree import (
     EDITION,

@@ -14,8 +14,9 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 import raffect
-from raffect.bank.features import MOST_GROUPS, are_blocks, block_of, read_features
+from raffect.bank.features import read_features
 from raffect.bank.format import Bank
+from raffect.bank.groups import MOST_GROUPS, are_blocks, block_of
 from raffect.cli import main
 from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.tasks import AU, EXPR, TASKS, VA

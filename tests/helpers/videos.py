@@ -9,7 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from raffect.datasets.synthetic.faces import Pose, draw_face, draw_look
+from raffect.datasets.synthetic.faces import draw_face
+from raffect.datasets.synthetic.looks import Pose, draw_look
 
 MS = Fraction(1, 1000)
 SOUND_RATE = 44100

@@ -18,7 +18,7 @@ from raffect.datasets.affwild2.annotations import IMAGES, Annotations, read_anno
 from raffect.datasets.affwild2.tasks import COMPLETE
 from raffect.datasets.imported import Imported, SplitCounts
 from raffect.datasets.labels import read_values, select_split
-from raffect.datasets.manifest import Listing, list_images
+from raffect.datasets.listing import Listing, list_images
 from raffect.datasets.problems import Problem
 from raffect.datasets.root import Root, scan_root
 from raffect.datasets.tasks import SPLITS, Task

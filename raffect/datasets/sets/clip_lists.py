@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from raffect.datasets.expressions import find_expression
-from raffect.datasets.manifest import Video
+from raffect.datasets.listing import Video
 from raffect.datasets.problems import Line, Problem
 from raffect.datasets.root import Root
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from raffect.config import PrepareConfig
 from raffect.datasets.expressions import describe_classes
 from raffect.datasets.imported import Imported, count_splits, describe_counts, hold_out
-from raffect.datasets.manifest import Listing, Video, build_manifest
+from raffect.datasets.listing import Listing, Video, build_manifest
 from raffect.datasets.problems import Problem
 from raffect.datasets.root import Place
 from raffect.datasets.sets.clip_lists import Clip

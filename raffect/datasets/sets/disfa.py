@@ -16,7 +16,7 @@ import pyarrow as pa
 from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.tasks import ACTION_UNITS
 from raffect.datasets.imported import Imported, count_splits, deal_split, describe_counts
-from raffect.datasets.manifest import Video, build_manifest
+from raffect.datasets.listing import Video, build_manifest
 from raffect.datasets.problems import Line, Problem
 from raffect.datasets.root import Place, Root, open_place
 from raffect.datasets.tasks import Task

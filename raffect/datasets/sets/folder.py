@@ -18,7 +18,7 @@ from raffect.datasets.imported import (
     deal_split,
     describe_counts,
 )
-from raffect.datasets.manifest import list_pictures
+from raffect.datasets.listing import list_pictures
 from raffect.datasets.problems import Problem
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require

@@ -17,7 +17,7 @@ import pyarrow as pa
 from raffect.config import PrepareConfig
 from raffect.datasets.expressions import expression_task, find_expression
 from raffect.datasets.imported import Imported
-from raffect.datasets.manifest import Listing, Video, build_manifest
+from raffect.datasets.listing import Listing, Video, build_manifest
 from raffect.datasets.problems import Line, Problem, note_unknown
 from raffect.datasets.root import Place, Root, open_place
 from raffect.datasets.sets.clip_lists import Clip, Entry, clip_name, is_header, merge_entries

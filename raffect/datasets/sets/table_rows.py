@@ -12,7 +12,7 @@ import pyarrow.csv
 
 from raffect.config import PrepareConfig
 from raffect.datasets.imported import SPLIT_NAMES, deal_split
-from raffect.datasets.manifest import Listing, list_images, list_pictures
+from raffect.datasets.listing import Listing, list_images, list_pictures
 from raffect.datasets.problems import Problem
 from raffect.errors import RaffectError
 from raffect.storage.paths import Damaged, open_regular, read_parquet

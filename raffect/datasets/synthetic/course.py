@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from raffect.datasets.affwild2.tasks import ACTION_UNITS, EXPRESSIONS
-from raffect.datasets.synthetic.faces import DRAWN_UNITS, Look, Pose, draw_face, draw_look
+from raffect.datasets.synthetic.faces import DRAWN_UNITS, draw_face
+from raffect.datasets.synthetic.looks import Look, Pose, draw_look
 from raffect.datasets.synthetic.plan import COURSE_STREAM, LOOK_STREAM, Video
 
 PROTOTYPES: dict[str, tuple[dict[str, float], ...]] = {

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raffect.datasets.synthetic.course import PROTOTYPES, sample_pose
-from raffect.datasets.synthetic.faces import DRAWN_UNITS, Pose, draw_face, draw_look
+from raffect.datasets.synthetic.faces import DRAWN_UNITS, draw_face
+from raffect.datasets.synthetic.looks import Pose, draw_look
 from raffect.datasets.synthetic.plan import COURSE_STREAM, LAYOUT_STREAM, LOOK_STREAM
 
 _MORE_PROTOTYPES = {

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from raffect.bank.clips import between
-from raffect.bank.features import Location, locate
 from raffect.bank.format import Bank
+from raffect.bank.locate import Location, locate
 from raffect.language.captions.captioned import ends_of
 from raffect.storage.keys import Vocabulary, of_each_name
 
