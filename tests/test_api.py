@@ -13,7 +13,7 @@ import pytest
 import raffect
 from raffect import recipe
 from raffect.recipe import plain
-from raffect.runs.folder import to_toml
+from raffect.runs.settings_file import to_toml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

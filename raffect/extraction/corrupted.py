@@ -17,7 +17,8 @@ from raffect.config import EncoderConfig, ExtractConfig
 from raffect.datasets.corruptions import VERSION, Corruption
 from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
-from raffect.extraction.extract import extract, load_clip, read_geometry
+from raffect.extraction.asked_encoder import load_clip, read_geometry
+from raffect.extraction.extract import extract
 from raffect.extraction.summary import ExtractSummary
 
 if TYPE_CHECKING:

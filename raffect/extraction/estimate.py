@@ -22,7 +22,8 @@ from raffect.datasets.frames import PACKED_SUFFIX
 from raffect.datasets.manifest import read_manifest
 from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
-from raffect.extraction.extract import check_embedded, choose_shards, load_clip, read_geometry
+from raffect.extraction.asked_encoder import check_embedded, load_clip, read_geometry
+from raffect.extraction.extract import choose_shards
 from raffect.extraction.placement import Placement, choose_threads, place_encoders
 from raffect.extraction.probe import SAMPLE, Probe, probe
 from raffect.extraction.steps import Geometry, LoadEncoder

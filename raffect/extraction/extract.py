@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,21 +21,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raffect.bank.format import Bank, Identity, Plan
+from raffect.bank.format import Bank, Plan
 from raffect.bank.pictures import require_same_pictures
 from raffect.bank.running import note_of_run
-from raffect.config import EMBEDDED_MODEL, EncoderConfig, ExtractConfig, count_cores
-from raffect.datasets.manifest import is_synthetic_manifest
+from raffect.config import ExtractConfig
 from raffect.datasets.manifest_paths import Manifest, take_frames
 from raffect.encoders.weights import (
-    EMBEDDED_CAVEAT,
-    Source,
-    is_timm,
-    read_model_config,
     resolve,
-    view_side,
 )
 from raffect.errors import RaffectError
+from raffect.extraction.asked_encoder import (
+    check_embedded,
+    check_finished,
+    check_model,
+    load_clip,
+    read_geometry,
+)
 from raffect.extraction.board import Reporter, ShardProgress, watch_encoders
 from raffect.extraction.notes import ShardStats, read_notes
 from raffect.extraction.placement import Placement, choose_threads, place_encoders
@@ -48,7 +49,6 @@ from raffect.extraction.steps import (
     to_item,
 )
 from raffect.extraction.summary import ExtractSummary, Tally, summarise
-from raffect.imports import quick_imports
 from raffect.progress import Progress, stage
 from raffect.provenance import describe_run
 from raffect.ray_session.memory import GOES_ON, watch_memory
@@ -62,18 +62,6 @@ SHARDS_PER_WAVE = 16_384
 Each shard costs the driver 1 ms and 5 kB before the first one is read, and some more until the last
 one is done. A new wave costs loading the encoders again.
 """
-
-
-def load_clip(config, device, threads):
-    """Load the encoder that actors use by default; only here torch is imported."""
-    with quick_imports():
-        import torch
-
-        from raffect.encoders.tower import load_encoder
-
-    if device == "cpu":  # Ray gives an actor one thread
-        torch.set_num_threads(threads)
-    return load_encoder(config, device)
 
 
 def extract(
@@ -105,7 +93,7 @@ def extract(
         return _finish(config, bank, load)
     if geometry is None:
         geometry = read_geometry(resolve(config.encoder))
-        _check_model(config, bank)
+        check_model(config, bank)
     # The run
     threads = choose_threads(config, bank)
     require_writable(bank.path)
@@ -174,95 +162,11 @@ def _check_shared(bank: Bank, tally: Tally) -> None:
         raise RaffectError(f"{bank.path}: {what}; {remedy}")
 
 
-def check_embedded(config: ExtractConfig, manifest: pa.Table) -> None:
-    """Refuse photographs for the embedded encoder, unless the user allows them.
-
-    Raises:
-        RaffectError: If the manifest lists images that raffect did not draw.
-    """
-    if config.encoder.model != EMBEDDED_MODEL or config.encoder.weights.startswith("random"):
-        return
-    if not is_synthetic_manifest(manifest) and not config.allow_embedded:
-        raise RaffectError(
-            f"{config.manifest} lists images that raffect did not draw, and the embedded encoder "
-            "has never seen a photograph; choose a real encoder (`raffect models list`), or pass "
-            "--allow-embedded to try it all the same "
-            f"(results are labelled {EMBEDDED_CAVEAT!r})"
-        )
-
-
-def _check_model(config: ExtractConfig, bank: Bank) -> None:
-    """Refuse another model, input or precision before an encoder is loaded.
-
-    Actors compare the tensors.
-    """
-    identity = bank.read_identity()
-    if identity is None:
-        return
-    precision = config.encoder.precision
-    if precision == "auto":
-        precision = identity.precision
-    wanted = replace(
-        identity,
-        model=config.encoder.model,
-        precision=precision,
-        preprocess=_expect_input(config.encoder, identity),
-    )
-    identity.require_equal(wanted, bank.path)
-
-
-def _expect_input(encoder: EncoderConfig, identity: Identity) -> dict[str, Any]:
-    """A bank's transform with the view and image size that are asked for."""
-    found = dict(identity.preprocess)
-    found.pop("view", None)
-    if encoder.view:
-        found["view"] = encoder.view
-    if is_timm(encoder.model) and encoder.model == identity.model:
-        from raffect.encoders.timm_models import input_size
-
-        found["size"] = input_size(encoder.model, encoder.image_size)
-    return found
-
-
 def _finish(config: ExtractConfig, bank: Bank, load: LoadEncoder) -> ExtractSummary:
     """The summary of a bank to which nothing is to be added, if it is of the encoder asked for."""
     if load is load_clip:
-        _check_finished(config, bank)
+        check_finished(config, bank)
     return summarise(bank)
-
-
-def _check_finished(config: ExtractConfig, bank: Bank) -> None:
-    """Refuse another encoder than a finished bank's.
-
-    Weights of the same name count as the same weights. Weights of another name, or given by a path,
-    are loaded and compared by their tensors; so are those of a bank whose ``bank.json`` was
-    withdrawn, which is made again.
-    """
-    _check_model(config, bank)
-    identity = bank.read_identity()
-    if identity is None:
-        bank.claim(load_clip(config.encoder, "cpu", count_cores()).identity)
-    elif identity.weights != config.encoder.weights:
-        loaded = load_clip(config.encoder, "cpu", count_cores()).identity
-        identity.require_equal(replace(loaded, precision=identity.precision), bank.path)
-
-
-def read_geometry(source: Source) -> Geometry:
-    """The encoder's input, from its configuration files."""
-    if is_timm(source.model):
-        from raffect.encoders.timm_models import read_transform
-
-        found = read_transform(source)
-        names = ("size", "interpolation", "resize_mode", "resize_to")
-        return Geometry(**{name: found[name] for name in names})
-    size = read_model_config(source.model)["vision_cfg"].get("image_size", 224)
-    side = size if isinstance(size, int) else size[0]
-    return Geometry(
-        size=side,
-        interpolation=source.preprocess.get("interpolation", "bicubic"),
-        resize_mode=source.preprocess.get("resize_mode", "shortest"),
-        resize_to=view_side(side, source.view),
-    )
 
 
 def choose_shards(plan: Plan, done: Collection[int], limit: int | None) -> list[int]:

@@ -34,7 +34,8 @@ from raffect.evaluation.comparison import (
     JudgedRun,
     compare_runs,
 )
-from raffect.extraction.extract import check_embedded, extract, is_finished
+from raffect.extraction.asked_encoder import check_embedded
+from raffect.extraction.extract import extract, is_finished
 from raffect.extraction.rates import read_rate
 from raffect.metrics.scores import Snapshot
 from raffect.metrics.task_kinds import kind_of

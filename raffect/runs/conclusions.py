@@ -20,7 +20,8 @@ from raffect.provenance import describe_run
 from raffect.recipe import PLAIN_ERM
 from raffect.runs.against_erm import Baselines, difference_of
 from raffect.runs.cross_validation import select_by_cv
-from raffect.runs.folder import RunFolder, in_reading_order
+from raffect.runs.folder import RunFolder
+from raffect.runs.group_statistics import in_reading_order
 from raffect.runs.main_setting import by_highest, choose_main_setting
 from raffect.runs.metrics_file import HeadScores, Metrics, SettingScores, table
 from raffect.runs.records import STOPPED, HeadRecord

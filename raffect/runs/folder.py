@@ -22,24 +22,19 @@ Folders of November 2026 have other names; they are read, continued and reported
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
-import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
-import tomli_w
 
 from raffect.bank.facts import DataFacts
-from raffect.config import LearnConfig, may_change
+from raffect.config import LearnConfig
 from raffect.errors import RaffectError, require
 from raffect.provenance import describe_run
-from raffect.recipe import DEFAULTS, NAMES, flatten, plain, read_recipe
 from raffect.runs import first_format
 from raffect.runs.fold_predictions import (
     FoldPredictions,
@@ -54,27 +49,15 @@ from raffect.runs.group_statistics import (
     require_shapes,
     write_statistics,
 )
-from raffect.runs.records import HeadRecord, NamedFile, RunRecord
+from raffect.runs.records import BatchNote, HeadRecord, NamedFile, RunRecord
+from raffect.runs.settings_file import command_of, require_same_settings, to_toml
 from raffect.storage.atomic import PREFIX, write_atomic
 from raffect.storage.paths import Damaged, is_remote
-from raffect.storage.records import Record, parse_object
-
-G = TypeVar("G", bound=Sequence[HeadRecord])
+from raffect.storage.records import parse_object
 
 _RERUN = "delete it and run the same command again"
 _BEGIN_AGAIN = "delete it and the file beside it, to train these heads from the start"
 _RESTORE = "restore it from a backup, or train into a new --out"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchNote(Record):
-    """Heads of a batch under way.
-
-    Attributes:
-        heads: By id, the epoch that the ``cv`` snapshot of each keeps; 0 for none.
-    """
-
-    heads: dict[str, int] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -387,25 +370,8 @@ class RunFolder:
             raise RaffectError(f"{wrong}: a run on other data ({what}); name a new folder")
 
         # Settings, unless the command was killed before it wrote them
-        if not (self.path / "config.toml").exists():
-            return
-        fields = dataclasses.fields(type(config))
-        known = [*NAMES, *(item.name for item in fields)]
-        before = read_recipe(self.path / "config.toml", known)
-        # A setting that is younger than the folder had its default.
-        younger = {item.name: item.default for item in fields} | DEFAULTS
-        free = may_change(type(config))
-        if config.select != "cv":
-            free.add("folds")  # nothing was trained on them
-        # What the sweep varies does not have one value.
-        axes = (*before.get("space", ()), *getattr(config, "space", ()))
-        swept = {axis.partition("=")[0].strip() for axis in axes}
-        for name, value in _settings(config).items():
-            had = before.get(name, younger.get(name))
-            if name not in free and name not in swept and had != value:
-                raise RaffectError(
-                    f"{wrong}: a run with {name} {had}, this one has {value}; name a new folder"
-                )
+        if (file := self.path / "config.toml").exists():
+            require_same_settings(config, file)
 
 
 def _version_of(path: Path) -> tuple[int, ...]:
@@ -414,50 +380,10 @@ def _version_of(path: Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def command_of(config: LearnConfig) -> Any:
-    """The command that a configuration is of: ``learn-prompts`` for `LearnPromptsConfig`."""
-    name = type(config).__name__.removesuffix("Config")
-    return re.sub("(?<=[a-z])(?=[A-Z])", "-", name).lower()
-
-
-def to_toml(config: LearnConfig) -> str:
-    """All settings of a command, as a recipe that repeats it."""
-    nested: dict[str, Any] = {}
-    for name, value in _settings(config).items():
-        group, _, key = name.rpartition(".")
-        (nested.setdefault(group, {}) if group else nested)[key] = value
-    # TOML wants plain values before tables.
-    tables = {name: value for name, value in nested.items() if isinstance(value, dict)}
-    plain_values = {name: value for name, value in nested.items() if name not in tables}
-    return tomli_w.dumps(plain_values | tables)
-
-
 def _is_free(path: Path) -> bool:
     """Whether a folder holds nothing but what a killed command of ours may have left."""
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else ["a file"]
     return all(name == "config.toml" or name.startswith(PREFIX) for name in names)
-
-
-def _settings(config: LearnConfig) -> dict[str, Any]:
-    """Settings by dotted name as TOML values; those that are None are left out."""
-    flat = flatten(plain(config))
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if item.name in flat or dataclasses.is_dataclass(value) or value is None:
-            continue
-        if hasattr(value, "absolute"):
-            value = str(value.absolute())
-        flat[item.name] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def in_reading_order(groups: Iterable[G]) -> list[G]:
-    """Groups of records in an order that reads each file of statistics once, or nearly so."""
-
-    def file_of(group: G) -> str:
-        return group[0].statistics.name if group[0].statistics else ""
-
-    return sorted(groups, key=file_of)
 
 
 def find_records(folder: RunFolder, ids: Sequence[str]) -> list[HeadRecord]:

@@ -9,18 +9,21 @@ snapshots, heads of folds every epoch, so that epochs can be chosen from pooled 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from raffect.datasets.tasks import Task
 from raffect.runs.named_files import read_named, write_named
-from raffect.runs.records import NamedFile
+from raffect.runs.records import HeadRecord, NamedFile
 from raffect.storage.paths import Damaged, parse_parquet
 from raffect.storage.tables import check_cells, read_metadata
+
+G = TypeVar("G", bound=Sequence[HeadRecord])
 
 _COLUMNS = ("head", "epoch", "group", "statistics")
 _COLUMNS_OF = {"multilabel": 4, "regression": 6, "contrastive": 4}
@@ -79,6 +82,15 @@ class Recent:
         while len(self._kept) > 1 and sum(self._sizes[one] for one in self._kept) > self.most_bytes:
             del self._kept[next(iter(self._kept))]
         return found
+
+
+def in_reading_order(groups: Iterable[G]) -> list[G]:
+    """Groups of records in an order that reads each file of statistics once, or nearly so."""
+
+    def file_of(group: G) -> str:
+        return group[0].statistics.name if group[0].statistics else ""
+
+    return sorted(groups, key=file_of)
 
 
 def write_statistics(folder: Path, statistics: Statistics) -> NamedFile:

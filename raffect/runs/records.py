@@ -175,6 +175,17 @@ class HeadRecord(Record):
         return self.recipe.settings
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchNote(Record):
+    """Heads of a batch under way.
+
+    Attributes:
+        heads: By id, the epoch that the ``cv`` snapshot of each keeps; 0 for none.
+    """
+
+    heads: dict[str, int] = field(default_factory=dict)
+
+
 def is_finished(record: HeadRecord | None, cv_epoch: int | None = None) -> bool:
     """Whether a head needs no more training, and keeps the cross-validated epoch."""
     if record is None or record.status == RUNNING:

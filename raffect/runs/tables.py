@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from raffect.metrics.scores import SNAPSHOTS
 from raffect.metrics.task_kinds import Kind
-from raffect.runs.folder import RunFolder, in_reading_order
+from raffect.runs.folder import RunFolder
+from raffect.runs.group_statistics import in_reading_order
 from raffect.runs.records import HeadRecord
 from raffect.storage.tables import write_csv, write_table
 

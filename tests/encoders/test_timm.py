@@ -21,7 +21,7 @@ from raffect.encoders.text import open_text_encoder
 from raffect.encoders.tower import load_encoder
 from raffect.encoders.weights import encoder_of, resolve, weights_folder
 from raffect.errors import RaffectError
-from raffect.extraction.extract import read_geometry
+from raffect.extraction.asked_encoder import read_geometry
 from raffect.extraction.steps import decode_frames
 from tests.helpers.encoders import faces
 

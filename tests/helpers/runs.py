@@ -16,9 +16,10 @@ from raffect.metrics.scores import JudgedScore, Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import describe_run
 from raffect.recipe import Recipe, with_settings
-from raffect.runs.folder import RunFolder, to_toml
+from raffect.runs.folder import RunFolder
 from raffect.runs.group_statistics import Statistics
 from raffect.runs.records import Curve, HeadRecord, PlannedHead, RunRecord
+from raffect.runs.settings_file import to_toml
 from raffect.storage.atomic import write_atomic
 from tests.helpers.banks import IDENTITY
 

@@ -19,7 +19,8 @@ from raffect.datasets.affwild2.tasks import EXPR
 from raffect.datasets.frames import read_frames
 from raffect.datasets.manifest import read_manifest, write_manifest
 from raffect.datasets.synthetic.video import write_video
-from raffect.extraction.extract import extract, load_clip
+from raffect.extraction.asked_encoder import load_clip
+from raffect.extraction.extract import extract
 from raffect.heads.checkpoint import load_head
 from raffect.predictions.table import read_facts, read_predictions
 from tests.helpers.banks import TINY

@@ -25,8 +25,9 @@ from raffect.datasets.manifest import read_manifest, write_manifest
 from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
 from raffect.evaluation.robustness import CLEAN_COPY, RobustRun, Scoring
+from raffect.extraction.asked_encoder import load_clip, read_geometry
 from raffect.extraction.corrupted import extract_corrupted, load_corrupted, without_mark
-from raffect.extraction.extract import iter_items, load_clip, read_geometry
+from raffect.extraction.extract import iter_items
 from raffect.extraction.steps import EncodeShard, commit_shard, read_shard
 from raffect.heads.checkpoint import load_head
 from raffect.metrics.intervals import difference_interval
