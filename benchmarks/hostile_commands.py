@@ -285,7 +285,8 @@ def _open_data(bank: Path, labels: Path) -> None:
     """What training reads."""
     import torch
 
-    from raffect.runs.data import check_trainable, open_dataset, read_rows, targets_of
+    from raffect.runs.data import check_trainable, open_dataset, targets_of
+    from raffect.runs.read_samples import read_rows
 
     dataset = open_dataset(bank, labels, allow_incomplete=True)
     for index in dataset.splits.values():

@@ -162,7 +162,7 @@ def read_features(folder: Path) -> Measured:
     """Features of the training split onto the CPU."""
     import torch
 
-    from raffect.runs.data import read_rows
+    from raffect.runs.read_samples import read_rows
 
     dataset = open_data(folder)()
     return partial(read_rows, dataset.splits["train"], dataset.task, torch.device("cpu"))

@@ -18,7 +18,8 @@ from raffect.bank.windows import Window, WindowIndex
 from raffect.heads.checkpoint import HeadCard, load_batch
 from raffect.heads.head_batch import HeadBatch
 from raffect.heads.samples import Samples, take_windows
-from raffect.runs.data import Dataset, read_rows
+from raffect.runs.data import Dataset
+from raffect.runs.read_samples import read_rows
 from raffect.runs.windows import window_of
 
 

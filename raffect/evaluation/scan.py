@@ -30,7 +30,7 @@ from raffect.evaluation.ensemble import Ensemble
 from raffect.evaluation.inputs import Inputs
 from raffect.predictions.columns import Predicted
 from raffect.predictions.table import ROWS
-from raffect.runs.data import first_not_finite
+from raffect.runs.read_samples import first_not_finite
 
 _READ_AHEAD = 65_536
 """Most rows of the shards that are read ahead; one shard at least."""

@@ -28,7 +28,8 @@ from raffect.pipelines.probe_result import Method, Probe, ProbePoint, ProbeResul
 from raffect.progress import Progress, stage
 from raffect.provenance import describe_run
 from raffect.reporting.few_shot import draw_few_shot
-from raffect.runs.data import Dataset, check_finite, open_dataset, targets_of
+from raffect.runs.data import Dataset, open_dataset, targets_of
+from raffect.runs.read_samples import check_finite
 from raffect.runs.spread import spread_of
 from raffect.storage.atomic import require_writable, write_atomic
 from raffect.storage.tables import write_csv

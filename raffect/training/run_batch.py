@@ -25,17 +25,9 @@ from raffect.heads.snapshots import History
 from raffect.heads.workers import Workers
 from raffect.ray_session.session import ray_session
 from raffect.recipe import HeadConfig, Recipe
-from raffect.runs.data import (
-    Dataset,
-    check_trainable,
-    open_dataset,
-    pick_device,
-    read_mapped_rows,
-    read_rows,
-    read_shared_rows,
-    targets_of,
-)
+from raffect.runs.data import Dataset, check_trainable, open_dataset, pick_device, targets_of
 from raffect.runs.folder import RunFolder
+from raffect.runs.read_samples import read_mapped_rows, read_rows, read_shared_rows
 from raffect.runs.records import PlannedHead, is_finished
 from raffect.runs.windows import read_windows
 from raffect.training.batch_job import BatchJob, CvEpochs

@@ -27,7 +27,8 @@ from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.workers import Workers
 from raffect.ray_session.session import configure_data
-from raffect.runs.data import check_finite, targets_of
+from raffect.runs.data import targets_of
+from raffect.runs.read_samples import check_finite
 from raffect.storage.cells import as_cell, read_cell
 
 WINDOW_ROWS = 32_768

@@ -10,7 +10,8 @@ from raffect.datasets.labels import write_clip_labels
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import read_card
-from raffect.runs.data import open_dataset, read_rows
+from raffect.runs.data import open_dataset
+from raffect.runs.read_samples import read_rows
 from raffect.training.stream import decide_stream
 from raffect.training.train import train
 from tests.helpers.banks import fill_bank, make_manifest

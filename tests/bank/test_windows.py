@@ -19,7 +19,8 @@ from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.recipe import HeadConfig
 from raffect.runs import data as runs_data
-from raffect.runs.data import open_dataset, read_rows
+from raffect.runs.data import open_dataset
+from raffect.runs.read_samples import read_rows
 from raffect.runs.windows import require_full_window
 from raffect.storage.tables import write_table
 from raffect.training.stream import decide_stream

@@ -15,7 +15,8 @@ from raffect.heads.head_kinds import head_spec
 from raffect.heads.predicting import predict
 from raffect.heads.workers import Workers
 from raffect.recipe import Recipe, with_settings
-from raffect.runs.data import open_dataset, read_mapped_rows, read_rows, read_shared_rows
+from raffect.runs.data import open_dataset
+from raffect.runs.read_samples import read_mapped_rows, read_rows, read_shared_rows
 from raffect.training import stream
 
 CPU = torch.device("cpu")

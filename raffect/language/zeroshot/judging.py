@@ -20,9 +20,10 @@ from raffect.metrics.scores import Snapshot
 from raffect.metrics.task_kinds import kind_of
 from raffect.provenance import git_commit, versions
 from raffect.recipe import HeadConfig, Recipe
-from raffect.runs.data import Dataset, read_rows, targets_of
+from raffect.runs.data import Dataset, targets_of
 from raffect.runs.folder import RunFolder
 from raffect.runs.group_statistics import Statistics
+from raffect.runs.read_samples import read_rows
 from raffect.runs.records import Curve, HeadRecord, PlannedHead, TrainedBy
 from raffect.runs.saved_heads import save_snapshot
 
