@@ -247,9 +247,12 @@ def _from_file(model: str, file: Path) -> Source:
     Activation and transform are those of the tag that ``<model>--<tag>`` names, else those that all
     tags of the model agree on.
     """
-    if not file.is_file():
+    # open_clip reads arrays of numpy without a look at whether they are all of the model's.
+    is_numpy = file.suffix in (".npz", ".npy")
+    if is_numpy or not file.is_file():
+        found = "arrays of numpy" if is_numpy else "no such file"
         expected = "a .safetensors, a PyTorch state dict or OpenAI's .pt"
-        raise RaffectError(f"--encoder.weights {file}: no such file; expected {expected}")
+        raise RaffectError(f"--encoder.weights {file}: {found}; expected {expected}")
     if model == EMBEDDED_MODEL:
         return Source(model, file.name, file=file, caveat=EMBEDDED_CAVEAT)
     # The tags that it may be of.

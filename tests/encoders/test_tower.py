@@ -252,6 +252,20 @@ def test_files_that_do_not_fit_are_one_clear_line(tiny_vit, tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_a_file_without_one_of_the_models_tensors_is_refused(tiny_vit, tmp_path):
+    state = contiguous(build_model(resolve(tiny_vit)).state_dict())
+    for name in ("visual.class_embedding", "ln_final.bias", "logit_scale"):
+        save_file({key: state[key] for key in state if key != name}, tmp_path / "w.safetensors")
+        with pytest.raises(RaffectError, match=f"w.safetensors: cannot be loaded .*{name}"):
+            load_file_of(tiny_vit, tmp_path / "w.safetensors")
+
+
+def test_arrays_of_numpy_which_open_clip_loads_unchecked_are_refused(tiny_vit, tmp_path):
+    np.savez(tmp_path / "w.npz", **{"params/t": np.zeros(1)})
+    with pytest.raises(RaffectError, match=r"w\.npz: arrays of numpy; expected a \.safetensors"):
+        load_file_of(tiny_vit, tmp_path / "w.npz")
+
+
 def test_weights_with_nan_are_refused(tmp_path):
     state = load_file(EMBEDDED_FOLDER / "raffect-faces.safetensors")
     state["visual.conv1.weight"][0, 0, 0, 0] = float("nan")
