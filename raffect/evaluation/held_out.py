@@ -22,7 +22,8 @@ from raffect.heads.checkpoint import HeadCard, read_card, require_encoder
 from raffect.heads.contrastive import require_answers
 from raffect.heads.loss_kinds import loss_kind
 from raffect.heads.predicting import predict
-from raffect.predictions.choose import WINDOWS, HeldOut
+from raffect.predictions.choose import WINDOWS
+from raffect.predictions.held_out import HeldOut
 from raffect.predictions.smoothing import timeline
 from raffect.progress import stage
 from raffect.runs.cross_validation import select_by_cv

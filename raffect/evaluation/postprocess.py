@@ -18,8 +18,9 @@ from raffect.evaluation.held_out import (
     find_candidates,
     require_chosen_on,
 )
-from raffect.predictions.choose import HeldOut, choose, count_plain
+from raffect.predictions.choose import choose, count_plain
 from raffect.predictions.gains import GAINS_FILE, Gain, Postprocessing, describe_choice
+from raffect.predictions.held_out import HeldOut
 from raffect.predictions.rules import RULE_TITLES, RULES_FILE, DecisionRules, WeightedHead
 from raffect.progress import stage
 from raffect.provenance import describe_run

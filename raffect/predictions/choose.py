@@ -14,15 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
-from raffect.datasets.tasks import Task
 from raffect.errors import require
 from raffect.metrics.intervals import difference_interval
-from raffect.metrics.task_kinds import Kind, kind_of
+from raffect.metrics.task_kinds import Kind
 from raffect.predictions.counting import Counting
+from raffect.predictions.held_out import HeldOut
 from raffect.predictions.rules import DecisionRules, RuleName, log_scores, plain_rules
 from raffect.predictions.search import (
     BINS,
@@ -40,57 +39,6 @@ WINDOWS = (0, 1, 2, 3, 5, 7, 10, 15, 25, 50, 100, 200)
 """Half-widths in frames that are tried."""
 _MOST_FOR_WEIGHTS, _MOST_FOR_BIAS, _MOST_FOR_WINDOWS = 50_000_000, 4_000_000, 800_000
 """Numbers that searches take: of all heads; of one mean for biases; and at each window."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Predictions of heads for labelled frames that they were not trained on.
-
-    Attributes:
-        task: The task.
-        scores: Probabilities or values, shape (H, N, C).
-        target: See `raffect.metrics.task_kinds.Kind.targets`, N rows.
-        moment: Place of each frame on a line on which windows never reach another video, ascending,
-            shape (N,); see `raffect.predictions.smoothing.timeline`.
-        group: Number of each frame's group, shape (N,).
-        num_groups: G.
-        part: Number of each frame's part, shape (N,); a group has one part.
-        num_parts: K, 2 or more.
-        of_clips: Whether they are clips, which have no windows: numbers of their first frames say
-            nothing of how near they are.
-    """
-
-    task: Task
-    scores: np.ndarray
-    target: np.ndarray
-    moment: np.ndarray
-    group: np.ndarray
-    num_groups: int
-    part: np.ndarray
-    num_parts: int
-    of_clips: bool = False
-
-    @property
-    def kind(self) -> Kind:
-        """How they are scored."""
-        return kind_of(self.task)
-
-    @cached_property
-    def parts(self) -> list[tuple[np.ndarray, Counting]]:
-        """Rows of each part, and what counts them by group."""
-        rows = [np.flatnonzero(self.part == part) for part in range(self.num_parts)]
-        return [
-            (found, Counting(self.task, self.target[found], self.group[found], self.num_groups))
-            for found in rows
-        ]
-
-    def mean(self, counts: Counts) -> np.ndarray:
-        """Mean of the heads' scores, each as often as ``counts`` says: float32, shape (N, C)."""
-        total = np.zeros(self.scores.shape[1:], np.float32)
-        for head, count in enumerate(counts):
-            if count:
-                total += self.scores[head].astype(np.float32) * (count / sum(counts))
-        return total
 
 
 @dataclass(frozen=True)

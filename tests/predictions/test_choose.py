@@ -15,8 +15,9 @@ from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.heads import counting as in_torch
-from raffect.predictions.choose import WINDOWS, HeldOut, choose
+from raffect.predictions.choose import WINDOWS, choose
 from raffect.predictions.counting import Counting
+from raffect.predictions.held_out import HeldOut
 from raffect.predictions.rules import DecisionRules, log_scores, plain_rules
 from raffect.predictions.search import (
     BINS,
