@@ -81,6 +81,8 @@ def test_the_first_screen_of_the_readme_shows_a_result():
     first_screen = text[: text.index("## With your own copy")]
     assert len(first_screen.splitlines()) < 60
     assert "pip install uv && uv run raffect demo" in first_screen
+    assert 0 < first_screen.find("git clone") < first_screen.find("pip install")
+    assert 0 < first_screen.find("Lin et al. 2024") < first_screen.find("the paper's")
     assert "Done in" in first_screen
 
 
