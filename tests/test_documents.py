@@ -62,9 +62,12 @@ def test_nothing_stands_in_the_changelog_twice():
     assert sorted(set(found)) == sorted(found)
 
 
-def test_decisions_are_newest_first():
-    days = re.findall(r"(?m)^## (\S+) ", (ROOT / "docs" / "decisions.md").read_text())
+def test_decisions_are_newest_first_and_stand_there_once():
+    text = (ROOT / "docs" / "decisions.md").read_text()
+    days = re.findall(r"(?m)^## (\S+) ", text)
     assert days == sorted(days, reverse=True)
+    entries = re.findall(r"(?m)^(?:## |\*\*).*", text)
+    assert sorted(set(entries)) == sorted(entries)
 
 
 def test_scikit_learn_is_one_that_shuffles_groups_of_folds():
