@@ -51,11 +51,11 @@ def execute(source: Path, folder: Path) -> nbformat.NotebookNode:
 def main(words: Sequence[str]) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", choices=[*NAMES, NAMES])
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=NAMES)
     parser.add_argument("--out", type=Path, default=Path("runs/notebooks"))
     arguments = parser.parse_args(words)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in arguments.names:
+    for name in arguments.names or NAMES:
         try:
             notebook = execute(NOTEBOOKS / f"{name}.py", arguments.out)
         except CellExecutionError as error:
