@@ -45,6 +45,11 @@ def execute(source: Path, folder: Path) -> nbformat.NotebookNode:
             kernel_name="python3", transport="ipc", connection_file=f"{sockets}/kernel.json"
         )
         NotebookClient(notebook, km=kernel, timeout=_CELL_S, resources=place).execute()
+
+    # What a cell prints must not show where it ran
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        if "text" in output:
+            output.text = output.text.replace(f"{folder.resolve()}/", "")
     return notebook
 
 

@@ -39,6 +39,7 @@ def test_a_notebook_runs_to_its_end_and_shows_scores_beside_chance(name, folder,
     interval = r"\[[+-]?\.\d{3}, [+-]?\.\d{3}\]"
     for what in ("chance", "drawn faces", interval):
         assert re.search(what, text), f"{name} prints no {what}"
+    assert f"{folder}/" not in text
 
 
 @pytest.mark.cluster
