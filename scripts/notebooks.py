@@ -44,7 +44,8 @@ def execute(source: Path, folder: Path) -> nbformat.NotebookNode:
         kernel = AsyncKernelManager(
             kernel_name="python3", transport="ipc", connection_file=f"{sockets}/kernel.json"
         )
-        NotebookClient(notebook, km=kernel, timeout=_CELL_S, resources=place).execute()
+        client = NotebookClient(notebook, km=kernel, timeout=_CELL_S, resources=place)
+        client.execute(cleanup_kc=True)  # or a kernel that it did not make outlives it
 
     # What a cell prints must not show where it ran
     for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
