@@ -44,18 +44,24 @@ def execute(source: Path, folder: Path) -> nbformat.NotebookNode:
         kernel = AsyncKernelManager(
             kernel_name="python3", transport="ipc", connection_file=f"{sockets}/kernel.json"
         )
-        NotebookClient(notebook, km=kernel, timeout=_CELL_S, resources=place).execute()
+        client = NotebookClient(notebook, km=kernel, timeout=_CELL_S, resources=place)
+        client.execute(cleanup_kc=True)  # or a kernel that it did not make outlives it
+
+    # What a cell prints must not show where it ran
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        if "text" in output:
+            output.text = output.text.replace(f"{folder.resolve()}/", "")
     return notebook
 
 
 def main(words: Sequence[str]) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", choices=[*NAMES, NAMES])
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=NAMES)
     parser.add_argument("--out", type=Path, default=Path("runs/notebooks"))
     arguments = parser.parse_args(words)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in arguments.names:
+    for name in arguments.names or NAMES:
         try:
             notebook = execute(NOTEBOOKS / f"{name}.py", arguments.out)
         except CellExecutionError as error:

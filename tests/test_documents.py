@@ -62,9 +62,12 @@ def test_nothing_stands_in_the_changelog_twice():
     assert sorted(set(found)) == sorted(found)
 
 
-def test_decisions_are_newest_first():
-    days = re.findall(r"(?m)^## (\S+) ", (ROOT / "docs" / "decisions.md").read_text())
+def test_decisions_are_newest_first_and_stand_there_once():
+    text = (ROOT / "docs" / "decisions.md").read_text()
+    days = re.findall(r"(?m)^## (\S+) ", text)
     assert days == sorted(days, reverse=True)
+    entries = re.findall(r"(?m)^(?:## |\*\*).*", text)
+    assert sorted(set(entries)) == sorted(entries)
 
 
 def test_scikit_learn_is_one_that_shuffles_groups_of_folds():
@@ -81,6 +84,8 @@ def test_the_first_screen_of_the_readme_shows_a_result():
     first_screen = text[: text.index("## With your own copy")]
     assert len(first_screen.splitlines()) < 60
     assert "pip install uv && uv run raffect demo" in first_screen
+    assert 0 < first_screen.find("git clone") < first_screen.find("pip install")
+    assert 0 < first_screen.find("Lin et al. 2024") < first_screen.find("the paper's")
     assert "Done in" in first_screen
 
 

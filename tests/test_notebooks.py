@@ -1,5 +1,6 @@
 """The notebooks run from their first cell to their last, in a kernel, on drawn faces."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -39,16 +40,27 @@ def test_a_notebook_runs_to_its_end_and_shows_scores_beside_chance(name, folder,
     interval = r"\[[+-]?\.\d{3}, [+-]?\.\d{3}\]"
     for what in ("chance", "drawn faces", interval):
         assert re.search(what, text), f"{name} prints no {what}"
+    assert f"{folder}/" not in text
 
 
 @pytest.mark.cluster
-def test_a_cell_that_fails_ends_it_with_its_text(tmp_path):
+def test_a_cell_that_fails_ends_it_with_its_text_and_its_kernel(tmp_path):
     source = tmp_path / "broken.py"
-    source.write_text("# %%\nwhole = 1\n\n# %%\nbroken = whole / 0\n\n# %%\nprint('never')\n")
+    first = "import os, pathlib\nwhole = pathlib.Path('pid').write_text(str(os.getpid()))"
+    source.write_text(f"# %%\n{first}\n\n# %%\nbroken = whole / 0\n\n# %%\nprint('never')\n")
     with pytest.raises(CellExecutionError) as raised:
         notebooks.execute(source, tmp_path)
     assert "broken = whole / 0" in str(raised.value)
     assert "ZeroDivisionError" in str(raised.value)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_name_that_no_notebook_has_is_refused_with_those_there_are(capsys):
+    with pytest.raises(SystemExit):
+        notebooks.main(["nope"])
+    listed = ", ".join(map(repr, notebooks.NAMES))
+    assert f"invalid choice: 'nope' (choose from {listed})" in capsys.readouterr().err
 
 
 def test_every_notebook_is_named_and_says_that_faces_are_drawn():

@@ -121,12 +121,16 @@ def test_a_page_without_a_heading_is_refused_by_name(tmp_path):
 
 def test_a_notebook_shows_its_output_as_long_as_no_cell_has_changed(tmp_path):
     source, executed = tmp_path / "look.py", tmp_path / "look.ipynb"
-    source.write_text("# %% [markdown]\n# # Title\n# Text\n\n# %%\nprint(6 * 7)\n")
+    source.write_text(
+        "# %% [markdown]\n# # Title\n# Text\n\n# %%\nprint(6 * 7)\n"
+        "\n# %% [markdown]\n# Two lines\n# of text\n"
+    )
     notebook = jupytext.read(source)
     notebook.cells[1].outputs = [
         v4.new_output("stream", name="stderr", text="a warning"),
         v4.new_output("stream", name="stdout", text="42\n"),
         v4.new_output("display_data", {"image/png": "aGVsbG8=", "text/plain": "<Figure>"}),
+        v4.new_output("display_data", {"text/html": "<b>", "text/plain": "<HTML object>"}),
         v4.new_output("execute_result", {"text/html": "<b>", "text/plain": "   x\n0  1"}),
     ]
     nbformat.write(notebook, executed)
@@ -142,6 +146,7 @@ def test_a_notebook_shows_its_output_as_long_as_no_cell_has_changed(tmp_path):
         "```text\n42\n```",
         f"![Output of the cell above]({picture.name})",
         "```text\n   x\n0  1\n```",
+        "Two lines\nof text",
     ]
     assert picture.read_bytes() == b"hello"
     source.write_text(source.read_text().replace("7", "8"))

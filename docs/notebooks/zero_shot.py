@@ -38,7 +38,7 @@ prepared = raffect.prepare(
         out=folder / "data",
     )
 )
-raffect.extract(
+encoded = raffect.extract(
     raffect.ExtractConfig(
         manifest=prepared.manifest,
         bank=folder / "bank",
@@ -46,6 +46,7 @@ raffect.extract(
         shard_rows=256,
     )
 )
+print("\n".join(encoded.lines()))
 
 # %% [markdown]
 # ## Classes

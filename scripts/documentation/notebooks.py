@@ -52,7 +52,8 @@ def read_notebook(source: Path, executed: Path) -> tuple[Any, bool]:
 def cell_lines(cell: Any, name: str, out: Path) -> Iterator[str]:
     """Parts of a cell as Markdown; pictures are written to ``out``."""
     if cell.cell_type == "markdown":
-        yield from cell.source.split("\n", 1)
+        is_headed = cell.source.startswith("#")
+        yield from cell.source.split("\n", 1) if is_headed else [cell.source]
         return
     yield f"```python\n{cell.source}\n```"
     for number, output in enumerate(cell.get("outputs", ())):
@@ -61,7 +62,7 @@ def cell_lines(cell: Any, name: str, out: Path) -> Iterator[str]:
             file = out / f"{name}_{cell.id}_{number}.png"
             file.write_bytes(base64.b64decode(data["image/png"]))
             yield f"![Output of the cell above]({file.name})"
-        elif "text/plain" in data:
+        elif output.output_type == "execute_result":  # other text stands for a live display
             yield f"```text\n{data['text/plain']}\n```"
         elif output.get("name") == "stdout":
             yield f"```text\n{output.text.rstrip()}\n```"
