@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from raffect.bank.facts import DataFacts
 from raffect.bank.records import Identity
 from raffect.bank.windows import Window
 from raffect.config import EMBEDDED_MODEL, ExportConfig
 from raffect.encoders.tower import Encoder, load_encoder
 from raffect.encoders.weights import encoder_of
-from raffect.errors import RaffectError, require
+from raffect.errors import RaffectError, as_one_line, require
 from raffect.evaluation.ensemble import Ensemble, load_ensembles
 from raffect.evaluation.inputs import Inputs
 from raffect.export.card import write_card
@@ -65,10 +66,10 @@ class ExportResult:
                 name = task.task.name.upper()
                 lines.append(f"{name}: means over time are not in the file, which sees one sample")
         lines += [f"caveat: {caveat}" for caveat in self.record.caveats]
-        out = shlex.quote(str(self.out))
+        name, out = shlex.quote(f"USER/{self.out.name}"), shlex.quote(str(self.out))
         size = f"{self.size_bytes / 1e6:,.1f} MB"
         lines.append(f"wrote {self.out}: {self.record.file}, {RECORD_FILE}, README.md ({size})")
-        return [*lines, f"next: hf upload USER/{self.out.name} {out}, if the licences allow it"]
+        return [*lines, f"next: hf upload {name} {out}, if the licences allow it"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def export_heads(config: ExportConfig) -> ExportResult:
             into one file, or the file differs from what raffect predicts; nothing is left then.
     """
     # What can be refused at once
-    out, written_as = config.out.absolute(), FORMATS[config.format]
+    out, written_as = config.out.resolve(), FORMATS[config.format]
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     require(not taken, f"--out {config.out}: exists and is not an empty folder; name a new one")
     written_as.require_packages()
@@ -143,7 +144,8 @@ def export_heads(config: ExportConfig) -> ExportResult:
         digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
         record = ExportRecord(**vars(about), sha256=digests, agreement=agreement)
         (folder / RECORD_FILE).write_bytes(record.to_bytes())
-        (folder / "README.md").write_text(write_card(record, out.name, config.licence))
+        card = write_card(record, as_one_line(out.name), config.licence)
+        (folder / "README.md").write_text(card, "utf-8")
         size = sum(file.stat().st_size for file in folder.iterdir())
     return ExportResult(out=out, record=record, size_bytes=size, notes=(*notes, *chosen))
 
@@ -247,8 +249,7 @@ def _known_licence(identity: Identity, config: ExportConfig) -> str:
 
 def _describe(ensemble: Ensemble) -> ExportedTask:
     rules, cards = ensemble.rules, [head.card for head in ensemble.heads]
-    facts, heads = cards[0].data, []
-    sizes = {split: facts.size_of(split) for split in facts.splits}
+    heads, data = [], [card.data for card in cards]
     for place, (card, share) in enumerate(zip(cards, shares(rules), strict=True)):
         heads.append(
             ExportedHead(
@@ -275,11 +276,17 @@ def _describe(ensemble: Ensemble) -> ExportedTask:
         windows=rules.windows,
         chosen_on=rules.chosen_on,
         chance=cards[0].chance,
-        trained_on=sizes.get("train", ""),
-        judged_on=sizes.get("validation", ""),
-        synthetic=facts.synthetic,
-        edition=facts.edition,
+        trained_on=_sizes(data, "train"),
+        judged_on=_sizes(data, "validation"),
+        synthetic=any(facts.synthetic for facts in data),
+        edition=" and ".join(dict.fromkeys(facts.edition for facts in data if facts.edition)),
     )
+
+
+def _sizes(data: Sequence[DataFacts], split: str) -> str:
+    """Of a split of the heads' data, each once: those of official folds differ."""
+    found = [facts.size_of(split) for facts in data if split in facts.splits]
+    return " or ".join(dict.fromkeys(found))
 
 
 def _caveats(identity: Identity, ensembles: Sequence[Ensemble]) -> tuple[str, ...]:
