@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,10 +34,12 @@ from raffect.export.records import (
     ExportRecord,
 )
 from raffect.export.samples import expected_of_file, given_to_file, take_features, take_pictures
+from raffect.heads.checkpoint import HeadCard
 from raffect.progress import stage
 from raffect.provenance import git_commit, versions
 from raffect.runs.data import fingerprint_of
 from raffect.runs.pick import PickedHead, pick_heads
+from raffect.runs.windows import describe_other_samples, describe_samples
 from raffect.storage.atomic import atomic_folder
 
 _OWN_LICENCES = {"embedded": "Apache-2.0, raffect's own", "random": "none, drawn at random"}
@@ -121,7 +124,7 @@ def export_heads(config: ExportConfig) -> ExportResult:
         shape=source.shape,
         tasks=tuple(map(_describe, ensembles)),
         encoder=identity,
-        caveats=_caveats(identity, ensembles),
+        caveats=_caveats(identity, ensembles, config.input),
         data_licence=config.data_licence,
         weights_licence=licence,
         versions=versions(),
@@ -276,11 +279,16 @@ def _describe(ensemble: Ensemble) -> ExportedTask:
         windows=rules.windows,
         chosen_on=rules.chosen_on,
         chance=cards[0].chance,
+        samples=" or ".join(dict.fromkeys(map(_samples, cards))),
         trained_on=_sizes(data, "train"),
         judged_on=_sizes(data, "validation"),
         synthetic=any(facts.synthetic for facts in data),
         edition=" and ".join(dict.fromkeys(facts.edition for facts in data if facts.edition)),
     )
+
+
+def _samples(card: HeadCard) -> str:
+    return describe_samples(card.recipe.head, card.data.of_clips)
 
 
 def _sizes(data: Sequence[DataFacts], split: str) -> str:
@@ -289,10 +297,14 @@ def _sizes(data: Sequence[DataFacts], split: str) -> str:
     return " or ".join(dict.fromkeys(found))
 
 
-def _caveats(identity: Identity, ensembles: Sequence[Ensemble]) -> tuple[str, ...]:
+def _caveats(
+    identity: Identity, ensembles: Sequence[Ensemble], given: Literal["features", "pixels"]
+) -> tuple[str, ...]:
     """What results must say, of the encoder, the images and the training."""
     found = [identity.caveat] if identity.caveat else []
-    for one in ensembles:
-        for head in one.heads:
-            found += head.card.data.trained_caveats
+    cards = [head.card for one in ensembles for head in one.heads]
+    for card in cards:
+        found += card.data.trained_caveats
+    if given == "pixels":  # a picture is a frame
+        found += describe_other_samples(cards, of_clips=False)
     return tuple(dict.fromkeys(found))

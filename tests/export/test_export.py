@@ -253,6 +253,31 @@ def test_a_card_states_the_data_of_every_head(tmp_path):
     assert task.synthetic
 
 
+def of_clips(folder, encoder=IDENTITY):
+    """A head that learnt from means of clips."""
+    make_head(folder, EXPR, encoder=encoder)
+    data = replace(read_card(folder).data, of_clips=True)
+    make_head(folder, EXPR, encoder=encoder, data=data)
+
+
+def test_a_card_states_whether_a_sample_is_a_frame_or_a_clip(tmp_path, runs):
+    of_clips(tmp_path / "clips")
+    mean = "The mean of a clip is that of its vectors, each divided by its norm"
+    for run, samples in ((tmp_path / "clips", "means of clips"), (runs[0], "single frames")):
+        out = tmp_path / samples
+        export(tmp_path, (run,), "safetensors", out=out)
+        text = (out / "README.md").read_text()
+        assert f"EXPR from {samples}." in text
+        assert (mean in text) == (samples == "means of clips")
+
+
+@pytest.mark.cluster
+def test_pictures_for_heads_that_learnt_from_clips_are_a_caveat(tmp_path, embedded):
+    of_clips(tmp_path / "h", embedded)
+    result = export(tmp_path, (tmp_path / "h",), "pt2", input="pixels", num_checked=2)
+    assert "trained on means of clips, used here on single frames" in result.record.caveats
+
+
 def test_a_folder_of_any_name_has_a_card_in_utf_8(tmp_path, runs):
     out = tmp_path / os.fsdecode(b"gesichter: \xff\n\xc3\xbc")
     result = export(tmp_path, runs, "safetensors", out=out, data_licence="für Forschung: 'ja' \"#1")
