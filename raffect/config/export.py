@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -61,6 +62,17 @@ class ExportConfig:
             bool(self.data_licence.strip()),
             "--data-licence: not stated; a model card says under which licence the data of its "
             'heads are, such as --data-licence "Aff-Wild2\'s agreement, research only"',
+        )
+        for name in ("data_licence", "weights_licence"):
+            require(
+                getattr(self, name).isprintable(),
+                f"--{name.replace('_', '-')}: has line ends or signs that are not shown; expected "
+                "one line",
+            )
+        require(
+            re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.licence) is not None,
+            f"--licence {self.licence}: not the Hub's name of a licence, which has small letters, "
+            "digits, dots and hyphens; expected such as apache-2.0, or other",
         )
         for_pixels = {"size": 0, "weights": "", "images": None}
         for name, default in for_pixels.items():

@@ -150,6 +150,7 @@ def _input(record: ExportRecord) -> str:
         return (
             f"\nInput `features`, float32, shape ({shape}): raw vectors of the encoder, not "
             f"normalised, of weights {record.encoder.weights_sha256[:12]}, from `raffect extract`."
+            f"{_samples(record)}"
         )
     texts = ", ".join(f"{k} {v}" for k, v in record.encoder.preprocess.items())
     computed = record.encoder.precision
@@ -163,6 +164,15 @@ def _input(record: ExportRecord) -> str:
         f"them, values 0 to 255. Resize and normalisation are in the file ({texts}), to exactly "
         f"PIL's pixels.{stated}"
     )
+
+
+def _samples(record: ExportRecord) -> str:
+    """What one sample is, where features go in."""
+    learnt = "; ".join(f"{task.task.name.upper()} from {task.samples}" for task in record.tasks)
+    text = f" Heads learnt {learnt}."
+    if "means of clips" in learnt:
+        text += " The mean of a clip is that of its vectors, each divided by its norm before."
+    return text + " A missing frame is NaN." * (len(record.shape) == 3)
 
 
 def _rules(task: ExportedTask) -> str:

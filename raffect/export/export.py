@@ -7,17 +7,19 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from raffect.bank.facts import DataFacts
 from raffect.bank.records import Identity
 from raffect.bank.windows import Window
 from raffect.config import EMBEDDED_MODEL, ExportConfig
 from raffect.encoders.tower import Encoder, load_encoder
 from raffect.encoders.weights import encoder_of
-from raffect.errors import RaffectError, require
+from raffect.errors import RaffectError, as_one_line, require
 from raffect.evaluation.ensemble import Ensemble, load_ensembles
 from raffect.evaluation.inputs import Inputs
 from raffect.export.card import write_card
@@ -32,10 +34,12 @@ from raffect.export.records import (
     ExportRecord,
 )
 from raffect.export.samples import expected_of_file, given_to_file, take_features, take_pictures
+from raffect.heads.checkpoint import HeadCard
 from raffect.progress import stage
 from raffect.provenance import git_commit, versions
 from raffect.runs.data import fingerprint_of
 from raffect.runs.pick import PickedHead, pick_heads
+from raffect.runs.windows import describe_other_samples, describe_samples
 from raffect.storage.atomic import atomic_folder
 
 _OWN_LICENCES = {"embedded": "Apache-2.0, raffect's own", "random": "none, drawn at random"}
@@ -65,10 +69,10 @@ class ExportResult:
                 name = task.task.name.upper()
                 lines.append(f"{name}: means over time are not in the file, which sees one sample")
         lines += [f"caveat: {caveat}" for caveat in self.record.caveats]
-        out = shlex.quote(str(self.out))
+        name, out = shlex.quote(f"USER/{self.out.name}"), shlex.quote(str(self.out))
         size = f"{self.size_bytes / 1e6:,.1f} MB"
         lines.append(f"wrote {self.out}: {self.record.file}, {RECORD_FILE}, README.md ({size})")
-        return [*lines, f"next: hf upload USER/{self.out.name} {out}, if the licences allow it"]
+        return [*lines, f"next: hf upload {name} {out}, if the licences allow it"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def export_heads(config: ExportConfig) -> ExportResult:
             into one file, or the file differs from what raffect predicts; nothing is left then.
     """
     # What can be refused at once
-    out, written_as = config.out.absolute(), FORMATS[config.format]
+    out, written_as = config.out.resolve(), FORMATS[config.format]
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     require(not taken, f"--out {config.out}: exists and is not an empty folder; name a new one")
     written_as.require_packages()
@@ -120,7 +124,7 @@ def export_heads(config: ExportConfig) -> ExportResult:
         shape=source.shape,
         tasks=tuple(map(_describe, ensembles)),
         encoder=identity,
-        caveats=_caveats(identity, ensembles),
+        caveats=_caveats(identity, ensembles, config.input),
         data_licence=config.data_licence,
         weights_licence=licence,
         versions=versions(),
@@ -143,7 +147,8 @@ def export_heads(config: ExportConfig) -> ExportResult:
         digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
         record = ExportRecord(**vars(about), sha256=digests, agreement=agreement)
         (folder / RECORD_FILE).write_bytes(record.to_bytes())
-        (folder / "README.md").write_text(write_card(record, out.name, config.licence))
+        card = write_card(record, as_one_line(out.name), config.licence)
+        (folder / "README.md").write_text(card, "utf-8")
         size = sum(file.stat().st_size for file in folder.iterdir())
     return ExportResult(out=out, record=record, size_bytes=size, notes=(*notes, *chosen))
 
@@ -247,8 +252,7 @@ def _known_licence(identity: Identity, config: ExportConfig) -> str:
 
 def _describe(ensemble: Ensemble) -> ExportedTask:
     rules, cards = ensemble.rules, [head.card for head in ensemble.heads]
-    facts, heads = cards[0].data, []
-    sizes = {split: facts.size_of(split) for split in facts.splits}
+    heads, data = [], [card.data for card in cards]
     for place, (card, share) in enumerate(zip(cards, shares(rules), strict=True)):
         heads.append(
             ExportedHead(
@@ -275,17 +279,32 @@ def _describe(ensemble: Ensemble) -> ExportedTask:
         windows=rules.windows,
         chosen_on=rules.chosen_on,
         chance=cards[0].chance,
-        trained_on=sizes.get("train", ""),
-        judged_on=sizes.get("validation", ""),
-        synthetic=facts.synthetic,
-        edition=facts.edition,
+        samples=" or ".join(dict.fromkeys(map(_samples, cards))),
+        trained_on=_sizes(data, "train"),
+        judged_on=_sizes(data, "validation"),
+        synthetic=any(facts.synthetic for facts in data),
+        edition=" and ".join(dict.fromkeys(facts.edition for facts in data if facts.edition)),
     )
 
 
-def _caveats(identity: Identity, ensembles: Sequence[Ensemble]) -> tuple[str, ...]:
+def _samples(card: HeadCard) -> str:
+    return describe_samples(card.recipe.head, card.data.of_clips)
+
+
+def _sizes(data: Sequence[DataFacts], split: str) -> str:
+    """Of a split of the heads' data, each once: those of official folds differ."""
+    found = [facts.size_of(split) for facts in data if split in facts.splits]
+    return " or ".join(dict.fromkeys(found))
+
+
+def _caveats(
+    identity: Identity, ensembles: Sequence[Ensemble], given: Literal["features", "pixels"]
+) -> tuple[str, ...]:
     """What results must say, of the encoder, the images and the training."""
     found = [identity.caveat] if identity.caveat else []
-    for one in ensembles:
-        for head in one.heads:
-            found += head.card.data.trained_caveats
+    cards = [head.card for one in ensembles for head in one.heads]
+    for card in cards:
+        found += card.data.trained_caveats
+    if given == "pixels":  # a picture is a frame
+        found += describe_other_samples(cards, of_clips=False)
     return tuple(dict.fromkeys(found))

@@ -99,7 +99,8 @@ class Safetensors(Format):
                 for name, tensor in head.layers.state_dict().items():
                     tensors[f"{named.name}.{name}"] = tensor.contiguous()
         texts = about.as_texts() | {"format": "pt"}  # as the Hub and transformers expect it
-        safetensors.torch.save_file(tensors, folder / self.file, metadata=texts)
+        # In memory first: safetensors would have a full disk for a fault of its own
+        (folder / self.file).write_bytes(safetensors.torch.save(tensors, metadata=texts))
 
     def open(self, folder: Path) -> Callable[[np.ndarray], Outputs]:
         """See `Format.open`."""

@@ -63,6 +63,7 @@ class ExportedTask(Record):
             before deciding.
         chosen_on: What thresholds, bias, weights and windows were chosen on.
         chance: Scores of predictors that do not look at the frames.
+        samples: What its heads learnt from: ``single frames``, ``means of clips``, or windows.
         trained_on: Such as ``8,000 frames of 60 videos``; empty if not known.
         judged_on: The same of the validation split.
         synthetic: Whether raffect drew every image.
@@ -77,6 +78,7 @@ class ExportedTask(Record):
     windows: tuple[int, ...]
     chosen_on: str
     chance: Chance
+    samples: str
     trained_on: str
     judged_on: str
     synthetic: bool

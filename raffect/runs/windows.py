@@ -30,16 +30,16 @@ def describe_other_samples(cards: Sequence[HeadCard], of_clips: bool) -> list[st
         of_clips: Whether they are used on clips.
     """
     found = [
-        f"trained on {_describe_samples(card.recipe.head, card.data.of_clips)}, used here on "
-        f"{_describe_samples(card.recipe.head, of_clips)}"
+        f"trained on {describe_samples(card.recipe.head, card.data.of_clips)}, used here on "
+        f"{describe_samples(card.recipe.head, of_clips)}"
         for card in cards
         if card.validation is not None and card.data.of_clips != of_clips
     ]
     return list(dict.fromkeys(found))
 
 
-def _describe_samples(head: HeadConfig, of_clips: bool) -> str:
-    """What heads of a recipe read of clips, or of frames."""
+def describe_samples(head: HeadConfig, of_clips: bool) -> str:
+    """What heads of a recipe read of clips, or of frames: ``means of clips``."""
     window = window_of(head)
     if window.length == 1:
         return "means of clips" if of_clips else "single frames"

@@ -55,7 +55,7 @@ def atomic_path(path: Path) -> Generator[Path]:
 def atomic_folder(path: Path) -> Generator[Path]:
     """Yield a temporary folder, which becomes ``path`` in one step when the block ends.
 
-    If the block raises, nothing is left of it.
+    If the block raises, nothing is left of it, and faults of files in it name ``path``.
 
     Args:
         path: A folder of this machine that is empty or not there.
@@ -68,6 +68,11 @@ def atomic_folder(path: Path) -> Generator[Path]:
             _sync(file)
         temporary.rename(path)
         _sync(path.parent)
+    except OSError as error:
+        ours = error.filename is None or str(error.filename).startswith(str(temporary))
+        if error.errno is None or not ours:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

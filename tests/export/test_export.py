@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import raffect
+from raffect.bank.facts import SplitFacts
 from raffect.bank.format import Identity
 from raffect.cli import main
 from raffect.config import EncoderConfig
@@ -237,6 +240,66 @@ def test_scores_on_drawn_faces_and_random_weights_are_labelled_wherever_they_sta
     assert "[.400, .600]" in found.metric_name
 
 
+def test_a_card_states_the_data_of_every_head(tmp_path):
+    for name, videos in (("fold-1", 4), ("fold-2", 5)):
+        make_head(tmp_path / name, EXPR)
+        sizes = dict.fromkeys(("train", "validation"), SplitFacts(frames=90, groups=videos))
+        data = replace(read_card(tmp_path / name).data, splits=sizes, synthetic=videos == 5)
+        make_head(tmp_path / name, EXPR, seed=videos, data=data)
+    folds = tmp_path / "fold-1", tmp_path / "fold-2"
+    (task,) = export(tmp_path, folds, "safetensors").record.tasks
+    both = "90 frames of 4 videos or 90 frames of 5 videos"
+    assert (task.trained_on, task.judged_on) == (both, both)
+    assert task.synthetic
+
+
+def of_clips(folder, encoder=IDENTITY):
+    """A head that learnt from means of clips."""
+    make_head(folder, EXPR, encoder=encoder)
+    data = replace(read_card(folder).data, of_clips=True)
+    make_head(folder, EXPR, encoder=encoder, data=data)
+
+
+def test_a_card_states_whether_a_sample_is_a_frame_or_a_clip(tmp_path, runs):
+    of_clips(tmp_path / "clips")
+    mean = "The mean of a clip is that of its vectors, each divided by its norm"
+    for run, samples in ((tmp_path / "clips", "means of clips"), (runs[0], "single frames")):
+        out = tmp_path / samples
+        export(tmp_path, (run,), "safetensors", out=out)
+        text = (out / "README.md").read_text()
+        assert f"EXPR from {samples}." in text
+        assert (mean in text) == (samples == "means of clips")
+
+
+@pytest.mark.cluster
+def test_pictures_for_heads_that_learnt_from_clips_are_a_caveat(tmp_path, embedded):
+    of_clips(tmp_path / "h", embedded)
+    result = export(tmp_path, (tmp_path / "h",), "pt2", input="pixels", num_checked=2)
+    assert "trained on means of clips, used here on single frames" in result.record.caveats
+
+
+def test_a_folder_of_any_name_has_a_card_in_utf_8(tmp_path, runs):
+    out = tmp_path / os.fsdecode(b"gesichter: \xff\n\xc3\xbc")
+    result = export(tmp_path, runs, "safetensors", out=out, data_licence="für Forschung: 'ja' \"#1")
+    text = (out / "README.md").read_text("utf-8")
+    assert ModelCard(text).data.model_name == r"gesichter: \udcff\nü"
+    assert "für Forschung: 'ja' \"#1" in text
+    assert result.record.data_licence in text
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_full_disk_names_the_folder_and_leaves_nothing(tmp_path, runs, form):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # a file of heads is larger
+    try:
+        with pytest.raises(OSError, match="File too large") as found:
+            export(tmp_path, runs, form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert found.value.filename == str(tmp_path / form)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
 def test_a_difference_above_the_tolerance_leaves_nothing_behind(tmp_path, runs, monkeypatch):
     monkeypatch.setitem(check.TOLERANCE, "features", 1e-9)
     with pytest.raises(RaffectError, match="differs from raffect by .* nothing was written"):
@@ -305,6 +368,10 @@ def test_validation_frames_of_the_bank_are_what_is_compared_on(tmp_path):
     ("more", "line"),
     [
         ({"data_licence": " "}, "--data-licence: not stated; a model card says"),
+        ({"data_licence": "mine\n## Scores"}, "--data-licence: has line ends or signs"),
+        ({"weights_licence": "MIT\r"}, "--weights-licence: has line ends or signs"),
+        ({"licence": "mit\ntags: [x]"}, "not the Hub's name of a licence"),
+        ({"licence": "Apache-2.0"}, "--licence Apache-2.0: not the Hub's name of a licence"),
         ({"size": 64}, "--size: is for pictures"),
         ({"images": Path("faces")}, "--images: is for pictures"),
         ({"input": "pixels"}, "holds weights of heads alone; expected onnx or pt2"),
