@@ -57,11 +57,13 @@ def execute(source: Path, folder: Path) -> nbformat.NotebookNode:
 def main(words: Sequence[str]) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("names", nargs="*", metavar="NAME", choices=NAMES)
+    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--out", type=Path, default=Path("runs/notebooks"))
     arguments = parser.parse_args(words)
+    if unknown := set(arguments.names) - set(NAMES):
+        parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(NAMES)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in arguments.names or NAMES:
+    for name in arguments.names:
         try:
             notebook = execute(NOTEBOOKS / f"{name}.py", arguments.out)
         except CellExecutionError as error:

@@ -249,9 +249,13 @@ def make_environment(folder: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what leads Python to the checkout."""
-    leads = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
-    return {name: value for name, value in os.environ.items() if name not in leads}
+    """This process's environment without what leads Python to the checkout; uv compiles packages.
+
+    Else every process of Ray would compile torch for itself, and Ray's 30 s to start be too short.
+    """
+    leads = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if name not in leads}
+    return kept | {"UV_COMPILE_BYTECODE": "1"}
 
 
 def git(*words: str) -> str:

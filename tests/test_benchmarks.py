@@ -103,6 +103,17 @@ def test_a_part_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, 
     assert out.splitlines()[-1].endswith(last)
 
 
+def test_a_run_says_how_many_checks_it_made(tmp_path, monkeypatch, capsys):
+    for part, made in (("encoder", 0), ("training", 2)):
+        values = {row.value: row.aim for row in gpu.ROWS if row.part == part}
+        done = gpu.Done(commit="c", seconds=1.0, values=values)
+        monkeypatch.setattr(gpu, "run_part", lambda name, size, done=done: done)
+        words = ["gpu.py", "--cpu", "--only", part, "--out", str(tmp_path / part)]
+        monkeypatch.setattr(sys, "argv", words)
+        assert gpu.main() == 0
+        assert f"; {made} checks made, none failed; a trial" in capsys.readouterr().out
+
+
 def test_an_aim_that_is_missed_is_short_and_a_check_that_is_missed_fails():
     for row in gpu.ROWS:
         missed = row.aim - 1 if row.bound == ">=" else row.aim + 1

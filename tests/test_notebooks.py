@@ -73,3 +73,10 @@ def test_every_notebook_is_named_and_says_that_faces_are_drawn():
         assert "say nothing about photographs" in first.source.replace("\n", " ") or (
             "says nothing about photographs" in first.source.replace("\n", " ")
         )
+
+
+def test_a_name_that_is_no_notebook_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        notebooks.main(["figure2", "figure_2"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("figure_2: expected first_look, figure2, zero_shot, on_a_cluster")

@@ -1,5 +1,6 @@
 """`scripts/release.py`: what it refuses to release."""
 
+import os
 import re
 import subprocess
 import sys
@@ -173,6 +174,15 @@ def test_an_error_of_a_command_is_one_line_with_its_last_words():
         release.run("no-such-command")
     with pytest.raises(RaffectError, match=r"timed out after 0\.2 seconds"):
         release.run("sleep", "20", timeout=0.2)
+
+
+def test_an_environment_does_not_see_the_checkout_and_its_packages_are_compiled(monkeypatch):
+    leads = {"PYTHONPATH": str(ROOT), "VIRTUAL_ENV": "/v", "PYTHONDONTWRITEBYTECODE": "1"}
+    for name, value in leads.items():
+        monkeypatch.setenv(name, value)
+    found = release.environment()
+    assert not leads.keys() & found.keys()
+    assert (found["UV_COMPILE_BYTECODE"], found["PATH"]) == ("1", os.environ["PATH"])
 
 
 @pytest.mark.cluster

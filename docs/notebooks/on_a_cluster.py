@@ -44,13 +44,15 @@ checkout = Path(raffect.__file__).parents[1]
 # %%
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 if not (Path.home() / ".ray" / "auth_token").exists():
-    subprocess.run(["ray", "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
+    make = ["ray", "get-auth-token", "--generate"]
+    subprocess.run(make, umask=0o077, check=True, stdout=subprocess.DEVNULL)  # for your eyes alone
 
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 private = Path(f"/tmp/raffect-{os.getuid()}")  # Ray's own folder, /tmp/ray, is open to everyone
 private.mkdir(mode=0o700, exist_ok=True)
+assert private.lstat().st_uid == os.getuid(), f"{private} is somebody else's: delete it"
 cluster = ray.init(
     _temp_dir=str(private / "ray"),
     num_cpus=4,

@@ -132,3 +132,6 @@ def test_every_text_makes_the_token_with_its_rights():
     lines = [line for text in texts for line in text.splitlines() if "token --generate >" in line]
     assert len(lines) >= 3
     assert all("(umask 077 && ray get-auth-token --generate > /dev/null)" in line for line in lines)
+    notebook = (ROOT / "docs" / "notebooks" / "on_a_cluster.py").read_text()
+    make = '["ray", "get-auth-token", "--generate"]\n    subprocess.run(make, umask=0o077, '
+    assert notebook.count("--generate") == notebook.count(make) == 1
