@@ -187,8 +187,12 @@ def _rules(task: ExportedTask) -> str:
         lines.append(f"  - a label is decided from these probabilities on: {levels}")
     if any(task.bias):
         lines.append(f"  - added to log probabilities before the largest is decided: {levels}")
-    optimistic = ": optimistic there" if task.chosen_on == "validation" else ""
-    lines.append(f"  - chosen on {task.chosen_on}{optimistic}")
+    chosen = {
+        "folds": "chosen on folds of the training split",
+        "validation": "chosen on validation: optimistic there",
+        "nothing": "these are the plain rules; `raffect postprocess` has chosen no others",
+    }
+    lines.append(f"  - {chosen[task.chosen_on]}")
     if any(task.windows):
         widths = ", ".join(
             f"{output} ± {width}"

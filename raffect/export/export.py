@@ -105,6 +105,8 @@ def export_heads(config: ExportConfig) -> ExportResult:
     out, written_as = config.out.resolve(), FORMATS[config.format]
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     require(not taken, f"--out {config.out}: exists and is not an empty folder; name a new one")
+    # It becomes the new folder by a rename, and whoever is in it would go on seeing an empty one
+    require(out != Path.cwd(), f"--out {config.out}: is where you are; name a new folder")
     written_as.require_packages()
     heads, notes = pick_heads(config.run, config.epoch)
     identity = _one_encoder(heads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import logging
 import warnings
 from abc import ABC, abstractmethod
@@ -159,7 +160,10 @@ class Pt2(Format):
             program = trace(graph, example, about)
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # has paths of this machine
-            torch.export.save(program, folder / self.file, extra_files=about.as_texts())
+            # In memory first: on a full disk torch would end the whole process
+            content = io.BytesIO()
+            torch.export.save(program, content, extra_files=about.as_texts())
+        (folder / self.file).write_bytes(content.getbuffer())
 
     def open(self, folder: Path) -> Callable[[np.ndarray], Outputs]:
         """See `Format.open`."""

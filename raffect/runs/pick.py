@@ -59,6 +59,8 @@ def find_heads(path: Path, snapshot: Snapshot) -> list[Path]:
     found = sorted(by_head.values())
     if not found:
         hint = "; `cv` is there after --select cv only" if snapshot == "cv" else ""
+        if folds := sorted(file.parent for file in path.glob("fold-*/env.json")):
+            hint = f"; it holds official folds: name those, such as {folds[0]}"
         raise RaffectError(
             f"{path}: no head in weights/*/{snapshot}; expected the --out of `raffect train` or "
             f"`raffect tune` (with --save-heads), or the folder of one head, such as "

@@ -1,5 +1,6 @@
 """An exported file answers what raffect does, says all of itself, and is there whole or not."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -217,6 +218,7 @@ def test_the_card_is_one_of_the_hubs_with_scores_licences_and_what_the_file_lack
     assert [found.metric_value for found in card.data.eval_results] == [0.5] * 3
     assert LICENCE in card.text
     assert "**not in the file**" in card.text
+    assert "these are the plain rules" in card.text  # of VA
     assert "Neutral ± 2" in card.text
     assert IDENTITY.weights_sha256 in card.text
     assert "chosen on validation: optimistic" in card.text
@@ -278,6 +280,13 @@ def test_pictures_for_heads_that_learnt_from_clips_are_a_caveat(tmp_path, embedd
     assert "trained on means of clips, used here on single frames" in result.record.caveats
 
 
+def test_a_folder_of_official_folds_is_refused_by_their_names(tmp_path):
+    (tmp_path / "dfew" / "fold-1").mkdir(parents=True)
+    (tmp_path / "dfew" / "fold-1" / "env.json").touch()
+    with pytest.raises(RaffectError, match="holds official folds: name those, such as .*fold-1"):
+        export(tmp_path, (tmp_path / "dfew",), "safetensors")
+
+
 def test_a_folder_of_any_name_has_a_card_in_utf_8(tmp_path, runs):
     out = tmp_path / os.fsdecode(b"gesichter: \xff\n\xc3\xbc")
     result = export(tmp_path, runs, "safetensors", out=out, data_licence="für Forschung: 'ja' \"#1")
@@ -322,6 +331,8 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_as_it_is(tmp_path, runs)
         export(tmp_path, runs, "safetensors")
     assert before == {file: file.read_bytes() for file in (tmp_path / "safetensors").iterdir()}
     (tmp_path / "empty").mkdir()
+    with contextlib.chdir(tmp_path / "empty"), pytest.raises(RaffectError, match="where you are"):
+        export(tmp_path, runs, "safetensors", out=Path())
     export(tmp_path, runs, "safetensors", out=tmp_path / "empty")
     assert len(list((tmp_path / "empty").iterdir())) == 3
 
