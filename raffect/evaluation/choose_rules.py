@@ -99,7 +99,7 @@ def require_one_task(tasks: Sequence[Task]) -> None:
         other = known.setdefault(task.name, task)
         if (other.kind, other.outputs) != (task.kind, task.outputs):
             raise RaffectError(
-                f"--head: two tasks are called {task.name}, with {len(other.outputs)} and "
+                f"two tasks are called {task.name}, with {len(other.outputs)} and "
                 f"{len(task.outputs)} outputs or other names of them; predict them one by one"
             )
 
@@ -119,7 +119,7 @@ def _misfit(rules: DecisionRules, task: Task, heads: Sequence[PickedHead]) -> st
     if unknown or not rules.heads:
         count = f"{len(unknown)} of the {len(rules.heads)} head(s) that it names"
         hint = "of a run these are its main setting's; name others as RUN/weights/<head>/last"
-        return f"{count} are not among those of --head ({hint})"
+        return f"{count} are not among the heads that were named ({hint})"
     return ""
 
 
@@ -128,7 +128,7 @@ def _left_out(rules: DecisionRules, heads: Sequence[PickedHead]) -> str:
     named = {head.sha256 for head in rules.heads}
     using = {head.run for head in heads if head.card.sha256 in named}
     without = [str(head.run) for head in heads if head.run not in using]
-    return f"it names no head of {without[0]}; leave that out of --head" if without else ""
+    return f"it names no head of {without[0]}; leave that out" if without else ""
 
 
 def _apply(rules: DecisionRules, heads: Sequence[PickedHead], note: str) -> Choice:

@@ -307,6 +307,8 @@ def _caveats(
     cards = [head.card for one in ensembles for head in one.heads]
     for card in cards:
         found += card.data.trained_caveats
+        if card.status == "diverged":
+            found.append(f"head {card.id} diverged, and this is its last sound epoch")
     if given == "pixels":  # a picture is a frame
         found += describe_other_samples(cards, of_clips=False)
     return tuple(dict.fromkeys(found))

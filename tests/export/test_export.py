@@ -280,6 +280,12 @@ def test_pictures_for_heads_that_learnt_from_clips_are_a_caveat(tmp_path, embedd
     assert "trained on means of clips, used here on single frames" in result.record.caveats
 
 
+def test_a_head_that_diverged_is_a_caveat(tmp_path):
+    make_head(tmp_path / "h", EXPR, status="diverged", id="a1")
+    result = export(tmp_path, (tmp_path / "h",), "safetensors")
+    assert result.record.caveats == ("head a1 diverged, and this is its last sound epoch",)
+
+
 def test_a_folder_of_official_folds_is_refused_by_their_names(tmp_path):
     (tmp_path / "dfew" / "fold-1").mkdir(parents=True)
     (tmp_path / "dfew" / "fold-1" / "env.json").touch()
