@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
+from sklearn.model_selection import StratifiedGroupKFold
 
 from raffect.datasets.affwild2.tasks import EXPR
 from raffect.metrics.scores import Chance, JudgedScore
@@ -128,3 +129,12 @@ def test_settings_without_a_fold_come_last(run):
     assert select_by_cv(folder, [group], group) is None
     unfinished = [[replace(head, scores={})]]  # no fold was trained to the end
     assert select_by_cv(folder, unfinished, folds) is None
+
+
+def test_groups_are_dealt_as_scikit_learn_has_dealt_them_since_1_8():
+    """Before, shuffled groups had the classes of others, and so other folds."""
+    rng, group = np.random.default_rng(0), np.repeat(np.arange(12), 80)
+    classes = np.repeat(rng.integers(0, 8, 48), 20)
+    splitter = StratifiedGroupKFold(2, shuffle=True, random_state=0)
+    (_, second), _ = splitter.split(group, classes, group)
+    assert np.unique(group[second]).tolist() == [2, 3, 5, 6, 8, 10, 11]
