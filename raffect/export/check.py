@@ -15,6 +15,8 @@ TOLERANCE = {"features": 1e-5, "pixels": 2e-3}
 Heads differ by the rounding of float32 alone. Behind an encoder, whose sums another runtime takes
 in another order, a feature can fall on the other side of a step of float16.
 """
+DECISIONS = 0.02
+"""Largest accepted share of decisions that differ: scores this close to a threshold are rare."""
 _AT_ONCE = 32
 """Pictures that are run at once."""
 
@@ -37,7 +39,8 @@ def compare(
         source: What the samples are.
 
     Raises:
-        RaffectError: If outputs are missing, of another shape, not finite, or too far off.
+        RaffectError: If outputs are of another shape, not finite, or too far off, or if decisions
+            differ more often than scores near a threshold explain.
     """
     is_pixels = given.dtype == np.uint8
     tolerance = TOLERANCE["pixels" if is_pixels else "features"]
@@ -51,7 +54,13 @@ def compare(
         if shapes[0] != shapes[1]:
             raise RaffectError(f"{name}: {runtime} gives {shapes[0]}, raffect {shapes[1]}; a bug")
         if values.dtype.kind != "f":
-            decided_otherwise[name] = int((found[name] != values).sum())
+            differ = found[name] != values
+            decided_otherwise[name] = int(differ.sum())
+            if differ.mean() > DECISIONS:
+                raise RaffectError(
+                    f"{name}: {runtime} decides {differ.sum():,} of {differ.size:,} otherwise than "
+                    f"raffect on {source}; nothing was written: this is a bug, please report it"
+                )
             continue
         scale = max(1.0, float(np.abs(values).max(initial=0)))
         difference[name] = float(np.abs(found[name] - values).max(initial=0)) / scale

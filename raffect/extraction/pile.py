@@ -7,6 +7,9 @@ import weakref
 
 import numpy as np
 
+KEPT_BYTES = 1 << 28
+"""Largest memory that is kept between two shards; one of very large pictures gives its own back."""
+
 
 class Memory(threading.local):
     """Bytes that a thread lends out again once nobody holds the frames that were in them.
@@ -21,6 +24,8 @@ class Memory(threading.local):
 
     def lend(self, size: int) -> np.ndarray:
         """At least ``size`` bytes, uint8, of whatever content."""
+        if size > KEPT_BYTES:
+            return np.empty(size, np.uint8)
         if self._lent() is not None or len(self._bytes) < size:
             self._bytes = np.empty(size, np.uint8).data
         # Views of an array of a memoryview's hold that array, which is how long it is lent.

@@ -330,6 +330,20 @@ def test_outputs_that_are_not_numbers_or_of_another_shape_are_refused():
             check.compare(lambda x, y=wrong: {"a": y[: len(x)]}, given, {"a": right}, **about)
 
 
+def test_decisions_may_differ_near_a_threshold_and_no_more():
+    given, right = np.zeros((100, 2), np.float32), np.arange(100)
+    about = {"runtime": "r", "source": "s"}
+
+    def agree(num_wrong):
+        wrong = np.where(np.arange(100) < num_wrong, -1, right)
+        answers = iter((wrong[:99], wrong[99:]))
+        return check.compare(lambda _: {"a": next(answers)}, given, {"a": right}, **about)
+
+    assert agree(2).decided_otherwise == {"a": 2}
+    with pytest.raises(RaffectError, match="r decides 3 of 100 otherwise than raffect on s"):
+        agree(3)
+
+
 def test_a_folder_that_is_not_empty_is_refused_and_left_as_it_is(tmp_path, runs):
     export(tmp_path, runs, "safetensors")
     before = {file: file.read_bytes() for file in (tmp_path / "safetensors").iterdir()}

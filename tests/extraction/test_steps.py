@@ -2,6 +2,7 @@
 
 import os
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from raffect.bank.verify import verify
 from raffect.config import EncoderConfig
 from raffect.datasets import frames
 from raffect.errors import RaffectError
+from raffect.extraction import pile
 from raffect.extraction.board import Board, Reporter, ShardProgress
 from raffect.extraction.notes import EncodeNotes, ReadNotes, ShardStats, read_notes
 from raffect.extraction.pile import Memory
@@ -340,6 +342,16 @@ def test_memory_of_frames_is_lent_again_once_nobody_holds_them_and_never_before(
     del other
     assert memory.lend(800).ctypes.data == address
     assert memory.lend(2000).size == 2000
+
+
+def test_memory_of_very_large_pictures_is_not_kept(monkeypatch):
+    monkeypatch.setattr(pile, "KEPT_BYTES", 1000)
+    memory = Memory()
+    large = memory.lend(1001)
+    gone = weakref.ref(large)
+    del large
+    assert gone() is None
+    assert memory.lend(10).size == 10
 
 
 def test_memory_of_one_thread_is_never_that_of_another():
