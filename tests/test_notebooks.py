@@ -56,13 +56,6 @@ def test_a_cell_that_fails_ends_it_with_its_text_and_its_kernel(tmp_path):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_a_name_that_no_notebook_has_is_refused_with_those_there_are(capsys):
-    with pytest.raises(SystemExit):
-        notebooks.main(["nope"])
-    listed = ", ".join(map(repr, notebooks.NAMES))
-    assert f"invalid choice: 'nope' (choose from {listed})" in capsys.readouterr().err
-
-
 def test_every_notebook_is_named_and_says_that_faces_are_drawn():
     files = {path.stem: path for path in notebooks.NOTEBOOKS.glob("*.py")}
     assert set(files) == set(notebooks.NAMES) == set(SHOWS)
