@@ -68,12 +68,12 @@ def test_decisions_are_newest_first():
 
 
 def test_scikit_learn_is_one_that_shuffles_groups_of_folds():
-    # GroupKFold(shuffle=) is of 1.6.
+    # GroupKFold(shuffle=) is of 1.6; before 1.8 StratifiedGroupKFold(shuffle=) mixes classes up.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (bound,) = (name for name in project["dependencies"] if name.startswith("scikit-learn"))
-    assert bound == "scikit-learn>=1.6"
+    assert bound == "scikit-learn>=1.8"
     locked = (ROOT / "uv.lock").read_text()
-    assert '{ name = "scikit-learn", specifier = ">=1.6" }' in locked
+    assert '{ name = "scikit-learn", specifier = ">=1.8" }' in locked
 
 
 def test_the_first_screen_of_the_readme_shows_a_result():
