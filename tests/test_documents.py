@@ -71,7 +71,7 @@ def test_decisions_are_newest_first_and_stand_there_once():
 
 
 def test_scikit_learn_is_one_that_shuffles_groups_of_folds():
-    # GroupKFold(shuffle=) is of 1.6; before 1.8 shuffled groups had the classes of others
+    # GroupKFold(shuffle=) is of 1.6; before 1.8 StratifiedGroupKFold(shuffle=) mixes classes up.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (bound,) = (name for name in project["dependencies"] if name.startswith("scikit-learn"))
     assert bound == "scikit-learn>=1.8"
