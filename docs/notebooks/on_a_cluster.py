@@ -98,11 +98,12 @@ print("\n".join(encoded.lines()))
 # ray job submit --working-dir . --runtime-env cluster/runtime-env.yaml -- \
 #     python jobs/tune.py paper --task expr --bank BANK --labels DATA --out RUN
 # ```
-# `runtime-env.yaml` says what of the checkout is uploaded. The same from
-# Python; on a cluster `python` is the one of its machines:
+# which uploads the checkout; `runtime-env.yaml` says what of it stays behind. The same from Python,
+# for a cluster whose machines see this checkout, as this one does, so that nothing is uploaded:
 
 # %%
 environment = yaml.safe_load((checkout / "cluster" / "runtime-env.yaml").read_text())
+environment.pop("excludes")
 client = JobSubmissionClient(f"http://{cluster.dashboard_url}")
 words = [
     *("--task", "expr", "--bank", str(folder / "bank"), "--labels", str(folder / "data")),
@@ -116,15 +117,13 @@ def submit(entrypoint, patience_s=120):
     limit = time.monotonic() + patience_s
     while True:
         try:
-            return client.submit_job(
-                entrypoint=entrypoint, runtime_env=environment | {"working_dir": str(checkout)}
-            )
+            return client.submit_job(entrypoint=entrypoint, runtime_env=environment)
         except RuntimeError as error:  # Ray has no class of its own for it
             if "No available agent" not in str(error) or time.monotonic() > limit:
                 raise
 
 
-job = submit(shlex.join([sys.executable, "jobs/tune.py", "paper", *words]))
+job = submit(shlex.join([sys.executable, str(checkout / "jobs" / "tune.py"), "paper", *words]))
 while not (status := client.get_job_status(job)).is_terminal():
     time.sleep(1)
 log = client.get_job_logs(job)
