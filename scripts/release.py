@@ -214,8 +214,8 @@ def try_wheel(wheel: Path, folder: Path, version: str) -> None:
     home = Path(run(python, "-c", where, cwd=folder).strip())
     require(home.is_relative_to(folder), f"{home} was imported, not the wheel in {folder}")
     raffect = python.with_name("raffect")
-    said = run(raffect, "--version", cwd=folder)
-    require(version in said.split(), f"raffect --version prints {said!r}; expected {version}")
+    printed = run(raffect, "--version", cwd=folder)
+    require(version in printed.split(), f"raffect --version prints {printed!r}; expected {version}")
     shown = run(raffect, "demo", cwd=folder, timeout=1800)
     report = folder / "raffect-demo" / "report.html"
     require("Done in" in shown and report.stat().st_size > 0, "the demo ended without a report")

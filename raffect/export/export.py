@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +40,7 @@ from raffect.runs.data import fingerprint_of
 from raffect.runs.pick import PickedHead, pick_heads
 from raffect.runs.windows import describe_other_samples, describe_samples
 from raffect.storage.atomic import atomic_folder
+from raffect.storage.paths import sha256_of
 
 _OWN_LICENCES = {"embedded": "Apache-2.0, raffect's own", "random": "none, drawn at random"}
 
@@ -146,18 +146,13 @@ def export_heads(config: ExportConfig) -> ExportResult:
                 runtime=written_as.runtime_version,
                 source=source.where,
             )
-        digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+        digests = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
         record = ExportRecord(**vars(about), sha256=digests, agreement=agreement)
         (folder / RECORD_FILE).write_bytes(record.to_bytes())
         card = write_card(record, as_one_line(out.name), config.licence)
         (folder / "README.md").write_text(card, "utf-8")
         size = sum(file.stat().st_size for file in folder.iterdir())
     return ExportResult(out=out, record=record, size_bytes=size, notes=(*notes, *chosen))
-
-
-def _digest(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _from_features(

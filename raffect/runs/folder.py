@@ -69,7 +69,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._records: dict[Path, tuple[tuple[int, ...] | None, HeadRecord]] = {}
+        self._records: dict[Path, tuple[tuple[int, ...], HeadRecord]] = {}
         self._statistics = Recent()
         self._sums: dict[str, dict[str, ByEpoch]] = {}
         self._groups: dict[tuple[int | None, int], Sequence[str]] = {}
@@ -353,7 +353,8 @@ class RunFolder:
             record = first_format.read_head(content, path)
         else:
             record = HeadRecord.from_json(text, path, _RERUN)
-        self._records[path] = version, record
+        if version is not None:
+            self._records[path] = version, record
         return record
 
     def _require_same(self, config: LearnConfig, fingerprint: str, command: str) -> None:
