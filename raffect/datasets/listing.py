@@ -17,14 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from raffect.datasets.problems import Ignored, Problem
+from raffect.datasets.problems import PICTURE, Ignored, Problem
 from raffect.errors import RaffectError
 from raffect.storage.keys import is_ascending, is_utf8
 from raffect.storage.paths import printable
 
 _pc: Any = pa.compute
 _FRAME = re.compile(r"0*([0-9]{1,9})\.(?:jpe?g|png|bmp|webp|tiff?)", re.I | re.A)
-_PICTURE = re.compile(r"\.(?:jpe?g|png|bmp|webp|tiff?)$", re.I)
 _TEXTS = 1 << 20
 """Texts that are taken at a time."""
 
@@ -162,7 +161,7 @@ def _walk_pictures(top: str, below: str, listing: Listing) -> Iterator[str]:
             listing.note(path, "name is not UTF-8, left out; rename it")
         elif entry.is_dir():
             yield from _walk_pictures(top, path, listing)
-        elif _PICTURE.search(entry.name):
+        elif PICTURE.search(entry.name):
             yield path
         else:
             _ignore(entry, top, listing)

@@ -20,7 +20,8 @@ _SHOWN_FILES = 3
 _SHOWN_KINDS = 20
 """Kinds of problems, and of ignored files, that are named."""
 
-_PICTURE = re.compile(r"\.(?:jpe?g|png|bmp|webp|tiff?)$", re.I)
+PICTURE = re.compile(r"\.(?:jpe?g|png|bmp|webp|tiff?)$", re.I)
+"""How names of pictures end."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Ignored:
             kind = "hidden"
         elif entry.is_dir():
             kind, name = "folders", f"{name}/"
-        elif _PICTURE.search(entry.name):
+        elif PICTURE.search(entry.name):
             kind = "pictures without a frame number from 1"
         else:
             kind = f"{suffix.lower()} files" if stem and suffix else "files without a suffix"

@@ -22,13 +22,12 @@ import pyarrow as pa
 
 from raffect.config import PrepareConfig
 from raffect.datasets.listing import Listing, Video, may_follow, scan_folder
-from raffect.datasets.problems import Line
+from raffect.datasets.problems import PICTURE, Line
 from raffect.errors import RaffectError
 from raffect.progress import stage
 from raffect.storage.keys import is_utf8
 from raffect.storage.paths import Damaged, open_regular, printable, read_regular
 
-PICTURE = re.compile(r"\.(?:jpe?g|png|bmp|webp|tiff?)$", re.I)
 """End of a picture's name."""
 _NUMBERED = re.compile(r"(?:.*[^0-9])?0*([0-9]{1,9})\.(?:jpe?g|png|bmp|webp|tiff?)", re.I | re.A)
 _DEEPEST = 12

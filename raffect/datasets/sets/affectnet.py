@@ -17,8 +17,8 @@ from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.tasks import VA
 from raffect.datasets.expressions import expression_task
 from raffect.datasets.imported import SPLIT_NAMES, Imported
-from raffect.datasets.problems import Line
-from raffect.datasets.root import PICTURE, Place, Root, open_place
+from raffect.datasets.problems import PICTURE, Line
+from raffect.datasets.root import Place, Root, open_place
 from raffect.datasets.sets.picture_sets import (
     Picture,
     PictureSet,

@@ -13,7 +13,8 @@ import numpy as np
 from raffect.config import PrepareConfig
 from raffect.datasets.expressions import expression_task
 from raffect.datasets.imported import SPLIT_NAMES, Imported
-from raffect.datasets.root import PICTURE, Root, open_place
+from raffect.datasets.problems import PICTURE
+from raffect.datasets.root import Root, open_place
 from raffect.datasets.sets.picture_sets import Picture, PictureSet, read_class
 from raffect.errors import RaffectError, require
 
