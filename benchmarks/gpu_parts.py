@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from encode import Comparison
 from made import AFF_WILD2, draw_faces, make_bank
-from startup import FIRST_STEP, time_command, time_extract
+from startup import FIRST_STEP, save_weights, time_command, time_extract
 from tools import FIGURE_2, flags, scratch
 
 from raffect.bank.format import Bank
@@ -277,10 +277,13 @@ def time_start(size: Size) -> Values:
     with scratch("startup") as folder:
         bank, labels = make_bank(folder, *_parts(size.frames))
         data = flags(task="expr", bank=bank, labels=labels, out=folder / "run", device=size.device)
-        step, _ = time_command(FIRST_STEP, "train", "paper", *data)
+        train = ["train", "paper", *data]
+        step, _ = time_command(ROOT, "first step", FIRST_STEP, train)["first step"]
         manifest = draw_faces(folder / "drawn", 400)
         model = "raffect-faces" if size.name == "cpu" else size.model
-        shard = time_extract(manifest, folder / "faces-bank", model)["first shard committed"]
+        weights = save_weights(ROOT, model, folder)
+        acts = time_extract(ROOT, manifest, folder / "faces-bank", model, weights)
+        shard, _ = acts[f"raffect extract, {model}, first shard committed"]
     return {"first step": step, "first shard": shard}
 
 

@@ -145,15 +145,21 @@ def show_commands(trees: Sequence[Path], folder: Path, frames: int, repeats: int
         show(trees, repeats, measure)
 
 
+def save_weights(tree: Path, model: str, folder: Path) -> str:
+    """Random numbers in a file, as an encoder's weights; the embedded encoder has its own."""
+    if model == "raffect-faces":
+        return "embedded"
+    file = str(folder / f"{model}--openai.safetensors")
+    save = [sys.executable, "-c", SAVE_WEIGHTS, model, file]
+    subprocess.run(save, check=True, **environment(tree))
+    return file
+
+
 def show_extract(
     trees: Sequence[Path], manifest: Path, folder: Path, model: str, repeats: int
 ) -> None:
     """Rows of the milestones of an extraction."""
-    weights = "embedded"
-    if model != "raffect-faces":
-        weights = str(folder / f"{model}--openai.safetensors")
-        save = [sys.executable, "-c", SAVE_WEIGHTS, model, weights]
-        subprocess.run(save, check=True, **environment(trees[0]))
+    weights = save_weights(trees[0], model, folder)
 
     def measure(tree: Path, k: int) -> Times:
         bank = folder / f"bank-{model}-{k}-{trees.index(tree)}"

@@ -42,25 +42,29 @@ checkout = Path(raffect.__file__).parents[1]
 # this cell, and every machine has the same token. Ray reads the environment when it is imported.
 
 # %%
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+private = Path(f"/tmp/raffect-{os.getuid()}")  # Ray's own folder, /tmp/ray, is open to everyone
+private.mkdir(mode=0o700, exist_ok=True)
+assert private.lstat().st_uid == os.getuid(), f"{private} is somebody else's: delete it"
+os.environ |= {
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_TMPDIR": str(private),
+}
 if not (Path.home() / ".ray" / "auth_token").exists():
     make = ["ray", "get-auth-token", "--generate"]
     subprocess.run(make, umask=0o077, check=True, stdout=subprocess.DEVNULL)  # for your eyes alone
 
 import ray
+from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-private = Path(f"/tmp/raffect-{os.getuid()}")  # Ray's own folder, /tmp/ray, is open to everyone
-private.mkdir(mode=0o700, exist_ok=True)
-assert private.lstat().st_uid == os.getuid(), f"{private} is somebody else's: delete it"
-cluster = ray.init(
-    _temp_dir=str(private / "ray"),
-    num_cpus=4,
-    include_dashboard=True,
-    dashboard_port=0,
-    log_to_driver=False,
-    logging_level="ERROR",
+# Free ports: by default the process that runs jobs takes one that another Ray here may hold
+ports = {"dashboard_port": 0, "dashboard_agent_listen_port": 0}
+machine = {"num_cpus": 4, "object_store_memory": 400_000_000}
+cluster = Cluster(
+    initialize_head=True, head_node_args={"include_dashboard": True, **ports, **machine}
 )
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 print(ray.cluster_resources().get("CPU"), "cores,", ray.cluster_resources().get("GPU", 0), "GPUs")
 
 # %% [markdown]
@@ -104,7 +108,7 @@ print("\n".join(encoded.lines()))
 # %%
 environment = yaml.safe_load((checkout / "cluster" / "runtime-env.yaml").read_text())
 environment.pop("excludes")
-client = JobSubmissionClient(f"http://{cluster.dashboard_url}")
+client = JobSubmissionClient(f"http://{cluster.webui_url}")
 words = [
     *("--task", "expr", "--bank", str(folder / "bank"), "--labels", str(folder / "data")),
     *("--out", str(folder / "cluster-sweep"), "--epochs", "4"),
@@ -164,3 +168,4 @@ print("caveat  ", result["caveat"])
 # %%
 client.delete_job(job)
 ray.shutdown()
+cluster.shutdown()
