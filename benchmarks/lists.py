@@ -96,6 +96,7 @@ def show(
             for name in steps:
                 words = ("--point", kind, name, str(folder))
                 found[name].append(run_child(*words, timeout_s=timeout_s))
+                print(f"{kind}, {size:,}: {name} {found[name][-1]}", file=sys.stderr, flush=True)
 
     # A row a step
     print(f"\n{kind}: CPU s (peak MB)\n")
