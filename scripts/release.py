@@ -37,6 +37,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -103,7 +104,7 @@ def agreed_version(root: Path) -> tuple[str, str]:
     Raises:
         RaffectError: If one of them names another version or date, or none.
     """
-    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    version = read_project(root)["version"]
     in_module = _only(r'(?m)^__version__ = "(.+)"$', root / "raffect" / "__init__.py")
     section = _only(r"(?m)\A(?:(?!## ).*\n)*^## (.+)$", root / "CHANGELOG.md")
     match = re.fullmatch(rf"(\S+) \((\d{{4}}-\d\d-\d\d|{UNRELEASED})\)", section)
@@ -123,6 +124,11 @@ def agreed_version(root: Path) -> tuple[str, str]:
     what = f"CITATION.cff: date-released is {cited}, but {date} in CHANGELOG.md; write the same"
     require(cited == date, what)
     return version, date
+
+
+def read_project(root: Path) -> dict[str, Any]:
+    """The table `project` of pyproject.toml."""
+    return tomllib.loads((root / "pyproject.toml").read_text())["project"]
 
 
 def _only(pattern: str, file: Path) -> str:
@@ -230,7 +236,13 @@ def try_resolution(resolution: str) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="raffect-release-") as name:
         folder, python = Path(name), make_environment(Path(name) / "environment")
-        groups = ("--all-extras", "--group", "dev", "--resolution", resolution)
+        groups = ["--all-extras", "--group", "dev", "--resolution", resolution]
+        if resolution == "lowest-direct":
+            # Else the newest fsspec, which is no direct dependency, takes s3fs with it
+            bound = folder / "constraints.txt"
+            (s3fs,) = read_project(ROOT)["optional-dependencies"]["s3"]
+            bound.write_text(s3fs.replace(">=", "=="))
+            groups += ["--constraint", str(bound)]
         pinned = folder / "requirements.txt"
         own = ("--python", python, "--quiet")
         run("uv", "pip", "compile", "pyproject.toml", *groups, *own, "-o", pinned, cwd=ROOT)
