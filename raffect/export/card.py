@@ -206,12 +206,15 @@ def _rules(task: ExportedTask) -> str:
 
 
 def _scores(task: ExportedTask) -> str:
-    kind, name = kind_of(task.task), task.task.name.upper()
+    name = task.task.name.upper()
     trained = f"trained on {task.trained_on}, " if task.trained_on else ""
-    lines = [
-        f"- {name}, {kind.title}: {trained}judged on {task.judged_on or 'the validation split'}; "
-        f"chance {chance_text(task.chance)}"
-    ]
+    if _headline(task) is None:  # chance says nothing where no score stands beside it
+        lines = [f"- {name}: {trained}no score is known"]
+    else:
+        lines = [
+            f"- {name}, {kind_of(task.task).title}: {trained}judged on "
+            f"{task.judged_on or 'the validation split'}; chance {chance_text(task.chance)}"
+        ]
     for head in task.heads:
         score = "not known, it was imported"
         if head.score is not None:
@@ -221,6 +224,8 @@ def _scores(task: ExportedTask) -> str:
 
 
 def _scores_note(record: ExportRecord) -> str:
+    if not any(map(_headline, record.tasks)):
+        return ""
     chosen = {head.snapshot for task in record.tasks for head in task.heads}
     best = (
         " The epoch `best` was chosen on the same frames: optimistic." if "best" in chosen else ""

@@ -255,6 +255,17 @@ def test_a_card_states_the_data_of_every_head(tmp_path):
     assert task.synthetic
 
 
+def test_a_head_without_a_score_has_no_chance_level_in_its_card(tmp_path):
+    make_head(tmp_path / "imported", EXPR, validation=None)
+    make_head(tmp_path / "trained", AU)
+    folders = tmp_path / "imported", tmp_path / "trained"
+    for runs, chances in ((folders[:1], 0), (folders, 1)):
+        export(tmp_path, runs, "safetensors", out=tmp_path / str(chances))
+        text = ModelCard.load(tmp_path / str(chances) / "README.md").text
+        assert text.count("; chance ") == text.count("These are scores of single heads") == chances
+        assert "EXPR: no score is known" in text
+
+
 def of_clips(folder, encoder=IDENTITY):
     """A head that learnt from means of clips."""
     make_head(folder, EXPR, encoder=encoder)
