@@ -36,6 +36,7 @@ from raffect.heads.checkpoint import load_head, read_card, save_head
 from raffect.heads.compared import ComparedSpec
 from raffect.heads.pooled import PooledSpec
 from raffect.heads.prompts import PromptSpec
+from raffect.metrics.scores import Chance
 from raffect.predictions.rules import WeightedHead, plain_rules
 from raffect.recipe import HeadConfig, Recipe
 from raffect.runs.data import open_dataset
@@ -244,12 +245,17 @@ def test_scores_on_drawn_faces_and_random_weights_are_labelled_wherever_they_sta
 
 def test_a_card_states_the_data_of_every_head(tmp_path):
     for name, videos in (("fold-1", 4), ("fold-2", 5)):
-        make_head(tmp_path / name, EXPR)
+        make_head(tmp_path / "plain", EXPR)
         sizes = dict.fromkeys(("train", "validation"), SplitFacts(frames=90, groups=videos))
-        data = replace(read_card(tmp_path / name).data, splits=sizes, synthetic=videos == 5)
-        make_head(tmp_path / name, EXPR, seed=videos, data=data)
+        data = replace(read_card(tmp_path / "plain").data, splits=sizes, synthetic=videos == 5)
+        data = replace(data, labels_sha256=str(videos) * 64)
+        chance = Chance(answer=f"always {videos}", majority=videos / 10)
+        for seed in range(4, videos + 1):  # two heads of the second fold have one level
+            folder = tmp_path / name / "weights" / f"{videos}-{seed}" / "last"
+            make_head(folder, EXPR, seed=videos * seed, data=data, chance=chance)
     folds = tmp_path / "fold-1", tmp_path / "fold-2"
     (task,) = export(tmp_path, folds, "safetensors").record.tasks
+    assert task.chance == Chance(answer="the best constant of each fold", majority=0.45)
     both = "90 frames of 4 videos or 90 frames of 5 videos"
     assert (task.trained_on, task.judged_on) == (both, both)
     assert task.synthetic
