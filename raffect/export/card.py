@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from raffect.bank.facts import DRAWN_CAVEAT
 from raffect.export.records import ExportedTask, ExportRecord
 from raffect.metrics.intervals import Headline
 from raffect.metrics.task_kinds import kind_of
@@ -66,15 +67,17 @@ def _front_matter(record: ExportRecord, name: str, licence: str) -> str:
     results = []
     for task in record.tasks:
         kind, found = kind_of(task.task), _headline(task)
-        where = ", ".join([_dataset(task), task.judged_on or "validation split", *record.caveats])
         if found is None:
             continue
+        # A caveat that the name of the data states is stated once
+        source = DRAWN_CAVEAT if task.synthetic else _dataset(task)
+        where = dict.fromkeys([source, task.judged_on or "validation split", *record.caveats])
         results.append(
             EvalResult(
                 task_type="image-classification",
                 task_name=task.task.name.upper(),
                 dataset_type=_dataset(task),
-                dataset_name=where,
+                dataset_name=", ".join(where),
                 dataset_config=task.task.name,  # or the Hub's writer would join all tasks
                 dataset_split="validation",
                 metric_type="f1" if "F1" in kind.title else kind.key,

@@ -238,9 +238,10 @@ def test_scores_on_drawn_faces_and_random_weights_are_labelled_wherever_they_sta
     found = ModelCard(text).data.eval_results[0]
     for caveat in ("random weights", "drawn faces"):
         assert f"Caveat: {caveat}." in text
-        assert caveat in found.dataset_name
+        assert found.dataset_name.count(caveat) == 1
         assert f"caveat: {caveat}" in result.lines()
     assert "[.400, .600]" in found.metric_name
+    assert found.dataset_name == "drawn faces, validation split, random weights"
 
 
 def test_a_card_states_the_data_of_every_head(tmp_path):
