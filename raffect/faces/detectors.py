@@ -48,13 +48,16 @@ class Detector(Protocol):
 
 
 def choose_detector(config: FacesConfig) -> tuple[DetectorName, str]:
-    """The detector that a configuration means, and why it is that one."""
+    """The detector that a configuration means, and why it is that one.
+
+    Files go by their names: pages that are handed on state the reason, and folders are private.
+    """
     if config.detector != "auto":
         return config.detector, f"--detector {config.detector}"
     if config.boxes is not None:
-        return "boxes", f"boxes of {config.boxes}"
+        return "boxes", f"boxes of {config.boxes.absolute().name}"
     if config.detector_model is not None:
-        return "yunet", f"--detector-model {config.detector_model}"
+        return "yunet", f"--detector-model {config.detector_model.name}"
     return "haar", "neither --boxes nor --detector-model; the one whose weights come with OpenCV"
 
 
