@@ -82,14 +82,16 @@ def test_a_run_folder_holds_everything_and_its_heads_score_what_it_says(data, tm
     assert groups == set(validation.videos)
 
 
-def test_training_twice_trains_once_and_config_toml_repeats_it(data, tmp_path, capsys):
+def test_training_twice_trains_once_and_config_toml_repeats_it(data, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     assert main(words("train", data, out, recipe="released")) == 0
     first, written = capsys.readouterr().out, times(out / "weights")
     assert main(words("train", data, out, recipe="released")) == 0
     assert capsys.readouterr().out == first
     assert times(out / "weights") == written
-    assert main(["train", str(out / "config.toml"), "--out", str(tmp_path / "again")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "run/config.toml", "--out", "again"]) == 0
+    assert "\nnext: raffect report --runs again\n" in capsys.readouterr().out
     for file in (out / "weights").rglob("head.safetensors"):
         assert file.read_bytes() == (tmp_path / "again" / file.relative_to(out)).read_bytes()
 
