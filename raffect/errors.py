@@ -30,6 +30,11 @@ def require(ok: bool, message: str) -> None:
         raise RaffectError(message)
 
 
+def how_to_add(extra: str) -> str:
+    """How the packages of an extra are installed beside raffect, to stand in a message."""
+    return f"`uv pip install -e '.[{extra}]'` in raffect's clone"
+
+
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> str:
     """`` (did you mean paper?)``, to stand after what says that a name is not known.
 

@@ -338,7 +338,9 @@ def _hub_files(hub: str) -> list[Path]:
 def _open_clip_folder() -> Path:
     spec = importlib.util.find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
-        raise RaffectError("open_clip is not installed; run `pip install 'open_clip_torch>=3,<4'`")
+        raise RaffectError(
+            "open_clip is not installed; run `uv pip install -e .` in raffect's clone"
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from raffect.config import FacesConfig
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, how_to_add
 from raffect.faces.boxes import find_all, read_boxes
 from raffect.faces.records import DetectorName, FaceSettings
 from raffect.faces.tracks import FIELDS
@@ -183,7 +183,7 @@ def _import_cv2() -> Any:
         import cv2
     except ImportError as error:
         raise RaffectError(
-            f"detectors need OpenCV ({error}); on every machine `pip install 'raffect[faces]'`, "
+            f"detectors need OpenCV ({error}); on every machine {how_to_add('faces')}, "
             "or bring --boxes of another tool"
         ) from error
     # Threads would share the CPU that a task takes, and change the order of boxes.

@@ -454,7 +454,7 @@ def test_a_missing_package_is_one_line_with_the_extra(tmp_path, runs, monkeypatc
     assert main([*command, "--run", str(runs[0])]) == 2
     line = error_line(capsys.readouterr().err)
     assert "nonesuch not installed" in line
-    assert 'pip install "raffect[export]"' in line
+    assert "; `uv pip install -e '.[export]'` in raffect's clone" in line
 
 
 @pytest.mark.parametrize("form", GRAPHS)
