@@ -145,6 +145,22 @@ def test_folds_choose_the_epoch_without_the_validation_split(data, tmp_path, cap
     assert load_head(next((out / "weights").glob("*/cv")))[1].epoch == epoch
 
 
+def test_a_run_goes_on_with_its_own_folds_alone(data, tmp_path, capsys):
+    out, more = tmp_path / "run", ["--select", "cv", "--folds", "2", "--epochs", "1"]
+    assert main(words("train", data, out, *more)) == 0
+    note, heads = out / "folds.json", times(out / "heads")
+    before = note.read_bytes()
+    note.unlink()  # as in a run of an earlier version
+    assert main(words("train", data, out, *more)) == 0
+    assert note.read_bytes() == before
+    note.write_text(json.dumps({"sha256": "0" * 64, "scikit_learn": "1.5.2"}))
+    capsys.readouterr()
+    assert main(words("train", data, out, *more)) == 2
+    line = "its folds are those of scikit-learn 1.5.2, and .* deals others; go on with that version"
+    assert re.search(line, capsys.readouterr().err)
+    assert times(out / "heads") == heads
+
+
 def nan_feature(x, expr, au):
     x[100, 3] = np.nan
 
