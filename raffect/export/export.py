@@ -24,7 +24,7 @@ from raffect.evaluation.inputs import Inputs
 from raffect.export.card import write_card
 from raffect.export.check import compare
 from raffect.export.formats import FORMATS
-from raffect.export.graph import HeadsGraph, PixelsGraph, output_names, shares
+from raffect.export.graph import HeadsGraph, PixelsGraph, output_names
 from raffect.export.records import (
     RECORD_FILE,
     About,
@@ -251,7 +251,7 @@ def _known_licence(identity: Identity, config: ExportConfig) -> str:
 def _describe(ensemble: Ensemble) -> ExportedTask:
     rules, cards = ensemble.rules, [head.card for head in ensemble.heads]
     heads, data = [], [card.data for card in cards]
-    for place, (card, share) in enumerate(zip(cards, shares(rules), strict=True)):
+    for place, (card, share) in enumerate(zip(cards, rules.shares, strict=True)):
         heads.append(
             ExportedHead(
                 name=f"{rules.task.name}.{place}",
