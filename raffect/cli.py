@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from raffect import config as c
-from raffect.errors import RaffectError, as_one_line
+from raffect.errors import RaffectError, as_one_line, did_you_mean
 from raffect.flags import read_flags
 from raffect.leaving import last_act
 from raffect.several import name_joined_bank
@@ -190,11 +190,8 @@ def parse(command: str, words: list[str]) -> Any:
         SystemExit: After ``--help`` or a wrong flag, as argparse does.
     """
     if command not in COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise RaffectError(f"no such command; {hint}`raffect --help` lists all")
+        hint = did_you_mean(command, COMMANDS)
+        raise RaffectError(f"no such command{hint}; `raffect --help` lists all")
     return read_flags(command, COMMANDS[command][0], words)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Generator
@@ -67,7 +68,7 @@ def run(command: str, config: Any) -> int:
     if command not in STAGES:
         return _OTHERS[command](config)
     where, loading = STAGES[command]
-    return _print(_load(where, loading)(config).lines())
+    return _print(_load(where, loading)(config).lines(), config)
 
 
 def _require_inputs(config: Any) -> None:
@@ -117,7 +118,7 @@ def _train(config: c.TrainConfig) -> int:
         from raffect.training.train import train
 
     action = train_on_official_folds if config.folds == "official" else train
-    return _print(action(config).lines())
+    return _print(action(config).lines(), config)
 
 
 def _report(config: c.ReportConfig) -> int:
@@ -129,20 +130,20 @@ def _report(config: c.ReportConfig) -> int:
 
         out = config.out or config.runs[0]
         arguments = (config.predictions, config.labels, config.images, config.split)
-        _print(write_gallery(*arguments, out.absolute()).lines())
+        _print(write_gallery(*arguments, out.absolute()).lines(), config)
     options = {"judged": config.judged, "has_gallery": config.gallery}
-    return _print(report(config.runs, config.out, **options).lines())
+    return _print(report(config.runs, config.out, **options).lines(), config)
 
 
 def _extract(config: c.ExtractConfig) -> int:
     if config.dry_run:
         from raffect.extraction.estimate import estimate
 
-        return _print(estimate(config).lines())
+        return _print(estimate(config).lines(), config)
     from raffect.extraction.extract import extract
 
     summary = extract(config)
-    _print(summary.lines())
+    _print(summary.lines(), config)
 
     # Too many rejects, or the next command
     if summary.reject_share > config.max_reject_share:
@@ -193,7 +194,7 @@ def _bank(config: Any) -> int:
             from raffect.bank.import_released import import_released
 
             lines = import_released(config).lines()
-    _print(lines)
+    _print(lines, config)
     return status
 
 
@@ -206,7 +207,7 @@ def _models(config: Any) -> int:
         c.ModelsPullConfig: stage.pull,
         c.ModelsVerifyConfig: stage.verify,
     }
-    return _print(actions[type(config)](config).lines())
+    return _print(actions[type(config)](config).lines(), config)
 
 
 def _doctor(config: c.DoctorConfig) -> int:
@@ -258,8 +259,15 @@ def _synth(config: c.SynthConfig) -> int:
     return 0
 
 
-def _print(lines: list[str]) -> int:
-    print("\n".join(lines))
+def _print(lines: list[str], config: Any) -> int:
+    """Print a result; paths of the configuration stand as they were typed, not as absolute ones."""
+    text = "\n".join(lines)
+    for value in vars(config).values():
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path) and not str(path).startswith("-"):  # it would be a flag
+                whole, typed = re.escape(str(path.absolute())), str(path)
+                text = re.sub(rf"(?<![^\s'])({whole})(?![^\s/':;,])", lambda _, t=typed: t, text)
+    print(text)
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class RaffectError(Exception):
     """Bad or missing input: one line that names it, what was expected and how to fix it.
@@ -26,3 +28,26 @@ def require(ok: bool, message: str) -> None:
     """Raise `RaffectError` with ``message`` unless ``ok``."""
     if not ok:
         raise RaffectError(message)
+
+
+def how_to_add(extra: str) -> str:
+    """How the packages of an extra are installed beside raffect, to stand in a message."""
+    return f"`uv pip install -e '.[{extra}]'` in raffect's clone"
+
+
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> str:
+    """`` (did you mean paper?)``, to stand after what says that a name is not known.
+
+    Args:
+        name: The wrong one.
+        known: The right ones.
+        most: How many near ones are named.
+        cutoff: How alike they must be, from 0 to 1.
+
+    Returns:
+        Nothing if no name is near.
+    """
+    import difflib  # only once something is wrong
+
+    near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
+    return f" (did you mean {', '.join(near)}?)" if near else ""

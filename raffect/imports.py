@@ -14,7 +14,7 @@ def quick_imports() -> Generator[None]:
 
     Torch, and more so its compiler, are hundreds of thousands of objects, none of which is garbage:
     looking for it takes a sixth of the import, and then as long again now and then. It is for
-    commands and workers, not for a user's own process.
+    commands and workers, not for a user's own process, whose garbage would be kept too.
     """
     gc.disable()
     try:

@@ -82,10 +82,17 @@ class Settings(Record):
 
 @dataclass(frozen=True)
 class Stage:
-    """A command of raffect, and a file that is there once it is done; None if it must look."""
+    """A command of raffect.
+
+    Attributes:
+        words: After ``raffect``.
+        done: A file that is there once it is done; None if it must look.
+        remedy: What to do where it fails.
+    """
 
     words: list[str]
     done: Path | None = None
+    remedy: str = "fix what it says"
 
 
 def stages(settings: Settings, out: Path) -> list[Stage]:
@@ -94,7 +101,8 @@ def stages(settings: Settings, out: Path) -> list[Stage]:
     manifest = data / "manifest.parquet"
     prepare = ["prepare", "--root", settings.data, "--out", str(data)]
     extract = ["extract", "--manifest", str(manifest), "--bank", str(bank), *settings.encoder]
-    found = [Stage(prepare, out / PREPARED), Stage(extract)]
+    whole = "bring images and annotations below DATA (flags of prepare are not taken here)"
+    found = [Stage(prepare, out / PREPARED, whole), Stage(extract)]
     epochs = [] if settings.epochs is None else ["--epochs", str(settings.epochs)]
     for task in TASKS:
         common = ["--task", task, "--bank", str(bank), "--labels", str(data), *epochs]
@@ -129,7 +137,7 @@ def run_stages(found: Sequence[Stage]) -> int:
         print(line, flush=True)
         command = [sys.executable, "-m", "raffect.cli", *stage.words]
         if status := subprocess.run(command, check=False).returncode:
-            again = "fix what it says and give the same command again; what is done is kept"
+            again = f"{stage.remedy} and give the same command again; what is done is kept"
             print(f"reproduce: stage {number} ended with status {status}; {again}", file=sys.stderr)
             return status
     return 0

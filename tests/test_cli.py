@@ -123,6 +123,28 @@ def test_usage_lists_every_command_and_no_words_are_an_error(capsys):
     assert raffect.__version__ in capsys.readouterr().out
 
 
+def test_paths_are_printed_as_they_were_typed_and_lead_to_the_same_place(
+    capsys, monkeypatch, tmp_path
+):
+    """A relative path stays one; others, and what only begins alike, are left alone."""
+    monkeypatch.chdir(tmp_path)
+    typed = {"manifest": Path("my data/m.parquet"), "bank": Path("../bank")}
+    here = Path.cwd()
+    lines = [
+        f"wrote {here}/../bank: 3 shards",
+        f"next: raffect bank verify --bank {here}/../bank --manifest '{here}/my data/m.parquet'",
+        f"{here}/../bank2, /other{here}/../bank and {here}/elsewhere",
+    ]
+    commands._print(lines, ExtractConfig(**typed))
+    assert capsys.readouterr().out.splitlines() == [
+        "wrote ../bank: 3 shards",
+        "next: raffect bank verify --bank ../bank --manifest 'my data/m.parquet'",
+        lines[2],
+    ]
+    commands._print([f"wrote {here}/-x"], ExtractConfig(manifest=Path("m"), bank=Path("-x")))
+    assert capsys.readouterr().out == f"wrote {here}/-x\n", "-x would be a flag"
+
+
 def run(*words, **options):
     """`python -m raffect` in a process of its own."""
     command = [sys.executable, "-m", "raffect", *words]

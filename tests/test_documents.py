@@ -79,6 +79,20 @@ def test_scikit_learn_is_one_that_shuffles_groups_of_folds():
     assert '{ name = "scikit-learn", specifier = ">=1.8" }' in locked
 
 
+def test_extras_are_installed_in_one_way_and_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    at_once = re.compile(r"'\.\[([\w,]+)\]'")
+    files = [*PAGES, ROOT / "cluster" / "README.md", *(ROOT / "raffect").rglob("*.py")]
+    named, other = set(), []
+    for file in files:
+        text = file.read_text()
+        named.update(re.findall(r"how_to_add\([\"'](\w+)", text))
+        named.update(name for found in at_once.findall(text) for name in found.split(","))
+        other += re.findall(r".*raffect\[\w.*", text)
+    assert named == set(extras["optional-dependencies"])
+    assert [line for line in other if not line.startswith("Once version 0.1.0 is on PyPI")] == []
+
+
 def test_the_first_screen_of_the_readme_shows_a_result():
     text = (ROOT / "README.md").read_text()
     first_screen = text[: text.index("## With your own copy")]

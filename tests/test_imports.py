@@ -5,7 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from raffect.config import EncoderConfig
+from raffect.extraction.asked_encoder import load_clip
 from raffect.imports import quick_imports
 
 
@@ -34,6 +37,14 @@ def test_an_import_that_fails_leaves_the_collector_on():
     with pytest.raises(ModuleNotFoundError), quick_imports():
         import no_such_module  # noqa: F401  # ty: ignore[unresolved-import]
     assert gc.isenabled()
+
+
+def test_an_encoder_that_a_notebook_loads_keeps_none_of_its_garbage():
+    gc.unfreeze()
+    load_clip(
+        EncoderConfig(model="raffect-faces", weights="embedded"), "cpu", torch.get_num_threads()
+    )
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_program_ends_without_a_word_after_quick_imports():

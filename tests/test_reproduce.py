@@ -123,6 +123,14 @@ def test_what_is_missing_is_said_before_anything_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_without_images_is_mended_by_images_and_not_by_a_flag_of_prepare(tmp_path, capfd):
+    words = [str(tmp_path), "embedded", "--out", str(tmp_path / "out")]
+    assert reproduce.main(words) == 2
+    first, last = capfd.readouterr().err.splitlines()[-2:]
+    assert "no folder cropped_aligned below it" in first
+    assert "bring images and annotations below DATA (flags of prepare are not taken here)" in last
+
+
 def test_ctrl_c_ends_it_in_one_line(tmp_path):
     write_synthetic(tmp_path / "tree", 200, 0)
     words = [str(tmp_path / "tree"), "embedded", "--out", str(tmp_path / "out"), *TRIAL]

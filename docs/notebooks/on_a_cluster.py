@@ -87,7 +87,7 @@ prepared = raffect.prepare(
 encoded = raffect.extract(
     raffect.ExtractConfig(
         manifest=prepared.manifest,
-        bank=folder / "bank",
+        bank=folder / "cluster-bank",
         encoder=raffect.EncoderConfig(model="raffect-faces"),
         shard_rows=256,
         address="auto",
@@ -110,7 +110,7 @@ environment = yaml.safe_load((checkout / "cluster" / "runtime-env.yaml").read_te
 environment.pop("excludes")
 client = JobSubmissionClient(f"http://{cluster.webui_url}")
 words = [
-    *("--task", "expr", "--bank", str(folder / "bank"), "--labels", str(folder / "data")),
+    *("--task", "expr", "--bank", str(folder / "cluster-bank"), "--labels", str(folder / "data")),
     *("--out", str(folder / "cluster-sweep"), "--epochs", "4"),
     *("--space", "loss.alpha=0.3,1", "seed=0:1"),
 ]

@@ -13,6 +13,7 @@ from annotated_types import Len
 from raffect.bank.format import Identity
 from raffect.datasets.targets import TargetFacts
 from raffect.datasets.tasks import Task
+from raffect.errors import as_one_line
 from raffect.storage.records import Count, Record
 
 DRAWN_CAVEAT = "drawn faces"
@@ -23,15 +24,17 @@ _MISSING_SHARE = 0.05
 """Share of a split's labelled frames without an image above which a line warns of it."""
 
 
-def join_caveats(encoder: str, synthetic: bool) -> str:
+def join_caveats(encoder: str, synthetic: bool, captions: str = "") -> str:
     """What results must say.
 
     Args:
         encoder: The caveat of the encoder; empty for pretrained weights.
         synthetic: Whether raffect drew every image.
+        captions: Name of a table of captions that no data set has; empty without.
     """
     images = DRAWN_CAVEAT if synthetic else ""
-    return _BETWEEN.join(part for part in (encoder, images) if part)
+    texts = f"captions of {as_one_line(captions)}, not checked" if captions else ""
+    return _BETWEEN.join(part for part in (encoder, images, texts) if part)
 
 
 def size_text(number: int, samples: str, groups: int, group_name: str, other: str = "") -> str:
@@ -83,8 +86,8 @@ class DataFacts(Record):
             bank (`raffect.bank.joined`).
         edition: Edition of the labels.
         synthetic: Whether raffect drew every image.
-        caveat: What every table and figure must say, of the encoder and of the images, as
-            `join_caveats` makes it; may be empty.
+        caveat: What every table and figure must say, of the encoder, the images and the captions,
+            as `join_caveats` makes it; may be empty.
         published: Published scores of others that ours may be compared with, by name.
         splits: Frames of each split, by the split's name.
         incomplete: What an incomplete bank lacks, as text; empty for a complete one.
@@ -111,7 +114,7 @@ class DataFacts(Record):
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """The caveat of the encoder and that of the images, as far as there are any."""
+        """Those of the encoder, the images and the captions, as far as there are any."""
         return tuple(part for part in self.caveat.split(_BETWEEN) if part)
 
     @property

@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from raffect.bank.claim import claim, find_threads
 from raffect.bank.extend import extend_plan, unplanned_rows
 from raffect.bank.plan import (
     Plan,
@@ -39,26 +40,11 @@ from raffect.bank.plan import (
     list_generations,
     read_generation,
 )
-from raffect.bank.records import (
-    FORMAT,
-    BankFile,
-    Commit,
-    Identity,
-    parse_bank_file,
-    parse_commit,
-)
-from raffect.bank.shard_file import (
-    REJECTS,
-    format_rejects,
-    format_shard,
-    has_encoder,
-    parse_rejects,
-    threads_of,
-)
+from raffect.bank.records import BankFile, Commit, Identity, parse_bank_file, parse_commit
+from raffect.bank.shard_file import REJECTS, format_rejects, format_shard, parse_rejects
 from raffect.errors import RaffectError
-from raffect.storage.atomic import write_atomic, write_if_absent
 from raffect.storage.commits import Commits
-from raffect.storage.paths import Damaged, locate, parse_parquet
+from raffect.storage.paths import Damaged, locate
 
 _COMMIT = re.compile(r"[0-9]{6,10}\.json", re.A)
 
@@ -140,77 +126,13 @@ class Bank:
     def claim(self, identity: Identity, threads: int | None = None) -> None:
         """Make ``identity`` the bank's, or check that it already is, before shards are committed.
 
-        A bank of format 1 becomes one of format 2, so that an older raffect refuses it instead of
-        taking the new shards' records for damaged ones.
-
-        Args:
-            identity: The encoder.
-            threads: Its CPU threads; None if it runs on a GPU.
-
-        Raises:
-            RaffectError: If another encoder, or one with other threads, made this bank; the message
-                names every difference.
+        See `raffect.bank.claim`, which says when it refuses.
         """
-        file = self.path / "bank.json"
-        if not file.exists():
-            known = self._require_made_by(identity)
-            new = BankFile(identity=identity, threads=known or threads)
-            write_if_absent(file, new.to_bytes())
-        found = self.read_file()
-        if found is None:
-            raise RaffectError(
-                f"{file}: was there a moment ago and cannot be read; "
-                "look after the storage, then run the same command again"
-            )
-        found.identity.require_equal(identity, self.path)
-        if threads and found.threads not in (None, threads):
-            raise RaffectError(
-                f"{self.path}: its encoders have {found.threads} CPU threads, not {threads}, and "
-                "vectors depend on that; run the same command again without --threads"
-            )
-        whole = replace(found, format=FORMAT, threads=found.threads or threads)
-        if whole != found:
-            write_atomic(file, whole.to_bytes())
-
-    def _require_made_by(self, identity: Identity) -> int | None:
-        """Refuse to create ``bank.json`` anew for another encoder than that of a shard.
-
-        Returns:
-            CPU threads of that shard's encoder; None if it had none or there is no shard.
-
-        Raises:
-            RaffectError: If a shard is another encoder's, or does not say whose, as in format 1.
-        """
-        records = self.read_commits().values()
-        table = self._read_sound(records)
-        if table is not None and has_encoder(table, identity):
-            return threads_of(table)
-        if records:
-            raise RaffectError(
-                f"{self.path}: bank.json is missing although shards are committed, and those are "
-                "another encoder's or do not say whose; restore it from a backup, or extract into "
-                "a new --bank"
-            )
-        return None
+        claim(self, identity, threads)
 
     def read_threads(self) -> int | None:
-        """CPU threads of each encoder; of a shard where ``bank.json`` is gone; None if not known.
-
-        Raises:
-            RaffectError: If ``bank.json`` is damaged or of another format.
-        """
-        if (found := self.read_file()) is not None:
-            return found.threads
-        table = self._read_sound(self.read_commits().values())
-        return None if table is None else threads_of(table)
-
-    def _read_sound(self, records: Iterable[Commit]) -> pa.Table | None:
-        """Frame numbers and metadata of the first shard whose file is as committed."""
-        for record in records:
-            with contextlib.suppress(Damaged):
-                content = self.read_committed(record.features_file, record.sha256)
-                return parse_parquet(content, ["frame"])
-        return None
+        """CPU threads of each encoder; None if not known. See `raffect.bank.claim`."""
+        return find_threads(self)
 
     # Plan
 

@@ -23,7 +23,7 @@ from raffect.datasets.affwild2.lines import parse_expression, parse_units
 from raffect.datasets.affwild2.tasks import AU, DTYPES, EXPR
 from raffect.datasets.labels import read_labels
 from raffect.datasets.tasks import Task
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, how_to_add
 from raffect.progress import Progress
 from raffect.storage.keys import Vocabulary, positions
 from raffect.storage.paths import has_file
@@ -204,7 +204,7 @@ def _read_features(file: Path) -> tuple[str, np.ndarray]:
     try:
         import h5py
     except ImportError:
-        raise RaffectError("h5py is not installed; run `pip install 'raffect[h5]'`") from None
+        raise RaffectError(f"h5py is not installed; {how_to_add('h5')}") from None
     try:
         with h5py.File(file) as content:
             name = next((name for name in SPLITS if name in content), None)

@@ -191,7 +191,7 @@ class BankJoinConfig:
 @dataclass(frozen=True, kw_only=True)
 class BankImportConfig:
     """Bring features of others into a bank: *_clip.h5 files with their list of the paper's released
-    code (needs HDF5: `pip install raffect[h5]`), or any vectors as .npy.
+    code (needs HDF5: `uv pip install -e '.[h5]'`), or any vectors as .npy.
 
     Example: `raffect bank import --features train_clip.h5 --list train.txt --task expr --bank bank
     --out data`

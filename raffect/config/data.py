@@ -36,7 +36,7 @@ class SynthConfig:
     """Also save a contact sheet (PNG): subjects by expressions."""
     video: Path | None = None
     """Also draw a video of one subject (MP4) to try `raffect predict` on, and a table of the boxes
-    of its face (VIDEO.boxes.csv). Needs `pip install raffect[video]`."""
+    of its face (VIDEO.boxes.csv). Needs `uv pip install -e '.[video]'`."""
 
     def __post_init__(self) -> None:
         require(

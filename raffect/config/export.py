@@ -27,7 +27,7 @@ class ExportConfig:
     """Folder to write; it must be new or empty."""
     format: Literal["safetensors", "onnx", "pt2"]
     """safetensors: folded weights, which a few lines of numpy read. onnx and pt2 (torch.export): a
-    graph. Needs `pip install "raffect[export]"` for onnx."""
+    graph. Needs `uv pip install -e '.[export]'` for onnx."""
     data_licence: str = ""
     """Licence of the data that the heads were trained on; a model card must state it."""
     input: Literal["features", "pixels"] = "features"

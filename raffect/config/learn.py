@@ -200,8 +200,8 @@ class TuneConfig(LearnConfig):
     save_heads: MayChange[bool] = True
     """Keep the weights of every head."""
     track: MayChange[tuple[Literal["tensorboard", "mlflow", "wandb"], ...]] = ("tensorboard",)
-    """Where curves go besides the run folder; mlflow and wandb need `pip install raffect[mlflow]`
-    or raffect[wandb]."""
+    """Where curves go besides the run folder; mlflow and wandb need `uv pip install -e
+    '.[mlflow]'` or '.[wandb]'."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

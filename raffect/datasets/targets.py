@@ -33,6 +33,8 @@ KIND = "contrastive"
 """Kind of these tasks."""
 SUFFIX = ".targets.parquet"
 """What the name of a file of vectors ends with."""
+CAPTIONS_OF = "captions_of"
+"""Metadata of a label table: name of the table that captions of no data set are from."""
 _MOST_TARGETS = 1 << 31
 _CHUNK = 4096
 """Vectors that are worked on at a time: a teacher has one for each of a million frames."""

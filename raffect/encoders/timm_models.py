@@ -7,7 +7,6 @@ Hugging Face hub and torch.hub keep what timm downloads.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import shlex
@@ -18,7 +17,7 @@ from typing import Any
 
 from raffect.config import TIMM_PREFIX, EncoderConfig
 from raffect.encoders.weights import SUFFIXES, Source, random_source, view_side, weights_folder
-from raffect.errors import RaffectError, require
+from raffect.errors import RaffectError, did_you_mean, require
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _DINOV2_SIZE = 224
@@ -53,8 +52,7 @@ def read_timm_config(model: str) -> Any:
     except RuntimeError:
         found = None
     if found is None:
-        near = difflib.get_close_matches(model, list_timm(), n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = did_you_mean(model, list_timm(), most=3, cutoff=0.5)
         shown = "`raffect models list --pattern timm:` shows all"
         raise RaffectError(f"--encoder.model {model}: timm has no such model{hint}; {shown}")
     return found

@@ -7,7 +7,6 @@ the Hugging Face hub keep theirs. Nothing is downloaded except by `raffect model
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import math
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raffect.config import EMBEDDED_MODEL, TIMM_PREFIX, EncoderConfig
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, did_you_mean
 from raffect.storage.paths import sha256_of
 from raffect.storage.records import parse_object
 
@@ -157,8 +156,7 @@ def read_model_config(model: str) -> dict[str, Any]:
     """
     file = model_configs().get(model)
     if file is None:
-        near = difflib.get_close_matches(model, model_configs(), n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = did_you_mean(model, model_configs(), most=3, cutoff=0.5)
         what = f"--encoder.model {model}: no such model{hint}"
         raise RaffectError(f"{what}; `raffect models list` shows all")
     return parse_object(file.read_bytes(), file, "install raffect and open_clip_torch again")
@@ -227,11 +225,10 @@ def _from_tag(model: str, tag: str) -> Source:
     """Weights of one of open_clip's tags."""
     tags = list_tags(model)
     if tag not in tags:
-        near = difflib.get_close_matches(tag, tags, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(tags) or 'none'}"
+        hint = did_you_mean(tag, tags) or f" (it has {', '.join(tags) or 'none'})"
         if not tags:
-            hint += f"; did you mean --encoder.model {model.removesuffix('-quickgelu')}?"
-        what = f"--encoder.weights {tag}: {model} has no such tag; {hint}"
+            hint += f"; try --encoder.model {model.removesuffix('-quickgelu')}"
+        what = f"--encoder.weights {tag}: {model} has no such tag{hint}"
         raise RaffectError(f"{what}. A local file or random:SEED works too")
     file = find_tag_file(model, tag)
     if file is None:
@@ -341,7 +338,9 @@ def _hub_files(hub: str) -> list[Path]:
 def _open_clip_folder() -> Path:
     spec = importlib.util.find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
-        raise RaffectError("open_clip is not installed; run `pip install 'open_clip_torch>=3,<4'`")
+        raise RaffectError(
+            "open_clip is not installed; run `uv pip install -e .` in raffect's clone"
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 

@@ -65,8 +65,7 @@ class Ensemble:
     ) -> None:
         self.heads, self.rules, self.device = tuple(heads), rules, device
         self._kind = loss_kind(rules.task)
-        weight = torch.tensor([head.weight for head in rules.heads], dtype=torch.float64)
-        self._weight_P = (weight / weight.sum()).float().to(device)
+        self._weight_P = torch.tensor(rules.shares, device=device)
         self._parts = _side_by_side(heads, device)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from raffect.bank.facts import DRAWN_CAVEAT
 from raffect.export.records import ExportedTask, ExportRecord
 from raffect.metrics.intervals import Headline
 from raffect.metrics.task_kinds import kind_of
@@ -66,15 +67,17 @@ def _front_matter(record: ExportRecord, name: str, licence: str) -> str:
     results = []
     for task in record.tasks:
         kind, found = kind_of(task.task), _headline(task)
-        where = ", ".join([_dataset(task), task.judged_on or "validation split", *record.caveats])
         if found is None:
             continue
+        # A caveat that the name of the data states is stated once
+        source = DRAWN_CAVEAT if task.synthetic else _dataset(task)
+        where = dict.fromkeys([source, task.judged_on or "validation split", *record.caveats])
         results.append(
             EvalResult(
                 task_type="image-classification",
                 task_name=task.task.name.upper(),
                 dataset_type=_dataset(task),
-                dataset_name=where,
+                dataset_name=", ".join(where),
                 dataset_config=task.task.name,  # or the Hub's writer would join all tasks
                 dataset_split="validation",
                 metric_type="f1" if "F1" in kind.title else kind.key,
@@ -206,12 +209,15 @@ def _rules(task: ExportedTask) -> str:
 
 
 def _scores(task: ExportedTask) -> str:
-    kind, name = kind_of(task.task), task.task.name.upper()
+    name = task.task.name.upper()
     trained = f"trained on {task.trained_on}, " if task.trained_on else ""
-    lines = [
-        f"- {name}, {kind.title}: {trained}judged on {task.judged_on or 'the validation split'}; "
-        f"chance {chance_text(task.chance)}"
-    ]
+    if _headline(task) is None:  # chance says nothing where no score stands beside it
+        lines = [f"- {name}: {trained}no score is known"]
+    else:
+        lines = [
+            f"- {name}, {kind_of(task.task).title}: {trained}judged on "
+            f"{task.judged_on or 'the validation split'}; chance {chance_text(task.chance)}"
+        ]
     for head in task.heads:
         score = "not known, it was imported"
         if head.score is not None:
@@ -221,6 +227,8 @@ def _scores(task: ExportedTask) -> str:
 
 
 def _scores_note(record: ExportRecord) -> str:
+    if not any(map(_headline, record.tasks)):
+        return ""
     chosen = {head.snapshot for task in record.tasks for head in task.heads}
     best = (
         " The epoch `best` was chosen on the same frames: optimistic." if "best" in chosen else ""

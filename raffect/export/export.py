@@ -24,7 +24,7 @@ from raffect.evaluation.inputs import Inputs
 from raffect.export.card import write_card
 from raffect.export.check import compare
 from raffect.export.formats import FORMATS
-from raffect.export.graph import HeadsGraph, PixelsGraph, output_names, shares
+from raffect.export.graph import HeadsGraph, PixelsGraph, output_names
 from raffect.export.records import (
     RECORD_FILE,
     About,
@@ -34,6 +34,7 @@ from raffect.export.records import (
 )
 from raffect.export.samples import expected_of_file, given_to_file, take_features, take_pictures
 from raffect.heads.checkpoint import HeadCard
+from raffect.metrics.scores import Chance, mean_chance
 from raffect.progress import stage
 from raffect.provenance import git_commit, versions
 from raffect.runs.data import fingerprint_of
@@ -250,7 +251,7 @@ def _known_licence(identity: Identity, config: ExportConfig) -> str:
 def _describe(ensemble: Ensemble) -> ExportedTask:
     rules, cards = ensemble.rules, [head.card for head in ensemble.heads]
     heads, data = [], [card.data for card in cards]
-    for place, (card, share) in enumerate(zip(cards, shares(rules), strict=True)):
+    for place, (card, share) in enumerate(zip(cards, rules.shares, strict=True)):
         heads.append(
             ExportedHead(
                 name=f"{rules.task.name}.{place}",
@@ -275,13 +276,19 @@ def _describe(ensemble: Ensemble) -> ExportedTask:
         bias=rules.bias,
         windows=rules.windows,
         chosen_on=rules.chosen_on,
-        chance=cards[0].chance,
+        chance=_chance(cards),
         samples=" or ".join(dict.fromkeys(map(_samples, cards))),
         trained_on=_sizes(data, "train"),
         judged_on=_sizes(data, "validation"),
         synthetic=any(facts.synthetic for facts in data),
         edition=" and ".join(dict.fromkeys(facts.edition for facts in data if facts.edition)),
     )
+
+
+def _chance(cards: Sequence[HeadCard]) -> Chance:
+    """The mean over the data that heads were judged on: official folds have one each."""
+    judged = [card for card in cards if card.validation is not None] or cards
+    return mean_chance(list({fingerprint_of(card.data): card.chance for card in judged}.values()))
 
 
 def _samples(card: HeadCard) -> str:

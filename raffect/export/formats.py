@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from raffect.errors import RaffectError, require
+from raffect.errors import RaffectError, how_to_add, require
 from raffect.export import loader
 from raffect.export.graph import FoldedMlp, HeadsGraph
 from raffect.export.records import About
@@ -54,7 +54,7 @@ class Format(ABC):
         require(
             not missing,
             f"--format {self.file.rpartition('.')[2]}: {' and '.join(missing)} not installed; "
-            'pip install "raffect[export]"',
+            + how_to_add("export"),
         )
 
     @property

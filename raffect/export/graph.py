@@ -68,7 +68,7 @@ class TaskGraph(nn.Module):
     def __init__(self, heads: Sequence[nn.Module], rules: DecisionRules) -> None:
         super().__init__()
         self.heads, self._kind = nn.ModuleList(heads), loss_kind(rules.task)
-        self.register_buffer("weight", torch.tensor(shares(rules)))
+        self.register_buffer("weight", torch.tensor(rules.shares))
         levels = torch.tensor(rules.bias or rules.thresholds, dtype=torch.float32)
         self.register_buffer("level", levels)
         self._has_bias = any(rules.bias)
@@ -143,9 +143,3 @@ def output_names(rules: DecisionRules) -> tuple[str, ...]:
     task = rules.task
     ends = [_SCORES[task.kind], *filter(None, [_DECISIONS.get(task.kind)])]
     return tuple(f"{task.name}_{end}" for end in ends)
-
-
-def shares(rules: DecisionRules) -> list[float]:
-    """Each head's share of the mean; they add up to 1."""
-    total = sum(head.weight for head in rules.heads)
-    return [head.weight / total for head in rules.heads]

@@ -62,7 +62,8 @@ class ExportedTask(Record):
             which sees one sample at a time; whoever runs it on a video applies it to probabilities
             before deciding.
         chosen_on: What thresholds, bias, weights and windows were chosen on.
-        chance: Scores of predictors that do not look at the frames.
+        chance: Scores of predictors that do not look at the frames; of heads of several folds, the
+            mean over these.
         samples: What its heads learnt from: ``single frames``, ``means of clips``, or windows.
         trained_on: Such as ``8,000 frames of 60 videos``; empty if not known.
         judged_on: The same of the validation split.

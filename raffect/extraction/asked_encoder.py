@@ -19,15 +19,13 @@ from raffect.encoders.weights import (
 )
 from raffect.errors import RaffectError
 from raffect.extraction.steps import Geometry
-from raffect.imports import quick_imports
 
 
 def load_clip(config, device, threads):
     """Load the encoder that actors use by default; only here torch is imported."""
-    with quick_imports():
-        import torch
+    import torch
 
-        from raffect.encoders.tower import load_encoder
+    from raffect.encoders.tower import load_encoder
 
     if device == "cpu":  # Ray gives an actor one thread
         torch.set_num_threads(threads)

@@ -28,6 +28,7 @@ from raffect.errors import RaffectError
 from raffect.extraction.board import Reporter
 from raffect.extraction.notes import EncodeNotes, ReadNotes, ShardStats, as_notes, read_notes
 from raffect.extraction.pile import Pile, split_pixels
+from raffect.imports import quick_imports
 from raffect.storage.atomic import write_atomic
 from raffect.storage.cells import as_cell, read_cell, table_from_bytes, table_to_bytes
 from raffect.storage.paths import explain
@@ -186,7 +187,8 @@ class EncodeShard:
         self.reporter = reporter or Reporter()
         self.reporter.loading()
         try:
-            self.encoder = load(config, device, threads)
+            with quick_imports():  # this is a worker, not a user's own process
+                self.encoder = load(config, device, threads)
             # Before the probe, which cuts the batch size if memory runs out
             self.asked_batch_size = self.encoder.batch_size
             Bank(bank).claim(self.encoder.identity, self.threads)

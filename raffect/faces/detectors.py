@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from raffect.config import FacesConfig
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, how_to_add
 from raffect.faces.boxes import file_name, find_all, read_boxes
 from raffect.faces.records import DetectorName, FaceSettings
 from raffect.faces.tracks import FIELDS
@@ -48,13 +48,16 @@ class Detector(Protocol):
 
 
 def choose_detector(config: FacesConfig) -> tuple[DetectorName, str]:
-    """The detector that a configuration means, and why it is that one."""
+    """The detector that a configuration means, and why it is that one.
+
+    Files go by their names: pages that are handed on state the reason, and folders are private.
+    """
     if config.detector != "auto":
         return config.detector, f"--detector {config.detector}"
     if config.boxes is not None:
-        return "boxes", f"boxes of {config.boxes}"
+        return "boxes", f"boxes of {config.boxes.absolute().name}"
     if config.detector_model is not None:
-        return "yunet", f"--detector-model {config.detector_model}"
+        return "yunet", f"--detector-model {config.detector_model.name}"
     return "haar", "neither --boxes nor --detector-model; the one whose weights come with OpenCV"
 
 
@@ -183,7 +186,7 @@ def _import_cv2() -> Any:
         import cv2
     except ImportError as error:
         raise RaffectError(
-            f"detectors need OpenCV ({error}); on every machine `pip install 'raffect[faces]'`, "
+            f"detectors need OpenCV ({error}); on every machine {how_to_add('faces')}, "
             "or bring --boxes of another tool"
         ) from error
     # Threads would share the CPU that a task takes, and change the order of boxes.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raffect.datasets.frames import MAX_PIXELS
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, how_to_add
 from raffect.storage.paths import Damaged, open_regular
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def require_av() -> None:
         import av  # noqa: F401
     except ImportError as error:
         raise RaffectError(
-            f"videos need PyAV ({error}); on every machine `pip install 'raffect[video]'`"
+            f"videos need PyAV ({error}); on every machine {how_to_add('video')}"
         ) from error
 
 

@@ -16,7 +16,6 @@ case: every data set has an order of its own.
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from typing import Annotated
 from annotated_types import MinLen
 
 from raffect.datasets.tasks import Task
-from raffect.errors import RaffectError, require
+from raffect.errors import RaffectError, did_you_mean, require
 from raffect.storage.records import Record
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -149,8 +148,7 @@ def read_prompt_set(name: str) -> tuple[str, bytes, PromptSet]:
     shipped = list_shipped()
     path = shipped.get(name) or Path(name)
     if not path.is_file():
-        near = difflib.get_close_matches(name, shipped, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, shipped)
         expected = f"expected all, one of {', '.join(shipped)}, or a TOML file"
         raise RaffectError(f"--prompts {name}: no such prompt set{hint}; {expected}")
     content = path.read_bytes()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 from annotated_types import Ge
 
 from raffect.storage.records import Record
@@ -90,3 +92,15 @@ class Chance(Record):
         """The predictor that scores `level`."""
         by_prior = self.prior is not None and self.prior >= (self.majority or 0.0)
         return "guesses by the class shares" if by_prior else self.answer
+
+
+def mean_chance(chances: Sequence[Chance]) -> Chance:
+    """The mean over folds; the best constant may be another one in each."""
+    answers = {chance.answer for chance in chances}
+    majority = [chance.majority for chance in chances if chance.majority is not None]
+    prior = [chance.prior for chance in chances if chance.prior is not None]
+    return Chance(
+        answer=answers.pop() if len(answers) == 1 else "the best constant of each fold",
+        majority=float(np.mean(majority)) if majority else None,
+        prior=float(np.mean(prior)) if prior else None,
+    )

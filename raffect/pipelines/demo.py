@@ -27,7 +27,7 @@ from raffect.config import (
 from raffect.datasets.prepare import prepare
 from raffect.datasets.synthetic.tree import EDITION, TEMPLATES, write_synthetic
 from raffect.datasets.synthetic.video import write_video
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, how_to_add
 from raffect.evaluation.predict import predict
 from raffect.extraction.extract import extract
 from raffect.pipelines.predict_files import predict_files
@@ -158,7 +158,7 @@ def _predict_video(config: DemoConfig, say: Callable[[str], None]) -> None:
     say("9/9 predict: a drawn video, to look at as an overlay and a page")
     clip, out = config.out / "clip.mp4", config.out / "predictions"
     if importlib.util.find_spec("av") is None:
-        say("    left out: videos need `pip install 'raffect[video]'`")
+        say(f"    left out: videos need {how_to_add('video')}")
         return
     if not clip.exists():
         write_video(clip, seed=config.seed)

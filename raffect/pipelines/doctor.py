@@ -130,7 +130,7 @@ def _check_packages() -> Iterator[Check]:
     found = versions()
     missing = [name for name, version in found.items() if version == "missing"]
     text = ", ".join(f"{name} {version}" for name, version in found.items())
-    fix = f"; run `pip install {' '.join(missing)}`" if missing else ""
+    fix = f"; run `uv pip install {' '.join(missing)}`" if missing else ""
     yield Check("packages", not missing, text + fix)
     yield Check("commit", None, git_commit() or "not a git checkout")
     # torch stands for all packages: an installer compiles all of them or none.

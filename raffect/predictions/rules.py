@@ -90,6 +90,12 @@ class DecisionRules(Record):
         return f"{self.task.name}: {len(self.heads)} head(s)"
 
     @property
+    def shares(self) -> list[float]:
+        """Each head's share of the mean; they add up to 1."""
+        total = sum(head.weight for head in self.heads)
+        return [head.weight / total for head in self.heads]
+
+    @property
     def is_plain(self) -> bool:
         """Whether nothing but the mean of the heads' probabilities is decided on."""
         plain = plain_rules(self.task)

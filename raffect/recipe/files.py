@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raffect.errors import RaffectError, require
+from raffect.errors import RaffectError, did_you_mean, require
 from raffect.recipe.names import (
     DEFAULTS,
     NAMES,
@@ -44,8 +43,7 @@ def find_recipe(name: str) -> Path:
 
     # Neither
     names = sorted(file.stem for file in RECIPES.glob("*.toml"))
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(name, names)
     expected = f"expected one of {', '.join(names)} or a TOML file"
     raise RaffectError(f"{name}: no such recipe{hint}; {expected}")
 

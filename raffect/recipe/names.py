@@ -7,7 +7,6 @@ made of the names and values of the first run folders.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
@@ -15,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from raffect.errors import require
+from raffect.errors import did_you_mean, require
 from raffect.recipe.settings import Recipe, flatten
 
 R = TypeVar("R", bound=Recipe)
@@ -140,9 +139,8 @@ def are_texts(value: Any) -> bool:
 
 def unknown_name(name: str, known: Sequence[str]) -> str:
     """The error message for a setting that does not exist."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"unknown setting {shorten(name)}; {hint}all are: {', '.join(known)}"
+    hint = did_you_mean(name, known, cutoff=0.5)
+    return f"unknown setting {shorten(name)}{hint}; all are: {', '.join(known)}"
 
 
 def expand(recipe: Recipe, space: Mapping[str, Sequence[Any]]) -> list[Recipe]:

@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from raffect.errors import require
 from raffect.recipe import Recipe
 from raffect.runs.folder import RunFolder, find_records
-from raffect.runs.records import HeadRecord, PlannedHead
+from raffect.runs.records import FoldsNote, HeadRecord, PlannedHead
 from raffect.runs.spread import group_by_settings, settings_key
+from raffect.storage.atomic import write_atomic
 
 
 def heads_of_folds(recipes: Sequence[Recipe], folds: int) -> list[PlannedHead]:
     """Every recipe on every fold."""
     return [PlannedHead(recipe, fold, folds) for fold in range(folds) for recipe in recipes]
+
+
+def keep_folds(folder: RunFolder, fold_of_frames: np.ndarray) -> None:
+    """Note the folds of a run, so that it does not go on with others.
+
+    Args:
+        folder: The run. One without a note, of an earlier version, gets one.
+        fold_of_frames: Fold of each training frame, shape (N,).
+
+    Raises:
+        RaffectError: If folds are noted and others: scikit-learn deals them, and another version
+            may do so otherwise.
+    """
+    from sklearn import __version__
+
+    sha256 = hashlib.sha256(fold_of_frames.astype("<i8").tobytes()).hexdigest()
+    file = folder.path / "folds.json"
+    if not file.exists():
+        write_atomic(file, FoldsNote(sha256=sha256, scikit_learn=__version__).to_bytes())
+        return
+    found = FoldsNote.from_json(file.read_bytes(), file, "name a new --out")
+    require(
+        found.sha256 == sha256,
+        f"--out {folder.path}: its folds are those of scikit-learn {found.scikit_learn}, and "
+        f"{__version__} deals others; go on with that version, or name a new folder",
+    )
 
 
 def choose_epochs(folder: RunFolder, recipes: Sequence[Recipe], folds: int) -> dict[str, int]:

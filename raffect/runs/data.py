@@ -24,7 +24,7 @@ from raffect.bank.records import Commit
 from raffect.bank.windows import Window, WindowIndex, find_windows
 from raffect.datasets.affwild2 import tasks as affwild2
 from raffect.datasets.labels import is_of_clips, read_label_task, read_labels, read_values
-from raffect.datasets.targets import is_targets_file
+from raffect.datasets.targets import CAPTIONS_OF, is_targets_file
 from raffect.datasets.tasks import SPLITS, Task
 from raffect.errors import RaffectError, require
 from raffect.heads.loss_kind import LossKind
@@ -246,7 +246,7 @@ def _describe(
         encoders=(identity,),
         edition=metadata.get("edition", ""),
         synthetic=synthetic,
-        caveat=join_caveats(identity.caveat, synthetic),
+        caveat=join_caveats(identity.caveat, synthetic, metadata.get(CAPTIONS_OF, "")),
         published=published,
         splits={
             name: SplitFacts(frames=len(index), groups=len(index.groups), **missing[name])

@@ -2,6 +2,7 @@
 
 config.toml        the command's settings; `raffect train RUN/config.toml --out NEW` repeats it
 env.json           versions, commit, machine, and the facts of the data
+folds.json         digest of the folds that epochs are chosen on
 heads/<id>.json    one head's record: settings, curve and scores; written last
 statistics/        counts by head, epoch and video behind the scores, a Parquet file a batch
 predictions/       what heads of folds predict for their fold, likewise

@@ -186,6 +186,19 @@ class BatchNote(Record):
     heads: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FoldsNote(Record):
+    """Which folds a run chooses epochs on.
+
+    Attributes:
+        sha256: Of the fold of each training frame.
+        scikit_learn: Version that dealt them.
+    """
+
+    sha256: str
+    scikit_learn: str
+
+
 def is_finished(record: HeadRecord | None, cv_epoch: int | None = None) -> bool:
     """Whether a head needs no more training, and keeps the cross-validated epoch."""
     if record is None or record.status == RUNNING:

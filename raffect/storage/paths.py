@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, how_to_add
 
 MAX_BYTES = 256_000_000
 """Largest picture or annotation file that is read."""
@@ -76,7 +76,7 @@ def locate(text: str | Path) -> Path:
         _ = path.fs
     except ImportError as error:
         raise RaffectError(
-            f"{text}: {error}; on every machine `pip install 'raffect[s3]'` for s3://, "
+            f"{text}: {error}; on every machine {how_to_add('s3')} for s3://, "
             f"or fsspec's package for {url.scheme}://"
         ) from error
     except ValueError as error:

@@ -28,7 +28,7 @@ from raffect.datasets.tasks import Task
 from raffect.errors import require
 from raffect.metrics.class_kinds import Uar, War
 from raffect.metrics.intervals import Interval, plain_interval, score_interval
-from raffect.metrics.scores import Chance
+from raffect.metrics.scores import Chance, mean_chance
 from raffect.metrics.task_kinds import Kind, Multiclass, kind_of
 from raffect.runs.conclusions import TrainResult
 from raffect.runs.data import open_dataset
@@ -234,18 +234,6 @@ def pool_groups(judged: Sequence[Judged]) -> np.ndarray:
         for seed, head in enumerate(fold.heads):
             pooled[seed, places] += head
     return pooled
-
-
-def mean_chance(chances: Sequence[Chance]) -> Chance:
-    """The mean over folds; the best constant may be another one in each."""
-    answers = {chance.answer for chance in chances}
-    majority = [chance.majority for chance in chances if chance.majority is not None]
-    prior = [chance.prior for chance in chances if chance.prior is not None]
-    return Chance(
-        answer=answers.pop() if len(answers) == 1 else "the best constant of each fold",
-        majority=float(np.mean(majority)) if majority else None,
-        prior=float(np.mean(prior)) if prior else None,
-    )
 
 
 def score_folds(

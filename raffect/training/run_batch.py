@@ -185,7 +185,7 @@ def _plan_fit(
         targets, task, recipe.batch_size, f"the training split of {dataset.facts.labels}"
     )
     rows: AnySamples
-    is_short = not streams and are_short(train, device.type, workers)
+    is_short = not streams and are_short((train, validation), device.type, workers)
     if streams:
         rows = RayStream(train, task, recipe.batch_size, recipe.seed)
     elif is_short and can_share(train):

@@ -9,7 +9,7 @@ and workers agree.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -81,20 +81,20 @@ def decide_stream(
     return "never" if fits else "always"
 
 
-def are_short(index: FeatureIndex, device: str, workers: Workers) -> bool:
+def are_short(splits: Sequence[FeatureIndex], device: str, workers: Workers) -> bool:
     """Whether the features of several workers do not all fit, so that each must do with a part.
 
     Then training features are shared (`can_share`), and those for validation are mapped. All
     workers take the same answer. It changes no result.
 
     Args:
-        index: Of the training samples.
+        splits: What each would hold: samples for training and for validation.
         device: Of each worker.
         workers: Who calls this at once.
     """
     # Workers without GPUs may all be on this machine
     copies = 1 if _on_gpu(device) else workers.size
-    needed = copies * 2 * len(index.shard) * index.dim
+    needed = copies * sum(2 * len(index.shard) * index.dim for index in splits)
     is_short = needed > MEMORY_SHARE * _memory_bytes(device)
     answers = torch.tensor(float(is_short), device=device)
     return workers.size > 1 and bool(workers.sum_(answers) > 0)

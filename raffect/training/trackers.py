@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raffect.config import TuneConfig
-from raffect.errors import require
+from raffect.errors import how_to_add, require
 from raffect.runs.folder import RunFolder
 from raffect.storage.paths import is_remote
 
@@ -62,7 +62,7 @@ def require_trackers(track: Sequence[str], remote: bool) -> None:
         package = {"tensorboard": "tensorboardX"}.get(name, name)
         require(
             importlib.util.find_spec(package) is not None,
-            f"--track {name}: not installed; `pip install 'raffect[{name}]'`, or leave it out",
+            f"--track {name}: not installed; {how_to_add(name)}, or leave it out",
         )
     if "wandb" in track and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
         # It warns of a deprecated call, which Ray's callback makes as well.

@@ -25,7 +25,7 @@ from raffect.progress import Progress, stage
 from raffect.ray_session.session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import expand, plain
 from raffect.runs.conclusions import SweepResult, TrainResult, conclude_run, conclude_sweep
-from raffect.runs.cross_validation import choose_epochs, heads_of_folds
+from raffect.runs.cross_validation import choose_epochs, heads_of_folds, keep_folds
 from raffect.runs.data import Dataset
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import PlannedHead
@@ -113,6 +113,7 @@ def train_on(
     # The epoch, cross-validated on folds
     cv_epochs: dict[str, int] = {}
     if config.select == "cv":
+        keep_folds(folder, dataset.fold_of_frames(config.num_folds))
         folds = heads_of_folds(recipes, config.num_folds)
         _train_heads(config, dataset, folder, folds, None, "folds", spec)
         cv_epochs = choose_epochs(folder, recipes, config.num_folds)

@@ -24,7 +24,7 @@ from raffect.progress import Progress, stage
 from raffect.ray_session.session import cluster_gpus, last_line, ray_session, ray_storage
 from raffect.recipe import Recipe, plain
 from raffect.runs.conclusions import SweepResult, conclude_sweep
-from raffect.runs.cross_validation import choose_epochs, heads_of_folds
+from raffect.runs.cross_validation import choose_epochs, heads_of_folds, keep_folds
 from raffect.runs.data import Dataset
 from raffect.runs.folder import RunFolder, find_records
 from raffect.runs.records import STOPPED, PlannedHead, is_finished
@@ -103,6 +103,7 @@ def _cross_validate(
     config: TuneConfig, dataset: Dataset, folder: RunFolder, recipes: Sequence[Recipe]
 ) -> dict[str, int]:
     """The epoch that cross-validation chooses for each setting, by head."""
+    keep_folds(folder, dataset.fold_of_frames(config.num_folds))
     _sweep(config, dataset, folder, heads_of_folds(recipes, config.num_folds), None, "folds")
     return choose_epochs(folder, recipes, config.num_folds)
 

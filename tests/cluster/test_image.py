@@ -115,6 +115,11 @@ def test_image_has_a_python_that_the_project_allows():
     assert f"--python {version}" in read("aws.yaml")
 
 
+def test_image_and_machines_of_aws_have_the_same_uv():
+    (version,) = re.findall(r"FROM ghcr.io/astral-sh/uv:([\d.]+) ", read("Dockerfile"))
+    assert re.findall(r"https://astral.sh/uv/(\S*)install.sh", read("aws.yaml")) == [f"{version}/"]
+
+
 def test_image_installs_from_the_lock_in_layers_and_runs_as_a_user():
     steps = [f"{keyword} {rest}" for keyword, rest in instructions()]
     parts = ["USER raffect", "UV_COMPILE_BYTECODE=1", "uv.lock ./", "--no-install-project"]

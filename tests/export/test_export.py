@@ -1,14 +1,11 @@
-"""An exported file answers what raffect does, says all of itself, and is there whole or not."""
+"""An exported file answers what raffect does, says so of itself, and is there whole or not."""
 
 import contextlib
 import hashlib
 import json
-import os
 import re
 import resource
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,78 +13,34 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import raffect
-from raffect.bank.facts import SplitFacts
-from raffect.bank.format import Identity
 from raffect.cli import main
 from raffect.config import EncoderConfig
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.encoders.tower import load_encoder
 from raffect.errors import RaffectError
-from raffect.evaluation.choose_rules import RULES_FILE
 from raffect.export import check, formats
 from raffect.export.records import RECORD_FILE, ExportRecord
 from raffect.heads.checkpoint import load_head, read_card, save_head
 from raffect.heads.compared import ComparedSpec
 from raffect.heads.pooled import PooledSpec
 from raffect.heads.prompts import PromptSpec
-from raffect.predictions.rules import WeightedHead, plain_rules
 from raffect.recipe import HeadConfig, Recipe
 from raffect.runs.data import open_dataset
 from tests.helpers.banks import IDENTITY
 from tests.helpers.commands import error_line
+from tests.helpers.exports import FORMATS, GRAPHS, LICENCE, choose, export, folders_of
 from tests.helpers.heads import make_head
 from tests.helpers.learning import make_data
 
-GRAPHS = [pytest.param(form, marks=pytest.mark.cluster) for form in ("onnx", "pt2")]
-FORMATS = ["safetensors", *GRAPHS]
-LICENCE = "Aff-Wild2's agreement"
-PROBE = Recipe(task="expr", head=HeadConfig(depth=0, normalise="l2"))
 WINDOWS = Recipe(
     task="expr",
     head=HeadConfig(kind="temporal", width=8, layers=1, attention_heads=2, window=3),
 )
-
-
-@pytest.fixture
-def runs(tmp_path):
-    """Runs of three tasks; one of EXPR is a linear probe that divides features by their norm."""
-    root = tmp_path / "runs"
-    for place in range(2):
-        make_head(root / "expr" / "weights" / f"h{place}" / "last", EXPR, seed=place)
-    make_head(root / "probe" / "weights" / "h" / "last", EXPR, recipe=PROBE, seed=2)
-    make_head(root / "au" / "weights" / "h" / "last", AU, seed=4)
-    make_head(root / "va" / "weights" / "h" / "last", VA, seed=5)
-    return tuple(root / name for name in ("expr", "probe", "au", "va"))
-
-
-def folders_of(*runs):
-    return [file.parent for run in runs for file in sorted(run.rglob("config.json"))]
-
-
-def choose(runs):
-    """Decision rules of all kinds for EXPR and AU, in the runs' folders."""
-    for task, folders in ((EXPR, folders_of(*runs[:2])), (AU, folders_of(runs[2]))):
-        heads = tuple(
-            WeightedHead(folder=str(folder), sha256=read_card(folder).sha256, weight=1.0 + place)
-            for place, folder in enumerate(folders)
-        )
-        levels = tuple(np.linspace(0.2, 0.7, len(task.outputs)).tolist())
-        own = {"bias": levels} if task is EXPR else {"thresholds": levels}
-        windows = (2,) * len(task.outputs)
-        rules = replace(plain_rules(task, heads), **own, windows=windows, chosen_on="validation")
-        (folders[0].parents[2] / RULES_FILE).write_bytes(rules.to_bytes())
-
-
-def export(tmp_path, runs, form, **more):
-    out = more.pop("out", tmp_path / form)
-    usual = {"run": runs, "out": out, "format": form, "data_licence": LICENCE, "num_checked": 50}
-    return raffect.export_heads(raffect.ExportConfig(**usual | more))
 
 
 def forward(folder, x):
@@ -142,29 +95,6 @@ def test_a_file_answers_what_a_numpy_forward_pass_of_the_heads_does(tmp_path, ru
                 np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_the_code_of_a_card_runs_in_its_folder_without_raffect(tmp_path, runs, form):
-    export(tmp_path, runs, form)
-    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / form / "README.md").read_text(), re.S)
-    code = "import sys; sys.modules['raffect'] = None\n" + code
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path / form, capture_output=True, text=True, check=True)
-    for name in ("expr_probabilities", "expr_class", "au_labels", "va_values"):
-        assert name in done.stdout
-
-
-def test_the_loader_of_a_card_is_what_the_file_was_checked_with(tmp_path, runs):
-    export(tmp_path, runs, "safetensors")
-    text = (tmp_path / "safetensors" / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    names = {}
-    exec(code.rpartition("\n\nprint")[0], names)
-    file, x = tmp_path / "safetensors" / "model.safetensors", np.ones((5, IDENTITY.dim))
-    expected = formats.FORMATS["safetensors"].open(tmp_path / "safetensors")(x)
-    for name, values in names["predict"](file, x).items():
-        np.testing.assert_array_equal(values, expected[name])
-
-
 def texts_of(file):
     """The metadata inside a file."""
     if file.suffix == ".onnx":
@@ -209,97 +139,11 @@ def test_no_path_of_this_machine_is_in_what_is_handed_on(tmp_path, runs, form):
             assert str(path).encode() not in content, (file, path)
 
 
-def test_the_card_is_one_of_the_hubs_with_scores_licences_and_what_the_file_lacks(tmp_path, runs):
-    choose(runs)
-    result = export(tmp_path, runs, "safetensors", licence="cc-by-nc-4.0")
-    card = ModelCard.load(tmp_path / "safetensors" / "README.md")
-    assert (card.data.license, card.data.library_name) == ("cc-by-nc-4.0", "raffect")
-    assert [found.dataset_config for found in card.data.eval_results] == ["expr", "au", "va"]
-    assert [found.metric_value for found in card.data.eval_results] == [0.5] * 3
-    assert LICENCE in card.text
-    assert "**not in the file**" in card.text
-    assert "these are the plain rules" in card.text  # of VA
-    assert "Neutral ± 2" in card.text
-    assert IDENTITY.weights_sha256 in card.text
-    assert "chosen on validation: optimistic" in card.text
-    assert "EXPR: means over time are not in the file" in "\n".join(result.lines())
-
-
-def test_scores_on_drawn_faces_and_random_weights_are_labelled_wherever_they_stand(tmp_path):
-    encoder = replace(IDENTITY, caveat="random weights")
-    make_head(tmp_path / "h", EXPR, encoder=encoder)
-    card = read_card(tmp_path / "h")
-    data = replace(card.data, synthetic=True, caveat="random weights; drawn faces")
-    interval = replace(card.validation, interval_95=(0.4, 0.6))
-    make_head(tmp_path / "h", EXPR, encoder=encoder, data=data, validation=interval)
-    result = export(tmp_path, (tmp_path / "h",), "safetensors")
-    text = (tmp_path / "safetensors" / "README.md").read_text()
-    found = ModelCard(text).data.eval_results[0]
-    for caveat in ("random weights", "drawn faces"):
-        assert f"Caveat: {caveat}." in text
-        assert caveat in found.dataset_name
-        assert f"caveat: {caveat}" in result.lines()
-    assert "[.400, .600]" in found.metric_name
-
-
-def test_a_card_states_the_data_of_every_head(tmp_path):
-    for name, videos in (("fold-1", 4), ("fold-2", 5)):
-        make_head(tmp_path / name, EXPR)
-        sizes = dict.fromkeys(("train", "validation"), SplitFacts(frames=90, groups=videos))
-        data = replace(read_card(tmp_path / name).data, splits=sizes, synthetic=videos == 5)
-        make_head(tmp_path / name, EXPR, seed=videos, data=data)
-    folds = tmp_path / "fold-1", tmp_path / "fold-2"
-    (task,) = export(tmp_path, folds, "safetensors").record.tasks
-    both = "90 frames of 4 videos or 90 frames of 5 videos"
-    assert (task.trained_on, task.judged_on) == (both, both)
-    assert task.synthetic
-
-
-def of_clips(folder, encoder=IDENTITY):
-    """A head that learnt from means of clips."""
-    make_head(folder, EXPR, encoder=encoder)
-    data = replace(read_card(folder).data, of_clips=True)
-    make_head(folder, EXPR, encoder=encoder, data=data)
-
-
-def test_a_card_states_whether_a_sample_is_a_frame_or_a_clip(tmp_path, runs):
-    of_clips(tmp_path / "clips")
-    mean = "The mean of a clip is that of its vectors, each divided by its norm"
-    for run, samples in ((tmp_path / "clips", "means of clips"), (runs[0], "single frames")):
-        out = tmp_path / samples
-        export(tmp_path, (run,), "safetensors", out=out)
-        text = (out / "README.md").read_text()
-        assert f"EXPR from {samples}." in text
-        assert (mean in text) == (samples == "means of clips")
-
-
-@pytest.mark.cluster
-def test_pictures_for_heads_that_learnt_from_clips_are_a_caveat(tmp_path, embedded):
-    of_clips(tmp_path / "h", embedded)
-    result = export(tmp_path, (tmp_path / "h",), "pt2", input="pixels", num_checked=2)
-    assert "trained on means of clips, used here on single frames" in result.record.caveats
-
-
-def test_a_head_that_diverged_is_a_caveat(tmp_path):
-    make_head(tmp_path / "h", EXPR, status="diverged", id="a1")
-    result = export(tmp_path, (tmp_path / "h",), "safetensors")
-    assert result.record.caveats == ("head a1 diverged, and this is its last sound epoch",)
-
-
 def test_a_folder_of_official_folds_is_refused_by_their_names(tmp_path):
     (tmp_path / "dfew" / "fold-1").mkdir(parents=True)
     (tmp_path / "dfew" / "fold-1" / "env.json").touch()
     with pytest.raises(RaffectError, match="holds official folds: name those, such as .*fold-1"):
         export(tmp_path, (tmp_path / "dfew",), "safetensors")
-
-
-def test_a_folder_of_any_name_has_a_card_in_utf_8(tmp_path, runs):
-    out = tmp_path / os.fsdecode(b"gesichter: \xff\n\xc3\xbc")
-    result = export(tmp_path, runs, "safetensors", out=out, data_licence="für Forschung: 'ja' \"#1")
-    text = (out / "README.md").read_text("utf-8")
-    assert ModelCard(text).data.model_name == r"gesichter: \udcff\nü"
-    assert "für Forschung: 'ja' \"#1" in text
-    assert result.record.data_licence in text
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -436,7 +280,7 @@ def test_a_missing_package_is_one_line_with_the_extra(tmp_path, runs, monkeypatc
     assert main([*command, "--run", str(runs[0])]) == 2
     line = error_line(capsys.readouterr().err)
     assert "nonesuch not installed" in line
-    assert 'pip install "raffect[export]"' in line
+    assert "; `uv pip install -e '.[export]'` in raffect's clone" in line
 
 
 @pytest.mark.parametrize("form", GRAPHS)
@@ -490,11 +334,6 @@ def test_a_head_that_reads_windows_has_no_folded_weights_and_takes_no_picture(tm
     pixels = {"input": "pixels", "weights_licence": "MIT"}
     with pytest.raises(RaffectError, match="read windows of 3 frames, and a file of pictures"):
         export(tmp_path, (tmp_path / "w",), "pt2", **pixels)
-
-
-@pytest.fixture(scope="session")
-def embedded() -> Identity:
-    return load_encoder(EncoderConfig(model="raffect-faces"), "cpu").identity
 
 
 @pytest.mark.cluster

@@ -68,9 +68,9 @@ def test_the_choice_of_a_detector_has_its_reason():
     config = {"inputs": (Path("a.jpg"),), "out": Path("o")}
     assert choose_detector(FacesConfig(**config))[0] == "haar"
     assert "weights come with OpenCV" in choose_detector(FacesConfig(**config))[1]
-    name, why = choose_detector(FacesConfig(**config, boxes=Path("b.csv")))
+    name, why = choose_detector(FacesConfig(**config, boxes=Path("/home/me/b.csv")))
     assert (name, why) == ("boxes", "boxes of b.csv")
-    name, why = choose_detector(FacesConfig(**config, detector_model=Path("y.onnx")))
+    name, why = choose_detector(FacesConfig(**config, detector_model=Path("../me/y.onnx")))
     assert (name, why) == ("yunet", "--detector-model y.onnx")
     assert choose_detector(FacesConfig(**config, detector="none"))[0] == "none"
 

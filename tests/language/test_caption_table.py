@@ -14,6 +14,7 @@ from raffect.datasets.targets import read_targets
 from raffect.encoders.tower import build_model
 from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
+from raffect.runs.data import open_dataset
 from raffect.storage.tables import read_metadata, write_table
 from tests.helpers.banks import TINY, fill_bank, make_manifest
 from tests.helpers.caption_tables import (
@@ -43,11 +44,28 @@ def as_text(lines, delimiter=","):
 def test_captions_that_prepare_wrote_of_drawn_faces_say_so_without_labels(texts, tmp_path, drawn):
     columns = dict(zip(LINES[0], zip(*LINES[1:], strict=True), strict=True))
     table = pa.table({name: list(columns[name]) for name in ("video", "caption", "split")})
-    write_table(table, tmp_path / "captions.parquet", {"synthetic": drawn})
+    about = {"raffect": "captions/1", "synthetic": drawn}
+    write_table(table, tmp_path / "captions.parquet", about)
     found = make_captions(texts, tmp_path / "c.parquet", table=tmp_path / "captions.parquet")
     assert ("drawn faces" in found.caveat.split("; ")) == (drawn == "true")
+    assert "captions of" not in found.caveat
     # Heads that are trained on it say so as well
     assert read_metadata(read_labels(found.out)).get("synthetic", "false") == drawn
+
+
+def test_scores_of_heads_that_learnt_from_captions_of_a_user_say_so(texts, tmp_path):
+    (tmp_path / "mine.csv").write_text(as_text(LINES))
+    caveat = "captions of mine.csv, not checked"
+    found = make_captions(texts, tmp_path / "c.parquet", table=tmp_path / "mine.csv")
+    assert f"caveat: {found.caveat}" in found.lines()
+    assert found.caveat.split("; ")[-1] == caveat
+    # What every result of a head that is trained on it says
+    facts = open_dataset(texts / "bank", found.out).facts
+    assert facts.caveats[-1] == facts.trained_caveats[-1] == caveat
+    # Captions that raffect makes of labels have no such source
+    labels = texts / "labels" / "au.parquet"
+    made = make_captions(texts, tmp_path / "d.parquet", from_labels=labels)
+    assert "captions of" not in made.caveat + open_dataset(texts / "bank", made.out).facts.caveat
 
 
 def test_a_table_is_the_same_in_every_encoding_and_format(texts, tmp_path):

@@ -87,7 +87,7 @@ def test_labels_need_what_a_face_at_rest_shows(tmp_path):
 
 
 def test_a_set_that_does_not_exist_is_named_with_the_nearest():
-    with pytest.raises(RaffectError, match="--prompts fcas: no such prompt set; did you mean facs"):
+    with pytest.raises(RaffectError, match="no such prompt set .did you mean facs.*; expected"):
         prompts_for("fcas", EXPR)
 
 

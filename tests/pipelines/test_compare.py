@@ -351,7 +351,7 @@ def test_an_incomplete_joined_bank_is_refused_with_the_command_that_fills_it(wor
     ("settings", "message"),
     [
         ({"against": "other"}, "--against other: expected best, first, or one of noisy, bank"),
-        ({"recipe": ("emr",)}, "emr: no such recipe; did you mean erm"),
+        ({"recipe": ("emr",)}, "emr: no such recipe .did you mean erm"),
         ({"banks": ("noisy", "no-bank")}, "no-bank: no bank there"),
         ({"banks": ("noisy", "bank", "noisy")}, "--banks: .*noisy is there twice; give it once"),
         (

@@ -89,7 +89,10 @@ def test_one_command_makes_table_overlay_and_pages_and_leaves_no_crop(out, video
     facts = read_facts(out / "predictions.parquet")
     assert set(facts.caveats) == {"embedded encoder, not CLIP", "drawn faces"}
     for page in ("index.html", "pages/person.html"):
-        assert "embedded encoder, not CLIP; drawn faces" in (out / page).read_text()
+        text = (out / page).read_text()
+        assert "embedded encoder, not CLIP; drawn faces" in text
+        assert str(video.parent) not in text, "pages are handed on, and folders are private"
+    assert "boxes of boxes.csv" in (out / "index.html").read_text()
 
 
 def test_the_csv_of_an_input_holds_its_rows(out):

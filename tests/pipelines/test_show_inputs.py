@@ -87,9 +87,11 @@ def test_a_stopped_run_leaves_no_half_written_overlay(tmp_path, local_ray, monke
     monkeypatch.setattr(module, "_show", wait)
     inputs = [picture(tmp_path, "a")]
     thread = threading.Thread(target=stop, daemon=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # `pytest &` ignores it
     thread.start()
     with pytest.raises(KeyboardInterrupt):
         show(showing_of(tmp_path), *inputs)
+    signal.signal(signal.SIGINT, before)
     assert files_of(tmp_path / "out") == set()
 
 

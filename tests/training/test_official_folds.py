@@ -19,14 +19,13 @@ from raffect.datasets.labels import read_labels, write_clip_labels
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import load_head
 from raffect.metrics.intervals import interval_around
-from raffect.metrics.scores import Chance
+from raffect.metrics.scores import Chance, mean_chance
 from raffect.reporting.cross_sets import _matrix
 from raffect.reporting.run import read_runs
 from raffect.runs.data import open_dataset
 from raffect.training.official_folds import (
     FoldScores,
     Judged,
-    mean_chance,
     pool_groups,
     read_judged,
     train_on_official_folds,

@@ -28,11 +28,14 @@ def _worker(rank, port, data, folder):
     workers, dataset = Workers.current(), open_dataset(data / "bank", data, "expr")
     index = dataset.splits["train"]
 
-    # Only one of them is short of memory; both share
-    are_short = [stream.are_short(index, "cpu", workers)]
+    # Only one of them is short of memory, for both splits and not for one; both share
+    splits = index, dataset.splits["validation"]
+    are_short = [stream.are_short(splits, "cpu", workers)]
     if rank == 0:
-        stream.MEMORY_SHARE = 1e-12
-    are_short += [stream.are_short(index, "cpu", workers)]
+        of_train = 1.1 * workers.size * 2 * len(index) * index.dim
+        stream.MEMORY_SHARE = of_train / stream._memory_bytes("cpu")
+    are_short += [stream.are_short((index,), "cpu", workers)]
+    are_short += [stream.are_short(splits, "cpu", workers)]
 
     # What both hold together is what one would read
     shared = read_shared_rows(index, dataset.task, CPU, workers)
@@ -52,7 +55,7 @@ def test_workers_short_of_memory_read_a_part_each_and_take_the_same_samples(data
         port = probe.getsockname()[1]
     mp.spawn(_worker, (port, data, tmp_path), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert [answers for answers, _, _, _ in found] == [[False, True]] * 2
+    assert [answers for answers, _, _, _ in found] == [[False, False, True]] * 2
     assert all(all(same) for _, same, _, _ in found)
     assert sum(own for _, _, own, _ in found) == found[0][3]
 
@@ -74,8 +77,8 @@ def test_a_part_with_a_feature_that_is_not_finite_is_refused_by_name(data, monke
 
 def test_one_worker_shares_nothing(data, monkeypatch):
     monkeypatch.setattr(stream, "MEMORY_SHARE", 1e-12)
-    index = open_dataset(data / "bank", data, "expr").splits["train"]
-    assert not stream.are_short(index, "cpu", Workers())
+    splits = open_dataset(data / "bank", data, "expr").splits
+    assert not stream.are_short((splits["train"], splits["validation"]), "cpu", Workers())
 
 
 @pytest.mark.parametrize(

@@ -82,14 +82,16 @@ def test_a_run_folder_holds_everything_and_its_heads_score_what_it_says(data, tm
     assert groups == set(validation.videos)
 
 
-def test_training_twice_trains_once_and_config_toml_repeats_it(data, tmp_path, capsys):
+def test_training_twice_trains_once_and_config_toml_repeats_it(data, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     assert main(words("train", data, out, recipe="released")) == 0
     first, written = capsys.readouterr().out, times(out / "weights")
     assert main(words("train", data, out, recipe="released")) == 0
     assert capsys.readouterr().out == first
     assert times(out / "weights") == written
-    assert main(["train", str(out / "config.toml"), "--out", str(tmp_path / "again")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "run/config.toml", "--out", "again"]) == 0
+    assert "\nnext: raffect report --runs again\n" in capsys.readouterr().out
     for file in (out / "weights").rglob("head.safetensors"):
         assert file.read_bytes() == (tmp_path / "again" / file.relative_to(out)).read_bytes()
 
@@ -141,6 +143,22 @@ def test_folds_choose_the_epoch_without_the_validation_split(data, tmp_path, cap
     curve = [kind.headline(sum(fold[k].sum(0) for fold in by_fold)) for k in (1, 2, 3)]
     assert epoch == int(np.argmax(curve)) + 1
     assert load_head(next((out / "weights").glob("*/cv")))[1].epoch == epoch
+
+
+def test_a_run_goes_on_with_its_own_folds_alone(data, tmp_path, capsys):
+    out, more = tmp_path / "run", ["--select", "cv", "--folds", "2", "--epochs", "1"]
+    assert main(words("train", data, out, *more)) == 0
+    note, heads = out / "folds.json", times(out / "heads")
+    before = note.read_bytes()
+    note.unlink()  # as in a run of an earlier version
+    assert main(words("train", data, out, *more)) == 0
+    assert note.read_bytes() == before
+    note.write_text(json.dumps({"sha256": "0" * 64, "scikit_learn": "1.5.2"}))
+    capsys.readouterr()
+    assert main(words("train", data, out, *more)) == 2
+    line = "its folds are those of scikit-learn 1.5.2, and .* deals others; go on with that version"
+    assert re.search(line, capsys.readouterr().err)
+    assert times(out / "heads") == heads
 
 
 def nan_feature(x, expr, au):

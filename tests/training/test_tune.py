@@ -238,7 +238,8 @@ def test_spread_is_over_seeds_and_groups_differ_in_more(data, tmp_path, capsys):
     assert spread(folder, group, "cv") is None
 
 
-def test_reports_and_sweeps_refuse_what_makes_no_sense(data, tmp_path, capsys):
+def test_reports_and_sweeps_refuse_what_makes_no_sense(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # as if it were not installed
     assert main(["report", "--runs", str(tmp_path)]) == 2
     assert "not a run folder" in capsys.readouterr().err
     for more, match in (

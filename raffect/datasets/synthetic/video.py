@@ -16,7 +16,7 @@ from PIL import Image
 from raffect.datasets.affwild2.tasks import EXPRESSIONS
 from raffect.datasets.synthetic.course import Course, draw_course, iter_frames
 from raffect.datasets.synthetic.plan import Video
-from raffect.errors import RaffectError
+from raffect.errors import RaffectError, how_to_add
 from raffect.storage.atomic import atomic_path
 from raffect.storage.tables import write_csv
 
@@ -33,7 +33,7 @@ _INDEX = 1_000_000
 def write_video(path: Path, seconds: float = 8.0, seed: int = 0) -> Course:
     """Draw a video in H.264 with sound, and ``<path>.boxes.csv`` with a box for each frame.
 
-    Needs PyAV: ``pip install raffect[video]``. A frame without a face has no box.
+    Needs PyAV, of the extra ``video``. A frame without a face has no box.
 
     Args:
         path: An MP4 file; replaced.
@@ -49,8 +49,8 @@ def write_video(path: Path, seconds: float = 8.0, seed: int = 0) -> Course:
     try:
         import av
     except ImportError as error:
-        remedy = "pip install 'raffect[video]'"
-        raise RaffectError(f"{path}: writing a video needs PyAV; {remedy}") from error
+        what = f"{path}: writing a video needs PyAV"
+        raise RaffectError(f"{what}; {how_to_add('video')}") from error
 
     # Who is seen, what happens, and where
     video = Video(

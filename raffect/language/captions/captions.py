@@ -17,7 +17,7 @@ from raffect.bank.facts import join_caveats
 from raffect.bank.format import Bank, Identity
 from raffect.config import CaptionsConfig
 from raffect.datasets.labels import CLIP_COLUMNS, is_of_clips, read_label_task, read_labels
-from raffect.datasets.targets import TargetFacts, contrastive_task, write_targets
+from raffect.datasets.targets import CAPTIONS_OF, TargetFacts, contrastive_task, write_targets
 from raffect.encoders.text import open_text_encoder
 from raffect.errors import require
 from raffect.language.captions.captioned import Captioned
@@ -31,7 +31,7 @@ from raffect.language.captions.labels import (
 )
 from raffect.language.captions.result import CaptionFacts, CaptionsResult
 from raffect.language.captions.splits import require_both_splits, splits_from
-from raffect.language.captions.table import is_of_drawn_faces, read_captions
+from raffect.language.captions.table import is_of_drawn_faces, is_prepared, read_captions
 from raffect.language.captions.teacher import read_teacher
 from raffect.language.captions.vectors import TargetVectors, encode_captions, encode_classes
 from raffect.language.leaks import find_tables, guard, is_split
@@ -55,6 +55,7 @@ class _Source:
         phrases: Those of classes; None for all else.
         has_splits: Whether rows have splits of their own, and not those of ``labels``.
         is_drawn: Whether the table of captions says that its faces are drawn.
+        own: Name of a table of captions that no data set has; empty for all else.
     """
 
     rows: Captioned
@@ -63,6 +64,7 @@ class _Source:
     phrases: TaskPhrases | None = None
     has_splits: bool = False
     is_drawn: bool = False
+    own: str = ""
 
 
 def captions(config: CaptionsConfig) -> CaptionsResult:
@@ -100,7 +102,7 @@ def captions(config: CaptionsConfig) -> CaptionsResult:
         waiting=int((frames.count(table)[1] > 0).sum()),
         facts=facts,
         unknown=found.unknown,
-        caveat=join_caveats(identity.caveat, source.is_drawn),
+        caveat=join_caveats(identity.caveat, source.is_drawn, source.own),
         bank=config.bank,
     )
 
@@ -127,7 +129,8 @@ def _read_source(config: CaptionsConfig, frames: BankFrames) -> _Source:
             rows = splits_from(rows, labels, file)
         facts = CaptionFacts(source="table", file=config.table.name, seed=config.seed)
         is_drawn = is_of_drawn_faces(config.table) or _is_drawn(labels)
-        return _Source(rows, facts, labels, has_splits=has_splits, is_drawn=is_drawn)
+        own = "" if is_prepared(config.table) else config.table.name
+        return _Source(rows, facts, labels, has_splits=has_splits, is_drawn=is_drawn, own=own)
     assert config.teacher is not None  # CaptionsConfig has checked both
     assert labels is not None
     own = CLIP_COLUMNS if is_of_clips(labels) else ("frame",)
@@ -261,6 +264,8 @@ def _write(
         about["groups"] = "groups"
     if source.is_drawn:
         about["synthetic"] = "true"
+    if source.own:
+        about[CAPTIONS_OF] = source.own
     return write_targets(
         out,
         table,

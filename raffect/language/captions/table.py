@@ -79,9 +79,17 @@ def read_captions(file: Path, encoding: str, frames: BankFrames) -> Captioned:
 
 def is_of_drawn_faces(file: Path) -> bool:
     """Whether `raffect prepare` wrote a table, of faces that raffect drew."""
-    if file.suffix.lower() != ".parquet":
-        return False
-    return read_metadata(read_parquet(file)).get("synthetic") == "true"
+    return _read_about(file).get("synthetic") == "true"
+
+
+def is_prepared(file: Path) -> bool:
+    """Whether `raffect prepare` wrote a table, of a data set that has captions."""
+    return "raffect" in _read_about(file)
+
+
+def _read_about(file: Path) -> dict[str, str]:
+    """Metadata of a table; none of text files."""
+    return read_metadata(read_parquet(file)) if file.suffix.lower() == ".parquet" else {}
 
 
 def _read_cells(file: Path, encoding: str) -> pa.Table:
