@@ -35,7 +35,8 @@ class FacesConfig:
     picture as one face."""
     boxes: Path | None = None
     """CSV or Parquet file with the boxes that another tool found, with the columns of OpenFace,
-    py-feat or MTCNN tables, or input, frame, x, y, w, h and perhaps score."""
+    py-feat or MTCNN tables, or input, frame, x, y, w, h and perhaps score; or a folder with a
+    file an input (clip.csv for clip.mp4)."""
     detector_model: Path | None = None
     """ONNX file of YuNet (face_detection_yunet_*.onnx of OpenCV's model zoo)."""
     every: int = 5

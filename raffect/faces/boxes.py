@@ -107,7 +107,7 @@ class Boxes:
 
 @dataclass(frozen=True)
 class BoxFolder:
-    """A folder with one CSV an input, each named as its input."""
+    """A folder with one CSV an input, each named as its input (`file_name`)."""
 
     folder: Path
 
@@ -119,8 +119,13 @@ class BoxFolder:
 
     def find(self, path: Path) -> str | None:
         """The name of an input's file; None if it has none."""
-        name = f"{path.stem}.csv"
+        name = file_name(path)
         return name if (self.folder / name).is_file() else None
+
+
+def file_name(path: Path) -> str:
+    """What the file of an input is called in a folder of boxes: ``clip.csv`` of ``clip.mp4``."""
+    return f"{path.stem}.csv"
 
 
 def find_all(file: Path, inputs: Sequence[Path]) -> list[Path]:
@@ -138,7 +143,7 @@ def find_all(file: Path, inputs: Sequence[Path]) -> list[Path]:
         if len(files) > 1:
             raise RaffectError(
                 f"--boxes {file}: has no column input, and there are {len(files):,} inputs; add "
-                "it, or give a folder with one <input>.csv each"
+                "it, or give a folder with a file each (clip.csv for clip.mp4)"
             )
         return []
     owners: dict[str, Path] = {}

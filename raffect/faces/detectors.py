@@ -17,7 +17,7 @@ import numpy as np
 
 from raffect.config import FacesConfig
 from raffect.errors import RaffectError, how_to_add
-from raffect.faces.boxes import find_all, read_boxes
+from raffect.faces.boxes import file_name, find_all, read_boxes
 from raffect.faces.records import DetectorName, FaceSettings
 from raffect.faces.tracks import FIELDS
 from raffect.storage.paths import printable
@@ -77,10 +77,13 @@ def require_detector(settings: FaceSettings, inputs: Sequence[Path] = ()) -> str
     if settings.detector != "boxes":
         load_detector(settings, Path())
         return ""
-    lacking = find_all(Path(settings.detector_file), inputs)
+    file = Path(settings.detector_file)
+    lacking = find_all(file, inputs)
     if not lacking:
         return ""
     first = printable(lacking[0])
+    if file.is_dir():
+        first += f", whose file would be {printable(file_name(lacking[0]))}"
     return f"no row for {len(lacking):,} of {len(inputs):,} inputs, the first is {first}"
 
 

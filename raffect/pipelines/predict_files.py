@@ -29,6 +29,7 @@ from raffect.config import (
     FacesConfig,
     PredictConfig,
 )
+from raffect.datasets.problems import problem_lines
 from raffect.encoders.weights import EMBEDDED_CAVEAT
 from raffect.errors import RaffectError, require
 from raffect.evaluation.ensemble import Ensemble, load_ensembles
@@ -65,7 +66,8 @@ class PredictFilesResult:
         inputs: Number of inputs.
         statuses: Rows by status; see `raffect.predictions.columns.Status`.
         problems: Inputs with a problem, and what it is.
-        notes: Which heads, detector and decision rules were used, and what was deleted.
+        notes: Which heads, detector and decision rules were used, what was deleted, and what was
+            left out of folders.
         table: All rows, where there is no folder.
     """
 
@@ -157,7 +159,10 @@ def predict_files(config: PredictConfig) -> PredictFilesResult:
     require_style(config.style, tasks)
     truth = Truth(config.labels, tasks) if config.labels else None
     out = config.out.absolute()
-    files = list_inputs(config.inputs, out).files
+    listing = list_inputs(config.inputs, out)
+    files = listing.files
+    left_out = listing.ignored.lines("inputs")
+    left_out += [f"problem: {line.strip()}" for line in problem_lines(listing.problems)]
     require_writable(out)
     deciding = _deciding(config, heads, ensembles)
     scratch, deleted = open_scratch(out, files, deciding, config.keep)
@@ -197,7 +202,7 @@ def predict_files(config: PredictConfig) -> PredictFilesResult:
         inputs=len(shown),
         statuses=statuses,
         problems={one.title: one.problem for one in shown if one.problem},
-        notes=(*deleted, *notes, *chosen, detector, *kept),
+        notes=(*deleted, *left_out, *notes, *chosen, detector, *kept),
     )
 
 

@@ -162,7 +162,8 @@ def _start(folder: Path) -> RayWatch:
         return _try_to_start(folder)
     except Exception as error:
         what = f"Ray did not start on this machine ({_first_line(error)})"
-        raise RaffectError(f"{what}; see `raffect doctor`") from error
+        cure = "give the command again where the machine is busy, else see `raffect doctor`"
+        raise RaffectError(f"{what}; {cure}") from error
 
 
 def _try_to_start(folder: Path) -> RayWatch:

@@ -241,6 +241,9 @@ def test_a_folder_holds_a_table_an_input(tmp_path):
     folder = read_boxes(tmp_path)
     assert len(folder.of(Path("a/clip.mp4")).detect(np.zeros((1, 1, 3)), 1)) == 1
     assert len(folder.of(Path("a/none.mp4")).detect(np.zeros((1, 1, 3)), 1)) == 0
+    found = require_detector(settings(boxes=tmp_path), [tmp_path / "clip.mp4", tmp_path / "b.mp4"])
+    first = f"the first is {tmp_path}/b.mp4, whose file would be b.csv"
+    assert found == f"no row for 1 of 2 inputs, {first}"
 
 
 @pytest.mark.parametrize(

@@ -148,12 +148,16 @@ def test_heads_of_the_embedded_encoder_are_refused_before_anything_is_written(
 def test_inputs_that_cannot_be_read_have_a_row_and_a_reason(heads, video, tmp_path, capsys):
     # In a folder with results of an earlier run, which are no inputs
     (tmp_path / "broken.mp4").write_bytes(b"no video" * 99)
+    (tmp_path / "notes.txt").write_text("no input")
+    (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "out" / "previews").mkdir(parents=True)
     (tmp_path / "out" / "previews" / "old.jpg").write_bytes(b"a picture")
     words = words_of(heads, video, tmp_path / "out")
     assert main(["predict", str(tmp_path), *words, "--keep", "--no-overlay"]) == 0
     text = capsys.readouterr().out
     assert "problem: broken.mp4: not a video" in text
+    assert f"ignored among the inputs: 1 .txt files ({tmp_path / 'notes.txt'})" in text
+    assert f"problem: {tmp_path / 'loop'}: link to a folder that it lies in, left out" in text
     assert "kept " in text
     rows = read_predictions(tmp_path / "out" / "predictions.parquet").to_pylist()
     assert [row["status"] for row in rows if "broken" in row["input"]] == ["unreadable"]

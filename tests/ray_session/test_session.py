@@ -202,3 +202,22 @@ def test_rays_folder_is_private_and_files_of_its_workers_are_not(base, tmp_path)
     assert done.stdout.splitlines() == [f"{base}/raffect-{os.getuid()} 0o700", "0o644 0"], (
         done.stderr
     )
+
+
+@pytest.mark.cluster
+def test_a_ray_that_does_not_start_is_one_line_with_what_to_do(tmp_path):
+    (tmp_path / "file").touch()
+    code = "import pathlib, sys; from raffect.ray_session import session\n"
+    code += "session._start(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "file")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert "Ray did not start on this machine (" in last
+    assert last.endswith(
+        "give the command again where the machine is busy, else see `raffect doctor`"
+    )

@@ -7,8 +7,10 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from raffect.predictions.columns import FRAME_SCHEMA
 from raffect.reporting.course import read_course
 from raffect.reporting.index import Entry, draw_preview, write_index
 from raffect.reporting.overlay import draw_overlay
@@ -29,7 +31,7 @@ DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """An overlay with its page, a page without a video, and a list."""
+    """An overlay with its page, pages without a video and without a face, and a list."""
     out = tmp_path_factory.mktemp("a folder & more")
     people = draw_people(FRAMES, 2)
     rows = predict_scene(people, "clip.mp4")
@@ -40,6 +42,9 @@ def folder(tmp_path_factory) -> Path:
     links = {"all inputs": "index.html"}
     write_timeline(course, facts_of(), out / "clip #1.html", video="over lay.mp4", links=links)
     write_timeline(course, facts_of(), out / "bare.html")
+    missed = [{"frame": k + 1, "status": "no_face", "timestamp_s": k / RATE} for k in range(FRAMES)]
+    empty = pa.Table.from_pylist(missed, FRAME_SCHEMA)
+    write_timeline(read_course(empty, TASKS, "clip.mp4"), facts_of(), out / "empty.html")
     draw_preview(course, done.picture).save(out / "clip.jpg")
     entry = Entry(name="clip.mp4", about="2 faces", page="clip #1.html", preview="clip.jpg")
     write_index([entry], facts_of(), "one input", out / "index.html")
@@ -178,7 +183,15 @@ def test_without_a_video_a_click_shows_the_numbers_of_that_time(visit, folder):
     assert page.locator("#now").inner_text() == "0:02.20, frame 56"
 
 
-@pytest.mark.parametrize("name", ["clip #1.html", "bare.html", "index.html"])
+def test_a_page_without_a_face_says_so_and_stands_at_its_first_frame(visit, folder):
+    page = visit((folder / "empty.html").as_uri())
+    assert page.locator("#charts").inner_text() == "No face, so no curves."
+    slider = page.locator("#place")
+    assert slider.input_value() == slider.get_attribute("min")
+    assert page.locator("#now").inner_text() == "0:00.00, frame 1"
+
+
+@pytest.mark.parametrize("name", ["clip #1.html", "bare.html", "empty.html", "index.html"])
 def test_a_page_fits_a_phone_and_follows_dark_mode(visit, folder, name):
     shades = {}
     for scheme in ("light", "dark"):
