@@ -194,12 +194,12 @@ def _facts(settings: Settings, runs: dict[str, Metrics]) -> list[str]:
     labels = {task: runs[run_name(task, "paper")].data.labels_sha256 for task in TASKS}
     commits = sorted({metrics.run.git_commit or "unknown" for metrics in runs.values()})
     return [
-        f"Configuration: {settings.text}; batch 32; labels of {data.edition}.",
-        f"Encoder: {encoder.model}, weights {encoder.weights}, {encoder.precision}; fingerprint "
+        f"- Configuration: {settings.text}; batch 32; labels of {data.edition}.",
+        f"- Encoder: {encoder.model}, weights {encoder.weights}, {encoder.precision}; fingerprint "
         f"{encoder.weights_sha256}.",
-        f"Bank {data.bank_digest}; labels {', '.join(f'{k} {v}' for k, v in labels.items())}.",
-        f"Commit {', '.join(commits)}; {versions}; {machine}.",
-        f"Command: `{run.command_line('reproduce')}`",
+        f"- Bank {data.bank_digest}; labels {', '.join(f'{k} {v}' for k, v in labels.items())}.",
+        f"- Commit {', '.join(commits)}; {versions}; {machine}.",
+        f"- Command: `{run.command_line('reproduce')}`",
     ]
 
 
