@@ -25,7 +25,6 @@ from raffect.predictions.table import PredictionFacts
 from raffect.ray_session.session import explain_stop
 from raffect.reporting.course import read_course
 from raffect.reporting.index import Entry, draw_preview
-from raffect.reporting.opening import plural
 from raffect.reporting.overlay import draw_overlay
 from raffect.reporting.timeline import write_timeline
 from raffect.reporting.truth import Truth
@@ -243,8 +242,7 @@ def _make(showing: Showing, seen: Seen, rows: pa.Table) -> Shown:
         course = read_course(rows, facts.tasks, title)
     except RaffectError:
         return Shown(title=title, about="no frame", links=links, problem=seen.problem)
-    about = f"{plural(course.frames, 'frame')}, {plural(len(course.faces), 'face')}"
-    about += f", {plural(course.without_face, 'frame')} without a face"
+    about = ", ".join(course.counts)
 
     # Overlay and small picture
     problem, preview = seen.problem, ""

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from raffect.datasets.tasks import Task
 from raffect.errors import require
 from raffect.predictions.columns import columns_of
+from raffect.reporting.opening import plural
 
 _GAP = 1.5
 """Frames' distances above which a curve has a gap."""
@@ -69,6 +70,7 @@ class TimeCourse:
         frame: Numbers of all frames that have a row, ascending, int32, shape (F,).
         place: Where each stands on the axis, float64, shape (F,).
         without_face: How many of them have none.
+        doubted: Rows of faces that the detector doubts, of which nothing is predicted.
         span: Place of the first frame and end of the last one on the axis: seconds, or frame
             numbers where no row has a time.
         step: Distance of two frames on it.
@@ -81,6 +83,7 @@ class TimeCourse:
     frame: np.ndarray
     place: np.ndarray
     without_face: int
+    doubted: int
     span: tuple[float, float]
     step: float
     in_seconds: bool
@@ -89,6 +92,15 @@ class TimeCourse:
     def frames(self) -> int:
         """Number of frames that have a row."""
         return len(self.frame)
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """Frames, faces, and where there is no prediction: ``200 frames``, ``1 face``, ..."""
+        found = [plural(self.frames, "frame"), plural(len(self.faces), "face")]
+        found.append(f"{plural(self.without_face, 'frame')} without a face")
+        if self.doubted:
+            found.append(f"{plural(self.doubted, 'face')} too unsure to predict")
+        return tuple(found)
 
     def places(self, face: FaceCourse) -> np.ndarray:
         """Where a face's rows stand on the axis, float64, ascending, shape (N,)."""
@@ -137,6 +149,7 @@ def read_course(rows: pa.Table, tasks: Sequence[Task], name: str) -> TimeCourse:
         frame=frame,
         place=axis[first],
         without_face=int((status == "no_face").sum()),
+        doubted=int((status == "low_conf").sum()),
         span=(float(axis.min()), float(axis.max()) + step),
         step=step,
         in_seconds=in_seconds,

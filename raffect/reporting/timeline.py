@@ -71,9 +71,7 @@ def write_timeline(
 
 def _about(course: TimeCourse, facts: PredictionFacts, links: Mapping[str, str]) -> str:
     """Counts, model and links in one line."""
-    faces = f"{len(course.faces)} face{'' if len(course.faces) == 1 else 's'}"
-    parts = [f"{course.frames:,} frames", faces, f"{course.without_face:,} frames without a face"]
-    parts.append(f"model {facts.model}")
+    parts = [*course.counts, f"model {facts.model}"]
     linked = [f'<a href="{quote(address)}">{escape(text)}</a>' for text, address in links.items()]
     return " &middot; ".join([*map(escape, parts), *linked])
 

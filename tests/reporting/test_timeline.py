@@ -65,6 +65,15 @@ def test_a_gap_stays_a_gap_and_a_slower_rate_is_none():
     assert wide.mean[:, 0].tolist() == np.repeat(places, 10).tolist()
 
 
+def test_counts_name_faces_that_were_too_unsure_to_predict():
+    rows = predict_scene(draw_people(20, 1), "clip.mp4")
+    sure = read_course(rows, TASKS, "clip.mp4").counts
+    place, status = rows.column_names.index("status"), rows["status"].to_pylist()
+    doubted = pa.array(["low_conf"] * 3 + status[3:])
+    found = read_course(rows.set_column(place, "status", doubted), TASKS, "clip.mp4").counts
+    assert found == (*sure, "3 faces too unsure to predict")
+
+
 def test_a_page_holds_what_the_table_holds(tmp_path):
     people = draw_people(80, 2)
     rows = predict_scene(people, "clip.mp4")
