@@ -155,18 +155,24 @@ def draw_gallery(work: Path) -> Image.Image:
     return take(gallery.html, HALF)
 
 
-def draw_site(name: str, size: tuple[int, int]) -> Callable[[Path], Image.Image]:
-    """A page of the documentation site, which is built anew."""
+def draw_site(name: str, size: tuple[int, int], heading: str = "") -> Callable[[Path], Image.Image]:
+    """A page of the documentation site, which is built anew; from a heading on."""
 
     def draw(_: Path) -> Image.Image:
         _run(ROOT / "scripts" / "build_site.py")
-        return take(ROOT / "build" / "site" / name / "index.html", size)
+        return take(ROOT / "build" / "site" / name / "index.html", size, heading)
 
     return draw
 
 
-def take(page: Path, size: tuple[int, int]) -> Image.Image:
-    """The first screen of a page."""
+def draw_notebook(work: Path) -> Image.Image:
+    """What a notebook predicts, as the site shows it once it was executed."""
+    _run(ROOT / "scripts" / "notebooks.py", "first_look")
+    return draw_site("notebooks/first_look", HALF, "pictures")(work)
+
+
+def take(page: Path, size: tuple[int, int], heading: str = "") -> Image.Image:
+    """The first screen of a page, or the one that begins with a heading."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -174,7 +180,7 @@ def take(page: Path, size: tuple[int, int]) -> Image.Image:
             executable_path="/usr/bin/chromium", args=["--no-sandbox"]
         )
         tab = browser.new_page(viewport={"width": size[0], "height": size[1]})
-        tab.goto(page.absolute().as_uri())
+        tab.goto(f"{page.absolute().as_uri()}#{heading}")
         if chart := tab.query_selector("svg.ribbon"):
             box = chart.bounding_box()
             assert box is not None
@@ -202,6 +208,7 @@ PICTURES = {
     "site_phone": Picture(
         draw_site("tutorial", PHONE), "the documentation site on a phone: the tutorial"
     ),
+    "notebook": Picture(draw_notebook, "the documentation site: an executed notebook"),
     "compare_drawn": Picture(
         lambda work: run_benchmark(work, "compare"), "benchmarks/compare.py --frames 4000"
     ),
