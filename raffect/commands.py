@@ -266,7 +266,7 @@ def _print(lines: list[str], config: Any) -> int:
         for path in value if isinstance(value, tuple) else (value,):
             if isinstance(path, Path) and not str(path).startswith("-"):  # it would be a flag
                 whole, typed = re.escape(str(path.absolute())), str(path)
-                text = re.sub(rf"(?<![^\s'])({whole})(?![^\s/':;,])", lambda _, t=typed: t, text)
+                text = re.sub(rf"(?<![^\s']){whole}(?![^\s/':;,])", lambda _, t=typed: t, text)
     print(text)
     return 0
 

@@ -15,6 +15,18 @@ from raffect.errors import RaffectError
 from raffect.ray_session import private, session
 
 
+def run_code(code: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, which starts a Ray."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+
 @pytest.fixture
 def no_token(tmp_path, monkeypatch):
     """A home folder that cannot be written, even by root: a file."""
@@ -163,14 +175,7 @@ def test_ray_starts_where_warnings_are_errors():
         "    import ray\n"
         "    print(ray.get(ray.remote(lambda: 42).remote()))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONWARNINGS": "error"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+    done = run_code(code, PYTHONWARNINGS="error")
     assert done.stdout.strip() == "42", done.stderr
 
 
@@ -192,13 +197,7 @@ with ray_session(None):
 
 @pytest.mark.cluster
 def test_rays_folder_is_private_and_files_of_its_workers_are_not(base, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", PRIVATE, str(tmp_path / "file")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+    done = run_code(PRIVATE, str(tmp_path / "file"))
     assert done.stdout.splitlines() == [f"{base}/raffect-{os.getuid()} 0o700", "0o644 0"], (
         done.stderr
     )
@@ -209,13 +208,7 @@ def test_a_ray_that_does_not_start_is_one_line_with_what_to_do(tmp_path):
     (tmp_path / "file").touch()
     code = "import pathlib, sys; from raffect.ray_session import session\n"
     code += "session._start(pathlib.Path(sys.argv[1]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "file")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+    done = run_code(code, str(tmp_path / "file"))
     last = done.stderr.splitlines()[-1]
     assert "Ray did not start on this machine (" in last
     assert last.endswith(
