@@ -5,9 +5,10 @@
     python benchmarks/temporal.py speed
 
 `search` tries changes to the recipe `temporal` one at a time, on folds of the training split alone.
-`compare` trains both with their epochs and settings fixed, chooses decision rules (weights, biases
-or thresholds, and the window of smoothing) on the folds of each, and judges everything twice: on
-the held-out folds, and once on the validation split. Differences are paired over videos.
+`compare` trains both, and the temporal head once more on single frames, with epochs and settings
+fixed, chooses decision rules (weights, biases or thresholds, and the window of smoothing) on the
+folds of each, and judges everything twice: on the held-out folds, and once on the validation split.
+Differences are paired over videos.
 `speed` measures how long the windows of a million frames take.
 """
 
@@ -52,7 +53,20 @@ _GAPS, _SHARE = 0.05, 0.8
 TEMPORAL: dict[str, Any] = {"head.width": 64, "epochs": 6}
 """Beside the recipe: its 192 units are meant for 768 features, the embedded encoder has 256; and
 few epochs, to save time."""
+ONE_FRAME: dict[str, Any] = TEMPORAL | {"head.window": 1}
+"""The temporal head without the frames around: what it owes to architecture and optimiser alone."""
 MLP: dict[str, Any] = {"epochs": 12}
+PAIRS = (
+    ("MLP + rules", "MLP"),
+    ("one frame", "MLP"),
+    ("temporal", "one frame"),
+    ("temporal", "one frame + rules"),
+    ("temporal", "MLP"),
+    ("temporal", "MLP + rules"),
+    ("temporal + rules", "temporal"),
+    ("temporal + rules", "MLP + rules"),
+)
+"""Differences that are shown: of the first method to the second."""
 ERM = {"loss.alpha": 1.0, "sam.rho": 0.0}
 """The search is without CVaR and SAM, which take twice the time."""
 QUICK = ERM | {"optim.lr": 1e-3, "epochs": 4}
@@ -114,11 +128,12 @@ class Judged:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Both heads, each without and with decision rules, of each task."""
+    """Every head, without and with decision rules, of each task."""
     for task in args.tasks:
         mlp = "va" if task == "va" else "paper"
         runs = {
             "MLP": train(args, task, mlp, args.out / f"{task}-mlp", MLP),
+            "one frame": train(args, task, "temporal", args.out / f"{task}-one", ONE_FRAME),
             "temporal": train(args, task, "temporal", args.out / f"{task}-temporal", TEMPORAL),
         }
         judge_task(args, task, runs)
@@ -165,11 +180,12 @@ def judge_task(args: argparse.Namespace, task: str, runs: dict[str, Path]) -> No
     print_row("chance", chance_text(chosen.chance), chance_text(of_chance))
     print()
     print_header("difference, paired over videos", "held-out folds", "validation")
-    for after, before in ((1, 0), (2, 0), (2, 1), (3, 2), (3, 1)):
+    by_name = {one.name: one for one in found}
+    for after, before in ((by_name[first], by_name[second]) for first, second in PAIRS):
         print_row(
-            f"{found[after].name}, against {found[before].name}",
-            difference_text(Gain.of(found[after].folds, found[before].folds, kind)),
-            difference_text(Gain.of(found[after].validation, found[before].validation, kind)),
+            f"{after.name}, against {before.name}",
+            difference_text(Gain.of(after.folds, before.folds, kind)),
+            difference_text(Gain.of(after.validation, before.validation, kind)),
         )
     print("\nRules: " + ". ".join(notes) + ".", flush=True)
 
