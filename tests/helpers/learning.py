@@ -71,3 +71,13 @@ def words(command, data, out, *more, recipe="paper", task="expr"):
 
 def scores_of(out):
     return json.loads((out / "metrics.json").read_text())
+
+
+def sweep_words(data, out, *more, space=("loss.alpha=0.3,1", "seed=0,1")):
+    """A command line of a small sweep."""
+    return words("tune", data, out, "--space", *space, *more)
+
+
+def read_heads(out):
+    """Records of a run's heads as JSON objects."""
+    return [json.loads(path.read_text()) for path in (out / "heads").glob("*.json")]

@@ -16,7 +16,7 @@ from raffect.metrics.intervals import score_interval
 from raffect.metrics.task_kinds import kind_of
 from raffect.reporting.opening import opening_lines
 from raffect.reporting.page import name_anchors, to_html
-from raffect.reporting.report import report
+from raffect.reporting.report import name_pictures, report
 from raffect.reporting.results import settings_rows, settings_table
 from raffect.reporting.run import MOST_SETTINGS, name_runs, read_runs
 from raffect.reporting.videos import group_rows
@@ -336,3 +336,11 @@ def test_of_very_many_settings_the_best_are_shown_and_all_are_in_the_table(tmp_p
         min(scores[:MOST_SETTINGS])
         >= sorted(row["val-last"] for row in every)[-MOST_SETTINGS] - 0.001
     )
+
+
+def test_pictures_of_runs_have_names_of_their_own():
+    stems = name_pictures(["\u8868\u60c5", "\u6570\u636e", "a b", "a_b", "x"])
+    assert len(set(stems)) == 5
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", stem) for stem in stems)
+    assert len(set(name_pictures(["figure2", "figure2", "1-figure2"]))) == 3
+    assert name_pictures(["a", "b"]) == ["a", "b"]
