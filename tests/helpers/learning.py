@@ -81,3 +81,14 @@ def sweep_words(data, out, *more, space=("loss.alpha=0.3,1", "seed=0,1")):
 def read_heads(out):
     """Records of a run's heads as JSON objects."""
     return [json.loads(path.read_text()) for path in (out / "heads").glob("*.json")]
+
+
+def judge_words(run, data, *more):
+    """A command line of `raffect evaluate` on the CPU."""
+    bank = ["--bank", str(data / "bank"), "--labels", str(data)]
+    return ["evaluate", *bank, "--run", str(run), "--device", "cpu", *more]
+
+
+def write_times(folder):
+    """When each file below a folder was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

@@ -14,12 +14,12 @@ from raffect.cli import main
 from raffect.datasets.affwild2.tasks import EXPR, published_scores
 from raffect.runs.folder import RunFolder
 from raffect.runs.spread import group_by_settings, spread
-from tests.helpers.learning import scores_of, sweep_words, words
-
-
-def times(out):
-    """When each record of a run was written."""
-    return {path.name: path.stat().st_mtime_ns for path in (out / "heads").glob("*.json")}
+from tests.helpers.learning import (
+    scores_of,
+    sweep_words,
+    words,
+    write_times,
+)
 
 
 def test_a_sweep_trains_each_head_once_goes_on_and_is_reported(data, tmp_path, capsys, local_ray):
@@ -40,20 +40,22 @@ def test_a_sweep_trains_each_head_once_goes_on_and_is_reported(data, tmp_path, c
     file = out / "heads" / f"{rows[0]['id']}.json"
     lost = json.loads(file.read_text())
     file.unlink()
-    kept = times(out)
+    kept = write_times(out / "heads")
     assert main(sweep_words(data, out, "--heads-per-trial", "3")) == 0
     again = json.loads(file.read_text())
     assert again["curve"] == lost["curve"]
     assert again["scores"] == lost["scores"]
-    assert len(times(out).items() & kept.items()) >= 3, "other batches were trained again"
+    assert len(write_times(out / "heads").items() & kept.items()) >= 3, (
+        "other batches were trained again"
+    )
 
     # A larger space trains only what is new
     capsys.readouterr()
-    kept = times(out)
+    kept = write_times(out / "heads")
     larger = ("loss.alpha=0.3,0.6,1", "seed=0,1")
     assert main(sweep_words(data, out, "--heads-per-trial", "1", space=larger)) == 0
-    assert len(times(out)) == 8
-    assert times(out).items() >= kept.items()
+    assert len(write_times(out / "heads")) == 8
+    assert write_times(out / "heads").items() >= kept.items()
 
     # Each setting is compared with ERM on the same videos, on the screen as in metrics.json
     assert " against ERM  val-best" in capsys.readouterr().out
