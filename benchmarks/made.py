@@ -78,7 +78,7 @@ def draw_faces(folder: Path, frames: int) -> Path:
 
 
 def extract_faces(folder: Path, frames: int, seed: int) -> tuple[Path, Path]:
-    """Draw faces, prepare and extract them, each by its command: the bank, and the folder of labels."""
+    """Draw faces, prepare and extract them by commands: the bank, and the folder of labels."""
     faces, data, bank = folder / "faces", folder / "data", folder / "bank"
     raffect("synth", out=faces, frames=frames, seed=seed)
     annotations = faces / "8th_ABAW_Annotations"

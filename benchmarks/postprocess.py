@@ -4,7 +4,8 @@
 
 Every step is a command as a user types it; its words are printed before it, and behind it what it
 printed. Both sets of rules are judged on the validation split, which those of folds have not seen.
-Faces are drawn and the encoder is the embedded one: nothing here says what CLIP does on photographs.
+Faces are drawn and the encoder is the embedded one, so nothing here says what CLIP does on
+photographs.
 """
 
 from __future__ import annotations

@@ -303,8 +303,8 @@ class PostprocessConfig:
     """Choose on what heads of folds predict for their held-out fold of the training split, which
     runs with --select cv keep; or on the validation split, where scores are then optimistic."""
     heads: Literal["main", "all"] = "main"
-    """Heads to choose from: those of each run's main setting, or of all settings of a sweep.
-    `predict --head RUN` takes the main setting's: for rules of all, name each head's folder."""
+    """Heads to choose from: those of each run's main setting, or of all settings of a sweep,
+    which `evaluate` and `predict --head RUN` then find."""
     per_output: bool = False
     """Give each label or value a window of its own; classes share one."""
     epoch: Literal["last", "best", "cv"] = "last"
