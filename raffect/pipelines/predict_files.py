@@ -36,7 +36,7 @@ from raffect.evaluation.ensemble import Ensemble, load_ensembles
 from raffect.evaluation.predict import PredictResult, open_frames, write_table_of
 from raffect.evaluation.predict import predict as predict_bank
 from raffect.extraction.as_identity import extract_as, require_loadable
-from raffect.extraction.find_faces import FacesResult, find_faces
+from raffect.extraction.find_faces import FacesResult, find_faces, require_usable
 from raffect.faces.inputs import list_inputs, read_inputs
 from raffect.leaving import last_act
 from raffect.pipelines.join_faces import join_rows, split_inputs, whole_inputs
@@ -163,6 +163,7 @@ def predict_files(config: PredictConfig) -> PredictFilesResult:
     files = listing.files
     left_out = listing.ignored.lines("inputs")
     left_out += [f"problem: {line.strip()}" for line in problem_lines(listing.problems)]
+    require_usable(_faces_config(config, files, out), files)
     require_writable(out)
     deciding = _deciding(config, heads, ensembles)
     scratch, deleted = open_scratch(out, files, deciding, config.keep)

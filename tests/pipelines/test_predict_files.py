@@ -145,6 +145,20 @@ def test_heads_of_the_embedded_encoder_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_boxes_of_another_video_are_refused_before_anything_is_written(
+    heads, video, tmp_path, capsys, monkeypatch
+):
+    other = tmp_path / "other.mp4"
+    other.write_bytes(video.read_bytes())
+    monkeypatch.setattr("raffect.pipelines.predict_files.ray_session", lambda _: 1 / 0)
+    words = words_of(heads, video, tmp_path / "out")
+    assert main(["predict", str(other), *words[1:]]) == 2
+    error = capsys.readouterr().err
+    assert f"expected 'other.mp4' for {other}; it names 'person.mp4'" in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_inputs_that_cannot_be_read_have_a_row_and_a_reason(heads, video, tmp_path, capsys):
     # In a folder with results of an earlier run, which are no inputs
     (tmp_path / "broken.mp4").write_bytes(b"no video" * 99)
