@@ -250,6 +250,11 @@ class SubmitConfig:
     that were filled in."""
     task: str = ""
     """Which task of the table a list of videos is for; other templates say it themselves."""
+    postprocess: str = "auto"
+    """Decision rules: auto applies those that the table was made with; none applies no rules; or a
+    file of `raffect postprocess` for its task. The table holds averages of heads and means over
+    windows: other rules must be of the same heads and weights, and of the same windows unless the
+    table has none yet."""
 
     def __post_init__(self) -> None:
         require_table("predictions", self.predictions)

@@ -9,8 +9,13 @@ from pathlib import Path
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.heads.checkpoint import read_card
-from raffect.predictions.gains import REMEDY
-from raffect.predictions.rules import RULES_FILE, DecisionRules, WeightedHead, plain_rules
+from raffect.predictions.rules import (
+    RULES_FILE,
+    DecisionRules,
+    WeightedHead,
+    plain_rules,
+    read_rules,
+)
 from raffect.runs.pick import PickedHead, find_heads
 
 Choice = tuple[DecisionRules, list[PickedHead], str]
@@ -60,16 +65,6 @@ def choose_rules(task: Task, heads: Sequence[PickedHead], postprocess: str = "au
             return _apply(rules, among, f"{name}: decision rules of {file}{_others(heads, among)}")
         why = f"without the decision rules of {file}: {wrong}"
     return _plain(task, heads, f"{name}: {why}")
-
-
-def read_rules(file: Path) -> DecisionRules:
-    """Read a file of rules.
-
-    Raises:
-        RaffectError: If it is missing or damaged.
-    """
-    require(file.is_file(), f"--postprocess {file}: no such file; expected auto, none or rules")
-    return DecisionRules.from_json(file.read_bytes(), file, REMEDY)
 
 
 def require_rules(postprocess: str, tasks: Sequence[Task]) -> None:
