@@ -134,7 +134,8 @@ def _misfit(rules: DecisionRules, task: Task, heads: Sequence[PickedHead]) -> st
     unknown = [head for head in rules.heads if head.sha256 not in known]
     if unknown or not rules.heads:
         count = f"{len(unknown)} of the {len(rules.heads)} head(s) that it names"
-        return f"{count} are not among the heads that were named, nor in their runs"
+        first = unknown[0].folder if unknown else "none"
+        return f"{count} are not of the heads or runs that were named (first {first})"
     return ""
 
 

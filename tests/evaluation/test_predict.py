@@ -230,7 +230,7 @@ def test_rules_of_a_run_are_applied_wherever_it_was_moved(bank, heads, tmp_path)
 @pytest.mark.parametrize(
     ("names", "named", "why"),
     [
-        (["runs/expr/weights/h0/last"], TWO, "1 of the 2 head(s) that it names are not among"),
+        (["runs/expr/weights/h0/last"], TWO, "1 of the 2 head(s) that it names are not of the heads or runs"),
         (["runs/expr", "runs/other"], TWO, "it names no head of"),
     ],
 )
@@ -344,7 +344,7 @@ def test_rules_that_name_heads_of_other_settings_count_where_their_run_is_named(
         make_head(best, EXPR, seed=seed + 50, **more)
     other = run(tmp_path, "sweep", epoch="best")
     assert other.facts.rules[0].is_plain
-    assert "not among the heads that were named, nor in their runs" in other.notes[-1]
+    assert "are not of the heads or runs that were named" in other.notes[-1]
 
 
 def test_rules_never_take_a_head_of_a_run_that_was_not_named_or_that_was_trained_again(
