@@ -173,8 +173,7 @@ def predict_files(config: PredictConfig) -> PredictFilesResult:
         faces = find_faces(_faces_config(config, files, scratch / "faces"))
         facts = _predict_crops(config, identity, faces, (heads, ensembles), scratch)
         if facts is None:
-            rules = tuple(one.rules for one in ensembles)
-            facts = PredictionFacts(rules=rules, bank="", bank_digest="", run=describe_run())
+            facts = _facts_without_a_crop(ensembles)
         facts = replace(facts, bank="", run=describe_run())
         predicted = scratch / "predictions.parquet"
         statuses = _write_table(out / "predictions.parquet", faces, predicted, facts)
@@ -293,6 +292,19 @@ def _predict_crops(
     heads, ensembles = loaded
     frames = open_frames(bank, heads, config.allow_incomplete)
     return write_table_of(frames, ensembles, scratch / "predictions.parquet").facts
+
+
+def _facts_without_a_crop(ensembles: Sequence[Ensemble]) -> PredictionFacts:
+    """Where a table without any prediction comes from, with the caveats of its heads."""
+    heads = [head for one in ensembles for head in one.heads]
+    caveats = [caveat for head in heads for caveat in head.card.data.trained_caveats]
+    return PredictionFacts(
+        rules=tuple(one.rules for one in ensembles),
+        bank="",
+        bank_digest="",
+        caveats=tuple(dict.fromkeys(caveats)),
+        run=describe_run(),
+    )
 
 
 def _write_table(

@@ -230,7 +230,7 @@ def test_rules_of_a_run_are_applied_wherever_it_was_moved(bank, heads, tmp_path)
 @pytest.mark.parametrize(
     ("names", "named", "why"),
     [
-        (["runs/expr/weights/h0/last"], TWO, "1 of the 2 head(s) that it names are not of the heads or runs"),
+        (["runs/expr/weights/h0/last"], TWO, "1 of the 2 head(s) that it names are not of the"),
         (["runs/expr", "runs/other"], TWO, "it names no head of"),
     ],
 )
