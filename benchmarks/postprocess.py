@@ -33,17 +33,10 @@ def judge_rules(run: Path, on: str, bank: Path, labels: Path) -> dict[str, dict]
     return json.loads((scores / "metrics.json").read_bytes())["postprocessed"]
 
 
-def score_text(found: dict) -> str:
-    """A score and its interval, such as ``.607 [.508, .726]``."""
-    low, high = found["interval_95"]
-    return f"{found['score']:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def gain_text(found: dict) -> str:
-    """The same of a difference; rules of which none was kept have no interval."""
-    limits = found["interval_95"]
-    interval = f" [{limits[0]:+.3f}, {limits[1]:+.3f}]" if limits else ""
-    return f"{found['gain']:+.3f}{interval}"
+def text_of(value: float, interval: list[float] | None, sign: str = "") -> str:
+    """A number and its interval, such as ``0.607 [0.508, 0.726]``; nothing kept has no interval."""
+    numbers = [f"{number:{sign}.3f}" for number in (value, *(interval or ()))]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if interval else numbers[0]
 
 
 def main() -> None:
@@ -65,8 +58,10 @@ def main() -> None:
             raffect("train", RECIPES[task], task=task, out=run, **seen, **folds)
             for on in ("folds", "validation"):
                 found = judge_rules(run, on, bank, labels)
-                scores = [score_text(found[name]) for name in ("before", "after")]
-                rows.append((task, on, *scores, gain_text(found["difference"])))
+                scores = [found[name] for name in ("before", "after")]
+                texts = [text_of(score["score"], score["interval_95"]) for score in scores]
+                gain = found["difference"]
+                rows.append((task, on, *texts, text_of(gain["gain"], gain["interval_95"], "+")))
 
     print()
     print_header("task", "rules chosen on", "mean of their heads", "with the rules", "gain")
