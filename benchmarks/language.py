@@ -12,15 +12,12 @@ Temporal heads that learn from labels are those of temporal.py.
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from tools import flags, new_parser, print_header, print_machine, print_row, scratch
+from made import extract_faces
+from tools import flags, new_parser, print_header, print_machine, print_row, raffect, scratch
 
 from raffect.datasets.labels import read_labels, read_values
 from raffect.datasets.tasks import Task
@@ -36,30 +33,6 @@ CAPTIONS = {
 
 TEACHER_DIM, TEACHER_NOISE = 256, 0.5
 """Length of the made-up teacher's vectors, and how large its noise is beside a unit's vector."""
-
-
-def raffect(command: str, *words: object, **options: object) -> None:
-    """Run a command and print its lines. An error ends the benchmark with what was printed."""
-    line = ["raffect", command, *map(str, words), *flags(**options)]
-    print(f"\n$ {shlex.join(line)}", flush=True)
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", *line], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
-    print(f"{done.stdout.rstrip()}\n{time.perf_counter() - start:.0f} s", flush=True)
-
-
-def make_bank(folder: Path, frames: int, seed: int) -> tuple[Path, Path]:
-    """Draw faces, prepare and extract them: the bank, and the folder of labels."""
-    faces, data, bank = folder / "faces", folder / "data", folder / "bank"
-    raffect("synth", out=faces, frames=frames, seed=seed)
-    annotations = faces / "8th_ABAW_Annotations"
-    raffect("prepare", images=faces / "cropped_aligned", annotations=annotations, out=data)
-    encoder = ["--encoder.model", "raffect-faces"]
-    raffect("extract", *encoder, manifest=data / "manifest.parquet", bank=bank)
-    return bank, data
 
 
 def make_captions(folder: Path, bank: Path, data: Path, seed: int) -> dict[str, Path]:
@@ -152,7 +125,7 @@ def main() -> None:
     args = parser.parse_args()
 
     with scratch("language") as folder:
-        bank, data = make_bank(folder, args.frames, args.seed)
+        bank, data = extract_faces(folder, args.frames, args.seed)
         made = make_captions(folder, bank, data, args.seed)
         print_captions(made)
         if args.num_seeds:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from stand_in import IDENTITY
+from tools import raffect
 
 from raffect.bank.format import Bank, Identity
 from raffect.datasets.affwild2.tasks import COMPLETE, COMPLETE_EXPR_COUNTS, EXPR
@@ -74,3 +75,14 @@ def draw_faces(folder: Path, frames: int) -> Path:
     images = (faces / "cropped_aligned",)
     prepare(PrepareConfig(images=images, annotations=faces / EDITION, out=out))
     return out / "manifest.parquet"
+
+
+def extract_faces(folder: Path, frames: int, seed: int) -> tuple[Path, Path]:
+    """Draw faces, prepare and extract them by commands: the bank, and the folder of labels."""
+    faces, data, bank = folder / "faces", folder / "data", folder / "bank"
+    raffect("synth", out=faces, frames=frames, seed=seed)
+    annotations = faces / "8th_ABAW_Annotations"
+    raffect("prepare", images=faces / "cropped_aligned", annotations=annotations, out=data)
+    encoder = ["--encoder.model", "raffect-faces"]
+    raffect("extract", *encoder, manifest=data / "manifest.parquet", bank=bank)
+    return bank, data

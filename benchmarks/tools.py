@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +32,19 @@ def flags(**options: object) -> list[str]:
     for name, value in options.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     return words
+
+
+def raffect(command: str, *words: object, **options: object) -> None:
+    """Run a command and print its lines. An error ends the benchmark with what was printed."""
+    line = ["raffect", command, *map(str, words), *flags(**options)]
+    print(f"\n$ {shlex.join(line)}", flush=True)
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", *line], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    print(f"{done.stdout.rstrip()}\n{time.perf_counter() - start:.0f} s", flush=True)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ import tyro
 from raffect import config as c
 from raffect import recipe
 from raffect.errors import RaffectError
-from raffect.several import name_joined_bank
+from raffect.several import name_joined_bank, split_values
 
 WITH_RECIPE = ("train", "tune", "learn-prompts")
 """Commands whose first word may be a recipe."""
@@ -45,12 +45,31 @@ def read_flags(command: str, kind: Any, words: list[str]) -> Any:
     if takes_recipe:
         _require_recipe_first(kind, command, words)
     words, _ = name_joined_bank(command, words)
+    words = _join_repeated(kind, words)
     with _paths_may_be_urls():
         return tyro.cli(
             kind,
             args=_recipe_words(kind, words) if takes_recipe else words,
             prog=f"raffect {command}{' RECIPE' * takes_recipe}",
         )
+
+
+def _join_repeated(kind: Any, words: list[str]) -> list[str]:
+    """``--head A --head B`` as ``--head A B``: of a flag that comes twice, tyro takes the last."""
+    for flag in _lists(kind):
+        if sum(word == flag or word.startswith(f"{flag}=") for word in words) > 1:
+            values, others = split_values(words, flag)
+            words = [*others, flag, *values]
+    return words
+
+
+def _lists(kind: Any) -> list[str]:
+    """Flags of a configuration, or of those of subcommands, that take any number of values."""
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return [flag for part in typing.get_args(kind) for flag in _lists(part)]
+    hints = typing.get_type_hints(kind).items()
+    lists = [name for name, hint in hints if typing.get_args(hint)[1:] == (...,)]
+    return [f"--{name.replace('_', '-')}" for name in lists]
 
 
 @functools.cache

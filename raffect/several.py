@@ -74,7 +74,7 @@ def name_joined_bank(command: str, words: list[str]) -> tuple[list[str], Several
     Raises:
         RaffectError: If a file is among the banks, or ``--how`` is something else.
     """
-    values, others = _split(words, _FLAG)
+    values, others = split_values(words, _FLAG)
     if command not in READ_BANKS or len(values) < 2:
         return words, None
     files = [value for value in values[1:] if os.path.isfile(value)]
@@ -84,7 +84,7 @@ def name_joined_bank(command: str, words: list[str]) -> tuple[list[str], Several
         f"banks, or leave {_FLAG} out: `raffect predict {shlex.join(files)} --head ...` predicts "
         "pictures and videos",
     )
-    how, others = _split(others, _HOW)
+    how, others = split_values(others, _HOW)
     require(
         len(how) <= 1 and set(how) <= set(_KNOWN),
         f"{_HOW} {' '.join(how)}: expected {' or '.join(_KNOWN)}, for several banks",
@@ -95,7 +95,7 @@ def name_joined_bank(command: str, words: list[str]) -> tuple[list[str], Several
     return [*others, _FLAG, str(path)], SeveralBanks(parts, chosen, path)
 
 
-def _split(words: list[str], flag: str) -> tuple[list[str], list[str]]:
+def split_values(words: list[str], flag: str) -> tuple[list[str], list[str]]:
     """Values of a flag that may be there several times, and all other words."""
     values: list[str] = []
     others: list[str] = []

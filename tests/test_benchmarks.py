@@ -32,6 +32,7 @@ SMALL = {
     "zeroshot": "--frames 8000 --sets 2 --model raffect-faces --weights embedded",
     "emoclip_loop": "--steps 2 --window 4 --batch 4 --dim 64",
     "language": "--frames 800 --num-seeds 0",
+    "postprocess": "--frames 800 --num-seeds 1 --folds 2 --tasks va",
     "robust": "--frames 400 --seeds 1 --epochs 1 --corruptions blur --strengths 3",
     "compare": "--frames 400 --seeds 1 --epochs 1 --encoders raffect-faces "
     "timm:vit_tiny_patch16_224:random@64",

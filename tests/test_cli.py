@@ -65,6 +65,18 @@ def test_flags_become_configurations():
     assert parse("synth", ["--out", "x", "--size", "tiny"]) == tiny
 
 
+@pytest.mark.parametrize(
+    ("command", "once", "several"),
+    [
+        ("predict", "a.mp4 --head x y z --out o", "a.mp4 --head x --head=y --out o --head z"),
+        ("bank", "join --banks a b c --bank j", "join --banks a --bank j --banks b c"),
+        ("report", "--runs a b --out o", "--runs=a --runs=b --out o"),
+    ],
+)
+def test_a_flag_that_comes_several_times_has_the_values_of_all(command, once, several):
+    assert parse(command, several.split()) == parse(command, once.split())
+
+
 EXTRACT = "extract --manifest m --bank b"
 
 

@@ -250,6 +250,11 @@ class SubmitConfig:
     that were filled in."""
     task: str = ""
     """Which task of the table a list of videos is for; other templates say it themselves."""
+    postprocess: str = "auto"
+    """Decision rules: auto applies those that the table was made with; none applies no rules; or a
+    file of `raffect postprocess` for its task. The table holds averages of heads and means over
+    windows: other rules must be of the same heads and weights, and of the same windows unless the
+    table has none yet."""
 
     def __post_init__(self) -> None:
         require_table("predictions", self.predictions)
@@ -303,8 +308,8 @@ class PostprocessConfig:
     """Choose on what heads of folds predict for their held-out fold of the training split, which
     runs with --select cv keep; or on the validation split, where scores are then optimistic."""
     heads: Literal["main", "all"] = "main"
-    """Heads to choose from: those of each run's main setting, or of all settings of a sweep.
-    `predict --head RUN` takes the main setting's: for rules of all, name each head's folder."""
+    """Heads to choose from: those of each run's main setting, or of all settings of a sweep,
+    which `evaluate` and `predict --head RUN` then find."""
     per_output: bool = False
     """Give each label or value a window of its own; classes share one."""
     epoch: Literal["last", "best", "cv"] = "last"

@@ -8,9 +8,15 @@ from pathlib import Path
 
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
-from raffect.predictions.gains import REMEDY
-from raffect.predictions.rules import RULES_FILE, DecisionRules, WeightedHead, plain_rules
-from raffect.runs.pick import PickedHead
+from raffect.heads.checkpoint import read_card
+from raffect.predictions.rules import (
+    RULES_FILE,
+    DecisionRules,
+    WeightedHead,
+    plain_rules,
+    read_rules,
+)
+from raffect.runs.pick import PickedHead, find_heads
 
 Choice = tuple[DecisionRules, list[PickedHead], str]
 """Rules, the heads that they name in their order, and a line that says which rules these are."""
@@ -20,8 +26,9 @@ def choose_rules(task: Task, heads: Sequence[PickedHead], postprocess: str = "au
     """The decision rules of some heads of a task.
 
     ``auto`` takes ``decision_rules.json`` of a run if it names none but these heads (by the SHA-256
-    of their weights, since folders may move), and at least one of every folder that was named. It
-    may leave out heads of a folder, as greedy selection does.
+    of their weights, since folders may move) or others of the same runs, as rules of all settings
+    of a sweep do; and at least one of every folder that was named. It may leave out heads of a
+    folder, as greedy selection does.
 
     Args:
         task: What the heads predict.
@@ -41,9 +48,10 @@ def choose_rules(task: Task, heads: Sequence[PickedHead], postprocess: str = "au
         file = Path(postprocess)
         rules = read_rules(file)
         if rules.task.name == task.name:
-            wrong = _misfit(rules, task, heads) or _left_out(rules, heads)
+            among = _with_other_settings(rules, heads)
+            wrong = _misfit(rules, task, among) or _left_out(rules, among)
             require(not wrong, f"--postprocess {file}: {wrong}")
-            return _apply(rules, heads, f"{name}: decision rules of {file}")
+            return _apply(rules, among, f"{name}: decision rules of {file}{_others(heads, among)}")
 
     # Those of a run
     why = "no decision rules chosen (`raffect postprocess` chooses them)"
@@ -51,21 +59,12 @@ def choose_rules(task: Task, heads: Sequence[PickedHead], postprocess: str = "au
         if not file.is_file():
             continue
         rules = read_rules(file)
-        wrong = _misfit(rules, task, heads) or _left_out(rules, heads)
+        among = _with_other_settings(rules, heads)
+        wrong = _misfit(rules, task, among) or _left_out(rules, among)
         if not wrong:
-            return _apply(rules, heads, f"{name}: decision rules of {file}")
+            return _apply(rules, among, f"{name}: decision rules of {file}{_others(heads, among)}")
         why = f"without the decision rules of {file}: {wrong}"
     return _plain(task, heads, f"{name}: {why}")
-
-
-def read_rules(file: Path) -> DecisionRules:
-    """Read a file of rules.
-
-    Raises:
-        RaffectError: If it is missing or damaged.
-    """
-    require(file.is_file(), f"--postprocess {file}: no such file; expected auto, none or rules")
-    return DecisionRules.from_json(file.read_bytes(), file, REMEDY)
 
 
 def require_rules(postprocess: str, tasks: Sequence[Task]) -> None:
@@ -110,6 +109,23 @@ def _roots(head: PickedHead) -> list[Path]:
     return [folder.parents[2]] if folder.parent.parent.name == "weights" else []
 
 
+def _with_other_settings(rules: DecisionRules, heads: Sequence[PickedHead]) -> list[PickedHead]:
+    """Some heads, and those of other settings of their runs that rules name, in one snapshot."""
+    unknown = {named.sha256 for named in rules.heads} - {head.card.sha256 for head in heads}
+    found = list(heads)
+    runs = dict.fromkeys((head.run, head.card.snapshot) for head in heads)
+    for run, snapshot in runs if unknown else ():
+        others = [PickedHead(path, read_card(path), run) for path in find_heads(run, snapshot)]
+        found += [head for head in others if head.card.sha256 in unknown]
+    return found
+
+
+def _others(heads: Sequence[PickedHead], among: Sequence[PickedHead]) -> str:
+    """That rules take heads beside those that were picked; empty if they do not."""
+    more = len(among) - len(heads)
+    return f", which take {more} head(s) of other settings of the same run(s)" if more else ""
+
+
 def _misfit(rules: DecisionRules, task: Task, heads: Sequence[PickedHead]) -> str:
     """Why rules cannot be applied to heads; empty if they can."""
     if (rules.task.kind, rules.task.outputs) != (task.kind, task.outputs):
@@ -118,8 +134,8 @@ def _misfit(rules: DecisionRules, task: Task, heads: Sequence[PickedHead]) -> st
     unknown = [head for head in rules.heads if head.sha256 not in known]
     if unknown or not rules.heads:
         count = f"{len(unknown)} of the {len(rules.heads)} head(s) that it names"
-        hint = "of a run these are its main setting's; name others as RUN/weights/<head>/last"
-        return f"{count} are not among the heads that were named ({hint})"
+        first = unknown[0].folder if unknown else "none"
+        return f"{count} are not of the heads or runs that were named (first {first})"
     return ""
 
 

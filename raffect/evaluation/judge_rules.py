@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from raffect.errors import RaffectError, require
-from raffect.evaluation.choose_rules import read_rules
 from raffect.evaluation.ensemble import Ensemble
 from raffect.evaluation.inputs import read_inputs
 from raffect.evaluation.postprocessed import Postprocessed
@@ -18,8 +17,8 @@ from raffect.heads.checkpoint import read_card, require_encoder
 from raffect.metrics.intervals import Headline
 from raffect.metrics.task_kinds import kind_of
 from raffect.predictions.counting import Counting
-from raffect.predictions.gains import REMEDY, Gain
-from raffect.predictions.rules import RULES_FILE, DecisionRules, plain_rules
+from raffect.predictions.gains import Gain
+from raffect.predictions.rules import REMEDY, RULES_FILE, DecisionRules, plain_rules, read_rules
 from raffect.predictions.smoothing import timeline
 from raffect.runs.data import Dataset, targets_of
 from raffect.runs.pick import PickedHead

@@ -115,13 +115,9 @@ def find_faces(config: FacesConfig) -> FacesResult:
     start, folder = time.perf_counter(), config.out.absolute()
     with stage("listing inputs"):
         listing = list_inputs(config.inputs, folder)
-    settings, why = choose_settings(config)
+    settings, why = require_usable(config, listing.files)
     if (known := read_settings(folder / "settings.json")) is not None:
         known.require_equal(settings, folder)
-    if lacking := require_detector(settings, listing.files):
-        why = f"{why}; {lacking}"
-    if any(kind_of(file) == "video" for file in listing.files):
-        require_av()
     require_own(folder)
     # The run
     require_writable(folder)
@@ -154,6 +150,21 @@ def find_faces(config: FacesConfig) -> FacesResult:
         done=done,
         seconds=time.perf_counter() - start,
     )
+
+
+def require_usable(config: FacesConfig, files: Sequence[Path]) -> tuple[FaceSettings, str]:
+    """The settings that a configuration means for some inputs, and why it has this detector.
+
+    Raises:
+        RaffectError: If a package or the detector's file is missing, or boxes do not go with the
+            inputs.
+    """
+    settings, why = choose_settings(config)
+    if lacking := require_detector(settings, files):
+        why = f"{why}; {lacking}"
+    if any(kind_of(file) == "video" for file in files):
+        require_av()
+    return settings, why
 
 
 def choose_settings(config: FacesConfig) -> tuple[FaceSettings, str]:

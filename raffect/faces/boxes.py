@@ -135,7 +135,8 @@ def find_all(file: Path, inputs: Sequence[Path]) -> list[Path]:
         The inputs that it does not name.
 
     Raises:
-        RaffectError: If boxes may be of two inputs, or of which input they are is not clear.
+        RaffectError: If boxes may be of two inputs, or of which input they are is not clear; or if
+            none of the inputs is named.
     """
     boxes = read_boxes(file)
     files = {os.path.realpath(path): Path(os.path.abspath(path)) for path in inputs}
@@ -157,7 +158,18 @@ def find_all(file: Path, inputs: Sequence[Path]) -> list[Path]:
                 f"{printable(path)}; give one table with a column input that names each by its "
                 "path (one without a face by a row without a box)"
             )
+    if files and len(lacking) == len(files):
+        raise RaffectError(f"--boxes {file}: {_describe_misses(boxes, lacking)}")
     return lacking
+
+
+def _describe_misses(boxes: BoxTable | BoxFolder, inputs: Sequence[Path]) -> str:
+    """What a table or folder of boxes has in place of what all inputs are called."""
+    count, first = f"none of the {len(inputs):,} input(s)", printable(inputs[0])
+    if isinstance(boxes, BoxFolder):
+        return f"holds a file of {count}; expected {printable(file_name(inputs[0]))} for {first}"
+    named = f"; it names {boxes.names[0]!r}" if boxes.names else ""
+    return f"has a row of {count}; expected {printable(inputs[0].name)!r} for {first}{named}"
 
 
 @lru_cache(4)

@@ -72,7 +72,8 @@ def require_detector(settings: FaceSettings, inputs: Sequence[Path] = ()) -> str
         How many inputs a table of boxes does not name; empty if there is no such input or table.
 
     Raises:
-        RaffectError: If they are not, or of which input boxes are is not clear.
+        RaffectError: If they are not, the boxes are of none of the inputs, or of which input boxes
+            are is not clear.
     """
     if settings.detector != "boxes":
         load_detector(settings, Path())

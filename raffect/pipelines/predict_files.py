@@ -36,7 +36,7 @@ from raffect.evaluation.ensemble import Ensemble, load_ensembles
 from raffect.evaluation.predict import PredictResult, open_frames, write_table_of
 from raffect.evaluation.predict import predict as predict_bank
 from raffect.extraction.as_identity import extract_as, require_loadable
-from raffect.extraction.find_faces import FacesResult, find_faces
+from raffect.extraction.find_faces import FacesResult, find_faces, require_usable
 from raffect.faces.inputs import list_inputs, read_inputs
 from raffect.leaving import last_act
 from raffect.pipelines.join_faces import join_rows, split_inputs, whole_inputs
@@ -163,6 +163,7 @@ def predict_files(config: PredictConfig) -> PredictFilesResult:
     files = listing.files
     left_out = listing.ignored.lines("inputs")
     left_out += [f"problem: {line.strip()}" for line in problem_lines(listing.problems)]
+    require_usable(_faces_config(config, files, out), files)
     require_writable(out)
     deciding = _deciding(config, heads, ensembles)
     scratch, deleted = open_scratch(out, files, deciding, config.keep)
@@ -172,8 +173,7 @@ def predict_files(config: PredictConfig) -> PredictFilesResult:
         faces = find_faces(_faces_config(config, files, scratch / "faces"))
         facts = _predict_crops(config, identity, faces, (heads, ensembles), scratch)
         if facts is None:
-            rules = tuple(one.rules for one in ensembles)
-            facts = PredictionFacts(rules=rules, bank="", bank_digest="", run=describe_run())
+            facts = _facts_without_a_crop(ensembles)
         facts = replace(facts, bank="", run=describe_run())
         predicted = scratch / "predictions.parquet"
         statuses = _write_table(out / "predictions.parquet", faces, predicted, facts)
@@ -292,6 +292,19 @@ def _predict_crops(
     heads, ensembles = loaded
     frames = open_frames(bank, heads, config.allow_incomplete)
     return write_table_of(frames, ensembles, scratch / "predictions.parquet").facts
+
+
+def _facts_without_a_crop(ensembles: Sequence[Ensemble]) -> PredictionFacts:
+    """Where a table without any prediction comes from, with the caveats of its heads."""
+    heads = [head for one in ensembles for head in one.heads]
+    caveats = [caveat for head in heads for caveat in head.card.data.trained_caveats]
+    return PredictionFacts(
+        rules=tuple(one.rules for one in ensembles),
+        bank="",
+        bank_digest="",
+        caveats=tuple(dict.fromkeys(caveats)),
+        run=describe_run(),
+    )
 
 
 def _write_table(

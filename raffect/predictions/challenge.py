@@ -27,6 +27,7 @@ from raffect.errors import RaffectError, require
 from raffect.predictions.columns import columns_of
 from raffect.predictions.entry import cells_of, write_entry
 from raffect.predictions.gaps import HOW, Filling, fill_gaps
+from raffect.predictions.other_rules import choose_for_table, smooth_anew
 from raffect.predictions.rules import DecisionRules
 from raffect.predictions.table import ROWS, PredictionFacts, iter_predictions, read_facts
 from raffect.predictions.template import Template, read_template
@@ -52,6 +53,7 @@ class SubmitResult:
         counts: Rows of each video by how they were made, in the order of
             `raffect.predictions.gaps.HOW`, shape (videos, 4).
         guessed: Videos whose number of frames the template does not give: as many as the table has.
+        notes: Which decision rules were applied.
     """
 
     out: Path
@@ -61,6 +63,7 @@ class SubmitResult:
     videos: tuple[str, ...]
     counts: np.ndarray
     guessed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -87,6 +90,7 @@ class SubmitResult:
         names = " + ".join(task.name.upper() for task in self.tasks)
         parts = [f"{count:,} {how}" for how, count in self.by_how.items() if count]
         lines = [f"{names}: {self.rows:,} rows of {len(self.videos):,} videos: {', '.join(parts)}"]
+        lines += self.notes
         if self.without:
             what = f"{len(self.without)} video(s) without a predicted frame have the prior"
             lines.append(f"{what}, the mean of all predictions: {_some(self.without)}")
@@ -105,13 +109,14 @@ def submit(config: SubmitConfig) -> SubmitResult:
 
     Raises:
         RaffectError: If the template is not one or of another task, the table lacks every video of
-            it, or what was written is not what the template lists.
+            it, rules do not go with the table, or what was written is not what the template lists.
     """
     # What is wanted, and what the table has of it
     template, facts = read_template(config.template), read_facts(config.predictions)
-    rules = _match(template, facts, config)
+    had = _match(template, facts, config)
+    rules, notes = choose_for_table(had, config.postprocess, config.predictions)
     _require_free(config, template)
-    found = _read_known(config.predictions, facts, rules, template.videos)
+    found = _read_known(config.predictions, facts, had, template.videos)
     require(
         len(found.key) > 0,
         f"{config.predictions}: predicts no frame of the {len(template.videos):,} videos of "
@@ -121,8 +126,9 @@ def submit(config: SubmitConfig) -> SubmitResult:
 
     # Every row, with what is missing filled in
     filling = fill_gaps(found.key, (rows.video << 32) | rows.frame)
-    parts = filling.iter_scores(found.scores, found.prior, ROWS)
-    cells = pa.chunked_array([cells_of(rules, scores) for _, scores in parts]).combine_chunks()
+    scores = smooth_anew(found.scores, found.key, rules, had)
+    parts = filling.iter_scores(scores, found.prior, ROWS)
+    cells = pa.chunked_array([cells_of(rules, part) for _, part in parts]).combine_chunks()
     _write(config.out, template, rows, cells, [one.task for one in rules])
     counts = np.zeros((len(template.videos), len(HOW)), np.int64)
     np.add.at(counts, (rows.video, filling.how), 1)
@@ -134,6 +140,7 @@ def submit(config: SubmitConfig) -> SubmitResult:
         videos=tuple(template.videos),
         counts=counts,
         guessed=rows.guessed,
+        notes=tuple(notes),
     )
 
 

@@ -13,13 +13,12 @@ from raffect.metrics.intervals import Headline, Interval, difference_interval, p
 from raffect.metrics.scores import Chance, Snapshot
 from raffect.metrics.task_kinds import Kind, kind_of
 from raffect.predictions.choose import Choice
-from raffect.predictions.rules import DecisionRules, RuleName
+from raffect.predictions.rules import REMEDY, DecisionRules, RuleName
 from raffect.provenance import Provenance
 from raffect.storage.records import Count, Record
 
 GAINS_FILE = "postprocess.json"
 """Name of the record in a run folder."""
-REMEDY = "make it again with `raffect postprocess`"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ within the task's limits. Rules are chosen by `raffect postprocess` (`raffect.pr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ RULE_TITLES: dict[RuleName, str] = {
 """What tables call them."""
 RULES_FILE = "decision_rules.json"
 """Name of the rules of a run, in its folder."""
+REMEDY = "make it again with `raffect postprocess`"
 THRESHOLD = 0.5
 """Probability from which on a label is predicted where no rule says otherwise."""
 TINY = 1e-12
@@ -168,3 +170,13 @@ def plain_rules(task: Task, heads: tuple[WeightedHead, ...] = ()) -> DecisionRul
         thresholds=(THRESHOLD,) * outputs if kind == "multilabel" else (),
         bias=(0.0,) * outputs if kind == "multiclass" else (),
     )
+
+
+def read_rules(file: Path) -> DecisionRules:
+    """Read a file of rules.
+
+    Raises:
+        RaffectError: If it is missing or damaged.
+    """
+    require(file.is_file(), f"--postprocess {file}: no such file; expected auto, none or rules")
+    return DecisionRules.from_json(file.read_bytes(), file, REMEDY)

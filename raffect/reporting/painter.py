@@ -82,7 +82,7 @@ class Painter:
             draw.text((left, y), "no face", MUTED, font_of(self._text))
 
         # Cursor of the strip
-        if self._strip:
+        if self._strip and self._strip.lanes:
             x = self._strip.column_of(place)
             draw.line([(x, self._tall), (x, self._tall + self._strip.lanes)], INK, 2)
         return canvas

@@ -69,8 +69,9 @@ def draw_strip(course: TimeCourse, width: int, size: int) -> Strip:
     left = 2 * size + max((int(font.getlength(name)) for name in names), default=0)
     right, gap = size, size // 3
     heights = [_height(task, size) for _, task in lanes]
-    legend = _wrap_legend(course, width - 2 * size, size)
-    height = sum(heights) + gap * (len(lanes) + 2) + len(legend) * _line(size)
+    legend = _wrap_legend(course, width - 2 * size, size) if lanes else []
+    below = _line(size) * (len(legend) if lanes else 1)
+    height = sum(heights) + gap * (len(lanes) + 2) + below
 
     # Pixels of the lanes, and their names
     image = Image.new("RGB", (width, height), BACKGROUND)
@@ -82,12 +83,14 @@ def draw_strip(course: TimeCourse, width: int, size: int) -> Strip:
         color = rgb(color_of(face.number - 1, FACES))
         draw.text((size, y + tall / 2), name, color, font, anchor="lm")
         y += tall + gap
+    if not lanes:
+        draw.text((size, y), "no face in any frame", MUTED, font)
     for line in legend:
         for x, color, text in line:
             draw.rectangle((size + x, y + 2, size + x + size - 3, y + size - 1), color)
             draw.text((size + x + int(1.3 * size), y), text, MUTED, font)
         y += _line(size)
-    lanes_height = height - len(legend) * _line(size) - gap
+    lanes_height = height - below - gap if lanes else 0
     return Strip(image, left, width - left - right, lanes_height, course.span)
 
 

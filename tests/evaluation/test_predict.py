@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -229,7 +230,7 @@ def test_rules_of_a_run_are_applied_wherever_it_was_moved(bank, heads, tmp_path)
 @pytest.mark.parametrize(
     ("names", "named", "why"),
     [
-        (["runs/expr/weights/h0/last"], TWO, "1 of the 2 head(s) that it names are not among"),
+        (["runs/expr/weights/h0/last"], TWO, "1 of the 2 head(s) that it names are not of the"),
         (["runs/expr", "runs/other"], TWO, "it names no head of"),
     ],
 )
@@ -303,7 +304,9 @@ def test_settings_for_inputs_are_refused_beside_a_bank(name, value):
         raffect.PredictConfig(bank=Path("b"), head=(Path("h"),), out=Path("p.csv"), **{name: value})
 
 
-def test_rules_that_name_heads_of_several_settings_count_where_these_are_named(bank, tmp_path):
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep of two settings, and the folders of its heads from `tmp_path`."""
     settings = [{"loss.alpha": alpha} for alpha in (0.1, 0.3)]
     folder = make_run(tmp_path / "sweep", settings, lambda *_: draw_confusion(0.5))
     names = []
@@ -311,12 +314,51 @@ def test_rules_that_name_heads_of_several_settings_count_where_these_are_named(b
         path = folder.weights_path(record.id, "last")
         make_head(path, EXPR, recipe=record.recipe, seed=seed, id=record.id)
         names.append(str(path.relative_to(tmp_path)))
-    assert len({record.recipe.loss.alpha for record in folder.read_records()}) == 2
+    return names
+
+
+def test_rules_that_name_heads_of_other_settings_count_where_their_run_is_named(
+    bank, sweep, tmp_path
+):
+    main = {head.folder for head in run(tmp_path, "sweep").facts.rules[0].heads}
+    every = {str(tmp_path / name) for name in sweep}
+    assert main < every
+    file = "sweep/decision_rules.json"
+    write_rules(tmp_path, sweep, range(1, len(sweep) + 1), file=file)
+    rows = []
+    for names, more in (["sweep"], {}), (sweep, {}), (["sweep"], {"postprocess": tmp_path / file}):
+        result = run(tmp_path, *names, **more)
+        (used,) = result.facts.rules
+        assert {head.folder for head in used.heads} == every
+        assert used.chosen_on == "folds"
+        others = "which take 2 head(s) of other settings" in result.notes[-1]
+        assert others == (names == ["sweep"])
+        rows.append(result.to_pandas())
+    for other in rows[1:]:
+        pd.testing.assert_frame_equal(rows[0], other)
+    # The snapshot is still the one that was asked for
+    for seed, name in enumerate(sweep):
+        card = read_card(tmp_path / name)
+        best = tmp_path / name.replace("/last", "/best")
+        more = {"recipe": card.recipe, "id": card.id, "snapshot": "best"}
+        make_head(best, EXPR, seed=seed + 50, **more)
+    other = run(tmp_path, "sweep", epoch="best")
+    assert other.facts.rules[0].is_plain
+    assert "are not of the heads or runs that were named" in other.notes[-1]
+
+
+def test_rules_never_take_a_head_of_a_run_that_was_not_named_or_that_was_trained_again(
+    bank, heads, sweep, tmp_path
+):
+    names = [*sweep, "runs/other/weights/probe/last"]
     write_rules(tmp_path, names, (1.0,) * len(names), file="sweep/decision_rules.json")
-    assert run(tmp_path, *names).facts.rules[0].chosen_on == "folds"
-    alone = run(tmp_path, "sweep")
-    assert alone.facts.rules[0].is_plain
-    assert "name others as RUN/weights/<head>/last" in alone.notes[-1]
+    assert run(tmp_path, "sweep").facts.rules[0].is_plain
+    assert run(tmp_path, "sweep", "runs/other").facts.rules[0].chosen_on == "folds"
+    card = read_card(tmp_path / sweep[0])
+    make_head(tmp_path / sweep[0], EXPR, recipe=card.recipe, seed=99, id=card.id)
+    again = run(tmp_path, "sweep", "runs/other")
+    assert again.facts.rules[0].is_plain
+    assert "1 of the 5 head(s) that it names" in again.notes[-1]
 
 
 def test_of_a_sweep_the_setting_that_stands_for_it_predicts(bank, tmp_path):

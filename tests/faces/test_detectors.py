@@ -247,6 +247,28 @@ def test_a_folder_holds_a_table_an_input(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("input,frame,x,y,w,h\nd/other.mp4,1,1,1,9,9\n", "; it names 'd/other.mp4'"),
+        ("input,frame,x,y,w,h\n", ""),
+        (None, ""),
+    ],
+)
+def test_boxes_of_none_of_the_inputs_are_refused_with_the_name_that_was_expected(
+    text, match, tmp_path
+):
+    boxes, files = tmp_path / "b", [tmp_path / "b 1.mp4", tmp_path / "c.mp4"]
+    if text is None:
+        boxes.mkdir()
+        what = f"holds a file of none of the 2 input(s); expected b 1.csv for {files[0]}"
+    else:
+        boxes.write_text(text)
+        what = f"has a row of none of the 2 input(s); expected 'b 1.mp4' for {files[0]}{match}"
+    with pytest.raises(RaffectError, match=f"^{re.escape(f'--boxes {boxes}: {what}')}$"):
+        require_detector(settings(boxes=boxes), files)
+
+
+@pytest.mark.parametrize(
     "cells", ["nan,1,2,2", "1,1,0,2", "1,1,-4,2", "1e300,1,2,2", "inf,1,2,2", ",1,2,2"]
 )
 def test_a_row_without_a_box_is_left_out(cells, tmp_path):

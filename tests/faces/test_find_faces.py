@@ -181,8 +181,9 @@ def test_other_settings_are_refused_and_a_replaced_input_is_worked_on_again(clip
     assert (again.inputs[0].frames, again.done) == (50, 5)  # scan, three segments, join
     os.unlink(tmp_path / "clip.mp4")
     (tmp_path / "out" / "faces.png").unlink()
-    write_video(tmp_path / "other.mp4", PICTURES[:20])
-    both = find_faces(config_of(clip, tmp_path / "out", inputs=(tmp_path / "other.mp4",)))
+    (tmp_path / "other").mkdir()
+    write_video(tmp_path / "other" / "clip.mp4", PICTURES[:20])
+    both = find_faces(config_of(clip, tmp_path / "out", inputs=(tmp_path / "other" / "clip.mp4",)))
     assert [one.frames for one in both.inputs] == [50, 20]
     assert both.sheet.exists()
 

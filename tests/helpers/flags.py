@@ -306,7 +306,7 @@ FLAGS = {
         "--images",
         "--num-checked",
     },
-    "submit": {"--template", "--predictions", "--out", "--task"},
+    "submit": {"--template", "--predictions", "--out", "--task", "--postprocess"},
     "report": {
         "--runs",
         "--judged",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import pytest
+from PIL import Image
 
 import raffect
 from raffect.cli import main
@@ -143,6 +144,30 @@ def test_heads_of_the_embedded_encoder_are_refused_before_anything_is_written(
     assert "has never seen a photograph" in error
     assert "pass --allow-embedded" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_boxes_of_another_video_are_refused_before_anything_is_written(
+    heads, video, tmp_path, capsys, monkeypatch
+):
+    other = tmp_path / "other.mp4"
+    other.write_bytes(video.read_bytes())
+    monkeypatch.setattr("raffect.pipelines.predict_files.ray_session", lambda _: 1 / 0)
+    words = words_of(heads, video, tmp_path / "out")
+    assert main(["predict", str(other), *words[1:]]) == 2
+    error = capsys.readouterr().err
+    assert f"expected 'other.mp4' for {other}; it names 'person.mp4'" in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_without_any_face_has_the_caveats_of_its_heads_too(heads, tmp_path):
+    picture, boxes = tmp_path / "wall.png", tmp_path / "none.csv"
+    Image.new("RGB", (64, 64)).save(picture)
+    boxes.write_text("input,frame,x,y,w,h\nwall.png,1,,,,\n")
+    settings = {"boxes": boxes, "allow_embedded": True, "overlay": False}
+    result = raffect.predict(picture, head=heads, **settings)
+    assert dict(result.statuses) == {"no_face": 1}
+    assert result.facts.caveats == ("embedded encoder, not CLIP", "drawn faces")
 
 
 def test_inputs_that_cannot_be_read_have_a_row_and_a_reason(heads, video, tmp_path, capsys):

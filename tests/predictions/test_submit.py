@@ -11,9 +11,9 @@ import raffect
 from raffect.cli import main
 from raffect.datasets.affwild2.tasks import AU, EXPR, HEADERS, VA
 from raffect.predictions.entry import cells_of, find_fault, write_entry
-from raffect.predictions.rules import plain_rules
+from raffect.predictions.rules import WeightedHead, plain_rules
 from raffect.predictions.table import iter_predictions
-from tests.helpers.predictions import make_table
+from tests.helpers.predictions import HEADS, make_table
 
 VIDEOS = {"1-30-1280x720": [2, 3, 7], "1-30-1280x720_left": [1, 2], "video96": [4], "more": [1]}
 WITHOUT = {"video96": [5, 6]}
@@ -159,6 +159,85 @@ def test_rules_are_applied_to_the_interpolated_probabilities(submit, tmp_path):
                 assert cells == [str(int((np.log(found) + bias).argmax()))]
             else:
                 assert cells == [str(int(s >= t)) for s, t in zip(found, thresholds, strict=True)]
+
+
+RULES = {
+    "windows": (2,) * 8,
+    "bias": tuple(np.linspace(-1, 1, 8).tolist()),
+    "chosen_on": "folds",
+}
+
+
+@pytest.fixture
+def rules_file(tmp_path):
+    """A file of rules of EXPR for the heads of `make_table`; with changes."""
+
+    def write(**changes):
+        rules = dataclasses.replace(plain_rules(EXPR, HEADS), **RULES | changes)
+        (tmp_path / "rules.json").write_bytes(rules.to_bytes())
+        return str(tmp_path / "rules.json"), rules
+
+    return write
+
+
+def test_rules_of_a_file_are_applied_to_a_table_that_was_made_without_any(submit, rules_file):
+    file, rules = rules_file()
+    out, result, scores = submit(template_of("mtl"), postprocess=file)
+    _, rows = parse(out)
+    for (video, frame), (*_, cell) in zip(LISTED, [row[:4] for row in rows], strict=True):
+        known = {f: found["expr"] for (v, f), found in scores.items() if v == video}
+        # Means over frames by a plain loop, then the line between neighbours, then the bias
+        smooth = {
+            ("v", f): {"e": np.mean([known[k] for k in known if abs(k - f) <= 2], axis=0)}
+            for f in known
+        }
+        found = expected_scores(smooth, "e", "v", frame) if known else prior_of(scores)
+        assert cell == str(int((np.log(found) + rules.bias).argmax()))
+    assert f"EXPR: decision rules of {file}, chosen on folds" in result.lines()
+    assert "AU: no decision rules" in result.lines()
+
+
+def prior_of(scores):
+    return np.mean([found["expr"] for found in scores.values()], axis=0)
+
+
+def test_plain_rules_are_applied_to_a_table_that_was_made_with_a_bias(submit):
+    biased = dataclasses.replace(plain_rules(EXPR, HEADS), bias=RULES["bias"], chosen_on="folds")
+    usual, result, _ = submit(template_of(EXPR), [biased])
+    assert any("p.parquet, chosen on folds" in line for line in result.lines())
+    with_bias = parse(usual)
+    out, result, scores = submit(template_of(EXPR), [biased], postprocess="none")
+    assert parse(out) != with_bias
+    for (video, frame), (_, cell) in zip(LISTED, parse(out)[1], strict=True):
+        assert [cell] == answer(expected_scores(scores, "expr", video, frame), EXPR)
+    assert "EXPR: no decision rules" in result.lines()
+
+
+@pytest.mark.parametrize(
+    ("made_with", "file", "match"),
+    [
+        ({"windows": (2,) * 8}, "none", "holds means over windows already .mean over ± 2 frames."),
+        ({"windows": (3,) * 8}, {}, "holds means over windows already .mean over ± 3 frames."),
+        ({"heads": 2}, "none", "holds the mean of other heads, or with other weights"),
+        ({"heads": 2}, {}, "holds the mean of other heads, or with other weights"),
+        ({}, "nowhere.json", "--postprocess nowhere.json: no such file; expected auto, none or"),
+        ({"task": AU}, {}, "rules for expr, and the entry is of au; name rules for one of these"),
+    ],
+)
+def test_rules_that_do_not_go_with_a_table_are_one_line(
+    submit, tmp_path, rules_file, made_with, file, match
+):
+    task = made_with.pop("task", EXPR)
+    weights = [1.0, 3.0][: made_with.pop("heads", 1)]
+    heads = tuple(
+        WeightedHead(folder="h", sha256=name * 64, weight=w)
+        for name, w in zip("ab", weights, strict=False)
+    )
+    rules = dataclasses.replace(plain_rules(task, heads), **made_with)
+    postprocess = file if isinstance(file, str) else rules_file(**file)[0]
+    with pytest.raises(raffect.RaffectError, match=match):
+        submit(template_of(task), [rules], postprocess=postprocess)
+    assert not (tmp_path / "entry.txt").exists()
 
 
 def test_filled_rows_are_listed(submit):

@@ -14,7 +14,10 @@ from PIL import Image
 from raffect.datasets.affwild2.tasks import EXPR
 from raffect.errors import RaffectError
 from raffect.reporting.colors import FACES, rgb
+from raffect.reporting.course import read_course
+from raffect.reporting.index import draw_preview
 from raffect.reporting.overlay import draw_overlay
+from raffect.reporting.painter import Painter
 from tests.helpers.scenes import (
     draw_people,
     draw_scene,
@@ -165,6 +168,22 @@ def test_frames_without_a_face_have_no_box(overlay):
         picture = drawn[frame - 1][:360, :640].astype(int)
         colored = [(np.abs(picture - rgb(color)).sum(2) < 90).sum() for color in FACES[:2]]
         assert (min(colored) > 500) == (frame not in without)
+
+
+def test_an_input_without_any_face_has_neither_legend_nor_cursor():
+    picture, most = Image.new("RGB", (160, 120)), []
+    for has_faces in (True, False):
+        people = draw_people(9, 2)
+        people[0][0].face[:] = people[1][0].face[:] = has_faces
+        course = read_course(predict_scene(people, "clip.mp4"), facts_of().tasks, "clip.mp4")
+        painter = Painter(course, *picture.size, ())
+        below = [painter.paint(picture, frame, frame / 25) for frame in (1, 9)]
+        below = [np.asarray(one, int)[painter._tall :] for one in below]
+        preview = np.asarray(draw_preview(course, picture), int)
+        most.append([np.ptp(below[0], 2).max(), np.ptp(preview, 2).max(), np.ptp(below, 0).max()])
+        assert min(preview.max(), below[0].max()) > 120  # words
+    with_faces, without = most
+    assert min(with_faces) > 100 > 40 > max(without)  # colors of classes, and the cursor
 
 
 def test_the_cursor_moves_with_the_time(overlay):
