@@ -32,8 +32,12 @@ def test_at_the_start_a_head_is_mean_pooled_clip(snippets):
         there = window[~window.isnan().any(1)]
         units = there / there.norm(dim=1, keepdim=True).clamp(min=1e-12)
         mean = units.sum(0) / max(len(there), 1)
-        expected = 100 * mean / mean.norm().clamp(min=1e-12)
-        assert torch.allclose(output, expected, atol=1e-6)
+        expected = mean / mean.norm().clamp(min=1e-12)
+        # The scale is 100 in float32, so vectors of length 1 are compared
+        assert torch.allclose(output / 100, expected, rtol=0, atol=1e-6)
+    # In the type that trains too
+    single = make_module(spec, moved=0, dtype=torch.float32)(x.float())
+    assert torch.allclose(single.double() / 100, found / 100, rtol=0, atol=1e-6)
     # Rows of another length are the same directions.
     assert torch.allclose(found, make_module(spec, moved=0)(x * 7), atol=1e-9)
 
@@ -45,9 +49,9 @@ def test_at_the_start_a_head_of_the_centre_is_the_frame_itself():
     centres = x[:, WINDOW // 2].clone()
     centres[1] = normalise(x[1], "l2").nanmean(0)  # it is not there
     centres[2] = x[2, 0]
-    expected = 100 * normalise(centres, "l2")
+    expected = normalise(centres, "l2")
     expected[3] = 0
-    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(found / 100, expected, rtol=0, atol=1e-6)
 
 
 # What it is
@@ -121,10 +125,13 @@ def test_padding_changes_nothing(compares):
     x = torch.randn(9, 4, DIM, dtype=torch.float64)
     padded = torch.cat([x, torch.full((9, 2, DIM), math.nan, dtype=torch.float64)], 1)
     found = make_module(long)(padded)
-    assert torch.allclose(found, head(x), atol=1e-12)
+    assert torch.allclose(found, head(x), rtol=0, atol=1e-11)
     single = make_module(long, dtype=torch.float32)(padded.float())
     assert torch.allclose(
-        nn.functional.normalize(single), nn.functional.normalize(found.float()), atol=1e-6
+        nn.functional.normalize(single),
+        nn.functional.normalize(found.float()),
+        rtol=0,
+        atol=1e-6,
     )
 
 
