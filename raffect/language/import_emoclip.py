@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +141,10 @@ def import_emoclip(config: ImportEmoclipConfig) -> ImportedHead:
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     """A checkpoint's tensors by name, without what distributed training puts before names."""
     require(file.is_file(), f"--file {file}: no such file; {_EXPECTED}")
+    require(file.stat().st_size > 0, f"--file {file}: is empty; {_EXPECTED}")
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a pickle it asks to file an issue
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = explain_unreadable(error)[:160]
         raise RaffectError(f"--file {file}: cannot be read ({reason}); {_EXPECTED}") from error

@@ -197,8 +197,8 @@ def check_trainable(y: np.ndarray, task: Task, batch_size: int, where: str) -> N
     """
     require(
         len(y) >= batch_size,
-        f"{where} has {len(y)} frames, fewer than --batch-size {batch_size}; "
-        "take a smaller batch or more frames",
+        f"{where} has {len(y)} rows, fewer than --batch-size {batch_size}; "
+        "take a smaller batch or more rows",
     )
     why = kind_of(task).why_untrainable(task, y)
     require(not why, f"{where} has {why}; check --labels")

@@ -10,6 +10,7 @@ from raffect.datasets.labels import write_clip_labels
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError
 from raffect.heads.checkpoint import read_card
+from raffect.recipe import HeadConfig
 from raffect.runs.data import open_dataset
 from raffect.runs.read_samples import read_rows
 from raffect.training.stream import decide_stream
@@ -114,6 +115,25 @@ def test_what_frames_were_drawn_stays_so_for_clips_made_of_them(bank, tmp_path):
 def test_faulty_clips_are_refused_in_one_line(bank, tmp_path, rows, line):
     with pytest.raises(RaffectError, match=line):
         find(bank, write(tmp_path, rows))
+
+
+def test_windows_longer_than_any_clip_are_refused_before_anything_is_written(bank, tmp_path):
+    rows = [row("b", k, k + 3 + k % 2, k % 2, "train") for k in range(1, 24)] + [row("a", 1, 20, 1)]
+    config = TrainConfig(
+        bank=bank.path,
+        labels=write(tmp_path, rows),
+        out=tmp_path / "run",
+        batch_size=4,
+        device="cpu",
+        head=HeadConfig(kind="temporal", attention_heads=1, window=6),
+    )
+    # A video is longer, and so is a clip of the validation split
+    line = (
+        r"head\.window 6: the longest clip of the training split has 5 frames; expected at most 5"
+    )
+    with pytest.raises(RaffectError, match=line):
+        train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_heads_are_trained_on_clips_and_never_streamed(bank, tmp_path):

@@ -1,29 +1,23 @@
-"""Losses against vectors: InfoNCE by other code, what counts as equal, what a head never sees."""
+"""Heads that learn from vectors: as a plain loop does, alone or not, and what one never sees."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from open_clip.loss import ClipLoss
 from torch import nn
-from torch.nn import functional as F
 
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
 from raffect.errors import RaffectError
 from raffect.heads.contrastive import require_answers
 from raffect.heads.fit import count, fit
 from raffect.heads.head_batch import EmbeddingSpec, normalise
-from raffect.heads.loss_kind import Terms, Truth
-from raffect.heads.loss_kinds import loss_kind
-from raffect.heads.losses import info_nce_losses, sample_means, text_shares
+from raffect.heads.losses import sample_means
 from raffect.heads.module_batch import HeadModule, ModuleSpec
 from raffect.heads.objective import Objective
-from raffect.heads.retrieval import CandidateVectors, count_hits
-from raffect.heads.tail import Tail
 from raffect.heads.workers import Workers
-from raffect.metrics.retrieval import find_candidates
 from raffect.recipe import Recipe, with_settings
+from tests.helpers.info_nce import B
 from tests.helpers.small_heads import (
     CAPTIONS,
     CPU,
@@ -37,122 +31,7 @@ from tests.helpers.small_heads import (
     run,
     spec_of,
 )
-
-B = 12
-
-
-def draw(seed=0, size=B, dim=6, heads=2):
-    """Outputs of a head with a scale of 5, and unit vectors of texts, for several heads."""
-    rng = torch.Generator().manual_seed(seed)
-    image, text = torch.randn(2, heads, size, dim, generator=rng, dtype=torch.float64)
-    return 5 * normalise(image, "l2"), normalise(text, "l2")
-
-
-def info_nce(outputs, text, same=None, **options):
-    count = outputs.shape[1]
-    same = torch.arange(count).expand(len(outputs), count) if same is None else same
-    return info_nce_losses(outputs @ text.transpose(1, 2), text_shares(same, text, **options))[0]
-
-
-# Against other code
-
-
-def test_info_nce_is_cross_entropy_both_ways():
-    outputs, text = draw()
-    found, own = info_nce(outputs, text), torch.arange(B)
-    for head in range(2):
-        logits = outputs[head] @ text[head].T
-        ways = [F.cross_entropy(way, own, reduction="none") for way in (logits, logits.T)]
-        torch.testing.assert_close(found[head], sum(ways) / 2, rtol=0, atol=1e-10)
-
-
-def test_info_nce_is_open_clips_loss():
-    outputs, text = draw(1)
-    found = info_nce(outputs, text).mean(1)
-    for head in range(2):
-        expected = ClipLoss()(outputs[head] / 5, text[head], torch.tensor(5.0).double())
-        assert found[head].item() == pytest.approx(expected.item(), abs=1e-6)
-
-
-def with_copies(seed=2):
-    """Texts of which some are equal, and their numbers."""
-    outputs, text = draw(seed)
-    same = torch.tensor([0, 1, 2, 0, 4, 0, 6, 1, 8, 9, 10, 11]).expand(2, B)
-    text = text.gather(1, same[..., None].expand_as(text))
-    return outputs.requires_grad_(), text, same
-
-
-def test_equal_texts_have_the_gradient_of_one_text_a_sample():
-    outputs, text, same = with_copies()
-    logits = outputs @ text.transpose(1, 2)
-    both = logits, logits.transpose(1, 2)
-    own = torch.arange(B).expand(2, B)
-    hard = sum(F.cross_entropy(way.flatten(0, 1), own.flatten()) for way in both) / 2
-    (expected,) = torch.autograd.grad(hard, outputs, retain_graph=True)
-    loss = info_nce(outputs, text, same).mean()
-    (found,) = torch.autograd.grad(loss, outputs)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    # The floor alone differs: the mean log of how often a text occurs, from image to text and back
-    often = (same[:, :, None] == same[:, None]).sum(-1)
-    assert (hard - loss).item() == pytest.approx(often.log().mean().item())
-
-
-def test_a_perfect_head_has_no_loss_however_often_a_text_occurs():
-    _, text, same = with_copies()
-    perfect = 1e4 * text
-    assert info_nce(perfect, text, same).abs().max() < 1e-9
-    own = torch.arange(B).expand(2, B)
-    assert info_nce(perfect, text, own)[:, 0].min() > 1  # log 3: three samples have this text
-
-
-def test_soft_targets_are_a_softmax_of_cosines_and_hard_ones_their_limit():
-    _, text, same = with_copies()
-    shares = text_shares(same, text, torch.tensor([0.5, 0.0], dtype=torch.float64))
-    expected = (text[0] @ text[0].T / 0.5).softmax(-1)
-    torch.testing.assert_close(shares[0], expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(shares[1], text_shares(same, text)[1], rtol=0, atol=0)
-    limit = text_shares(same, text, torch.full((2,), 1e-3, dtype=torch.float64))
-    torch.testing.assert_close(limit, text_shares(same, text), rtol=0, atol=1e-6)
-
-
-def test_soft_targets_have_the_gradient_of_soft_cross_entropy():
-    outputs, text, same = with_copies()
-    shares = text_shares(same, text, torch.full((2,), 0.2, dtype=torch.float64))
-    logits = outputs @ text.transpose(1, 2)
-    losses, _, _ = info_nce_losses(logits, shares)
-    (found,) = torch.autograd.grad(losses.mean(), outputs, retain_graph=True)
-    flat, target = logits.flatten(0, 1), shares.flatten(0, 1)
-    back = logits.transpose(1, 2).flatten(0, 1)
-    soft = (F.cross_entropy(flat, target) + F.cross_entropy(back, target)) / 2
-    torch.testing.assert_close(found, torch.autograd.grad(soft, outputs)[0], rtol=0, atol=1e-12)
-    assert losses.min() >= 0
-
-
-def test_samples_that_do_not_count_are_as_if_they_were_not_there():
-    outputs, text, same = with_copies()
-    valid = torch.ones(2, B, dtype=torch.bool)
-    valid[:, [0, 7, 10]] = False
-    temperature = torch.tensor([0.0, 0.3], dtype=torch.float64)
-    shares = text_shares(same, text, temperature, valid)
-    found, _, _ = info_nce_losses(outputs @ text.transpose(1, 2), shares, valid)
-    keep = valid[0].nonzero()[:, 0]
-    small, few = outputs[:, keep], text[:, keep]
-    expected, _, _ = info_nce_losses(
-        small @ few.transpose(1, 2), text_shares(same[:, keep], few, temperature)
-    )
-    torch.testing.assert_close(found[:, keep], expected, rtol=0, atol=1e-12)
-
-
-def test_a_batch_of_which_no_sample_counts_has_no_loss_and_no_gradient():
-    outputs, text, same = with_copies()
-    valid = torch.zeros(2, B, dtype=torch.bool)
-    shares = text_shares(same, text, torch.full((2,), 0.3, dtype=torch.float64), valid)
-    found = info_nce_losses(outputs @ text.transpose(1, 2), shares, valid)
-    assert all(part.isfinite().all() for part in found)
-    loss, share = Tail([0.5, 1.0], CPU, torch.float64).cvar(found[0], valid)
-    assert loss.tolist() == [0, 0]
-    assert not share.any()
-
+from tests.helpers.textbook import captions_loss, seen
 
 # The objective
 
@@ -209,18 +88,9 @@ def textbook_loss(row, x, y, vectors, recipe):
     """What a head minimises, written without batches of heads."""
     scale, weight = row[0].exp(), row[1:].view(DIM, DIM)
     mapped = x.mean(1) @ weight.T
-    text = normalise(torch.from_numpy(vectors).double(), "l2")[y[:, 0]]
-    keep = y[:, 1] != CAPTIONS.outputs.index("Joy") if recipe.loss.leave_out else y[:, 1] >= 0
-    logits = (scale * normalise(mapped, "l2") @ text.T)[keep][:, keep]
-    equal = (text[:, None] == text[None]).all(-1)[keep][:, keep].double()
-    share = equal / equal.sum(1, keepdim=True)
-    floor = torch.special.xlogy(share, share).sum(1)
-    ways = [F.cross_entropy(way, share, reduction="none") for way in (logits, logits.T)]
-    losses = torch.sort(sum(ways) / 2 + floor, descending=True).values
-    tail = recipe.loss.alpha * len(losses)
-    weights = (tail - torch.arange(len(losses)).double()).clamp(0, 1)
-    penalty = torch.stack([mapped.square().mean(-1), mapped[:, 0].square()], 1)[keep].mean()
-    return (losses * weights).sum() / weights.sum() + recipe.loss.order * penalty
+    loss = captions_loss(scale * normalise(mapped, "l2"), y, vectors, recipe)
+    penalty = torch.stack([mapped.square().mean(-1), mapped[:, 0].square()], 1)
+    return loss + recipe.loss.order * penalty[seen(y, recipe)].mean()
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.3])
@@ -379,84 +249,3 @@ def test_an_mlp_is_refused_for_captions():
     recipe = with_settings(Recipe(task="captions"), {})
     with pytest.raises(RaffectError, match="head.kind mlp"):
         spec_of(recipe)
-
-
-# Statistics
-
-
-def brute_force(outputs, y, vectors):
-    """Hits by one sort a sample, in float64."""
-    unit = normalise(torch.from_numpy(vectors).double(), "l2")
-    hits = []
-    for output, (target, _) in zip(outputs, y, strict=True):
-        block = range(len(unit))
-        if len(np.unique(vectors, axis=0)) > 1024:
-            block = range(target // 1024 * 1024, min(target // 1024 * 1024 + 1024, len(unit)))
-        scores = [(unit[k] @ output).item() for k in block]
-        best = block[int(np.argmax(scores))]
-        hits.append(bool((vectors[best] == vectors[target]).all()))
-    return np.array(hits)
-
-
-@pytest.mark.parametrize("size", [16, 2500])
-def test_hits_are_those_of_a_search_one_by_one(size):
-    rng = np.random.default_rng(size)
-    vectors = rng.normal(size=(size, 3)).astype(np.float16)
-    vectors[5::7] = vectors[4::7][: len(vectors[5::7])]
-    y = np.stack([rng.integers(0, size, 60), rng.integers(0, 4, 60)], 1)
-    y[:5, 0], video = size - 1, rng.integers(0, 3, 60)
-    outputs = torch.from_numpy(vectors[y[:, 0]] + rng.normal(size=(2, 60, 3)) * size**-0.5)
-    targets = CandidateVectors.of(vectors, find_candidates(vectors, y), CPU)
-    kind = loss_kind(CAPTIONS, targets)
-    truth = Truth(torch.from_numpy(y), torch.from_numpy(video), 3)
-    found = kind.count(outputs, truth).numpy()
-    for head in range(2):
-        hits = brute_force(outputs[head], y.tolist(), vectors)
-        assert 2 < hits.sum() < 58
-        for group in range(3):
-            for number in range(4):
-                here = (video == group) & (y[:, 1] == number)
-                assert found[head, group, number, :2].tolist() == [hits[here].sum(), here.sum()]
-        assert np.array_equal(kind.count(outputs[head : head + 1], truth)[0], found[head])
-
-
-def test_hits_do_not_depend_on_how_many_samples_are_judged_at_once(monkeypatch):
-    samples, recipe = make_samples("captions", seed=9), make_recipe("captions")
-    kind, heads = prior_of("captions", samples).kind, make_learner([recipe], samples).heads
-    whole = count(kind, heads, samples)
-    monkeypatch.setattr("raffect.heads.fit._PREDICTIONS", 28)
-    assert np.array_equal(count(kind, heads, samples), whole)
-
-
-def test_a_head_that_says_nothing_has_no_more_than_chance():
-    samples = make_samples("captions")
-    kind = prior_of("captions", samples).kind
-    truth = Truth(samples.y, samples.video, 1)
-    counts = kind.count(torch.zeros(1, len(samples), DIM), truth)[0, 0]
-    assert counts[:, 0].sum() == (samples.y[:, 0] == 0).sum()  # the first candidate, of ties
-    assert counts[:, 2] == pytest.approx(counts[:, 1] / 12)
-
-
-def test_losses_of_a_kind_are_those_of_its_vectors():
-    samples, vectors = make_samples("captions"), make_vectors()
-    kind = prior_of("captions", samples).kind
-    outputs, target = torch.randn(1, B, DIM, dtype=torch.float64), samples.y[None, :B]
-    found = kind.losses(outputs, target, Terms())
-    text = normalise(torch.from_numpy(vectors).double(), "l2")[target[..., 0]]
-    same = torch.tensor([[k - (k % 4 == 3) for k in target[0, :, 0].tolist()]])
-    torch.testing.assert_close(found.values, info_nce(outputs, text, same))
-    assert found.mask is None
-
-
-@pytest.mark.parametrize("count", [5, 3000])
-def test_no_sample_has_no_hits(count):
-    vectors = np.random.default_rng(0).normal(size=(count, 4)).astype(np.float16)
-    candidates = find_candidates(vectors, np.array([[0, 0], [1, 1]]))
-    targets = CandidateVectors.of(vectors, candidates, CPU)
-    none = torch.empty(0, dtype=torch.int64)
-    assert targets.take(none, torch.float32).shape == (0, 4)
-    hits = count_hits(
-        torch.empty(2, 0, 4), Truth(none.view(0, 1).expand(0, 2), none, 3), 2, targets
-    )
-    assert hits.shape == (2, 3, 2, 4)
-    assert not hits.any()

@@ -1,10 +1,7 @@
 """Heads in training: equal to a plain torch loop, to themselves in any batch, to many workers."""
 
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from raffect.errors import RaffectError
@@ -13,6 +10,7 @@ from raffect.heads.shared_samples import SharedSamples, share_of
 from raffect.heads.shared_settings import require_shared_settings
 from raffect.heads.workers import Workers
 from raffect.recipe import PLAIN_ERM, OptimConfig, with_settings
+from tests.helpers.several_workers import run_workers
 from tests.helpers.small_heads import (
     TextbookSam,
     buffer_rows,
@@ -316,11 +314,7 @@ def result_of(number, workers=None, shared=False):
     return {"rows": learner.heads.rows, "loss": learner.loss_sum, **learner.heads.buffers}
 
 
-def _worker(rank, size, port, folder):
-    address = f"tcp://127.0.0.1:{port}"
-    group = {"init_method": address, "rank": rank, "world_size": size}
-    torch.distributed.init_process_group("gloo", **group)
-    torch.set_num_threads(1)
+def _worker(rank, folder):
     for number in range(len(CASES)):
         result = result_of(number, Workers.current())
         if rank == 0:
@@ -334,15 +328,11 @@ def _worker(rank, size, port, folder):
     except RaffectError as error:
         (folder / f"refused-{rank}").write_text(str(error))
     Workers.current().require_same(7, "epochs", torch.device("cpu"))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.cluster
 def test_four_workers_together_give_the_result_of_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_worker, (4, port, tmp_path), nprocs=4)
+    run_workers(_worker, 4, tmp_path)
     refused = {(tmp_path / f"refused-{rank}").read_text().partition(";")[0] for rank in range(4)}
     assert refused == {"workers see different epochs: 7, 6, 7, 7"}
     # Features of which each worker holds a part give the same bits as a copy for each

@@ -28,6 +28,7 @@ from tests.helpers.small_heads import (
     run,
 )
 from tests.helpers.small_modules import Attentive, AttentiveSpec, Watched, make_windows, spec_with
+from tests.helpers.textbook import plain_step
 
 SPEC = AttentiveSpec()
 WIDE = AttentiveSpec(width=64)
@@ -117,31 +118,17 @@ def test_ten_steps_are_those_of_plain_autograd_and_torch_optim(name, rho):
         noise = learner.noise.draw(torch.tensor(step, dtype=torch.int32), second=False)
         for p, (module, optimizer) in enumerate(zip(modules, optimizers, strict=True)):
             x, y = samples.take(order[p, step * 16 : (step + 1) * 16])
-            plain_step(module, optimizer, (x.double(), noise[p].clone()), y, rho)
+            inputs = x.double(), noise[p].clone()
+
+            def loss(module=module, inputs=inputs, y=y):
+                return nn.functional.cross_entropy(module(*inputs, training=True), y)
+
+            plain_step(optimizer, loss, rho)
             expected = torch.cat([tensor.flatten() for tensor in module.parameters()])
             assert torch.allclose(learner.heads.rows[p], expected, rtol=0, atol=1e-10), step
     # The temperature is one of the rows, and learnt.
     ends = learner.heads.rows[:, 0].tolist()
     assert all(abs(end - start) > 1e-4 for end, start in zip(ends, starts, strict=True))
-
-
-def plain_step(module, optimizer, inputs, y, rho):
-    """A step as a textbook has it, SAM's with a walk over the parameters."""
-    optimizer.zero_grad()
-    nn.functional.cross_entropy(module(*inputs, training=True), y).backward()
-    if rho:
-        parameters = list(module.parameters())
-        norm = torch.stack([tensor.grad.norm() for tensor in parameters]).norm()
-        moves = [rho * tensor.grad / (norm + 1e-12) for tensor in parameters]
-        with torch.no_grad():
-            for tensor, move in zip(parameters, moves, strict=True):
-                tensor.add_(move)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(module(*inputs, training=True), y).backward()
-        with torch.no_grad():
-            for tensor, move in zip(parameters, moves, strict=True):
-                tensor.sub_(move)
-    optimizer.step()
 
 
 def test_all_heads_at_once_as_on_cuda_agree_with_one_after_the_other():

@@ -78,9 +78,10 @@ def make_recipe(task="expr", **settings):
 
 
 def spec_of(recipe):
+    order = recipe.loss.order > 0
     if recipe.task == "captions":
-        return head_spec(recipe.head, DIM, DIM, compares=True, order=recipe.loss.order > 0)
-    return head_spec(recipe.head, DIM, len(TASKS[recipe.task].outputs))
+        return head_spec(recipe.head, DIM, DIM, compares=True, order=order)
+    return head_spec(recipe.head, DIM, len(TASKS[recipe.task].outputs), order=order)
 
 
 def prior_of(task, samples, vectors=None):

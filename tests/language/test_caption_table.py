@@ -74,6 +74,7 @@ def test_a_table_is_the_same_in_every_encoding_and_format(texts, tmp_path):
         "plain.csv": (utf8, "utf-8"),
         "bom.csv": (b"\xef\xbb\xbf" + utf8, "utf-8"),
         "dos.csv": (utf8.replace(b"\n", b"\r\n"), "UTF8"),
+        "mac.csv": (utf8.replace(b"\n", b"\r"), "utf-8"),
         "mafw.txt": (tabs.encode("gbk"), "gbk"),
         "two.tsv": (tabs.encode("utf-16"), "utf-16"),
     }
@@ -247,6 +248,45 @@ def test_a_damaged_table_is_one_line_whatever_its_bytes(texts, tmp_path):
             read += 1
             read_targets(found.out, read_labels(found.out))
     assert 0 < read < 60
+
+
+HEAD = "video,start,end,caption,split\n"
+LATE = HEAD + "v00,9,1,lips parted,train\nv02,1,9,jaw dropped,val\n"
+UNKNOWN = HEAD + "nobody,1,9,lips parted,val\nv00,1,9,jaw dropped,train\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        (
+            "t.csv",
+            LATE.encode(),
+            "no row trains; expected a split train; left out before: 1 row of 1 video: clips that "
+            "end before they start (first: line 2)",
+        ),
+        ("t.csv", UNKNOWN.encode(), "or give splits; left out before: 1 row of 1 video: videos"),
+        ("t.csv", LATE.replace(",", "\t").encode(), "cells of .csv are parted by commas"),
+        ("t.txt", LATE.encode(), "cells of .txt are parted by tabs"),
+        ("t.csv", LATE.encode("utf-16"), "a binary file; .*, or --encoding utf-16 for text that"),
+    ],
+    ids=["late", "unknown", "tabs", "commas", "utf-16"],
+)
+def test_a_table_that_cannot_be_used_says_what_is_wrong_with_its_rows(
+    texts, tmp_path, name, content, line
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RaffectError, match=line.replace("(", r"\(").replace(")", r"\)")):
+        make_captions(texts, tmp_path / "c.parquet", table=tmp_path / name)
+    assert not (tmp_path / "c.parquet").exists()
+
+
+def test_no_character_of_a_caption_reaches_a_terminal_as_a_command(texts, tmp_path):
+    rows = "v00,1,lips \x1b[31mparted,train\nv02,1,jaw dropped,val\n"
+    (tmp_path / "t.csv").write_text("video,frame,caption,split\n" + rows)
+    found = make_captions(texts, tmp_path / "c.parquet", table=tmp_path / "t.csv")
+    assert any(line.endswith(r"lips \x1b[31mparted") for line in found.lines())
+    assert all(line.isprintable() for line in found.lines())
+    assert "lips \x1b[31mparted" in found.captions
 
 
 # Captions that are too long

@@ -374,7 +374,7 @@ def test_a_table_of_labels_is_never_replaced_and_one_of_captions_may_be(texts, t
         ("--table t.csv --not-in none others", "--not-in none others: expected others, none, or"),
         ("--table gone.csv", "--table gone.csv: not a readable table (No such file"),
         ("--table .", "not a readable table (not a regular file but a directory)"),
-        ("--table bytes.csv", "not a readable table (a binary file; expected CSV, TSV or Parquet)"),
+        ("--table bytes.csv", "not a readable table (a binary file; expected CSV, TSV or Parquet"),
         ("--table gbk.csv", "is of another encoding, name that with --encoding, such as gbk"),
         ("--table fake.parquet", "--table fake.parquet: not a readable table"),
         ("--table names.csv", "--table names.csv: no column video or caption; found a, b"),

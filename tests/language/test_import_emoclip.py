@@ -1,6 +1,8 @@
 """Checkpoints of EmoCLIP's released code: the head that they hold, and files that are refused."""
 
 import json
+import pickle
+import warnings
 import zipfile
 
 import pytest
@@ -148,6 +150,15 @@ def test_bytes_of_something_else_are_not_called_code(tmp_path, bank, content):
     file = tmp_path / "4.pth"
     file.write_bytes(content)
     assert "is not a file of tensors as torch writes them, or is damaged" in refused(file, bank)
+
+
+def test_a_plain_pickle_and_an_empty_file_are_refused_without_a_warning(tmp_path, bank):
+    file = tmp_path / "4.pth"
+    file.write_bytes(pickle.dumps({"trap": Trap()}))
+    with warnings.catch_warnings(action="error"):
+        assert "is not a file of tensors" in refused(file, bank)
+    file.write_bytes(b"")
+    assert f"--file {file}: is empty; expected the state dict" in refused(file, bank)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

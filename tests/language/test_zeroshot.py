@@ -256,6 +256,20 @@ def test_the_same_command_goes_on_and_another_one_is_refused(texts, tmp_path):
         raffect.zeroshot(config_of(texts, tmp_path / "mine", prompts=(str(file),), select="none"))
 
 
+def test_a_run_goes_on_with_its_own_folds_alone(texts, tmp_path):
+    """Which matters to thresholds: they are chosen on the other folds."""
+    config = config_of(texts, tmp_path / "run", prompts=("facs",), other="threshold")
+    raffect.zeroshot(config)
+    run = tmp_path / "run"
+    heads = {file.name: file.stat().st_mtime_ns for file in run.glob("heads/*")}
+    (run / "folds.json").write_text(json.dumps({"sha256": "0" * 64, "scikit_learn": "1.5.2"}))
+    with pytest.raises(RaffectError, match=r"its folds are those of scikit-learn 1\.5\.2, and"):
+        raffect.zeroshot(config)
+    assert heads == {file.name: file.stat().st_mtime_ns for file in run.glob("heads/*")}
+    raffect.zeroshot(replace(config, out=tmp_path / "none", select="none", other="never"))
+    assert not (tmp_path / "none" / "folds.json").exists()
+
+
 def test_heads_that_are_trained_have_no_prompts(texts, tmp_path):
     paths = {"bank": texts / "bank", "labels": texts, "out": tmp_path}
     recipe = {"text": replace(raffect.recipe.TextConfig(), prompts="facs")}

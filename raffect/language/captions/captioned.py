@@ -11,7 +11,7 @@ import pyarrow as pa
 from annotated_types import Ge
 
 from raffect.datasets.labels import is_of_clips
-from raffect.errors import RaffectError
+from raffect.errors import require
 from raffect.storage.records import Record
 
 
@@ -74,11 +74,15 @@ class Captioned:
         gone = self.table.filter(pa.array(wrong))
         videos, first = len(gone["video"].unique()), self._name(int(wrong.argmax()))
         found = LeftOut(what=what, rows=len(gone), videos=videos, first=first)
-        left_out = (*self.left_out, found)
-        if wrong.all():
-            reasons = "; ".join(part.text() for part in left_out)
-            raise RaffectError(f"{self.where}: no row is left to learn from: {reasons}")
-        return replace(self, table=self.table.filter(pa.array(~wrong)), left_out=left_out)
+        kept = self.table.filter(pa.array(~wrong))
+        rest = replace(self, table=kept, left_out=(*self.left_out, found))
+        require(len(kept) > 0, f"{self.where}: no row is left to learn from: {rest.reasons}")
+        return rest
+
+    @property
+    def reasons(self) -> str:
+        """All that was left out so far, to stand in an error."""
+        return "; ".join(part.text() for part in self.left_out)
 
     def _name(self, row: int) -> str:
         """``line 12``, or ``video1 frame 3``."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 from annotated_types import Ge
 
 from raffect.datasets.labels import is_of_clips
+from raffect.errors import as_one_line
 from raffect.language.captions.captioned import LeftOut
 from raffect.language.leaks import LeakGuard, bases_of, is_split
 from raffect.storage.records import Record
@@ -152,4 +153,5 @@ class CaptionsResult:
 
 
 def _cut(text: str) -> str:
+    text = as_one_line(text)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -68,9 +68,10 @@ def require_both_splits(found: Captioned, share: float, seed: int) -> tuple[Capt
     table, how = found.table, ""
     if "split" not in table.column_names:
         table = table.append_column("split", pa.array(["train"] * len(table)))
+    before = f"; left out before: {found.reasons}" if found.left_out else ""
     require(
         bool(is_split(table, "train").any()),
-        f"{found.where}: no row trains; expected a split train",
+        f"{found.where}: no row trains; expected a split train{before}",
     )
     if not is_split(table, "validation").any():
         # Of two people in a video one must not be held out while the other one trains
@@ -86,6 +87,6 @@ def require_both_splits(found: Captioned, share: float, seed: int) -> tuple[Capt
             require(
                 bool(is_split(table, one).any()),
                 f"{found.where}: --validation-share {share:g} of its {name}s leaves none for "
-                f"{one}; take another share or --seed, or give splits",
+                f"{one}; take another share or --seed, or give splits{before}",
             )
     return replace(found, table=table), how

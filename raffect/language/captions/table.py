@@ -26,6 +26,8 @@ COLUMNS = ("video", "start", "end", "frame", "caption", "split", "group")
 _TABS = (".tsv", ".tab", ".txt")
 """Suffixes of files whose cells are parted by tabs."""
 _MOST_BYTES = 4_000_000_000
+_LINE_END = re.compile(r"[\r\n]")
+"""Any: of a Mac's old files it is one alone, as pyarrow takes it too."""
 _NUMBER = re.compile(r"([0-9]{1,9})(?:\.0*)?", re.A)
 """A frame number; tables that went through floating point have ``12.0``."""
 
@@ -109,11 +111,19 @@ def _read_cells(file: Path, encoding: str) -> pa.Table:
         reason = reason or str(error).splitlines()[0][:150]
         raise RaffectError(f"--table {file}: not a readable table ({reason})") from error
     missing = [name for name in ("video", "caption") if name not in names]
+    parted = ""
+    if len(names) == 1 and file.suffix.lower() != ".parquet":
+        parted = f"; cells of {file.suffix or 'such a file'} are parted by {_delimiter(file)[1]}"
     require(
         not missing,
-        f"--table {file}: no column {' or '.join(missing)}; found {', '.join(names)[:200]}",
+        f"--table {file}: no column {' or '.join(missing)}; found {', '.join(names)[:200]}{parted}",
     )
     return table
+
+
+def _delimiter(file: Path) -> tuple[str, str]:
+    """What parts the cells of a text file, and how that is called."""
+    return ("\t", "tabs") if file.suffix.lower() in _TABS else (",", "commas")
 
 
 def _parse_text(content: bytes, file: Path, encoding: str) -> pa.Table:
@@ -121,7 +131,8 @@ def _parse_text(content: bytes, file: Path, encoding: str) -> pa.Table:
     # As UTF-8
     is_utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     if b"\0" in content[:4096] and not encoding.lower().startswith(("utf-16", "utf-32")):
-        raise Damaged("a binary file; expected CSV, TSV or Parquet")
+        what = "a binary file; expected CSV, TSV or Parquet"
+        raise Damaged(f"{what}, or --encoding utf-16 for text that Windows calls Unicode")
     try:
         text = content.decode("utf-8-sig" if is_utf8 else encoding)
     except UnicodeError as error:
@@ -130,8 +141,8 @@ def _parse_text(content: bytes, file: Path, encoding: str) -> pa.Table:
         raise Damaged(f"not {encoding}{place}{hint}") from error
 
     # Its columns; pyarrow is asked for those with a meaning alone, and guesses no type
-    delimiter = "\t" if file.suffix.lower() in _TABS else ","
-    first = text[: text.find("\n") + 1 or None]
+    delimiter, _ = _delimiter(file)
+    first = _LINE_END.split(text, maxsplit=1)[0]
     try:
         cells = next(csv.reader(io.StringIO(first), delimiter=delimiter), [])
     except csv.Error as error:

@@ -2,6 +2,7 @@
 
 prompts/<set>.toml      the prompt set, as it was read
 prompts/<set>.parquet   its prompts with their vectors, and fingerprints of both towers
+folds.json              digest of the folds that the prompt set is chosen on
 trained.json            which trained heads the texts were compared through, with --head
 zeroshot.csv            one row a prompt set: UAR, WAR and macro F1 over the classes with prompts
 leave_one_out.csv       one row a class: its recall by heads that never saw it; leave_one_out.json

@@ -31,6 +31,7 @@ from raffect.language.zeroshot.trained import TrainedHeads, read_trained, seen_l
 from raffect.progress import Progress, stage
 from raffect.recipe import TextConfig
 from raffect.runs.conclusions import conclude_sweep
+from raffect.runs.cross_validation import keep_folds
 from raffect.runs.data import open_dataset, pick_device
 from raffect.runs.folder import RunFolder
 from raffect.runs.windows import describe_other_samples, read_windows
@@ -58,8 +59,7 @@ def zeroshot(config: ZeroshotConfig) -> ZeroshotResult:
             allow_incomplete=config.allow_incomplete,
             around=read_windows(source.recipe.head for source in trained.sources),
         )
-    if cv:
-        dataset.fold_of_frames(config.folds)
+    fold_of = dataset.fold_of_frames(config.folds) if cv else None
     prompts = _read_prompts(config, dataset.task)
     require_left_out(config, trained, dataset.task, prompts)
     encoder = open_text_encoder(identity, config.bank, config.weights)
@@ -67,6 +67,8 @@ def zeroshot(config: ZeroshotConfig) -> ZeroshotResult:
     config = replace(config, task=dataset.task.name, prompts=tuple(f.name for f in prompts))
     contents = {found.name: found.content for found in prompts}
     folder = open_folder(config, dataset, contents, trained.origins)
+    if fold_of is not None:
+        keep_folds(folder, fold_of)
     for found in prompts:
         _write_texts(folder, found, encoder)
 
