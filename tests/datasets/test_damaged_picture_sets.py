@@ -178,3 +178,70 @@ def test_videos_that_were_not_cut_into_frames_are_refused_with_the_reason(name, 
     (root / "Video_LeftCamera/LeftVideoSN001_comp.avi").write_bytes(b"RIFF")
     with pytest.raises(RaffectError, match="DISFA comes as videos: cut them first"):
         run(root, tmp_path / "out", name)
+
+
+@of("disfa")
+def test_labels_of_disfa_that_count_from_0_are_unlabelled_and_never_shifted(name, tree, tmp_path):
+    _, root = tree
+    file = root / "ActionUnit_Labels/SN003/SN003_au12.txt"
+    cells = [line.split(",") for line in file.read_text().splitlines()]
+    file.write_text("".join(f"{int(frame) - 1},{level}\n" for frame, level in cells))
+    _, _, labels, problems = run(root, tmp_path / "out", name)
+    (problem,) = problems
+    assert (problem["file"], problem["line"]) == ("ActionUnit_Labels/SN003/SN003_au12.txt", "1")
+    assert "count from 0, expected from 1; the unit is unlabelled" in problem["problem"]
+    own = [row for row in labels["au"].to_pylist() if row["video"] == "SN003_left"]
+    assert {row["AU12"] for row in own} == {-1}
+    assert {row["AU1"] for row in own} <= {0, 1}
+
+
+@of("disfa")
+def test_labels_of_disfa_without_a_picture_are_refused_and_nothing_is_written(name, tree, tmp_path):
+    _, root = tree
+    for file in root.rglob("*_au*.txt"):
+        cells = [line.split(",") for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{int(frame) + 5000},{level}\n" for frame, level in cells))
+    with pytest.raises(RaffectError, match="no frame of SN001_left or another video has labels"):
+        run(root, tmp_path / "out", name)
+    for file in root.rglob("*_au*.txt"):
+        file.write_text("rubbish\n")
+    with pytest.raises(RaffectError, match="72 lists of DISFA .*SN001_au1.txt:1: 'rubbish': "):
+        run(root, tmp_path / "out", name)
+    assert not (tmp_path / "out").exists()
+
+
+@of("affectnet")
+def test_the_array_that_holds_a_wrong_number_is_the_one_that_is_named(name, tree, tmp_path):
+    plan, root = tree
+    rows = [row["video"].split("/")[1] for row in plan.rows if row["split"] == "train"]
+    folder = root / "train_set/annotations"
+    np.save(folder / f"{rows[0]}_exp.npy", np.array(3.5))
+    np.save(folder / f"{rows[1]}_val.npy", np.array("7"))
+    _, _, _, problems = run(root, tmp_path / "out", name)
+    files = {row["file"].split("/")[-1] for row in problems}
+    assert files == {f"{rows[0]}_exp.npy", f"{rows[1]}_val.npy"}
+
+
+@of("affectnet-csv")
+def test_tables_of_affectnet_may_be_utf_16_and_their_counts_are_one_line(name, tree, tmp_path):
+    plan, root = tree
+    for file in root.rglob("*.csv"):
+        file.write_bytes(file.read_text().encode("utf-16"))
+    report, _, labels, problems = run(root, tmp_path / "out", "auto")
+    assert problems == []
+    found = labels_of(labels["expr"])
+    assert found == {row["video"]: row["expression"] or None for row in plan.rows}
+    (line,) = [line for line in report.lines() if line.startswith("without an expression")]
+    number = sum(int(word) for word in line.split() if word.isdigit())
+    assert number == sum(not row["expression"] for row in plan.rows) > 0
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(RaffectError, match="not a readable CSV file"):
+        run(root, tmp_path / "out", "affectnet")
+
+
+@of("affectnet")
+def test_tables_beside_the_arrays_of_affectnet_are_named_as_not_read(name, tree, tmp_path):
+    _, root = tree
+    (root / "training.csv").write_text("subDirectory_filePath,expression,valence,arousal\n")
+    report, *_ = run(root, tmp_path / "out", name)
+    assert "arrays are read; lists not read: training.csv" in report.lines()
