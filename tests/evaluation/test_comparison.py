@@ -12,6 +12,25 @@ from raffect.runs.spread import Spread
 from tests.helpers.runs import draw_confusion
 
 
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ((0.01, 0.2), "higher"),
+        ((-0.2, -0.01), "lower"),
+        ((-0.1, 0.1), "cannot be distinguished"),
+        ((0.0, 0.1), "cannot be distinguished"),
+        (None, "no interval"),
+    ],
+)
+def test_a_difference_is_higher_or_lower_only_where_its_interval_excludes_0(interval, said):
+    names = ["v0", "v1"]
+    runs = [judged("A", 0.6, names), judged("B", 0.4, names, seed=1)]
+    first, second = compare_runs(runs, "first", kind_of(EXPR))
+    assert first.verdict() == ""
+    difference = replace(second.difference, interval_95=interval)
+    assert replace(second, difference=difference).verdict() == said
+
+
 def judged(letter, skill, groups, recipe="erm", seed=0):
     rng = np.random.default_rng(seed)
     truth = draw_confusion(1.0, len(groups)).sum(-1)
