@@ -253,6 +253,10 @@ def test_an_incomplete_joined_bank_is_refused_with_the_command_that_fills_it(wor
             "--encoders ViT-B-23:random:0: .*no ",
         ),
         ({"encoders": ("ViT-B-32:openai",), "manifest": "."}, "--encoders ViT-B-32:openai: "),
+        (
+            {"encoders": ("timm:test_vit.r160_in1k:random@90",), "manifest": "."},
+            "random:0@90: --encoder.image-size 90: .* use a multiple of that, 80 or 96",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_made(
@@ -266,6 +270,19 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_made(
     with pytest.raises(RaffectError, match=message) as error:
         raffect.compare(config)
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_other_data_than_the_manifests_are_refused_before_anything_is_encoded(
+    world, tmp_path
+):
+    names = {"video": ["other"], "path": ["other/1.jpg"], "root": ["/nowhere"]}
+    frames = pa.table({**names, "frame": np.array([1], np.int32)})
+    frames = frames.select(["video", "frame", "path", "root"])
+    write_manifest(frames, tmp_path / "manifest.parquet", True)
+    more = {"banks": (), "encoders": ("raffect-faces",), "manifest": tmp_path}
+    with pytest.raises(RaffectError, match="lists no video or picture of .*expr.parquet; check"):
+        raffect.compare(config_of(world, **more, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
