@@ -27,8 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hostile_commands import FAMILIES, Case, Step, make_whole
+from hostile_commands import FAMILIES, Case, Step
 from hostile_files import agree, mutate
+from hostile_whole import make_whole
 from tools import new_parser, print_header, print_machine, print_row, scratch
 
 MOST_CPU_S, MOST_WALL_S, MOST_BYTES = 10, 300, 2 << 30

@@ -27,8 +27,9 @@ from raffect.storage.paths import Damaged, read_parquet
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from hostile import FAULTS, run_case
-from hostile_commands import FAMILIES, FIRST, go_on, make_whole
+from hostile_commands import FAMILIES, go_on
 from hostile_files import DEEP, agree, mutate
+from hostile_whole import FIRST, make_whole
 
 pytestmark = pytest.mark.xdist_group("hostile")  # which share what takes seconds to make
 

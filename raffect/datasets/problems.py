@@ -9,7 +9,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,6 +72,12 @@ def note_unknown(line: Line, word: str, known: Iterable[str]) -> Problem:
     """A class that the data set does not have."""
     expected = f"is not a class ({', '.join(known)}); unlabelled"
     return line.problem(f"{word[:40]!r} {expected}", f"class {expected}")
+
+
+def unread_lines(kind: str, files: Sequence[str]) -> list[str]:
+    """One line that names lists which are there and not read; none if there are none."""
+    more = f" and {len(files) - _SHOWN_FILES:,} more" if len(files) > _SHOWN_FILES else ""
+    return [f"{kind}lists not read: {', '.join(files[:_SHOWN_FILES])}{more}"] if files else []
 
 
 def group_problems(problems: Iterable[Problem]) -> dict[str, dict[str, list[Problem]]]:

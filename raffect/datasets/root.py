@@ -22,17 +22,20 @@ import pyarrow as pa
 
 from raffect.config import PrepareConfig
 from raffect.datasets.listing import Listing, Video, may_follow, scan_folder
-from raffect.datasets.problems import PICTURE, Line
+from raffect.datasets.problems import PICTURE, Line, Problem
 from raffect.errors import RaffectError
 from raffect.progress import stage
 from raffect.storage.keys import is_utf8
 from raffect.storage.paths import Damaged, open_regular, printable, read_regular
 
-"""End of a picture's name."""
 _NUMBERED = re.compile(r"(?:.*[^0-9])?0*([0-9]{1,9})\.(?:jpe?g|png|bmp|webp|tiff?)", re.I | re.A)
 _DEEPEST = 12
 _ENCODINGS = ("utf-8-sig", "gb18030")
 """Of lists without a mark of their own: UTF-8, else GBK, of which GB 18030 is the superset."""
+_WIDE = (b"\xff\xfe", b"\xfe\xff")
+"""Marks at the start of UTF-16."""
+_LINE_END = re.compile(r"\r{0,2}\n|\r")
+"""Of any system; two returns come of a file that was converted twice."""
 
 
 @dataclass
@@ -104,14 +107,14 @@ class Root:
             RaffectError: If it cannot be read, or is text of another encoding.
         """
         text = self._decode(path, self.read(path))
-        lines = enumerate(text.split("\n"), 1)
-        return [Line(path, number, line.rstrip("\r")) for number, line in lines if line.strip()]
+        lines = enumerate(_LINE_END.split(text), 1)
+        return [Line(path, number, line) for number, line in lines if line.strip()]
 
     def iter_cells(self, path: str) -> Iterator[tuple[Line, list[str]]]:
         """Rows of a CSV file of any size, each with its line.
 
         Raises:
-            RaffectError: If it cannot be read, or is not text in UTF-8.
+            RaffectError: If it cannot be read, or is not text in UTF-8 or UTF-16.
         """
         for line, cells in self._read_rows(path):
             # As JSON, so that a cell that moves to another row or column is another content
@@ -130,18 +133,19 @@ class Root:
         """Rows of a CSV file that are not empty."""
         try:
             with open_regular(os.path.join(self.path, path)) as file:
-                text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", newline="")
+                content = io.BufferedReader(file)
+                encoding = "utf-16" if content.peek(2)[:2] in _WIDE else "utf-8-sig"
+                text = io.TextIOWrapper(content, encoding, newline="")
                 reader = csv.reader(text)
                 for cells in reader:
                     if any(cell.strip() for cell in cells):
                         yield Line(path, reader.line_num, ",".join(cells)), cells
-        except (Damaged, OSError, UnicodeDecodeError, csv.Error) as error:
+        except (Damaged, OSError, UnicodeError, csv.Error) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise RaffectError(f"{self.path}/{path}: not a readable CSV file ({reason})") from error
 
     def _decode(self, path: str, content: bytes) -> str:
-        is_wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-        for encoding in ("utf-16",) if is_wide else _ENCODINGS:
+        for encoding in ("utf-16",) if content[:2] in _WIDE else _ENCODINGS:
             try:
                 text = content.decode(encoding)
             except UnicodeDecodeError:
@@ -229,6 +233,25 @@ def _scan(root: Root, below: str, depth: int, skip: re.Pattern[str] | None = Non
             _scan(root, path, depth + 1, skip)
         else:
             root.listing.note(path, f"more than {_DEEPEST} folders deep, left out")
+
+
+def refuse_lists(
+    root: Root, files: Sequence[str], problems: Sequence[Problem], title: str, expected: str
+) -> RaffectError:
+    """Why nothing was read: no lists at all, or lists of which no line is understood.
+
+    Args:
+        root: Of the lists.
+        files: The lists that were found.
+        problems: What was wrong with their lines.
+        title: Name of the data set.
+        expected: What its lists are called.
+    """
+    if not files:
+        return RaffectError(f"{root.path}: no lists of {title}; expected {expected}")
+    first = f"first problem: {problems[0]}" if problems else "they are empty"
+    where = f"{root.path}: {len(files)} lists of {title} ({files[0]} ...)"
+    return RaffectError(f"{where}, of which no line is understood; {first}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ to fit the tower name by name.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,18 @@ def build_timm(source: Source) -> nn.Module:
         raise RaffectError(_explain(source, size, error)) from error
     _require_patches(model, source.model, size)
     return model
+
+
+def require_size(source: Source) -> None:
+    """Refuse an image size that was asked for and that the tower cannot take.
+
+    The tower is built, which takes seconds, and its weights are not read.
+
+    Raises:
+        RaffectError: If it cannot be built for that size, or its patches do not fill it.
+    """
+    if source.image_size:
+        build_timm(replace(source, file=None))
 
 
 def read_timm_preprocess(source: Source, model: nn.Module) -> tuple[Preprocess, dict[str, Any]]:

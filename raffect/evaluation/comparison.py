@@ -91,13 +91,13 @@ class ComparedScore(Record):
     difference: Difference | None = None
 
     def verdict(self) -> str:
-        """Whether the difference can be told from 0."""
+        """Whether the difference can be distinguished from 0."""
         if self.difference is None:
             return ""
         if self.difference.interval_95 is None:
             return "no interval"
         low, high = self.difference.interval_95
-        return "higher" if low > 0 else "lower" if high < 0 else "not told apart"
+        return "higher" if low > 0 else "lower" if high < 0 else "cannot be distinguished"
 
 
 @dataclass(frozen=True, kw_only=True)

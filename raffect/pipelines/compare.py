@@ -23,9 +23,11 @@ from raffect.bank.join import join_banks
 from raffect.bank.running import note_of_run
 from raffect.bank.same_frames import list_frames, require_same_frames
 from raffect.config import CompareConfig, ExtractConfig, TrainConfig
+from raffect.datasets.labels import read_labels
 from raffect.datasets.manifest import read_manifest
 from raffect.encoders.flops import count_flop
-from raffect.encoders.weights import resolve
+from raffect.encoders.timm_tower import require_size
+from raffect.encoders.weights import is_timm, resolve
 from raffect.errors import RaffectError, require
 from raffect.evaluation.comparison import (
     ComparedBank,
@@ -83,6 +85,8 @@ def compare(config: CompareConfig) -> CompareResult:
         f"--out {config.out}: is a bank; name a folder of its own for the comparison",
     )
     _require_weights(candidates)
+    if any(found.origin == "encoded" for found in candidates):
+        _require_labelled(config, labels)
     _require_alike([found for found in candidates if found.origin == "given"], recipes)
     require_writable(config.out)
 
@@ -110,9 +114,23 @@ def _require_weights(candidates: Sequence[Candidate]) -> None:
         if found.encoder is None:
             continue
         try:
-            resolve(found.encoder)
+            source = resolve(found.encoder)
+            if is_timm(source.model):
+                require_size(source)
         except RaffectError as error:
             raise RaffectError(f"--encoders {found.name}: {error}") from error
+
+
+def _require_labelled(config: CompareConfig, labels: Path) -> None:
+    """Refuse labels of other data than the manifest's before anything is encoded."""
+    assert config.manifest is not None  # checked with the settings
+    tables = read_manifest(config.manifest), read_labels(labels)
+    listed, labelled = (set(table["video"].unique().to_pylist()) for table in tables)
+    require(
+        bool(listed & labelled),
+        f"--manifest {config.manifest}: lists no video or picture of {labels}; check --manifest "
+        "and --labels",
+    )
 
 
 def _require_alike(candidates: Sequence[Candidate], recipes: Mapping[str, TrainConfig]) -> None:

@@ -27,6 +27,7 @@ from raffect.bank.records import Identity
 from raffect.bank.running import note_of_run
 from raffect.config import ExtractConfig, RobustConfig
 from raffect.datasets.corruptions import VERSION, Corruption
+from raffect.datasets.frames import BadFrame, read_contents
 from raffect.datasets.labels import is_of_clips, read_labels, select_split
 from raffect.datasets.manifest import is_synthetic_manifest, read_manifest, write_manifest
 from raffect.datasets.tasks import Task
@@ -61,6 +62,8 @@ from raffect.storage.atomic import require_writable, write_atomic
 from raffect.storage.keys import Vocabulary, positions
 
 _FILES = ("robust.json", "robust.csv", "robust.png")
+_LOOKED_AT = 32
+"""Pictures that are read before a copy is encoded, to see whether they are there."""
 
 
 def robust(config: RobustConfig) -> RobustResult:
@@ -227,6 +230,8 @@ def _extract_copies(
         _require_encoders(config, CLEAN_COPY, copies[CLEAN_COPY], heads)
     if not todo:
         return
+    if not config.address:  # of a cluster only its machines may see the pictures
+        _require_pictures(manifest, config.manifest)
     with ray_session(config.address):
         for number, copy in enumerate(todo, 1):
             name = " ".join(map(str, copy)) if copy != CLEAN_COPY else "frames without damage"
@@ -241,6 +246,19 @@ def _extract_copies(
             extract_copy = partial(extract_corrupted, corruption=copies[copy])
             extract_as(identity, extract_config, config.weights, extract_copy)
             _require_encoders(config, copy, copies[copy], heads)
+
+
+def _require_pictures(frames: pa.Table, manifest: Path) -> None:
+    """Refuse pictures that are gone before each is a reject of every copy."""
+    places = np.unique(np.linspace(0, len(frames) - 1, _LOOKED_AT).astype(int))
+    rows = frames.take(pa.array(places))
+    reasons = [found for found in read_contents(rows) if isinstance(found, BadFrame)]
+    if len(reasons) == len(rows):
+        first = f"{rows['root'][0].as_py()}/{rows['path'][0].as_py()}: {reasons[0]}"
+        raise RaffectError(
+            f"{manifest}: none of {len(rows)} of its pictures can be read (first {first}); put "
+            "them back, or make the manifest again with `raffect prepare`"
+        )
 
 
 def _require_encoders(

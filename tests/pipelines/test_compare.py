@@ -17,78 +17,17 @@ from sklearn.metrics import f1_score
 import raffect
 from raffect.bank.format import Bank
 from raffect.cli import main
-from raffect.config import CompareConfig, EncoderConfig
-from raffect.config.compare import name_encoder, read_encoder
-from raffect.datasets.affwild2.tasks import EXPR
 from raffect.datasets.manifest import read_manifest, write_manifest
 from raffect.errors import RaffectError
-from raffect.evaluation.comparison import Comparison, JudgedRun, compare_runs
+from raffect.evaluation.comparison import Comparison
 from raffect.evaluation.predict import open_frames
-from raffect.extraction.rates import read_rate
-from raffect.extraction.summary import ExtractSummary
-from raffect.metrics.scores import Chance
-from raffect.metrics.task_kinds import kind_of
-from raffect.provenance import Machine, describe_run
-from raffect.reporting.compare import draw_comparison
-from raffect.runs.spread import Spread
-from tests.helpers.learning import IDENTITY, make_data
-from tests.helpers.runs import draw_confusion
-
-
-def rewrite_bank(source, path, change, rejects=()):
-    """The frames of a bank with other features, as another encoder would give them."""
-    old, new = Bank(source), Bank(path)
-    frames = old.plan.table.append_column("path", old.plan.table["video"].cast(pa.string()))
-    plan = new.extend_plan(frames.append_column("root", frames["path"]), 64)
-    identity = replace(IDENTITY, weights_sha256="b" * 64, caveat="another encoder of a test")
-    new.claim(identity)
-    for shard in range(plan.num_shards):
-        x = read_shard(old, shard)
-        bad = {row: "damaged" for number, row in rejects if number == shard}
-        keys, x = plan.rows(shard), np.delete(change(x), sorted(bad), axis=0)
-        new.commit(shard, keys, x, bad, identity)
-
-
-def read_shard(bank, shard):
-    column = pq.read_table(bank.shard_path(shard))["feature"]
-    return np.frombuffer(b"".join(column.to_pylist()), "<f2").reshape(len(column), -1)
-
-
-def noisy(x):
-    return (x + np.random.default_rng(5).normal(scale=4, size=x.shape)).astype(np.float16)
-
-
-QUICK = """
-epochs = 6
-batch_size = 32
-head = {dropout = 0.0}
-loss = {alpha = 1.0}
-sam = {rho = 0.0}
-optim = {lr = 0.01}
-"""
+from tests.helpers.compared import config_of, make_two_banks, noisy, read_shard, rewrite_bank
+from tests.helpers.learning import IDENTITY
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Two banks of the same frames: one whose features show the labels, one with noise on them."""
-    folder = make_data(tmp_path_factory.mktemp("compare"), videos=18)
-    rewrite_bank(folder / "bank", folder / "noisy", noisy)
-    (folder / "quick.toml").write_text(QUICK)
-    return folder
-
-
-def config_of(world, **more):
-    banks = (world / "noisy", world / "bank")
-    settings = {"banks": banks, "labels": world, "task": "expr", "out": world / "compare"}
-    return CompareConfig(
-        **{
-            **settings,
-            "recipe": (str(world / "quick.toml"),),
-            "num_seeds": 3,
-            "device": "cpu",
-            **more,
-        }
-    )
+    return make_two_banks(tmp_path_factory.mktemp("compare"))
 
 
 @pytest.fixture(scope="module")
@@ -154,51 +93,6 @@ def test_the_paired_interval_is_that_of_an_independent_computation(result):
     assert first.difference.mean == pytest.approx(value)
     assert first.difference.interval_95 == pytest.approx(ends)
     assert first.score.mean == pytest.approx(np.mean([macro_f1(m.sum(0)) for m in ours]))
-
-
-def judged(letter, skill, groups, recipe="erm", seed=0):
-    rng = np.random.default_rng(seed)
-    truth = draw_confusion(1.0, len(groups)).sum(-1)
-    wrong = skill * np.eye(8) + (1 - skill) / 8
-    statistics = np.array([rng.multinomial(truth, wrong) for _ in range(2)], float)
-    scores = kind_of(EXPR).headline(statistics.sum(1))
-    score = Spread(mean=float(scores.mean()), sd=None, interval_95=None, heads=2, epochs=(1, 1))
-    return JudgedRun(letter, recipe, "-", score, groups, statistics)
-
-
-def test_videos_are_paired_by_name_whatever_their_order_in_a_bank():
-    names = [f"v{k}" for k in range(7)]
-    one, two = judged("A", 0.6, names), judged("B", 0.4, names, seed=1)
-    order = [3, 1, 6, 0, 2, 5, 4]
-    turned = replace(two, groups=[names[k] for k in order], statistics=two.statistics[:, order])
-    kind = kind_of(EXPR)
-    straight, mixed = (compare_runs([one, other], "first", kind)[1] for other in (two, turned))
-    assert mixed.difference.mean == pytest.approx(straight.difference.mean)
-    assert mixed.difference.interval_95 == pytest.approx(straight.difference.interval_95)
-    # Without their names other videos would have been paired
-    assert not np.allclose(two.statistics, turned.statistics)
-
-
-def test_every_bank_stands_beside_one_of_its_own_recipe():
-    names = [f"v{k}" for k in range(6)]
-    runs = [
-        judged("A", 0.6, names),
-        judged("B", 0.3, names, seed=1),
-        judged("A", 0.2, names, "paper", seed=2),
-        judged("B", 0.5, names, "paper", seed=3),
-    ]
-    kind = kind_of(EXPR)
-    best, first, named = (compare_runs(runs, word, kind) for word in ("best", "first", "B"))
-    assert [found.against for found in best] == ["A", "A", "B", "B"]
-    assert [found.against for found in first] == ["A"] * 4
-    assert [found.against for found in named] == ["B"] * 4
-    assert [found.difference is None for found in best] == [True, False, False, True]
-    for found in (best, first, named):
-        means = {(score.recipe, score.letter): score.score.mean for score in found}
-        for score in found:
-            if score.difference is not None:
-                own = means[score.recipe, score.letter] - means[score.recipe, score.against]
-                assert score.difference.mean == pytest.approx(own)
 
 
 # The command
@@ -359,6 +253,10 @@ def test_an_incomplete_joined_bank_is_refused_with_the_command_that_fills_it(wor
             "--encoders ViT-B-23:random:0: .*no ",
         ),
         ({"encoders": ("ViT-B-32:openai",), "manifest": "."}, "--encoders ViT-B-32:openai: "),
+        (
+            {"encoders": ("timm:test_vit.r160_in1k:random@90",), "manifest": "."},
+            "random:0@90: --encoder.image-size 90: .* use a multiple of that, 80 or 96",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_made(
@@ -375,126 +273,17 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_made(
     assert not (tmp_path / "out").exists()
 
 
-# Words and settings
-
-
-@pytest.mark.parametrize(
-    ("word", "expected", "name"),
-    [
-        ("ViT-L-14-quickgelu", {}, "ViT-L-14-quickgelu:openai"),
-        ("ViT-B-32:random", {"weights": "random:0"}, "ViT-B-32:random:0"),
-        ("ViT-B-32:random:7", {"weights": "random:7"}, "ViT-B-32:random:7"),
-        ("ViT-B-32:/w/a:b@2.pt", {"weights": "/w/a:b@2.pt"}, "ViT-B-32:a:b@2.pt"),
-        ("raffect-faces", {"weights": "embedded"}, "raffect-faces:embedded"),
-        ("raffect-faces:embedded@flip", {"view": "flip"}, "raffect-faces:embedded@flip"),
-        ("timm:a.b", {"weights": "b"}, "timm:a.b"),
-        ("timm:a.b@336@crop:.8", {"image_size": 336, "view": "crop:0.8"}, "timm:a.b@336@crop:0.8"),
-        ("timm:a:random:3@96", {"weights": "random:3", "image_size": 96}, "timm:a:random:3@96"),
-    ],
-)
-def test_an_encoder_is_one_word(word, expected, name):
-    found = read_encoder(word)
-    model = word.partition("@")[0] if word.startswith("timm:a.b") else None
-    model = model or ("timm:a" if word.startswith("timm:") else word.split(":")[0].split("@")[0])
-    weights = "embedded" if model == "raffect-faces" else "b" if model == "timm:a.b" else "openai"
-    assert found == EncoderConfig(**{"model": model, "weights": weights, **expected})
-    assert name_encoder(found) == name
-    assert "/" in word or read_encoder(name) == found
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({}, "--encoders: expected one encoder or more"),
-        ({"encoders": ("a",)}, "--manifest: expected"),
-        ({"banks": ("a",), "join": True}, "--join: expected two"),
-        ({"encoders": (":random",), "manifest": "m"}, "--encoders :random: expected MODEL"),
-        ({"encoders": ("timm:",), "manifest": "m"}, "--encoders timm:: expected MODEL"),
-        ({"encoders": ("a@flop",), "manifest": "m"}, "--encoders a@flop: expected MODEL"),
-        ({"encoders": ("a@9@flip@8",), "manifest": "m"}, "has two of @8 and @9"),
-        ({"encoders": ("a@9",), "manifest": "m"}, "image-size 9: expected 0"),
-        ({"encoders": ("a@crop:3",), "manifest": "m"}, "crop:3: expected flip, or crop"),
-        ({"banks": ("a",), "num_seeds": 0}, "--num-seeds 0"),
-        ({"banks": ("a",), "epochs": -1}, "--epochs -1"),
-        ({"banks": ("a",), "recipe": ()}, "--recipe"),
-        ({"banks": tuple("abcdefghijklmnopqrstuvwxyz1")}, "at most 26"),
-    ],
-)
-def test_settings_are_checked_at_once(tmp_path, settings, message):
-    with pytest.raises(RaffectError, match=message):
-        CompareConfig(labels=tmp_path, out=tmp_path, **settings)
-
-
-def test_two_encoders_of_one_name_are_refused(tmp_path, world):
-    for words in (("raffect-faces", "raffect-faces:embedded"), ("a:/x/w.pt", "a:/y/w.pt")):
-        paths = {"manifest": tmp_path, "labels": world, "out": tmp_path}
-        with pytest.raises(RaffectError, match="two encoders or banks have this name"):
-            raffect.compare(CompareConfig(encoders=words, **paths))
-
-
-# Costs
-
-
-def write_summary(bank, number, frames, rate, **more):
-    """What an extraction leaves in a bank."""
-    summary = ExtractSummary(
-        planned=frames, encoded=frames, steady_frames_per_s=rate, encoders=1, **more
-    )
-    run = replace(describe_run(), machine=Machine(system="Linux", cores=2))
-    content = {"run": run.to_json(), "config": {}, "summary": summary.to_json()}
-    (bank / "runs").mkdir(parents=True, exist_ok=True)
-    (bank / "runs" / f"{number}.json").write_text(json.dumps(content))
-
-
-def test_the_rate_of_a_bank_is_all_its_frames_over_all_their_time(tmp_path):
-    bank = Bank(tmp_path / "bank")
-    assert read_rate(bank) == (
-        None,
-        "its extraction left no rate, since it was stopped before its end",
-    )
-    write_summary(bank.path, 1, 300, 100.0)
-    write_summary(bank.path, 2, 100, 10.0)
-    write_summary(bank.path, 3, 0, 0.0)  # nothing to do
-    rate, why = read_rate(bank)
-    assert rate.frames_per_s == pytest.approx(400 / (3 + 10))
-    assert (rate.frames, rate.encoders, why) == (400, 1, "")
-    assert rate.where() == "1 encoder(s) on the CPU (Linux, 2 cores)"
-    # Parts that were made on other devices have no rate together
-    write_summary(bank.path, 4, 100, 900.0, gpus=1.0)
-    assert read_rate(bank)[0] is None
-    (bank.path / "runs" / "5.json").write_text("{")
-    with pytest.raises(RaffectError, match="5.json: damaged"):
-        read_rate(bank)
-
-
-def rows_of_figure(rates, recipes=("erm",)):
-    return [
-        {
-            "letter": "ABC"[k],
-            "encoder": f"timm:vit_base_patch14_reg4_dinov2.lvd142m@{k}",
-            "recipe": recipe,
-            "mean": 0.3 + 0.1 * k,
-            "low": None if k == 2 else 0.2 if k else np.nextafter(0.3, 1),  # rounding of an end
-            "high": None if k == 2 else 0.6,
-            "frames_per_s": rate,
-            "gflop": None if k == 1 else 4.4 * (k + 1),
-            "bank_bytes": 10_000_000 * (k + 1),
-            "caveat": "random weights; drawn faces",
-        }
-        for recipe in recipes
-        for k, rate in enumerate(rates)
-    ]
-
-
-@pytest.mark.parametrize("rates", [(12.0, 3000.0, 400.0), (None, 9.0, None), (None, None, None)])
-def test_the_figure_has_a_place_for_every_bank(tmp_path, rates):
-    chance = Chance(answer="always Other", majority=0.07, prior=0.125)
-    rows = rows_of_figure(rates, ("erm", "paper"))
-    draw_comparison(rows, chance, "EXPR", kind_of(EXPR), tmp_path / "compare")
-    width, height = Image.open(tmp_path / "compare.png").size
-    assert width < 1100 < height * 1.5
-    with (tmp_path / "compare.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 6
+def test_labels_of_other_data_than_the_manifests_are_refused_before_anything_is_encoded(
+    world, tmp_path
+):
+    names = {"video": ["other"], "path": ["other/1.jpg"], "root": ["/nowhere"]}
+    frames = pa.table({**names, "frame": np.array([1], np.int32)})
+    frames = frames.select(["video", "frame", "path", "root"])
+    write_manifest(frames, tmp_path / "manifest.parquet", True)
+    more = {"banks": (), "encoders": ("raffect-faces",), "manifest": tmp_path}
+    with pytest.raises(RaffectError, match="lists no video or picture of .*expr.parquet; check"):
+        raffect.compare(config_of(world, **more, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 # All of it

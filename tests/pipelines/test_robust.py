@@ -232,6 +232,18 @@ def test_a_bank_that_lies_under_another_name_is_refused(world, prepared, tmp_pat
         raffect.robust(config_of(world, prepared, out=tmp_path))
 
 
+def test_pictures_that_are_gone_are_refused_before_a_copy_is_encoded(world, prepared, tmp_path):
+    frames = read_manifest(world)
+    roots = pa.array([str(tmp_path)] * len(frames)).dictionary_encode()
+    frames = frames.set_column(frames.column_names.index("root"), "root", roots)
+    write_manifest(frames, tmp_path / "manifest.parquet", True)
+    message = "none of 32 of its pictures can be read .first /.*.jpg: .*raffect prepare"
+    with pytest.raises(RaffectError, match=message) as error:
+        raffect.robust(config_of(world, prepared, manifest=tmp_path, out=tmp_path / "out"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "banks").exists()
+
+
 def test_heads_of_two_tasks_or_of_damaged_frames_are_refused(world, prepared, tmp_path):
     words = ["--bank", world / "bank", "--labels", prepared, "--task", "au", "--out"]
     command = ["train", "paper", *words, tmp_path / "au", *FAST]

@@ -1,6 +1,7 @@
 """AFEW: clips of films in seven expressions; the folders say split and class.
 
-Frames lie in ``<split>/<emotion>/<clip>/``, such as ``AFEW_Face/train/Angry/000046280/001.png``.
+Frames lie in ``<split>/<emotion>/<clip>/``, such as ``AFEW_Face/train/Angry/000046280/001.png``; a
+split may be called ``Train_AFEW`` and ``Val_AFEW``, as the archives of its videos are.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ def recognise(root: Root) -> str:
     """Why a root is AFEW's; empty if it is not."""
     for folder in root.files:
         above, _, last = folder.rpartition("/")
-        if last.lower() in SPLIT_NAMES and above.split("/")[-1].lower().startswith("afew"):
+        is_split, is_named = _split_of(last) is not None, last.lower().endswith("_afew")
+        if is_split and (is_named or above.split("/")[-1].lower().startswith("afew")):
             return f"folder {folder}"
     name = root.path.split("/")[-1]
-    has_splits = {"train", "validation"} <= {SPLIT_NAMES.get(f.lower()) for f in root.files}
+    has_splits = {"train", "validation"} <= {_split_of(folder) for folder in root.files}
     return f"its name {name}, train and val" if has_splits and "afew" in name.lower() else ""
+
+
+def _split_of(folder: str) -> str | None:
+    return SPLIT_NAMES.get(folder.lower().removesuffix("_afew"))
 
 
 def import_afew(config: PrepareConfig, root: Root | None = None) -> Imported:
@@ -40,7 +46,7 @@ def import_afew(config: PrepareConfig, root: Root | None = None) -> Imported:
     for top in place.images:
         for video in top.videos:
             split, word, clip = ["", "", "", *video.folder.split("/")][-3:]
-            side, label = SPLIT_NAMES.get(split.lower()), find_expression(word)
+            side, label = _split_of(split), find_expression(word)
             line = Line(video.folder, 0, "")
             if side is None:
                 kind = "not in <split>/<emotion>/<clip>; left out"
@@ -53,9 +59,10 @@ def import_afew(config: PrepareConfig, root: Root | None = None) -> Imported:
             else:
                 names[word] = label
             entries.append(Entry(line, f"{split}/{word}/{clip}", label, side))
+    first = f"; the first frames are in {problems[0].file or 'itself'}" if problems else ""
     require(
         bool(entries),
-        f"{place.images[0].path}: no frames of AFEW; expected train/Angry/<clip>/ below it",
+        f"{place.images[0].path}: no frames of AFEW; expected train/Angry/<clip>/ below it{first}",
     )
 
     # Clips, and those of one name in both splits

@@ -17,7 +17,7 @@ from raffect.config import PrepareConfig
 from raffect.datasets.affwild2.tasks import VA
 from raffect.datasets.expressions import expression_task
 from raffect.datasets.imported import SPLIT_NAMES, Imported
-from raffect.datasets.problems import PICTURE, Line
+from raffect.datasets.problems import PICTURE, Line, unread_lines
 from raffect.datasets.root import Place, Root, open_place
 from raffect.datasets.sets.picture_sets import (
     Picture,
@@ -72,27 +72,31 @@ def import_affectnet(config: PrepareConfig, root: Root | None = None) -> Importe
     """
     place = open_place(config, root)
     data = PictureSet("AffectNet", place, _COMPLETE, "", _TASKS, NAMES)
+    without, tables = Counter[str](), place.lists.find(_TABLES)
     if arrays := place.lists.find(_ARRAYS):
         with stage(f"reading {len(arrays):,} arrays"):
-            _read_arrays(data, place, arrays)
+            _read_arrays(data, place, arrays, without)
+        data.lines += unread_lines("arrays are read; ", tables)
         key_of = _key_of_array
     else:
-        tables = place.lists.find(_TABLES)
         require(
             bool(tables),
             f"{place.lists.path}: no annotations of AffectNet; expected "
             "train_set/annotations/<id>_exp.npy, or training.csv",
         )
         for file in tables:
-            _read_table(data, place.lists, file)
+            _read_table(data, place.lists, file, without)
         data.edition = ", ".join(tables)
         data.lines.append("pictures: photographs with a box of a face each, which is not cut out")
         key_of = _key_of_table
     require(bool(data.pictures), f"{place.lists.path}: the annotations name no picture")
+    if without:
+        counts = [f"{without[word]:,} {name}" for word, name in WITHOUT_CLASS.items()]
+        data.lines.append(f"without an expression by the data set's own word: {', '.join(counts)}")
     return data.to_imported(config, key_of)
 
 
-def _read_arrays(data: PictureSet, place: Place, files: list[str]) -> None:
+def _read_arrays(data: PictureSet, place: Place, files: list[str], without: Counter[str]) -> None:
     """One array a picture and kind of label."""
     # Arrays by picture; its name has the split, since numbers occur in both
     found: dict[tuple[str, str], dict[str, str]] = {}
@@ -107,20 +111,19 @@ def _read_arrays(data: PictureSet, place: Place, files: list[str]) -> None:
         found.setdefault((split, match["id"]), {})[match["kind"].lower()] = file
     data.edition = "arrays"
 
-    without = Counter[str]()
     for (split, number), kinds in found.items():
-        line = Line(next(iter(kinds.values())), 0, "")
+        first = Line(next(iter(kinds.values())), 0, "")
+        lines = {kind: Line(file, 0, "") for kind, file in kinds.items()}
         cells = {kind: _read_array(data, place.lists, file) for kind, file in kinds.items()}
         for kind in ("exp", "val", "aro"):
             if kind not in kinds:
                 what = f"no array of kind {kind}; unlabelled"
-                data.problems.append(line.problem(f"{number}: {what}", what))
+                data.problems.append(first.problem(f"{number}: {what}", what))
         labels = {
-            _EXPR: _read_expression(data, line, cells.get("exp"), without),
-            VA: _read_va(data, line, cells.get("val"), cells.get("aro")),
+            _EXPR: _read_expression(data, lines.get("exp", first), cells.get("exp"), without),
+            VA: _read_va(data, lines.get("val", first), cells.get("val"), cells.get("aro")),
         }
-        data.add(Picture(line, f"{split}/{number}", split, labels))
-    _add_without(data, without)
+        data.add(Picture(first, f"{split}/{number}", split, labels))
 
 
 def _read_array(data: PictureSet, root: Root, file: str) -> str | None:
@@ -135,11 +138,10 @@ def _read_array(data: PictureSet, root: Root, file: str) -> str | None:
         return None
 
 
-def _read_table(data: PictureSet, root: Root, file: str) -> None:
+def _read_table(data: PictureSet, root: Root, file: str, without: Counter[str]) -> None:
     """Rows of a table; without a header its columns are those of the published ones."""
     split = "train" if file.lower().endswith("training.csv") else "validation"
     places: dict[str, int] = {}
-    without = Counter[str]()
     for line, row in root.iter_cells(file):
         # Header
         names = [cell.strip().lower() for cell in row]
@@ -165,7 +167,6 @@ def _read_table(data: PictureSet, root: Root, file: str) -> None:
             VA: _read_va(data, line, valence, arousal),
         }
         data.add(Picture(line, _key_of_table(path)[0], split, labels))
-    _add_without(data, without)
 
 
 def _read_expression(
@@ -194,12 +195,6 @@ def _read_va(data: PictureSet, line: Line, valence: str | None, arousal: str | N
         what = f"{valence[:20]!r} and {arousal[:20]!r}: {kind}"
         data.problems.append(line.problem(what, kind))
     return unlabelled_of(VA)
-
-
-def _add_without(data: PictureSet, without: Counter[str]) -> None:
-    if without:
-        counts = [f"{without[word]:,} {name}" for word, name in WITHOUT_CLASS.items()]
-        data.lines.append(f"without an expression by the data set's own word: {', '.join(counts)}")
 
 
 def _key_of_array(path: str) -> tuple[str, int] | None:

@@ -101,6 +101,16 @@ def read_list(root: Root, file: str, problems: list[Problem]) -> list[Listed]:
     return [row for row in rows if (row.num_frames is not None) == with_frames]
 
 
+def choose_lists(root: Root, patterns: Sequence[str]) -> tuple[list[re.Match[str]], list[str]]:
+    """Lists of the first pattern of which there are some, and those of the others, not read."""
+    found = [
+        [match for file in root.find(pattern) if (match := re.fullmatch(pattern, file, re.I))]
+        for pattern in patterns
+    ]
+    first = next((number for number, lists in enumerate(found) if lists), 0)
+    return found[first], [match.string for lists in found[first + 1 :] for match in lists]
+
+
 def clip_name(path: str) -> str:
     """Name of a clip: the end of its path without an ending; a number has five digits."""
     name = re.sub(r"\.(mp4|avi)$", "", path.rpartition("/")[2], flags=re.I)

@@ -204,9 +204,12 @@ class ClipSet:
             return rows.splits, f"test clips of set {folds[0]} are validation; {found}"
         if "validation" in rows.splits:
             return rows.splits, "as given"
-        share = config.validation_share
-        splits = hold_out(rows.names, rows.splits, share)
-        return splits, f"test as given; {share:g} of the train clips are validation"
+        how = f"{config.validation_share:g} of the train clips are validation"
+        if "test" in rows.splits:
+            how = f"test as given; {how}"
+        if self.num_official:
+            how += "; no --folds official, no test lists"
+        return hold_out(rows.names, rows.splits, config.validation_share), how
 
 
 class _Rows(NamedTuple):

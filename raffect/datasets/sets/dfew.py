@@ -12,9 +12,15 @@ import re
 from raffect.config import PrepareConfig
 from raffect.datasets.expressions import BASIC, expression_task, find_expression
 from raffect.datasets.imported import Imported
-from raffect.datasets.problems import Line, Problem, note_unknown
-from raffect.datasets.root import Root, open_place
-from raffect.datasets.sets.clip_lists import Entry, clip_name, merge_entries, read_list
+from raffect.datasets.problems import Line, Problem, note_unknown, unread_lines
+from raffect.datasets.root import Root, open_place, refuse_lists
+from raffect.datasets.sets.clip_lists import (
+    Entry,
+    choose_lists,
+    clip_name,
+    merge_entries,
+    read_list,
+)
 from raffect.datasets.sets.clip_sets import ClipSet
 from raffect.errors import RaffectError, require
 
@@ -40,11 +46,12 @@ def import_dfew(config: PrepareConfig, root: Root | None = None) -> Imported:
     """
     # Lines of all lists
     place = open_place(config, root)
-    lines, problems = _read_lines(place.lists)
-    require(
-        bool(lines),
-        f"{place.lists.path}: no lists of DFEW; expected DFEW_set_1_train.txt or train/set_1.csv",
-    )
+    lists, unread = choose_lists(place.lists, _LISTS)
+    lines, problems = _read_lines(place.lists, lists)
+    if not lines:
+        files = [match.string for match in lists]
+        expected = "DFEW_set_1_train.txt or train/set_1.csv"
+        raise refuse_lists(place.lists, files, problems, "DFEW", expected)
 
     # Classes by name
     names = _name_numbers({word for *_, word in lines}, place.lists.path, config.first_class)
@@ -71,6 +78,7 @@ def import_dfew(config: PrepareConfig, root: Root | None = None) -> Imported:
         clips=clips,
         num_official=5,
         problems=[*problems, *found],
+        lines=unread_lines("", unread),
     )
     data.find_all_frames()
     return data.to_imported(config)
@@ -80,15 +88,12 @@ _Row = tuple[Line, tuple[int, str], str, int | None, str]
 """A line, the fold and side of its list, clip, number of frames, and the word for the class."""
 
 
-def _read_lines(root: Root) -> tuple[list[_Row], list[Problem]]:
-    """Every line that names a clip, of the text lists where there are some, else of the tables."""
+def _read_lines(root: Root, lists: list[re.Match[str]]) -> tuple[list[_Row], list[Problem]]:
+    """Every line that names a clip."""
     rows, problems = list[_Row](), list[Problem]()
-    pattern = next((pattern for pattern in _LISTS if root.find(pattern)), _LISTS[0])
-    for file in root.find(pattern):
-        match = re.fullmatch(pattern, file, re.I)
-        assert match is not None
+    for match in lists:
         part = int(match["fold"]), match["side"].lower()
-        for row in read_list(root, file, problems):
+        for row in read_list(root, match.string, problems):
             rows.append((row.line, part, clip_name(row.path), row.num_frames, row.word))
     return rows, problems
 
@@ -97,17 +102,23 @@ def _name_numbers(words: set[str], where: str, first: int | None) -> dict[str, s
     """Number of a class -> its name; empty if the lists have names.
 
     Raises:
-        RaffectError: If it is not clear whether they count from 0 or from 1.
+        RaffectError: If it is not clear whether they count from 0 or from 1, or ``first`` is not
+            what is clear.
     """
     numbers = {int(word) for word in words if word.isdigit()}
     if not numbers:
         return {}
-    if first is None:
-        has_first, has_last = 0 in numbers, len(BASIC) in numbers
-        if has_first == has_last:
-            raise RaffectError(
-                f"{where}: classes of DFEW are {min(numbers)} to {max(numbers)}, which may count "
-                "from 0 or from 1; add --first-class 0 or --first-class 1"
-            )
-        first = 0 if has_first else 1
+    has_first, has_last = 0 in numbers, len(BASIC) in numbers
+    found = f"{where}: classes of DFEW are {min(numbers)} to {max(numbers)}"
+    if has_first != has_last:
+        counted = 0 if has_first else 1
+        require(
+            first in (None, counted),
+            f"--first-class {first}: {found}, which count from {counted}; leave the flag out",
+        )
+        first = counted
+    elif first is None:
+        raise RaffectError(
+            f"{found}, which may count from 0 or from 1; add --first-class 0 or --first-class 1"
+        )
     return {str(number): name for number, name in enumerate(BASIC, first)}

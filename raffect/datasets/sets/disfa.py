@@ -18,7 +18,7 @@ from raffect.datasets.affwild2.tasks import ACTION_UNITS
 from raffect.datasets.imported import Imported, count_splits, deal_split, describe_counts
 from raffect.datasets.listing import Video, build_manifest
 from raffect.datasets.problems import Line, Problem
-from raffect.datasets.root import Place, Root, open_place
+from raffect.datasets.root import Place, Root, open_place, refuse_lists
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 
@@ -64,16 +64,16 @@ def import_disfa(config: PrepareConfig, root: Root | None = None) -> Imported:
     Subjects stay together in splits, folds and intervals, also those seen by both cameras.
 
     Raises:
-        RaffectError: If no labels, or no frames of a labelled subject are found.
+        RaffectError: If no labels, no frames of a labelled subject, or no labelled frames are
+            found.
     """
     # Labels by subject
     place = open_place(config, root)
     problems = list[Problem]()
     labels = _read_subjects(place.lists, problems)
-    require(
-        bool(labels),
-        f"{place.lists.path}: no labels of DISFA; expected ActionUnit_Labels/SN001/SN001_au1.txt",
-    )
+    if not labels:
+        files, expected = place.lists.find(_LABELS), "ActionUnit_Labels/SN001/SN001_au1.txt"
+        raise refuse_lists(place.lists, files, problems, "DISFA", expected)
 
     # Videos of these subjects
     videos = _find_videos(place, problems)
@@ -103,6 +103,9 @@ def import_disfa(config: PrepareConfig, root: Root | None = None) -> Imported:
     )
     values = np.stack([table[name].to_numpy() for name in TASK.columns], 1)
     counts = count_splits(TASK, table, np.asarray((values >= 0).any(axis=1)), manifest)
+    if not any(part.with_image for part in counts):
+        what = f"no frame of {used[0].name} or another video has labels and a picture"
+        raise RaffectError(f"{place.lists.path}: {what}; both count frames from 1")
     sizes = f"{len(labels)} subjects, {len(used)} videos with {len(manifest):,} frames"
     rates = [
         f"{name} {np.mean(column[column >= 0] == 1):.3f}"
@@ -150,8 +153,12 @@ def _read_subjects(root: Root, problems: list[Problem]) -> dict[str, _Intensitie
             problems.append(Problem(file, 0, f"{unit} {kind}", kind))
             continue
         units[subject].add(unit)
-        for line in root.lines(file):
-            _read_line(line, unit, subjects[subject], problems)
+        for frame, is_active in _read_unit(root.lines(file), problems).items():
+            if unit in subjects[subject][frame]:
+                kind = "a frame again, in another file of the unit; left out"
+                problems.append(Problem(file, 0, f"frame {frame}: {kind}", kind))
+            else:
+                subjects[subject][frame][unit] = is_active
     for subject, found in units.items():
         for unit in sorted(UNITS.keys() - found):
             kind = "no file of a unit; unlabelled"
@@ -159,17 +166,25 @@ def _read_subjects(root: Root, problems: list[Problem]) -> dict[str, _Intensitie
     return dict(subjects)
 
 
-def _read_line(line: Line, unit: str, frames: _Intensities, problems: list[Problem]) -> None:
-    match = _LINE.fullmatch(line.text)
-    frame = int(match[1]) if match else 0
-    if match is None or frame < 1 or int(match[2]) > 5:
-        kind = "expected a frame from 1 and an intensity from 0 to 5; unlabelled"
-        problems.append(line.problem(f"{line.text[:40]!r}: {kind}", kind))
-    elif unit in frames[frame]:
-        kind = "a frame again; left out"
-        problems.append(line.problem(f"frame {frame}: {kind}", kind))
-    else:
-        frames[frame][unit] = int(int(match[2]) >= ACTIVE_FROM)
+def _read_unit(lines: list[Line], problems: list[Problem]) -> dict[int, int]:
+    """Frame -> 1 active, 0 not; empty if frames count from 0, since pictures count from 1."""
+    frames: dict[int, int] = {}
+    for line in lines:
+        match = _LINE.fullmatch(line.text)
+        frame = int(match[1]) if match else 0
+        if match is None or int(match[2]) > 5:
+            kind = "expected a frame from 1 and an intensity from 0 to 5; unlabelled"
+            problems.append(line.problem(f"{line.text[:40]!r}: {kind}", kind))
+        elif frame == 0:
+            kind = "frames count from 0, expected from 1; the unit is unlabelled"
+            problems.append(line.problem(kind))
+            return {}
+        elif frame in frames:
+            kind = "a frame again; left out"
+            problems.append(line.problem(f"frame {frame}: {kind}", kind))
+        else:
+            frames[frame] = int(int(match[2]) >= ACTIVE_FROM)
+    return frames
 
 
 def _find_videos(place: Place, problems: list[Problem]) -> list[Video]:

@@ -13,9 +13,14 @@ from collections import Counter, defaultdict
 from raffect.config import PrepareConfig
 from raffect.datasets.expressions import BASIC, expression_task, find_expression
 from raffect.datasets.imported import Imported
-from raffect.datasets.problems import Line, Problem, note_unknown
-from raffect.datasets.root import Root, open_place
-from raffect.datasets.sets.clip_lists import Entry, merge_entries, read_list
+from raffect.datasets.problems import Line, Problem, note_unknown, unread_lines
+from raffect.datasets.root import Root, open_place, refuse_lists
+from raffect.datasets.sets.clip_lists import (
+    Entry,
+    choose_lists,
+    merge_entries,
+    read_list,
+)
 from raffect.datasets.sets.clip_sets import ClipSet
 from raffect.errors import require
 
@@ -43,15 +48,22 @@ def import_ferv39k(config: PrepareConfig, root: Root | None = None) -> Imported:
     """Read both lists and the frames of their clips.
 
     Raises:
-        RaffectError: If no list or no frames are found.
+        RaffectError: If no list or no frames are found, or several lists of one side, since scenes
+            have lists of their own.
     """
     # Lines of both lists
     place = open_place(config, root)
-    rows, problems = _read_lines(place.lists)
+    lists, unread = choose_lists(place.lists, _LISTS)
+    files = [match.string for match in lists]
     require(
-        bool(rows),
-        f"{place.lists.path}: no lists of FERV39k; expected train_image.txt or train_All.csv",
+        len(files) <= 2,
+        f"{place.lists.path}: {len(files)} lists ({', '.join(files[:3])} ...); "
+        "name the folder of the right ones with --annotations",
     )
+    rows, problems = _read_lines(place.lists, lists)
+    if not rows:
+        expected = "train_image.txt or train_All.csv"
+        raise refuse_lists(place.lists, files, problems, "FERV39k", expected)
 
     # Classes by the clips' folders, which numbers and words must agree with
     names = _read_numbers(rows)
@@ -82,19 +94,17 @@ def import_ferv39k(config: PrepareConfig, root: Root | None = None) -> Imported:
         edition=", ".join(sorted({line.file for line, *_ in rows})),
         clips=clips,
         problems=[*problems, *found],
+        lines=unread_lines("", unread),
     )
     data.find_all_frames(depth=3)
     return data.to_imported(config)
 
 
-def _read_lines(root: Root) -> tuple[list[_Row], list[Problem]]:
-    """Every line that names a clip, of the first kind of lists that is there."""
+def _read_lines(root: Root, lists: list[re.Match[str]]) -> tuple[list[_Row], list[Problem]]:
+    """Every line that names a clip."""
     rows, problems = list[_Row](), list[Problem]()
-    pattern = next((pattern for pattern in _LISTS if root.find(pattern)), _LISTS[0])
-    for file in _one_a_side(root, pattern):
-        match = re.fullmatch(pattern, file, re.I)
-        assert match is not None
-        for row in read_list(root, file, problems):
+    for match in lists:
+        for row in read_list(root, match.string, problems):
             parts = row.path.split("/")
             if len(parts) < 3:
                 what = "expected scene/emotion/clip; left out"
@@ -103,21 +113,6 @@ def _read_lines(root: Root) -> tuple[list[_Row], list[Problem]]:
             clip = "/".join(parts[-3:])
             rows.append((row.line, match["side"].lower(), clip, row.num_frames, row.word))
     return rows, problems
-
-
-def _one_a_side(root: Root, pattern: str) -> list[str]:
-    """The list of each side.
-
-    Raises:
-        RaffectError: If there are several, since scenes have lists of their own.
-    """
-    files = root.find(pattern)
-    require(
-        len(files) <= 2,
-        f"{root.path}: {len(files)} lists ({', '.join(files[:3])} ...); "
-        "name the folder of the right ones with --annotations",
-    )
-    return files
 
 
 def _read_numbers(rows: list[_Row]) -> dict[str, str]:

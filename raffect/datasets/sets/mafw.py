@@ -18,12 +18,18 @@ from raffect.config import PrepareConfig
 from raffect.datasets.expressions import expression_task, find_expression
 from raffect.datasets.imported import Imported
 from raffect.datasets.listing import Listing, Video, build_manifest
-from raffect.datasets.problems import Line, Problem, note_unknown
-from raffect.datasets.root import Place, Root, open_place
-from raffect.datasets.sets.clip_lists import Clip, Entry, clip_name, is_header, merge_entries
+from raffect.datasets.problems import Line, Problem, note_unknown, unread_lines
+from raffect.datasets.root import Place, Root, open_place, refuse_lists
+from raffect.datasets.sets.clip_lists import (
+    Clip,
+    Entry,
+    clip_name,
+    is_header,
+    merge_entries,
+)
 from raffect.datasets.sets.clip_sets import ClipFolders, ClipSet
 from raffect.datasets.tasks import Task
-from raffect.errors import RaffectError, require
+from raffect.errors import RaffectError
 
 SINGLE = (
     "Anger",
@@ -54,6 +60,7 @@ _CAPTIONS = pa.schema(
         "caption": pa.string(),
     }
 )
+_EXPECTED = "Train_Test_Set/single/no_caption/set_1/train.txt"
 _HAN = re.compile(r"[\u3400-\u9fff]")
 _COMPLETE = {
     "single": "a complete copy has 9,172 (Liu et al. 2022)",
@@ -94,11 +101,8 @@ def import_mafw(config: PrepareConfig, root: Root | None = None) -> Imported:
         match = re.fullmatch(_LISTS, file, re.I)
         assert match is not None
         files[match["kind"].lower()][match["variant"].lower()].append(match)
-    require(
-        bool(files),
-        f"{place.lists.path}: no lists of MAFW; expected "
-        "Train_Test_Set/single/no_caption/set_1/train.txt",
-    )
+    if not files:
+        raise refuse_lists(place.lists, [], [], "MAFW", _EXPECTED)
 
     # A data set for each kind, on the same frames
     folders = ClipFolders(place)
@@ -130,8 +134,10 @@ def _read_kind(
     lines = [f"{kind}: labels are those of the lists in {kind}/{chosen}{why}"]
     if texts and not captions:
         captions = _read_lines(place.lists, variants[texts[0]], problems)
-    if unused := sorted(set(variants) - {chosen, *texts[:1]}):
-        lines.append(f"{kind}: lists not read: {', '.join(unused)}")
+    lines += unread_lines(f"{kind}: ", sorted(set(variants) - {chosen, *texts[:1]}))
+    if not rows:
+        lists = [match.string for match in variants[chosen]]
+        raise refuse_lists(place.lists, lists, problems, f"MAFW {kind}", _EXPECTED)
 
     # Classes by name
     names, entries = dict[str, str](), []
@@ -144,7 +150,7 @@ def _read_kind(
             names[row.word] = label
         entries.append(Entry(row.line, row.clip, label, row.side, row.fold))
     clips, found = merge_entries(entries)
-    task = _task(kind, set(names.values()))
+    task = _task(kind, set(names.values()), f"{place.lists.path}: {kind}/{chosen}")
     data = ClipSet(
         title=f"MAFW {kind}",
         place=place,
@@ -164,7 +170,7 @@ def _newest_first(variant: str) -> tuple[bool, str]:
     return "new" not in variant, variant
 
 
-def _task(kind: str, found: set[str]) -> Task:
+def _task(kind: str, found: set[str], where: str) -> Task:
     """All single expressions; or those compounds that the lists have, behind single ones."""
     if kind == "single":
         return expression_task(SINGLE)
@@ -172,7 +178,7 @@ def _task(kind: str, found: set[str]) -> Task:
     compounds = sorted(found - set(SINGLE), key=lambda name: (name.count("_"), _rank(name)))
     classes = [*single, *compounds]
     if len(classes) < 2:
-        raise RaffectError("MAFW compound: fewer than two classes in its lists")
+        raise RaffectError(f"{where}: fewer than two compound classes in its lists")
     return expression_task(classes, "compound")
 
 

@@ -104,8 +104,9 @@ class PictureSet:
         # Splits
         splits, how_split = [picture.split for picture in chosen], "as given"
         if "validation" not in splits:
+            how_split = "test as given; " if "test" in splits else ""
+            how_split += f"{config.validation_share:g} of train is validation"
             splits = hold_out(names, splits, config.validation_share)
-            how_split = f"test as given; {config.validation_share:g} of train is validation"
 
         # Label tables
         found = Imported(
