@@ -48,8 +48,7 @@ def choose_rules(task: Task, heads: Sequence[PickedHead], postprocess: str = "au
         file = Path(postprocess)
         rules = read_rules(file)
         if rules.task.name == task.name:
-            among = _with_other_settings(rules, heads)
-            wrong = _misfit(rules, task, among) or _left_out(rules, among)
+            among, wrong = _match(rules, task, heads)
             require(not wrong, f"--postprocess {file}: {wrong}")
             return _apply(rules, among, f"{name}: decision rules of {file}{_others(heads, among)}")
 
@@ -59,8 +58,7 @@ def choose_rules(task: Task, heads: Sequence[PickedHead], postprocess: str = "au
         if not file.is_file():
             continue
         rules = read_rules(file)
-        among = _with_other_settings(rules, heads)
-        wrong = _misfit(rules, task, among) or _left_out(rules, among)
+        among, wrong = _match(rules, task, heads)
         if not wrong:
             return _apply(rules, among, f"{name}: decision rules of {file}{_others(heads, among)}")
         why = f"without the decision rules of {file}: {wrong}"
@@ -107,6 +105,14 @@ def _roots(head: PickedHead) -> list[Path]:
     """The run folder of a head, if it lies in one."""
     folder = head.folder.absolute()
     return [folder.parents[2]] if folder.parent.parent.name == "weights" else []
+
+
+def _match(
+    rules: DecisionRules, task: Task, heads: Sequence[PickedHead]
+) -> tuple[list[PickedHead], str]:
+    """Heads among which rules find theirs, and why they cannot be applied; empty if they can."""
+    among = _with_other_settings(rules, heads)
+    return among, _misfit(rules, task, among) or _left_out(rules, among)
 
 
 def _with_other_settings(rules: DecisionRules, heads: Sequence[PickedHead]) -> list[PickedHead]:

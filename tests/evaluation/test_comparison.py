@@ -13,7 +13,7 @@ from tests.helpers.runs import draw_confusion
 
 
 @pytest.mark.parametrize(
-    ("interval", "said"),
+    ("interval", "verdict"),
     [
         ((0.01, 0.2), "higher"),
         ((-0.2, -0.01), "lower"),
@@ -22,13 +22,13 @@ from tests.helpers.runs import draw_confusion
         (None, "no interval"),
     ],
 )
-def test_a_difference_is_higher_or_lower_only_where_its_interval_excludes_0(interval, said):
+def test_a_difference_is_higher_or_lower_only_where_its_interval_excludes_0(interval, verdict):
     names = ["v0", "v1"]
     runs = [judged("A", 0.6, names), judged("B", 0.4, names, seed=1)]
     first, second = compare_runs(runs, "first", kind_of(EXPR))
     assert first.verdict() == ""
     difference = replace(second.difference, interval_95=interval)
-    assert replace(second, difference=difference).verdict() == said
+    assert replace(second, difference=difference).verdict() == verdict
 
 
 def judged(letter, skill, groups, recipe="erm", seed=0):

@@ -1,4 +1,4 @@
-"""Which heads texts are compared through: what is refused, and what is said of their training."""
+"""Heads that texts are compared through: what is refused, what results tell of their training."""
 
 import dataclasses
 
