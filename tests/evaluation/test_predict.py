@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -14,67 +13,18 @@ from raffect.bank.format import Bank
 from raffect.bank.in_order import frames_in_order
 from raffect.cli import main
 from raffect.datasets.affwild2.tasks import AU, EXPR, VA
-from raffect.evaluation.choose_rules import RULES_FILE
 from raffect.evaluation.ensemble import load_ensembles
 from raffect.evaluation.scan import predict_frames
 from raffect.heads.checkpoint import read_card
-from raffect.predictions.rules import WeightedHead, plain_rules
 from raffect.predictions.table import read_facts
-from raffect.recipe import HeadConfig, Recipe
 from raffect.runs.pick import pick_heads
 from tests.helpers.banks import IDENTITY, make_manifest
 from tests.helpers.heads import make_head
+from tests.helpers.predicted import BAD, FIRST, THEN, brute_force, predict
 from tests.helpers.runs import draw_confusion, make_run
 from tests.helpers.shards import ShardWatch
 
 CPU = torch.device("cpu")
-FIRST = {"b": 9, "a_left": 14, "c": 3}
-THEN = {"a": 5, "a_left": 31, "b": 9, "c": 40}
-BAD = [("a_left", 2), ("b", 9), ("c", 17)]
-PROBE = Recipe(task="expr", head=HeadConfig(depth=0, normalise="l2"))
-
-
-def fill(bank, manifest, rng):
-    """Commit every planned shard that has no record; returns features by key."""
-    plan, features = bank.extend_plan(manifest, 8), {}
-    bank.claim(IDENTITY)
-    for shard in sorted(set(range(plan.num_shards)) - set(bank.committed())):
-        keys = [tuple(row.values()) for row in plan.rows(shard).to_pylist()]
-        bad = {k: "damaged" for k, key in enumerate(keys) if key in BAD}
-        good = [key for key in keys if key not in BAD]
-        x = rng.normal(size=(len(good), IDENTITY.dim)).astype(np.float16)
-        bank.commit(shard, plan.rows(shard), x, bad, IDENTITY)
-        features |= dict(zip(good, x, strict=True))
-    return features
-
-
-@pytest.fixture
-def bank(tmp_path):
-    """A bank of two generations, whose videos begin in the first and go on in the second."""
-    rng, path = np.random.default_rng(0), tmp_path / "bank"
-    features = fill(Bank(path), make_manifest(FIRST), rng)
-    features |= fill(Bank(path), make_manifest(THEN), rng)
-    return path, dict(sorted(features.items()))
-
-
-@pytest.fixture
-def heads(tmp_path):
-    """Runs of three tasks; heads of EXPR are of two shapes."""
-    run, other = tmp_path / "runs" / "expr", tmp_path / "runs" / "other"
-    return {
-        "expr": [
-            *(make_head(run / "weights" / f"h{k}" / "last", EXPR, seed=k) for k in range(3)),
-            make_head(other / "weights" / "probe" / "last", EXPR, recipe=PROBE, seed=7),
-        ],
-        "au": [make_head(tmp_path / "runs" / "au" / "weights" / "h" / "last", AU, seed=4)],
-        "va": [make_head(tmp_path / "one head", VA, seed=5)],
-    }
-
-
-def run(tmp_path, *names, **more):
-    paths = tuple(tmp_path / name for name in names)
-    usual = {"bank": tmp_path / "bank", "out": tmp_path / "p.parquet", "head": paths}
-    return raffect.predict(raffect.PredictConfig(**usual | more))
 
 
 ALL = ("runs/expr", "runs/other", "runs/au", "one head")
@@ -91,7 +41,7 @@ def mean_of_modules(heads, task, x):
 
 
 def test_every_frame_has_the_mean_of_what_each_head_alone_answers(bank, heads, tmp_path):
-    result = run(tmp_path, *ALL)
+    result = predict(tmp_path, *ALL)
     rows = result.to_pandas()
     _, features = bank
     # Every planned frame once, sorted
@@ -114,7 +64,7 @@ def test_every_frame_has_the_mean_of_what_each_head_alone_answers(bank, heads, t
 
 
 def test_facts_say_which_heads_on_which_bank(bank, heads, tmp_path):
-    result = run(tmp_path, *ALL)
+    result = predict(tmp_path, *ALL)
     facts = read_facts(tmp_path / "p.parquet")
     assert facts == result.facts
     expr, au, _ = facts.rules
@@ -128,17 +78,6 @@ def test_facts_say_which_heads_on_which_bank(bank, heads, tmp_path):
     assert facts.bank_digest == Bank(tmp_path / "bank").digest()
     assert facts.encoders == (IDENTITY,)
     assert "expr: 4 head(s) + au: 1 head(s) + va: 1 head(s): 85 frames" in "\n".join(result.lines())
-
-
-def brute_force(scores, windows):
-    """Means over windows by a plain loop; frames that are not there are in none."""
-    out = {}
-    for video, frame in scores:
-        out[video, frame] = [
-            np.mean([scores[v, f][k] for v, f in scores if v == video and abs(f - frame) <= w])
-            for k, w in enumerate(windows)
-        ]
-    return out
 
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
@@ -188,97 +127,6 @@ def test_scores_are_the_mean_of_what_each_head_alone_answers(bank, heads, tmp_pa
     assert ensemble.scores(x[:0]).shape == (0, 8)
 
 
-def write_rules(tmp_path, names, weights=(3.0, 1.0), file="runs/expr/decision_rules.json", **more):
-    """Rules of some heads with weights, a window and a bias; returns them."""
-    folders = [tmp_path / name for name in names]
-    heads = tuple(
-        WeightedHead(folder="where they were", sha256=read_card(folder).sha256, weight=weight)
-        for folder, weight in zip(folders, weights, strict=False)
-    )
-    plain = plain_rules(EXPR, heads)
-    more = {"windows": (2,) * 8, "bias": tuple(range(8)), "chosen_on": "folds"} | more
-    rules = dataclasses.replace(plain, **more)
-    (tmp_path / file).write_bytes(rules.to_bytes())
-    return rules
-
-
-TWO = ("runs/expr/weights/h2/last", "runs/expr/weights/h0/last")
-
-
-def test_rules_of_a_run_are_applied_wherever_it_was_moved(bank, heads, tmp_path):
-    rules = write_rules(tmp_path, TWO)
-    assert (tmp_path / "runs/expr" / RULES_FILE).is_file()
-    shutil.move(tmp_path / "runs/expr", tmp_path / "moved")
-    result = run(tmp_path, "moved")
-    (used,) = result.facts.rules
-    assert (used.windows, used.bias, used.chosen_on) == (rules.windows, rules.bias, "folds")
-    assert [head.folder for head in used.heads] == [
-        str(tmp_path / "moved/weights" / name / "last") for name in ("h2", "h0")
-    ]
-    assert f"EXPR: decision rules of {tmp_path / 'moved' / RULES_FILE}" in result.lines()
-    # The weighted mean of two heads, over five frames, with a bias on the log
-    x = torch.tensor(np.array(list(bank[1].values())), dtype=torch.float32)
-    h0, _, h2, _ = (module(x).softmax(1).detach().numpy() for module in heads["expr"])
-    expected = brute_force(dict(zip(bank[1], (3 * h2 + h0) / 4, strict=True)), (2,) * 8)
-    rows = result.to_pandas().query("status == 'ok'")
-    scores = rows[[f"p_{name}" for name in EXPR.outputs]].to_numpy()
-    np.testing.assert_allclose(scores, list(expected.values()), atol=2e-6)
-    decided = (np.log(scores) + np.arange(8)).argmax(1)
-    assert rows["expr"].tolist() == [EXPR.outputs[k] for k in decided]
-
-
-@pytest.mark.parametrize(
-    ("names", "named", "why"),
-    [
-        (["runs/expr/weights/h0/last"], TWO, "1 of the 2 head(s) that it names are not of the"),
-        (["runs/expr", "runs/other"], TWO, "it names no head of"),
-    ],
-)
-def test_rules_for_other_heads_are_left_aside_and_said(bank, heads, tmp_path, names, named, why):
-    write_rules(tmp_path, named)
-    result = run(tmp_path, *names)
-    assert result.facts.rules[0].is_plain
-    (note,) = result.notes
-    assert note.startswith(f"EXPR: without the decision rules of {tmp_path / 'runs/expr'}")
-    assert why in note
-
-
-def test_no_rules_and_rules_of_a_file_are_said(bank, heads, tmp_path):
-    write_rules(tmp_path, TWO)
-    write_rules(tmp_path, TWO[:1], file="mine.json", chosen_on="validation")
-    none = run(tmp_path, "runs/expr", postprocess="none")
-    assert none.facts.rules[0].is_plain
-    assert none.notes == ("EXPR: no decision rules (--postprocess none)",)
-    mine = run(tmp_path, "runs/expr", "runs/au", postprocess=str(tmp_path / "mine.json"))
-    assert [len(rules.heads) for rules in mine.facts.rules] == [1, 1]
-    assert mine.notes[0].endswith("mine.json, chosen on validation: optimistic there")
-    assert mine.notes[1] == "AU: no decision rules chosen (`raffect postprocess` chooses them)"
-
-
-def test_a_file_of_rules_that_does_not_fit_is_one_line(bank, heads, tmp_path):
-    with pytest.raises(raffect.RaffectError, match="--postprocess gone.json: no such file"):
-        run(tmp_path, "runs/expr", postprocess="gone.json")
-    write_rules(tmp_path, TWO, file="mine.json")
-    with pytest.raises(raffect.RaffectError, match="2 of the 2 head.s. that it names are not"):
-        run(tmp_path, "runs/other", postprocess=str(tmp_path / "mine.json"))
-    (tmp_path / "mine.json").write_text("{}")
-    with pytest.raises(raffect.RaffectError, match="mine.json: damaged"):
-        run(tmp_path, "runs/other", postprocess=str(tmp_path / "mine.json"))
-
-
-def test_a_named_file_for_a_task_that_no_head_predicts_is_refused(bank, heads, tmp_path):
-    write_rules(tmp_path, TWO, file="mine.json")
-    with pytest.raises(raffect.RaffectError, match="rules for expr, and the heads predict au and"):
-        run(tmp_path, "runs/au", "one head", postprocess=str(tmp_path / "mine.json"))
-    assert not (tmp_path / "p.parquet").exists()
-
-
-def test_a_named_file_that_leaves_out_a_named_folder_is_refused(bank, heads, tmp_path):
-    write_rules(tmp_path, TWO, file="mine.json")
-    with pytest.raises(raffect.RaffectError, match=r"it names no head of .*other; leave that out"):
-        run(tmp_path, "runs/expr", "runs/other", postprocess=str(tmp_path / "mine.json"))
-
-
 def test_a_single_path_is_taken_as_one_head_or_run():
     paths = {"bank": Path("b"), "out": Path("p.csv")}
     config = raffect.PredictConfig(**paths | {"head": Path("runs/a")})
@@ -304,63 +152,6 @@ def test_settings_for_inputs_are_refused_beside_a_bank(name, value):
         raffect.PredictConfig(bank=Path("b"), head=(Path("h"),), out=Path("p.csv"), **{name: value})
 
 
-@pytest.fixture
-def sweep(tmp_path):
-    """A sweep of two settings, and the folders of its heads from `tmp_path`."""
-    settings = [{"loss.alpha": alpha} for alpha in (0.1, 0.3)]
-    folder = make_run(tmp_path / "sweep", settings, lambda *_: draw_confusion(0.5))
-    names = []
-    for seed, record in enumerate(folder.read_records()):
-        path = folder.weights_path(record.id, "last")
-        make_head(path, EXPR, recipe=record.recipe, seed=seed, id=record.id)
-        names.append(str(path.relative_to(tmp_path)))
-    return names
-
-
-def test_rules_that_name_heads_of_other_settings_count_where_their_run_is_named(
-    bank, sweep, tmp_path
-):
-    main = {head.folder for head in run(tmp_path, "sweep").facts.rules[0].heads}
-    every = {str(tmp_path / name) for name in sweep}
-    assert main < every
-    file = "sweep/decision_rules.json"
-    write_rules(tmp_path, sweep, range(1, len(sweep) + 1), file=file)
-    rows = []
-    for names, more in (["sweep"], {}), (sweep, {}), (["sweep"], {"postprocess": tmp_path / file}):
-        result = run(tmp_path, *names, **more)
-        (used,) = result.facts.rules
-        assert {head.folder for head in used.heads} == every
-        assert used.chosen_on == "folds"
-        others = "which take 2 head(s) of other settings" in result.notes[-1]
-        assert others == (names == ["sweep"])
-        rows.append(result.to_pandas())
-    for other in rows[1:]:
-        pd.testing.assert_frame_equal(rows[0], other)
-    # The snapshot is still the one that was asked for
-    for seed, name in enumerate(sweep):
-        card = read_card(tmp_path / name)
-        best = tmp_path / name.replace("/last", "/best")
-        more = {"recipe": card.recipe, "id": card.id, "snapshot": "best"}
-        make_head(best, EXPR, seed=seed + 50, **more)
-    other = run(tmp_path, "sweep", epoch="best")
-    assert other.facts.rules[0].is_plain
-    assert "are not of the heads or runs that were named" in other.notes[-1]
-
-
-def test_rules_never_take_a_head_of_a_run_that_was_not_named_or_that_was_trained_again(
-    bank, heads, sweep, tmp_path
-):
-    names = [*sweep, "runs/other/weights/probe/last"]
-    write_rules(tmp_path, names, (1.0,) * len(names), file="sweep/decision_rules.json")
-    assert run(tmp_path, "sweep").facts.rules[0].is_plain
-    assert run(tmp_path, "sweep", "runs/other").facts.rules[0].chosen_on == "folds"
-    card = read_card(tmp_path / sweep[0])
-    make_head(tmp_path / sweep[0], EXPR, recipe=card.recipe, seed=99, id=card.id)
-    again = run(tmp_path, "sweep", "runs/other")
-    assert again.facts.rules[0].is_plain
-    assert "1 of the 5 head(s) that it names" in again.notes[-1]
-
-
 def test_of_a_sweep_the_setting_that_stands_for_it_predicts(bank, tmp_path):
     skill = {0.1: 0.3, 0.3: 0.9, 1.0: 0.5}
     settings = [{"loss.alpha": alpha} for alpha in skill]
@@ -370,7 +161,7 @@ def test_of_a_sweep_the_setting_that_stands_for_it_predicts(bank, tmp_path):
     for seed, record in enumerate(folder.read_records()):
         path = folder.weights_path(record.id, "last")
         make_head(path, EXPR, recipe=record.recipe, seed=seed, id=record.id)
-    result = run(tmp_path, "sweep")
+    result = predict(tmp_path, "sweep")
     cards = [read_card(Path(head.folder)) for head in result.facts.rules[0].heads]
     assert {card.recipe.loss.alpha for card in cards} == {0.3}
     assert len(cards) == 2
@@ -381,26 +172,26 @@ def test_of_a_sweep_the_setting_that_stands_for_it_predicts(bank, tmp_path):
     # Weights without records cannot be chosen among
     shutil.rmtree(tmp_path / "sweep" / "heads")
     with pytest.raises(raffect.RaffectError, match="heads of 3 settings and no record of them"):
-        run(tmp_path, "sweep")
+        predict(tmp_path, "sweep")
 
 
 def test_heads_that_diverged_are_left_out_and_said(bank, heads, tmp_path):
     bad = tmp_path / "runs/expr/weights/h9/last"
     make_head(bad, EXPR, seed=9, status="diverged")
-    result = run(tmp_path, "runs/expr")
+    result = predict(tmp_path, "runs/expr")
     assert result.notes[0] == f"left out: {bad}, which diverged"
     assert len(result.facts.rules[0].heads) == 3
-    alone = run(tmp_path, "runs/expr/weights/h9/last")
+    alone = predict(tmp_path, "runs/expr/weights/h9/last")
     assert "diverged; its last sound epoch predicts" in alone.notes[0]
     make_head(tmp_path / "all/weights/a/last", EXPR, status="diverged")
     make_head(tmp_path / "all/weights/b/last", EXPR, seed=1, status="diverged")
     with pytest.raises(raffect.RaffectError, match="all: every head diverged"):
-        run(tmp_path, "all")
+        predict(tmp_path, "all")
 
 
 def test_a_head_that_is_named_twice_counts_once(bank, heads, tmp_path):
     shutil.copytree(tmp_path / "runs/expr", tmp_path / "copy")
-    result = run(tmp_path, "runs/expr", "runs/expr/weights/h1/last", "copy")
+    result = predict(tmp_path, "runs/expr", "runs/expr/weights/h1/last", "copy")
     assert len(result.facts.rules[0].heads) == 3
 
 
@@ -408,9 +199,9 @@ def test_planned_frames_that_are_not_extracted_are_refused_or_said(bank, heads, 
     manifest = make_manifest({**{k: max(FIRST.get(k, 0), n) for k, n in THEN.items()}, "d": 4})
     Bank(bank[0]).extend_plan(manifest)
     with pytest.raises(raffect.RaffectError, match="4 of 89 frames are planned and not there"):
-        run(tmp_path, "runs/au")
+        predict(tmp_path, "runs/au")
     assert not (tmp_path / "p.parquet").exists()
-    result = run(tmp_path, "runs/au", allow_incomplete=True)
+    result = predict(tmp_path, "runs/au", allow_incomplete=True)
     assert result.facts.incomplete == "4 of 89 frames"
     assert "INCOMPLETE BANK: it lacks 4 of 89 frames, which have no row" in result.lines()
     assert result.rows == 85
@@ -422,7 +213,7 @@ def test_heads_of_another_encoder_are_refused(bank, heads, tmp_path):
     data = dataclasses.replace(card.data, encoders=(other,))
     make_head(tmp_path / "other encoder", VA, data=data)
     with pytest.raises(raffect.RaffectError, match="other encoder was trained on features of"):
-        run(tmp_path, "runs/expr", "other encoder")
+        predict(tmp_path, "runs/expr", "other encoder")
 
 
 def test_a_feature_that_is_not_finite_is_named(tmp_path, heads):
@@ -434,7 +225,7 @@ def test_a_feature_that_is_not_finite_is_named(tmp_path, heads):
     bank.commit(0, plan.rows(0), x[:4], {}, IDENTITY)
     bank.commit(1, plan.rows(1), x[4:], {}, IDENTITY)
     with pytest.raises(raffect.RaffectError, match="the feature of b frame 2 is not finite"):
-        run(tmp_path, "runs/expr")
+        predict(tmp_path, "runs/expr")
     assert not (tmp_path / "p.parquet").exists()
 
 
@@ -442,7 +233,7 @@ def test_two_tasks_of_one_name_are_refused(bank, heads, tmp_path):
     six = dataclasses.replace(EXPR, outputs=EXPR.outputs[:6])
     make_head(tmp_path / "six", six)
     with pytest.raises(raffect.RaffectError, match="two tasks are called expr, with 8 and 6"):
-        run(tmp_path, "runs/expr", "six")
+        predict(tmp_path, "runs/expr", "six")
 
 
 def test_caveats_of_bank_and_heads_are_in_the_table_and_printed(tmp_path):
@@ -458,7 +249,7 @@ def test_caveats_of_bank_and_heads_are_in_the_table_and_printed(tmp_path):
         incomplete="9 of 99 train frames",
     )
     make_head(tmp_path / "head", EXPR, data=data)
-    result = run(tmp_path, "head")
+    result = predict(tmp_path, "head")
     lacking = "trained on an incomplete bank, which lacked 9 of 99 train frames"
     caveats = ("embedded encoder, not CLIP", "drawn faces", lacking)
     assert read_facts(result.out).caveats == caveats
