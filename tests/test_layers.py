@@ -136,6 +136,13 @@ def run_python(code: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
+def test_a_worker_of_pytest_gets_whole_groups_of_tests(request):
+    # xdist adds the group of tests/conftest.py to a test's name; with pytest 9.2 it did not
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("not among several workers")
+    assert request.node.nodeid.endswith("@test_layers.py")
+
+
 def test_reports_need_neither_torch_nor_ray():
     code = (
         "import sys, raffect.reporting.report\n"
