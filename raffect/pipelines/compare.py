@@ -49,6 +49,7 @@ from raffect.pipelines.compared import (
     take_fingerprint,
 )
 from raffect.pipelines.known import read_known
+from raffect.pipelines.pictures import require_pictures
 from raffect.provenance import describe_run
 from raffect.ray_session.session import ray_session
 from raffect.reporting.compare import draw_comparison
@@ -159,6 +160,8 @@ def _extract_banks(config: CompareConfig, candidates: Sequence[Candidate]) -> No
             todo.append((found, settings))
     if not todo:
         return
+    if not config.address:  # of a cluster only its machines may see the pictures
+        require_pictures(manifest, config.manifest)
     with ray_session(config.address):
         for number, (found, settings) in enumerate(todo, 1):
             _say(f"bank {number} of {len(todo)}: {found.name}")

@@ -2,8 +2,7 @@
 
     manifest + labels -> frames of the split -> a bank a copy -> heads of all runs -> scores
 
-Every copy is a bank of its own, made by `raffect extract` with the damage in its identity; pictures
-are damaged in memory alone. What is finished is kept, so a stop costs one shard a copy.
+Every copy is a bank of its own (robust_copies.py).
 """
 
 from __future__ import annotations
@@ -12,24 +11,17 @@ import hashlib
 import itertools
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from raffect.bank.format import Bank
 from raffect.bank.groups import are_blocks
 from raffect.bank.records import Identity
 from raffect.bank.running import note_of_run
-from raffect.config import ExtractConfig, RobustConfig
+from raffect.config import RobustConfig
 from raffect.datasets.corruptions import VERSION, Corruption
-from raffect.datasets.frames import BadFrame, read_contents
-from raffect.datasets.labels import is_of_clips, read_labels, select_split
-from raffect.datasets.manifest import is_synthetic_manifest, read_manifest, write_manifest
 from raffect.datasets.tasks import Task
 from raffect.errors import RaffectError, require
 from raffect.evaluation.evaluate import count_heads, open_labels
@@ -41,29 +33,29 @@ from raffect.evaluation.robustness import (
     RobustRun,
     Scoring,
 )
-from raffect.extraction.as_identity import extract_as, require_loadable
-from raffect.extraction.corrupted import extract_corrupted, require_copies, without_mark
-from raffect.extraction.extract import is_finished
-from raffect.heads.checkpoint import require_encoder
+from raffect.extraction.as_identity import require_loadable
+from raffect.extraction.corrupted import without_mark
 from raffect.heads.contrastive import require_answers
 from raffect.metrics.task_kinds import kind_of
 from raffect.metrics.worst import find_worst
 from raffect.pipelines.known import digest_inputs, read_known
+from raffect.pipelines.robust_copies import (
+    bank_path,
+    extract_copies,
+    list_copies,
+    require_encoders,
+    write_frames,
+)
 from raffect.progress import Progress, stage
 from raffect.provenance import describe_run
-from raffect.ray_session.session import ray_session
 from raffect.reporting.robustness import draw_robustness
 from raffect.runs.against_erm import Baselines
 from raffect.runs.data import Dataset, find_labels, pick_device
 from raffect.runs.pick import PickedHead, pick_heads
 from raffect.runs.spread import is_erm
-from raffect.runs.windows import read_windows
 from raffect.storage.atomic import require_writable, write_atomic
-from raffect.storage.keys import Vocabulary, positions
 
 _FILES = ("robust.json", "robust.csv", "robust.png")
-_LOOKED_AT = 32
-"""Pictures that are read before a copy is encoded, to see whether they are there."""
 
 
 def robust(config: RobustConfig) -> RobustResult:
@@ -85,11 +77,11 @@ def robust(config: RobustConfig) -> RobustResult:
         return RobustResult(robustness=known, out=config.out, is_old=True)
 
     # A bank a copy
-    copies = _copies(config)
+    copies = list_copies(config)
     require_writable(config.out)
     with note_of_run(config.out):
-        frames = _write_frames(config, labels, everything)
-        _extract_copies(config, identity, frames, copies, everything)
+        frames = write_frames(config, labels, everything)
+        extract_copies(config, identity, frames, copies, everything)
 
         # Their statistics, and scores
         opened, statistics = _judge(config, labels, copies, everything)
@@ -172,106 +164,6 @@ def _choose_encoder(heads: Sequence[PickedHead], weights: str) -> Identity:
     return identity
 
 
-# Copies
-
-
-def _copies(config: RobustConfig) -> dict[Copy, Corruption]:
-    """The copies in order, that of the frames as they are first."""
-    names, strengths = dict.fromkeys(config.corruptions), sorted(set(config.strengths))
-    copies = {CLEAN_COPY: Corruption(config.corruptions[0], 0)}
-    for name in names:
-        copies |= {(name, k): Corruption(name, k, config.seed) for k in strengths}
-    return copies
-
-
-def _bank_path(config: RobustConfig, copy: Copy) -> Path:
-    name, strength = copy
-    return config.out.absolute() / "banks" / (f"{name}-{strength}" if strength else name)
-
-
-def _write_frames(config: RobustConfig, labels: Path, heads: Sequence[PickedHead]) -> Path:
-    """The manifest of the frames to encode.
-
-    They are the labelled frames of the split; of clips, and for heads that read windows, all frames
-    of the same videos, so that each window is filled as the trained bank would fill it.
-    """
-    manifest, table = read_manifest(config.manifest), read_labels(labels)
-    wanted = select_split(table, config.split)
-    vocabulary = Vocabulary()
-    keys, listed = vocabulary.keys(wanted), vocabulary.keys(manifest)
-    if is_of_clips(table) or read_windows(head.recipe.head for head in heads):
-        keys, listed = keys >> 32, listed >> 32
-    keep = pa.array(positions(listed, np.sort(keys)) >= 0)
-    frames = manifest.filter(keep)
-    require(
-        len(frames) > 0,
-        f"{config.manifest}: lists no frame of {labels} {config.split}; check --manifest, --labels "
-        "and --split",
-    )
-    path = config.out.absolute() / "frames.parquet"
-    write_manifest(frames, path, is_synthetic_manifest(manifest))
-    return path
-
-
-def _extract_copies(
-    config: RobustConfig,
-    identity: Identity,
-    frames: Path,
-    copies: dict[Copy, Corruption],
-    heads: Sequence[PickedHead],
-) -> None:
-    """Encode what is missing, all copies in one session of Ray.
-
-    The frames as they are come first: their bank shows whether the weights are those of the heads.
-    """
-    manifest = read_manifest(frames)
-    todo = [copy for copy in copies if not is_finished(Bank(_bank_path(config, copy)), manifest)]
-    if CLEAN_COPY not in todo:
-        _require_encoders(config, CLEAN_COPY, copies[CLEAN_COPY], heads)
-    if not todo:
-        return
-    if not config.address:  # of a cluster only its machines may see the pictures
-        _require_pictures(manifest, config.manifest)
-    with ray_session(config.address):
-        for number, copy in enumerate(todo, 1):
-            name = " ".join(map(str, copy)) if copy != CLEAN_COPY else "frames without damage"
-            print(f"copy {number} of {len(todo)}: {name}", file=sys.stderr, flush=True)
-            extract_config = ExtractConfig(
-                manifest=frames,
-                bank=_bank_path(config, copy),
-                address=config.address,
-                device=config.device,
-                allow_embedded=config.allow_embedded,
-            )
-            extract_copy = partial(extract_corrupted, corruption=copies[copy])
-            extract_as(identity, extract_config, config.weights, extract_copy)
-            _require_encoders(config, copy, copies[copy], heads)
-
-
-def _require_pictures(frames: pa.Table, manifest: Path) -> None:
-    """Refuse pictures that are gone before each is a reject of every copy."""
-    places = np.unique(np.linspace(0, len(frames) - 1, _LOOKED_AT).astype(int))
-    rows = frames.take(pa.array(places))
-    reasons = [found for found in read_contents(rows) if isinstance(found, BadFrame)]
-    if len(reasons) == len(rows):
-        first = f"{rows['root'][0].as_py()}/{rows['path'][0].as_py()}: {reasons[0]}"
-        raise RaffectError(
-            f"{manifest}: none of {len(rows)} of its pictures can be read (first {first}); put "
-            "them back, or make the manifest again with `raffect prepare`"
-        )
-
-
-def _require_encoders(
-    config: RobustConfig, copy: Copy, corruption: Corruption, heads: Sequence[PickedHead]
-) -> None:
-    """Refuse a bank of other copies, or of another encoder than the heads'."""
-    path = _bank_path(config, copy)
-    require_copies(Bank(path), corruption)
-    identity = without_mark(Bank(path).require_identity())
-    for head in heads:
-        require_encoder(head.card, identity, head.folder, path)
-
-
 # Scores
 
 
@@ -289,9 +181,9 @@ def _judge(
     device, found = pick_device(config.device), {}
     with Progress("robust", len(copies), "copies") as progress:
         for copy, corruption in copies.items():
-            bank = _bank_path(config, copy)
+            bank = bank_path(config, copy)
             with stage(f"judging {bank.name}"):
-                _require_encoders(config, copy, corruption, heads)
+                require_encoders(config, copy, corruption, heads)
                 dataset = open_labels(bank, labels, config.split, heads[0].run, heads)
                 found[copy] = count_heads(dataset, config.split, heads, device)
             index = dataset.splits[config.split]
@@ -300,7 +192,7 @@ def _judge(
             same = list(index.groups) == names and len(index) == len(clean.splits[config.split])
             require(
                 same,
-                f"{bank}: has other frames than {_bank_path(config, CLEAN_COPY)}, since some could "
+                f"{bank}: has other frames than {bank_path(config, CLEAN_COPY)}, since some could "
                 "be read only once; delete both and run the same command again",
             )
             progress.advance(1)

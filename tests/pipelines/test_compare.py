@@ -17,10 +17,12 @@ from sklearn.metrics import f1_score
 import raffect
 from raffect.bank.format import Bank
 from raffect.cli import main
+from raffect.datasets.labels import read_labels
 from raffect.datasets.manifest import read_manifest, write_manifest
 from raffect.errors import RaffectError
 from raffect.evaluation.comparison import Comparison
 from raffect.evaluation.predict import open_frames
+from raffect.runs.data import find_labels
 from tests.helpers.compared import config_of, make_two_banks, noisy, read_shard, rewrite_bank
 from tests.helpers.learning import IDENTITY
 
@@ -284,6 +286,18 @@ def test_labels_of_other_data_than_the_manifests_are_refused_before_anything_is_
     with pytest.raises(RaffectError, match="lists no video or picture of .*expr.parquet; check"):
         raffect.compare(config_of(world, **more, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_are_gone_are_refused_before_any_is_encoded(world, tmp_path):
+    labels = read_labels(find_labels(config_of(world).labels, "expr"))
+    keys = {name: labels[name] for name in ("video", "frame")}
+    paths, roots = (pa.array([name] * len(labels)) for name in ("gone.jpg", str(tmp_path)))
+    frames = pa.table({**keys, "path": paths, "root": roots})
+    write_manifest(frames, tmp_path / "manifest.parquet", True)
+    more = {"banks": (), "encoders": ("raffect-faces",), "manifest": tmp_path}
+    with pytest.raises(RaffectError, match="none of 32 of its pictures can be read .first /.*gone"):
+        raffect.compare(config_of(world, **more, out=tmp_path / "out"))
+    assert not (tmp_path / "out" / "banks").exists()
 
 
 # All of it
