@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from raffect.bank.format import Identity
 from raffect.config import EMBEDDED_MODEL, EncoderConfig
 from raffect.encoders.attention import arithmetic_of, fuse
+from raffect.encoders.precision import choose_precision
 from raffect.encoders.preprocess import Preprocess
 from raffect.encoders.timm_tower import build_timm, measure_dim, read_timm_preprocess
 from raffect.encoders.weights import (
@@ -185,10 +186,7 @@ def load_encoder(config: EncoderConfig, device: str | torch.device | None = None
     # Weights and transform, and what a bank records of them.
     source = resolve(config)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    on_cuda = device.type == "cuda"
-    precision = config.precision
-    if precision == "auto":
-        precision = "float16" if on_cuda else "float32"
+    on_cuda, precision = device.type == "cuda", choose_precision(config.precision, device)
     visual, preprocess, record, dim = _load_tower(source)
     identity = Identity(
         model=source.model,

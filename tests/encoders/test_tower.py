@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raffect.bank.format import Bank
 from raffect.config import EncoderConfig
+from raffect.encoders.precision import computes_in
 from raffect.encoders.tower import build_model, fingerprint, load_encoder
 from raffect.encoders.weights import EMBEDDED_FOLDER, openai_digests, resolve
 from raffect.errors import RaffectError
@@ -315,6 +317,24 @@ def test_half_precision_on_request_is_close_and_another_identity(tiny_vit, preci
     assert half.identity.differences(full.identity) == [f"precision: {precision} against float32"]
     difference = np.abs(half.encode(frames).astype(np.float32) - full.encode(frames)).max()
     assert 0 < difference < tolerance * np.abs(full.encode(frames)).max()
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_a_half_that_slows_a_cpu_is_said(tiny_vit, is_fast, monkeypatch, caplog):
+    monkeypatch.setattr("raffect.encoders.precision.computes_in", lambda name: is_fast)
+    load_encoder(replace(tiny_vit, precision="bfloat16"), "cpu")
+    assert ("bfloat16 on this CPU, which has no instructions" in caplog.text) == (not is_fast)
+    caplog.clear()
+    load_encoder(tiny_vit, "cpu")
+    assert "on this CPU" not in caplog.text
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux")
+def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it():
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    if "sse2" in flags:  # another kind of processor has other names
+        assert computes_in("bfloat16") == bool(flags & {"avx512bw", "avx_ne_convert"})
+    assert computes_in("float32")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a torch that has no device")
