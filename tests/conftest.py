@@ -52,14 +52,15 @@ def local_ray():
 
 
 # On several cores (pytest -n) each worker keeps to one of them, and tests that start Ray share a
-# worker.
+# worker. With `--dist=loadfile`, which is for the long tests, they do neither: those start more
+# processes than there are cores, and wait for most of them.
 RAY_FOLDERS = ("extraction", "training", "pipelines", "cluster", "faults", "ray_session")
 RAY_FILES = ("test_security.py", "test_api.py", "test_job.py", "test_benchmarks.py")
 
 
 def pytest_configure(config):
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    if worker.removeprefix("gw").isdigit():
+    if worker.removeprefix("gw").isdigit() and config.getoption("loadgroup", False):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
