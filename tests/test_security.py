@@ -262,6 +262,7 @@ def test_rays_token_is_not_left_readable_and_its_dashboard_takes_no_jobs(tmp_pat
     assert set(answers) <= {"# HELP"}
 
 
+@pytest.mark.cluster
 def test_a_local_ray_without_authentication_is_warned_about():
     code = (
         "from raffect.ray_session.session import ray_session\nwith ray_session(None):\n    pass\n"

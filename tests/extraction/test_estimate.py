@@ -21,6 +21,7 @@ from raffect.extraction.steps import Geometry
 from tests.helpers.banks import IDENTITY, load_stand_in
 
 
+@pytest.mark.cluster
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(config, tmp_path, local_ray):
     lines = estimate(replace(config, bank=tmp_path / "bank")).lines()
     assert "would encode" in lines[0]
@@ -66,6 +67,7 @@ def test_a_probe_encodes_whole_batches_also_where_one_is_larger_than_a_shard(mon
     assert max(sizes) <= max(batch, 2048)
 
 
+@pytest.mark.cluster
 def test_a_dry_run_says_when_a_device_like_this_one_would_be_refused(
     config, tmp_path, local_ray, monkeypatch
 ):

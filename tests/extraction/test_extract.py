@@ -94,6 +94,7 @@ def test_a_finished_bank_touches_no_encoder(bank, config):
     assert kill_extract.stable_bytes(config.bank) == before
 
 
+@pytest.mark.cluster
 def test_another_encoder_on_a_bank_is_refused_finished_or_not(bank, config):
     with pytest.raises(RaffectError, match=r"model: raffect-faces against RN50"):
         extract(replace(config, encoder=EncoderConfig(model="RN50", weights="random:0")))
@@ -126,6 +127,7 @@ def test_another_file_of_the_same_name_is_refused_by_a_finished_bank(bank, confi
         extract(replace(own, encoder=encoders[1]))
 
 
+@pytest.mark.cluster
 def test_a_truncated_shard_is_encoded_again_to_the_same_bytes(bank, config):
     whole = kill_extract.stable_bytes(config.bank)
     bank.shard_path(2).write_bytes(b"PAR1")
@@ -147,6 +149,7 @@ def test_a_plan_and_a_bank_json_that_were_withdrawn_are_made_again_and_nothing_i
     assert check(BankVerifyConfig(bank=own, manifest=config.manifest)).ok
 
 
+@pytest.mark.cluster
 def test_packed_frames_give_the_same_bank_and_bad_frames_are_rejects_with_reasons(
     prepared, tree, tmp_path, local_ray
 ):
@@ -208,6 +211,7 @@ def test_more_gpus_than_there_are_is_one_clear_error(config, tmp_path, local_ray
         extract(replace(config, bank=tmp_path / "bank", gpus_per_actor=2.0))
 
 
+@pytest.mark.cluster
 def test_an_encoder_that_never_starts_ends_the_run_with_one_line(
     config, tmp_path, monkeypatch, local_ray
 ):

@@ -126,6 +126,7 @@ def test_a_notebook_prepares_extracts_and_reads(report, tmp_path, local_ray):
     assert len(features.x) == part.with_image
 
 
+@pytest.mark.cluster
 def test_extract_prints_its_lines_and_what_comes_next(report, tmp_path, local_ray, capsys):
     words = f"extract --manifest {report.manifest} --bank {tmp_path / 'bank'}"
     words += " --encoder.model raffect-faces --encoder.weights embedded --shard-rows 100"

@@ -19,6 +19,7 @@ from tests.helpers.learning import read_heads, sweep_words
 BASE = Recipe(task="expr")
 
 
+@pytest.mark.cluster
 def test_asha_stops_poor_heads_and_says_so(data, tmp_path, capsys, local_ray):
     # ASHA stops some of six heads early
     out, space = tmp_path / "sweep", ("optim.lr=1e-6,1e-2", "seed=0:2")

@@ -168,6 +168,7 @@ def test_a_trial_that_keeps_dying_ends_the_sweep_with_one_line(
     )
 
 
+@pytest.mark.cluster
 def test_settings_in_which_plain_erm_differs_are_named(data, tmp_path, capsys, local_ray):
     run, more = tmp_path / "run", ["--no-save-heads", "--space", "seed=0"]
     assert main(words("tune", data, run, *more, recipe="weighted")) == 0

@@ -29,6 +29,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.cluster
 def test_a_killed_run_goes_on_to_the_same_bytes(data, tmp_path):
     """SIGKILL at a moment that depends on the machine, wherever in an epoch that is."""
     bank = ["--bank", str(data / "bank"), "--labels", str(data)]
