@@ -40,6 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from raffect.config import EncoderConfig, ExtractConfig
 from raffect.datasets.synthetic.tree import write_synthetic
+from raffect.encoders.precision import computes_in
 from raffect.encoders.tower import Encoder, build_model, load_encoder
 from raffect.encoders.weights import resolve
 
@@ -116,11 +117,8 @@ def flops_of(tower: Any) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Of large matrix products, on CUDA ten in a row, since one is over before clocks settle.
-
-    On a CPU they are smaller: one without AVX-512 has no fast bfloat16, and 2048 took it 25 s.
-    """
-    size, count = (8192, 10) if device.type == "cuda" else (1024, 1)
+    """Of large matrix products, on CUDA ten in a row, since one is over before clocks settle."""
+    size, count = (8192, 10) if device.type == "cuda" else (2048, 1)
     one = torch.randn(size, size, device=device, dtype=dtype)
     run = partial(repeat, partial(torch.matmul, one), one, count)
     return count * 2 * size**3 / best_time(run, device, 5)
@@ -327,8 +325,9 @@ class Comparison:
             ready = encoder.prepare(self.faces[:batch])
             run = partial(repeat, encoder.forward, ready, count)
             rate = count * batch / best_time(run, self.device, repeats)
-        precision = encoder.identity.precision
-        mfu = rate * self.flops / peak_flops(self.device, getattr(torch, precision))
+        precision, mfu = encoder.identity.precision, None
+        if self.device.type == "cuda" or computes_in(precision):  # else it has no peak to speak of
+            mfu = rate * self.flops / peak_flops(self.device, getattr(torch, precision))
         title, memory = f"(b) bare tower, {name}, {precision}", peak_memory(self.device)
         yield Result(title, batch, rate, mfu, error, memory)
 

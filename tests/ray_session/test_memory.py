@@ -11,7 +11,7 @@ from raffect.ray_session.memory import ended_for_memory, watch_memory
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("retries", [1, 1000])
 def test_where_ray_ends_every_task_for_memory_the_run_ends_with_one_line(
     retries, prepared, tmp_path
@@ -27,7 +27,7 @@ def test_where_ray_ends_every_task_for_memory_the_run_ends_with_one_line(
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=580,
     )
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]

@@ -182,7 +182,7 @@ def below(pid: int) -> dict[int, str]:
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("victim", ["gcs_server", "raylet/raylet", "ray::DashboardAgent"])
+@pytest.mark.parametrize("victim", ["gcs_server", "ray::DashboardAgent"])
 def test_a_dead_ray_ends_extract_with_one_line_and_the_same_command_goes_on(
     prepared, tmp_path, victim
 ):
@@ -234,7 +234,7 @@ with ray_session(None):
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("victim", "after_s"), [("gcs_server", 1.0), ("raylet/raylet", 0.5)])
 def test_what_dies_while_ray_starts_is_started_again_or_ends_the_run_with_one_line(victim, after_s):
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -296,7 +296,7 @@ def cluster(tmp_path_factory):
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("victim", "line", "limit_s"),
     [("gcs_server", "no connection for 30 s", 50), ("raylet/raylet", "on this machine has", 15)],
