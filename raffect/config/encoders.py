@@ -25,7 +25,8 @@ class EncoderConfig:
     embedded, which raffect-faces has without being asked. A timm model's tag is in its name."""
     precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     """Arithmetic; auto is float16 on CUDA and float32 on a CPU. bfloat16 is several times faster
-    on CPUs with AMX and less exact; on a CPU without AVX-512 it is slower. Features are stored as float16 in any case."""
+    on CPUs with AMX and less exact; on a CPU without AVX-512 it is slower. Features are stored
+    as float16 in any case."""
     batch_size: int = 0
     """Pictures per encoder step; 0 is 256 on CUDA and 8 on a CPU. The last batch is filled up to
     this size."""
