@@ -253,7 +253,7 @@ def test_rays_token_is_not_left_readable_and_its_dashboard_takes_no_jobs(tmp_pat
         capture_output=True,
         text=True,
         check=True,
-        timeout=200,
+        timeout=500,
     )
     token, *answers = done.stdout.splitlines()
     assert token == "0o600 token"
@@ -273,6 +273,6 @@ def test_a_local_ray_without_authentication_is_warned_about():
         capture_output=True,
         text=True,
         check=True,
-        timeout=200,
+        timeout=500,
     )
     assert "warning: Ray runs without authentication" in done.stderr

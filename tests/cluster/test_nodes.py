@@ -294,7 +294,7 @@ def test_without_the_token_neither_job_server_nor_cluster_lets_anyone_in(cluster
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=500,
     )
     assert done.returncode == 2
     assert "cannot be reached" in done.stderr

@@ -112,7 +112,7 @@ def nothing_stays(slurm):
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(600)
 def test_two_nodes_start_on_the_jobs_own_ports_run_the_script_and_pass_on_its_exit_status(
     slurm, tmp_path, nothing_stays
 ):
@@ -121,7 +121,7 @@ def test_two_nodes_start_on_the_jobs_own_ports_run_the_script_and_pass_on_its_ex
     for _ in (1, 2):
         (tmp_path / "srun.log").unlink(missing_ok=True)
         done = submit(slurm | {"RAFFECT_WAIT_S": "120"}, "job.py", "--alpha", "a b")
-        out, err = done.communicate(timeout=200)
+        out, err = done.communicate(timeout=500)
         if "timed out during startup" not in err:
             break
     assert done.returncode == 7, out + err

@@ -217,7 +217,7 @@ def test_a_dead_ray_ends_extract_with_one_line_and_the_same_command_goes_on(
     assert not list((tmp_path / "bank" / "running").glob("*.json"))
 
     # The same command
-    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert again.returncode == 0, again.stderr
     assert (
         json.loads(again.stdout.splitlines()[-1])["rows"]
@@ -247,7 +247,7 @@ def test_what_dies_while_ray_starts_is_started_again_or_ends_the_run_with_one_li
     processes = below(run.pid)
     os.kill(found[0], signal.SIGKILL)
     start = time.monotonic()
-    out, err = run.communicate(timeout=200)
+    out, err = run.communicate(timeout=500)
 
     # It works, or there is one line; and nothing is left
     lines = [line for line in err.splitlines() if line.startswith("raffect: ")]
