@@ -32,6 +32,8 @@ Text = Annotated[str, MinLen(1)]
 Sha256 = Annotated[str, Len(64, 64)]
 
 
+Precision = Literal["float16", "bfloat16", "float32"]
+"""The arithmetic of an encoder."""
 How = Literal["concatenate", "average"]
 """How vectors of several banks become one."""
 
@@ -73,7 +75,7 @@ class Identity(Record):
     weights_sha256: Text
     weights: str
     preprocess: Mapping[str, int | float | str | list[float]]
-    precision: Literal["float16", "bfloat16", "float32"]
+    precision: Precision
     dim: Annotated[int, Ge(1), Le(MOST_DIM)]
     normalised: Literal[False] = False
     caveat: str = ""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 
-Precision: TypeAlias = Literal["float16", "bfloat16", "float32"]
+from raffect.bank.records import Precision
+
 _MKLDNN_NAMES = {"float16": "fp16", "bfloat16": "bf16"}
 """As oneDNN calls them, which multiplies matrices on a CPU."""
 

@@ -25,8 +25,6 @@ from tests.helpers.runs import draw_confusion, make_run
 from tests.helpers.shards import ShardWatch
 
 CPU = torch.device("cpu")
-
-
 ALL = ("runs/expr", "runs/other", "runs/au", "one head")
 
 

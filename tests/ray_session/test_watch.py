@@ -182,7 +182,7 @@ def below(pid: int) -> dict[int, str]:
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("victim", ["gcs_server", "ray::DashboardAgent"])
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet/raylet", "ray::DashboardAgent"])
 def test_a_dead_ray_ends_extract_with_one_line_and_the_same_command_goes_on(
     prepared, tmp_path, victim
 ):
