@@ -23,6 +23,7 @@ from raffect.bank.format import Bank
 from raffect.bank.verify import verify
 from raffect.datasets.manifest import read_manifest
 from raffect.datasets.synthetic.tree import EDITION, write_synthetic
+from raffect.ray_session import private
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
@@ -33,24 +34,16 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def token(tmp_path_factory) -> Generator[Path]:
-    """A token of this cluster's own, for Ray's processes and its clients alike."""
-    path = tmp_path_factory.mktemp("token") / "auth_token"
-    path.write_text("0123456789abcdef" * 4)
-    path.chmod(0o600)
+def token() -> Generator[None]:
+    """This user's token, for Ray's processes and its clients alike.
+
+    It is no token of this cluster's own: a Ray that another test started in this process has the
+    user's, and a process has one token.
+    """
+    private.make_token()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
-        forget_token()
-        yield path
-    forget_token()
-
-
-def forget_token() -> None:
-    """A process keeps the first token it read; the next Ray in it must read its own token."""
-    from ray._raylet import AuthenticationTokenLoader
-
-    AuthenticationTokenLoader.instance().reset_cache()
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +199,7 @@ def test_a_sweep_over_four_gpus_outlives_its_driver_and_a_trial_and_ends_with_it
     # The driver is killed after the first heads
     with submitted(cluster, *words) as job:
         wait_for(lambda: count_records(folder) >= 2 or job.poll() is not None, "the first heads")
-        os.kill(driver_of(cluster, "jobs/tune.py"), signal.SIGKILL)
+        os.kill(driver_of("jobs/tune.py", tmp_path / "run"), signal.SIGKILL)
         assert job.wait(60) == 1
     finished = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.json")}
     assert 2 <= len(finished) < 8
@@ -242,13 +235,14 @@ def trials(cluster) -> list[int]:
     return found
 
 
-def driver_of(cluster, script: str) -> int:
+def driver_of(script: str, out: Path) -> int:
     """Process of a job's driver, below the job server and not below the client."""
     for stat in Path("/proc").glob("[0-9]*/cmdline"):
-        words = stat.read_bytes().split(b"\0")
-        is_python = words[0].endswith((b"python3.11", b"python"))
-        if len(words) > 2 and is_python and words[1] == script.encode():
-            return int(stat.parent.name)
+        with suppress(OSError):
+            words = stat.read_bytes().split(b"\0")
+            is_python = words[0].endswith((b"python3.11", b"python"))
+            if is_python and words[1:2] == [script.encode()] and bytes(out) in words:
+                return int(stat.parent.name)
     raise AssertionError(f"no driver of {script}")
 
 
