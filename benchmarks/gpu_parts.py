@@ -94,7 +94,7 @@ _L14 = "ViT-L-14-quickgelu"
 SIZES = {
     "full": Size("full", "cuda", _L14, 256, 4096, (1, 50), 200, 24_576, 2048, sum(AFF_WILD2)),
     "quick": Size("quick", "cuda", _L14, 256, 2048, (1, 50), 100, 8192, 1024, 200_000),
-    "cpu": Size("cpu", "cpu", "ViT-B-32-quickgelu", 4, 8, (1, 2), 10, 400, 64, 1600),
+    "cpu": Size("cpu", "cpu", "ViT-S-32", 4, 8, (1, 2), 10, 200, 32, 1600),
 }
 
 

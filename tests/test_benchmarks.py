@@ -18,7 +18,7 @@ import gpu_parts
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
-    "encode": "--model ViT-B-32-quickgelu --frames 4 --batches 2 --repeats 1 "
+    "encode": "--model ViT-S-32 --frames 4 --batches 2 --repeats 1 "
     "--towers open_clip raffect bfloat16 float8",
     "feed": "--frames 800 --times 2",
     "bank": "--rows 3000 --samples 20",
@@ -31,13 +31,13 @@ SMALL = {
     "predict": "--frames 12000 --heads 1 --repeats 1 --rows 9000",
     "zeroshot": "--frames 8000 --sets 2 --model raffect-faces --weights embedded",
     "emoclip_loop": "--steps 2 --window 4 --batch 4 --dim 64",
-    "language": "--frames 800 --num-seeds 0",
-    "postprocess": "--frames 800 --num-seeds 1 --folds 2 --tasks va",
-    "robust": "--frames 400 --seeds 1 --epochs 1 --corruptions blur --strengths 3",
-    "compare": "--frames 400 --seeds 1 --epochs 1 --encoders raffect-faces "
+    "language": "--frames 400 --num-seeds 0",
+    "postprocess": "--frames 400 --num-seeds 1 --folds 2 --tasks va",
+    "robust": "--frames 200 --seeds 1 --epochs 1 --corruptions blur --strengths 3",
+    "compare": "--frames 200 --seeds 1 --epochs 1 --encoders raffect-faces "
     "timm:vit_tiny_patch16_224:random@64",
     "tower": "--batch 2 --repeats 2 --builds open_clip first inplace folded scaled raffect",
-    "export": "--features 300 --pictures 4 --frames 400 --epochs 1 --encoders raffect-faces",
+    "export": "--features 300 --pictures 4 --frames 200 --epochs 1 --encoders raffect-faces",
     "startup": "--frames 12000 --models raffect-faces --repeats 1",
 }
 

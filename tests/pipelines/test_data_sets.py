@@ -33,8 +33,8 @@ def test_drawn_pictures_of_rafdb_are_trained_on(tmp_path):
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_drawn_copies_of_all_data_sets_are_trained_on(layout, tmp_path, local_ray):
-    found = go_through(layout, tmp_path, 150, extract_on_ray)
+def test_drawn_copies_of_all_data_sets_are_trained_on(layout, tmp_path):
+    found = go_through(layout, tmp_path, 150, encode)
     assert "drawn faces" in found.data.caveat
     assert found.data.of_clips == (layout in ("dfew", "ferv39k", "mafw", "afew"))
 
