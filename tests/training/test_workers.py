@@ -59,6 +59,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(data, tmp_path):
     assert not list(state.glob("*.safetensors"))
 
 
+@pytest.mark.cluster
 def test_workers_of_ray_train_give_the_result_of_one_process(data, tmp_path, local_ray):
     more = ["--batch-size", "16", "--epochs", "2"]
     assert main(words("train", data, tmp_path / "two", *more, "--num-workers", "2")) == 0
