@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from raffect.datasets.tasks import Task
-from raffect.reporting.colors import FACES, color_of, rgb
+from raffect.reporting.colors import FACES, color_of, colors_of, rgb
 from raffect.reporting.course import FaceCourse, TimeCourse
 from raffect.reporting.strip import BACKGROUND, EMPTY, INK, MUTED, draw_strip, font_of
 
@@ -141,10 +141,11 @@ class Painter:
             scores = face.scores[task.name][row]
             if np.isnan(scores).any():
                 continue
+            colors = colors_of(task)
             if task.kind == "multiclass":
                 for k in np.argsort(-scores, kind="stable")[:TOP_CLASSES]:
                     text = f"{task.outputs[k]} {scores[k]:.2f}"
-                    entries.append((text, (0.0, float(scores[k])), _dim(color_of(int(k)))))
+                    entries.append((text, (0.0, float(scores[k])), _dim(colors[k])))
             elif task.kind == "multilabel":
                 active = np.flatnonzero(face.decided[task.name][row] == 1)
                 names = [task.describe(task.outputs[k]) for k in active]
@@ -158,7 +159,7 @@ class Painter:
                 for k, name in enumerate(task.outputs):
                     ends = np.clip((np.array([0.0, scores[k]]) - low) / (high - low), 0, 1)
                     bar = (float(ends[0]), float(ends[1]))
-                    entries.append((f"{name} {scores[k]:+.2f}", bar, _dim(color_of(5 + k))))
+                    entries.append((f"{name} {scores[k]:+.2f}", bar, _dim(colors[k])))
         return entries
 
     def _shorten(self, name: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from raffect.datasets.tasks import Task
-from raffect.reporting.colors import FACES, color_of, rgb
+from raffect.reporting.colors import FACES, color_of, colors_of, rgb
 from raffect.reporting.course import FaceCourse, TimeCourse, bin_rows
 
 MOST_LANES = 6
@@ -117,7 +117,7 @@ def _lane(course: TimeCourse, face: FaceCourse, task: Task, width: int, height: 
 
 def _draw_classes(mean: np.ndarray, task: Task, height: int) -> np.ndarray:
     """Probabilities on top of each other; they fill the lane."""
-    palette = np.array([rgb(color_of(k)) for k in range(len(task.outputs))], np.uint8)
+    palette = np.array([rgb(color) for color in colors_of(task)], np.uint8)
     total = np.cumsum(mean, axis=1)
     level = (np.arange(height)[::-1] + 0.5) / height * total[:, -1:]
     number = (total[:, None, :] < level[:, :, None]).sum(2)
@@ -128,7 +128,7 @@ def _draw_labels(mean: np.ndarray, task: Task, height: int) -> np.ndarray:
     """A row for each label, the brighter the more probable."""
     row = np.arange(height) * len(task.outputs) // height
     share = np.nan_to_num(mean[:, row].T)[:, :, None]
-    bright = np.array(rgb(color_of(5)), float)
+    bright = np.array(rgb(colors_of(task)[0]), float)
     return (share * bright + (1 - share) * np.array(EMPTY)).astype(np.uint8)
 
 
@@ -145,13 +145,13 @@ def _draw_values(mean: np.ndarray, task: Task, height: int) -> np.ndarray:
         return np.round((1 - share) * (height - 2)).astype(int)
 
     pixels[row_of(np.zeros(1))[0]] = MUTED
-    for k in range(mean.shape[1]):
+    for k, color in enumerate(colors_of(task)):
         # From each column's value to that of the next one, so that the line is closed
         rows = row_of(mean[:, k])
         after = np.append(rows[1:], rows[-1:])
         top, bottom = np.minimum(rows, after)[None], np.maximum(rows, after)[None]
         y = np.arange(height)[:, None]
-        pixels[(y >= top) & (y <= bottom + 1)] = rgb(color_of(5 + k))
+        pixels[(y >= top) & (y <= bottom + 1)] = rgb(color)
     return pixels
 
 
@@ -160,10 +160,10 @@ def _wrap_legend(
 ) -> list[list[tuple[int, tuple[int, int, int], str]]]:
     """Lines of a legend: column, color and name of each class and value."""
     entries = [
-        (rgb(color_of(k if task.kind == "multiclass" else 5 + k)), name)
+        (rgb(color), name)
         for task in course.tasks
         if task.kind != "multilabel"
-        for k, name in enumerate(task.outputs)
+        for color, name in zip(colors_of(task), task.outputs, strict=True)
     ]
     lines, x = [[]] if entries else [], 0
     for color, name in entries:

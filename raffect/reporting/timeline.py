@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from raffect.datasets.tasks import Task
 from raffect.predictions.table import PredictionFacts
-from raffect.reporting.colors import color_of
+from raffect.reporting.colors import colors_of
 from raffect.reporting.course import FaceCourse, TimeCourse, bin_rows
 from raffect.reporting.template import escape, fill_page, notes_of
 from raffect.reporting.truth import Truth
@@ -93,10 +93,6 @@ def _num_columns(course: TimeCourse) -> int:
 
 def _describe(course: TimeCourse, task: Task) -> dict[str, Any]:
     """What the page must know of a task."""
-    first = 5 if task.kind == "regression" else 0
-    colors = [
-        color_of(5 if task.kind == "multilabel" else first + k) for k in range(len(task.outputs))
-    ]
     legends = {
         "multiclass": (f"{task.name}: probability of each class, 0 to 1", ""),
         "multilabel": (
@@ -111,7 +107,7 @@ def _describe(course: TimeCourse, task: Task) -> dict[str, Any]:
         "kind": task.kind,
         "outputs": task.outputs,
         "titles": [task.describe(output) for output in task.outputs],
-        "colors": colors,
+        "colors": colors_of(task),
         "limits": task.limits or _limits(course, task),
         "legend": legend,
         "truth": truth,

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from raffect.datasets.affwild2.tasks import EXPR
+from raffect.datasets.affwild2.tasks import EXPR, VA
 from raffect.errors import RaffectError
-from raffect.reporting.colors import FACES, rgb
+from raffect.reporting.colors import FACES, colors_of, rgb
 from raffect.reporting.course import read_course
 from raffect.reporting.index import draw_preview
 from raffect.reporting.overlay import draw_overlay
@@ -184,6 +184,11 @@ def test_an_input_without_any_face_has_neither_legend_nor_cursor():
         assert min(preview.max(), below[0].max()) > 120  # words
     with_faces, without = most
     assert min(with_faces) > 100 > 40 > max(without)  # colors of classes, and the cursor
+
+
+def test_classes_and_values_of_one_legend_differ_in_color():
+    colors = colors_of(EXPR) + colors_of(VA)
+    assert len(set(colors)) == 10
 
 
 def test_the_cursor_moves_with_the_time(overlay):
