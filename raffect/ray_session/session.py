@@ -16,7 +16,7 @@ from typing import Any
 from raffect.errors import RaffectError
 from raffect.leaving import last_act
 from raffect.progress import format_seconds, stage
-from raffect.ray_session import private
+from raffect.ray_session import joining, private
 from raffect.ray_session.guard import Guard, end_sessions
 from raffect.ray_session.memory import SHORT_OF_MEMORY
 from raffect.ray_session.watch import RayWatch
@@ -57,8 +57,8 @@ def ray_session(address: str | None) -> Generator[None]:
     os.environ.pop("PYTHONWARNINGS", None)
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        _offer_token()
-        _require_authentication(address)
+        joining.offer_token()
+        joining.require_authentication(address)
     if _is_started():
         yield
         return
@@ -70,17 +70,18 @@ def ray_session(address: str | None) -> Generator[None]:
 
 @contextlib.contextmanager
 def _joined(address: str) -> Generator[None]:
-    """A cluster's Ray, watched."""
-    with stage(f"joining Ray at {address}", at_once=True):
-        ray = _import_ray()
-        _join(address)
-    watch = RayWatch(address)
-    try:
-        yield
-    finally:
-        with stage("stopping Ray"):
-            ray.shutdown()
-        watch.end()
+    """A cluster's Ray, watched from before it is joined."""
+    with contextlib.ExitStack() as stack:
+        with stage(f"joining Ray at {address}", at_once=True):
+            ray = _import_ray()
+            watch = RayWatch(address)
+            stack.callback(watch.end)
+            _join(address)
+        try:
+            yield
+        finally:
+            with stage("stopping Ray"):
+                ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -129,6 +130,7 @@ def _join(address: str) -> None:
 
     try:
         with _silent_stderr():
+            joining.wait_for_answer(address)
             ray.init(address=address, **_QUIET)
     except Exception as error:  # Ray has no class of its own for this error
         remedy = (
@@ -198,33 +200,6 @@ def _silent_stderr() -> Generator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(null)
-
-
-def _offer_token() -> None:
-    """Let Ray send this machine's token, which it does only if ``RAY_AUTH_MODE`` is set."""
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if private.TOKEN.is_file() or named:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-
-
-def _require_authentication(address: str) -> None:
-    """Refuse to join a cluster without a token.
-
-    Everyone who can reach an open cluster can run code on it, and could read the data of this run.
-
-    Raises:
-        RaffectError: If no token is known and ``RAY_AUTH_MODE`` is not ``disabled``.
-    """
-    mode = os.environ.get("RAY_AUTH_MODE", "")
-    if mode.lower() not in ("token", "disabled"):
-        raise RaffectError(
-            f"Ray at {address}: no authentication token here (RAY_AUTH_MODE is "
-            f"{mode or 'not set'}), so the cluster is either open to everyone who can reach it, or "
-            "will not let you in; start it with RAY_AUTH_MODE=token and bring its "
-            "~/.ray/auth_token here (cluster/README.md), or set RAY_AUTH_MODE=disabled if you mean "
-            "it"
-        )
 
 
 def _warn_if_open() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import socket
 import struct
@@ -37,16 +38,17 @@ _MARGIN_S = 5.0
 _GOES_ON = "what is finished is kept, the same command goes on from there"
 _NUM_OWN = 4
 """Processes that are watched of a Ray of our own: GCS, raylet and two agents."""
+_HOST_AND_PORT = re.compile(r".+:\d+")
 _AGENTS = ("dashboard/agent.py", "runtime_env/agent/main.py", "ray::DashboardAgent")
 _AGENTS += ("ray::RuntimeEnvAgent",)
 """Ends of a word in the command of an agent, and titles that agents give themselves."""
 
 
 class RayWatch:
-    """Watches the Ray that this process is about to start, or has joined.
+    """Watches the Ray that this process is about to start or to join.
 
     Args:
-        address: Of the cluster that was joined; None if this process starts Ray.
+        address: Of the cluster that is joined; None if this process starts Ray.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -107,7 +109,9 @@ class RayWatch:
         is_elsewhere = self._address is not None or (node is not None and not self._found)
         if is_elsewhere and self._connections is None:
             where = self._address if node is None else node.gcs_address
-            self._connections = Connections(str(where).removeprefix("ray://"))
+            where = str(where).removeprefix("ray://")
+            if _HOST_AND_PORT.fullmatch(where):  # ``auto`` has neither until it is joined
+                self._connections = Connections(where)
 
 
 def _pids_of_own(is_up: bool) -> dict[int, str]:

@@ -122,6 +122,15 @@ def test_a_parquet_table_of_units_with_a_path_for_each_frame_of_a_video(tmp_path
     assert labels["labels"].select(["AU1", "AU2"]).to_pydict() == units
 
 
+def test_a_minus_one_among_names_of_classes_is_unlabelled(tmp_path):
+    images = draw(tmp_path / "images", "a.jpg", "b.jpg", "c.jpg")
+    file = write(tmp_path / "t.csv", "path,mood", "a.jpg,sad", "b.jpg,-1", "c.jpg,glad")
+    _, _, labels, problems = run(tmp_path, images, dataset="table", annotations=file)
+    assert task_of(labels["labels"]).outputs == ("glad", "sad")
+    assert labels["labels"]["mood"].to_pylist() == [1, -1, 0]
+    assert not problems
+
+
 def test_a_table_without_labels_is_a_manifest(tmp_path):
     images = draw(tmp_path / "images", "a.jpg", "b.jpg")
     file = write(tmp_path / "t.csv", "path", "b.jpg")

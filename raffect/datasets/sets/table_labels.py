@@ -103,8 +103,7 @@ def _read_classes(
     """Classes by name, or by number where the column holds whole numbers."""
     # Cells as text, None where unlabelled
     is_number = pa.types.is_integer(column.type)
-    unlabelled = (None, -1) if is_number else (None,)
-    texts = [None if cell in unlabelled else str(cell).strip() for cell in column.to_pylist()]
+    texts = [None if cell in (None, -1, "-1") else str(cell).strip() for cell in column.to_pylist()]
     present = {text for text in texts if text}
 
     # Classes, and the number of each
