@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from raffect.cli import main
 from raffect.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,18 @@ def test_links_lead_to_pages_and_headings_that_exist(page):
         assert not heading or heading in headings_of(target), (
             f"{page.name} links to {name}#{heading}"
         )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_a_page_take_the_flags_that_it_gives_them(page, capsys):
+    blocks = "".join(re.findall(r"(?ms)^```bash\n(.*?)^```", page.read_text()))
+    for line in re.findall(r"(?m)^(?:uv run )?raffect [a-z].*", blocks.replace("\\\n", "")):
+        words = line.removeprefix("uv run ").partition(" #")[0].split()[1:]
+        command = words[: 2 if words[0] in ("bank", "models") else 1]
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        known = re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out)
+        assert {word for word in words if re.match("--[a-z]", word)} <= set(known), line
 
 
 def test_the_readme_links_every_page():
