@@ -301,7 +301,7 @@ def _read_task(file: Path, task_name: str) -> tuple[pa.Table, Task]:
     require(
         task_name in ("", task.name),
         f"{file}: labels of task {task.name}, not {task_name}; "
-        f"give labels/{task_name}.parquet or another --task",
+        f"give labels/{task_name}.parquet, or prepare these with --task {task_name}",
     )
     _require_labels(table, task, file)
     return table, task
