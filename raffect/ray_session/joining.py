@@ -9,8 +9,10 @@ import threading
 from raffect.errors import RaffectError
 from raffect.ray_session import private
 
-ANSWER_S = 30.0
-"""Seconds in which a cluster has to answer; one that is being started needs some."""
+ANSWER_S = 20.0
+"""Seconds in which a cluster has to answer; one that is being started needs some.
+
+Less than `raffect.ray_session.watch.LOST_S`, after which the watch would end the process."""
 
 
 def offer_token() -> None:

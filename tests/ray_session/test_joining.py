@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from raffect.ray_session import joining, watch
+
 JOINS = """
 import sys
 from raffect.errors import RaffectError
@@ -52,3 +54,7 @@ def test_a_cluster_that_is_gone_while_it_is_joined_ends_the_process_with_one_lin
     assert done.returncode == 2
     assert f"Ray at {address}: no connection for 2 s (Connection refused)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_address_is_an_error_before_the_watch_would_end_the_process():
+    assert joining.ANSWER_S < watch.LOST_S - 2 * watch.CONNECT_EVERY_S
