@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import select
 import socket
 import struct
@@ -38,7 +37,6 @@ _MARGIN_S = 5.0
 _GOES_ON = "what is finished is kept, the same command goes on from there"
 _NUM_OWN = 4
 """Processes that are watched of a Ray of our own: GCS, raylet and two agents."""
-_HOST_AND_PORT = re.compile(r".+:\d+")
 _AGENTS = ("dashboard/agent.py", "runtime_env/agent/main.py", "ray::DashboardAgent")
 _AGENTS += ("ray::RuntimeEnvAgent",)
 """Ends of a word in the command of an agent, and titles that agents give themselves."""
@@ -108,10 +106,20 @@ class RayWatch:
         # The GCS on another machine, or where the system cannot wait for processes
         is_elsewhere = self._address is not None or (node is not None and not self._found)
         if is_elsewhere and self._connections is None:
-            where = self._address if node is None else node.gcs_address
-            where = str(where).removeprefix("ray://")
-            if _HOST_AND_PORT.fullmatch(where):  # ``auto`` has neither until it is joined
+            where = _resolve(str(self._address)) if node is None else node.gcs_address
+            if where is not None:
                 self._connections = Connections(where)
+
+
+def _resolve(address: str) -> str | None:
+    """Where a cluster that is not joined yet listens, or a client's server; None if unknown."""
+    if address.startswith("ray://"):
+        return address.removeprefix("ray://")
+    from ray._private.services import canonicalize_bootstrap_address
+
+    with contextlib.suppress(Exception):  # `ray.init` gets it too
+        return canonicalize_bootstrap_address(address)
+    return None
 
 
 def _pids_of_own(is_up: bool) -> dict[int, str]:
