@@ -120,8 +120,9 @@ def _is_started() -> bool:
 
 
 def _import_pandas() -> None:
-    # If it is not installed, the code that needs it raises the error.
-    with contextlib.suppress(ImportError):
+    # If it is not installed, the code that needs it raises the error. A process that has to end
+    # meanwhile, for want of a cluster, does without it.
+    with contextlib.suppress(ImportError, RuntimeError):
         importlib.import_module("pandas")
 
 
