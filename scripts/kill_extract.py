@@ -150,8 +150,10 @@ def kill_workers(
     while tally.kills < kills:
         bank = folder / f"bank-{tally.banks}"
         process = start_extract(manifest, bank, shard_rows)
+        while process.poll() is None and not find_workers(process.pid):
+            time.sleep(0.05)
         for _ in range(KILLS_A_RUN):
-            until = time.monotonic() + rng.uniform(2, 8)
+            until = time.monotonic() + rng.uniform(0, 6)
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(0.05)
             workers = find_workers(process.pid)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from raffect.errors import RaffectError
+from tests.helpers.sample import sampled
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import gpu
@@ -40,11 +41,13 @@ SMALL = {
     "export": "--features 300 --pictures 4 --frames 200 --epochs 1 --encoders raffect-faces",
     "startup": "--frames 12000 --models raffect-faces --repeats 1",
 }
+IN_CI = ("bank", "hashing", "joining", "train", "hostile", "predict", "emoclip_loop", "zeroshot")
+"""Of them, those of less than a minute; all start in `test_every_benchmark_explains_itself`."""
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", sampled(SMALL, IN_CI))
 def test_a_benchmark_runs_to_its_end_and_prints_a_table(name):
     # pytest's own folder is too long a path for Ray's sockets.
     with tempfile.TemporaryDirectory(prefix="b") as folder:
@@ -66,7 +69,17 @@ def test_a_benchmark_runs_to_its_end_and_prints_a_table(name):
     assert not left, "left its files behind"
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_every_benchmark_explains_itself(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+    assert end.value.code == 0
+    assert f"usage: {name}.py" in capsys.readouterr().out
+
+
 @pytest.mark.cluster
+@pytest.mark.release
 @pytest.mark.timeout(1800)
 def test_all_that_a_gpu_is_asked_runs_on_a_cpu_and_ends_in_a_page(tmp_path):
     words = [sys.executable, str(BENCHMARKS / "gpu.py"), "--cpu", "--out", str(tmp_path)]

@@ -56,6 +56,7 @@ def test_a_drawn_tree_goes_from_prepare_to_a_page_without_the_papers_scores(repr
 
 
 @pytest.mark.cluster
+@pytest.mark.release
 @pytest.mark.timeout(900)
 def test_the_same_command_again_trains_nothing_anew(reproduced):
     out, words = reproduced

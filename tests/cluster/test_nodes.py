@@ -246,6 +246,7 @@ def driver_of(script: str, out: Path) -> int:
     raise AssertionError(f"no driver of {script}")
 
 
+@pytest.mark.release
 def test_training_that_waits_for_four_gpus_ends_with_its_scores(cluster, extracted, data, tmp_path):
     bank, _ = extracted
     words = ["cluster/with_gpus.py", "4", "jobs/train.py", "erm", "--task", "au"]

@@ -56,6 +56,7 @@ def test_two_extracts_that_join_write_the_same_bank(prepared, whole, tmp_path):
     require_same(tmp_path / "bank", whole, prepared)
 
 
+@pytest.mark.release
 def test_two_extracts_of_other_bytes_that_join_leave_one_sound_bank(prepared, tmp_path):
     bank = Bank(tmp_path / "bank")
     sizes = [("--join", "--encoder.batch-size", size) for size in ("3", "8")]
