@@ -42,6 +42,23 @@ def require_authentication(address: str) -> None:
         )
 
 
+def resolve(address: str) -> str | None:
+    """The ``host:port`` of a cluster's GCS, or of a client's server (``ray://``).
+
+    Returns:
+        Where `ray.init` will look for ``address``; None for ``local``, which is no cluster yet.
+
+    Raises:
+        ConnectionError: If ``auto`` finds no cluster.
+        ValueError: If it is no address.
+    """
+    if address.startswith("ray://"):
+        return address.removeprefix("ray://")
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return canonicalize_bootstrap_address(address)
+
+
 def wait_for_answer(address: str) -> None:
     """Wait until a cluster's GCS answers.
 
@@ -50,18 +67,17 @@ def wait_for_answer(address: str) -> None:
 
     Raises:
         TimeoutError: If there is no answer within `ANSWER_S` seconds.
-        ConnectionError: If ``auto`` finds no cluster, or several.
+        ConnectionError: If ``auto`` finds no cluster.
+        ValueError: If it is no address.
     """
-    if "://" in address or address == "local":
+    where = resolve(address)
+    if where is None or "://" in address:
         return
-    from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray._raylet import GcsClient  # ty: ignore[import-not-found]
-
-    resolved = canonicalize_bootstrap_address_or_die(address)
 
     def ask() -> None:
         with contextlib.suppress(Exception):  # `ray.init` gets it too
-            GcsClient(address=resolved)
+            GcsClient(address=where)
 
     # Nothing can end the thread where no answer comes, so it is left behind
     thread = threading.Thread(target=ask, daemon=True)

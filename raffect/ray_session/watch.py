@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raffect.leaving import leave
+from raffect.ray_session import joining
 
 WAKE_S = 0.2
 """Seconds between two looks for new processes; the end of one wakes the watch at once."""
@@ -106,19 +107,15 @@ class RayWatch:
         # The GCS on another machine, or where the system cannot wait for processes
         is_elsewhere = self._address is not None or (node is not None and not self._found)
         if is_elsewhere and self._connections is None:
-            where = _resolve(str(self._address)) if node is None else node.gcs_address
+            where = node.gcs_address if node is not None else _resolve(str(self._address))
             if where is not None:
                 self._connections = Connections(where)
 
 
 def _resolve(address: str) -> str | None:
-    """Where a cluster that is not joined yet listens, or a client's server; None if unknown."""
-    if address.startswith("ray://"):
-        return address.removeprefix("ray://")
-    from ray._private.services import canonicalize_bootstrap_address
-
+    """Where a cluster that is not joined yet listens; None where there is none."""
     with contextlib.suppress(Exception):  # `ray.init` gets it too
-        return canonicalize_bootstrap_address(address)
+        return joining.resolve(address)
     return None
 
 

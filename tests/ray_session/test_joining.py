@@ -58,3 +58,11 @@ def test_a_cluster_that_is_gone_while_it_is_joined_ends_the_process_with_one_lin
 
 def test_a_wrong_address_is_an_error_before_the_watch_would_end_the_process():
     assert joining.ANSWER_S < watch.LOST_S - 2 * watch.CONNECT_EVERY_S
+
+
+def test_an_address_is_resolved_as_ray_init_does():
+    assert joining.resolve("ray://head:10001") == "head:10001"
+    assert joining.resolve("10.0.0.1:6379") == "10.0.0.1:6379"
+    assert joining.resolve("local") is None
+    with pytest.raises(ValueError, match="Invalid address"):
+        joining.resolve("head")
