@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -151,17 +150,15 @@ def test_reports_need_neither_torch_nor_ray():
     assert run_python(code).strip() == "[]"
 
 
-def test_help_imports_neither_torch_nor_ray_and_answers_at_once():
+def test_help_imports_neither_torch_nor_ray():
     code = (
         "import sys\nfrom raffect.cli import main\nmain(['--help'])\n"
         "names = ('torch', 'ray', 'open_clip', 'pyarrow')\n"
         "print([name for name in names if name in sys.modules])"
     )
-    start = time.perf_counter()
     shown = run_python(code)
     assert shown.splitlines()[-1] == "[]"
     assert "extract" in shown
-    assert time.perf_counter() - start < 5
 
 
 def test_help_of_every_command_is_light():

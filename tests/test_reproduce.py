@@ -141,7 +141,7 @@ def test_ctrl_c_ends_it_in_one_line(tmp_path):
     process = subprocess.Popen(command, start_new_session=True, **pipes)
     assert process.stdout.readline().startswith("[1/10] raffect prepare")
     os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=200)
     assert process.returncode == 130
     assert error.splitlines()[-1] == "reproduce: interrupted; the same command goes on"
     assert "reproduce.py" not in error

@@ -1,6 +1,5 @@
 """Windows: by frame number, of one video, each feature once, as a plain loop finds them."""
 
-import time
 import weakref
 
 import numpy as np
@@ -279,9 +278,8 @@ def test_windows_are_not_streamed(data, monkeypatch):
         decide_stream("auto", index, "cpu")
 
 
-def test_windows_of_a_hundred_thousand_frames_take_little_time():
+@pytest.mark.timeout(60)  # 0.15 s on an idle core; of each with each there are ten billion
+def test_windows_of_a_hundred_thousand_frames_are_not_looked_for_in_pairs():
     video = np.sort(np.random.default_rng(0).integers(0, 40, 100_000)).astype(np.int64)
     keys = (video << 32) | np.arange(len(video))
-    start = time.perf_counter()
     assert around(keys, keys, Window(16, 1)).shape == (100_000, 16)
-    assert time.perf_counter() - start < 5  # 0.15 s on an idle core

@@ -30,7 +30,7 @@ EMBEDDED = ["--encoder.model", "raffect-faces", "--encoder.weights", "embedded"]
 NODES = 4
 FRAMES = 1600
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def submitted(cluster, *words: str) -> Generator[subprocess.Popen]:
         job.wait()
 
 
-def result_of(job: subprocess.Popen, limit_s: float = 300) -> tuple[int, dict, str]:
+def result_of(job: subprocess.Popen, limit_s: float = 600) -> tuple[int, dict, str]:
     """Exit status, the JSON line and all output of a job."""
     text, _ = job.communicate(timeout=limit_s)
     lines = [line for line in text.splitlines() if line.startswith('{"job"')]
@@ -128,7 +128,7 @@ def result_of(job: subprocess.Popen, limit_s: float = 300) -> tuple[int, dict, s
     return job.returncode, json.loads(lines[-1]), text
 
 
-def wait_for(condition, what: str, limit_s: float = 240) -> None:
+def wait_for(condition, what: str, limit_s: float = 500) -> None:
     end = time.time() + limit_s
     while not condition():
         assert time.time() < end, f"waited {limit_s} s for {what}"

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import open_clip
 import pytest
@@ -48,12 +47,9 @@ sys.exit(status)
 """
 
 
-def test_missing_weights_fail_in_a_moment_and_say_what_to_bring():
+def test_missing_weights_fail_before_anything_is_imported_and_say_what_to_bring():
     command = [sys.executable, "-c", PATH_COMMAND]
-    start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    # Half a second on a quiet machine; open_clip alone tries for 46 s.
-    assert time.perf_counter() - start < 10
     assert done.returncode == 2
     assert done.stdout.splitlines()[-1] == "[]"
     assert "raffect models pull" in done.stderr

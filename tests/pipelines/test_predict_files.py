@@ -201,7 +201,7 @@ def test_killed_midway_and_run_again_leaves_the_same_bytes(heads, video, out, tm
     run = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    end = time.monotonic() + 200
+    end = time.monotonic() + 400
     while not list((tmp_path / "out").glob(f".scratch-*/{moment}")):
         assert run.poll() is None
         assert time.monotonic() < end
