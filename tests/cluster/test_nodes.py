@@ -186,6 +186,7 @@ def test_an_extract_over_four_gpus_loses_and_doubles_nothing_when_a_node_dies_an
     assert [run["summary"]["encoders"] for run in runs] == [NODES]
 
 
+@pytest.mark.release
 def test_a_sweep_over_four_gpus_outlives_its_driver_and_a_trial_and_ends_with_its_best_head(
     cluster, extracted, data, tmp_path
 ):

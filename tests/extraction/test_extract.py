@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import sys
@@ -20,11 +19,9 @@ from safetensors.torch import save_file
 from raffect.bank.commands import check
 from raffect.bank.format import Bank
 from raffect.bank.verify import verify
-from raffect.config import BankVerifyConfig, EncoderConfig, ExtractConfig, PackConfig, PrepareConfig
+from raffect.config import BankVerifyConfig, EncoderConfig, ExtractConfig, PackConfig
 from raffect.datasets.frames import read_frames
 from raffect.datasets.manifest import read_manifest, write_manifest
-from raffect.datasets.prepare import prepare
-from raffect.datasets.synthetic.tree import EDITION
 from raffect.encoders.tower import Encoder, build_model, load_encoder
 from raffect.encoders.weights import resolve
 from raffect.errors import RaffectError
@@ -33,7 +30,6 @@ from raffect.extraction.pack import pack
 from raffect.extraction.steps import Geometry
 from raffect.ray_session.session import NO_PROGRESS_S
 from tests.helpers.banks import TINY
-from tests.helpers.sample import sampled
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import kill_extract
@@ -259,24 +255,3 @@ def test_encoders_that_die_while_they_load_are_started_again(config, tmp_path, l
     summary = extract(two, load=load)
     assert (tmp_path / "died").exists()
     assert summary.rows + summary.rejects == summary.planned
-
-
-@pytest.mark.cluster
-@pytest.mark.parametrize("victim", sampled(["driver", "worker"], ["worker"]))
-def test_a_killed_driver_or_worker_loses_and_changes_nothing(victim, tree, tmp_path):
-    """One kill; `scripts/kill_extract.py` does the full count."""
-    # A bank that is made without a kill
-    out, roots = tmp_path / "data", (tree / "cropped_aligned",)
-    prepare(PrepareConfig(images=roots, annotations=tree / EDITION, out=out))
-    manifest = out / "manifest.parquet"
-    kill_extract.finish(kill_extract.start_extract(manifest, tmp_path / "whole", 32))
-    whole = kill_extract.stable_bytes(tmp_path / "whole")
-    # One that is made with a kill
-    kill = {
-        "driver": lambda *args: kill_extract.kill_drivers(*args[:5], 14.0, *args[5:]),
-        "worker": kill_extract.kill_workers,
-    }[victim]
-    tally = kill_extract.Tally()
-    kill(random.Random(1), manifest, tmp_path, whole, 1, 32, tally)
-    assert tally.kills == 1
-    assert tally.banks >= 1

@@ -1,9 +1,10 @@
 """`raffect extract` as a user runs it where something is wrong.
 
-It runs on a full disk, twice at once, and with an object store that is too small.
+It runs on a full disk, twice at once, with an object store that is too small, and is killed.
 """
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,10 @@ import pytest
 from raffect.bank.format import Bank
 from raffect.bank.verify import verify
 from raffect.datasets.manifest import read_manifest
+from tests.helpers.sample import sampled
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import kill_extract
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -91,6 +96,20 @@ def test_after_a_kill_the_same_command_goes_on_at_once(prepared, whole, tmp_path
     code, _, err = finish(start(prepared, tmp_path / "bank"))
     assert code == 0, err
     require_same(tmp_path / "bank", whole, prepared)
+
+
+@pytest.mark.parametrize("victim", sampled(["driver", "worker"], ["worker"]))
+def test_a_killed_driver_or_worker_loses_and_changes_nothing(victim, prepared, whole, tmp_path):
+    """One kill; `scripts/kill_extract.py` does the full count."""
+    kill = {
+        "driver": lambda *args: kill_extract.kill_drivers(*args[:5], 14.0, *args[5:]),
+        "worker": kill_extract.kill_workers,
+    }[victim]
+    manifest, tally = prepared / "manifest.parquet", kill_extract.Tally()
+    same = kill_extract.stable_bytes(whole)
+    kill(random.Random(1), manifest, tmp_path, same, 1, 32, tally)
+    assert tally.kills == 1
+    assert tally.banks >= 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")

@@ -25,6 +25,7 @@ from raffect.heads.checkpoint import load_head
 from raffect.predictions.table import read_facts, read_predictions
 from tests.helpers.banks import TINY
 from tests.helpers.commands import error_line
+from tests.helpers.sample import sampled
 
 pytestmark = pytest.mark.cluster
 
@@ -69,7 +70,7 @@ def test_heads_of_two_views_are_refused_before_a_face_is_looked_for(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("run", ["both", "mean"])
+@pytest.mark.parametrize("run", sampled(["both", "mean"], ["both"]))
 def test_a_video_is_predicted_from_the_features_of_all_parts(world, run, tmp_path):
     assert main(predict_words(world, run, tmp_path / "out")) == 0
     rows = read_predictions(tmp_path / "out" / "predictions.parquet").to_pylist()
@@ -99,6 +100,7 @@ def test_a_video_is_predicted_from_the_features_of_all_parts(world, run, tmp_pat
     assert set(facts.caveats) == {"embedded encoder, not CLIP", "drawn faces"}
 
 
+@pytest.mark.release
 def test_robust_damages_the_frames_of_all_parts(world, prepared, tmp_path):
     grid = {"corruptions": ("occlusion",), "strengths": (5,), "device": "cpu"}
     paths = {"manifest": world, "labels": prepared, "out": tmp_path / "robust"}
