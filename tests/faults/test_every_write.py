@@ -224,7 +224,9 @@ def learn(data: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("full", [False, True], ids=["death", "full"])
 @pytest.mark.parametrize(
-    "every", [pytest.param(1, marks=pytest.mark.cluster), 9], ids=["each", "every ninth"]
+    "every",
+    [pytest.param(1, marks=[pytest.mark.cluster, pytest.mark.release]), 9],
+    ids=["each", "every ninth"],
 )
 def test_training_broken_at_any_write_goes_on_to_the_same_heads(
     data, tmp_path, monkeypatch, full, every
