@@ -35,13 +35,11 @@ class Outcome:
 
     Attributes:
         kills: Runs that were killed.
-        late: Runs that ended before their moment.
         reached: Units that were finished at each kill.
         faults: What is not as it should be.
     """
 
     kills: int
-    late: int
     reached: list[int]
     faults: list[str]
 
@@ -103,21 +101,26 @@ def run_whole(folder: Path) -> float:
     return time.monotonic() - begin
 
 
+def num_commits(folder: Path) -> int:
+    return len(list((folder / FOLDER / "commits").glob("*.json")))
+
+
 def disturb(folder: Path, kills: int, seed: int, span_s: float, whole: dict[str, bytes]) -> Outcome:
     """Kill run after run in a folder, finish it, and compare it with an undisturbed one."""
-    rng, outcome = random.Random(seed), Outcome(0, 0, [], [])
-    while outcome.kills < kills and outcome.late < 2 * kills:
+    rng, outcome = random.Random(seed), Outcome(0, [], [])
+    units = sum(name.startswith("commits/") for name in whole)
+    while outcome.kills < kills:
+        left = 1 - num_commits(folder) / units
         process = start(folder)
         wait_for_work(process, folder)
-        moment = time.monotonic() + rng.random() * span_s
+        moment = time.monotonic() + rng.random() * span_s * left
         while process.poll() is None and time.monotonic() < moment:
             time.sleep(0.02)
         if process.poll() is not None:
-            outcome.late += 1
-            break
+            break  # it ended before its moment
         kill(process)
         outcome.kills += 1
-        outcome.reached.append(len(list((folder / FOLDER / "commits").glob("*.json"))))
+        outcome.reached.append(num_commits(folder))
     # What is left when the command has ended by itself
     run_whole(folder)
     found = contents(folder)
