@@ -113,7 +113,7 @@ class RayWatch:
 
 
 def _resolve(address: str) -> str | None:
-    """Where a cluster that is not joined yet listens; None where there is none."""
+    """Address of a cluster before it is joined; None if there is no such cluster."""
     with contextlib.suppress(Exception):  # `ray.init` gets it too
         return joining.resolve(address)
     return None
